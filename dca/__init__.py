@@ -1,0 +1,7 @@
+"""Deep Cross Attention GPT: the model. Needs torch and einops, and nothing else of this project."""
+
+from dca.config import ModelConfig
+from dca.model import LanguageModel, build_model
+from dca.sampling import generate, stream
+
+__all__ = ["LanguageModel", "ModelConfig", "build_model", "generate", "stream"]

@@ -1,0 +1,84 @@
+"""The Ray cluster: one of this machine's own, or the one RAY_ADDRESS names."""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from pipelines.runtime.config import Resources
+from pipelines.runtime.errors import ConfigError
+
+ENVIRONMENT = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2 s: how late the end of a run is seen
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for every run
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # progress is ours to print
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow is the record
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+CONNECT_SECONDS = 5
+
+
+@contextmanager
+def cluster() -> Iterator[dict[str, float]]:
+    """Start or join a Ray cluster; yields its resources and leaves it at the end.
+
+    The dashboard stays on: it is what frees the resources of workers whose driver was killed.
+    Raises ConfigError if RAY_ADDRESS answers to nobody.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray  # after the environment, which it reads on import
+
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        _probe(address)
+    try:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            runtime_env={"env_vars": ENVIRONMENT},
+            configure_logging=True,
+        )
+    except ConnectionError as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: {error}") from None
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def slots(available: dict[str, float], resources: Resources) -> int:
+    """How many jobs of these resources fit the cluster at once."""
+    cpus = available.get("CPU", 0) // (resources.workers * resources.cpus_per_worker)
+    if not resources.gpus_per_worker:
+        return int(cpus)
+    gpus = available.get("GPU", 0) / (resources.workers * resources.gpus_per_worker)
+    return int(min(cpus, gpus + 1e-9))
+
+
+def require(available: dict[str, float], resources: Resources, key: str) -> None:
+    """Raise ConfigError if one job of these resources does not fit the cluster."""
+    if slots(available, resources) >= 1:
+        return
+    cpus = resources.workers * resources.cpus_per_worker
+    gpus = resources.workers * resources.gpus_per_worker
+    raise ConfigError(
+        f"{key}: {resources.workers} workers need {cpus} CPUs and {gpus:g} GPUs; "
+        f"the cluster has {available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs"
+    )
+
+
+def _probe(address: str) -> None:
+    """Ray waits for minutes at a wrong address; look first whether anybody listens."""
+    if address in ("auto", "local") or "://" in address:
+        return
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers there ({error})") from None

@@ -1,0 +1,444 @@
+"""From YAML and `key=value` to one frozen, strict, typed configuration.
+
+Everything wrong with a file is reported together, each problem with its key, what was expected and
+the nearest valid name. Numbers are read as in YAML 1.2, so that 1e-3 is a number.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from dca import ModelConfig
+from pipelines.runtime.errors import ConfigError
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration: no unknown key, no conversion, no change afterwards."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+
+class Resources(Section):
+    """What one trial, or the fit, takes from the cluster."""
+
+    workers: Positive = 1
+    """Training processes; more than one train data-parallel under Ray Train."""
+    cpus_per_worker: Positive = 1
+    """CPU cores, and PyTorch threads, of each worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each worker; a fraction shares one between trials."""
+
+
+class DataConfig(Section):
+    """The text: bytes, split 90/5/5 into train, validation and a sealed test split."""
+
+    corpus: Literal["python-stdlib", "enwik8", "files"] = "python-stdlib"
+    """`python-stdlib` is on every machine; `enwik8` and `files` are read from `data.path`."""
+    path: str | None = None
+    """`files`: a file, folder or glob. `enwik8`: the folder it lies in (default: data)."""
+
+    @model_validator(mode="after")
+    def _files_need_a_path(self) -> "DataConfig":
+        if self.corpus == "files" and not self.path:
+            raise ValueError("path: expected a file, folder or glob with data.corpus=files")
+        if self.corpus == "python-stdlib" and self.path is not None:
+            raise ValueError("path: python-stdlib takes none; did you mean data.corpus=files?")
+        return self
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    tokens: Positive = 400_000
+    """Training budget, in bytes read."""
+    seq_len: Positive = 256
+    """Context of training and evaluation, in bytes."""
+    batch_tokens: Positive = 2048
+    """Bytes of one optimizer step, over all workers; a multiple of seq_len."""
+    micro_batch_tokens: Positive | None = None
+    """Bytes of one forward pass of a worker; gradients accumulate up to batch_tokens."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """Peak of the schedule: linear warmup, then a cosine."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps spent warming up."""
+    final_learning_rate_fraction: Fraction = 0.1
+    """Learning rate of the last step, as a share of the peak."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's, on the matrices of linear layers only."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's decay of the gradient's square."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global norm of the gradient."""
+    evals: Positive = 8
+    """Evaluations, evenly spaced, the last one at the end; each writes a checkpoint."""
+    eval_tokens: Positive | None = 65_536
+    """Bytes of the validation split read by each evaluation, spread over it; null reads all."""
+    best_metric: Literal["val_bits_per_byte", "train_bits_per_byte"] = "val_bits_per_byte"
+    """What the best checkpoint, and the search, minimise."""
+    log_every_steps: Positive = 10
+    """Steps between two rows of the training curve."""
+    compile: bool = False
+    """Whether to use torch.compile; pays for itself in long runs."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainConfig":
+        if self.batch_tokens % self.seq_len:
+            raise ValueError(
+                f"batch_tokens: expected a multiple of seq_len = {self.seq_len}, "
+                f"got {self.batch_tokens}"
+            )
+        micro = self.micro_batch_tokens
+        if micro is not None and (micro % self.seq_len or self.batch_tokens % micro):
+            raise ValueError(
+                f"micro_batch_tokens: expected a multiple of seq_len = {self.seq_len} "
+                f"that divides batch_tokens = {self.batch_tokens}, got {micro}"
+            )
+        if self.tokens < self.batch_tokens:
+            raise ValueError(
+                f"tokens: expected at least one step of batch_tokens = {self.batch_tokens}, "
+                f"got {self.tokens}"
+            )
+        return self
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the budget; a started step is not cut."""
+        return -(-self.tokens // self.batch_tokens)
+
+    @property
+    def eval_steps(self) -> list[int]:
+        """Steps after which to evaluate, ascending; the last is the last step."""
+        count = min(self.evals, self.steps)
+        return [self.steps * (i + 1) // count for i in range(count)]
+
+
+RealRange = tuple[int | float, int | float]
+IntRange = tuple[int, int]
+Choice = bool | int | float | str | None
+
+
+class Dimension(Section):
+    """One searched key: exactly one kind of range, and when it applies."""
+
+    log_uniform: RealRange | None = None
+    """Low and high of a real number, uniform in its logarithm."""
+    uniform: RealRange | None = None
+    """Low and high of a real number."""
+    int: IntRange | None = None
+    """Low and high of an integer, both included."""
+    choice: list[Choice] | None = None
+    """The values themselves."""
+    when: dict[str, Choice] = {}
+    """Keys and the value each must have for this one to be searched."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Dimension":
+        kinds = [self.log_uniform, self.uniform, self.int, self.choice]
+        if sum(kind is not None for kind in kinds) != 1:
+            raise ValueError("expected exactly one of log_uniform, uniform, int, choice")
+        for bounds in kinds[:3]:
+            if bounds is not None and not bounds[0] < bounds[1]:
+                raise ValueError(f"expected low < high, got {list(bounds)}")
+        if self.log_uniform is not None and self.log_uniform[0] <= 0:
+            raise ValueError(f"log_uniform: expected low > 0, got {self.log_uniform[0]}")
+        if self.choice is not None and not self.choice:
+            raise ValueError("choice: expected at least one value")
+        return self
+
+    @property
+    def examples(self) -> list[Choice]:
+        """Values that between them show whether the key can take this range."""
+        return list(self.choice or self.log_uniform or self.uniform or self.int or ())
+
+
+class SamplerConfig(Section):
+    """Who proposes the next trial."""
+
+    name: Literal["tpe", "random"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, or uniform sampling as its baseline."""
+    startup_trials: Positive = 4
+    """Random trials before TPE models anything."""
+
+
+class SchedulerConfig(Section):
+    """Who stops a trial early."""
+
+    name: Literal["asha", "none"] = "asha"
+    """Asynchronous successive halving (arXiv 1810.05934), or every trial to its end."""
+    grace_evals: Positive = 2
+    """Evaluations before a trial may be stopped."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """Of this many trials at a rung, one goes on."""
+
+
+class SearchConfig(Section):
+    """The search: which keys, how many trials, who samples, who stops."""
+
+    space: dict[str, Dimension] = {}
+    """Dotted configuration keys and their ranges."""
+    sampler: SamplerConfig = SamplerConfig()
+    scheduler: SchedulerConfig = SchedulerConfig()
+    trials: Positive = 8
+    """Trials of the whole search, resumed or not."""
+    max_tokens: Positive | None = None
+    """Training bytes of all trials together after which no further trial starts."""
+
+
+class FitConfig(Section):
+    """The final training of the search's winner."""
+
+    tokens: Positive | None = None
+    """Training budget in bytes; null: train.tokens."""
+    resources: Resources = Resources()
+
+
+class PromoteConfig(Section):
+    """The registry and the gate in front of its champion."""
+
+    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")] = "dca-gpt"
+    """Name of the registered model."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """Bits per byte by which a challenger must beat the champion on the test split."""
+
+
+class GenerateConfig(Section):
+    """The sample at the end of the pipeline."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = ["def "]
+    """Texts to continue."""
+    max_new_tokens: Positive = 200
+    """Bytes to write for each."""
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Divides the logits; 0 takes the likeliest byte."""
+    top_k: Positive | None = 40
+    """Sample from this many likeliest bytes; null from all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sample from the likeliest bytes that together have this probability; null from all."""
+
+
+class Config(Section):
+    """One experiment."""
+
+    experiment: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]+$")]
+    """Name; also the MLflow experiment's."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the weights, the order of the data and the sampler."""
+    storage: Annotated[str, Field(min_length=1)] = "runs"
+    """Folder for the corpus, checkpoints and artifacts."""
+    resources: Resources = Resources()
+    """Of one trial."""
+    data: DataConfig = DataConfig()
+    model: Annotated[ModelConfig, Field()] = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    fit: FitConfig = FitConfig()
+    promote: PromoteConfig = PromoteConfig()
+    generate: GenerateConfig = GenerateConfig()
+
+    def get(self, key: str) -> Any:
+        """The value of a dotted key."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return value
+
+    def replace(self, values: Mapping[str, Any]) -> "Config":
+        """This configuration with some dotted keys changed. Raises ConfigError."""
+        data = self.model_dump(mode="json")
+        for key, value in values.items():
+            _set(data, key, value)
+        return validate(data, source="trial")
+
+    def fit_config(self) -> "Config":
+        """The configuration of the final training: the fit's budget and resources."""
+        tokens = self.fit.tokens or self.train.tokens
+        resources = self.fit.resources.model_dump()
+        return self.replace({"train.tokens": tokens, "resources": resources})
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaf values of nested mappings; an empty mapping is a leaf."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+FIELDS = dict(flatten(Config(experiment="x").model_dump(mode="json")))
+"""Every dotted key that has one value, with its default."""
+
+
+def load(path: Path, overrides: list[str], *, smoke: bool = False) -> Config:
+    """Read an experiment's YAML, apply `key=value` overrides, validate. Raises ConfigError."""
+    data = _read(path)
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"{override}: expected key=value, as in train.learning_rate=3e-4")
+        _set(data, key, _parse(text, source=override))
+    config = validate(data, source=str(path))
+    return _shrink(config) if smoke else config
+
+
+def validate(data: Mapping[str, Any], *, source: str) -> Config:
+    """Plain data to a Config. Raises ConfigError naming every problem, one a line."""
+    try:
+        config = Config.model_validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_problems(error, source))) from None
+    problems = list(_space_problems(config))
+    if problems:
+        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
+    return config
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        folder = path.parent if path.parent.is_dir() else Path("experiments")
+        names = [str(found) for found in sorted(folder.glob("*.yaml"))]
+        raise ConfigError(f"{path}: no such file{_nearest(str(path), names)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
+    data = _parse(text, source=str(path))
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected keys and values, got {type(data).__name__}")
+    return data
+
+
+def _parse(text: str, *, source: str) -> Any:
+    try:
+        return YAML(typ="safe", pure=True).load(text)
+    except MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        problem = (error.problem or str(error)).splitlines()[0]
+        raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from None
+    except (YAMLError, ValueError) as error:
+        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
+
+
+def _set(data: dict[str, Any], key: str, value: Any) -> None:
+    if key.startswith("search.space."):
+        data.setdefault("search", {}).setdefault("space", {})[key[len("search.space.") :]] = value
+        return
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        below = data.get(parent)
+        data[parent] = below = below if isinstance(below, dict) else {}
+        data = below
+    data[leaf] = value
+
+
+def _problems(error: ValidationError, source: str) -> Iterator[str]:
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        message = problem["msg"].removeprefix("Value error, ")
+        key = ".".join(path)
+        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            yield f"{source}: {key}: unknown key{_nearest_key(path)}"
+        elif problem["type"] == "missing":
+            yield f"{source}: {key}: missing"
+        elif problem["type"] in ("value_error", "assertion_error"):
+            field, separator, rest = message.partition(": ")
+            inner = separator and field.replace("_", "").isalnum()
+            yield f"{source}: {key}.{field}: {rest}" if inner else f"{source}: {key}: {message}"
+        else:
+            expected = message[0].lower() + message[1:]
+            nearest = _nearest_choice(problem)
+            yield f"{source}: {key}: {expected}, got {_show(problem['input'])}{nearest}"
+
+
+def _nearest_key(path: list[str]) -> str:
+    """The valid sibling closest to an unknown key, else the same name in another section."""
+    *parents, leaf = path
+    parent = ".".join(parents)
+    siblings = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in FIELDS if k.startswith(parent)}
+    nearest = _nearest(leaf, sorted(siblings))
+    elsewhere = [key for key in FIELDS if key.split(".")[-1] == leaf]
+    return nearest or _nearest(leaf, elsewhere, cutoff=0.0)
+
+
+def _nearest_choice(problem: Any) -> str:
+    if problem["type"] != "literal_error":
+        return ""
+    names = [name.strip("' ") for name in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+    return _nearest(str(problem["input"]), names)
+
+
+def _nearest(name: str, valid: list[str], cutoff: float = 0.6) -> str:
+    found = difflib.get_close_matches(name, valid, n=1, cutoff=cutoff)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def _show(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _space_problems(config: Config) -> Iterator[str]:
+    """What is wrong with a search space that types alone do not show."""
+    for key, dimension in config.search.space.items():
+        where = f"search.space.{key}"
+        if not key.startswith(("model.", "train.")):
+            yield f"{where}: expected a key of model or train{_nearest(key, list(FIELDS))}"
+        elif key not in FIELDS:
+            yield f"{where}: no such configuration key{_nearest(key, list(FIELDS))}"
+        else:
+            yield from (f"{where}: {e}" for e in _range_problems(config, key, dimension))
+            for other in dimension.when:
+                if other not in FIELDS:
+                    yield f"{where}.when: {other} is no configuration key{_nearest(other, list(FIELDS))}"
+                elif other == key:
+                    yield f"{where}.when: a key cannot depend on itself"
+
+
+def _range_problems(config: Config, key: str, dimension: Dimension) -> Iterator[str]:
+    """Try each bound or choice in its place, the rest of the configuration as it is."""
+    bare = config.model_copy(update={"search": SearchConfig()})
+    for value in dimension.examples:
+        try:
+            bare.replace({key: value})
+        except ConfigError as error:
+            yield str(error).splitlines()[0].removeprefix("trial: ")
+
+
+def _shrink(config: Config) -> Config:
+    """A run of seconds through every stage, under names of its own: no real champion is touched."""
+    batch = min(config.train.batch_tokens, 4 * config.train.seq_len)
+    batch = max(config.train.seq_len, batch // config.train.seq_len * config.train.seq_len)
+    small = config.replace(
+        {
+            "experiment": f"{config.experiment}-smoke",
+            "promote.model": f"{config.promote.model}-smoke",
+            "train.batch_tokens": batch,
+            "train.micro_batch_tokens": None,
+            "train.tokens": 12 * batch,
+            "train.evals": 4,
+            "train.eval_tokens": 4 * config.train.seq_len,
+            "train.log_every_steps": 3,
+            "search.trials": min(config.search.trials, 3),
+            "fit.tokens": 16 * batch,
+            "generate.max_new_tokens": min(config.generate.max_new_tokens, 40),
+        }
+    )
+    return small

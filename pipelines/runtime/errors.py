@@ -1,0 +1,36 @@
+"""What a command may fail with, and the exit code of each."""
+
+import sys
+from collections.abc import Callable
+
+
+class ConfigError(Exception):
+    """Bad input: the message says where, what, and what was expected. Exit code 2."""
+
+
+class PipelineError(Exception):
+    """Work that failed although the input was good. Exit code 1."""
+
+
+def run_command(main: Callable[[], None], *, on_interrupt: str) -> None:
+    """Run a command's main and exit: 0 done, 1 failure, 2 bad input, 130 Ctrl-C.
+
+    A failure that was foreseen is its message and nothing else; an unforeseen one keeps its
+    traceback. `on_interrupt` tells what Ctrl-C left behind and how to go on.
+    """
+    try:
+        main()
+    except ConfigError as error:
+        sys.exit(_say(error, 2))
+    except PipelineError as error:
+        sys.exit(_say(error, 1))
+    except KeyboardInterrupt:
+        sys.exit(_say(f"interrupted; {on_interrupt}", 130))
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _say(message: object, code: int) -> int:
+    print(message, file=sys.stderr)
+    return code

@@ -1,0 +1,76 @@
+"""Bits per byte of a model on a split, and of the compressors everybody has."""
+
+import bz2
+import gzip
+import lzma
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn import functional as F
+
+from pipelines.training.data import Bytes, open_bytes, windows
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: nn.Module, data: Bytes, *, seq_len: int, tokens: int | None = None, batch: int = 32
+) -> float:
+    """Mean of -log2 p(byte), each byte predicted from the ones before it in its window.
+
+    Windows of seq_len bytes do not overlap and are spread evenly over the split: as many as
+    `tokens` allows, all of them for None. In a process group every rank takes its share and all
+    get the same answer.
+    """
+    device = next(model.parameters()).device
+    available = (len(data) - 1) // seq_len
+    count = available if tokens is None else min(available, max(1, tokens // seq_len))
+    starts = np.linspace(0, available - 1, count).round().astype(np.int64) * seq_len
+    rank, world = rank_and_world()
+    nats = torch.zeros((), dtype=torch.float64, device=device)
+    training = model.training
+    model.eval()
+    mine = starts[rank::world]
+    for first in range(0, len(mine), batch):
+        ids = to_ids(windows(data, mine[first : first + batch], seq_len), device)
+        with autocast(device):
+            logits_btv = model(ids[:, :-1])
+        nats += F.cross_entropy(
+            logits_btv.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+        )
+    model.train(training)
+    if world > 1:
+        dist.all_reduce(nats)
+    return nats.item() / (count * seq_len * math.log(2))
+
+
+def compressors(path: Path) -> dict[str, float]:
+    """Bits per byte of the order-0 entropy and of gzip, bz2 and xz at their strongest."""
+    data = path.read_bytes()
+    counts = np.bincount(open_bytes(path), minlength=256)
+    shares = counts[counts > 0] / len(data)
+    sizes = {
+        "gzip": len(gzip.compress(data, 9)),
+        "bz2": len(bz2.compress(data, 9)),
+        "xz": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+    }
+    ratios = {name: 8 * size / len(data) for name, size in sizes.items()}
+    return {"order-0 entropy": float(-(shares * np.log2(shares)).sum()), **ratios}
+
+
+def to_ids(data: Bytes, device: torch.device) -> torch.Tensor:
+    """Bytes to integer ids on the device."""
+    return torch.from_numpy(data).to(device, non_blocking=True).long()
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device is fast at it, float32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of training processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

@@ -1,0 +1,174 @@
+"""The training loop: plain PyTorch, knowing neither Tune nor Train.
+
+It resumes by itself from what it finds in its folder and yields what happened; whoever drives it
+stops it by asking for no more. With a process group it trains data-parallel; the group is the
+launcher's affair.
+"""
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from operator import itemgetter
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from dca import build_model
+from pipelines.runtime.config import Config
+from pipelines.runtime.errors import PipelineError
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Progress, Row
+from pipelines.training.data import Batches, Development, open_bytes
+from pipelines.training.evaluation import autocast, bits_per_byte, rank_and_world, to_ids
+from pipelines.training.optimizer import build_optimizer, learning_rate_at
+
+class Diverged(PipelineError):
+    """The gradient or the loss was no longer finite; the update was not made."""
+
+
+def train(config: Config, corpus: Development, folder: Path) -> Iterator[list[Row]]:
+    """Train `config.model` on the corpus, yielding new rows of the history at each evaluation.
+
+    Resumes from `folder` if it holds a checkpoint; the first rows are then the whole history, so
+    that a reader who missed some gets them. A checkpoint is written before its rows are yielded.
+    In a process group every rank must iterate; only rank 0 writes. Raises Diverged with the step.
+    """
+    run = _Run(config, corpus, folder)
+    if run.history:
+        yield run.history.copy()
+    while run.step < config.train.steps:
+        yield run.train_to_next_evaluation()
+
+
+def best_row(history: Iterable[Row], metric: str) -> Row:
+    """The evaluated row with the smallest metric, the earliest of equals; its step has a checkpoint."""
+    return min((row for row in history if "val_bits_per_byte" in row), key=itemgetter(metric))
+
+
+class _Run:
+    """A training run between two evaluations."""
+
+    def __init__(self, config: Config, corpus: Development, folder: Path) -> None:
+        self.config, self.folder = config.train, folder
+        self.rank, self.world = rank_and_world()
+        self.device = pick_device()
+        torch.set_num_threads(config.resources.cpus_per_worker)
+        generator = torch.Generator().manual_seed(config.seed)
+        self.model = build_model(config.model, generator=generator).to(self.device)
+        self.optimizer = build_optimizer(self.model, self.config)
+        found = checkpoint.resume(folder, self.model, self.optimizer)
+        self.step, self.history, self.seconds = 0, list[Row](), 0.0
+        if found is not None:
+            self.step, self.history, self.seconds = found.step, found.history, found.seconds
+        if self.config.compile:
+            self.model.compile()
+        self.forward: nn.Module = self.model
+        if self.world > 1:
+            self.forward = DistributedDataParallel(self.model)
+        sequences = self.config.batch_tokens // self.config.seq_len
+        data = open_bytes(corpus.train)
+        self.batches = Batches(data, self.config.seq_len, sequences, config.seed)
+        self.validation = open_bytes(corpus.validation)
+
+    def train_to_next_evaluation(self) -> list[Row]:
+        """Train, evaluate, write a checkpoint; returns the new rows."""
+        end = next(step for step in self.config.eval_steps if step > self.step)
+        rows = []
+        while self.step < end:
+            stop = min(end, self.step + self.config.log_every_steps)
+            rows.append(self._train_until(stop))
+        rows[-1]["val_bits_per_byte"] = bits_per_byte(
+            self.model,
+            self.validation,
+            seq_len=self.config.seq_len,
+            tokens=self.config.eval_tokens,
+        )
+        self.history.extend(rows)
+        if self.rank == 0:
+            best_step = int(best_row(self.history, self.config.best_metric)["step"])
+            progress = Progress(self.step, self.history, best_step, self.seconds)
+            checkpoint.save(self.folder, self.model, self.optimizer, progress)
+        return rows
+
+    def _train_until(self, stop: int) -> Row:
+        """Train to step `stop`; looks at the device once, at the end."""
+        started, first = time.perf_counter(), self.step
+        nats, good, bad = torch.zeros((3,), device=self.device).unbind()
+        while self.step < stop:
+            rate = learning_rate_at(self.step, self.config)
+            loss, norm = self._one_step(rate, bad)
+            nats += loss
+            good += 1 - bad
+            self.step += 1
+        if self.world > 1:
+            dist.all_reduce(nats)
+            nats /= self.world
+        count = stop - first
+        bits = nats.item() / (count * math.log(2))
+        if int(good) < count:
+            raise self._diverged(first + int(good) + 1)
+        seconds = time.perf_counter() - started
+        self.seconds += seconds
+        return {
+            "step": stop,
+            "tokens": stop * self.config.batch_tokens,
+            "train_bits_per_byte": bits,
+            "learning_rate": rate,
+            "grad_norm": norm.item(),
+            "tokens_per_second": count * self.config.batch_tokens / seconds,
+            "seconds": self.seconds,
+        }
+
+    def _one_step(self, learning_rate: float, bad: Tensor) -> tuple[Tensor, Tensor]:
+        """One optimizer step; returns this worker's mean loss and the global gradient norm.
+
+        `bad` becomes 1 at the first gradient that is not finite, and stays: from then on the fused
+        optimizer skips its updates on the device, so no step has to wait for the host to look.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        ids = to_ids(self.batches(self.step, self.rank, self.world), self.device)
+        loss = self._backward(ids)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        torch.maximum(bad, (~torch.isfinite(norm)).to(bad.dtype), out=bad)
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # read by the fused kernel
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def _backward(self, ids: Tensor) -> Tensor:
+        """Accumulate the gradient of the mean loss of [sequences, t + 1] ids, part by part."""
+        micro_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
+        parts = ids.split(micro_tokens // self.config.seq_len)
+        total = torch.zeros((), device=self.device)
+        for number, part in enumerate(parts, 1):
+            with self._no_sync(number < len(parts)), autocast(self.device):
+                logits_btv = self.forward(part[:, :-1])
+                loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), part[:, 1:].flatten())
+                loss = loss * (len(part) / len(ids))
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _no_sync(self, accumulating: bool) -> AbstractContextManager[None]:
+        """Gradients of several workers are averaged once a step, after its last part."""
+        if accumulating and isinstance(self.forward, DistributedDataParallel):
+            return self.forward.no_sync()
+        return nullcontext()
+
+    def _diverged(self, step: int) -> Diverged:
+        last = self.history[-1]["train_bits_per_byte"] if self.history else float("nan")
+        return Diverged(
+            f"diverged at step {step}: the gradient is not finite "
+            f"(last good training loss: {last:.3f} bits per byte)"
+        )
+
+
+def pick_device() -> torch.device:
+    """The accelerator of this process, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

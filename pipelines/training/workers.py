@@ -1,0 +1,155 @@
+"""Ray Train: the training loop in several processes, seen from outside as one iterator."""
+
+import asyncio
+import tempfile
+import uuid
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.runtime.config import Config
+from pipelines.runtime.errors import PipelineError
+from pipelines.training.checkpoint import Row
+from pipelines.training.data import Development
+from pipelines.training.loop import Diverged, pick_device, train
+
+POLL_SECONDS = 0.2
+WORKER_FAILURES = 2
+"""Times a group of workers is started again, from its last checkpoint, after one has died."""
+CONTROLLER_FAILURES = 3
+"""A request the cluster cannot fulfil fails after this many tries instead of waiting for ever."""
+
+
+def train_with_workers(config: Config, corpus: Development, folder: Path) -> Iterator[list[Row]]:
+    """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
+
+    Yields what rank 0 yields; closing the iterator stops the workers at their next evaluation and
+    waits for them, so that their resources are free again. Rows travel through an actor rather than
+    through `ray.train.report`, which hands over one report per health check (2 s). Raises
+    PipelineError, or Diverged, when the training failed for good.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
+        trainer = _trainer(config, corpus, folder, mailbox, Path(scratch))
+        fit = pool.submit(trainer.fit)
+        try:
+            while (rows := _next_rows(mailbox, fit)) is not None:
+                yield rows
+                ray.get(mailbox.answer.remote(True))
+        except KeyboardInterrupt:
+            ray.shutdown()  # at once: the workers are at most an evaluation past a checkpoint
+            raise
+        finally:
+            if ray.is_initialized():
+                ray.get(mailbox.stop.remote())
+            error = fit.exception()
+    if error is not None:
+        raise _explain(error) from error
+
+
+@ray.remote(num_cpus=0)
+class _Mailbox:
+    """Between rank 0, which posts rows and waits for an answer, and whoever iterates."""
+
+    def __init__(self) -> None:
+        self._posts: asyncio.Queue[tuple[list[Row], asyncio.Future[bool]]] = asyncio.Queue()
+        self._pending: asyncio.Future[bool] | None = None
+        self._stopped = False
+
+    async def post(self, rows: list[Row]) -> bool:
+        """Hand over rows; returns whether to go on, once the reader has decided."""
+        if self._stopped:
+            return False
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        await self._posts.put((rows, answer))
+        return await answer
+
+    async def take(self) -> list[Row]:
+        """Wait for the next rows."""
+        rows, self._pending = await self._posts.get()
+        return rows
+
+    async def answer(self, go_on: bool) -> None:
+        """Release whoever posted the rows taken last."""
+        if self._pending is not None and not self._pending.done():
+            self._pending.set_result(go_on)
+
+    async def stop(self) -> None:
+        """Answer no, now and to every later post."""
+        self._stopped = True
+        await self.answer(False)
+        while not self._posts.empty():
+            self._posts.get_nowait()[1].set_result(False)
+
+
+def _next_rows(mailbox: Any, fit: Future[Any]) -> list[Row] | None:
+    """The next rows, or None when the workers have ended."""
+    post = mailbox.take.remote()
+    while True:
+        ready, _ = ray.wait([post], timeout=POLL_SECONDS)
+        if ready:
+            rows: list[Row] = ray.get(post)
+            return rows
+        if fit.done():
+            return None
+
+
+def _trainer(
+    config: Config, corpus: Development, folder: Path, mailbox: Any, scratch: Path
+) -> TorchTrainer:
+    resources = config.resources
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    return TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": config,
+            "corpus": corpus,
+            "folder": folder,
+            "mailbox": mailbox,
+        },
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex,  # never a name that Train would resume from by itself
+            storage_path=str(scratch),
+            failure_config=ray.train.FailureConfig(
+                max_failures=WORKER_FAILURES, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+        ),
+    )
+
+
+def _work(task: dict[str, Any]) -> None:
+    """What every worker runs; Ray Train has made the process group."""
+    for rows in train(task["config"], task["corpus"], task["folder"]):
+        go_on = torch.ones((), device=pick_device())
+        if dist.get_rank() == 0:
+            go_on *= ray.get(task["mailbox"].post.remote(rows))
+        dist.broadcast(go_on, src=0)
+        if not go_on:
+            return
+
+
+def _explain(error: BaseException) -> PipelineError:
+    """The reason under Ray Train's wrapping."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in failures.values():
+        cause = getattr(failure, "cause", None) or failure
+        if isinstance(cause, Diverged) or "Diverged" in type(cause).__name__:
+            return Diverged(str(cause).strip().splitlines()[-1])
+        return PipelineError(f"training failed: {str(cause).strip().splitlines()[-1]}")
+    return PipelineError(f"training failed: {str(error).strip().splitlines()[-1]}")
