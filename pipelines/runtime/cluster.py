@@ -1,9 +1,12 @@
 """The Ray cluster: one of this machine's own, or the one RAY_ADDRESS names."""
 
+import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 from pipelines.runtime.config import Resources
 from pipelines.runtime.errors import ConfigError
@@ -36,6 +39,8 @@ def cluster() -> Iterator[dict[str, float]]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _probe(address)
+    for name in ("ray", "ray.tune", "ray.train"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         ray.init(
             address=address,
@@ -50,6 +55,14 @@ def cluster() -> Iterator[dict[str, float]]:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+def capacity() -> dict[str, float]:
+    """The resources `cluster` would have, without starting Ray on this machine."""
+    if os.environ.get("RAY_ADDRESS"):
+        with cluster() as available:
+            return available
+    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
 
 
 def slots(available: dict[str, float], resources: Resources) -> int:

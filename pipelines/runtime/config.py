@@ -6,7 +6,7 @@ the nearest valid name. Numbers are read as in YAML 1.2, so that 1e-3 is a numbe
 
 import difflib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dca import ModelConfig
 from pipelines.runtime.errors import ConfigError
+
+QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -283,18 +285,30 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def run_params(config: Config) -> dict[str, Any]:
+    """The dotted parameters of a training run, the same keys for every run."""
+    data = config.model_dump(mode="json")
+    return dict(flatten({part: data[part] for part in ("seed", "data", "model", "train")}))
+
+
 FIELDS = dict(flatten(Config(experiment="x").model_dump(mode="json")))
 """Every dotted key that has one value, with its default."""
 
 
-def load(path: Path, overrides: list[str], *, smoke: bool = False) -> Config:
-    """Read an experiment's YAML, apply `key=value` overrides, validate. Raises ConfigError."""
+def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
+    """The configuration a command line asks for: [EXPERIMENT.yaml] [key=value ...].
+
+    Without a file it is experiments/quickstart.yaml; values are YAML. Raises ConfigError.
+    """
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1:
+        raise ConfigError(f"{files[1]}: expected one experiment and key=value changes to it")
+    path = Path(files[0]) if files else QUICKSTART
     data = _read(path)
-    for override in overrides:
+    for override in arguments:
         key, separator, text = override.partition("=")
-        if not separator or not key:
-            raise ConfigError(f"{override}: expected key=value, as in train.learning_rate=3e-4")
-        _set(data, key, _parse(text, source=override))
+        if separator:
+            _set(data, key, _parse(text, source=override))
     config = validate(data, source=str(path))
     return _shrink(config) if smoke else config
 

@@ -7,7 +7,7 @@ launcher's affair.
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
 from pathlib import Path
@@ -31,7 +31,7 @@ class Diverged(PipelineError):
     """The gradient or the loss was no longer finite; the update was not made."""
 
 
-def train(config: Config, corpus: Development, folder: Path) -> Iterator[list[Row]]:
+def train(config: Config, corpus: Development, folder: Path) -> Generator[list[Row]]:
     """Train `config.model` on the corpus, yielding new rows of the history at each evaluation.
 
     Resumes from `folder` if it holds a checkpoint; the first rows are then the whole history, so

@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ CONTROLLER_FAILURES = 3
 """A request the cluster cannot fulfil fails after this many tries instead of waiting for ever."""
 
 
-def train_with_workers(config: Config, corpus: Development, folder: Path) -> Iterator[list[Row]]:
+def train_with_workers(config: Config, corpus: Development, folder: Path) -> Generator[list[Row]]:
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
     Yields what rank 0 yields; closing the iterator stops the workers at their next evaluation and

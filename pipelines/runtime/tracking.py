@@ -1,0 +1,403 @@
+"""The tracking store and the model registry: the one module that imports MLflow.
+
+A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
+events, so that a command that was killed finds its own work again.
+"""
+
+import getpass
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import requests
+from filelock import FileLock
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
+
+from pipelines.runtime.config import flatten
+from pipelines.runtime.errors import ConfigError, PipelineError
+
+PROBE_SECONDS = 5
+ROWS_PER_BATCH = 100
+"""Rows of a history in one request, whole ones; a request takes at most 1,000 metrics."""
+STEP_METRIC = "train_bits_per_byte"
+"""A metric that every row of a history has: its steps are the rows already stored."""
+PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
+
+Row = Mapping[str, float]
+
+__all__ = ["HistoryWriter", "ModelVersion", "Registry", "Run", "Store"]
+
+
+def tracking_uri() -> str:
+    """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
+        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
+    return uri
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client of a store that answers. Raises ConfigError in seconds if it does not."""
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="mlflow")
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    if uri.startswith(("http://", "https://")):
+        _probe(uri)
+    elif uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {path} cannot be written")
+    else:
+        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: expected sqlite:///FILE or http(s)://HOST")
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+    return MlflowClient(uri, uri)
+
+
+def _probe(uri: str) -> None:
+    try:
+        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).raise_for_status()
+    except requests.RequestException as error:
+        reason = type(error).__name__
+        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: no tracking server answers ({reason})") from None
+
+
+@dataclass(frozen=True)
+class Store:
+    """Runs of one experiment."""
+
+    client: MlflowClient
+    experiment_id: str
+
+    @staticmethod
+    def open(experiment: str, storage: Path, *, create: bool = True) -> "Store | None":
+        """Connect and find or create the experiment; None if it is not there and not to be made."""
+        uri = tracking_uri()
+        if not create and uri.startswith("sqlite:///"):
+            if not Path(uri.removeprefix("sqlite:///")).exists():
+                return None
+        local = uri.startswith("sqlite:///")
+        location = (storage / "artifacts").as_uri() if local else None
+        storage.mkdir(parents=True, exist_ok=True)
+        with FileLock(storage / ".mlflow.lock"):  # MLflow's own first use of a database races
+            client = connect(uri)
+            found = client.get_experiment_by_name(experiment)
+            if found is None and not create:
+                return None
+            if found is None:
+                return Store(client, client.create_experiment(experiment, location))
+        if found.lifecycle_stage != "active":
+            raise ConfigError(f"experiment: {experiment} was deleted in MLflow; restore or rename it")
+        return Store(client, found.experiment_id)
+
+    def find(self, kind: str, key: str | None = None) -> list[Run]:
+        """Live runs of a kind, newest first."""
+        terms = [f"tags.`dca.kind` = '{kind}'", "tags.`dca.memory` = 'live'"]
+        if key is not None:
+            terms.append(f"tags.`dca.key` = '{key}'")
+        return self._search(" and ".join(terms))
+
+    def children(self, parent: str, kind: str) -> list[Run]:
+        """Runs of a kind under a parent, newest first."""
+        return self._search(f"tags.`mlflow.parentRunId` = '{parent}' and tags.`dca.kind` = '{kind}'")
+
+    def _search(self, query: str) -> list[Run]:
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.client.search_runs(
+                [self.experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
+            )
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def create(
+        self,
+        kind: str,
+        key: str,
+        name: str,
+        *,
+        parent: str | None = None,
+        params: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> str:
+        """Start a run, its parameters and provenance included; returns its id."""
+        identity = {"dca.kind": kind, "dca.key": key, "dca.memory": "live"}
+        family = {"mlflow.parentRunId": parent} if parent else {}
+        run = self.client.create_run(
+            self.experiment_id,
+            run_name=name,
+            tags={**provenance(), **identity, **family, **(tags or {})},
+        )
+        self.log_params(run.info.run_id, params or {})
+        return str(run.info.run_id)
+
+    def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Dotted parameters; logging the same ones again changes nothing."""
+        entities = [Param(key, _plain(value)) for key, value in flatten(params)]
+        self.client.log_batch(run_id, params=entities)
+
+    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run."""
+        self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+
+    def history(self, run_id: str, metric: str) -> dict[int, float]:
+        """A metric's values by step, ascending."""
+        stored = self.client.get_metric_history(run_id, metric)
+        return dict(sorted((point.step, point.value) for point in stored))
+
+    def log_metrics(self, run_id: str, metrics: Row) -> None:
+        """Metrics of one row; step 0 unless it has one."""
+        self.client.log_batch(run_id, metrics=list(_metrics([{"step": 0, **metrics}])))
+
+    def resume(self, run_id: str) -> None:
+        """Mark a run as running again."""
+        self.client.update_run(run_id, status="RUNNING")
+
+    def end(self, run_id: str, status: str = "FINISHED") -> None:
+        """End a run as FINISHED, FAILED or KILLED."""
+        self.client.set_terminated(run_id, status)
+
+    def log_corpus(self, run_id: str, name: str, digest: str, path: Path, context: str) -> None:
+        """Record the bytes a run read as an MLflow dataset."""
+        source = json.dumps({"uri": path.as_uri()})
+        profile = json.dumps({"bytes": path.stat().st_size})
+        dataset = Dataset(name, digest, "local", source, profile=profile)
+        tags = [InputTag("mlflow.data.context", context)]
+        self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        """A small text artifact."""
+        self.client.log_text(run_id, text, file)
+
+    def read_text(self, run_id: str, file: str) -> str:
+        """A text artifact that was logged."""
+        return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{file}"))
+
+
+class HistoryWriter:
+    """Writes the histories of runs, in order, on a thread of its own; every row once.
+
+    Rows are told apart by their step, so that a resumed run may replay its history.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._seen: dict[str, set[int]] = {}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._pending: list[Future[None]] = []
+
+    def write(self, run_id: str, rows: Iterable[Row]) -> None:
+        """Queue rows; returns at once."""
+        self._submit(self._write, run_id, list(rows))
+
+    def finish(
+        self, run_id: str, status: str, tags: Mapping[str, str], summary: Row | None = None
+    ) -> None:
+        """Queue the end of a run, behind its rows, with metrics that sum it up."""
+        self._submit(self._finish, run_id, status, dict(tags), summary)
+
+    def close(self) -> None:
+        """Wait until everything is stored. Raises PipelineError if something could not be."""
+        self._thread.shutdown(wait=True)
+        for future in self._pending:
+            if error := future.exception():
+                raise PipelineError(f"MLflow did not take a run's history: {error}") from error
+
+    def _submit(self, work: Any, *args: Any) -> None:
+        self._pending = [f for f in self._pending if not f.done() or f.exception()]
+        self._pending.append(self._thread.submit(work, *args))
+
+    def _write(self, run_id: str, rows: list[Row]) -> None:
+        client = self._store.client
+        if run_id not in self._seen:
+            self._seen[run_id] = set(self._store.history(run_id, STEP_METRIC))
+        seen = self._seen[run_id]
+        new = [row for row in rows if int(row["step"]) not in seen]
+        for first in range(0, len(new), ROWS_PER_BATCH):
+            batch = new[first : first + ROWS_PER_BATCH]
+            client.log_batch(run_id, metrics=list(_metrics(batch)))
+            seen.update(int(row["step"]) for row in batch)
+
+    def _finish(
+        self, run_id: str, status: str, tags: dict[str, str], summary: Row | None
+    ) -> None:
+        if summary is not None:
+            self._store.client.log_batch(run_id, metrics=list(_metrics([summary])))
+        self._store.tag(run_id, tags)
+        self._store.end(run_id, status)
+        self._seen.pop(run_id, None)
+
+
+def _metrics(rows: Iterable[Row]) -> Iterator[Metric]:
+    now = int(time.time() * 1000)
+    for row in rows:
+        for key, value in row.items():
+            if key != "step":
+                yield Metric(key, value, now, int(row["step"]))
+
+
+def log_model(
+    run_id: str,
+    *,
+    code: Path,
+    code_paths: list[Path],
+    artifacts: Mapping[str, Path],
+    signature: ModelSignature,
+    requirements: list[str],
+    params: Mapping[str, Any],
+) -> str:
+    """Log a pyfunc model from code under a run, once; returns its models:/ URI."""
+    if found := _logged_model(run_id):
+        return found
+    with mlflow.start_run(run_id=run_id):
+        info = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(code),
+            code_paths=[str(path) for path in code_paths],
+            artifacts={name: str(path) for name, path in artifacts.items()},
+            signature=signature,
+            pip_requirements=requirements,
+            params={key: _plain(value) for key, value in flatten(params)},
+        )
+    return f"models:/{info.model_id}"
+
+
+def _logged_model(run_id: str) -> str | None:
+    run = mlflow.get_run(run_id)
+    for output in run.outputs.model_outputs if run.outputs else []:
+        model = mlflow.get_logged_model(output.model_id)
+        if str(model.status) == "READY":
+            return f"models:/{model.model_id}"
+    return None
+
+
+def model_exists(uri: str) -> bool:
+    """Whether a logged model and its files are still there."""
+    try:
+        mlflow.models.get_model_info(uri)
+    except (MlflowException, OSError):
+        return False
+    return True
+
+
+def load_packaged(uri: str) -> Any:
+    """The packaged model behind any models:/ or runs:/ URI, or a local folder.
+
+    Raises ConfigError if there is no such model, version or alias.
+    """
+    try:
+        return mlflow.pyfunc.load_model(uri).unwrap_python_model()
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{uri}: {_no_model(uri, error)}") from None
+
+
+def _no_model(uri: str, error: Exception) -> str:
+    name = uri.removeprefix("models:/").split("@")[0].split("/")[0]
+    client = MlflowClient()
+    registered = [model.name for model in client.search_registered_models()]
+    if uri.startswith("models:/") and name not in registered:
+        names = ", ".join(registered) or "none yet; python pipelines/sweep.py makes one"
+        return f"no such registered model; registered: {names}"
+    if "@" in uri:
+        aliases = client.get_registered_model(name).aliases
+        return f"no such alias; {name} has: {', '.join(sorted(aliases)) or 'none'}"
+    return str(error).splitlines()[0]
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The versions and aliases of one registered model."""
+
+    client: MlflowClient
+    name: str
+
+    def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
+        """The version of a logged model; made if there is none, its tags completed in any case."""
+        try:
+            self.client.create_registered_model(self.name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        version = self._version_of(uri)
+        if version is None:
+            model_id = uri.removeprefix("models:/")
+            made = self.client.create_model_version(self.name, uri, run_id, model_id=model_id)
+            version = int(made.version)
+        self.tag(version, tags)
+        return version
+
+    def _version_of(self, uri: str) -> int | None:
+        model_id = uri.removeprefix("models:/")
+        for version in self.client.search_model_versions(f"name = '{self.name}'"):
+            if model_id in (version.model_id, str(version.source).removeprefix("models:/")):
+                return int(version.version)
+        return None
+
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, str(version), key, str(value))
+
+    def by_alias(self, alias: str) -> ModelVersion | None:
+        """The version an alias names, if any."""
+        aliases = self.client.get_registered_model(self.name).aliases
+        if alias not in aliases:
+            return None
+        return self.get(int(aliases[alias]))
+
+    def get(self, version: int) -> ModelVersion:
+        """A version."""
+        return self.client.get_model_version(self.name, str(version))
+
+    def point(self, alias: str, version: int) -> None:
+        """Make an alias name a version."""
+        self.client.set_registered_model_alias(self.name, alias, str(version))
+
+
+def provenance() -> dict[str, str]:
+    """Tags that say where a run's code and numbers come from."""
+    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
+    git = _git("rev-parse", "HEAD")
+    commit = {"mlflow.source.git.commit": git} if git else {}
+    dirty = {"git.dirty": str(bool(_git("status", "--porcelain"))).lower()} if git else {}
+    return {
+        "mlflow.user": getpass.getuser(),
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "pipelines",
+        "version.python": platform.python_version(),
+        **versions,
+        **commit,
+        **dirty,
+    }
+
+
+def _git(*args: str) -> str:
+    here = Path(__file__).parent
+    try:
+        result = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

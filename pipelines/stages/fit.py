@@ -1,0 +1,115 @@
+"""fit: the winner trained at its full budget by Ray Train workers, and packaged."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from pipelines.runtime import packaged_model
+from pipelines.runtime.cluster import cluster, require
+from pipelines.runtime.config import Config, run_params
+from pipelines.runtime.dag import ROOT, Context, Outputs, Stage
+from pipelines.runtime.progress import Progress, clock
+from pipelines.runtime.tracking import HistoryWriter, Store, log_model
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Row
+from pipelines.training.data import development
+from pipelines.training.loop import best_row
+
+REQUIREMENTS = [f"{name}=={version(name)}" for name in ("torch", "safetensors", "einops", "mlflow")]
+
+
+def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+    """Train, resuming what a killed command began; package the best checkpoint."""
+    config = context.config.replace(needs["select"]["values"]).fit_config()
+    folder = context.storage / "fits" / context.run_id
+    describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
+    corpus = development(context.storage, needs["corpus"]["fingerprint"])
+    with context.progress.working("fit: starting Ray"), cluster() as available:
+        require(available, config.resources, "fit.resources")
+        from pipelines.training.workers import train_with_workers  # needs the cluster's environment
+
+        with closing(train_with_workers(config, corpus, folder)) as run:
+            history = record(context.store, context.run_id, run, config, context.progress)
+    return package(context.store, context.run_id, config, folder, history)
+
+
+def describe_run(
+    store: Store, run_id: str, config: Config, storage: Path, corpus: Outputs
+) -> None:
+    """A training run's parameters and the text it reads, in MLflow."""
+    store.log_params(run_id, run_params(config))
+    paths = development(storage, corpus["fingerprint"])
+    store.log_corpus(run_id, corpus["name"], corpus["fingerprint"], paths.train, "training")
+
+
+def record(
+    store: Store, run_id: str, run: Iterator[list[Row]], config: Config, progress: Progress
+) -> list[Row]:
+    """Drive a training run to its end, writing its rows to MLflow; returns its whole history."""
+    writer = HistoryWriter(store)
+    history: dict[int, Row] = {}
+    try:
+        for rows in run:
+            writer.write(run_id, rows)
+            history |= {int(row["step"]): row for row in rows}
+            last = rows[-1]
+            left = last["seconds"] / last["step"] * (config.train.steps - last["step"])
+            progress.live(
+                f"training: step {int(last['step'])}/{config.train.steps}, "
+                f"validation {last['val_bits_per_byte']:.4f} bits per byte, "
+                f"{last['tokens_per_second']:,.0f} bytes/s, about {clock(left)} left"
+            )
+    finally:
+        writer.close()
+    return [history[step] for step in sorted(history)]
+
+
+def package(
+    store: Store, run_id: str, config: Config, folder: Path, history: list[Row]
+) -> Outputs:
+    """Log the best checkpoint as a pyfunc model; returns the run's result."""
+    metric = config.train.best_metric
+    best = best_row(history, metric)
+    store.log_metrics(run_id, {"step": best["step"], f"best_{metric}": best[metric]})
+    with tempfile.TemporaryDirectory() as scratch:
+        model = Path(scratch) / "model"
+        model.mkdir()
+        weights = checkpoint.read_weights(checkpoint.path_of(folder, int(best["step"])))
+        save_file(weights, model / "model.safetensors")
+        (model / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
+        sources = Path(scratch) / "dca"
+        shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
+        uri = log_model(
+            run_id,
+            code=Path(packaged_model.__file__),
+            code_paths=[sources],
+            artifacts={"model": model},
+            signature=packaged_model.signature(),
+            requirements=REQUIREMENTS,
+            params=run_params(config),
+        )
+    return {
+        "run_id": run_id,
+        "model_uri": uri,
+        "val_bits_per_byte": best["val_bits_per_byte"],
+        "parameters": config.model.parameter_count(),
+        "tokens": int(history[-1]["tokens"]),
+        "seconds": history[-1]["seconds"],
+        "workers": config.resources.workers,
+        "seq_len": config.train.seq_len,
+    }
+
+
+STAGE = Stage(
+    name="fit",
+    run=fit,
+    needs=("corpus", "select"),
+    reads=("seed", "model", "train", "fit.tokens"),
+    sources=("dca", "pipelines/training", "pipelines/stages/fit.py", "pipelines/runtime/packaged_model.py"),
+)

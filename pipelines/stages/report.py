@@ -1,0 +1,76 @@
+"""report: what was found, where it is and what to run next, in one screen."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from pipelines.runtime.dag import Context, Outputs, Stage
+from pipelines.runtime.progress import clock
+from pipelines.runtime.tracking import tracking_uri
+from pipelines.stages.sample import FILE
+
+
+def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+    """Print the report and keep it with the pipeline's run."""
+    text = "\n".join(
+        [
+            *_found(context, needs),
+            "",
+            *_bits_per_byte(needs),
+            "",
+            context.store.read_text(needs["sample"]["run_id"], FILE),
+            "",
+            *_next(context, needs),
+        ]
+    )
+    context.progress.line("")
+    context.progress.line(text)
+    context.store.log_text(context.pipeline_run, text, "report.txt")
+    return {}
+
+
+def _found(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
+    """The search, its winner, the fit and the gate, a line each."""
+    states = Counter(needs["search"]["trials"].values())
+    trials = ", ".join(f"{count} {state}" for state, count in states.items())
+    chosen, fit, gate = needs["select"], needs["fit"], needs["promote"]
+    values = ", ".join(f"{key}={value}" for key, value in chosen["values"].items()) or "the defaults"
+    return [
+        f"{context.config.experiment}: {sum(states.values())} trials ({trials})",
+        f"winner   trial {chosen['trial']}, {chosen['objective']:.4f} bits per byte: {values}",
+        f"trained  {fit['tokens']:,} bytes with {fit['workers']} workers in {clock(fit['seconds'])}, "
+        f"{fit['parameters']:,} parameters, validation {fit['val_bits_per_byte']:.4f} bits per byte",
+        f"gate     version {needs['register']['version']} {gate['decision']}",
+    ]
+
+
+def _bits_per_byte(needs: Mapping[str, Outputs]) -> list[str]:
+    """The candidate among the compressors, best first."""
+    tested = needs["evaluate"]
+    version = needs["register"]["version"]
+    rows = {**tested["baselines"], f"version {version}": tested["test_bits_per_byte"]}
+    size = needs["corpus"]["bytes"]["test"]
+    title = f"bits per byte of the test split ({size:,} bytes of {needs['corpus']['name']})"
+    return [
+        title,
+        *(f"  {bits:6.3f}  {name}" for name, bits in sorted(rows.items(), key=lambda row: row[1])),
+    ]
+
+
+def _next(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
+    """Commands that go on from here."""
+    name, uri = needs["promote"]["model"], tracking_uri()
+    return [
+        f"champion  models:/{name}@champion (version {needs['promote']['champion']})",
+        f"runs      {uri}, experiment {context.config.experiment}",
+        f"files     {context.storage}",
+        "next      mlflow ui" if uri.startswith("sqlite") else f"next      open {uri}",
+        f"          python pipelines/generate.py --model {name} --prompt 'class '",
+    ]
+
+
+STAGE = Stage(
+    name="report",
+    run=report,
+    needs=("corpus", "search", "select", "fit", "evaluate", "register", "promote", "sample"),
+    remembered=False,
+)

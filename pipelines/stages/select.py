@@ -1,0 +1,67 @@
+"""select: the best trial of the search, among equals."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pipelines.runtime.dag import Context, Outputs, Stage
+from pipelines.runtime.errors import PipelineError
+from pipelines.stages.search import stored_trials
+from pipelines.stages.study import StoredTrial
+
+
+def select(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+    """Choose the winner and mark it, in MLflow, on itself and on its search."""
+    metric = context.config.train.best_metric
+    search_run = needs["search"]["search_run"]
+    winner = best_trial(stored_trials(context.store, search_run, metric))
+    assert winner.objective is not None
+    context.store.tag(
+        search_run, {"dca.best_trial": str(winner.number), "dca.best_run": winner.run_id}
+    )
+    context.store.log_metrics(search_run, {f"best_{metric}": winner.objective})
+    context.store.tag(winner.run_id, {"dca.best": "true"})
+    return {
+        "trial": winner.number,
+        "run_id": winner.run_id,
+        "values": winner.values,
+        "objective": winner.objective,
+    }
+
+
+def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
+    """The smallest objective among trials of the same depth.
+
+    Those that used their whole budget rank; a pruned one never outranks them. If none did, those
+    that reached the deepest rung that several reached rank among themselves. Raises PipelineError
+    if no trial has a number.
+    """
+    ranked = [t for t in trials if t.objective is not None and t.state == "complete"]
+    if not ranked:
+        pruned = [t for t in trials if t.objective is not None and t.state == "pruned"]
+        ranked = _deepest(pruned)
+    if not ranked:
+        raise PipelineError("select: no trial has a result")
+    return min(ranked, key=lambda trial: (trial.objective, trial.number))
+
+
+def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
+    """Trials at the largest budget that at least two reached, judged by their value there."""
+    reached = Counter(step for trial in pruned for step in trial.curve)
+    shared = [step for step, count in reached.items() if count > 1]
+    if not shared:
+        deepest = max((trial.tokens for trial in pruned), default=0)
+        return [trial for trial in pruned if trial.tokens == deepest]
+    rung = max(shared)
+    return [
+        replace(trial, objective=trial.curve[rung]) for trial in pruned if rung in trial.curve
+    ]
+
+
+STAGE = Stage(
+    name="select",
+    run=select,
+    needs=("search",),
+    reads=("train.best_metric",),
+    sources=("pipelines/stages/select.py",),
+)

@@ -1,0 +1,188 @@
+"""The Optuna side of the search: the space, the sampler, and a study rebuilt from stored trials."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from typing import Any
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import TrialState, create_trial
+from ray.tune.search import Searcher
+
+from pipelines.runtime.config import Config, Dimension, SearchConfig
+from pipelines.runtime.errors import ConfigError
+
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """A trial as the tracking store remembers it; `state` is None while it is unfinished."""
+
+    number: int
+    run_id: str
+    values: dict[str, Any]
+    state: str | None = None
+    objective: float | None = None
+    tokens: int = 0
+    curve: dict[int, float] = field(default_factory=dict)
+    """Objective by step, for a pruned trial."""
+    reason: str = ""
+
+
+class Space:
+    """A search space with conditions, in an order that knows a key before what depends on it."""
+
+    def __init__(self, config: Config) -> None:
+        space = config.search.space
+        graph = {key: [k for k in space[key].when if k in space] for key in space}
+        try:
+            keys = list(TopologicalSorter(graph).static_order())
+        except CycleError as error:
+            cycle = " -> ".join(error.args[1])
+            raise ConfigError(f"search.space: conditions go in a circle: {cycle}") from None
+        self._config = config
+        self._dimensions = {key: space[key] for key in keys}
+        self.distributions = {key: _distribution(space[key]) for key in keys}
+
+    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
+        """Values of the keys that apply."""
+        values: dict[str, Any] = {}
+        for key, dimension in self._dimensions.items():
+            if all(self._value(k, values) == wanted for k, wanted in dimension.when.items()):
+                values[key] = _suggest(trial, key, dimension)
+        return values
+
+    def _value(self, key: str, values: Mapping[str, Any]) -> Any:
+        if key in self._dimensions:
+            return values.get(key, _INACTIVE)
+        return self._config.get(key)
+
+    def inactive(self, values: Mapping[str, Any]) -> list[str]:
+        """Searched keys that do not apply given these values."""
+        return [key for key in self._dimensions if key not in values]
+
+
+_INACTIVE = object()
+
+
+def _suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
+    if dimension.choice is not None:
+        return trial.suggest_categorical(key, dimension.choice)
+    if dimension.int is not None:
+        return trial.suggest_int(key, *dimension.int)
+    if dimension.log_uniform is not None:
+        return trial.suggest_float(key, *dimension.log_uniform, log=True)
+    assert dimension.uniform is not None
+    return trial.suggest_float(key, *dimension.uniform)
+
+
+def _distribution(dimension: Dimension) -> BaseDistribution:
+    if dimension.choice is not None:
+        return CategoricalDistribution(dimension.choice)
+    if dimension.int is not None:
+        return IntDistribution(*dimension.int)
+    if dimension.log_uniform is not None:
+        return FloatDistribution(*dimension.log_uniform, log=True)
+    assert dimension.uniform is not None
+    return FloatDistribution(*dimension.uniform)
+
+
+def build_study(
+    search: SearchConfig, space: Space, seed: int, stored: Sequence[StoredTrial]
+) -> optuna.Study:
+    """A study that knows what the store knows.
+
+    Trials keep their numbers: a finished one is added with its state, an unfinished one, or a
+    number whose run was never made, waits and is asked for first. The sampler's seed moves on with
+    the trials stored, so that a resumed search does not draw its first random points again.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    seed = seed + len(stored)
+    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
+    if search.sampler.name == "tpe":
+        sampler = optuna.samplers.TPESampler(
+            seed=seed, n_startup_trials=search.sampler.startup_trials
+        )
+    study = optuna.create_study(sampler=sampler, direction="minimize")
+    by_number = {trial.number: trial for trial in stored}
+    for number in range(max(by_number, default=-1) + 1):
+        study.add_trial(_frozen(by_number.get(number), space))
+    return study
+
+
+def _frozen(stored: StoredTrial | None, space: Space) -> optuna.trial.FrozenTrial:
+    if stored is None:
+        return create_trial(state=TrialState.WAITING)
+    if stored.state is None:
+        fixed = {"fixed_params": stored.values}
+        return create_trial(state=TrialState.WAITING, system_attrs=fixed)
+    return create_trial(
+        state=STATES[stored.state],
+        params=stored.values,
+        distributions={key: space.distributions[key] for key in stored.values},
+        value=None if stored.state == "failed" else stored.objective,
+        intermediate_values=stored.curve,
+    )
+
+
+class StudySearcher(Searcher):
+    """Lets Ray Tune ask an Optuna study, and tells the study how each trial really ended.
+
+    Tune's own OptunaSearch tells an early-stopped trial as complete with its low-budget value, and
+    cannot start from stored trials of a conditional space.
+    """
+
+    def __init__(self, study: optuna.Study, space: Space, max_tokens: int | None, spent: int) -> None:
+        super().__init__(metric="objective", mode="min")
+        self._study, self._space = study, space
+        self._max_tokens, self._spent = max_tokens, spent
+        self._running: dict[str, optuna.Trial] = {}
+        self._tokens: dict[str, int] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's number and values; FINISHED when the token budget is spent."""
+        if self._max_tokens is not None:
+            if self._spent + sum(self._tokens.values()) >= self._max_tokens:
+                return Searcher.FINISHED  # type: ignore[no-any-return]
+        trial = self._study.ask()
+        self._running[trial_id] = trial
+        return {"number": trial.number, "values": self._space.suggest(trial)}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """An intermediate value, at the step it was reached."""
+        self._tokens[trial_id] = result["tokens"]
+        self._running[trial_id].report(result["objective"], result["step"])
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Complete only if the budget was used; pruned if it was stopped; else failed."""
+        trial = self._running.pop(trial_id, None)
+        if trial is None:
+            return
+        if error or not result or "objective" not in result:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        self._tokens[trial_id] = result["tokens"]
+        if result["finished"]:
+            self._study.tell(trial, result["objective"])
+        else:
+            trial.report(result["objective"], result["step"])
+            self._study.tell(trial, state=TrialState.PRUNED)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the tracking store is the memory of a search."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: a resumed search makes a new searcher from the tracking store."""
