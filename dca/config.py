@@ -61,7 +61,7 @@ class ModelConfig:
         return self.residual in ("grn_v3", "dca")
 
     def stack_entries(self, block: int) -> int:
-        """Entries in the stack seen by block number `block`, from 1; depth + 1 is the output GRN."""
+        """Entries in the stack that block `block`, from 1, sees; depth + 1 is the output GRN."""
         outputs = block - 1
         if self.last_k is None or outputs <= self.last_k:
             return 1 + outputs
@@ -96,7 +96,5 @@ class ModelConfig:
         if self.has_w:
             outputs = [self.streams] * self.depth + [1]
             counts = [self.stack_entries(t) for t in range(1, self.depth + 2)]
-            scores = sum(
-                2 * n * d * o for n, o in zip(counts, outputs, strict=True) if n > 1
-            )
+            scores = sum(2 * n * d * o for n, o in zip(counts, outputs, strict=True) if n > 1)
         return self.depth * block + scores + 2 * d * self.vocab

@@ -82,15 +82,16 @@ class GRN(nn.Module):
 
     def forward(self, entries: list[Tensor]) -> tuple[Tensor, ...]:
         """Map n entries [b, t, d] to `outputs` mixtures [b, t, d]."""
-        scores = [] if self.w_od is None else [self._scores(f_btd) for f_btd in entries]
+        w_od = self.w_od
+        scores = [] if w_od is None else [self._scores(f_btd, w_od) for f_btd in entries]
         return tuple(
             self._combine(entries, b_nd, [s_bto[..., o, None] for s_bto in scores])
             for o, b_nd in enumerate(self.b_ond.unbind())
         )
 
-    def _scores(self, f_btd: Tensor) -> Tensor:
+    def _scores(self, f_btd: Tensor, w_od: Tensor) -> Tensor:
         """relu(w . f) for every output: [b, t, o]."""
-        s_bto = nn.functional.linear(f_btd, self.w_od.to(f_btd.dtype))
+        s_bto = nn.functional.linear(f_btd, w_od.to(f_btd.dtype))
         if self.norm:
             s_bto = s_bto * torch.rsqrt(f_btd.square().mean(-1, keepdim=True) + NORM_EPS)
         return s_bto.clamp(min=0)

@@ -11,11 +11,15 @@ from torch.nn import functional as F
 from dca.config import ModelConfig
 
 
-def rotary_table(length: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [t, e/2] of RoFormer (arXiv 2104.09864), base 10,000, in float32."""
-    pairs = torch.arange(0, head_dim, 2, device=device, dtype=torch.float32)
-    frequency = 10_000.0 ** (-pairs / head_dim)
-    angle = torch.outer(torch.arange(length, device=device, dtype=torch.float32), frequency)
+def rotary_table(x_btd: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [t, e/2] of RoFormer (arXiv 2104.09864), base 10,000.
+
+    In float32 at least: bfloat16 cannot tell the positions of a long text apart.
+    """
+    dtype = torch.promote_types(torch.float32, x_btd.dtype)
+    pairs = torch.arange(0, head_dim, 2, device=x_btd.device, dtype=dtype)
+    position = torch.arange(x_btd.shape[1], device=x_btd.device, dtype=dtype)
+    angle = torch.outer(position, 10_000.0 ** (-pairs / head_dim))
     return angle.cos(), angle.sin()
 
 

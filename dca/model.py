@@ -49,8 +49,8 @@ class LanguageModel(nn.Module):
     def forward(self, ids_bt: Tensor) -> Tensor:
         """[b, t] to [b, t, v]."""
         config = self.config
-        table = rotary_table(ids_bt.shape[1], config.dim // config.heads, ids_bt.device)
         first_btd = self.embed(ids_bt)
+        table = rotary_table(first_btd, config.dim // config.heads)
         plain = config.residual == "standard"
         stack = ResidualStream(first_btd) if plain else Stack(first_btd, config.last_k)
         for block in self.blocks:
@@ -68,21 +68,23 @@ def build_model(config: ModelConfig, *, generator: torch.Generator | None = None
     state every residual kind gets the same matrices: the mixing's w is drawn last.
     """
 
-    def normal(weight: Tensor, std: float) -> None:
-        nn.init.normal_(weight, std=std, generator=generator)
-
     model = LanguageModel(config)
     read, write = config.dim**-0.5, (2 * config.depth * config.dim) ** -0.5
-    normal(model.embed.weight, 1.0)
-    for block in model.blocks:
-        normal(block.attention.qkv.weight, read)
-        normal(block.attention.out.weight, write)
-        normal(block.ff.up.weight, read)
-        normal(block.ff.down.weight, write * config.ff_mult**-0.5)
-    normal(model.head.weight, 0.5 * read)
+    std = {
+        "embed": 1.0,
+        "qkv": read,
+        "out": write,
+        "up": read,
+        "down": write * config.ff_mult**-0.5,
+        "head": 0.5 * read,
+    }
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            kind = name.rpartition(".")[2]
+            nn.init.normal_(module.weight, std=std[kind], generator=generator)
     for module in model.modules():
         if isinstance(module, GRN) and module.w_od is not None:
-            normal(module.w_od, config.grn_init_std)
+            nn.init.normal_(module.w_od, std=config.grn_init_std, generator=generator)
     return model
 
 

@@ -6,11 +6,15 @@ Running the same command again goes on where the last one stopped and reuses wha
 """
 
 import argparse
+from typing import Any
 
 from pipelines.runtime.config import Config, Resources, load
 from pipelines.runtime.errors import run_command
 
-STAGE_NAMES = "corpus search select fit evaluate register promote sample report".split()
+STAGE_NAMES = [
+    *("corpus", "search", "select", "fit", "evaluate"),
+    *("register", "promote", "sample", "report"),
+]
 
 
 def main() -> None:
@@ -46,14 +50,17 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     parser.add_argument(
-        "--until", choices=STAGE_NAMES, metavar="STAGE", help="stop after: " + ", ".join(STAGE_NAMES)
+        "--until",
+        choices=STAGE_NAMES,
+        metavar="STAGE",
+        help="stop after: " + ", ".join(STAGE_NAMES),
     )
     parser.add_argument("--fresh", action="store_true", help="compute everything again")
     parser.add_argument("--smoke", action="store_true", help="every stage in seconds, tiny")
     return parser.parse_args()
 
 
-def _print_plan(config: Config, nodes: list, available: dict[str, float]) -> None:
+def _print_plan(config: Config, nodes: list[Any], available: dict[str, float]) -> None:
     from pipelines.runtime.cluster import slots
 
     for node in nodes:

@@ -156,7 +156,7 @@ class Dimension(Section):
         kinds = [self.log_uniform, self.uniform, self.int, self.choice]
         if sum(kind is not None for kind in kinds) != 1:
             raise ValueError("expected exactly one of log_uniform, uniform, int, choice")
-        for bounds in kinds[:3]:
+        for bounds in (self.log_uniform, self.uniform, self.int):
             if bounds is not None and not bounds[0] < bounds[1]:
                 raise ValueError(f"expected low < high, got {list(bounds)}")
         if self.log_uniform is not None and self.log_uniform[0] <= 0:
@@ -386,7 +386,9 @@ def _nearest_key(path: list[str]) -> str:
     """The valid sibling closest to an unknown key, else the same name in another section."""
     *parents, leaf = path
     parent = ".".join(parents)
-    siblings = {k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in FIELDS if k.startswith(parent)}
+    siblings = {
+        k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in FIELDS if k.startswith(parent)
+    }
     nearest = _nearest(leaf, sorted(siblings))
     elsewhere = [key for key in FIELDS if key.split(".")[-1] == leaf]
     return nearest or _nearest(leaf, elsewhere, cutoff=0.0)
@@ -395,7 +397,9 @@ def _nearest_key(path: list[str]) -> str:
 def _nearest_choice(problem: Any) -> str:
     if problem["type"] != "literal_error":
         return ""
-    names = [name.strip("' ") for name in problem["ctx"]["expected"].replace(" or ", ",").split(",")]
+    names = [
+        name.strip("' ") for name in problem["ctx"]["expected"].replace(" or ", ",").split(",")
+    ]
     return _nearest(str(problem["input"]), names)
 
 
@@ -421,7 +425,8 @@ def _space_problems(config: Config) -> Iterator[str]:
             yield from (f"{where}: {e}" for e in _range_problems(config, key, dimension))
             for other in dimension.when:
                 if other not in FIELDS:
-                    yield f"{where}.when: {other} is no configuration key{_nearest(other, list(FIELDS))}"
+                    nearest = _nearest(other, list(FIELDS))
+                    yield f"{where}.when: {other} is no configuration key{nearest}"
                 elif other == key:
                     yield f"{where}.when: a key cannot depend on itself"
 
@@ -438,9 +443,8 @@ def _range_problems(config: Config, key: str, dimension: Dimension) -> Iterator[
 
 def _shrink(config: Config) -> Config:
     """A run of seconds through every stage, under names of its own: no real champion is touched."""
-    batch = min(config.train.batch_tokens, 4 * config.train.seq_len)
-    batch = max(config.train.seq_len, batch // config.train.seq_len * config.train.seq_len)
-    small = config.replace(
+    batch = 4 * config.train.seq_len
+    return config.replace(
         {
             "experiment": f"{config.experiment}-smoke",
             "promote.model": f"{config.promote.model}-smoke",
@@ -455,4 +459,3 @@ def _shrink(config: Config) -> Config:
             "generate.max_new_tokens": min(config.generate.max_new_tokens, 40),
         }
     )
-    return small

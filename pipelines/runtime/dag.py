@@ -19,7 +19,7 @@ from pipelines.runtime.progress import Progress
 from pipelines.runtime.tracking import Run, Store, model_exists
 
 Outputs = dict[str, Any]
-"""Small JSON. `files` lists paths and `model_uri` a logged model without which it is worth nothing."""
+"""Small JSON; worth nothing without the paths in `files` and the logged model at `model_uri`."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,9 +88,7 @@ def order(stages: Sequence[Stage], until: str | None = None) -> list[Stage]:
     return [by_name[name] for name in TopologicalSorter(graph).static_order() if name in wanted]
 
 
-def plan(
-    stages: Sequence[Stage], config: Config, *, until: str | None, fresh: bool
-) -> list[Node]:
+def plan(stages: Sequence[Stage], config: Config, *, until: str | None, fresh: bool) -> list[Node]:
     """What `run` would do, in order; writes nothing."""
     store = Store.open(config.experiment, storage_path(config), create=False)
     done: dict[str, Node] = {}
@@ -151,9 +149,7 @@ def _open_pipeline_run(store: Store, config: Config) -> str:
     return store.create("pipeline", key, f"{config.experiment} pipeline", params=data)
 
 
-def _resolve(
-    stage: Stage, config: Config, store: Store | None, done: Mapping[str, Node]
-) -> Node:
+def _resolve(stage: Stage, config: Config, store: Store | None, done: Mapping[str, Node]) -> Node:
     """Find out whether a stage's result is remembered, and if not, why not."""
     unknown = [name for name in stage.needs if done[name].key is None]
     if unknown:

@@ -56,7 +56,8 @@ def connect(uri: str) -> MlflowClient:
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="mlflow")
-    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "false")
+    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     if uri.startswith(("http://", "https://")):
         _probe(uri)
     elif uri.startswith("sqlite:///"):
@@ -75,7 +76,9 @@ def _probe(uri: str) -> None:
         requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).raise_for_status()
     except requests.RequestException as error:
         reason = type(error).__name__
-        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: no tracking server answers ({reason})") from None
+        raise ConfigError(
+            f"MLFLOW_TRACKING_URI={uri}: no tracking server answers ({reason})"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,9 @@ class Store:
     def open(experiment: str, storage: Path, *, create: bool = True) -> "Store | None":
         """Connect and find or create the experiment; None if it is not there and not to be made."""
         uri = tracking_uri()
-        if not create and uri.startswith("sqlite:///"):
-            if not Path(uri.removeprefix("sqlite:///")).exists():
-                return None
         local = uri.startswith("sqlite:///")
+        if not create and local and not Path(uri.removeprefix("sqlite:///")).exists():
+            return None
         location = (storage / "artifacts").as_uri() if local else None
         storage.mkdir(parents=True, exist_ok=True)
         with FileLock(storage / ".mlflow.lock"):  # MLflow's own first use of a database races
@@ -103,7 +105,9 @@ class Store:
             if found is None:
                 return Store(client, client.create_experiment(experiment, location))
         if found.lifecycle_stage != "active":
-            raise ConfigError(f"experiment: {experiment} was deleted in MLflow; restore or rename it")
+            raise ConfigError(
+                f"experiment: {experiment} was deleted in MLflow; restore or rename it"
+            )
         return Store(client, found.experiment_id)
 
     def find(self, kind: str, key: str | None = None) -> list[Run]:
@@ -115,14 +119,19 @@ class Store:
 
     def children(self, parent: str, kind: str) -> list[Run]:
         """Runs of a kind under a parent, newest first."""
-        return self._search(f"tags.`mlflow.parentRunId` = '{parent}' and tags.`dca.kind` = '{kind}'")
+        return self._search(
+            f"tags.`mlflow.parentRunId` = '{parent}' and tags.`dca.kind` = '{kind}'"
+        )
 
     def _search(self, query: str) -> list[Run]:
         runs: list[Run] = []
         token = None
         while True:
             page = self.client.search_runs(
-                [self.experiment_id], query, order_by=["attributes.start_time DESC"], page_token=token
+                [self.experiment_id],
+                query,
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
             )
             runs.extend(page)
             token = page.token
@@ -237,9 +246,7 @@ class HistoryWriter:
             client.log_batch(run_id, metrics=list(_metrics(batch)))
             seen.update(int(row["step"]) for row in batch)
 
-    def _finish(
-        self, run_id: str, status: str, tags: dict[str, str], summary: Row | None
-    ) -> None:
+    def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
         if summary is not None:
             self._store.client.log_batch(run_id, metrics=list(_metrics([summary])))
         self._store.tag(run_id, tags)
@@ -393,7 +400,9 @@ def provenance() -> dict[str, str]:
 def _git(*args: str) -> str:
     here = Path(__file__).parent
     try:
-        result = subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10)
+        result = subprocess.run(
+            ["git", *args], cwd=here, capture_output=True, text=True, timeout=10
+        )
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""

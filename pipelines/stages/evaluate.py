@@ -24,7 +24,7 @@ def evaluate(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
 
 def test_bits_per_byte(context: Context, model_uri: str, fingerprint: str) -> float:
-    """A packaged model's bits per byte on a whole test split, at the context it was trained with."""
+    """A packaged model's bits per byte on a whole test split, at its own training context."""
     packaged = load_packaged(model_uri)
     data = open_bytes(sealed_test(context.storage, fingerprint))
     return bits_per_byte(packaged.model, data, seq_len=packaged.config["train"]["seq_len"])

@@ -39,9 +39,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     return package(context.store, context.run_id, config, folder, history)
 
 
-def describe_run(
-    store: Store, run_id: str, config: Config, storage: Path, corpus: Outputs
-) -> None:
+def describe_run(store: Store, run_id: str, config: Config, storage: Path, corpus: Outputs) -> None:
     """A training run's parameters and the text it reads, in MLflow."""
     store.log_params(run_id, run_params(config))
     paths = development(storage, corpus["fingerprint"])
@@ -70,9 +68,7 @@ def record(
     return [history[step] for step in sorted(history)]
 
 
-def package(
-    store: Store, run_id: str, config: Config, folder: Path, history: list[Row]
-) -> Outputs:
+def package(store: Store, run_id: str, config: Config, folder: Path, history: list[Row]) -> Outputs:
     """Log the best checkpoint as a pyfunc model; returns the run's result."""
     metric = config.train.best_metric
     best = best_row(history, metric)
@@ -111,5 +107,10 @@ STAGE = Stage(
     run=fit,
     needs=("corpus", "select"),
     reads=("seed", "model", "train", "fit.tokens"),
-    sources=("dca", "pipelines/training", "pipelines/stages/fit.py", "pipelines/runtime/packaged_model.py"),
+    sources=(
+        "dca",
+        "pipelines/training",
+        "pipelines/stages/fit.py",
+        "pipelines/runtime/packaged_model.py",
+    ),
 )

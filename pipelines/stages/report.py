@@ -33,12 +33,15 @@ def _found(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
     states = Counter(needs["search"]["trials"].values())
     trials = ", ".join(f"{count} {state}" for state, count in states.items())
     chosen, fit, gate = needs["select"], needs["fit"], needs["promote"]
-    values = ", ".join(f"{key}={value}" for key, value in chosen["values"].items()) or "the defaults"
+    values = (
+        ", ".join(f"{key}={value}" for key, value in chosen["values"].items()) or "the defaults"
+    )
     return [
         f"{context.config.experiment}: {sum(states.values())} trials ({trials})",
         f"winner   trial {chosen['trial']}, {chosen['objective']:.4f} bits per byte: {values}",
-        f"trained  {fit['tokens']:,} bytes with {fit['workers']} workers in {clock(fit['seconds'])}, "
-        f"{fit['parameters']:,} parameters, validation {fit['val_bits_per_byte']:.4f} bits per byte",
+        f"trained  {fit['parameters']:,} parameters on {fit['tokens']:,} bytes with "
+        f"{fit['workers']} workers in {clock(fit['seconds'])}, "
+        f"validation {fit['val_bits_per_byte']:.4f} bits per byte",
         f"gate     version {needs['register']['version']} {gate['decision']}",
     ]
 

@@ -146,15 +146,17 @@ def _name(trial: TuneTrial) -> str:
 class _Recorder(tune.Callback):
     """The only writer of the search's runs; also keeps the live line up to date."""
 
-    def __init__(
-        self, context: Context, space: Space, stored: list[StoredTrial]
-    ) -> None:
+    def __init__(self, context: Context, space: Space, stored: list[StoredTrial]) -> None:
         self._context, self._space = context, space
         self._runs = {trial.number: trial.run_id for trial in stored}
         self._writer = HistoryWriter(context.store)
         self._counts = {s: sum(t.state == s for t in stored) for s in STATES}
-        done = [(t.objective, t.number) for t in stored if t.state == "complete"]
-        self._best: tuple[float, int] | None = min(done, default=None)  # type: ignore[arg-type]
+        done = [
+            (t.objective, t.number)
+            for t in stored
+            if t.state == "complete" and t.objective is not None
+        ]
+        self._best = min(done, default=None)
         self._share: dict[int, float] = {}
         """Part of its budget that each running trial has used."""
         self._first = sum(self._counts.values())
@@ -283,5 +285,10 @@ STAGE = Stage(
     run=search,
     needs=("corpus",),
     reads=("seed", "model", "train", "search"),
-    sources=("dca", "pipelines/training", "pipelines/stages/search.py", "pipelines/stages/study.py"),
+    sources=(
+        "dca",
+        "pipelines/training",
+        "pipelines/stages/search.py",
+        "pipelines/stages/study.py",
+    ),
 )

@@ -53,9 +53,7 @@ def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
         deepest = max((trial.tokens for trial in pruned), default=0)
         return [trial for trial in pruned if trial.tokens == deepest]
     rung = max(shared)
-    return [
-        replace(trial, objective=trial.curve[rung]) for trial in pruned if rung in trial.curve
-    ]
+    return [replace(trial, objective=trial.curve[rung]) for trial in pruned if rung in trial.curve]
 
 
 STAGE = Stage(

@@ -143,7 +143,9 @@ class StudySearcher(Searcher):
     cannot start from stored trials of a conditional space.
     """
 
-    def __init__(self, study: optuna.Study, space: Space, max_tokens: int | None, spent: int) -> None:
+    def __init__(
+        self, study: optuna.Study, space: Space, max_tokens: int | None, spent: int
+    ) -> None:
         super().__init__(metric="objective", mode="min")
         self._study, self._space = study, space
         self._max_tokens, self._spent = max_tokens, spent
@@ -152,9 +154,9 @@ class StudySearcher(Searcher):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's number and values; FINISHED when the token budget is spent."""
-        if self._max_tokens is not None:
-            if self._spent + sum(self._tokens.values()) >= self._max_tokens:
-                return Searcher.FINISHED  # type: ignore[no-any-return]
+        spent = self._spent + sum(self._tokens.values())
+        if self._max_tokens is not None and spent >= self._max_tokens:
+            return Searcher.FINISHED
         trial = self._study.ask()
         self._running[trial_id] = trial
         return {"number": trial.number, "values": self._space.suggest(trial)}

@@ -38,7 +38,9 @@ class Progress:
     """Training time so far, over every start of the run."""
 
 
-def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+def save(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+) -> None:
     """Write `folder/<step>`, then drop what is neither among the newest nor the best."""
     target = path_of(folder, progress.step)
     temporary = folder / f".{target.name}.{os.getpid()}"
@@ -53,7 +55,7 @@ def save(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progr
     for path in (*temporary.iterdir(), temporary):
         _sync(path)
     shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
+    temporary.replace(target)
     _sync(folder)
     _prune(folder, progress.best_step)
 

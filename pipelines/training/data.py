@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +77,9 @@ def prepare(config: DataConfig, corpus: Corpus, storage: Path) -> None:
     splits = development(storage, corpus.fingerprint)
     paths = [splits.train, splits.validation, sealed_test(storage, corpus.fingerprint)]
     sizes = list(corpus.sizes.values())
-    if all(path.exists() and path.stat().st_size == n for path, n in zip(paths, sizes, strict=True)):
+    if all(
+        path.exists() and path.stat().st_size == n for path, n in zip(paths, sizes, strict=True)
+    ):
         return
     chunks = _Chunks(_read(config))
     for path, size in zip(paths, sizes, strict=True):
@@ -90,7 +93,7 @@ def development(storage: Path, fingerprint: str) -> Development:
 
 
 def sealed_test(storage: Path, fingerprint: str) -> Path:
-    """Where the test split lies: for the evaluation of a finished candidate, and for nothing else."""
+    """Where the test split lies: for the evaluation of a finished candidate and nothing else."""
     return storage / "corpora" / "sealed" / f"{fingerprint}.bin"
 
 
@@ -131,7 +134,7 @@ class Batches:
             order = phase + self.seq_len * rng.permutation(count)
             object.__setattr__(self, "_cached_epoch", epoch)
             object.__setattr__(self, "_cached_starts", order)
-        return self._cached_starts  # type: ignore[attr-defined,no-any-return]
+        return self._cached_starts  # type: ignore[attr-defined]
 
 
 def windows(data: Bytes, starts: NDArray[np.int64], seq_len: int) -> Bytes:
@@ -146,7 +149,7 @@ def _write(path: Path, chunks: "_Chunks", size: int) -> None:
             size -= file.write(chunks.take(size))
         file.flush()
         os.fsync(file.fileno())
-    os.replace(file.name, path)
+    Path(file.name).replace(path)
 
 
 class _Chunks:
@@ -196,7 +199,7 @@ def _files(config: DataConfig) -> Iterator[bytes]:
     """The user's files in the order of their paths."""
     pattern = str(config.path)
     root = Path(pattern)
-    found = sorted(root.rglob("*")) if root.is_dir() else map(Path, sorted(glob.glob(pattern)))
+    found = sorted(root.rglob("*")) if root.is_dir() else map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207
     paths = [path for path in found if path.is_file()]
     if not paths:
         raise ConfigError(f"data.path: {pattern}: no such file, folder or glob match")
@@ -208,14 +211,14 @@ def _files(config: DataConfig) -> Iterator[bytes]:
             raise ConfigError(f"data.path: {path}: {error.strerror}") from None
 
 
-def _file_chunks(file: object) -> Iterator[bytes]:
-    return iter(lambda: file.read(CHUNK_BYTES), b"")  # type: ignore[attr-defined]
+def _file_chunks(file: Any) -> Iterator[bytes]:
+    return iter(lambda: file.read(CHUNK_BYTES), b"")
 
 
-_ENWIK8_FILES: dict[str, Callable] = {
+_ENWIK8_FILES: dict[str, Callable[[Path], Any]] = {
     "enwik8": lambda path: path.open("rb"),
     "enwik8.gz": gzip.open,
-    "enwik8.zip": lambda path: zipfile.ZipFile(path).open("enwik8"),
+    "enwik8.zip": lambda path: zipfile.ZipFile(path).open("enwik8"),  # noqa: SIM115
 }
 
 CORPORA: dict[str, Callable[[DataConfig], Iterator[bytes]]] = {

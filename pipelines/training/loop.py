@@ -27,6 +27,7 @@ from pipelines.training.data import Batches, Development, open_bytes
 from pipelines.training.evaluation import autocast, bits_per_byte, rank_and_world, to_ids
 from pipelines.training.optimizer import build_optimizer, learning_rate_at
 
+
 class Diverged(PipelineError):
     """The gradient or the loss was no longer finite; the update was not made."""
 
@@ -46,7 +47,7 @@ def train(config: Config, corpus: Development, folder: Path) -> Generator[list[R
 
 
 def best_row(history: Iterable[Row], metric: str) -> Row:
-    """The evaluated row with the smallest metric, the earliest of equals; its step has a checkpoint."""
+    """The evaluated row (it has a checkpoint) with the smallest metric; the earliest of equals."""
     return min((row for row in history if "val_bits_per_byte" in row), key=itemgetter(metric))
 
 
@@ -136,7 +137,7 @@ class _Run:
         loss = self._backward(ids)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         torch.maximum(bad, (~torch.isfinite(norm)).to(bad.dtype), out=bad)
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, bad  # read by the fused kernel
+        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm

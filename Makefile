@@ -1,0 +1,24 @@
+# `make sweep` and `make test` need Python 3.11 or newer, make and a C compiler, and install the rest.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install sweep test check
+
+install: .venv/.installed
+
+.venv/.installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --requirement requirements.lock
+	$(BIN)/pip install --quiet --no-deps --editable .
+	touch $@
+
+sweep: install
+	$(BIN)/python pipelines/sweep.py
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy

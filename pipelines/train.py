@@ -1,0 +1,45 @@
+"""One training run, without a search.
+
+    python pipelines/train.py [EXPERIMENT.yaml] [key=value ...]
+
+Running the same command again goes on where the last one stopped.
+"""
+
+import argparse
+
+from pipelines.runtime.config import load
+from pipelines.runtime.errors import run_command
+
+
+def main() -> None:
+    """Check the input first: the libraries behind the stages take seconds to load."""
+    parser = argparse.ArgumentParser(
+        prog="train.py", description="Train one model, without a search."
+    )
+    parser.add_argument(
+        "arguments",
+        nargs="*",
+        metavar="EXPERIMENT.yaml | key=value",
+        help="an experiment (default: experiments/quickstart.yaml) and changes to its keys, "
+        "as in model.dim=128 train.learning_rate=1e-3",
+    )
+    parser.add_argument("--fresh", action="store_true", help="train again what is remembered")
+    parser.add_argument("--smoke", action="store_true", help="train for seconds, tiny")
+    arguments = parser.parse_args()
+    config = load(arguments.arguments, smoke=arguments.smoke)
+    from pipelines.runtime import dag
+    from pipelines.runtime.cluster import capacity, require
+    from pipelines.stages import corpus, train
+
+    require(capacity(), config.resources, "resources")
+    stages = [corpus.STAGE, train.STAGE]
+    result = dag.run(stages, config, until=None, fresh=arguments.fresh)["train"]
+    print(
+        f"\nvalidation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
+        f"bytes, {result['parameters']:,} parameters\nmodel      {result['model_uri']}\n"
+        f"next       python pipelines/generate.py --model {result['model_uri']} --prompt 'def '"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, on_interrupt="run the same command again to go on")

@@ -1,0 +1,88 @@
+"""The model written from the paper's equations: slow, explicit, one weight per token and feature.
+
+Nothing here is shared with `dca` but the names of the parameters.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from dca import ModelConfig
+
+Weights = dict[str, Tensor]
+
+
+def logits(config: ModelConfig, weights: Weights, ids_bt: Tensor) -> Tensor:
+    """Logits [b, t, v] of any residual kind."""
+    outputs = [weights["embed.weight"][ids_bt]]
+    for t in range(1, config.depth + 1):
+        name = f"blocks.{t - 1}."
+        q, k, v = _inputs(config, weights, f"{name}mix", outputs, 3)
+        norms = [weights[f"{name}norms.{i}.weight"] for i in range(config.streams)]
+        norms *= 3 // len(norms)
+        h = _attention(
+            config, weights, name, *(_norm(x, g) for x, g in zip((q, k, v), norms, strict=True))
+        )
+        hidden = _norm(h + q, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
+        hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+        outputs.append(h + hidden @ weights[f"{name}ff.down.weight"].T)
+    (g,) = _inputs(config, weights, "mix", outputs, 1)
+    return _norm(g, weights["norm.weight"]) @ weights["head.weight"].T
+
+
+def _inputs(config, weights, name, outputs, count) -> list[Tensor]:
+    """The combinations g over the stack of everything before, repeated to `count` inputs."""
+    if config.residual == "standard":
+        return [sum(outputs)] * count
+    entries = _stack(outputs, config.last_k)
+    b = weights[f"{name}.b_ond"]
+    w = weights.get(f"{name}.w_od")
+    combined = []
+    for o in range(len(b)):
+        g = torch.zeros_like(outputs[0])
+        for i, f in enumerate(entries):
+            weight_btd = b[o, i].expand_as(f)
+            if w is not None:
+                seen = f / torch.sqrt((f**2).mean(-1, keepdim=True) + 1e-6)
+                score = ((seen if config.grn_norm else f) * w[o]).sum(-1, keepdim=True)
+                weight_btd = weight_btd + torch.where(score > 0, score, torch.zeros_like(score))
+            g = g + weight_btd * f
+        combined.append(g)
+    return combined * (count // len(combined))
+
+
+def _stack(outputs: list[Tensor], last_k: int | None) -> list[Tensor]:
+    """f_0, the sum of the block outputs older than the last k, and the last k."""
+    first, blocks = outputs[0], outputs[1:]
+    if last_k is None or len(blocks) <= last_k:
+        return outputs
+    return [first, sum(blocks[:-last_k]), *blocks[-last_k:]]
+
+
+def _attention(config, weights, name, q, k, v) -> Tensor:
+    wq, wk, wv = weights[f"{name}attention.qkv.weight"].chunk(3)
+    size, length = config.dim // config.heads, q.shape[1]
+    heads = []
+    for h in range(config.heads):
+        part = slice(h * size, (h + 1) * size)
+        queries, keys = _rotate((q @ wq.T)[..., part]), _rotate((k @ wk.T)[..., part])
+        scores = queries @ keys.transpose(1, 2) / math.sqrt(size)
+        future = torch.ones(length, length, dtype=torch.bool).triu(1)
+        heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ (v @ wv.T)[..., part])
+    return torch.cat(heads, -1) @ weights[f"{name}attention.out.weight"].T
+
+
+def _rotate(x: Tensor) -> Tensor:
+    """Rotary positions as multiplication of complex numbers."""
+    half = x.shape[-1] // 2
+    frequency = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
+    angle = torch.arange(x.shape[1], dtype=torch.float64)[:, None] * frequency
+    turned = torch.complex(x[..., :half], x[..., half:]) * torch.polar(
+        torch.ones_like(angle), angle
+    )
+    return torch.cat([turned.real, turned.imag], -1)
+
+
+def _norm(x: Tensor, gain: Tensor) -> Tensor:
+    return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * gain
