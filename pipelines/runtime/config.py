@@ -255,6 +255,16 @@ class Config(Section):
     promote: PromoteConfig = PromoteConfig()
     generate: GenerateConfig = GenerateConfig()
 
+    @model_validator(mode="after")
+    def _workers_share_a_batch(self) -> "Config":
+        for workers in (self.resources.workers, self.fit.resources.workers):
+            if self.train.batch_tokens % (self.train.seq_len * workers):
+                raise ValueError(
+                    f"train.batch_tokens: expected a multiple of {workers} workers x seq_len = "
+                    f"{self.train.seq_len}, got {self.train.batch_tokens}"
+                )
+        return self
+
     def get(self, key: str) -> Any:
         """The value of a dotted key."""
         value: Any = self
@@ -374,8 +384,9 @@ def _problems(error: ValidationError, source: str) -> Iterator[str]:
             yield f"{source}: {key}: missing"
         elif problem["type"] in ("value_error", "assertion_error"):
             field, separator, rest = message.partition(": ")
-            inner = separator and field.replace("_", "").isalnum()
-            yield f"{source}: {key}.{field}: {rest}" if inner else f"{source}: {key}: {message}"
+            inner = separator and field.replace("_", "").replace(".", "").isalnum()
+            names = [*path, field] if inner else path
+            yield f"{source}: {'.'.join(names)}: {rest if inner else message}"
         else:
             expected = message[0].lower() + message[1:]
             nearest = _nearest_choice(problem)

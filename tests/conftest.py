@@ -1,0 +1,47 @@
+"""A small corpus, made, not found, and a configuration that trains on it in a second."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+from pipelines.runtime.config import Config, validate
+
+os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 kB of sentences from a small grammar."""
+    rng = random.Random(0)
+    words = [["the", "a"], ["old", "red", "small"], ["cat", "sun", "sea"], ["saw", "was", "ate"]]
+    lines = [" ".join(rng.choice(w) for w in words) for _ in range(4000)]
+    path = tmp_path_factory.mktemp("corpus") / "text.txt"
+    path.write_text("\n".join(lines))
+    return path
+
+
+@pytest.fixture
+def data(text: Path, tmp_path: Path) -> dict:
+    """A configuration as YAML would give it."""
+    return {
+        "experiment": "tiny",
+        "storage": str(tmp_path / "runs"),
+        "data": {"corpus": "files", "path": str(text)},
+        "model": {"dim": 16, "depth": 2, "heads": 2},
+        "train": {
+            "tokens": 4096,
+            "seq_len": 32,
+            "batch_tokens": 256,
+            "learning_rate": 1e-2,
+            "evals": 4,
+            "eval_tokens": 512,
+            "log_every_steps": 2,
+        },
+    }
+
+
+@pytest.fixture
+def config(data: dict) -> Config:
+    return validate(data, source="test")

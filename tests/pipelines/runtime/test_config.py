@@ -1,0 +1,148 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.runtime.config import FIELDS, Config, load, validate
+from pipelines.runtime.errors import ConfigError
+
+EXPERIMENTS = sorted(Path("experiments").glob("*.yaml"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: e\ntrain: {learning_rate: 1e-3}\n")
+    return file
+
+
+def problem(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load([str(argument) for argument in arguments])
+    return str(error.value)
+
+
+def test_numbers_are_read_as_in_yaml_1_2(path):
+    assert load([path.as_posix()]).train.learning_rate == 0.001
+    assert load([path.as_posix(), "train.learning_rate=3e-4"]).train.learning_rate == 0.0003
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.dimm=3", "model.dimm: unknown key; did you mean dim?"),
+        ("learning_rate=1", "learning_rate: unknown key; did you mean train.learning_rate?"),
+        ("train.tokens=many", 'train.tokens: input should be a valid integer, got "many"'),
+        ("train.compile=no", 'train.compile: input should be a valid boolean, got "no"'),
+        ("model.residual=dcaa", "did you mean dca?"),
+        ("model.heads=3", "model.heads: dim / heads must be an even number, got 128 / 3"),
+        ("train.batch_tokens=100", "train.batch_tokens: expected a multiple of seq_len = 256"),
+        ("model=3", "model: "),
+        ("data.corpus=files", "data.path: expected a file, folder or glob"),
+        ("promote.model=a/b", "promote.model: "),
+        ("resources.workers=3", "train.batch_tokens: expected a multiple of 3 workers"),
+        ("fit.resources.workers=16", "train.batch_tokens: expected a multiple of 16 workers"),
+        ("train.learning_rate=.inf", "train.learning_rate: "),
+        ("model.heads=[1", "not valid YAML"),
+        ("experiment=a/b", "experiment: "),
+    ],
+)
+def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override, expected):
+    message = problem(path, override)
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "dimension", "expected"),
+    [
+        ("model.depht", "{int: [1, 2]}", "no such configuration key; did you mean model.depth?"),
+        ("seed", "{int: [1, 2]}", "expected a key of model or train"),
+        ("model.depth", "{int: [2, 1]}", "expected low < high"),
+        ("model.depth", "{int: [1, 2], choice: [1]}", "expected exactly one of"),
+        ("model.depth", "{}", "expected exactly one of"),
+        ("model.depth", "{choice: []}", "expected at least one value"),
+        ("model.depth", "{choice: [1, two]}", 'model.depth: input should be a valid integer'),
+        ("model.heads", "{int: [4, 5]}", "dim / heads must be an even number"),
+        ("train.learning_rate", "{log_uniform: [0, 1]}", "expected low > 0"),
+        ("model.last_k", "{int: [1, 2], when: {model.residul: dca}}", "did you mean model.residual?"),
+        ("model.last_k", "{int: [1, 2], when: {model.last_k: 1}}", "cannot depend on itself"),
+        ("model.last_k", "{ints: [1, 2]}", "unknown key"),
+    ],
+)
+def test_a_search_space_is_checked_against_the_fields(path, key, dimension, expected):
+    message = problem(path, f"search.space.{key}={dimension}")
+    assert f"search.space.{key}" in message
+    assert expected in message
+
+
+def test_all_problems_of_a_file_are_reported_together(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("experiment: e\nseed: x\nmodel: {dim: 1.5}\ntrain: {tokns: 5}\n")
+    lines = problem(file).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{file}: ") for line in lines)
+
+
+def test_a_duplicate_key_and_a_syntax_error_name_the_line(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("experiment: e\nseed: 1\nseed: 2\n")
+    assert problem(file).startswith(f"{file}:3: ")
+    file.write_text("experiment: e\nmodel: [\n")
+    assert problem(file).startswith(f"{file}:")
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "text", "\x00", "experiment:\n"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    assert str(file) in problem(file)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    assert "did you mean experiments/quickstart.yaml?" in problem("experiments/quickstrat.yaml")
+    assert "no such file" in problem(tmp_path / "none.yaml")
+
+
+def test_a_replaced_value_is_validated_and_survives_a_round_trip(config):
+    changed = config.replace({"model.dim": 32, "train.learning_rate": 0.5})
+    assert (changed.model.dim, changed.train.learning_rate) == (32, 0.5)
+    assert validate(changed.model_dump(mode="json"), source="again") == changed
+    with pytest.raises(ConfigError):
+        config.replace({"model.dim": 31})
+
+
+def test_the_fit_has_its_own_budget_and_resources(config):
+    fit = config.replace({"fit": {"tokens": 8192, "resources": {"workers": 2}}}).fit_config()
+    assert (fit.train.tokens, fit.resources.workers) == (8192, 2)
+    assert config.fit_config().train.tokens == config.train.tokens
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_shipped_experiment_is_valid_as_it_is_and_shrunk(path):
+    assert load([str(path)]).experiment
+    small = load([str(path)], smoke=True)
+    assert small.experiment.endswith("-smoke")
+    assert small.promote.model.endswith("-smoke")
+
+
+def test_evaluations_are_evenly_spaced_and_the_last_is_at_the_end(config):
+    assert config.train.eval_steps == [4, 8, 12, 16]
+    assert config.replace({"train.evals": 99}).train.eval_steps == list(range(1, 17))
+
+
+def test_a_configuration_cannot_be_changed(config):
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+
+
+def test_every_field_is_documented():
+    def undocumented(model, prefix=""):
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if hasattr(kind, "model_fields"):
+                yield from undocumented(kind, f"{prefix}{name}.")
+            elif name != "model" and not field.description:
+                yield f"{prefix}{name}"
+
+    assert list(undocumented(Config)) == []
+    assert "train.learning_rate" in FIELDS

@@ -1,0 +1,138 @@
+import pytest
+from optuna.trial import TrialState
+
+from pipelines.runtime.config import Config
+from pipelines.runtime.errors import ConfigError
+from pipelines.stages.study import Space, StoredTrial, StudySearcher, build_study
+
+SPACE = {
+    "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+    "model.residual": {"choice": ["standard", "dca"]},
+    "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+}
+
+
+@pytest.fixture
+def config(config: Config) -> Config:
+    return config.replace({"search": {"space": SPACE, "trials": 8}})
+
+
+def searcher_of(config: Config, stored=(), max_tokens: int | None = None, spent: int = 0):
+    space = Space(config)
+    study = build_study(config.search, space, config.seed, list(stored))
+    return StudySearcher(study, space, max_tokens, spent), study
+
+
+def result(objective: float, step: int, *, finished: bool, tokens: int = 0) -> dict:
+    return {"objective": objective, "step": step, "finished": finished, "tokens": tokens}
+
+
+def complete(number: int, **changes) -> StoredTrial:
+    values = {"model.residual": "standard", "train.learning_rate": 1e-3}
+    stored = {"state": "complete", "objective": 2.0, "values": values, **changes}
+    return StoredTrial(number=number, run_id=str(number), **stored)
+
+
+def test_a_condition_decides_whether_a_key_is_searched(config):
+    searcher, _ = searcher_of(config)
+    drawn = [searcher.suggest(str(i))["values"] for i in range(30)]
+    kinds = {values["model.residual"] for values in drawn}
+    assert kinds == {"standard", "dca"}
+    for values in drawn:
+        assert ("model.last_k" in values) == (values["model.residual"] == "dca")
+        assert 1e-4 <= values["train.learning_rate"] <= 1e-2
+        config.replace(values)
+
+
+def test_a_condition_may_be_on_a_key_that_is_not_searched(config):
+    space = {key: SPACE[key] for key in ("model.last_k", "train.learning_rate")}
+    fixed = config.replace({"search": {"space": space}, "model.residual": "standard"})
+    assert list(searcher_of(fixed)[0].suggest("a")["values"]) == ["train.learning_rate"]
+    assert Space(fixed).inactive({"train.learning_rate": 1}) == ["model.last_k"]
+
+
+def test_conditions_in_a_circle_are_refused(config):
+    space = {
+        "model.depth": {"int": [1, 2], "when": {"model.last_k": 1}},
+        "model.last_k": {"int": [1, 2], "when": {"model.depth": 1}},
+    }
+    with pytest.raises(ConfigError, match="circle: model"):
+        Space(config.replace({"search": {"space": space}}))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_a_seed_repeats_the_suggestions(config, sampler):
+    config = config.replace({"search.sampler.name": sampler})
+
+    def draw(seed: int) -> list:
+        searcher, _ = searcher_of(config.replace({"seed": seed}))
+        return [searcher.suggest(str(i))["values"] for i in range(5)]
+
+    assert draw(0) == draw(0)
+    assert draw(0) != draw(1)
+
+
+def test_the_study_is_told_how_each_trial_really_ended(config):
+    searcher, study = searcher_of(config)
+    for name in ("complete", "pruned", "failed", "silent"):
+        searcher.suggest(name)
+    searcher.on_trial_result("complete", result(3.0, 1, finished=False))
+    searcher.on_trial_complete("complete", result(2.0, 4, finished=True))
+    searcher.on_trial_result("pruned", result(5.0, 1, finished=False))
+    searcher.on_trial_complete("pruned", result(4.0, 2, finished=False))
+    searcher.on_trial_complete("failed", result(1.0, 2, finished=False), error=True)
+    searcher.on_trial_complete("silent", None)
+    done, pruned, failed, silent = study.trials
+    assert (done.state, done.value) == (TrialState.COMPLETE, 2.0)
+    assert pruned.state == TrialState.PRUNED
+    assert pruned.intermediate_values == {1: 5.0, 2: 4.0}
+    assert (failed.state, silent.state) == (TrialState.FAIL, TrialState.FAIL)
+    assert study.best_trial.number == 0
+
+
+def test_a_rebuilt_study_keeps_numbers_states_and_values_and_asks_for_what_is_missing(config):
+    fixed = {"model.residual": "dca", "model.last_k": 2, "train.learning_rate": 5e-3}
+    stored = [
+        complete(0),
+        complete(1, state=None, objective=None, values=fixed),
+        complete(3, state="pruned", objective=3.0, curve={1: 3.5, 2: 3.0}),
+        complete(4, state="failed", objective=None),
+    ]
+    searcher, study = searcher_of(config, stored)
+    assert [t.state for t in study.trials] == [
+        TrialState.COMPLETE,
+        TrialState.WAITING,
+        TrialState.WAITING,
+        TrialState.PRUNED,
+        TrialState.FAIL,
+    ]
+    assert study.trials[3].intermediate_values == {1: 3.5, 2: 3.0}
+    assert searcher.suggest("a") == {"number": 1, "values": fixed}
+    assert [searcher.suggest(name)["number"] for name in "bc"] == [2, 5]
+
+
+def test_a_resumed_search_does_not_draw_its_first_points_again(config):
+    first = searcher_of(config)[0].suggest("a")["values"]
+    resumed = searcher_of(config, [complete(0, values=first)])[0].suggest("a")
+    assert resumed["number"] == 1
+    assert resumed["values"]["train.learning_rate"] != first["train.learning_rate"]
+
+
+def test_the_sampler_learns_from_stored_trials(config):
+    def stored(number: int) -> StoredTrial:
+        rate = 10 ** (-4 + 2 * number / 20)
+        values = {"model.residual": "standard", "train.learning_rate": rate}
+        return complete(number, objective=2 + abs(number - 15), values=values)
+
+    searcher, _ = searcher_of(config, [stored(number) for number in range(20)])
+    rates = [searcher.suggest(str(i))["values"]["train.learning_rate"] for i in range(20)]
+    assert sum(1e-3 < rate < 1e-2 for rate in rates) > 14
+
+
+def test_the_token_budget_ends_the_search(config):
+    searcher, _ = searcher_of(config, max_tokens=100, spent=40)
+    assert searcher.suggest("a")["number"] == 0
+    searcher.on_trial_result("a", result(1.0, 1, finished=False, tokens=50))
+    assert searcher.suggest("b")["number"] == 1
+    searcher.on_trial_complete("a", result(1.0, 2, finished=True, tokens=60))
+    assert searcher.suggest("c") == "FINISHED"

@@ -1,0 +1,163 @@
+import math
+
+import pytest
+import torch
+
+from pipelines.runtime.config import Config
+from pipelines.training import checkpoint, loop
+from pipelines.training.data import Development, development, measure, prepare
+from pipelines.training.evaluation import bits_per_byte, compressors
+from pipelines.training.loop import Diverged, best_row, train
+from pipelines.training.optimizer import build_optimizer, learning_rate_at
+
+UNTIMED = ("step", "tokens", "train_bits_per_byte", "learning_rate", "grad_norm", "val_bits_per_byte")
+
+
+@pytest.fixture
+def corpus(config: Config, tmp_path) -> Development:
+    found = measure(config.data, seq_len=config.train.seq_len)
+    prepare(config.data, found, tmp_path)
+    return development(tmp_path, found.fingerprint)
+
+
+def history(run) -> list[dict]:
+    return [{key: row.get(key) for key in UNTIMED} for rows in run for row in rows]
+
+
+def tensors(folder) -> dict[str, torch.Tensor]:
+    return checkpoint._read(checkpoint.checkpoints(folder)[-1])[1]
+
+
+def test_it_learns_and_reports_every_evaluation(config, corpus, tmp_path):
+    rows = [rows[-1] for rows in train(config, corpus, tmp_path / "run")]
+    assert [row["step"] for row in rows] == config.train.eval_steps
+    assert [row["tokens"] for row in rows] == [256 * step for step in config.train.eval_steps]
+    bits = [row["val_bits_per_byte"] for row in rows]
+    assert bits[-1] < bits[0] - 1
+    assert all(row["tokens_per_second"] > 0 for row in rows)
+
+
+GOLDEN = {"train_bits_per_byte": 4.0, "val_bits_per_byte": 4.0}
+
+
+def test_the_first_steps_give_the_golden_numbers(config, corpus, tmp_path):
+    """Fix the code, or, if training is meant to have changed, update the numbers."""
+    last = history(train(config, corpus, tmp_path / "run"))[-1]
+    assert {key: last[key] for key in GOLDEN} == pytest.approx(GOLDEN, rel=1e-3)
+
+
+@pytest.mark.parametrize("stop_after", [1, 2, 3])
+def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
+    config, corpus, tmp_path, stop_after
+):
+    whole = history(train(config, corpus, tmp_path / "whole"))
+    first = train(config, corpus, tmp_path / "parts")
+    for _ in range(stop_after):
+        next(first)
+    first.close()
+    replayed = history(train(config, corpus, tmp_path / "parts"))
+    assert replayed == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert any(name.startswith("optimizer.") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_finished_run_only_replays_its_history(config, corpus, tmp_path):
+    whole = history(train(config, corpus, tmp_path / "run"))
+    again = list(train(config, corpus, tmp_path / "run"))
+    assert len(again) == 1
+    assert history(again) == whole
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(config, corpus, tmp_path):
+    whole = history(train(config, corpus, tmp_path / "whole"))
+    parts = config.replace({"train.micro_batch_tokens": 64})
+    accumulated = history(train(parts, corpus, tmp_path / "parts"))
+    for a, b in zip(accumulated, whole, strict=True):
+        assert a["train_bits_per_byte"] == pytest.approx(b["train_bits_per_byte"], rel=1e-3)
+
+
+def test_a_non_finite_gradient_stops_the_run_before_the_update(
+    config, corpus, tmp_path, monkeypatch
+):
+    backward = loop._Run._backward
+
+    def poisoned(run, ids):
+        loss = backward(run, ids)
+        if run.step == 6:
+            run.model.head.weight.grad[0, 0] = math.nan
+        return loss
+
+    monkeypatch.setattr(loop._Run, "_backward", poisoned)
+    steps = config.replace({"train.evals": 1, "train.log_every_steps": 16})
+    run = loop._Run(steps, corpus, tmp_path / "run")
+    with pytest.raises(Diverged, match="diverged at step 7"):
+        run.train_to_next_evaluation()
+    assert all(parameter.isfinite().all() for parameter in run.model.parameters())
+    (step,) = {int(state["step"]) for state in run.optimizer.state.values()}
+    assert step == 6
+    assert checkpoint.checkpoints(tmp_path / "run") == []
+
+
+def test_only_linear_matrices_decay(config):
+    model = loop.build_model(config.model)
+    decayed, others = build_optimizer(model, config.train).param_groups
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert decayed["weight_decay"] == config.train.weight_decay
+    assert others["weight_decay"] == 0
+    kept = {names[id(parameter)].rpartition(".")[2] for parameter in others["params"]}
+    assert kept == {"weight", "b_ond", "w_od"}
+    assert not any("norm" in names[id(p)] or "embed" in names[id(p)] for p in decayed["params"])
+    assert len(names) == len(decayed["params"]) + len(others["params"])
+
+
+def test_the_schedule_warms_up_and_follows_a_cosine(config):
+    train_config = config.replace({"train.tokens": 256 * 100, "train.warmup_fraction": 0.1}).train
+    rates = [learning_rate_at(step, train_config) for step in range(100)]
+    assert rates[0] == pytest.approx(train_config.learning_rate / 10)
+    assert max(rates) == rates[9] == train_config.learning_rate
+    assert rates[-1] == pytest.approx(0.1 * train_config.learning_rate)
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+
+
+class Uniform(torch.nn.Module):
+    """Predicts every byte with the same probability."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logit = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, ids_bt: torch.Tensor) -> torch.Tensor:
+        return self.logit.expand(*ids_bt.shape, 256)
+
+
+def test_a_model_that_knows_nothing_needs_eight_bits_per_byte(corpus):
+    data = loop.open_bytes(corpus.validation)
+    assert bits_per_byte(Uniform(), data, seq_len=32) == pytest.approx(8)
+    assert bits_per_byte(Uniform(), data, seq_len=32, tokens=1) == pytest.approx(8)
+
+
+def test_evaluation_in_any_batch_size_gives_the_same_number(config, corpus):
+    model, data = loop.build_model(config.model), loop.open_bytes(corpus.validation)
+    whole = bits_per_byte(model, data, seq_len=32, batch=1000)
+    assert bits_per_byte(model, data, seq_len=32, batch=7) == pytest.approx(whole, rel=1e-6)
+    assert model.training
+
+
+def test_compressors_and_entropy_of_a_known_text(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(bytes(range(4)) * 1000)
+    bits = compressors(path)
+    assert bits["order-0 entropy"] == pytest.approx(2)
+    assert max(bits["gzip"], bits["bz2"], bits["xz"]) < 0.3
+
+
+def test_the_best_row_is_the_earliest_smallest_evaluated_one():
+    rows = [
+        {"step": 1, "train_bits_per_byte": 0.5},
+        {"step": 2, "train_bits_per_byte": 3.0, "val_bits_per_byte": 1.0},
+        {"step": 3, "train_bits_per_byte": 2.0, "val_bits_per_byte": 1.0},
+    ]
+    assert best_row(rows, "val_bits_per_byte")["step"] == 2
+    assert best_row(rows, "train_bits_per_byte")["step"] == 3
