@@ -13,7 +13,11 @@ class ModelConfig:
     Raises ValueError, naming the field, for a shape that cannot be built.
     """
 
-    __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}
+    __pydantic_config__: ClassVar[dict[str, Any]] = {
+        "extra": "forbid",
+        "strict": True,
+        "use_attribute_docstrings": True,
+    }
 
     dim: int = 128
     """Width of the residual stream, in features."""

@@ -265,6 +265,14 @@ class Config(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _symbols_are_bytes(self) -> "Config":
+        if self.model.vocab != 256:
+            raise ValueError(
+                f"model.vocab: expected 256, one for each byte, got {self.model.vocab}"
+            )
+        return self
+
     def get(self, key: str) -> Any:
         """The value of a dotted key."""
         value: Any = self
@@ -303,6 +311,32 @@ def run_params(config: Config) -> dict[str, Any]:
 
 FIELDS = dict(flatten(Config(experiment="x").model_dump(mode="json")))
 """Every dotted key that has one value, with its default."""
+
+
+def reference() -> str:
+    """Every key with its default and meaning, as the table in the README."""
+    schema = Config.model_json_schema()
+    rows = [
+        "| key | default | meaning |",
+        "|---|---|---|",
+        *_reference_rows(schema, schema["$defs"]),
+    ]
+    return "\n".join(rows)
+
+
+def _reference_rows(
+    schema: dict[str, Any], defs: dict[str, Any], prefix: str = ""
+) -> Iterator[str]:
+    for name, field in schema["properties"].items():
+        key = f"{prefix}{name}"
+        kind = defs.get(field.get("$ref", "").rpartition("/")[2])
+        if kind is not None:
+            yield from _reference_rows(kind, defs, f"{key}.")
+        else:
+            default = json.dumps(FIELDS[key]) if "default" in field else "required"
+            choices = field.get("enum", [])
+            values = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
+            yield f"| `{key}` | `{default}` | {field['description']}{values} |"
 
 
 def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
@@ -470,3 +504,7 @@ def _shrink(config: Config) -> Config:
             "generate.max_new_tokens": min(config.generate.max_new_tokens, 40),
         }
     )
+
+
+if __name__ == "__main__":
+    print(reference())

@@ -105,6 +105,10 @@ def run(
     stages: Sequence[Stage], config: Config, *, until: str | None, fresh: bool
 ) -> dict[str, Outputs]:
     """Run the stages in order, reusing what is remembered; returns their outputs."""
+    ordered = order(stages, until)
+    for stage in ordered:
+        if stage.peek:
+            stage.peek(config)  # bad input is found before anything is written
     storage = storage_path(config)
     store = Store.open(config.experiment, storage)
     assert store is not None
@@ -112,15 +116,15 @@ def run(
     context = Context(config, storage, store, Progress(), pipeline_run)
     done: dict[str, Node] = {}
     try:
-        for stage in order(stages, until):
+        for stage in ordered:
             node = _resolve(stage, config, store, done)
             if fresh and stage.remembered:
                 _forget(node, store)
             done[stage.name] = node
             if node.reused:
-                context.progress.line(f"{stage.name}: reused")
+                context.progress.line(f"{stage.name:9} reused")
             else:
-                context.progress.line(f"{stage.name}: {node.reason}")
+                context.progress.line(f"{stage.name:9} {node.reason}")
                 _compute(node, context, done)
     except BaseException as error:
         store.end(pipeline_run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")

@@ -21,6 +21,7 @@ from pipelines.training.checkpoint import Row
 from pipelines.training.data import Development
 from pipelines.training.loop import Diverged, pick_device, train
 
+Post = list[Row] | Diverged
 POLL_SECONDS = 0.2
 WORKER_FAILURES = 2
 """Times a group of workers is started again, from its last checkpoint, after one has died."""
@@ -43,6 +44,8 @@ def train_with_workers(config: Config, corpus: Development, folder: Path) -> Gen
         fit = pool.submit(trainer.fit)
         try:
             while (rows := _next_rows(mailbox, fit)) is not None:
+                if isinstance(rows, Diverged):
+                    raise rows
                 yield rows
                 ray.get(mailbox.answer.remote(True))
         except KeyboardInterrupt:
@@ -61,19 +64,19 @@ class _Mailbox:
     """Between rank 0, which posts rows and waits for an answer, and whoever iterates."""
 
     def __init__(self) -> None:
-        self._posts: asyncio.Queue[tuple[list[Row], asyncio.Future[bool]]] = asyncio.Queue()
+        self._posts: asyncio.Queue[tuple[Post, asyncio.Future[bool]]] = asyncio.Queue()
         self._pending: asyncio.Future[bool] | None = None
         self._stopped = False
 
-    async def post(self, rows: list[Row]) -> bool:
-        """Hand over rows; returns whether to go on, once the reader has decided."""
+    async def post(self, rows: Post) -> bool:
+        """Hand over rows, or how they ended; returns whether to go on, once the reader has decided."""
         if self._stopped:
             return False
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         await self._posts.put((rows, answer))
         return await answer
 
-    async def take(self) -> list[Row]:
+    async def take(self) -> Post:
         """Wait for the next rows."""
         rows, self._pending = await self._posts.get()
         return rows
@@ -91,14 +94,13 @@ class _Mailbox:
             self._posts.get_nowait()[1].set_result(False)
 
 
-def _next_rows(mailbox: Any, fit: Future[Any]) -> list[Row] | None:
-    """The next rows, or None when the workers have ended."""
+def _next_rows(mailbox: Any, fit: Future[Any]) -> Post | None:
+    """The next post, or None when the workers have ended."""
     post = mailbox.take.remote()
     while True:
         ready, _ = ray.wait([post], timeout=POLL_SECONDS)
         if ready:
-            rows: list[Row] = ray.get(post)
-            return rows
+            return ray.get(post)
         if fit.done():
             return None
 
@@ -135,21 +137,22 @@ def _trainer(
 
 def _work(task: dict[str, Any]) -> None:
     """What every worker runs; Ray Train has made the process group."""
-    for rows in train(task["config"], task["corpus"], task["folder"]):
-        go_on = torch.ones((), device=pick_device())
-        if dist.get_rank() == 0:
-            go_on *= ray.get(task["mailbox"].post.remote(rows))
-        dist.broadcast(go_on, src=0)
-        if not go_on:
-            return
+    mailbox, first = task["mailbox"], dist.get_rank() == 0
+    try:
+        for rows in train(task["config"], task["corpus"], task["folder"]):
+            go_on = torch.ones((), device=pick_device())
+            if first:
+                go_on *= ray.get(mailbox.post.remote(rows))
+            dist.broadcast(go_on, src=0)
+            if not go_on:
+                return
+    except Diverged as error:  # on every rank at the same step; starting again would not help
+        if first:
+            ray.get(mailbox.post.remote(error))
 
 
 def _explain(error: BaseException) -> PipelineError:
-    """The reason under Ray Train's wrapping."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in failures.values():
-        cause = getattr(failure, "cause", None) or failure
-        if isinstance(cause, Diverged) or "Diverged" in type(cause).__name__:
-            return Diverged(str(cause).strip().splitlines()[-1])
-        return PipelineError(f"training failed: {str(cause).strip().splitlines()[-1]}")
-    return PipelineError(f"training failed: {str(error).strip().splitlines()[-1]}")
+    """The reason under Ray Train's wrapping, as one line."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    reason = str(failures[0] if failures else error).strip().splitlines()[-1]
+    return PipelineError(f"training failed: {reason}")

@@ -14,7 +14,7 @@ def tracking(tmp_path, monkeypatch):
 
 
 class Pipeline:
-    """Three stages that count their runs: a source that always runs, and two that are remembered."""
+    """Counts the runs of its stages: a source that always runs, two that are remembered."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []

@@ -37,7 +37,9 @@ def test_what_the_search_receives_does_not_lead_to_the_test_split(text, tmp_path
     prepare(of_files(text), corpus, tmp_path)
     held_out = sealed_test(tmp_path, corpus.fingerprint)
     files = development(tmp_path, corpus.fingerprint)
-    assert {files.train.parent, files.validation.parent} == {tmp_path / "corpora" / corpus.fingerprint}
+    assert {files.train.parent, files.validation.parent} == {
+        tmp_path / "corpora" / corpus.fingerprint
+    }
     assert held_out.parent not in (files.train.parent, *files.train.parent.parents)
 
 
@@ -79,7 +81,7 @@ def test_an_empty_or_too_short_corpus_is_refused(tmp_path, size, expected):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="none.txt: no such file, folder or glob match"):
+    with pytest.raises(ConfigError, match=r"none\.txt: no such file, folder or glob match"):
         measure(of_files(tmp_path / "none.txt"), seq_len=32)
 
 

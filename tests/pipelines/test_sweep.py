@@ -1,0 +1,325 @@
+"""The commands as people run them: real processes, real Ray, real MLflow, real kills."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.runtime.tracking import Registry, Store
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 240
+EXPERIMENT = """
+experiment: tiny
+data: {{corpus: files, path: "{text}"}}
+model: {{dim: 16, depth: 2, heads: 2}}
+train:
+  {{tokens: 65536, seq_len: 32, batch_tokens: 256, learning_rate: 1e-2, evals: 8, eval_tokens: 512}}
+search:
+  space:
+    train.learning_rate: {{log_uniform: [1e-4, 1e-2]}}
+    model.residual: {{choice: [standard, dca]}}
+    model.last_k: {{choice: [1, 2], when: {{model.residual: dca}}}}
+  trials: 4
+fit: {{tokens: 131072, resources: {{workers: 2}}}}
+generate: {{max_new_tokens: 20}}
+"""
+
+
+class Folder:
+    """A working folder with an experiment in it."""
+
+    def __init__(self, path: Path, text: Path, experiment: str = EXPERIMENT) -> None:
+        self.path = path
+        (path / "tiny.yaml").write_text(experiment.format(text=text))
+        self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+
+    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "pipelines" / command), *arguments],
+            cwd=self.path,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        process = self.start(command, *arguments)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
+        return process.returncode, out, err
+
+    def stop_when(
+        self, condition: Callable[[], bool], number: int = signal.SIGKILL
+    ) -> tuple[int, str, str]:
+        """Run the sweep and send it a signal as soon as the condition holds."""
+        process = self.start("sweep.py", "tiny.yaml")
+        deadline = time.monotonic() + WAIT_SECONDS
+        while not condition():
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline, "the condition never held"
+            time.sleep(0.1)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def store(self) -> Store:
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{self.path}/mlflow.db"
+        store = Store.open("tiny", self.path / "runs")
+        assert store is not None
+        return store
+
+    def trials(self) -> list:
+        return self.store().find("trial") if (self.path / "mlflow.db").exists() else []
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment() -> Iterator[None]:
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, text) -> tuple[Folder, str]:
+    """A sweep interrupted by Ctrl-C and SIGKILL in its search and in its fit, then finished."""
+    folder = Folder(tmp_path_factory.mktemp("sweep"), text)
+    states = "FINISHED", "KILLED"
+    code, _, err = folder.stop_when(
+        lambda: any(path.is_dir() for path in folder.path.glob("runs/trials/*/trial-*/0*")),
+        signal.SIGINT,
+    )
+    assert code == 130
+    assert "run the same command again" in err
+    folder.stop_when(lambda: sum(r.info.status in states for r in folder.trials()) >= 2)
+    folder.stop_when(lambda: any(folder.path.glob("runs/fits/*/0*")))
+    code, out, err = folder.run("sweep.py", "tiny.yaml")
+    assert code == 0, err
+    return folder, out
+
+
+def test_a_killed_sweep_ends_with_the_trials_asked_for_one_run_each(swept):
+    folder, out = swept
+    trials = folder.trials()
+    assert sorted(int(run.data.tags["dca.trial"]) for run in trials) == [0, 1, 2, 3]
+    assert {run.data.tags["dca.state"] for run in trials} <= {"complete", "pruned"}
+    assert len({frozenset(run.data.params) for run in trials}) == 1
+    (search,), (fit,) = folder.store().find("search"), folder.store().find("fit")
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {search.info.run_id}
+    assert fit.info.status == search.info.status == "FINISHED"
+    assert "4 trials" in out
+
+
+def test_no_history_has_a_gap_or_a_duplicate(swept):
+    store = swept[0].store()
+    for run in [*store.find("trial"), *store.find("fit")]:
+        points = store.client.get_metric_history(run.info.run_id, "train_bits_per_byte")
+        steps = sorted(point.step for point in points)
+        evaluated = store.history(run.info.run_id, "val_bits_per_byte")
+        assert len(steps) == len(set(steps))
+        assert max(b - a for a, b in itertools.pairwise(steps)) <= 10
+        assert set(evaluated) <= set(steps)
+        assert max(evaluated) == max(steps)
+
+
+def test_the_best_complete_trial_is_marked_and_trained_by_two_workers(swept):
+    store = swept[0].store()
+    (search,), (fit,) = store.find("search"), store.find("fit")
+    complete = [run for run in store.find("trial") if run.data.tags["dca.state"] == "complete"]
+    best = min(complete, key=lambda run: run.data.metrics["best_val_bits_per_byte"])
+    assert search.data.tags["dca.best_run"] == best.info.run_id
+    assert fit.data.params["train.learning_rate"] == best.data.params["train.learning_rate"]
+    assert fit.data.params["train.tokens"] == "131072"
+    assert json.loads(fit.data.tags["dca.outputs"])["workers"] == 2
+
+
+def test_the_screen_shows_the_result_the_baselines_and_what_to_run_next(swept):
+    _folder, out = swept
+    for expected in ("gzip", "order-0 entropy", "champion  models:/dca-gpt@champion", "def "):
+        assert expected in out
+    assert re.search(r"gate +version 1 promoted: there was no champion", out)
+    assert "Traceback" not in out
+
+
+def test_the_same_command_again_reuses_everything_and_promote_only_what_follows(swept):
+    folder, _ = swept
+    store = folder.store()
+    kinds = ("pipeline", "search", "select", "fit", "evaluate", "sample", "trial")
+    before = {kind: [r.info.run_id for r in store.find(kind)] for kind in kinds}
+    code, out, err = folder.run("sweep.py", "tiny.yaml")
+    assert code == 0, err
+    assert {kind: [r.info.run_id for r in store.find(kind)] for kind in kinds} == before
+    assert Counter(re.findall(r"reused", out))["reused"] == 5
+    code, out, err = folder.run("sweep.py", "tiny.yaml", "promote.min_improvement=0.5")
+    assert code == 0, err
+    for kind in ("search", "select", "fit", "evaluate", "trial"):
+        assert [r.info.run_id for r in store.find(kind)] == before[kind]
+    assert len(Registry(store.client, "dca-gpt").client.search_model_versions()) == 1
+
+
+def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
+    code, out, err = swept[0].run("sweep.py", "tiny.yaml", "seed=3", "--dry-run")
+    assert code == 0, err
+    assert re.search(r"search +run +seed: 0 -> 3", out)
+    assert "4 trials of 65,536 bytes" in out
+    code, out, err = swept[0].run("sweep.py", "tiny.yaml", "--dry-run")
+    assert re.search(r"fit +reuse", out)
+
+
+def test_generate_writes_from_the_champion_and_a_seed_repeats_it(swept):
+    folder, _ = swept
+    arguments = ("--prompt", "the é", "--max-new-tokens", "30", "--seed", "1")
+    first, second = (folder.run("generate.py", *arguments) for _ in range(2))
+    assert first == second
+    code, out, err = first
+    assert (code, err) == (0, "")
+    assert out.startswith("the é")
+    assert len(out) > 10
+
+
+ELSEWHERE = """
+import importlib, sys
+root = sys.argv[1]
+sys.path[:] = [p for p in sys.path if not p.startswith(root)]
+sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
+import mlflow, pandas
+mlflow.set_tracking_uri(sys.argv[2])
+model = mlflow.pyfunc.load_model("models:/dca-gpt@champion")
+import dca
+assert not dca.__file__.startswith(root), dca.__file__
+try:
+    importlib.import_module("pipelines")
+except ImportError:
+    pass
+else:
+    raise SystemExit("the repository can be seen")
+table = pandas.DataFrame({"prompt": ["the ", "a "]})
+print(model.predict(table, params={"max_new_tokens": 8, "temperature": 0.0}))
+"""
+
+
+def test_the_champion_answers_where_this_repository_cannot_be_seen(swept, tmp_path):
+    script = tmp_path / "elsewhere.py"
+    script.write_text(ELSEWHERE)
+    uri = f"sqlite:///{swept[0].path}/mlflow.db"
+    result = subprocess.run(
+        [sys.executable, str(script), str(ROOT), uri],
+        cwd=tmp_path,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("['the ")
+    model = next((swept[0].path / "runs" / "artifacts").rglob("MLmodel")).parent
+    assert not [p for p in model.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("sweep.py", ["model.dimm=3"], "model.dimm: unknown key; did you mean dim?"),
+        ("sweep.py", ["none.yaml"], "none.yaml: no such file"),
+        ("sweep.py", ["--until", "fitt"], "invalid choice: 'fitt'"),
+        ("sweep.py", ["data={corpus: files, path: none.txt}"], "none.txt: no such file"),
+        ("sweep.py", ["resources.cpus_per_worker=99"], "need 99 CPUs"),
+        ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
+        ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
+        ("generate.py", ["--prompt", "a", "--model", "nobody"], "no such registered model"),
+        ("generate.py", ["--prompt", "a", "--top-p", "2"], "--top-p: expected"),
+        ("generate.py", ["--prompt", ""], "--prompt: expected"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
+    tmp_path, command, arguments, expected
+):
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / command), *arguments],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+    )
+    assert process.returncode == 2, process.stderr
+    assert expected in process.stderr
+    assert "Traceback" not in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1 or "usage" in process.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_alias_that_does_not_exist_is_named(swept):
+    code, out, err = swept[0].run("generate.py", "--prompt", "a", "--model", "dca-gpt@best")
+    assert (code, out) == (2, "")
+    assert "no such alias; dca-gpt has: challenger, champion" in err
+
+
+def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
+    experiment = EXPERIMENT.replace("log_uniform: [1e-4, 1e-2]", "choice: [1e-2, 1e30]")
+    experiment = experiment.replace("tokens: 65536", "tokens: 8192")
+    folder = Folder(tmp_path, text, experiment)
+    code, _, err = folder.run("sweep.py", "tiny.yaml", "--until", "select")
+    assert code == 0, err
+    states = {run.data.params["train.learning_rate"]: run for run in folder.trials()}
+    failed = states["1e+30"]
+    assert (failed.info.status, failed.data.tags["dca.state"]) == ("FAILED", "failed")
+    assert "the gradient is not finite" in failed.data.tags["dca.reason"]
+    assert "best_val_bits_per_byte" not in failed.data.metrics
+    code, _out, err = folder.run(
+        "sweep.py", "tiny.yaml", "--until", "select", "train.learning_rate=1e30", "search.space={}"
+    )
+    assert code == 1
+    assert "every trial failed" in err
+    assert err.count("the gradient is not finite") == 4
+
+
+def test_trials_of_several_workers_are_stopped_early_without_hanging(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    code, _out, err = folder.run(
+        "sweep.py",
+        "tiny.yaml",
+        "resources.workers=2",
+        "search.trials=3",
+        "search.scheduler.grace_evals=1",
+        "train.tokens=8192",
+        "search.space.train.learning_rate={choice: [1e-2, 1e-5]}",
+        "--until",
+        "search",
+    )
+    assert code == 0, err
+    states = Counter(run.data.tags["dca.state"] for run in folder.trials())
+    assert sum(states.values()) == 3
+    assert states["failed"] == 0
+
+
+def test_train_makes_a_model_that_generates(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=8192", "model.dim=32")
+    assert code == 0, err
+    uri = re.search(r"models:/m-\w+", out).group()
+    code, out, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
+    assert (code, err) == (0, "")
+    assert out.startswith("a ")
+
+
+def test_a_training_of_several_workers_that_diverges_says_so_once(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    code, _, err = folder.run(
+        "train.py", "tiny.yaml", "resources.workers=2", "train.learning_rate=1e30"
+    )
+    assert code == 1
+    assert err.startswith("diverged at step ")
+    assert len(err.strip().splitlines()) == 1
