@@ -7,7 +7,6 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.training.data import measure, prepare
 
-
 _measured = cache(measure)  # one command reads a corpus through once
 
 

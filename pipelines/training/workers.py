@@ -69,7 +69,7 @@ class _Mailbox:
         self._stopped = False
 
     async def post(self, rows: Post) -> bool:
-        """Hand over rows, or how they ended; returns whether to go on, once the reader has decided."""
+        """Hand over rows, or how they ended; returns the reader's answer: whether to go on."""
         if self._stopped:
             return False
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

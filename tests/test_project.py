@@ -1,0 +1,153 @@
+"""What the project says of itself: pins, import direction, README."""
+
+import ast
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from pipelines.runtime.config import reference
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
+RANKS = {"dca": 0, "pipelines.runtime": 1, "pipelines.training": 2, "pipelines.stages": 3}
+COMMAND = 4
+
+
+def pins(lines: list[str]) -> dict[str, str]:
+    found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?==([\w.]+)$", line) for line in lines)
+    return {match[1].lower(): match[2] for match in found if match}
+
+
+def test_pyproject_and_lock_agree():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = pins([*project["dependencies"], *project["optional-dependencies"]["dev"]])
+    lines = (ROOT / "requirements.lock").read_text().split()
+    locked = pins(lines)
+    assert len(locked) == len(lines)
+    assert {name: locked.get(name) for name in declared} == declared
+    assert locked["torch"] == "2.13.0"
+    assert int(locked["pyarrow"].split(".")[0]) < 26
+    unpinned = [d for d in project["dependencies"] if "==" not in d]
+    assert unpinned == ["pyarrow<26"]
+
+
+def test_conda_installs_the_same_lock():
+    environment = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
+    python, _, pip = environment["dependencies"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert python.replace("=", ">=", 1) == f"python{project['requires-python']}"
+    assert pip == {"pip": ["--requirement requirements.lock", "--no-deps --editable ."]}
+
+
+def imports(path: Path) -> set[str]:
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    plain = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
+    return plain | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
+
+
+def rank(module: str) -> int:
+    return next((r for name, r in RANKS.items() if f"{module}.".startswith(f"{name}.")), COMMAND)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path):
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    ours = {name for name in imports(path) if name.split(".")[0] in ("dca", "pipelines")}
+    assert {name for name in ours if rank(name) > rank(module)} == set()
+    assert not any(rank(name) == COMMAND for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("library", "allowed"),
+    [
+        ("mlflow", {"pipelines/runtime/tracking.py", "pipelines/runtime/packaged_model.py"}),
+        ("optuna", {"pipelines/stages/study.py"}),
+        (
+            "ray",
+            {
+                "pipelines/runtime/cluster.py",
+                "pipelines/stages/search.py",
+                "pipelines/stages/study.py",
+                "pipelines/training/trial.py",
+                "pipelines/training/workers.py",
+            },
+        ),
+    ],
+)
+def test_a_library_is_imported_where_it_is_driven_and_nowhere_else(library, allowed):
+    users = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if any(name.split(".")[0] == library for name in imports(path))
+    }
+    assert users == allowed
+
+
+def test_the_model_needs_torch_and_einops_alone():
+    standard = set(sys.stdlib_module_names)
+    used = {n.split(".")[0] for p in (ROOT / "dca").glob("*.py") for n in imports(p)}
+    assert used - standard == {"dca", "torch", "einops"}
+
+
+def test_the_file_map_is_true():
+    (block,) = re.findall(r"## Where is what\n+```\n(.*?)```", README, re.S)
+    listed, folder = set(), ""
+    for line in block.splitlines():
+        match = re.match(r"( *)(\S+)", line)
+        if match and not match[1]:
+            folder = match[2] if match[2].endswith("/") else ""
+            listed.add(match[2].rstrip("/"))
+        elif match and len(match[1]) == 2:
+            listed.add(folder + match[2].rstrip("/"))
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    missing = {name for name in listed if not (ROOT / name).exists()}
+    assert missing == set()
+    code = {f for f in tracked if re.match(r"(dca|pipelines)/.*\.py$|experiments/", f)}
+    unlisted = {f for f in code if not f.endswith("__init__.py")} - listed
+    assert unlisted == set()
+
+
+def test_the_configuration_reference_is_that_of_the_fields():
+    assert reference() in README
+
+
+def commands() -> list[str]:
+    """The README's quick commands: those of the block under `For example:`."""
+    (block,) = re.findall(r"For example:\n+```\n(.*?)```", README, re.S)
+    found = re.findall(r"^python (.*)$", block, re.M)
+    assert found
+    return found
+
+
+def test_the_readmes_commands_run(tmp_path):
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    for name in ("pipelines", "experiments"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for command in commands():
+        result = subprocess.run(
+            [sys.executable, *shlex.split(command)],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, f"{command}\n{result.stderr}"
+        assert "Traceback" not in result.stdout + result.stderr, command
+
+
+def test_every_option_of_the_commands_is_in_the_readme():
+    for command in ("sweep", "train", "generate"):
+        text = (ROOT / "pipelines" / f"{command}.py").read_text()
+        for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text):
+            assert option in README, f"{command}.py {option}"
