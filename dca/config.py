@@ -33,7 +33,7 @@ class ModelConfig:
     """Hidden width of the feed-forward layer, in multiples of dim."""
     vocab: int = 256
     """Number of symbols; 256 for bytes."""
-    grn_init_std: float = 0.01
+    grn_init_std: float = 0.05
     """Standard deviation of w at the start; 0 starts as the plain transformer."""
     grn_norm: bool = True
     """Whether w reads RMS-normalised entries (without a gain) or, as in the paper, the raw ones."""

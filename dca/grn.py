@@ -45,7 +45,10 @@ class Stack:
         self._recent.append(output_btd)
         if self._last_k is not None and len(self._recent) > self._last_k:
             oldest = self._recent.pop(0)
-            self._older = oldest if self._older is None else self._older + oldest
+            if self._older is None:  # under autocast outputs are bfloat16, the embedding is not
+                self._older = oldest.to(self._first.dtype)
+            else:
+                self._older = self._older + oldest
 
     def entries(self) -> list[Tensor]:
         """The n entries, each [b, t, d]."""

@@ -75,12 +75,16 @@ class TrainConfig(Section):
     """Bytes of one optimizer step, over all workers; a multiple of seq_len."""
     micro_batch_tokens: Positive | None = None
     """Bytes of one forward pass of a worker; gradients accumulate up to batch_tokens."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     """Peak of the schedule: linear warmup, then a cosine."""
     warmup_fraction: Fraction = 0.1
     """Share of the steps spent warming up."""
     final_learning_rate_fraction: Fraction = 0.1
     """Learning rate of the last step, as a share of the peak."""
+    grn_b_rate: Annotated[float, Field(gt=0)] = 10.0
+    """Learning rate of the mixtures' b, in multiples of learning_rate: b has far to go from 1."""
+    grn_w_rate: Annotated[float, Field(gt=0)] = 0.1
+    """The same for w, of which one step moves the weights of whole entries."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """AdamW's, on the matrices of linear layers only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9

@@ -249,8 +249,8 @@ class HistoryWriter:
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
         if summary is not None:
             self._store.client.log_batch(run_id, metrics=list(_metrics([summary])))
-        self._store.tag(run_id, tags)
         self._store.end(run_id, status)
+        self._store.tag(run_id, tags)  # last: a run counts as ended when it has its state
         self._seen.pop(run_id, None)
 
 

@@ -64,6 +64,7 @@ class _Run:
         self.optimizer = build_optimizer(self.model, self.config)
         found = checkpoint.resume(folder, self.model, self.optimizer)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
+        self.last_good = "none yet"
         if found is not None:
             self.step, self.history, self.seconds = found.step, found.history, found.seconds
         if self.config.compile:
@@ -83,12 +84,15 @@ class _Run:
         while self.step < end:
             stop = min(end, self.step + self.config.log_every_steps)
             rows.append(self._train_until(stop))
-        rows[-1]["val_bits_per_byte"] = bits_per_byte(
+        bits = bits_per_byte(
             self.model,
             self.validation,
             seq_len=self.config.seq_len,
             tokens=self.config.eval_tokens,
         )
+        if not math.isfinite(bits):  # the last update was the bad one: no gradient followed it
+            raise Diverged(f"diverged at step {self.step}: validation is not finite")
+        rows[-1]["val_bits_per_byte"] = bits
         self.history.extend(rows)
         if self.rank == 0:
             best_step = int(best_row(self.history, self.config.best_metric)["step"])
@@ -112,7 +116,11 @@ class _Run:
         count = stop - first
         bits = nats.item() / (count * math.log(2))
         if int(good) < count:
-            raise self._diverged(first + int(good) + 1)
+            raise Diverged(
+                f"diverged at step {first + int(good) + 1}: the gradient is not finite "
+                f"(last good training loss: {self.last_good})"
+            )
+        self.last_good = f"{bits:.3f} bits per byte"
         seconds = time.perf_counter() - started
         self.seconds += seconds
         return {
@@ -132,7 +140,7 @@ class _Run:
         optimizer skips its updates on the device, so no step has to wait for the host to look.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["rate"] * learning_rate
         ids = to_ids(self.batches(self.step, self.rank, self.world), self.device)
         loss = self._backward(ids)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
@@ -161,13 +169,6 @@ class _Run:
         if accumulating and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()
         return nullcontext()
-
-    def _diverged(self, step: int) -> Diverged:
-        last = self.history[-1]["train_bits_per_byte"] if self.history else float("nan")
-        return Diverged(
-            f"diverged at step {step}: the gradient is not finite "
-            f"(last good training loss: {last:.3f} bits per byte)"
-        )
 
 
 def pick_device() -> torch.device:

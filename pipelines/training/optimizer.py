@@ -5,23 +5,30 @@ import math
 import torch
 from torch import nn
 
+from dca.grn import GRN
 from pipelines.runtime.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW. Only the matrices of linear layers decay.
+    """Fused AdamW. Only the matrices of linear layers decay; `rate` scales a group's schedule.
 
     Decay would pull the stack weights b from 1 to 0 and starve w, norms and embeddings.
     """
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    decayed = {id(weight) for weight in linear}
-    others = [weight for weight in model.parameters() if id(weight) not in decayed]
+    mixtures = [module for module in model.modules() if isinstance(module, GRN)]
+    b = [mixture.b_ond for mixture in mixtures]
+    w = [mixture.w_od for mixture in mixtures if mixture.w_od is not None]
+    grouped = {id(weight) for weight in [*linear, *b, *w]}
+    others = [weight for weight in model.parameters() if id(weight) not in grouped]
     groups = [
-        {"params": linear, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {"params": linear, "rate": 1.0, "weight_decay": config.weight_decay},
+        {"params": others, "rate": 1.0, "weight_decay": 0.0},
+        {"params": b, "rate": config.grn_b_rate, "weight_decay": 0.0},
+        {"params": w, "rate": config.grn_w_rate, "weight_decay": 0.0},
     ]
+    used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
+    return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, fused=True)
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
