@@ -47,7 +47,7 @@ class ModelConfig:
             raise ValueError(f"residual: expected one of {kinds}, got {self.residual!r}")
         if self.last_k is not None and self.last_k < 1:
             raise ValueError(f"last_k: expected at least 1 or null, got {self.last_k}")
-        if self.grn_init_std < 0:
+        if not 0 <= self.grn_init_std < float("inf"):
             raise ValueError(f"grn_init_std: expected at least 0, got {self.grn_init_std}")
         if self.dim % (2 * self.heads):
             raise ValueError(

@@ -44,7 +44,7 @@ def test_conda_installs_the_same_lock():
     python, _, pip = environment["dependencies"]
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert python.replace("=", ">=", 1) == f"python{project['requires-python']}"
-    assert pip == {"pip": ["--requirement requirements.lock", "--no-deps --editable ."]}
+    assert pip == {"pip": ["-r requirements.lock", "-e ."]}
 
 
 def imports(path: Path) -> set[str]:
@@ -89,6 +89,13 @@ def test_a_library_is_imported_where_it_is_driven_and_nowhere_else(library, allo
         if any(name.split(".")[0] == library for name in imports(path))
     }
     assert users == allowed
+
+
+def test_the_command_knows_every_stage():
+    from pipelines.stages import STAGES
+    from pipelines.sweep import STAGE_NAMES
+
+    assert [stage.name for stage in STAGES] == STAGE_NAMES
 
 
 def test_the_model_needs_torch_and_einops_alone():

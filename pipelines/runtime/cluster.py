@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen
 }
 CONNECT_SECONDS = 5
 
@@ -44,7 +44,7 @@ def cluster() -> Iterator[dict[str, float]]:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # never a cluster that nobody named
             log_to_driver=False,
             logging_level="ERROR",
             runtime_env={"env_vars": ENVIRONMENT},

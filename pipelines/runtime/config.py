@@ -7,6 +7,7 @@ the nearest valid name. Numbers are read as in YAML 1.2, so that 1e-3 is a numbe
 import difflib
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -270,6 +271,21 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _storage_is_a_folder(self) -> "Config":
+        if "://" in self.storage:
+            raise ValueError(f"storage: expected a folder, got the URI {self.storage}")
+        return self
+
+    @model_validator(mode="after")
+    def _fit_has_a_step(self) -> "Config":
+        if self.fit.tokens is not None and self.fit.tokens < self.train.batch_tokens:
+            raise ValueError(
+                f"fit.tokens: expected at least one step of train.batch_tokens = "
+                f"{self.train.batch_tokens}, got {self.fit.tokens}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _symbols_are_bytes(self) -> "Config":
         if self.model.vocab != 256:
             raise ValueError(
@@ -364,7 +380,11 @@ def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
 def validate(data: Mapping[str, Any], *, source: str) -> Config:
     """Plain data to a Config. Raises ConfigError naming every problem, one a line."""
     try:
-        config = Config.model_validate_json(json.dumps(data, default=str), strict=True)
+        text = json.dumps(data, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{source}: expected text keys and plain values: {error}") from None
+    try:
+        config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(_problems(error, source))) from None
     problems = list(_space_problems(config))
@@ -400,10 +420,10 @@ def _parse(text: str, *, source: str) -> Any:
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
-    if key.startswith("search.space."):
-        data.setdefault("search", {}).setdefault("space", {})[key[len("search.space.") :]] = value
-        return
-    *parents, leaf = key.split(".")
+    if key.startswith("search.space."):  # the keys of a space are dotted themselves
+        *parents, leaf = ("search", "space", key.removeprefix("search.space."))
+    else:
+        *parents, leaf = key.split(".")
     for parent in parents:
         below = data.get(parent)
         data[parent] = below = below if isinstance(below, dict) else {}
@@ -462,32 +482,52 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
+FIXED = ("tokens", "seq_len", "evals", "eval_tokens", "best_metric", "log_every_steps")
+"""Keys of train that make trials comparable, and so cannot be searched."""
+
+
+def condition_order(space: Mapping[str, Dimension]) -> list[str]:
+    """The searched keys, each after those its conditions name. Raises CycleError."""
+    graph = {key: [other for other in space[key].when if other in space] for key in space}
+    return list(TopologicalSorter(graph).static_order())
+
+
 def _space_problems(config: Config) -> Iterator[str]:
     """What is wrong with a search space that types alone do not show."""
+    try:
+        condition_order(config.search.space)
+    except CycleError as error:
+        yield f"search.space: conditions go in a circle: {' -> '.join(error.args[1])}"
     for key, dimension in config.search.space.items():
         where = f"search.space.{key}"
         if not key.startswith(("model.", "train.")):
             yield f"{where}: expected a key of model or train{_nearest(key, list(FIELDS))}"
+        elif key in {f"train.{name}" for name in FIXED}:
+            yield f"{where}: cannot be searched: trials would no longer be comparable"
         elif key not in FIELDS:
             yield f"{where}: no such configuration key{_nearest(key, list(FIELDS))}"
         else:
-            yield from (f"{where}: {e}" for e in _range_problems(config, key, dimension))
-            for other in dimension.when:
+            yield from (f"{where}: {e}" for e in _range_problems(config, key, dimension.examples))
+            for other, wanted in dimension.when.items():
                 if other not in FIELDS:
                     nearest = _nearest(other, list(FIELDS))
                     yield f"{where}.when: {other} is no configuration key{nearest}"
                 elif other == key:
                     yield f"{where}.when: a key cannot depend on itself"
+                else:
+                    problems = _range_problems(config, other, [wanted])
+                    yield from (f"{where}.when: {problem}" for problem in problems)
 
 
-def _range_problems(config: Config, key: str, dimension: Dimension) -> Iterator[str]:
-    """Try each bound or choice in its place, the rest of the configuration as it is."""
+def _range_problems(config: Config, key: str, values: list[Choice]) -> Iterator[str]:
+    """The first value that cannot stand in its place, the rest of the configuration as it is."""
     bare = config.model_copy(update={"search": SearchConfig()})
-    for value in dimension.examples:
+    for value in values:
         try:
             bare.replace({key: value})
         except ConfigError as error:
             yield str(error).splitlines()[0].removeprefix("trial: ")
+            return
 
 
 def _shrink(config: Config) -> Config:

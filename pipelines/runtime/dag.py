@@ -1,9 +1,10 @@
 """The order of the stages and their memory.
 
 A stage is a function from the configuration and its needs' outputs to small JSON outputs. A
-remembered stage has a key: the hash of its name, of the configuration it reads, of its needs and of
-the sources it lists. A finished run with that key, whose artifacts still exist, stands for it. The
-other stages are cheap or have side effects: they run every time and are idempotent.
+remembered stage has a key: the hash of its name, of the configuration it reads, of its needs'
+results and of the sources it lists. A finished run with that key, whose artifacts still exist,
+stands for it. The other stages are cheap or have side effects: they run every time and are
+idempotent.
 """
 
 import hashlib
@@ -63,12 +64,16 @@ class Node:
     inputs: dict[str, Any] = field(default_factory=dict)
     """Everything its key is made of."""
     key: str | None = None
-    """None while it depends on a result that is not known yet."""
+    """Under which a remembered result is looked for."""
     outputs: Outputs | None = None
     run: Run | None = None
     """The MLflow run that holds the result, or that a killed command has left unfinished."""
     reason: str = ""
     """Why it is reused or not."""
+
+    identity: str | None = None
+    """Names the result for those that need it: its run, or a digest of outputs that no run holds.
+    None while it is not known."""
 
     @property
     def reused(self) -> bool:
@@ -95,8 +100,7 @@ def plan(stages: Sequence[Stage], config: Config, *, until: str | None, fresh: b
     for stage in order(stages, until):
         node = _resolve(stage, config, store, done)
         if fresh and stage.remembered:
-            node.outputs, node.run, node.reason = None, None, "fresh"
-            node.key = None
+            node.outputs, node.run, node.reason, node.identity = None, None, "fresh", None
         done[stage.name] = node
     return list(done.values())
 
@@ -148,32 +152,31 @@ def _open_pipeline_run(store: Store, config: Config) -> str:
     data = config.model_dump(mode="json")
     key = digest(data)
     for found in store.find("pipeline", key):
-        store.resume(found.info.run_id)
+        store.resume(found.info.run_id, data)
         return str(found.info.run_id)
     return store.create("pipeline", key, f"{config.experiment} pipeline", params=data)
 
 
 def _resolve(stage: Stage, config: Config, store: Store | None, done: Mapping[str, Node]) -> Node:
     """Find out whether a stage's result is remembered, and if not, why not."""
-    unknown = [name for name in stage.needs if done[name].key is None]
+    unknown = [name for name in stage.needs if done[name].identity is None]
     if unknown:
         return Node(stage, reason=f"follows {', '.join(unknown)}")
     if not stage.remembered:
-        key = digest(stage.peek(config)) if stage.peek else None
-        return Node(stage, key=key, reason="runs every time")
-    inputs = _inputs(stage, config, {name: str(done[name].key) for name in stage.needs})
+        identity = digest(stage.peek(config)) if stage.peek else None
+        return Node(stage, identity=identity, reason="runs every time")
+    inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.needs})
     node = Node(stage, inputs, digest({"stage": stage.name, **inputs}))
     found = store.find(stage.name, node.key) if store else []
     if not found:
         node.reason = _why_new(node, store)
         return node
-    node.run = found[0]
-    if node.run.info.status != "FINISHED":
+    node.run, node.identity = found[0], found[0].info.run_id
+    outputs = json.loads(node.run.data.tags.get("dca.outputs", "null"))
+    if outputs is None:
         node.reason = "goes on where it stopped"
-        return node
-    outputs = json.loads(node.run.data.tags["dca.outputs"])
-    if missing := _missing(outputs):
-        node.run, node.reason = None, f"{missing} is gone"
+    elif missing := _missing(outputs):
+        node.run, node.identity, node.reason = None, None, f"{missing} is gone"
     else:
         node.outputs, node.reason = outputs, "remembered"
     return node
@@ -185,24 +188,24 @@ def _compute(node: Node, context: Context, done: Mapping[str, Node]) -> None:
     needs = {name: done[name].outputs or {} for name in stage.needs}
     if not stage.remembered:
         node.outputs = stage.run(context, needs)
-        node.key = digest(node.outputs)
+        node.identity = digest(node.outputs)
         return
-    run_id = _open_run(node, context)
+    node.identity = run_id = _open_run(node, context)
     try:
         node.outputs = stage.run(replace(context, run_id=run_id), needs)
     except BaseException as error:
         store.tag(run_id, {"dca.reason": (str(error) or type(error).__name__)[:5000]})
         store.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
         raise
-    store.tag(run_id, {"dca.outputs": json.dumps(node.outputs)})
     store.end(run_id)
+    store.tag(run_id, {"dca.outputs": json.dumps(node.outputs)})  # last: with it, the run counts
 
 
 def _forget(node: Node, store: Store) -> None:
     """Let a stage be computed afresh, leaving its earlier runs in the store."""
     for run in store.find(node.stage.name, node.key):
         store.tag(run.info.run_id, {"dca.memory": "forgotten"})
-    node.run, node.outputs, node.reason = None, None, "fresh"
+    node.run, node.outputs, node.reason, node.identity = None, None, "fresh", None
 
 
 def _open_run(node: Node, context: Context) -> str:

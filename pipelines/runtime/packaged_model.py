@@ -45,8 +45,8 @@ class PackagedModel(PythonModel):
         self.model.eval()
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Continue each prompt: a list of texts, or a table with a `prompt` column."""
-        prompts = model_input["prompt"] if hasattr(model_input, "columns") else model_input
+        """Continue each prompt: a list of texts, or a table with one column of them."""
+        prompts = model_input.iloc[:, 0] if hasattr(model_input, "columns") else model_input
         options = {**DEFAULTS, **(params or {})}
         return [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]
 
@@ -79,9 +79,9 @@ class PackagedModel(PythonModel):
 
 
 def signature() -> ModelSignature:
-    """A text column `prompt` in, text out, with the parameters of `predict`."""
+    """Texts in, texts out, with the parameters of `predict`."""
     return ModelSignature(
-        inputs=Schema([ColSpec("string", "prompt")]),
+        inputs=Schema([ColSpec("string")]),
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema(
             [ParamSpec(name, _DTYPES[type(value)], value) for name, value in DEFAULTS.items()]

@@ -5,17 +5,20 @@ events, so that a command that was killed finds its own work again.
 """
 
 import getpass
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import platform
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +30,7 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.runtime.config import flatten
 from pipelines.runtime.errors import ConfigError, PipelineError
@@ -40,7 +44,7 @@ PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 Row = Mapping[str, float]
 
-__all__ = ["HistoryWriter", "ModelVersion", "Registry", "Run", "Store"]
+__all__ = ["ModelVersion", "Run"]  # names that others need for their types, and MLflow only here
 
 
 def tracking_uri() -> str:
@@ -68,7 +72,26 @@ def connect(uri: str) -> MlflowClient:
         raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: expected sqlite:///FILE or http(s)://HOST")
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
-    return MlflowClient(uri, uri)
+    client = MlflowClient(uri, uri)
+    try:
+        client.search_experiments(max_results=1)
+    except (MlflowException, SQLAlchemyError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {reason}") from None
+    return client
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"storage: {path}: {error.strerror}") from None
+
+
+def _lock(uri: str) -> FileLock:
+    """One process of this machine at a time; outside the folders that users look into."""
+    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}-{name}.lock")
 
 
 def _probe(uri: str) -> None:
@@ -95,9 +118,10 @@ class Store:
         local = uri.startswith("sqlite:///")
         if not create and local and not Path(uri.removeprefix("sqlite:///")).exists():
             return None
+        if create:
+            _make_folder(storage)
         location = (storage / "artifacts").as_uri() if local else None
-        storage.mkdir(parents=True, exist_ok=True)
-        with FileLock(storage / ".mlflow.lock"):  # MLflow's own first use of a database races
+        with _lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None and not create:
@@ -174,12 +198,15 @@ class Store:
         return dict(sorted((point.step, point.value) for point in stored))
 
     def log_metrics(self, run_id: str, metrics: Row) -> None:
-        """Metrics of one row; step 0 unless it has one."""
-        self.client.log_batch(run_id, metrics=list(_metrics([{"step": 0, **metrics}])))
+        """Metrics that sum a run up, at step 0 unless they have one; once, however often told."""
+        known = self.client.get_run(run_id).data.metrics
+        new = {k: v for k, v in metrics.items() if k == "step" or known.get(k) != v}
+        self.client.log_batch(run_id, metrics=list(_metrics([{"step": 0, **new}])))
 
-    def resume(self, run_id: str) -> None:
-        """Mark a run as running again."""
+    def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
+        """Mark a run as running again; its parameters may have been lost with its creator."""
         self.client.update_run(run_id, status="RUNNING")
+        self.log_params(run_id, params or {})
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """End a run as FINISHED, FAILED or KILLED."""
@@ -211,6 +238,8 @@ class HistoryWriter:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._seen: dict[str, set[int]] = {}
+        self._torn: set[str] = set()
+        """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._pending: list[Future[None]] = []
 
@@ -236,6 +265,13 @@ class HistoryWriter:
         self._pending.append(self._thread.submit(work, *args))
 
     def _write(self, run_id: str, rows: list[Row]) -> None:
+        try:
+            self._store_rows(run_id, rows)
+        except Exception:
+            self._torn.add(run_id)
+            raise
+
+    def _store_rows(self, run_id: str, rows: list[Row]) -> None:
         client = self._store.client
         if run_id not in self._seen:
             self._seen[run_id] = set(self._store.history(run_id, STEP_METRIC))
@@ -247,8 +283,10 @@ class HistoryWriter:
             seen.update(int(row["step"]) for row in batch)
 
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
+        if run_id in self._torn:
+            return
         if summary is not None:
-            self._store.client.log_batch(run_id, metrics=list(_metrics([summary])))
+            self._store.log_metrics(run_id, summary)
         self._store.end(run_id, status)
         self._store.tag(run_id, tags)  # last: a run counts as ended when it has its state
         self._seen.pop(run_id, None)
@@ -380,8 +418,9 @@ class Registry:
         self.client.set_registered_model_alias(self.name, alias, str(version))
 
 
+@cache
 def provenance() -> dict[str, str]:
-    """Tags that say where a run's code and numbers come from."""
+    """Tags that say where a run's code and numbers come from, asked for once."""
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     git = _git("rev-parse", "HEAD")
     commit = {"mlflow.source.git.commit": git} if git else {}

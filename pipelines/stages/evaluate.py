@@ -6,6 +6,7 @@ from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.tracking import load_packaged
 from pipelines.training.data import open_bytes, sealed_test
 from pipelines.training.evaluation import bits_per_byte, compressors
+from pipelines.training.loop import pick_device
 
 
 def evaluate(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
@@ -27,7 +28,8 @@ def test_bits_per_byte(context: Context, model_uri: str, fingerprint: str) -> fl
     """A packaged model's bits per byte on a whole test split, at its own training context."""
     packaged = load_packaged(model_uri)
     data = open_bytes(sealed_test(context.storage, fingerprint))
-    return bits_per_byte(packaged.model, data, seq_len=packaged.config["train"]["seq_len"])
+    model = packaged.model.to(pick_device())
+    return bits_per_byte(model, data, seq_len=packaged.config["train"]["seq_len"])
 
 
 STAGE = Stage(

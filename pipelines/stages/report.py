@@ -1,6 +1,5 @@
 """report: what was found, where it is and what to run next, in one screen."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 from pipelines.runtime.dag import Context, Outputs, Stage
@@ -30,8 +29,8 @@ def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
 def _found(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
     """The search, its winner, the fit and the gate, a line each."""
-    states = Counter(needs["search"]["trials"].values())
-    trials = ", ".join(f"{count} {state}" for state, count in states.items())
+    states = needs["search"]["trials"]
+    trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     chosen, fit, gate = needs["select"], needs["fit"], needs["promote"]
     values = (
         ", ".join(f"{key}={value}" for key, value in chosen["values"].items()) or "the defaults"

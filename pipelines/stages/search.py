@@ -38,15 +38,19 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     remaining = context.config.search.trials - sum(t.state is not None for t in stored)
     spent = sum(trial.tokens for trial in stored if trial.state is not None)
     limit = context.config.search.max_tokens
-    if remaining > 0 and (limit is None or spent < limit):
+    unfinished = any(trial.state is None for trial in stored)
+    if remaining > 0 and (unfinished or limit is None or spent < limit):
         _run_trials(context, needs["corpus"]["fingerprint"], stored, remaining, spent)
     trials = stored_trials(context.store, context.run_id, metric)
-    _describe(context, trials)
     failed = [t for t in trials if t.state == "failed"]
     if len(failed) == len(trials):
         reasons = "\n".join(f"  trial {t.number}: {t.reason}" for t in failed)
         raise PipelineError(f"search: every trial failed; --fresh tries again\n{reasons}")
-    return {"search_run": context.run_id, "trials": {t.number: t.state for t in trials}}
+    counts = {state: sum(trial.state == state for trial in trials) for state in STATES}
+    context.store.log_metrics(
+        context.run_id, {"tokens": sum(trial.tokens for trial in trials), **counts}
+    )
+    return {"search_run": context.run_id, "trials": counts}
 
 
 def stored_trials(store: Store, search_run: str, metric: str) -> list[StoredTrial]:
@@ -59,6 +63,7 @@ def _stored(store: Store, run: Run, metric: str) -> StoredTrial:
     tags, metrics = run.data.tags, run.data.metrics
     state = tags.get("dca.state")
     history = store.history(run.info.run_id, metric) if state == "pruned" else {}
+    tokens = store.history(run.info.run_id, "tokens") if state == "pruned" else {}
     return StoredTrial(
         number=int(tags["dca.trial"]),
         run_id=run.info.run_id,
@@ -66,7 +71,10 @@ def _stored(store: Store, run: Run, metric: str) -> StoredTrial:
         state=state,
         objective=metrics.get(f"best_{metric}"),
         tokens=int(metrics.get("tokens", 0)),
-        curve=dict(zip(history, accumulate(history.values(), min), strict=True)),
+        curve={
+            int(tokens[step]): value
+            for step, value in zip(history, accumulate(history.values(), min), strict=True)
+        },
         reason=tags.get("dca.reason", ""),
     )
 
@@ -174,13 +182,17 @@ class _Recorder(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Make the trial's run, or take up the one it has."""
+        self._share[trial.config["number"]] = 0.0
+        self._open_run(trial)
+        self._show()
+
+    def _open_run(self, trial: TuneTrial) -> None:
         number, values = trial.config["number"], trial.config["values"]
-        self._share[number] = 0.0
-        if number in self._runs:
-            self._context.store.resume(self._runs[number])
-            return
         params = run_params(self._context.config) | values
         params |= dict.fromkeys(self._space.inactive(values), "n/a")
+        if number in self._runs:
+            self._context.store.resume(self._runs[number], params)
+            return
         self._runs[number] = self._context.store.create(
             KIND,
             f"{self._context.run_id}/{number}",
@@ -189,7 +201,6 @@ class _Recorder(tune.Callback):
             params=params,
             tags={"dca.trial": str(number), "dca.values": json.dumps(values)},
         )
-        self._show()
 
     def on_trial_result(
         self,
@@ -222,7 +233,9 @@ class _Recorder(tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """A failure has a reason and no number."""
+        """A failure has a reason and no number; it may come before the trial has started."""
+        if trial.config["number"] not in self._runs:
+            self._open_run(trial)
         self._end(trial, "failed", "FAILED", reason=_reason(trial))
 
     def _end(
@@ -271,13 +284,6 @@ def _reason(trial: TuneTrial) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _describe(context: Context, trials: list[StoredTrial]) -> None:
-    """What the search run itself shows in MLflow."""
-    counts = {state: sum(t.state == state for t in trials) for state in STATES}
-    tokens = sum(trial.tokens for trial in trials)
-    context.store.log_metrics(context.run_id, {"tokens": tokens, **counts})
 
 
 STAGE = Stage(

@@ -46,9 +46,9 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
 
 
 def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
-    """Trials at the largest budget that at least two reached, judged by their value there."""
-    reached = Counter(step for trial in pruned for step in trial.curve)
-    shared = [step for step, count in reached.items() if count > 1]
+    """Trials at the largest budget in tokens that two reached, judged by their value there."""
+    reached = Counter(tokens for trial in pruned for tokens in trial.curve)
+    shared = [tokens for tokens, count in reached.items() if count > 1]
     if not shared:
         deepest = max((trial.tokens for trial in pruned), default=0)
         return [trial for trial in pruned if trial.tokens == deepest]

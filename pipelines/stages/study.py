@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 import optuna
@@ -15,8 +14,7 @@ from optuna.distributions import (
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
-from pipelines.runtime.config import Config, Dimension, SearchConfig
-from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.config import Config, Dimension, SearchConfig, condition_order
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -36,7 +34,7 @@ class StoredTrial:
     objective: float | None = None
     tokens: int = 0
     curve: dict[int, float] = field(default_factory=dict)
-    """Objective by step, for a pruned trial."""
+    """Best objective so far by tokens, for a pruned trial."""
     reason: str = ""
 
 
@@ -45,15 +43,9 @@ class Space:
 
     def __init__(self, config: Config) -> None:
         space = config.search.space
-        graph = {key: [k for k in space[key].when if k in space] for key in space}
-        try:
-            keys = list(TopologicalSorter(graph).static_order())
-        except CycleError as error:
-            cycle = " -> ".join(error.args[1])
-            raise ConfigError(f"search.space: conditions go in a circle: {cycle}") from None
         self._config = config
-        self._dimensions = {key: space[key] for key in keys}
-        self.distributions = {key: _distribution(space[key]) for key in keys}
+        self._dimensions = {key: space[key] for key in condition_order(space)}
+        self.distributions = {key: _distribution(space[key]) for key in space}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Values of the keys that apply."""
@@ -155,16 +147,17 @@ class StudySearcher(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's number and values; FINISHED when the token budget is spent."""
         spent = self._spent + sum(self._tokens.values())
-        if self._max_tokens is not None and spent >= self._max_tokens:
+        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+        if self._max_tokens is not None and spent >= self._max_tokens and not waiting:
             return Searcher.FINISHED
         trial = self._study.ask()
         self._running[trial_id] = trial
         return {"number": trial.number, "values": self._space.suggest(trial)}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An intermediate value, at the step it was reached."""
+        """An intermediate value, at the tokens it was reached."""
         self._tokens[trial_id] = result["tokens"]
-        self._running[trial_id].report(result["objective"], result["step"])
+        self._running[trial_id].report(result["objective"], result["tokens"])
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -180,7 +173,7 @@ class StudySearcher(Searcher):
         if result["finished"]:
             self._study.tell(trial, result["objective"])
         else:
-            trial.report(result["objective"], result["step"])
+            trial.report(result["objective"], result["tokens"])
             self._study.tell(trial, state=TrialState.PRUNED)
 
     def save(self, checkpoint_path: str) -> None:

@@ -35,5 +35,11 @@ STAGE = Stage(
     run=train,
     needs=("corpus",),
     reads=("seed", "model", "train"),
-    sources=("dca", "pipelines/training", "pipelines/stages/fit.py", "pipelines/stages/train.py"),
+    sources=(
+        "dca",
+        "pipelines/training",
+        "pipelines/stages/fit.py",
+        "pipelines/stages/train.py",
+        "pipelines/runtime/packaged_model.py",
+    ),
 )

@@ -28,7 +28,7 @@ Row = dict[str, float]
 
 
 @dataclass(frozen=True)
-class Progress:
+class Snapshot:
     """What a checkpoint knows besides tensors."""
 
     step: int
@@ -39,10 +39,10 @@ class Progress:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot
 ) -> None:
     """Write `folder/<step>`, then drop what is neither among the newest nor the best."""
-    target = path_of(folder, progress.step)
+    target = path_of(folder, snapshot.step)
     temporary = folder / f".{target.name}.{os.getpid()}"
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -50,21 +50,21 @@ def save(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
-    state = {**vars(progress), "sha256": _digest(temporary / "tensors.safetensors")}
+    state = {**vars(snapshot), "sha256": _digest(temporary / "tensors.safetensors")}
     (temporary / "state.json").write_text(json.dumps(state))
     for path in (*temporary.iterdir(), temporary):
         _sync(path)
     shutil.rmtree(target, ignore_errors=True)
     temporary.replace(target)
     _sync(folder)
-    _prune(folder, progress.best_step)
+    _prune(folder, snapshot.best_step)
 
 
-def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress | None:
+def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot | None:
     """Load the newest sound checkpoint into model and optimizer; None if there is none."""
     for path in reversed(checkpoints(folder)):
         try:
-            progress, tensors = _read(path)
+            snapshot, tensors = _read(path)
         except PipelineError as error:
             print(f"{error}; using the one before it", flush=True)
             continue
@@ -75,7 +75,7 @@ def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> 
             states.setdefault(int(index), {})[key] = value
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": states, "param_groups": groups})
-        return progress
+        return snapshot
     return None
 
 
@@ -94,13 +94,13 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("[0-9]*") if (path / "state.json").exists())
 
 
-def _read(path: Path) -> tuple[Progress, dict[str, Tensor]]:
+def _read(path: Path) -> tuple[Snapshot, dict[str, Tensor]]:
     try:
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         sha256 = state.pop("sha256")
         if _digest(path / "tensors.safetensors") != sha256:
             raise PipelineError(f"{path}: damaged checkpoint: the digest does not match")
-        return Progress(**state), load_file(path / "tensors.safetensors")
+        return Snapshot(**state), load_file(path / "tensors.safetensors")
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise PipelineError(f"{path}: damaged checkpoint: {error}") from error
 

@@ -22,7 +22,7 @@ from dca import build_model
 from pipelines.runtime.config import Config
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import Progress, Row
+from pipelines.training.checkpoint import Row, Snapshot
 from pipelines.training.data import Batches, Development, open_bytes
 from pipelines.training.evaluation import autocast, bits_per_byte, rank_and_world, to_ids
 from pipelines.training.optimizer import build_optimizer, learning_rate_at
@@ -96,8 +96,8 @@ class _Run:
         self.history.extend(rows)
         if self.rank == 0:
             best_step = int(best_row(self.history, self.config.best_metric)["step"])
-            progress = Progress(self.step, self.history, best_step, self.seconds)
-            checkpoint.save(self.folder, self.model, self.optimizer, progress)
+            snapshot = Snapshot(self.step, self.history, best_step, self.seconds)
+            checkpoint.save(self.folder, self.model, self.optimizer, snapshot)
         return rows
 
     def _train_until(self, stop: int) -> Row:

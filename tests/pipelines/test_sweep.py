@@ -206,7 +206,10 @@ except ImportError:
 else:
     raise SystemExit("the repository can be seen")
 table = pandas.DataFrame({"prompt": ["the ", "a "]})
-print(model.predict(table, params={"max_new_tokens": 8, "temperature": 0.0}))
+options = {"max_new_tokens": 8, "temperature": 0.0}
+answers = model.predict(["the ", "a "], params=options)
+assert answers == model.predict(table, params=options), answers
+print(answers)
 """
 
 

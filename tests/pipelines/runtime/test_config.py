@@ -5,7 +5,7 @@ import pytest
 from pipelines.runtime.config import FIELDS, Config, load, validate
 from pipelines.runtime.errors import ConfigError
 
-EXPERIMENTS = sorted(Path("experiments").glob("*.yaml"))
+EXPERIMENTS = sorted((Path(__file__).parents[3] / "experiments").glob("*.yaml"))
 
 
 @pytest.fixture
@@ -44,6 +44,11 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("train.learning_rate=.inf", "train.learning_rate: "),
         ("model.heads=[1", "not valid YAML"),
         ("experiment=a/b", "experiment: "),
+        ("fit.tokens=100", "fit.tokens: expected at least one step"),
+        ("storage=s3://bucket/x", "storage: "),
+        ("model.grn_init_std=.nan", "model.grn_init_std: "),
+        ("model.vocab=100", "model.vocab: expected 256"),
+        ("seed=&a [*a]", "expected text keys and plain values"),
     ],
 )
 def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override, expected):
@@ -71,6 +76,9 @@ def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override
         ),
         ("model.last_k", "{int: [1, 2], when: {model.last_k: 1}}", "cannot depend on itself"),
         ("model.last_k", "{ints: [1, 2]}", "unknown key"),
+        ("model.last_k", "{int: [1, 2], when: {model.residual: dcaa}}", "did you mean dca?"),
+        ("train.tokens", "{int: [4096, 8192]}", "cannot be searched"),
+        ("train.best_metric", "{choice: [train_bits_per_byte]}", "cannot be searched"),
     ],
 )
 def test_a_search_space_is_checked_against_the_fields(path, key, dimension, expected):

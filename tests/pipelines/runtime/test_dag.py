@@ -84,7 +84,7 @@ def test_a_result_whose_files_are_gone_is_computed_again(pipeline, config):
     pipeline.run(config)
     (file,) = dag.storage_path(config).glob("*.txt")
     file.unlink()
-    assert pipeline.run(config) == ["a", "b"]
+    assert pipeline.run(config) == ["a", "b", "c"]
 
 
 def test_until_stops_after_a_stage_and_fresh_forgets(pipeline, config):
@@ -92,6 +92,8 @@ def test_until_stops_after_a_stage_and_fresh_forgets(pipeline, config):
     assert pipeline.run(config) == ["a", "c"]
     assert pipeline.run(config, fresh=True) == ["a", "b", "c"]
     assert pipeline.run(config) == ["a"]
+    assert pipeline.run(config, until="b", fresh=True) == ["a", "b"]
+    assert pipeline.run(config) == ["a", "c"]
 
 
 def test_a_failed_stage_goes_on_in_the_same_run(pipeline, config):
@@ -108,6 +110,16 @@ def test_a_failed_stage_goes_on_in_the_same_run(pipeline, config):
     assert finished.info.status == "FINISHED"
 
 
+def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, config):
+    """Killed between the end of the run and the tag that makes it count."""
+    pipeline.run(config)
+    store = Store.open(config.experiment, dag.storage_path(config))
+    (run,) = store.find("b")
+    store.client.delete_tag(run.info.run_id, "dca.outputs")
+    assert pipeline.run(config) == ["a", "b"]
+    assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
+
+
 def test_the_plan_says_what_would_run_and_why_and_writes_nothing(pipeline, config):
     nodes = dag.plan(pipeline.stages(), config, until=None, fresh=False)
     assert [(node.stage.name, node.reused) for node in nodes] == [
@@ -121,7 +133,7 @@ def test_the_plan_says_what_would_run_and_why_and_writes_nothing(pipeline, confi
     changed = config.replace({"train.learning_rate": 0.5})
     _, b, c = dag.plan(pipeline.stages(), changed, until=None, fresh=False)
     assert b.reason == "train.learning_rate: 0.01 -> 0.5"
-    assert c.reason == "b changed"
+    assert c.reason == "follows b"
     _, b, c = dag.plan(pipeline.stages(), config, until=None, fresh=False)
     assert (b.reused, c.reused) == (True, True)
     _, b, c = dag.plan(pipeline.stages(), config, until=None, fresh=True)

@@ -34,13 +34,20 @@ def test_a_replayed_history_leaves_no_gap_and_no_duplicate(store):
     done = store.client.get_run(run)
     assert (done.info.status, done.data.tags["dca.state"]) == ("FINISHED", "complete")
     assert done.data.metrics["best"] == 1.0
+    store.log_metrics(run, {"step": 299, "best": 1.0})
+    assert len(store.client.get_metric_history(run, "best")) == 1
 
 
 def test_a_history_that_could_not_be_stored_is_an_error(store):
+    run = store.create("trial", "k", "n")
     writer = HistoryWriter(store)
-    writer.write("0" * 32, rows(1))
+    store.client.delete_run(run)  # as good as any other reason for the store to refuse
+    writer.write(run, rows(1))
+    writer.finish(run, "FINISHED", {"dca.state": "complete"})
     with pytest.raises(PipelineError, match="history"):
         writer.close()
+    left = store.client.get_run(run)
+    assert (left.info.status, left.data.tags.get("dca.state")) == ("RUNNING", None)
 
 
 def test_a_run_is_found_by_what_it_is(store):
@@ -60,6 +67,7 @@ def test_a_run_is_found_by_what_it_is(store):
         ("http://127.0.0.1:9", "no tracking server answers"),
         ("sqlite:////nowhere/at/all.db", "cannot be written"),
         ("file:///tmp/x", "expected sqlite:///FILE or http"),
+        (f"sqlite:///{__file__}", "MLFLOW_TRACKING_URI"),
     ],
 )
 def test_a_store_that_does_not_answer_is_found_in_seconds(uri, expected):

@@ -23,8 +23,8 @@ def searcher_of(config: Config, stored=(), max_tokens: int | None = None, spent:
     return StudySearcher(study, space, max_tokens, spent), study
 
 
-def result(objective: float, step: int, *, finished: bool, tokens: int = 0) -> dict:
-    return {"objective": objective, "step": step, "finished": finished, "tokens": tokens}
+def result(objective: float, tokens: int, *, finished: bool) -> dict:
+    return {"objective": objective, "tokens": tokens, "finished": finished}
 
 
 def complete(number: int, **changes) -> StoredTrial:
@@ -57,7 +57,7 @@ def test_conditions_in_a_circle_are_refused(config):
         "model.last_k": {"int": [1, 2], "when": {"model.depth": 1}},
     }
     with pytest.raises(ConfigError, match="circle: model"):
-        Space(config.replace({"search": {"space": space}}))
+        config.replace({"search": {"space": space}})
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
@@ -132,7 +132,13 @@ def test_the_sampler_learns_from_stored_trials(config):
 def test_the_token_budget_ends_the_search(config):
     searcher, _ = searcher_of(config, max_tokens=100, spent=40)
     assert searcher.suggest("a")["number"] == 0
-    searcher.on_trial_result("a", result(1.0, 1, finished=False, tokens=50))
+    searcher.on_trial_result("a", result(1.0, 50, finished=False))
     assert searcher.suggest("b")["number"] == 1
-    searcher.on_trial_complete("a", result(1.0, 2, finished=True, tokens=60))
+    searcher.on_trial_complete("a", result(1.0, 60, finished=True))
     assert searcher.suggest("c") == "FINISHED"
+
+
+def test_an_unfinished_trial_is_taken_up_whatever_the_token_budget(config):
+    searcher, _ = searcher_of(config, [complete(0, state=None)], max_tokens=10, spent=10)
+    assert searcher.suggest("a")["number"] == 0
+    assert searcher.suggest("b") == "FINISHED"

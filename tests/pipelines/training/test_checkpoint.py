@@ -5,7 +5,7 @@ import torch
 
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import Progress
+from pipelines.training.checkpoint import Snapshot
 
 
 @pytest.fixture
@@ -19,15 +19,15 @@ def parts():
 
 
 def save(folder, parts, step: int, best_step: int = 1) -> None:
-    checkpoint.save(folder, *parts, Progress(step, [{"step": step}], best_step, 1.5))
+    checkpoint.save(folder, *parts, Snapshot(step, [{"step": step}], best_step, 1.5))
 
 
 def test_what_is_saved_is_what_is_resumed(tmp_path, parts):
     save(tmp_path, parts, 1)
     model = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(model.parameters())
-    progress = checkpoint.resume(tmp_path, model, optimizer)
-    assert progress == Progress(1, [{"step": 1}], 1, 1.5)
+    snapshot = checkpoint.resume(tmp_path, model, optimizer)
+    assert snapshot == Snapshot(1, [{"step": 1}], 1, 1.5)
     assert torch.equal(model.weight, parts[0].weight)
     saved, loaded = (o.state_dict()["state"] for o in (parts[1], optimizer))
     assert saved.keys() == loaded.keys()

@@ -45,7 +45,7 @@ def test_it_learns_and_reports_every_evaluation(config, corpus, tmp_path):
     assert all(row["tokens_per_second"] > 0 for row in rows)
 
 
-GOLDEN = {"train_bits_per_byte": 4.0, "val_bits_per_byte": 4.0}
+GOLDEN = {"train_bits_per_byte": 4.73098, "val_bits_per_byte": 4.68645}
 
 
 def test_the_first_steps_give_the_golden_numbers(config, corpus, tmp_path):
@@ -126,7 +126,7 @@ def test_the_schedule_warms_up_and_follows_a_cosine(config):
     assert rates[0] == pytest.approx(train_config.learning_rate / 10)
     assert max(rates) == rates[9] == train_config.learning_rate
     assert rates[-1] == pytest.approx(0.1 * train_config.learning_rate)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
 
 
 class Uniform(torch.nn.Module):
