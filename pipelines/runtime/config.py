@@ -253,7 +253,7 @@ class Config(Section):
     resources: Resources = Resources()
     """Of one trial."""
     data: DataConfig = DataConfig()
-    model: Annotated[ModelConfig, Field()] = ModelConfig()
+    model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     fit: FitConfig = FitConfig()

@@ -22,9 +22,9 @@ class Progress:
         self._status: Status | None = None
         self._last = 0.0
 
-    def line(self, text: str, style: str | None = None) -> None:
+    def line(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, style=style, markup=False)
+        self.console.print(text, markup=False)
 
     def live(self, text: str) -> None:
         """What is going on now."""

@@ -36,6 +36,8 @@ class Snapshot:
     best_step: int
     seconds: float
     """Training time so far, over every start of the run."""
+    config: str
+    """Names the configuration trained: a folder is never resumed with another one."""
 
 
 def save(
@@ -44,7 +46,8 @@ def save(
     """Write `folder/<step>`, then drop what is neither among the newest nor the best."""
     target = path_of(folder, snapshot.step)
     temporary = folder / f".{target.name}.{os.getpid()}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for unfinished in folder.glob(".[0-9]*"):
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -60,13 +63,18 @@ def save(
     _prune(folder, snapshot.best_step)
 
 
-def resume(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Snapshot | None:
+def resume(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: str
+) -> Snapshot | None:
     """Load the newest sound checkpoint into model and optimizer; None if there is none."""
     for path in reversed(checkpoints(folder)):
         try:
             snapshot, tensors = _read(path)
         except PipelineError as error:
             print(f"{error}; using the one before it", flush=True)
+            continue
+        if snapshot.config != config:
+            print(f"{path}: of another configuration; not used", flush=True)
             continue
         model.load_state_dict(_under(tensors, "model."))
         states: dict[int, dict[str, Tensor]] = {}

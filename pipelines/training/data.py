@@ -13,6 +13,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,6 @@ def open_bytes(path: Path) -> Bytes:
     return np.memmap(path, dtype=np.uint8, mode="r")
 
 
-@dataclass(frozen=True)
 class Batches:
     """Training windows in a shuffled order that is a function of the seed and the step alone.
 
@@ -110,31 +110,27 @@ class Batches:
     The order does not depend on the number of workers, and resuming needs nothing but the step.
     """
 
-    data: Bytes
-    seq_len: int
-    sequences: int
-    """Windows of one optimizer step, over all workers."""
-    seed: int
+    def __init__(self, data: Bytes, seq_len: int, sequences: int, seed: int) -> None:
+        """`sequences` is the number of windows of one optimizer step, over all workers."""
+        self._data, self._seq_len, self._sequences, self._seed = data, seq_len, sequences, seed
+        self._per_epoch = (len(data) - 1) // seq_len - 1 or 1
+        self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> Bytes:
         """Inputs and targets of step `step` (from 0) for one worker: [sequences / world, t + 1]."""
-        per_epoch = (len(self.data) - 1) // self.seq_len - 1 or 1
-        first = step * self.sequences + rank * self.sequences // world
-        index = np.arange(first, first + self.sequences // world)
+        first = step * self._sequences + rank * self._sequences // world
+        index = np.arange(first, first + self._sequences // world)
+        epochs = index // self._per_epoch
         starts = np.empty(len(index), dtype=np.int64)
-        for epoch in range(index[0] // per_epoch, index[-1] // per_epoch + 1):
-            here = index // per_epoch == epoch
-            starts[here] = self._starts(epoch, per_epoch)[index[here] % per_epoch]
-        return windows(self.data, starts, self.seq_len)
+        for epoch in range(epochs[0], epochs[-1] + 1):
+            here = epochs == epoch
+            starts[here] = self._starts(epoch)[index[here] % self._per_epoch]
+        return windows(self._data, starts, self._seq_len)
 
-    def _starts(self, epoch: int, count: int) -> NDArray[np.int64]:
-        if getattr(self, "_cached_epoch", None) != epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            phase = rng.integers(min(self.seq_len, len(self.data) - self.seq_len))
-            order = phase + self.seq_len * rng.permutation(count)
-            object.__setattr__(self, "_cached_epoch", epoch)
-            object.__setattr__(self, "_cached_starts", order)
-        return self._cached_starts  # type: ignore[attr-defined]
+    def _starts_of(self, epoch: int) -> NDArray[np.int64]:
+        rng = np.random.default_rng([self._seed, epoch])
+        phase = rng.integers(min(self._seq_len, len(self._data) - self._seq_len))
+        return phase + self._seq_len * rng.permutation(self._per_epoch)
 
 
 def windows(data: Bytes, starts: NDArray[np.int64], seq_len: int) -> Bytes:

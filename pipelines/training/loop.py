@@ -5,6 +5,8 @@ stops it by asking for no more. With a process group it trains data-parallel; th
 launcher's affair.
 """
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Generator, Iterable
@@ -19,7 +21,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dca import build_model
-from pipelines.runtime.config import Config
+from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row, Snapshot
@@ -62,7 +64,8 @@ class _Run:
         generator = torch.Generator().manual_seed(config.seed)
         self.model = build_model(config.model, generator=generator).to(self.device)
         self.optimizer = build_optimizer(self.model, self.config)
-        found = checkpoint.resume(folder, self.model, self.optimizer)
+        self.key = hashlib.sha256(json.dumps(run_params(config)).encode()).hexdigest()[:32]
+        found = checkpoint.resume(folder, self.model, self.optimizer, self.key)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
         self.last_good = "none yet"
         if found is not None:
@@ -96,7 +99,7 @@ class _Run:
         self.history.extend(rows)
         if self.rank == 0:
             best_step = int(best_row(self.history, self.config.best_metric)["step"])
-            snapshot = Snapshot(self.step, self.history, best_step, self.seconds)
+            snapshot = Snapshot(self.step, self.history, best_step, self.seconds, self.key)
             checkpoint.save(self.folder, self.model, self.optimizer, snapshot)
         return rows
 

@@ -19,15 +19,15 @@ def parts():
 
 
 def save(folder, parts, step: int, best_step: int = 1) -> None:
-    checkpoint.save(folder, *parts, Snapshot(step, [{"step": step}], best_step, 1.5))
+    checkpoint.save(folder, *parts, Snapshot(step, [{"step": step}], best_step, 1.5, "key"))
 
 
 def test_what_is_saved_is_what_is_resumed(tmp_path, parts):
     save(tmp_path, parts, 1)
     model = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(model.parameters())
-    snapshot = checkpoint.resume(tmp_path, model, optimizer)
-    assert snapshot == Snapshot(1, [{"step": 1}], 1, 1.5)
+    snapshot = checkpoint.resume(tmp_path, model, optimizer, "key")
+    assert snapshot == Snapshot(1, [{"step": 1}], 1, 1.5, "key")
     assert torch.equal(model.weight, parts[0].weight)
     saved, loaded = (o.state_dict()["state"] for o in (parts[1], optimizer))
     assert saved.keys() == loaded.keys()
@@ -60,7 +60,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(
     else:
         file.unlink()
     model, optimizer = parts
-    assert checkpoint.resume(tmp_path, model, optimizer).step == 1
+    assert checkpoint.resume(tmp_path, model, optimizer, "key").step == 1
     assert f"{newest}: damaged checkpoint" in capsys.readouterr().out
     with pytest.raises(PipelineError, match="damaged"):
         checkpoint.read_weights(newest)
@@ -70,7 +70,15 @@ def test_a_checkpoint_half_written_is_none(tmp_path, parts):
     save(tmp_path, parts, 1)
     (tmp_path / ".00000002.77").mkdir()
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["00000001"]
-    assert checkpoint.resume(tmp_path / "none", *parts) is None
+    save(tmp_path, parts, 3)
+    assert not (tmp_path / ".00000002.77").exists()
+    assert checkpoint.resume(tmp_path / "none", *parts, "key") is None
+
+
+def test_a_checkpoint_of_another_configuration_is_not_resumed(tmp_path, parts, capsys):
+    save(tmp_path, parts, 1)
+    assert checkpoint.resume(tmp_path, *parts, "another key") is None
+    assert "another configuration" in capsys.readouterr().out
 
 
 def test_a_checkpoint_holds_no_pickle(tmp_path, parts):
