@@ -1,5 +1,6 @@
 import itertools
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -169,3 +170,26 @@ def test_the_best_row_is_the_earliest_smallest_evaluated_one():
     ]
     assert best_row(rows, "val_bits_per_byte")["step"] == 2
     assert best_row(rows, "train_bits_per_byte")["step"] == 3
+
+
+def _worker(rank: int, world: int, config: Config, corpus: Development, folder: Path) -> None:
+    address = f"file://{folder}.group"
+    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=world)
+    for _ in train(config, corpus, folder):
+        pass
+    torch.distributed.destroy_process_group()
+
+
+def test_two_workers_train_as_one_does(config, corpus, tmp_path):
+    config = config.replace({"train.micro_batch_tokens": 64})
+    alone = history(train(config, corpus, tmp_path / "alone"))
+    arguments = (2, config, corpus, tmp_path / "together")
+    torch.multiprocessing.spawn(_worker, arguments, nprocs=2)
+    together = history(train(config, corpus, tmp_path / "together"))
+    assert [row["step"] for row in together] == [row["step"] for row in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert ours["train_bits_per_byte"] == pytest.approx(theirs["train_bits_per_byte"], rel=1e-3)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
+    assert together[-1]["val_bits_per_byte"] == pytest.approx(
+        alone[-1]["val_bits_per_byte"], rel=1e-3
+    )
