@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipelines.runtime.errors import ConfigError, run_command
+from pipelines.runtime.errors import ConfigError, Parser, run_command
 
 
 def main() -> None:
@@ -41,14 +41,14 @@ def _uri(model: str) -> str:
     """A registered model's champion by its bare name; anything else as it is."""
     if ":" in model or Path(model).is_dir():
         return model
+    if "/" in model:
+        raise ConfigError(f"--model: {model}: no such folder")
     name, _, alias = model.partition("@")
     return f"models:/{name}@{alias or 'champion'}"
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="generate.py", description="Text from a registered model."
-    )
+    parser = Parser(prog="generate.py", description="Text from a registered model.")
     parser.add_argument("--prompt", required=True, help="text to continue")
     parser.add_argument(
         "--model",

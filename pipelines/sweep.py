@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from pipelines.runtime.config import Config, Resources, load
-from pipelines.runtime.errors import run_command
+from pipelines.runtime.errors import Parser, run_command
 
 STAGE_NAMES = [
     *("corpus", "search", "select", "fit", "evaluate"),
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sweep.py",
         description="Search, train the winner, register, promote and generate.",
         epilog="Running the same command again goes on where the last one stopped.",

@@ -5,17 +5,16 @@
 Running the same command again goes on where the last one stopped.
 """
 
-import argparse
+import sys
+from pathlib import Path
 
 from pipelines.runtime.config import load
-from pipelines.runtime.errors import run_command
+from pipelines.runtime.errors import Parser, run_command
 
 
 def main() -> None:
     """Check the input first: the libraries behind the stages take seconds to load."""
-    parser = argparse.ArgumentParser(
-        prog="train.py", description="Train one model, without a search."
-    )
+    parser = Parser(prog="train.py", description="Train one model, without a search.")
     parser.add_argument(
         "arguments",
         nargs="*",
@@ -37,7 +36,8 @@ def main() -> None:
     print(
         f"\nvalidation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
         f"bytes, {result['parameters']:,} parameters\nmodel      {result['model_uri']}\n"
-        f"next       python pipelines/generate.py --model {result['model_uri']} --prompt 'def '"
+        f"next       python {Path(sys.argv[0]).parent / 'generate.py'} "
+        f"--model {result['model_uri']} --prompt 'def '"
     )
 
 

@@ -82,7 +82,8 @@ def require(available: dict[str, float], resources: Resources, key: str) -> None
     cpus = resources.workers * resources.cpus_per_worker
     gpus = resources.workers * resources.gpus_per_worker
     raise ConfigError(
-        f"{key}: {resources.workers} workers need {cpus} CPUs and {gpus:g} GPUs; "
+        f"{key}: workers={resources.workers} of {resources.cpus_per_worker} CPUs each need "
+        f"{cpus} CPUs and {gpus:g} GPUs; "
         f"the cluster has {available.get('CPU', 0):g} CPUs and {available.get('GPU', 0):g} GPUs"
     )
 

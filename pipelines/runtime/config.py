@@ -142,6 +142,10 @@ IntRange = tuple[int, int]
 Choice = bool | int | float | str | None
 
 
+MOST_EXAMPLES = 100
+"""Width up to which every integer of a range is tried, and not only its ends."""
+
+
 class Dimension(Section):
     """One searched key: exactly one kind of range, and when it applies."""
 
@@ -173,6 +177,8 @@ class Dimension(Section):
     @property
     def examples(self) -> list[Choice]:
         """Values that between them show whether the key can take this range."""
+        if self.int is not None and self.int[1] - self.int[0] < MOST_EXAMPLES:
+            return list(range(self.int[0], self.int[1] + 1))
         return list(self.choice or self.log_uniform or self.uniform or self.int or ())
 
 
@@ -373,12 +379,16 @@ def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
         key, separator, text = override.partition("=")
         if separator:
             _set(data, key, _parse(text, source=override))
-    config = validate(data, source=str(path))
+    given = [argument.partition("=")[0] for argument in arguments if "=" in argument]
+    config = validate(data, source=str(path), given=given)
     return _shrink(config) if smoke else config
 
 
-def validate(data: Mapping[str, Any], *, source: str) -> Config:
-    """Plain data to a Config. Raises ConfigError naming every problem, one a line."""
+def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ()) -> Config:
+    """Plain data to a Config. Raises ConfigError naming every problem, one a line.
+
+    `given` are the keys that came from the command line and not from the source.
+    """
     try:
         text = json.dumps(data, default=str)
     except (TypeError, ValueError, RecursionError) as error:
@@ -386,11 +396,18 @@ def validate(data: Mapping[str, Any], *, source: str) -> Config:
     try:
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(_problems(error, source))) from None
-    problems = list(_space_problems(config))
-    if problems:
-        raise ConfigError("\n".join(f"{source}: {problem}" for problem in problems))
-    return config
+        problems = list(_problems(error))
+    else:
+        problems = list(_space_problems(config))
+        if not problems:
+            return config
+
+    def where(problem: str) -> str:
+        key = problem.partition(": ")[0]
+        ours = any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in given)
+        return "command line" if ours else source
+
+    raise ConfigError("\n".join(f"{where(problem)}: {problem}" for problem in problems))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -431,36 +448,36 @@ def _set(data: dict[str, Any], key: str, value: Any) -> None:
     data[leaf] = value
 
 
-def _problems(error: ValidationError, source: str) -> Iterator[str]:
+def _problems(error: ValidationError) -> Iterator[str]:
+    """`key: what was wrong and what was expected`, a line each."""
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
         message = problem["msg"].removeprefix("Value error, ")
         key = ".".join(path)
         if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            yield f"{source}: {key}: unknown key{_nearest_key(path)}"
+            yield f"{key}: unknown key{_nearest_key(path)}"
         elif problem["type"] == "missing":
-            yield f"{source}: {key}: missing"
+            yield f"{key}: missing"
         elif problem["type"] in ("value_error", "assertion_error"):
             field, separator, rest = message.partition(": ")
             inner = separator and field.replace("_", "").replace(".", "").isalnum()
             names = [*path, field] if inner else path
-            yield f"{source}: {'.'.join(names)}: {rest if inner else message}"
+            yield f"{'.'.join(names)}: {rest if inner else message}"
         else:
             expected = message[0].lower() + message[1:]
             nearest = _nearest_choice(problem)
-            yield f"{source}: {key}: {expected}, got {_show(problem['input'])}{nearest}"
+            yield f"{key}: {expected}, got {_show(problem['input'])}{nearest}"
 
 
 def _nearest_key(path: list[str]) -> str:
     """The valid sibling closest to an unknown key, else the same name in another section."""
     *parents, leaf = path
-    parent = ".".join(parents)
-    siblings = {
-        k[len(parent) + 1 if parent else 0 :].split(".")[0] for k in FIELDS if k.startswith(parent)
-    }
-    nearest = _nearest(leaf, sorted(siblings))
-    elsewhere = [key for key in FIELDS if key.split(".")[-1] == leaf]
-    return nearest or _nearest(leaf, elsewhere, cutoff=0.0)
+    prefix = "".join(f"{parent}." for parent in parents)
+    siblings = {key[len(prefix) :].split(".")[0] for key in FIELDS if key.startswith(prefix)}
+    close = difflib.get_close_matches(leaf, sorted(siblings), n=1)
+    names = [f"{prefix}{name}" for name in close]
+    names += [key for key in FIELDS if key.split(".")[-1] == leaf]
+    return f"; did you mean {names[0]}?" if names else ""
 
 
 def _nearest_choice(problem: Any) -> str:
@@ -472,8 +489,8 @@ def _nearest_choice(problem: Any) -> str:
     return _nearest(str(problem["input"]), names)
 
 
-def _nearest(name: str, valid: list[str], cutoff: float = 0.6) -> str:
-    found = difflib.get_close_matches(name, valid, n=1, cutoff=cutoff)
+def _nearest(name: str, valid: list[str]) -> str:
+    found = difflib.get_close_matches(name, valid, n=1)
     return f"; did you mean {found[0]}?" if found else ""
 
 
@@ -537,6 +554,8 @@ def _shrink(config: Config) -> Config:
         {
             "experiment": f"{config.experiment}-smoke",
             "promote.model": f"{config.promote.model}-smoke",
+            "model.dim": min(config.model.dim, 8 * config.model.heads),
+            "model.depth": min(config.model.depth, 2),
             "train.batch_tokens": batch,
             "train.micro_batch_tokens": None,
             "train.tokens": 12 * batch,

@@ -1,7 +1,9 @@
 """What a command may fail with, and the exit code of each."""
 
+import argparse
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 
 class ConfigError(Exception):
@@ -10,6 +12,14 @@ class ConfigError(Exception):
 
 class PipelineError(Exception):
     """Work that failed although the input was good. Exit code 1."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments whose mistakes are bad input like any other: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ConfigError."""
+        raise ConfigError(message.removeprefix("argument "))
 
 
 def run_command(main: Callable[[], None], *, on_interrupt: str) -> None:

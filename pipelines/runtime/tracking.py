@@ -62,14 +62,7 @@ def connect(uri: str) -> MlflowClient:
     warnings.filterwarnings("ignore", module="mlflow")
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    if uri.startswith(("http://", "https://")):
-        _probe(uri)
-    elif uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {path} cannot be written")
-    else:
-        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: expected sqlite:///FILE or http(s)://HOST")
+    check(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
@@ -81,11 +74,30 @@ def connect(uri: str) -> MlflowClient:
     return client
 
 
+def check(uri: str) -> None:
+    """Raise ConfigError in seconds if no store can answer there; writes nothing."""
+    if uri.startswith(("http://", "https://")):
+        _probe(uri)
+    elif uri.startswith("sqlite:///"):
+        path = Path(uri.removeprefix("sqlite:///"))
+        if not os.access(path if path.exists() else path.parent, os.W_OK):
+            raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {path} cannot be written")
+        if path.is_file() and _start_of(path) not in (b"", b"SQLite"):
+            raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {path} is no SQLite database")
+    else:
+        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: expected sqlite:///FILE or http(s)://HOST")
+
+
+def _start_of(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(6)
+
+
 def _make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"storage: {path}: {error.strerror}") from None
+        raise ConfigError(f"storage: {path} cannot be made a folder: {error.strerror}") from None
 
 
 def _lock(uri: str) -> FileLock:
@@ -118,6 +130,7 @@ class Store:
         local = uri.startswith("sqlite:///")
         if not create and local and not Path(uri.removeprefix("sqlite:///")).exists():
             return None
+        check(uri)
         if create:
             _make_folder(storage)
         location = (storage / "artifacts").as_uri() if local else None
@@ -206,6 +219,8 @@ class Store:
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again; its parameters may have been lost with its creator."""
         self.client.update_run(run_id, status="RUNNING")
+        if "dca.reason" in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, "dca.reason")
         self.log_params(run_id, params or {})
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:

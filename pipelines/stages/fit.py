@@ -30,7 +30,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
     corpus = development(context.storage, needs["corpus"]["fingerprint"])
-    with context.progress.working("fit: starting Ray"), cluster() as available:
+    with context.progress.working("fit: starting Ray and its workers"), cluster() as available:
         require(available, config.resources, "fit.resources")
         from pipelines.training.workers import train_with_workers  # needs the cluster's environment
 
@@ -54,6 +54,8 @@ def record(
     history: dict[int, Row] = {}
     try:
         for rows in run:
+            if not history and rows[-1]["step"] > config.train.eval_steps[0]:
+                progress.line(f"  goes on from step {rows[-1]['step']:.0f}/{config.train.steps}")
             writer.write(run_id, rows)
             history |= {int(row["step"]): row for row in rows}
             last = rows[-1]

@@ -1,6 +1,9 @@
 """report: what was found, where it is and what to run next, in one screen."""
 
+import shlex
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.progress import clock
@@ -66,7 +69,8 @@ def _next(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
         f"runs      {uri}, experiment {context.config.experiment}",
         f"files     {context.storage}",
         "next      mlflow ui" if uri.startswith("sqlite") else f"next      open {uri}",
-        f"          python pipelines/generate.py --model {name} --prompt 'class '",
+        f"          python {Path(sys.argv[0]).parent / 'generate.py'} --model {name} "
+        f"--prompt {shlex.quote(context.config.generate.prompts[0])}",
     ]
 
 

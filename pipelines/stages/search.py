@@ -38,7 +38,11 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     remaining = context.config.search.trials - sum(t.state is not None for t in stored)
     spent = sum(trial.tokens for trial in stored if trial.state is not None)
     limit = context.config.search.max_tokens
-    unfinished = any(trial.state is None for trial in stored)
+    unfinished = sum(trial.state is None for trial in stored)
+    context.store.log_params(context.run_id, {"search": context.config.search.model_dump()})
+    if stored:
+        done = len(stored) - unfinished
+        context.progress.line(f"  {done} of {context.config.search.trials} trials are done")
     if remaining > 0 and (unfinished or limit is None or spent < limit):
         _run_trials(context, needs["corpus"]["fingerprint"], stored, remaining, spent)
     trials = stored_trials(context.store, context.run_id, metric)

@@ -29,7 +29,7 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("model.dimm=3", "model.dimm: unknown key; did you mean dim?"),
+        ("model.dimm=3", "model.dimm: unknown key; did you mean model.dim?"),
         ("learning_rate=1", "learning_rate: unknown key; did you mean train.learning_rate?"),
         ("train.tokens=many", 'train.tokens: input should be a valid integer, got "many"'),
         ("train.compile=no", 'train.compile: input should be a valid boolean, got "no"'),
@@ -68,6 +68,7 @@ def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override
         ("model.depth", "{choice: []}", "expected at least one value"),
         ("model.depth", "{choice: [1, two]}", "model.depth: input should be a valid integer"),
         ("model.heads", "{int: [4, 5]}", "dim / heads must be an even number"),
+        ("model.dim", "{int: [128, 136]}", "dim / heads must be an even number, got 129 / 4"),
         ("train.learning_rate", "{log_uniform: [0, 1]}", "expected low > 0"),
         (
             "model.last_k",
@@ -93,6 +94,14 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path):
     lines = problem(file).splitlines()
     assert len(lines) == 3
     assert all(line.startswith(f"{file}: ") for line in lines)
+
+
+def test_a_problem_of_the_command_line_is_not_blamed_on_the_file(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("experiment: e\nseed: x\n")
+    first, second = problem(file, "model.dim=wide").splitlines()
+    assert first.startswith(f"{file}: seed: ")
+    assert second.startswith("command line: model.dim: ")
 
 
 def test_a_duplicate_key_and_a_syntax_error_name_the_line(tmp_path):
