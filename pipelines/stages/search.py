@@ -32,7 +32,7 @@ HEAD_NODE = {"node:__internal_head__": 0.001}
 
 
 def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
-    """Run what is missing of the search; returns the ids and states of all its trials."""
+    """Run what is missing of the search; returns how many trials ended how."""
     metric = context.config.train.best_metric
     stored = stored_trials(context.store, context.run_id, metric)
     remaining = context.config.search.trials - sum(t.state is not None for t in stored)
