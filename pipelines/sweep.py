@@ -57,7 +57,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--fresh", action="store_true", help="compute everything again")
     parser.add_argument("--smoke", action="store_true", help="every stage in seconds, tiny")
-    return parser.parse_args()
+    return parser.parse_intermixed_args()
 
 
 def _print_plan(config: Config, nodes: list[Any], available: dict[str, float]) -> None:

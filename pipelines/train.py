@@ -24,7 +24,7 @@ def main() -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="train again what is remembered")
     parser.add_argument("--smoke", action="store_true", help="train for seconds, tiny")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = load(arguments.arguments, smoke=arguments.smoke)
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require

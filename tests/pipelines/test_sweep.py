@@ -192,13 +192,13 @@ def test_generate_writes_from_the_champion_and_a_seed_repeats_it(swept):
 ELSEWHERE = """
 import importlib, sys
 root = sys.argv[1]
-sys.path[:] = [p for p in sys.path if not p.startswith(root)]
+sys.path[:] = [p for p in sys.path if p.rstrip("/") not in (root, "")]
 sys.meta_path[:] = [f for f in sys.meta_path if "editable" not in repr(f).lower()]
 import mlflow, pandas
 mlflow.set_tracking_uri(sys.argv[2])
 model = mlflow.pyfunc.load_model("models:/dca-gpt@champion")
 import dca
-assert not dca.__file__.startswith(root), dca.__file__
+assert not dca.__file__.startswith(root + "/dca"), dca.__file__
 try:
     importlib.import_module("pipelines")
 except ImportError:
@@ -237,6 +237,7 @@ def test_the_champion_answers_where_this_repository_cannot_be_seen(swept, tmp_pa
         ("sweep.py", ["model.dimm=3"], "model.dimm: unknown key; did you mean model.dim?"),
         ("sweep.py", ["none.yaml"], "none.yaml: no such file"),
         ("sweep.py", ["--until", "fitt"], "invalid choice: 'fitt'"),
+        ("sweep.py", ["seed=1", "--until", "fit", "seed=x"], "command line: seed: "),
         ("sweep.py", ["data={corpus: files, path: none.txt}"], "none.txt: no such file"),
         ("sweep.py", ["resources.cpus_per_worker=99"], "99 CPUs each need 99 CPUs"),
         ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
