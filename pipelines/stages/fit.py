@@ -100,7 +100,6 @@ def package(store: Store, run_id: str, config: Config, folder: Path, history: li
         "tokens": int(history[-1]["tokens"]),
         "seconds": history[-1]["seconds"],
         "workers": config.resources.workers,
-        "seq_len": config.train.seq_len,
     }
 
 
