@@ -29,6 +29,9 @@ class ModelConfig:
     """How a block's input is made from the earlier blocks' outputs (see dca/grn.py)."""
     last_k: int | None = 2
     """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
+    attention_windows: tuple[int | None, ...] = (None,)
+    """Positions that attention looks back on, itself included, block by block, repeated over the
+    depth; null: all of them. [64, 256, null] is attention at three scales."""
     ff_mult: int = 4
     """Hidden width of the feed-forward layer, in multiples of dim."""
     vocab: int = 256
@@ -47,12 +50,24 @@ class ModelConfig:
             raise ValueError(f"residual: expected one of {kinds}, got {self.residual!r}")
         if self.last_k is not None and self.last_k < 1:
             raise ValueError(f"last_k: expected at least 1 or null, got {self.last_k}")
+        object.__setattr__(self, "attention_windows", tuple(self.attention_windows))  # from JSON
+        if not self.attention_windows or any(
+            w is not None and w < 1 for w in self.attention_windows
+        ):
+            raise ValueError(
+                "attention_windows: expected a list of positions of at least 1 or null, "
+                f"got {list(self.attention_windows)}"
+            )
         if not 0 <= self.grn_init_std < float("inf"):
             raise ValueError(f"grn_init_std: expected at least 0, got {self.grn_init_std}")
         if self.dim % (2 * self.heads):
             raise ValueError(
                 f"heads: dim / heads must be an even number, got {self.dim} / {self.heads}"
             )
+
+    def window(self, block: int) -> int | None:
+        """Positions that the attention of block `block`, from 1, sees; None for all."""
+        return self.attention_windows[(block - 1) % len(self.attention_windows)]
 
     @property
     def streams(self) -> int:
@@ -90,15 +105,18 @@ class ModelConfig:
     def flops_per_token(self, seq_len: int) -> int:
         """Matrix-product FLOPs of one token's forward pass, two per multiply-add.
 
-        Attention is counted over the whole square of seq_len, as PyTorch's counter does. The
-        element-wise work (norms, rotary, weighted sums) is bound by memory and left out, as usual.
+        Attention is counted over the whole square of seq_len, as PyTorch's counter does, or over
+        the two windows that a windowed block computes for each position. The element-wise work
+        (norms, rotary, weighted sums) is bound by memory and left out, as usual.
         A training step costs three times this.
         """
         d = self.dim
-        block = 2 * (4 + 2 * self.ff_mult) * d * d + 4 * seq_len * d
+        windows = [self.window(t) or seq_len for t in range(1, self.depth + 1)]
+        seen = sum(seq_len if window >= seq_len else 2 * window for window in windows)
+        blocks = self.depth * 2 * (4 + 2 * self.ff_mult) * d * d + 4 * seen * d
         scores = 0
         if self.has_w:
             outputs = [self.streams] * self.depth + [1]
             counts = [self.stack_entries(t) for t in range(1, self.depth + 2)]
             scores = sum(2 * n * d * o for n, o in zip(counts, outputs, strict=True) if n > 1)
-        return self.depth * block + scores + 2 * d * self.vocab
+        return blocks + scores + 2 * d * self.vocab

@@ -13,18 +13,18 @@ Where this differs from the paper, and why:
   defaults are measured, see the README.
 - A stack of one entry has no w: behind the norm a scalar factor of the only entry cancels.
 
-Weights per token and feature never exist: the sum is split into sum_i b_i * f_i, whose weights have
-no token axis, and sum_i s_i f_i, whose weights s_i = relu(w . f_i) have no feature axis.
+What it costs: dca/mix.py computes the combinations of a GRN and the norms behind them together.
 
 Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3 for q, k, v).
 """
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from dca.config import ModelConfig
-
-NORM_EPS = 1e-6
+from dca.mix import mix
 
 
 class Stack:
@@ -35,40 +35,21 @@ class Stack:
     """
 
     def __init__(self, first_btd: Tensor, last_k: int | None) -> None:
-        self._first = first_btd
-        self._older: Tensor | None = None
-        self._recent: list[Tensor] = []
+        self.entries = [first_btd]
+        self._recent = 0
         self._last_k = last_k
 
     def push(self, output_btd: Tensor) -> None:
         """Add a block's output; the oldest of the recent ones may join the running sum."""
-        self._recent.append(output_btd)
-        if self._last_k is not None and len(self._recent) > self._last_k:
-            oldest = self._recent.pop(0)
-            if self._older is None:  # under autocast outputs are bfloat16, the embedding is not
-                self._older = oldest.to(self._first.dtype)
-            else:
-                self._older = self._older + oldest
-
-    def entries(self) -> list[Tensor]:
-        """The n entries, each [b, t, d]."""
-        older = [] if self._older is None else [self._older]
-        return [self._first, *older, *self._recent]
-
-
-class ResidualStream:
-    """The stack of a plain transformer: one entry, the sum of everything so far."""
-
-    def __init__(self, first_btd: Tensor) -> None:
-        self._sum = first_btd
-
-    def push(self, output_btd: Tensor) -> None:
-        """Add a block's output to the stream."""
-        self._sum = self._sum + output_btd
-
-    def entries(self) -> list[Tensor]:
-        """The stream, [b, t, d], as a list of one."""
-        return [self._sum]
+        self.entries.append(output_btd)
+        self._recent += 1
+        if self._last_k is None or self._recent <= self._last_k:
+            return
+        self._recent -= 1
+        if len(self.entries) == self._last_k + 2:  # the first to leave becomes the sum
+            self.entries[1] = self.entries[1].to(self.entries[0].dtype)  # float32 under autocast
+        else:
+            self.entries[1] = self.entries[1] + self.entries.pop(2)
 
 
 class GRN(nn.Module):
@@ -83,28 +64,10 @@ class GRN(nn.Module):
             self.w_od = nn.Parameter(torch.zeros(outputs, config.dim))
         self.norm = config.grn_norm
 
-    def forward(self, entries: list[Tensor]) -> tuple[Tensor, ...]:
-        """Map n entries [b, t, d] to `outputs` mixtures [b, t, d]."""
-        w_od = self.w_od
-        scores = [] if w_od is None else [self._scores(f_btd, w_od) for f_btd in entries]
-        return tuple(
-            self._combine(entries, b_nd, [s_bto[..., o, None] for s_bto in scores])
-            for o, b_nd in enumerate(self.b_ond.unbind())
+    def forward(self, stack: Stack, norms: Iterable[nn.RMSNorm]) -> tuple[Tensor, list[Tensor]]:
+        """The first combination as it is, and every combination after its norm, each [b, t, d]."""
+        gains = [norm.weight for norm in norms]
+        skip_btd, normed, stack.entries = mix(
+            stack.entries, self.b_ond, self.w_od, gains, norm=self.norm
         )
-
-    def _scores(self, f_btd: Tensor, w_od: Tensor) -> Tensor:
-        """relu(w . f) for every output: [b, t, o]."""
-        s_bto = nn.functional.linear(f_btd, w_od.to(f_btd.dtype))
-        if self.norm:
-            s_bto = s_bto * torch.rsqrt(f_btd.square().mean(-1, keepdim=True) + NORM_EPS)
-        return s_bto.clamp(min=0)
-
-    @staticmethod
-    def _combine(entries: list[Tensor], b_nd: Tensor, scores_bt1: list[Tensor]) -> Tensor:
-        b = b_nd.to(entries[0].dtype).unbind()
-        out_btd = b[0] * entries[0]
-        for b_d, f_btd in zip(b[1:], entries[1:], strict=True):
-            out_btd = torch.addcmul(out_btd, b_d, f_btd)
-        for s_bt1, f_btd in zip(scores_bt1, entries, strict=False):
-            out_btd = torch.addcmul(out_btd, s_bt1, f_btd)
-        return out_btd
+        return skip_btd, normed

@@ -1,6 +1,7 @@
 """Rotary positions, attention with separate query, key and value inputs, feed-forward.
 
-Axes: b batch, t time, d model, h heads, e features of a head, f hidden features.
+Axes: b batch, t time, d model, h heads, e features of a head, f hidden features; m stretches of
+w positions, a window, of which the text is made.
 """
 
 import torch
@@ -11,45 +12,112 @@ from torch.nn import functional as F
 from dca.config import ModelConfig
 
 
-def rotary_table(x_btd: Tensor, head_dim: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [t, e/2] of RoFormer (arXiv 2104.09864), base 10,000.
+def rotary_table(like: Tensor, length: int, head_dim: int) -> Tensor:
+    """Cosines and sines [2, t, e/2] of RoFormer (arXiv 2104.09864), base 10,000.
 
     In float32 at least: bfloat16 cannot tell the positions of a long text apart.
     """
-    dtype = torch.promote_types(torch.float32, x_btd.dtype)
-    pairs = torch.arange(0, head_dim, 2, device=x_btd.device, dtype=dtype)
-    position = torch.arange(x_btd.shape[1], device=x_btd.device, dtype=dtype)
+    dtype = torch.promote_types(torch.float32, like.dtype)
+    pairs = torch.arange(0, head_dim, 2, device=like.device, dtype=dtype)
+    position = torch.arange(length, device=like.device, dtype=dtype)
     angle = torch.outer(position, 10_000.0 ** (-pairs / head_dim))
-    return angle.cos(), angle.sin()
+    return torch.stack([angle.cos(), angle.sin()])
 
 
-def rotate(x_bhte: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+def rotate(x_bhte: Tensor, table: Tensor) -> Tensor:
     """Turn the pair (e, e + half) of each position by its angle."""
-    cos_te, sin_te = (part.to(x_bhte.dtype) for part in table)
+    cos_te, sin_te = table.to(x_bhte.dtype)
     left, right = x_bhte.chunk(2, dim=-1)
     return torch.cat([left * cos_te - right * sin_te, right * cos_te + left * sin_te], dim=-1)
+
+
+def windowed_attention(q_bhte: Tensor, k_bhte: Tensor, v_bhte: Tensor, window: int) -> Tensor:
+    """Causal attention to the last `window` positions, itself included; [b, h, t, e].
+
+    Costs t * window instead of t * t: the text is cut into stretches of one window, and each looks
+    at itself and at the one before.
+    """
+    length = q_bhte.shape[2]
+    if window >= length:
+        return F.scaled_dot_product_attention(q_bhte, k_bhte, v_bhte, is_causal=True)
+    missing = -length % window
+    q, k, v = (F.pad(x, (0, 0, 0, missing)) for x in (q_bhte, k_bhte, v_bhte))
+    before_k, before_v = (F.pad(x, (0, 0, window, 0))[:, :, :-window] for x in (k, v))
+    q, k, v, before_k, before_v = (
+        rearrange(x, "b h (m w) e -> b m h w e", w=window) for x in (q, k, v, before_k, before_v)
+    )
+    stretch = torch.arange(q.shape[1], device=q.device)[:, None, None]
+    query = torch.arange(window, device=q.device)[:, None]
+    key = torch.arange(2 * window, device=q.device) - window  # relative to the stretch
+    mask_m1wk = ((key <= query) & (key > query - window) & ((key >= 0) | (stretch > 0)))[:, None]
+    mixed = F.scaled_dot_product_attention(
+        q.flatten(0, 1),
+        torch.cat([before_k, k], dim=-2).flatten(0, 1),
+        torch.cat([before_v, v], dim=-2).flatten(0, 1),
+        attn_mask=mask_m1wk.repeat(len(q), 1, 1, 1),
+    )
+    mixed = rearrange(mixed, "(b m) h w e -> b h (m w) e", b=len(q))
+    return mixed[:, :, :length]
+
+
+class KeyValues:
+    """Keys and values that one attention layer has computed: the last `capacity` of them."""
+
+    def __init__(self, like: Tensor, shape_bhte: tuple[int, int, int, int]) -> None:
+        self.keys, self.values = like.new_zeros(shape_bhte), like.new_zeros(shape_bhte)
+        self.capacity = shape_bhte[2]
+
+    def put(self, k_bhte: Tensor, v_bhte: Tensor, position: int) -> tuple[Tensor, Tensor]:
+        """Store what was computed from `position` on; returns everything held, in any order."""
+        end = position + k_bhte.shape[2]
+        if end - position == 1:
+            slot = position % self.capacity
+            self.keys[:, :, slot : slot + 1] = k_bhte
+            self.values[:, :, slot : slot + 1] = v_bhte
+        else:
+            kept = range(max(position, end - self.capacity), end)
+            slots = torch.tensor([at % self.capacity for at in kept], device=k_bhte.device)
+            self.keys.index_copy_(2, slots, k_bhte[:, :, -len(kept) :])
+            self.values.index_copy_(2, slots, v_bhte[:, :, -len(kept) :])
+        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 class Attention(nn.Module):
     """Causal multi-head attention; queries, keys and values may read different inputs."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
-        self.heads = config.heads
+        self.heads, self.window = config.heads, window
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(self, inputs: tuple[Tensor, ...], table: tuple[Tensor, Tensor]) -> Tensor:
-        """Inputs are (x,) for all three or (q, k, v), each [b, t, d]; returns [b, t, d]."""
+    def forward(
+        self,
+        inputs: list[Tensor],
+        table: Tensor,
+        memory: KeyValues | None = None,
+        position: int = 0,
+    ) -> Tensor:
+        """Inputs are [x] for all three or [q, k, v], each [b, t, d]; returns [b, t, d].
+
+        With a memory they continue the text it holds, up to `position`: either its whole beginning
+        (position 0) or one symbol.
+        """
         if len(inputs) == 1:
             parts = self.qkv(inputs[0]).chunk(3, dim=-1)
         else:
             weights = self.qkv.weight.chunk(3)
             parts = tuple(F.linear(x, w) for x, w in zip(inputs, weights, strict=True))
         q, k, v = (rearrange(x, "b t (h e) -> b h t e", h=self.heads) for x in parts)
-        mixed = F.scaled_dot_product_attention(
-            rotate(q, table), rotate(k, table), v, is_causal=True
-        )
+        q, k = rotate(q, table), rotate(k, table)
+        if memory is not None:
+            held = memory.put(k, v, position)
+        if position:
+            mixed = F.scaled_dot_product_attention(q, *held)
+        elif self.window is not None:
+            mixed = windowed_attention(q, k, v, self.window)
+        else:
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return self.out(rearrange(mixed, "b h t e -> b t (h e)"))
 
 

@@ -3,16 +3,21 @@
 Axes: b batch, t time, d model, v vocabulary.
 """
 
+import re
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from dca.config import ModelConfig
-from dca.grn import GRN, NORM_EPS, ResidualStream, Stack
-from dca.layers import Attention, FeedForward, rotary_table
+from dca.grn import GRN, Stack
+from dca.layers import Attention, FeedForward, KeyValues, rotary_table
+from dca.mix import NORM_EPS
 
 
 class Block(nn.Module):
-    """One decoder block. Its output is the delta f_t(g_t): nothing is added to it here.
+    """One decoder block. Its output is the delta f_t(g_t), to which only `standard` adds its input.
 
     h = attention(norm_q(q), norm_k(k), norm_v(v));  y = h + ff(norm_ff(h + q)), where the skip q is
     the un-normalised query input (paper, section 3.2).
@@ -22,16 +27,34 @@ class Block(nn.Module):
         super().__init__()
         self.mix = _mixer(config, number, config.streams)
         self.norms = nn.ModuleList(_norm(config) for _ in range(config.streams))
-        self.attention = Attention(config)
+        self.attention = Attention(config, config.window(number))
         self.norm_ff = _norm(config)
         self.ff = FeedForward(config)
 
-    def forward(self, entries: list[Tensor], table: tuple[Tensor, Tensor]) -> Tensor:
-        """Stack entries [b, t, d] to this block's output [b, t, d]."""
-        inputs = self.mix(entries) if self.mix else (entries[0],)
-        normed = tuple(norm(x) for norm, x in zip(self.norms, inputs, strict=True))
-        h_btd = self.attention(normed, table)
-        return h_btd + self.ff(self.norm_ff(h_btd + inputs[0]))
+    def forward(self, skip_btd: Tensor, normed: list[Tensor], *context: Any) -> Tensor:
+        """The skip and the normed inputs, [b, t, d], to this block's output [b, t, d].
+
+        Without a mixture, `normed` is empty and the output is the residual stream's next state.
+        `context` is what Attention takes besides its inputs.
+        """
+        h_btd = self.attention(normed or [self.norms[0](skip_btd)], *context)
+        stream_btd = h_btd + skip_btd
+        return (h_btd if self.mix else stream_btd) + self.ff(self.norm_ff(stream_btd))
+
+
+class Cache:
+    """What a model keeps of the text it has read, to continue it: see `LanguageModel.forward`."""
+
+    def __init__(self, config: ModelConfig, like: Tensor, *, batch: int, capacity: int) -> None:
+        """Room for `capacity` positions; a windowed block keeps its window only."""
+        self.length = 0
+        head_dim = config.dim // config.heads
+        self.table = rotary_table(like, capacity, head_dim)
+        windows = [config.window(t) or capacity for t in range(1, config.depth + 1)]
+        self.layers = [
+            KeyValues(like, (batch, config.heads, min(window, capacity), head_dim))
+            for window in windows
+        ]
 
 
 class LanguageModel(nn.Module):
@@ -46,18 +69,44 @@ class LanguageModel(nn.Module):
         self.norm = _norm(config)
         self.head = nn.Linear(config.dim, config.vocab, bias=False)
 
-    def forward(self, ids_bt: Tensor) -> Tensor:
-        """[b, t] to [b, t, v]."""
-        config = self.config
-        first_btd = self.embed(ids_bt)
-        table = rotary_table(first_btd, config.dim // config.heads)
-        plain = config.residual == "standard"
-        stack = ResidualStream(first_btd) if plain else Stack(first_btd, config.last_k)
+    def forward(self, ids_bt: Tensor, cache: Cache | None = None) -> Tensor:
+        """[b, t] to [b, t, v].
+
+        With a cache, `ids_bt` continues what the cache has read, and is read into it: the whole
+        prompt into an empty cache, then one position at a time. The mixing of a position needs
+        that position alone. Raises ValueError for more than fits or more than one position.
+        """
+        config, length = self.config, ids_bt.shape[1]
+        start = cache.length if cache else 0
+        if cache is None:
+            table = rotary_table(self.embed.weight, length, config.dim // config.heads)
+        elif start + length > cache.table.shape[1] or (start and length > 1):
+            raise ValueError(f"ids: {length} positions do not fit a cache after {start}")
+        else:
+            table = cache.table[:, start : start + length]
+            cache.length += length
+        x_btd = self.embed(ids_bt)
+        stack = Stack(x_btd, config.last_k)
+        for index, block in enumerate(self.blocks):
+            context = (table, cache.layers[index], start) if cache else (table,)
+            if isinstance(block.mix, GRN):
+                stack.push(block(*block.mix(stack, block.norms), *context))
+            else:
+                x_btd = block(x_btd, [], *context)
+        normed_btd = self.mix(stack, [self.norm])[1][0] if self.mix else self.norm(x_btd)
+        return self.head(normed_btd)
+
+    def new_cache(self, *, batch: int, capacity: int) -> Cache:
+        """An empty cache for texts of up to `capacity` positions."""
+        return Cache(self.config, self.embed.weight, batch=batch, capacity=capacity)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile the blocks, which share one program; the mixing between them has its own kernel.
+
+        The time to compile does not grow with the depth.
+        """
         for block in self.blocks:
-            stack.push(block(stack.entries(), table))
-        entries = stack.entries()
-        (out_btd,) = self.mix(entries) if self.mix else entries
-        return self.head(self.norm(out_btd))
+            block.compile(*args, **kwargs)
 
 
 def build_model(config: ModelConfig, *, generator: torch.Generator | None = None) -> LanguageModel:
@@ -86,6 +135,25 @@ def build_model(config: ModelConfig, *, generator: torch.Generator | None = None
         if isinstance(module, GRN) and module.w_od is not None:
             nn.init.normal_(module.w_od, std=config.grn_init_std, generator=generator)
     return model
+
+
+def load_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
+    """Load a model's weights; those of a `standard` one retrofit a model of any residual kind.
+
+    The retrofitted model computes the same function until it is trained: b = 1, w = 0, and norms
+    that are copies of the one norm. Raises RuntimeError for
+    weights of another shape.
+    """
+    given = dict(weights)
+    if "mix.b_ond" not in given:
+        for name, own in model.state_dict().items():
+            if name.endswith("b_ond"):
+                given[name] = torch.ones_like(own)
+            elif name.endswith("w_od"):
+                given[name] = torch.zeros_like(own)
+            elif ".norms." in name:
+                given[name] = given[re.sub(r"norms\.\d+", "norms.0", name)]
+    model.load_state_dict(given)
 
 
 def _norm(config: ModelConfig) -> nn.RMSNorm:

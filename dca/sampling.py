@@ -1,4 +1,4 @@
-"""Text from a model: temperature, top-k, top-p.
+"""Text from a model, symbol by symbol with cached keys and values: temperature, top-k, top-p.
 
 Axes: b batch, t time, v vocabulary.
 """
@@ -6,11 +6,13 @@ Axes: b batch, t time, v vocabulary.
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from dca.model import LanguageModel
 
 
 def generate(
-    model: nn.Module,
+    model: LanguageModel,
     ids_bt: Tensor,
     *,
     max_new_tokens: int,
@@ -37,7 +39,7 @@ def generate(
 
 
 def stream(
-    model: nn.Module,
+    model: LanguageModel,
     ids_bt: Tensor,
     *,
     max_new_tokens: int,
@@ -69,7 +71,7 @@ def check_sampling(
 
 @torch.inference_mode()
 def _steps(
-    model: nn.Module,
+    model: LanguageModel,
     ids_bt: Tensor,
     max_new_tokens: int,
     temperature: float,
@@ -77,11 +79,13 @@ def _steps(
     top_p: float | None,
     generator: torch.Generator | None,
 ) -> Iterator[Tensor]:
+    batch, length = ids_bt.shape
+    cache = model.new_cache(batch=batch, capacity=length + max_new_tokens)
     for _ in range(max_new_tokens):
-        logits_bv = model(ids_bt)[:, -1].float()
+        logits_bv = model(ids_bt, cache)[:, -1].float()
         ids_b = _choose(logits_bv, temperature, top_k, top_p, generator)
         yield ids_b
-        ids_bt = torch.cat([ids_bt, ids_b[:, None]], dim=1)
+        ids_bt = ids_b[:, None]
 
 
 def _choose(

@@ -231,7 +231,13 @@ def _inputs(stage: Stage, config: Config, needs: dict[str, str]) -> dict[str, An
 
 
 def _digest_sources(sources: Sequence[str]) -> str:
-    files = [f for s in sources for f in (sorted((ROOT / s).rglob("*.py")) or [ROOT / s])]
+    code = {".py", ".cpp"}
+    files = [
+        path
+        for source in sources
+        for path in (sorted((ROOT / source).rglob("*")) or [ROOT / source])
+        if path.suffix in code
+    ]
     return digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files])
 
 

@@ -22,7 +22,11 @@ def logits(config: ModelConfig, weights: Weights, ids_bt: Tensor) -> Tensor:
         norms = [weights[f"{name}norms.{i}.weight"] for i in range(config.streams)]
         norms *= 3 // len(norms)
         h = _attention(
-            config, weights, name, *(_norm(x, g) for x, g in zip((q, k, v), norms, strict=True))
+            config,
+            weights,
+            name,
+            config.window(t),
+            *(_norm(x, g) for x, g in zip((q, k, v), norms, strict=True)),
         )
         hidden = _norm(h + q, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
         hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
@@ -60,7 +64,7 @@ def _stack(outputs: list[Tensor], last_k: int | None) -> list[Tensor]:
     return [first, sum(blocks[:-last_k]), *blocks[-last_k:]]
 
 
-def _attention(config, weights, name, q, k, v) -> Tensor:
+def _attention(config, weights, name, window, q, k, v) -> Tensor:
     wq, wk, wv = weights[f"{name}attention.qkv.weight"].chunk(3)
     size, length = config.dim // config.heads, q.shape[1]
     heads = []
@@ -68,8 +72,9 @@ def _attention(config, weights, name, q, k, v) -> Tensor:
         part = slice(h * size, (h + 1) * size)
         queries, keys = _rotate((q @ wq.T)[..., part]), _rotate((k @ wk.T)[..., part])
         scores = queries @ keys.transpose(1, 2) / math.sqrt(size)
-        future = torch.ones(length, length, dtype=torch.bool).triu(1)
-        heads.append(scores.masked_fill(future, -math.inf).softmax(-1) @ (v @ wv.T)[..., part])
+        back = torch.arange(length)[:, None] - torch.arange(length)
+        hidden = (back < 0) | (back >= (window or length))
+        heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ (v @ wv.T)[..., part])
     return torch.cat(heads, -1) @ weights[f"{name}attention.out.weight"].T
 
 

@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dca import ModelConfig, build_model
 from dca.config import Residual
+from dca.model import load_weights
 from tests.dca import reference
 
 KINDS = get_args(Residual)
@@ -59,20 +60,36 @@ def test_logits_and_gradients_equal_the_equations(residual, last_k, grn_norm):
         )
 
 
+@pytest.mark.parametrize("length", [1, 4, 5, 11, 12])
+@pytest.mark.parametrize("windows", [(4,), (1, 5, None), (None, 64)])
+def test_windowed_attention_equals_the_masked_square(windows, length):
+    config = config_of("dca", 2, attention_windows=windows)
+    model, ids = model_of(config, spread=0.3), ids_of(config, length)
+    expected = reference.logits(config, model.state_dict(), ids)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("last_k", LAST_K)
+@pytest.mark.parametrize("residual", KINDS)
+def test_a_retrofit_starts_as_the_transformer_it_was(residual, last_k):
+    standard = model_of(config_of("standard", last_k), spread=0.3)
+    model = model_of(config_of(residual, last_k), spread=0.3)
+    load_weights(model, standard.state_dict())
+    ids = ids_of(model.config)
+    torch.testing.assert_close(model(ids), standard(ids), rtol=0, atol=1e-10)
+
+
+def test_weights_of_another_mixture_or_shape_are_refused():
+    model = build_model(config_of("dca", 2))
+    for other in (config_of("grn_v3", 2), config_of("standard", 2, depth=DEPTH + 1)):
+        with pytest.raises(RuntimeError):
+            load_weights(model, build_model(other).state_dict())
+
+
 @pytest.mark.parametrize("residual", [kind for kind in KINDS if kind != "standard"])
-def test_with_w_at_zero_it_starts_as_the_transformer(residual, last_k):
-    config = config_of(residual, last_k, grn_init_std=0.0)
-    model, standard = model_of(config), model_of(config_of("standard", last_k))
-    copied = standard.state_dict()
-    for block in range(DEPTH):
-        for stream in range(1, config.streams):
-            copied[f"blocks.{block}.norms.{stream}.weight"] = copied[
-                f"blocks.{block}.norms.0.weight"
-            ]
-    missing, unexpected = model.load_state_dict(copied, strict=False)
-    assert not unexpected
-    assert all(name.endswith(("mix.b_ond", "mix.w_od")) for name in missing)
+def test_with_w_at_zero_a_fresh_model_starts_as_the_transformer(residual):
+    config = config_of(residual, 2, grn_init_std=0.0)
+    model, standard = model_of(config), model_of(config_of("standard", 2))
     ids = ids_of(config)
     torch.testing.assert_close(model(ids), standard(ids), rtol=0, atol=1e-10)
 
@@ -106,8 +123,8 @@ def test_every_parameter_gets_a_real_gradient_at_the_start(residual, last_k, std
 @pytest.mark.parametrize("last_k", LAST_K)
 @pytest.mark.parametrize("residual", KINDS)
 def test_parameter_and_flop_formulas_equal_the_counted_ones(residual, last_k):
-    config = config_of(residual, last_k)
-    model, ids = build_model(config), ids_of(config)
+    config = config_of(residual, last_k, attention_windows=(3, None))
+    model, ids = build_model(config).double(), ids_of(config, length=12)
     assert config.parameter_count() == sum(p.numel() for p in model.parameters())
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(ids)
@@ -139,7 +156,7 @@ def test_no_weight_per_entry_feature_and_token_is_made():
     largest = config.vocab * ids.numel()
     feed_forward = config.ff_mult * config.dim * ids.numel()
     with _Largest() as seen:
-        model(ids)
+        model.double()(ids)
     assert seen.numel <= max(largest, feed_forward, config.heads * 2 * 64 * 64)
 
 

@@ -1,7 +1,10 @@
+from typing import get_args
+
 import pytest
 import torch
 
 from dca import ModelConfig, build_model, generate
+from dca.config import Residual
 
 
 class Fixed(torch.nn.Module):
@@ -11,7 +14,10 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.logits_v = torch.tensor(probabilities).log()
 
-    def forward(self, ids_bt: torch.Tensor) -> torch.Tensor:
+    def new_cache(self, **_) -> None:
+        return None
+
+    def forward(self, ids_bt: torch.Tensor, _: None) -> torch.Tensor:
         return self.logits_v.expand(*ids_bt.shape, -1)
 
 
@@ -62,6 +68,38 @@ def test_it_returns_the_prompt_and_a_continuation_that_a_seed_repeats():
     assert torch.equal(sample(0)[:, :3], prompt)
     assert torch.equal(sample(0), sample(0))
     assert not torch.equal(sample(0), sample(1))
+
+
+@pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
+@pytest.mark.parametrize("residual", get_args(Residual))
+@pytest.mark.parametrize("prompt", [1, 9])
+def test_cached_logits_equal_the_uncached(residual, windows, prompt):
+    config = ModelConfig(dim=24, depth=6, heads=3, residual=residual, attention_windows=windows)
+    model = build_model(config, generator=torch.Generator().manual_seed(0)).double()
+    ids = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(batch=3, capacity=16)
+    parts = [model(ids[:, :prompt], cache)]
+    parts += [model(ids[:, t : t + 1], cache) for t in range(prompt, 16)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-9, atol=1e-10)
+
+
+def test_a_windowed_block_keeps_only_its_window():
+    config = ModelConfig(dim=16, depth=3, heads=2, attention_windows=(4, 8, None))
+    cache = build_model(config).new_cache(batch=2, capacity=100)
+    assert [layer.keys.shape for layer in cache.layers] == [
+        (2, 2, 4, 8),
+        (2, 2, 8, 8),
+        (2, 2, 100, 8),
+    ]
+
+
+@pytest.mark.parametrize("more", [2, 5])
+def test_a_cache_takes_no_more_than_it_can_hold_in_order(more):
+    model = build_model(ModelConfig(dim=16, depth=2, heads=2))
+    cache = model.new_cache(batch=1, capacity=8)
+    model(torch.zeros(1, 4, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match=f"{more} positions do not fit a cache after 4"):
+        model(torch.zeros(1, more, dtype=torch.long), cache)
 
 
 def test_greedy_takes_the_likeliest_byte_of_the_whole_context():

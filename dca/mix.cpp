@@ -1,0 +1,317 @@
+// The mixing of dca/grn.py in one pass over the stack, for float32 on the CPU.
+//
+// A row is the d features of one token. Rows are taken kTile at a time: a tile of every entry stays
+// in the cache between the three looks the mathematics needs (scores; weighted sums; norms), so
+// that main memory sees each entry once forward and once backward. Weights per token and feature
+// exist in registers only, and the backward pass makes the mixtures again instead of loading them.
+//
+// Results depend on the number of threads (each sums its own rows) but not on their timing.
+
+#include <omp.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int kLanes = 16;  // floats per step; widths are multiples of it
+#else
+constexpr int kLanes = 8;
+#endif
+constexpr int kTile = 4;    // rows that share each load of b
+
+typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
+inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+template <int lanes>
+struct Lanes {
+  typedef float Type __attribute__((vector_size(4 * lanes)));
+};
+
+template <int lanes>
+inline float sum(typename Lanes<lanes>::Type v) {
+  if constexpr (lanes == 2) {
+    return v[0] + v[1];
+  } else {
+    typename Lanes<lanes / 2>::Type half[2];
+    std::memcpy(half, &v, sizeof(v));
+    return sum<lanes / 2>(half[0] + half[1]);
+  }
+}
+inline float sum(Vec v) { return sum<kLanes>(v); }
+
+struct Shape {
+  long rows;
+  int entries, width;
+  bool norm;
+  float eps;
+
+  // Of rows in scratch memory: padded, or rows 2 or 4 kB apart compete for one place in the cache.
+  int stride() const { return width + kLanes; }
+};
+
+// What the forward pass leaves for the backward pass, per row: w . f before and 1 / rms of each
+// entry, and 1 / rms of each mixture.
+struct Saved {
+  float* score;  // [rows, outputs, entries], normed, before the clamp
+  float* scale;  // [rows, entries]
+  float* rho;    // [rows, outputs]
+};
+
+// relu(score) of R rows, to [entries, R, outputs]; zeros where there are no scores.
+template <int O, int R>
+void clamp_scores(int n, const float* score, long row, float* clamped) {
+  for (int i = 0; i < n; ++i)
+    for (int r = 0; r < R; ++r)
+      for (int o = 0; o < O; ++o)
+        *clamped++ = score ? std::max(score[((row + r) * O + o) * n + i], 0.0f) : 0.0f;
+}
+
+// Adds (b_i + relu(score_i)) * f_i for R rows of entry i to mixed[row][output][width]. Entry by
+// entry, because the rows of different entries compete for the same places of the cache.
+template <int O, int R>
+void add_entry(const Shape& s, int i, const float* x, const float* b, const float* clamped,
+               float* mixed) {
+  const int n = s.entries, d = s.width, stride = s.stride();
+  for (int j = 0; j < d; j += kLanes) {
+    for (int o = 0; o < O; ++o) {
+      const Vec weight = load(b + (o * n + i) * long(d) + j);
+      for (int r = 0; r < R; ++r) {
+        float* g = mixed + (r * O + o) * stride + j;
+        const Vec term = (weight + clamped[r * O + o]) * load(x + r * d + j);
+        store(g, i ? load(g) + term : term);
+      }
+    }
+  }
+}
+
+struct Forward {
+  Shape s;
+  const float *const *f, *b, *w, *gain;
+  float *skip, *const *y;
+  Saved saved;
+};
+
+template <int O, int R>
+void forward_rows(const Forward& k, long row, float* mixed, float* clamped) {
+  const int n = k.s.entries, d = k.s.width, stride = k.s.stride();
+  for (int i = 0; i < n; ++i) {
+    const float* x = k.f[i] + row * d;
+    float relu[R * O] = {};
+    if (k.w) {
+      Vec square[R] = {}, dot[R][O] = {};
+      for (int j = 0; j < d; j += kLanes)
+        for (int r = 0; r < R; ++r) {
+          const Vec value = load(x + r * d + j);
+          __builtin_prefetch(x + (R + r) * d + j);
+          square[r] += value * value;
+          for (int o = 0; o < O; ++o) dot[r][o] += load(k.w + o * d + j) * value;
+        }
+      for (int r = 0; r < R; ++r) {
+        const long t = row + r;
+        const float scale = k.s.norm ? 1 / std::sqrt(sum(square[r]) / d + k.s.eps) : 1;
+        k.saved.scale[t * n + i] = scale;
+        for (int o = 0; o < O; ++o) {
+          const float score = scale * sum(dot[r][o]);
+          k.saved.score[(t * O + o) * n + i] = score;
+          relu[r * O + o] = std::max(score, 0.0f);
+        }
+      }
+    }
+    add_entry<O, R>(k.s, i, x, k.b, relu, mixed);
+  }
+  for (int r = 0; r < R; ++r) {
+    const long t = row + r;
+    for (int o = 0; o < O; ++o) {
+      const float* g = mixed + (r * O + o) * stride;
+      Vec square = {};
+      for (int j = 0; j < d; j += kLanes) square += load(g + j) * load(g + j);
+      const float rho = 1 / std::sqrt(sum(square) / d + k.s.eps);
+      k.saved.rho[t * O + o] = rho;
+      for (int j = 0; j < d; j += kLanes)
+        store(k.y[o] + t * d + j, load(k.gain + o * d + j) * (load(g + j) * rho));
+    }
+    std::memcpy(k.skip + t * d, mixed + r * O * stride, d * sizeof(float));
+  }
+}
+
+// Turns the mixture g into its gradient: through the norm, and directly for the skip.
+void norm_backward(const Shape& s, float* g, const float* gain, float rho, const float* dy,
+                   const float* dskip, float* dgain) {
+  Vec along = {};
+  for (int j = 0; dy && j < s.width; j += kLanes) {
+    const Vec unit = load(g + j) * rho, up = load(dy + j);
+    store(dgain + j, load(dgain + j) + up * unit);
+    along += load(gain + j) * up * unit;
+  }
+  const float mean = sum(along) / s.width;
+  for (int j = 0; j < s.width; j += kLanes) {
+    Vec total = dskip ? load(dskip + j) : Vec{};
+    if (dy) total += rho * (load(gain + j) * load(dy + j) - mean * (load(g + j) * rho));
+    store(g + j, total);
+  }
+}
+
+struct Backward {
+  Shape s;
+  const float *const *f, *b, *w, *gain;
+  Saved saved;
+  const float *dskip, *const *dy, *const *later;
+  float* const* df;
+};
+
+// Sums over the rows of one thread.
+struct Sums {
+  float *b, *w, *gain;
+};
+
+template <int O, int R>
+void backward_rows(const Backward& k, long row, float* mixed, float* clamped, Sums sums) {
+  const int n = k.s.entries, d = k.s.width, stride = k.s.stride();
+  clamp_scores<O, R>(n, k.w ? k.saved.score : nullptr, row, clamped);
+  for (int i = 0; i < n; ++i)
+    add_entry<O, R>(k.s, i, k.f[i] + row * d, k.b, clamped + i * R * O, mixed);
+  for (int r = 0; r < R; ++r)
+    for (int o = 0; o < O; ++o) {
+      const long at = (row + r) * d;
+      norm_backward(k.s, mixed + (r * O + o) * stride, k.gain + o * d, k.saved.rho[(row + r) * O + o],
+                    k.dy[o] ? k.dy[o] + at : nullptr, o == 0 && k.dskip ? k.dskip + at : nullptr,
+                    sums.gain + o * d);
+    }
+  for (int i = 0; i < n; ++i) {
+    float to_w[R][O] = {}, to_x[R] = {};
+    if (k.w) {
+      Vec dot[R][O] = {};
+      for (int j = 0; j < d; j += kLanes)
+        for (int r = 0; r < R; ++r) {
+          const Vec x = load(k.f[i] + (row + r) * d + j);
+          __builtin_prefetch(k.f[i] + (row + R + r) * d + j);
+          if (k.later[i]) __builtin_prefetch(k.later[i] + (row + R + r) * d + j);
+          __builtin_prefetch(k.df[i] + (row + R + r) * d + j, 1);
+          for (int o = 0; o < O; ++o) dot[r][o] += load(mixed + (r * O + o) * stride + j) * x;
+        }
+      for (int r = 0; r < R; ++r) {
+        const float scale = k.saved.scale[(row + r) * n + i];
+        for (int o = 0; o < O; ++o) {
+          const float score = k.saved.score[((row + r) * O + o) * n + i];
+          to_w[r][o] = score >= 0 ? sum(dot[r][o]) * scale : 0;
+          if (k.s.norm) to_x[r] += to_w[r][o] * score * scale / d;
+        }
+      }
+    }
+    for (int j = 0; j < d; j += kLanes) {
+      Vec x[R], total[R];
+      for (int r = 0; r < R; ++r) {
+        x[r] = load(k.f[i] + (row + r) * d + j);
+        total[r] = k.later[i] ? load(k.later[i] + (row + r) * d + j) : Vec{};
+        total[r] -= to_x[r] * x[r];
+      }
+      for (int o = 0; o < O; ++o) {
+        float* sum_b = sums.b + (o * n + i) * long(d) + j;
+        const Vec weight = load(k.b + (o * n + i) * long(d) + j);
+        Vec of_b = load(sum_b);
+        for (int r = 0; r < R; ++r) {
+          const Vec g = load(mixed + (r * O + o) * stride + j);
+          total[r] += (weight + clamped[(i * R + r) * O + o]) * g;
+          of_b += g * x[r];
+        }
+        store(sum_b, of_b);
+        if (!k.w) continue;
+        const Vec read = load(k.w + o * d + j);
+        Vec of_w = load(sums.w + o * d + j);
+        for (int r = 0; r < R; ++r) {
+          total[r] += to_w[r][o] * read;
+          of_w += to_w[r][o] * x[r];
+        }
+        store(sums.w + o * d + j, of_w);
+      }
+      for (int r = 0; r < R; ++r) store(k.df[i] + (row + r) * d + j, total[r]);
+    }
+  }
+}
+
+// Calls work<R>(row, mixed, clamped, thread) for all rows, kTile of them at a time while there are.
+template <int O, typename Tiles, typename Single>
+void over_rows(const Shape& s, int threads, Tiles tiles, Single single) {
+  const long whole = s.rows - s.rows % kTile;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> mixed(kTile * O * s.stride()), clamped(kTile * O * s.entries);
+    const int thread = omp_get_thread_num();
+#pragma omp for schedule(static) nowait
+    for (long row = 0; row < whole; row += kTile) tiles(row, mixed.data(), clamped.data(), thread);
+#pragma omp for schedule(static)
+    for (long row = whole; row < s.rows; ++row) single(row, mixed.data(), clamped.data(), thread);
+  }
+}
+
+template <int O>
+void forward(const Forward& k, int threads) {
+  over_rows<O>(
+      k.s, threads,
+      [&](long row, float* mixed, float* clamped, int) {
+        forward_rows<O, kTile>(k, row, mixed, clamped);
+      },
+      [&](long row, float* mixed, float* clamped, int) {
+        forward_rows<O, 1>(k, row, mixed, clamped);
+      });
+}
+
+template <int O>
+void backward(const Backward& k, float* db, float* dw, float* dgain, int threads) {
+  const long size_b = long(O) * k.s.entries * k.s.width, size_o = long(O) * k.s.width;
+  const long size = size_b + 2 * size_o;
+  std::vector<float> partial(threads * size);
+  const auto sums = [&](int thread) {
+    float* mine = partial.data() + thread * size;
+    return Sums{mine, mine + size_b, mine + size_b + size_o};
+  };
+  over_rows<O>(
+      k.s, threads,
+      [&](long row, float* mixed, float* clamped, int thread) {
+        backward_rows<O, kTile>(k, row, mixed, clamped, sums(thread));
+      },
+      [&](long row, float* mixed, float* clamped, int thread) {
+        backward_rows<O, 1>(k, row, mixed, clamped, sums(thread));
+      });
+  const auto total = [&](const float* first, long count, float* out) {
+    for (long i = 0; i < count; ++i) {
+      out[i] = 0;
+      for (int thread = 0; thread < threads; ++thread) out[i] += first[thread * size + i];
+    }
+  };
+  total(sums(0).b, size_b, db);
+  if (k.w) total(sums(0).w, size_o, dw);
+  total(sums(0).gain, size_o, dgain);
+}
+
+}  // namespace
+
+extern "C" {
+
+// Tensors are dense and float32. f, y, dy, later and df are arrays of pointers, one per entry or
+// output. w is null for mixtures without scores; dskip and items of dy and later are null for zero.
+
+void mix_forward(long rows, int entries, int width, int outputs, int norm, float eps, int threads,
+                 const float* const* f, const float* b, const float* w, const float* gain,
+                 float* skip, float* const* y, float* score, float* scale, float* rho) {
+  const Forward k{{rows, entries, width, norm != 0, eps}, f, b, w, gain, skip, y,
+                  {score, scale, rho}};
+  outputs == 1 ? forward<1>(k, threads) : forward<3>(k, threads);
+}
+
+void mix_backward(long rows, int entries, int width, int outputs, int norm, float eps, int threads,
+                  const float* const* f, const float* b, const float* w, const float* gain,
+                  float* score, float* scale, float* rho, const float* dskip,
+                  const float* const* dy, const float* const* later, float* const* df, float* db,
+                  float* dw, float* dgain) {
+  const Backward k{{rows, entries, width, norm != 0, eps}, f, b, w, gain, {score, scale, rho},
+                   dskip, dy, later, df};
+  outputs == 1 ? backward<1>(k, db, dw, dgain, threads) : backward<3>(k, db, dw, dgain, threads);
+}
+}

@@ -1,0 +1,124 @@
+"""The fused kernel against the same mixing in PyTorch's own operations, in float64."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+
+from dca import ModelConfig, build_model, mix
+from tests.dca import reference
+
+pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
+
+CASES = list(itertools.product([1, 3], [1, 2, 5], [True, False], [True, False]))
+
+
+def inputs_of(outputs: int, entries: int, has_w: bool, *, rows: int = 7, dim: int = 48) -> dict:
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    return {
+        "entries": [draw(1, rows, dim) for _ in range(entries)],
+        "b_ond": draw(outputs, entries, dim),
+        "w_od": draw(outputs, dim) if has_w else None,
+        "gains": list(draw(outputs, dim)),
+        "upstream": [draw(1, rows, dim) for _ in range(1 + outputs + entries)],
+    }
+
+
+def run(inputs: dict, *, norm: bool, dtype: torch.dtype, used: slice = slice(None)) -> list:
+    """Every output and every gradient; the loss reads the outputs in `used` only."""
+
+    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach().to(dtype, copy=True).requires_grad_()
+
+    entries = [leaf(f) for f in inputs["entries"]]
+    gains = [leaf(gain) for gain in inputs["gains"]]
+    b_ond = leaf(inputs["b_ond"])
+    w_od = None if inputs["w_od"] is None else leaf(inputs["w_od"])
+    skip, normed, threaded = mix.mix(entries, b_ond, w_od, gains, norm=norm)
+    outputs = [skip, *normed, *threaded]
+    read = list(zip(outputs, inputs["upstream"], strict=True))[used]
+    loss = sum((x * u.to(dtype)).sum() for x, u in read)
+    leaves = [*entries, *gains, b_ond, *([] if w_od is None else [w_od])]
+    gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
+    return [*outputs, *gradients]
+
+
+@pytest.mark.parametrize(("outputs", "entries", "has_w", "norm"), CASES)
+def test_outputs_and_gradients_equal_the_unfused_ones(outputs, entries, has_w, norm):
+    inputs = inputs_of(outputs, entries, has_w)
+    fused = run(inputs, norm=norm, dtype=torch.float32)
+    plain = run(inputs, norm=norm, dtype=torch.float64)
+    for ours, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("used", [slice(0, 1), slice(1, 2), slice(3, 4), slice(4, 6)])
+def test_outputs_that_nobody_reads_send_no_gradient(used):
+    inputs = inputs_of(3, 4, True)
+    fused = run(inputs, norm=True, dtype=torch.float32, used=used)
+    plain = run(inputs, norm=True, dtype=torch.float64, used=used)
+    for ours, theirs in zip(fused, plain, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("last_k", [2, None])
+@pytest.mark.parametrize("residual", ["grn_v1", "grn_v2", "grn_v3", "dca"])
+def test_a_fused_model_gives_the_gradients_of_the_equations(residual, last_k, threads):
+    config = ModelConfig(dim=32, depth=5, heads=2, residual=residual, last_k=last_k)
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(config, generator=generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    ids = torch.randint(256, (2, 9), generator=generator)
+    weights = {k: v.detach().double().requires_grad_() for k, v in model.state_dict().items()}
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        model(ids).square().mean().backward()
+    finally:
+        torch.set_num_threads(before)
+    reference.logits(config, weights, ids).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        scale = weights[name].grad.abs().max()
+        error = (parameter.grad - weights[name].grad).abs().max()
+        assert error < 1e-4 * scale + 1e-7, name
+
+
+def test_the_same_threads_give_the_same_bits():
+    inputs = inputs_of(3, 4, True, rows=65)
+    first, second = (run(inputs, norm=True, dtype=torch.float32) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_a_value_that_is_not_finite_stays_visible():
+    inputs = inputs_of(3, 4, True)
+    inputs["entries"][2][0, 3, 5] = float("nan")
+    skip, *normed = run(inputs, norm=True, dtype=torch.float32)[:4]
+    assert all(x[0, 3].isnan().any() and x[0, 2].isfinite().all() for x in [skip, *normed])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_are_mixed_unfused(dtype, monkeypatch):
+    monkeypatch.setattr(mix._Fused, "apply", None)
+    run(inputs_of(3, 2, True), norm=True, dtype=dtype)
+
+
+def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):
+    expected = run(inputs_of(3, 2, True), norm=True, dtype=torch.float32)
+    monkeypatch.setenv("CXX", str(tmp_path / "missing"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    mix._kernel.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="unfused"):
+            got = run(inputs_of(3, 2, True), norm=True, dtype=torch.float32)
+    finally:
+        mix._kernel.cache_clear()
+    for ours, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
