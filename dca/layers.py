@@ -9,7 +9,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dca import kernels
 from dca.config import ModelConfig
+
+
+def project(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., in] times weight [out, in] transposed, also fast for the few rows of decoding."""
+    few = x.numel() <= kernels.FEW_ROWS * x.shape[-1]
+    if few and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
+        if kernels.fits(x, weight):
+            return kernels.linear(x, weight)
+    return F.linear(x, weight)
 
 
 def rotary_table(like: Tensor, length: int, head_dim: int) -> Tensor:
@@ -104,10 +114,10 @@ class Attention(nn.Module):
         (position 0) or one symbol.
         """
         if len(inputs) == 1:
-            parts = self.qkv(inputs[0]).chunk(3, dim=-1)
+            parts = project(inputs[0], self.qkv.weight).chunk(3, dim=-1)
         else:
             weights = self.qkv.weight.chunk(3)
-            parts = tuple(F.linear(x, w) for x, w in zip(inputs, weights, strict=True))
+            parts = tuple(project(x, w) for x, w in zip(inputs, weights, strict=True))
         q, k, v = (rearrange(x, "b t (h e) -> b h t e", h=self.heads) for x in parts)
         q, k = rotate(q, table), rotate(k, table)
         if memory is not None:
@@ -118,7 +128,7 @@ class Attention(nn.Module):
             mixed = windowed_attention(q, k, v, self.window)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out(rearrange(mixed, "b h t e -> b t (h e)"))
+        return project(rearrange(mixed, "b h t e -> b t (h e)"), self.out.weight)
 
 
 class FeedForward(nn.Module):
@@ -131,4 +141,4 @@ class FeedForward(nn.Module):
 
     def forward(self, x_btd: Tensor) -> Tensor:
         """[b, t, d] to [b, t, d]."""
-        return self.down(F.gelu(self.up(x_btd)))
+        return project(F.gelu(project(x_btd, self.up.weight)), self.down.weight)

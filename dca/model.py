@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from dca.config import ModelConfig
 from dca.grn import GRN, Stack
-from dca.layers import Attention, FeedForward, KeyValues, rotary_table
-from dca.mix import NORM_EPS
+from dca.layers import Attention, FeedForward, KeyValues, project, rotary_table
+from dca.mix import NORM_EPS, sum_and_norm
 
 
 class Block(nn.Module):
@@ -37,9 +37,12 @@ class Block(nn.Module):
         Without a mixture, `normed` is empty and the output is the residual stream's next state.
         `context` is what Attention takes besides its inputs.
         """
-        h_btd = self.attention(normed or [self.norms[0](skip_btd)], *context)
-        stream_btd = h_btd + skip_btd
-        return (h_btd if self.mix else stream_btd) + self.ff(self.norm_ff(stream_btd))
+        if not normed:
+            skip_btd, normed_btd = sum_and_norm([skip_btd], self.norms[0].weight)
+            normed = [normed_btd]
+        h_btd = self.attention(normed, *context)
+        stream_btd, normed_btd = sum_and_norm([h_btd, skip_btd], self.norm_ff.weight)
+        return (h_btd if self.mix else stream_btd) + self.ff(normed_btd)
 
 
 class Cache:
@@ -94,7 +97,7 @@ class LanguageModel(nn.Module):
             else:
                 x_btd = block(x_btd, [], *context)
         normed_btd = self.mix(stack, [self.norm])[1][0] if self.mix else self.norm(x_btd)
-        return self.head(normed_btd)
+        return project(normed_btd, self.head.weight)
 
     def new_cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache for texts of up to `capacity` positions."""

@@ -24,10 +24,12 @@ def main() -> None:
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import STAGES
+    from pipelines.training.start import pin
 
     available = capacity()
     require(available, config.resources, "resources")
     require(available, config.fit.resources, "fit.resources")
+    config = pin(config)
     if arguments.dry_run:
         nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
         _print_plan(config, nodes, available)

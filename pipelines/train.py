@@ -29,10 +29,11 @@ def main() -> None:
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import corpus, train
+    from pipelines.training.start import pin
 
     require(capacity(), config.resources, "resources")
     stages = [corpus.STAGE, train.STAGE]
-    result = dag.run(stages, config, until=None, fresh=arguments.fresh)["train"]
+    result = dag.run(stages, pin(config), until=None, fresh=arguments.fresh)["train"]
     print(
         f"\nvalidation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
         f"bytes, {result['parameters']:,} parameters\nmodel      {result['model_uri']}\n"

@@ -68,6 +68,9 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """One training run."""
 
+    start_from: str | None = None
+    """Trained model to start from: models:/ URI or folder. A `standard` one starts any residual
+    kind, with the same function at first."""
     tokens: Positive = 400_000
     """Training budget, in bytes read."""
     seq_len: Positive = 256

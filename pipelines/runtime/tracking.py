@@ -359,6 +359,14 @@ def model_exists(uri: str) -> bool:
     return True
 
 
+def download_model(uri: str, folder: Path) -> Path:
+    """Copy the files behind a models:/ or runs:/ URI into a folder; raises as `load_packaged`."""
+    try:
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
+    except (MlflowException, OSError) as error:
+        raise ConfigError(f"{uri}: {_no_model(uri, error)}") from None
+
+
 def load_packaged(uri: str) -> Any:
     """The packaged model behind any models:/ or runs:/ URI, or a local folder.
 

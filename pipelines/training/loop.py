@@ -8,9 +8,11 @@ launcher's affair.
 import hashlib
 import json
 import math
+import re
+import resource
 import time
 from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from dca import build_model
+from dca.model import load_weights
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint
@@ -28,6 +31,10 @@ from pipelines.training.checkpoint import Row, Snapshot
 from pipelines.training.data import Batches, Development, open_bytes
 from pipelines.training.evaluation import autocast, bits_per_byte, rank_and_world, to_ids
 from pipelines.training.optimizer import build_optimizer, learning_rate_at
+from pipelines.training.start import read_start
+
+
+LINUX_PEAK = Path("/proc/self/status")
 
 
 class Diverged(PipelineError):
@@ -66,6 +73,9 @@ class _Run:
         self.optimizer = build_optimizer(self.model, self.config)
         self.key = hashlib.sha256(json.dumps(run_params(config)).encode()).hexdigest()[:32]
         found = checkpoint.resume(folder, self.model, self.optimizer, self.key)
+        if found is None and self.config.start_from:
+            load_weights(self.model, read_start(self.config.start_from))
+        _forget_peak_memory(self.device)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
         self.last_good = "none yet"
         if found is not None:
@@ -134,6 +144,7 @@ class _Run:
             "grad_norm": norm.item(),
             "tokens_per_second": count * self.config.batch_tokens / seconds,
             "seconds": self.seconds,
+            "peak_memory_bytes": _peak_memory_bytes(self.device),
         }
 
     def _one_step(self, learning_rate: float, bad: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,3 +188,22 @@ class _Run:
 def pick_device() -> torch.device:
     """The accelerator of this process, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held since the run began: by tensors on an accelerator, else by the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if not LINUX_PEAK.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
+    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", LINUX_PEAK.read_text())
+    return 1024 * int(peak)
+
+
+def _forget_peak_memory(device: torch.device) -> None:
+    """A process that is used again reports the peak of this run and not that of an earlier one."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif LINUX_PEAK.exists():
+        with suppress(OSError):  # a container may forbid it: the peak is then the process's
+            LINUX_PEAK.with_name("clear_refs").write_text("5")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from dca import ModelConfig, build_model, mix
+from dca import ModelConfig, build_model, kernels, mix
 from tests.dca import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
@@ -114,11 +114,11 @@ def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):
     expected = run(inputs_of(3, 2, True), norm=True, dtype=torch.float32)
     monkeypatch.setenv("CXX", str(tmp_path / "missing"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    mix._kernel.cache_clear()
+    kernels.library.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="unfused"):
+        with pytest.warns(UserWarning, match="without its compiled kernels"):
             got = run(inputs_of(3, 2, True), norm=True, dtype=torch.float32)
     finally:
-        mix._kernel.cache_clear()
+        kernels.library.cache_clear()
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

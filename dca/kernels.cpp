@@ -1,8 +1,8 @@
-// The mixing of dca/grn.py in one pass over the stack, for float32 on the CPU.
+// Float32 on the CPU: the mixing of dca/mix.py, and the products of a few rows with a matrix.
 //
-// A row is the d features of one token. Rows are taken kTile at a time: a tile of every entry stays
-// in the cache between the three looks the mathematics needs (scores; weighted sums; norms), so
-// that main memory sees each entry once forward and once backward. Weights per token and feature
+// Mixing. A row is the d features of one token. Rows are taken kTile at a time and entry by entry,
+// so that a tile stays in the cache between the looks the mathematics needs (scores, sums, norms)
+// and main memory sees each entry once forward and once backward. Weights per token and feature
 // exist in registers only, and the backward pass makes the mixtures again instead of loading them.
 //
 // Results depend on the number of threads (each sums its own rows) but not on their timing.
@@ -290,9 +290,30 @@ void backward(const Backward& k, float* db, float* dw, float* dgain, int threads
   total(sums(0).gain, size_o, dgain);
 }
 
+// y = x w^T for R rows and one row of w.
+template <int R>
+void dot_rows(int width, const float* x, const float* w, long outputs, float* y) {
+  Vec total[R] = {};
+  for (int j = 0; j < width; j += kLanes)
+    for (int r = 0; r < R; ++r) total[r] += load(x + long(r) * width + j) * load(w + j);
+  for (int r = 0; r < R; ++r) y[r * outputs] = sum(total[r]);
+}
+
 }  // namespace
 
 extern "C" {
+
+// y [rows, outputs] = x [rows, width] w^T, with w [outputs, width] read once, at the speed of memory.
+void linear(long rows, int width, long outputs, const float* x, const float* w, float* y,
+            int threads) {
+#pragma omp parallel for schedule(static) num_threads(threads)
+  for (long o = 0; o < outputs; ++o) {
+    const float* row = w + o * width;
+    long r = 0;
+    for (; r + 4 <= rows; r += 4) dot_rows<4>(width, x + r * width, row, outputs, y + r * outputs + o);
+    for (; r < rows; ++r) dot_rows<1>(width, x + r * width, row, outputs, y + r * outputs + o);
+  }
+}
 
 // Tensors are dense and float32. f, y, dy, later and df are arrays of pointers, one per entry or
 // output. w is null for mixtures without scores; dskip and items of dy and later are null for zero.
