@@ -1,4 +1,4 @@
-"""kernels.cpp from Python: compiled at its first use, in a second, by the C++ compiler that is there.
+"""kernels.cpp from Python: compiled at its first use, in a second, by the machine's C++ compiler.
 
 Every function takes dense float32 tensors on the CPU. Where there is no compiler, `library` is None
 and the callers use PyTorch's own operations.
@@ -86,8 +86,8 @@ def mix_backward(
     d_b, d_gain = torch.empty_like(b_ond), torch.empty_like(gain_od)
     d_w = None if w_od is None else torch.empty_like(w_od)
     library().mix_backward(
-        *_shape(entries[0].numel() // b_ond.shape[-1], b_ond, norm, eps), _array(entries), _at(b_ond),
-        _at(w_od), _at(gain_od), *map(_at, saved), _at(d_skip), _array(d_normed), _array(d_later),
+        *_shape(len(saved[0]), b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od),
+        _at(gain_od), *map(_at, saved), _at(d_skip), _array(d_normed), _array(d_later),
         _array(d_entries), _at(d_b), _at(d_w), _at(d_gain),
     )  # fmt: skip
     return d_entries, d_b, d_w, d_gain

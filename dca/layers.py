@@ -15,11 +15,10 @@ from dca.config import ModelConfig
 
 def project(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., in] times weight [out, in] transposed, also fast for the few rows of decoding."""
-    few = x.numel() <= kernels.FEW_ROWS * x.shape[-1]
-    if few and not (torch.is_grad_enabled() or torch.compiler.is_compiling()):
-        if kernels.fits(x, weight):
-            return kernels.linear(x, weight)
-    return F.linear(x, weight)
+    plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    if plain or x.numel() > kernels.FEW_ROWS * x.shape[-1] or not kernels.fits(x, weight):
+        return F.linear(x, weight)
+    return kernels.linear(x, weight)
 
 
 def rotary_table(like: Tensor, length: int, head_dim: int) -> Tensor:

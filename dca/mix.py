@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dca import kernels
@@ -44,13 +44,13 @@ def mix(
     return skip, rest[: len(gains)], rest[len(gains) :]
 
 
-def sum_and_norm(terms: list[Tensor], gain_d: Tensor) -> tuple[Tensor, Tensor]:
+def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
     """The sum of one or two [b, t, d] and its RMS norm: the mixture with every weight 1."""
     if torch.compiler.is_compiling() or not kernels.fits(*terms):
         total_btd = sum(terms[1:], terms[0])
-        return total_btd, F.rms_norm(total_btd, total_btd.shape[-1:], gain_d, NORM_EPS)
-    ones_1nd = gain_d.new_ones(1, len(terms), len(gain_d))
-    total_btd, (normed_btd,), _ = mix(terms, ones_1nd, None, [gain_d], norm=False)
+        return total_btd, norm(total_btd)
+    ones_1nd = terms[0].new_ones(1, len(terms), terms[0].shape[-1])
+    total_btd, (normed_btd,), _ = mix(terms, ones_1nd, None, [norm.weight], norm=False)
     return total_btd, normed_btd
 
 

@@ -38,10 +38,11 @@ class Block(nn.Module):
         `context` is what Attention takes besides its inputs.
         """
         if not normed:
-            skip_btd, normed_btd = sum_and_norm([skip_btd], self.norms[0].weight)
+            (norm,) = self.norms
+            skip_btd, normed_btd = sum_and_norm([skip_btd], norm)  # type: ignore[arg-type]
             normed = [normed_btd]
         h_btd = self.attention(normed, *context)
-        stream_btd, normed_btd = sum_and_norm([h_btd, skip_btd], self.norm_ff.weight)
+        stream_btd, normed_btd = sum_and_norm([h_btd, skip_btd], self.norm_ff)
         return (h_btd if self.mix else stream_btd) + self.ff(normed_btd)
 
 

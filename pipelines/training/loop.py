@@ -33,7 +33,6 @@ from pipelines.training.evaluation import autocast, bits_per_byte, rank_and_worl
 from pipelines.training.optimizer import build_optimizer, learning_rate_at
 from pipelines.training.start import read_start
 
-
 LINUX_PEAK = Path("/proc/self/status")
 
 

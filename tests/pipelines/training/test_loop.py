@@ -1,7 +1,6 @@
 import itertools
 import math
 from pathlib import Path
-from pathlib import Path
 
 import pytest
 import torch

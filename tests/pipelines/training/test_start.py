@@ -82,5 +82,5 @@ def test_weights_that_do_not_fit_are_refused(data, trained, model, search, messa
 
 
 def test_a_folder_without_a_model_is_refused(data, tmp_path):
-    with pytest.raises(ConfigError, match="train.start_from: .*expected a models:/ URI"):
+    with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
         pin(config_of(data, {}, tmp_path))
