@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test check
+.PHONY: install sweep test check bench
 
 install: .venv/.installed
 
@@ -17,6 +17,13 @@ sweep: install
 
 test: install
 	$(BIN)/python -m pytest
+
+bench: .venv/.bench
+	$(BIN)/python benchmarks/model.py
+
+.venv/.bench: .venv/.installed
+	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'
+	touch $@
 
 check: install
 	$(BIN)/ruff format --check .
