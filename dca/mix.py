@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dca import kernels
@@ -106,6 +107,7 @@ class _Fused(torch.autograd.Function):
         return (skip, *normed, *entries)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         b_ond, w_od, gain_od, *rest = ctx.saved_tensors
         saved, f = tuple(rest[: -ctx.count]), rest[-ctx.count :]

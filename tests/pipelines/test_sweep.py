@@ -178,6 +178,25 @@ def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
     assert re.search(r"fit +reuse", out)
 
 
+def test_a_transformer_of_the_registry_can_be_trained_on_as_dca(swept):
+    folder, _ = swept
+    standard = ["tiny.yaml", "model.residual=standard", "train.tokens=8192", "train.evals=2"]
+    code, out, err = folder.run("train.py", *standard)
+    assert code == 0, err
+    (uri,) = re.findall(r"^model +(models:/m-\w+)", out, re.M)
+    retrofit = [*standard[:1], "model.residual=dca", *standard[2:], f"train.start_from={uri}"]
+    code, again, err = folder.run("train.py", *retrofit)
+    assert code == 0, err
+    before, after = (float(re.search(r"validation ([\d.]+)", x)[1]) for x in (out, again))
+    assert after < before
+    code, _, err = folder.run("train.py", *retrofit, "model.dim=32")
+    assert code == 2
+    assert "model.dim: expected 16" in err
+    code, _, err = folder.run("train.py", *standard, "train.start_from=models:/nowhere@champion")
+    assert code == 2
+    assert "nowhere" in err
+
+
 def test_generate_writes_from_the_champion_and_a_seed_repeats_it(swept):
     folder, _ = swept
     arguments = ("--prompt", "the é", "--max-new-tokens", "30", "--seed", "1")
