@@ -1,0 +1,145 @@
+"""The Triton kernels against their equations; test_mix_triton.py says where this runs."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from dca import mix_triton
+
+EPS = 1e-6
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def equations(entries, b_ond, w_od, gain_od, norm) -> list[Tensor]:
+    """[g_0, y_0, y_1, ...] with the weight of every token and feature written out."""
+    mixtures = []
+    for o in range(len(b_ond)):
+        g_td = torch.zeros_like(entries[0])
+        for i, f_td in enumerate(entries):
+            weight_td = b_ond[o, i].expand_as(f_td)
+            if w_od is not None:
+                seen_td = f_td / torch.sqrt((f_td**2).mean(-1, keepdim=True) + EPS)
+                score_t1 = ((seen_td if norm else f_td) * w_od[o]).sum(-1, keepdim=True)
+                weight_td = weight_td + score_t1.clamp(min=0)
+            g_td = g_td + weight_td * f_td
+        mixtures.append(g_td)
+    normed = [
+        gain_d * g_td / torch.sqrt((g_td**2).mean(-1, keepdim=True) + EPS)
+        for g_td, gain_d in zip(mixtures, gain_od, strict=True)
+    ]
+    return [mixtures[0], *normed]
+
+
+class Case:
+    """Random inputs on the device, and the same in float64 for the equations."""
+
+    def __init__(self, o, n, d, *, has_w=True, norm=True, types=(), tokens=3):
+        self.generator = torch.Generator().manual_seed(0)
+        self.norm = norm
+        types = [*types, *[torch.float32] * n][:n]
+        self.entries = [self.random(tokens, d).to(dtype) for dtype in types]
+        self.b, self.gain = self.random(o, n, d), self.random(o, d)
+        self.w = self.random(o, d) / d**0.5 if has_w else None
+        self.outer: list[Tensor | None] = [
+            self.random(tokens, d).to(types[0]) for _ in range(1 + o)
+        ]
+        self.later: list[Tensor | None] = [self.random(tokens, d).to(dtype) for dtype in types]
+
+    def random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self.generator).to(DEVICE)
+
+    def ours(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        """Outputs, then the gradients of entries, b, w and gain."""
+        inputs = (self.entries, self.b, self.w, self.gain)
+        how = {"norm": self.norm, "eps": EPS}
+        skip, normed, saved = mix_triton.forward(*inputs, **how)
+        d_skip, *dy = self.outer
+        to_entries, *to_parameters = mix_triton.backward(
+            *inputs, saved, d_skip, dy, self.later, **how
+        )
+        return [skip, *normed], [*to_entries, *to_parameters]
+
+    def theirs(self) -> tuple[list[Tensor], list[Tensor | None]]:
+        inputs = [None if x is None else x.double().requires_grad_() for x in self.inputs()]
+        *entries, b, w, gain = inputs
+        outputs = equations(entries, b, w, gain, self.norm)
+        pairs = [(y, dy) for y, dy in zip(outputs, self.outer, strict=True) if dy is not None]
+        pairs += [(f, df) for f, df in zip(entries, self.later, strict=True) if df is not None]
+        sum((x * dx.double()).sum() for x, dx in pairs).backward()
+        return outputs, [None if x is None else x.grad for x in inputs]
+
+    def inputs(self) -> list[Tensor | None]:
+        return [*self.entries, self.b, self.w, self.gain]
+
+    def check(self) -> None:
+        for ours, theirs in zip(self.ours(), self.theirs(), strict=True):
+            for at, (x, y) in enumerate(zip(ours, theirs, strict=True)):
+                if y is None:
+                    assert x is None or not x.any(), at
+                    continue
+                tolerance = 1e-5 if x.dtype == torch.float32 else 1e-2
+                scale = y.abs().max().item()  # small sums of large terms are no more precise
+                torch.testing.assert_close(
+                    x.double(), y, rtol=tolerance, atol=tolerance * scale,
+                    msg=lambda m, at=at: f"tensor {at}: {m}",
+                )  # fmt: skip
+
+
+SHAPES = list(itertools.product([1, 3], [1, 2, 4, 7], [16, 48, 64]))
+
+
+@pytest.mark.parametrize(("o", "n", "d"), SHAPES)
+def test_outputs_and_gradients_equal_the_equations(o, n, d):
+    Case(o, n, d).check()
+
+
+@pytest.mark.parametrize(("has_w", "norm"), [(True, False), (False, True)])
+@pytest.mark.parametrize(("o", "n"), itertools.product([1, 3], [2, 5]))
+def test_w_and_its_norm_are_optional(o, n, has_w, norm):
+    Case(o, n, 48, has_w=has_w, norm=norm).check()
+
+
+def test_large_stack():
+    Case(1, 11, 144).check()
+
+
+def test_scores_of_zero_have_a_gradient():
+    case = Case(1, 2, 16)
+    case.w.zero_()
+    case.check()
+    assert case.ours()[1][-2].any()
+
+
+@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("missing", ["skip", "normed", "all but the skip", "later", "all later"])
+def test_a_missing_gradient_is_zero(n, missing):
+    case = Case(3, n, 16)
+    for at in {"skip": [0], "normed": [2], "all but the skip": [1, 2, 3]}.get(missing, []):
+        case.outer[at] = None
+    for at in {"later": [1], "all later": range(n)}.get(missing, []):
+        case.later[at] = None
+    case.check()
+
+
+@pytest.mark.parametrize("n", [3, 5])
+@pytest.mark.parametrize("first", [torch.float32, torch.bfloat16])
+def test_each_tensor_has_its_own_type(n, first):
+    case = Case(1, n, 48, types=[first] + [torch.bfloat16] * (n - 1))
+    case.check()
+    outputs, (*to_entries, to_b, to_w, to_gain) = case.ours()
+    assert all(y.dtype == first for y in outputs)
+    assert [x.dtype for x in to_entries] == [f.dtype for f in case.entries]
+    assert all(x.dtype == torch.float32 for x in (to_b, to_w, to_gain))
+
+
+@pytest.mark.parametrize("n", [2, 6])
+def test_nothing_given_is_written_to(n):
+    case = Case(1, n, 16)
+    given = [*case.inputs(), *case.outer, *case.later]
+    before = [x.clone() for x in given]
+    outputs, gradients = case.ours()
+    assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
+    storages = [x.untyped_storage().data_ptr() for x in (*given, *outputs, *gradients[:n])]
+    assert len(set(storages)) == len(storages)

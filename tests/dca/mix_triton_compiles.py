@@ -1,0 +1,79 @@
+"""The Triton kernels through the compiler, which forgives less than the interpreter.
+
+A driver that names a GPU is all the compiler needs; nothing runs. test_mix_triton.py starts this.
+"""
+
+from itertools import product
+
+import pytest
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+from dca import mix_triton, mix_triton_kernels
+
+
+class H100:
+    """What the compiler asks of a driver."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+class Compiled:
+    """Stands for a kernel: compiles for the arguments of each launch, and launches nothing."""
+
+    def __init__(self, kernel) -> None:
+        self.kernel = kernel
+        self.hashes: list[str] = []
+
+    def __getitem__(self, grid):
+        return lambda *args, **options: self.hashes.append(
+            self.kernel.warmup(*args, grid=grid, **options).hash
+        )
+
+
+@pytest.fixture
+def kernels(monkeypatch) -> tuple[Compiled, Compiled]:
+    driver.set_active(H100())
+    pair = Compiled(mix_triton_kernels.forward), Compiled(mix_triton_kernels.backward)
+    monkeypatch.setattr(mix_triton_kernels, "forward", pair[0])
+    monkeypatch.setattr(mix_triton_kernels, "backward", pair[1])
+    return pair
+
+
+def launch(o, n, d, *, has_w=True, norm=True, tokens=16, dtype=torch.float32, given=True) -> None:
+    """Forward and backward; the first entry is float32, the others `dtype`."""
+    entries = [torch.empty(tokens, d, dtype=dtype if i else torch.float32) for i in range(n)]
+    parameters = torch.empty(o, n, d), torch.empty(o, d) if has_w else None, torch.empty(o, d)
+    how = {"norm": norm, "eps": 1e-6}
+    skip, normed, saved = mix_triton.forward(entries, *parameters, **how)
+    gradients = (skip, normed, entries) if given else (None, [None] * o, [None] * n)
+    mix_triton.backward(entries, *parameters, saved, *gradients, **how)
+
+
+@pytest.mark.parametrize(("has_w", "norm"), [(True, True), (True, False), (False, True)])
+@pytest.mark.parametrize(("o", "n", "d"), [(3, 4, 256), (1, 5, 48)])
+def test_every_kind_compiles(kernels, o, n, d, has_w, norm):
+    launch(o, n, d, has_w=has_w, norm=norm)
+    assert all(kernel.hashes for kernel in kernels)
+
+
+def test_one_kernel_serves_any_tokens_and_missing_gradients(kernels):
+    for tokens, given in product([1, 7, 16, 1000], [True, False]):
+        launch(3, 3, 64, tokens=tokens, given=given, dtype=torch.bfloat16)
+    assert [len(set(kernel.hashes)) for kernel in kernels] == [1, 1]
+
+
+def test_large_stacks_share_kernels(kernels):
+    for n in (9, 12, 33):
+        launch(1, n, 64)
+    forward, backward = kernels
+    assert len(set(forward.hashes)) == 2  # for 12 and 36 entries
+    assert len(set(backward.hashes)) == 2 + 2  # and groups of 4 and 1

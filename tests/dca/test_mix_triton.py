@@ -1,0 +1,39 @@
+"""Runs the tests of the Triton kernels, each file in a process: Triton chooses once, when it is
+imported, between compiling and interpreting."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+def passes(file: str, environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", file]
+    done = subprocess.run(
+        command,
+        cwd=FOLDER.parents[1],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_kernels_compute_the_equations():
+    """On a GPU if there is one, else in Triton's interpreter."""
+    interpret = "0" if torch.cuda.is_available() else "1"
+    passes(str(FOLDER / "mix_triton_cases.py"), {"TRITON_INTERPRET": interpret})
+
+
+def test_kernels_compile_once_per_stack_size(tmp_path):
+    """For a GPU that need not be there."""
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    passes(str(FOLDER / "mix_triton_compiles.py"), environment)
