@@ -1,4 +1,4 @@
-# `make sweep` and `make test` need Python 3.11 or newer, make and a C compiler, and install the rest.
+# `make sweep` and `make test` need Python 3.11 or newer, make and a C++ compiler, and install the rest.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -1,7 +1,7 @@
 """The mixing of a block in one pass: weighted sums of the stack, and their RMS norms.
 
 `mix` is what the GRNs of dca/grn.py compute. It has one meaning and two ways: plain PyTorch, right
-on every device and type, and a fused kernel (kernels.cpp) for float32 on the CPU.
+on every device and type, and a fused kernel: kernels.cpp for float32 on the CPU, Triton on a GPU.
 
 The fused way is threaded through the stack: it hands every entry on to the next reader, so that in
 the backward pass a reader receives what the later readers send to an entry and adds its own share
@@ -10,7 +10,10 @@ in the same pass. An entry has one consumer then, and autograd never adds two gr
 Axes: b batch, t time, d model, n stack entries, o outputs (3 for q, k, v).
 """
 
+import importlib
 from collections.abc import Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from torch.nn import functional as F
 from dca import kernels
 
 NORM_EPS = 1e-6
+MAX_GPU_ENTRIES = 60
+"""Stack entries up to which the Triton kernels have been compiled."""
 Mixed = tuple[Tensor, list[Tensor], list[Tensor]]
 """The first mixture; each mixture after its norm; the entries, for the next reader."""
 
@@ -36,7 +41,7 @@ def mix(
     the normed g_o, and the entries to hand to the next reader.
     """
     gain_od = torch.stack(gains) if len(gains) > 1 else gains[0][None]
-    if not kernels.fits(*entries):
+    if _kernels(entries) is None:
         return mix_plain(entries, b_ond, w_od, gain_od, norm=norm)
     b_ond = b_ond.expand(-1, -1, entries[0].shape[-1])
     if not torch.is_grad_enabled():
@@ -47,7 +52,7 @@ def mix(
 
 def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
     """The sum of one or two [b, t, d] and its RMS norm: the mixture with every weight 1."""
-    if torch.compiler.is_compiling() or not kernels.fits(*terms):
+    if torch.compiler.is_compiling() or _kernels(terms) is None:
         total_btd = sum(terms[1:], terms[0])
         return total_btd, norm(total_btd)
     ones_1nd = terms[0].new_ones(1, len(terms), terms[0].shape[-1])
@@ -93,6 +98,21 @@ def _weighted_sum(entries: list[Tensor], b_nd: Tensor, scores_bt1: list[Tensor])
     return out_btd
 
 
+def _kernels(entries: Sequence[Tensor]) -> Any:
+    """The module whose `mix_forward` and `mix_backward` take these entries; None if none does."""
+    first = entries[0]
+    if first.is_cuda and first.shape[-1] % kernels.LANES == 0 and len(entries) <= MAX_GPU_ENTRIES:
+        fits = all(f.is_cuda and f.dtype in (torch.float32, torch.bfloat16) for f in entries)
+        return _triton() if fits else None
+    return kernels if kernels.fits(*entries) else None
+
+
+@lru_cache
+def _triton() -> Any:
+    """dca.mix_triton, where Triton is installed: it comes with PyTorch for GPUs."""
+    return importlib.import_module("dca.mix_triton") if find_spec("triton") else None
+
+
 class _Fused(torch.autograd.Function):
     """(skip, normed mixtures, entries) by a kernel; nothing of size [b, t, d] is saved for it."""
 
@@ -111,17 +131,23 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         b_ond, w_od, gain_od, *rest = ctx.saved_tensors
         saved, f = tuple(rest[: -ctx.count]), rest[-ctx.count :]
-        skip, *others = (None if g is None else g.contiguous() for g in gradients)
+        skip, *others = (None if g is None else g.contiguous().view(f[0].shape) for g in gradients)
         normed, later = others[: -ctx.count], others[-ctx.count :]
-        to_entries, *to_parameters = kernels.mix_backward(
+        shape = next(g.shape for g in gradients if g is not None)
+        to_entries, *to_parameters = _kernels(f).mix_backward(
             f, b_ond, w_od, gain_od, saved, skip, normed, later, norm=ctx.norm, eps=NORM_EPS
         )
-        return None, *to_parameters, *to_entries
+        return None, *to_parameters, *(x.view(shape) for x in to_entries)
 
 
 def _forward(
     entries: Sequence[Tensor], b_ond: Tensor, w_od: Tensor | None, gain_od: Tensor, *, norm: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    f, b_ond = [f_btd.contiguous() for f_btd in entries], b_ond.contiguous()
-    skip, normed, saved = kernels.mix_forward(f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS)
-    return skip, normed, [b_ond, w_od, gain_od, *saved, *f]
+    """The first mixture, the normed ones, and the tensors that the backward pass is given."""
+    shape = entries[0].shape
+    b_ond, gain_od = b_ond.float().contiguous(), gain_od.float()
+    w_od = None if w_od is None else w_od.float()
+    f = [f_btd.contiguous().view(-1, shape[-1]) for f_btd in entries]
+    skip, normed, saved = _kernels(f).mix_forward(f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS)
+    kept = [b_ond, w_od, gain_od, *saved, *f]
+    return skip.view(shape), [y.view(shape) for y in normed], kept

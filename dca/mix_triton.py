@@ -23,7 +23,7 @@ GROUP = 4
 """Entries of a backward kernel: (GROUP + 2) * o sums of d features have to fit in registers."""
 
 
-def forward(
+def mix_forward(
     entries: list[Tensor],
     b_ond: Tensor,
     w_od: Tensor | None,
@@ -53,7 +53,7 @@ def forward(
     return skip, normed, tuple(x for x in (rho_to, score_tno, scale_tn) if x is not None)
 
 
-def backward(
+def mix_backward(
     entries: list[Tensor],
     b_ond: Tensor,
     w_od: Tensor | None,

@@ -22,14 +22,14 @@ COMMAND = 4
 
 
 def pins(lines: list[str]) -> dict[str, str]:
-    found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?==([\w.]+)$", line) for line in lines)
+    found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?==([\w.]+)(?:;.*)?$", line) for line in lines)
     return {match[1].lower(): match[2] for match in found if match}
 
 
 def test_pyproject_and_lock_agree():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     declared = pins([*project["dependencies"], *project["optional-dependencies"]["dev"]])
-    lines = (ROOT / "requirements.lock").read_text().split()
+    lines = (ROOT / "requirements.lock").read_text().splitlines()
     locked = pins(lines)
     assert len(locked) == len(lines)
     assert {name: locked.get(name) for name in declared} == declared

@@ -54,9 +54,9 @@ class Case:
         """Outputs, then the gradients of entries, b, w and gain."""
         inputs = (self.entries, self.b, self.w, self.gain)
         how = {"norm": self.norm, "eps": EPS}
-        skip, normed, saved = mix_triton.forward(*inputs, **how)
+        skip, normed, saved = mix_triton.mix_forward(*inputs, **how)
         d_skip, *dy = self.outer
-        to_entries, *to_parameters = mix_triton.backward(
+        to_entries, *to_parameters = mix_triton.mix_backward(
             *inputs, saved, d_skip, dy, self.later, **how
         )
         return [skip, *normed], [*to_entries, *to_parameters]

@@ -53,9 +53,9 @@ def launch(o, n, d, *, has_w=True, norm=True, tokens=16, dtype=torch.float32, gi
     entries = [torch.empty(tokens, d, dtype=dtype if i else torch.float32) for i in range(n)]
     parameters = torch.empty(o, n, d), torch.empty(o, d) if has_w else None, torch.empty(o, d)
     how = {"norm": norm, "eps": 1e-6}
-    skip, normed, saved = mix_triton.forward(entries, *parameters, **how)
+    skip, normed, saved = mix_triton.mix_forward(entries, *parameters, **how)
     gradients = (skip, normed, entries) if given else (None, [None] * o, [None] * n)
-    mix_triton.backward(entries, *parameters, saved, *gradients, **how)
+    mix_triton.mix_backward(entries, *parameters, saved, *gradients, **how)
 
 
 @pytest.mark.parametrize(("has_w", "norm"), [(True, True), (True, False), (False, True)])
