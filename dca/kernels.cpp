@@ -290,28 +290,33 @@ void backward(const Backward& k, float* db, float* dw, float* dgain, int threads
   total(sums(0).gain, size_o, dgain);
 }
 
-// y = x w^T for R rows and one row of w.
+// y = x w^T, or gelu(x w^T), for R rows and one row of w.
 template <int R>
-void dot_rows(int width, const float* x, const float* w, long outputs, float* y) {
+void dot_rows(int width, bool gelu, const float* x, const float* w, long outputs, float* y) {
   Vec total[R] = {};
   for (int j = 0; j < width; j += kLanes)
     for (int r = 0; r < R; ++r) total[r] += load(x + long(r) * width + j) * load(w + j);
-  for (int r = 0; r < R; ++r) y[r * outputs] = sum(total[r]);
+  for (int r = 0; r < R; ++r) {
+    const float value = sum(total[r]);
+    y[r * outputs] = gelu ? value * 0.5f * (1 + std::erf(value * float(M_SQRT1_2))) : value;
+  }
 }
 
 }  // namespace
 
 extern "C" {
 
-// y [rows, outputs] = x [rows, width] w^T, with w [outputs, width] read once, at the speed of memory.
-void linear(long rows, int width, long outputs, const float* x, const float* w, float* y,
+// y [rows, outputs] = x [rows, width] w^T, with w [outputs, width] read once, at memory speed.
+void linear(long rows, int width, long outputs, int gelu, const float* x, const float* w, float* y,
             int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
   for (long o = 0; o < outputs; ++o) {
-    const float* row = w + o * width;
+    const float* one = w + o * width;
     long r = 0;
-    for (; r + 4 <= rows; r += 4) dot_rows<4>(width, x + r * width, row, outputs, y + r * outputs + o);
-    for (; r < rows; ++r) dot_rows<1>(width, x + r * width, row, outputs, y + r * outputs + o);
+    for (; r + 4 <= rows; r += 4)
+      dot_rows<4>(width, gelu, x + r * width, one, outputs, y + r * outputs + o);
+    for (; r < rows; ++r)
+      dot_rows<1>(width, gelu, x + r * width, one, outputs, y + r * outputs + o);
   }
 }
 

@@ -35,14 +35,18 @@ def fits(*tensors: Tensor) -> bool:
     )
 
 
-def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x [..., in] times weight [out, in] transposed, without gradient, for a few rows of x."""
+def linear(x: Tensor, weight: Tensor, *, gelu: bool) -> Tensor:
+    """x [..., in] times weight [out, in] transposed, without gradient, for a few rows of x.
+
+    Then, if asked, the exact GELU.
+    """
     x = x.contiguous()
     y = x.new_empty(*x.shape[:-1], len(weight))
     outputs, width = weight.shape
-    rows = ctypes.c_long(x.numel() // width)
-    threads = torch.get_num_threads()
-    library().linear(rows, width, ctypes.c_long(outputs), _at(x), _at(weight), _at(y), threads)
+    library().linear(
+        ctypes.c_long(x.numel() // width), width, ctypes.c_long(outputs), int(gelu),
+        _at(x), _at(weight), _at(y), torch.get_num_threads(),
+    )  # fmt: skip
     return y
 
 

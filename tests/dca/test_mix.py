@@ -1,4 +1,4 @@
-"""The fused kernel against the same mixing in PyTorch's own operations, in float64."""
+"""The kernels against the same in PyTorch's own operations, in float64."""
 
 import itertools
 import shutil
@@ -122,3 +122,16 @@ def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):
         kernels.library.cache_clear()
     for ours, theirs in zip(got, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_products_of_a_few_rows_equal_the_matrix_product(rows, gelu):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, rows, 48, generator=generator)
+    weight = torch.randn(20, 48, generator=generator)
+    expected = torch.nn.functional.linear(x.double(), weight.double())
+    if gelu:
+        expected = torch.nn.functional.gelu(expected)
+    ours = kernels.linear(x, weight, gelu=gelu).double()
+    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)

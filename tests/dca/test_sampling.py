@@ -83,6 +83,18 @@ def test_cached_logits_equal_the_uncached(residual, windows, prompt):
     torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("batch", [1, 5])
+def test_decoding_by_kernels_gives_the_logits_of_training(batch):
+    config = ModelConfig(dim=32, depth=4, heads=2, attention_windows=(6, None))
+    model = build_model(config, generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(256, (batch, 12), generator=torch.Generator().manual_seed(1))
+    cache = model.new_cache(batch=batch, capacity=12)
+    with torch.inference_mode():
+        parts = [model(ids[:, :2], cache)]
+        parts += [model(ids[:, t : t + 1], cache) for t in range(2, 12)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-4, atol=1e-5)
+
+
 def test_a_windowed_block_keeps_only_its_window():
     config = ModelConfig(dim=16, depth=3, heads=2, attention_windows=(4, 8, None))
     cache = build_model(config).new_cache(batch=2, capacity=100)
