@@ -511,11 +511,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     cases = [case for group in groups for case in group]
     if "memory" in options.only:
         bench.measure_peaks(cases)
-    if "step" in options.only:
-        for group in groups:
-            bench.measure_steps(group, slow=options.slow)
     if {"memory", "step"} & set(options.only):
-        print(f"\n{bench.step_table(cases)}\n\n{NOTES}", flush=True)
+        for group in groups:  # a line as soon as it is measured: the run is long
+            if "step" in options.only:
+                bench.measure_steps(group, slow=options.slow)
+            table = bench.step_table(group).split("\n", 2)
+            print("\n".join(table[2:] if group is not groups[0] else ["", *table]), flush=True)
+        print(f"\n{NOTES}", flush=True)
     if "compile" in options.only:
         deepest = max(options.shape, key=lambda shape: shape.depth)
         print(f"\n{bench.compilation_table(Case(FULL, deepest, 'compiled'))}", flush=True)

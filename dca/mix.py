@@ -30,7 +30,6 @@ Mixed = tuple[Tensor, list[Tensor], list[Tensor]]
 """The first mixture; each mixture after its norm; the entries, for the next reader."""
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
 def mix(
     entries: list[Tensor], b_ond: Tensor, w_od: Tensor | None, gains: list[Tensor], *, norm: bool
 ) -> Mixed:
@@ -52,7 +51,7 @@ def mix(
 
 def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
     """The sum of one or two [b, t, d] and its RMS norm: the mixture with every weight 1."""
-    if torch.compiler.is_compiling() or _kernels(terms) is None:
+    if _kernels(terms) is None:
         total_btd = sum(terms[1:], terms[0])
         return total_btd, norm(total_btd)
     ones_1nd = terms[0].new_ones(1, len(terms), terms[0].shape[-1])
@@ -99,7 +98,12 @@ def _weighted_sum(entries: list[Tensor], b_nd: Tensor, scores_bt1: list[Tensor])
 
 
 def _kernels(entries: Sequence[Tensor]) -> Any:
-    """The module whose `mix_forward` and `mix_backward` take these entries; None if none does."""
+    """The module whose `mix_forward` and `mix_backward` take these entries; None if none does.
+
+    A graph that is being compiled gets PyTorch's own operations: the compiler can see into them.
+    """
+    if torch.compiler.is_compiling():
+        return None
     first = entries[0]
     if first.is_cuda and first.shape[-1] % kernels.LANES == 0 and len(entries) <= MAX_GPU_ENTRIES:
         fits = all(f.is_cuda and f.dtype in (torch.float32, torch.bfloat16) for f in entries)

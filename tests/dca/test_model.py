@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from typing import get_args
 
 import pytest
@@ -133,12 +135,34 @@ def test_parameter_and_flop_formulas_equal_the_counted_ones(residual, last_k):
 
 @pytest.mark.parametrize("residual", ["standard", "dca"])
 def test_compiled_by_pytorch_it_gives_the_same_logits(residual):
-    config = config_of(residual, 2, depth=2)
+    config = config_of(residual, 2, depth=3, dim=48)
     model = model_of(config).float()
     ids = ids_of(config)
     eager = model(ids)
     model.compile()
     torch.testing.assert_close(model(ids), eager, rtol=1e-4, atol=1e-5)
+
+
+def test_the_blocks_share_one_compiled_program():
+    """So that the time to compile does not grow with the depth."""
+    model = model_of(config_of("dca", None, depth=6, dim=48)).float()
+    graphs = []
+    torch._dynamo.reset()
+    model.compile(backend=lambda graph, _: graphs.append(graph) or graph)
+    model(ids_of(model.config)).sum().backward()
+    assert len(graphs) == 1
+
+
+def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits():
+    model = model_of(config_of("dca", 2, depth=3, dim=48)).float()
+    ids = ids_of(model.config)
+    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(whole(ids), model(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_importing_the_model_does_not_import_the_compiler():
+    code = "import sys, dca; sys.exit('torch._dynamo.eval_frame' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_residual_kinds_start_from_the_same_matrices():
