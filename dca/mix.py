@@ -31,7 +31,12 @@ Mixed = tuple[Tensor, list[Tensor], list[Tensor]]
 
 
 def mix(
-    entries: list[Tensor], b_ond: Tensor, w_od: Tensor | None, gains: list[Tensor], *, norm: bool
+    entries: list[Tensor],
+    b_ond: Tensor,
+    w_od: Tensor | None,
+    gains: Sequence[Tensor],
+    *,
+    norm: bool,
 ) -> Mixed:
     """Mixtures g_o = sum_i (b_oi + relu(w_o . f_i)) * f_i of n entries f_i [b, t, d].
 
@@ -39,7 +44,7 @@ def mix(
     norms behind the mixtures; `norm` says whether w reads the RMS-normalised entry. Returns g_0,
     the normed g_o, and the entries to hand to the next reader.
     """
-    gain_od = torch.stack(gains) if len(gains) > 1 else gains[0][None]
+    gain_od = torch.stack([*gains]) if len(gains) > 1 else gains[0][None]
     if _kernels(entries) is None:
         return mix_plain(entries, b_ond, w_od, gain_od, norm=norm)
     b_ond = b_ond.expand(-1, -1, entries[0].shape[-1])
@@ -50,7 +55,10 @@ def mix(
 
 
 def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
-    """The sum of one or two [b, t, d] and its RMS norm: the mixture with every weight 1."""
+    """The sum of one or two [b, t, d] and its RMS norm: the mixture with every weight 1.
+
+    The first is the residual stream: under autocast it is float32, and the sum then is too.
+    """
     if _kernels(terms) is None:
         total_btd = sum(terms[1:], terms[0])
         return total_btd, norm(total_btd)

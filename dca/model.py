@@ -42,7 +42,7 @@ class Block(nn.Module):
             skip_btd, normed_btd = sum_and_norm([skip_btd], norm)  # type: ignore[arg-type]
             normed = [normed_btd]
         h_btd = self.attention(normed, *context)
-        stream_btd, normed_btd = sum_and_norm([h_btd, skip_btd], self.norm_ff)
+        stream_btd, normed_btd = sum_and_norm([skip_btd, h_btd], self.norm_ff)
         return (h_btd if self.mix else stream_btd) + self.ff(normed_btd)
 
 
