@@ -54,7 +54,6 @@ def test_the_memory_reported_is_that_of_the_run_and_not_of_one_before(config, co
     del ballast
     rows = [row for rows in train(config, corpus, tmp_path / "run") for row in rows]
     peaks = [row["peak_memory_bytes"] for row in rows]
-    assert peaks == sorted(peaks)
     now = 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     assert now / 2 < peaks[-1] < now + 2**28
 
