@@ -112,7 +112,7 @@ class ModelConfig:
         """
         d = self.dim
         windows = [self.window(t) or seq_len for t in range(1, self.depth + 1)]
-        seen = sum(seq_len if window >= seq_len else 2 * window for window in windows)
+        seen = sum(min(seq_len, 2 * window) for window in windows)
         blocks = self.depth * 2 * (4 + 2 * self.ff_mult) * d * d + 4 * seen * d
         scores = 0
         if self.has_w:

@@ -7,7 +7,7 @@ and the callers use PyTorch's own operations.
 import ctypes
 import hashlib
 import os
-import shutil
+import shlex
 import subprocess
 import tempfile
 import warnings
@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, *, gelu: bool) -> Tensor:
 
     Then, if asked, the exact GELU.
     """
-    x = x.contiguous()
+    x, weight = x.contiguous(), weight.contiguous()
     y = x.new_empty(*x.shape[:-1], len(weight))
     outputs, width = weight.shape
     library().linear(
@@ -59,15 +59,18 @@ def mix_forward(
     norm: bool,
     eps: float,
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-    """The first mixture, the normed mixtures, and what the backward pass wants to be given."""
-    outputs, n, width = b_ond.shape
+    """Mix n entries [t, d] into o = 1 or 3 outputs, as `dca.mix.mix` says.
+
+    Returns g_0 [t, d]; the normed mixtures, each [t, d]; and what `mix_backward` wants to be given:
+    of every row the scores before the clamp, 1 / rms of the entries, 1 / rms of the mixtures.
+    """
+    outputs, n, _ = b_ond.shape
     first = entries[0]
-    rows = first.numel() // width
     skip, *normed = (torch.empty_like(first) for _ in range(1 + outputs))
-    saved = tuple(first.new_empty(rows, k) for k in (outputs * n, n, outputs))
+    saved = tuple(first.new_empty(len(first), k) for k in (outputs * n, n, outputs))
     library().mix_forward(
-        *_shape(rows, b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od), _at(gain_od),
-        _at(skip), _array(normed), *map(_at, saved),
+        *_shape(len(first), b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od),
+        _at(gain_od), _at(skip), _array(normed), *map(_at, saved),
     )  # fmt: skip
     return skip, normed, saved
 
@@ -79,49 +82,59 @@ def mix_backward(
     gain_od: Tensor,
     saved: tuple[Tensor, ...],
     d_skip: Tensor | None,
-    d_normed: list[Tensor | None],
-    d_later: list[Tensor | None],
+    dy: list[Tensor | None],
+    d_entries: list[Tensor | None],
     *,
     norm: bool,
     eps: float,
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor]:
-    """Gradients of the entries, added to those of their later readers, and of b, w and gains."""
-    d_entries = [torch.empty_like(f) for f in entries]
-    d_b, d_gain = torch.empty_like(b_ond), torch.empty_like(gain_od)
-    d_w = None if w_od is None else torch.empty_like(w_od)
+    """Gradients of the entries [t, d], of b, of w (None without one) and of the gains.
+
+    `d_entries` is what the later readers send to each entry; it is added, never written to. Of the
+    gradients [t, d] that are given, None means zero.
+    """
+    to_entries = [torch.empty_like(f_td) for f_td in entries]
+    to_b, to_gain = torch.empty_like(b_ond), torch.empty_like(gain_od)
+    to_w = None if w_od is None else torch.empty_like(w_od)
     library().mix_backward(
-        *_shape(len(saved[0]), b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od),
-        _at(gain_od), *map(_at, saved), _at(d_skip), _array(d_normed), _array(d_later),
-        _array(d_entries), _at(d_b), _at(d_w), _at(d_gain),
+        *_shape(len(entries[0]), b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od),
+        _at(gain_od), *map(_at, saved), _at(d_skip), _array(dy), _array(d_entries),
+        _array(to_entries), _at(to_b), _at(to_w), _at(to_gain),
     )  # fmt: skip
-    return d_entries, d_b, d_w, d_gain
+    return to_entries, to_b, to_w, to_gain
 
 
 @lru_cache
 def library() -> Any:
     """The compiled kernels, or None, with one warning, where they cannot be built."""
-    source = Path(__file__).with_name("kernels.cpp")
+    try:
+        return ctypes.CDLL(str(_built()))
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        said = getattr(error, "stderr", b"").decode(errors="replace").strip()
+        warnings.warn(f"slower without compiled kernels: {said or error}", stacklevel=2)
+        return None
+
+
+def _built() -> Path:
+    """The library for this source, compiler and processor, in a folder of this user alone."""
+    source = Path(__file__).with_name("kernels.cpp").read_bytes()
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
     machine = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
     if march := machine.get(torch.backends.cpu.get_cpu_capability()):
         flags.append(f"-march={march}")
-    compiler = os.environ.get("CXX") or shutil.which("c++") or "c++"
-    command = [compiler, *flags, str(source)]
-    key = hashlib.sha256(source.read_bytes() + " ".join(command).encode()).hexdigest()[:16]
-    try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dca-gpt"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"kernels-{key}.so"
-        if not path.exists():  # several processes may build it: each its own, the last one stays
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:
-                built = Path(scratch, path.name)
-                subprocess.run([*command, "-o", str(built)], check=True, capture_output=True)
-                built.replace(path)
-        return ctypes.CDLL(str(path))
-    except (OSError, subprocess.CalledProcessError) as error:
-        reason = getattr(error, "stderr", b"").decode().strip() or str(error)
-        warnings.warn(f"without its compiled kernels the model is slower: {reason}", stacklevel=2)
-        return None
+    command = [*shlex.split(os.environ.get("CXX") or "c++"), *flags, "-x", "c++", "-"]
+    key = hashlib.sha256(source + " ".join(command).encode()).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dca-gpt"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise OSError(f"{folder} belongs to another user")
+    path = folder / f"kernels-{key}.so"
+    if not path.exists():  # several processes may build it: each its own, the last one stays
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = Path(scratch, path.name)
+            subprocess.run([*command, "-o", built], input=source, check=True, capture_output=True)
+            built.replace(path)
+    return path
 
 
 def _shape(rows: int, b_ond: Tensor, norm: bool, eps: float) -> tuple[Any, ...]:

@@ -45,30 +45,30 @@ def rotate(x_bhte: Tensor, table: Tensor) -> Tensor:
 def windowed_attention(q_bhte: Tensor, k_bhte: Tensor, v_bhte: Tensor, window: int) -> Tensor:
     """Causal attention to the last `window` positions, itself included; [b, h, t, e].
 
-    Costs t * window instead of t * t: the text is cut into stretches of one window, and each looks
-    at itself and at the one before.
+    Costs t * window instead of t * t: a text of more than two windows is cut into stretches of one,
+    and each looks at itself and at the one before.
     """
-    length = q_bhte.shape[2]
+    batch, length = len(q_bhte), q_bhte.shape[2]
     if window >= length:
         return F.scaled_dot_product_attention(q_bhte, k_bhte, v_bhte, is_causal=True)
+    position = torch.arange(2 * window, device=q_bhte.device)
+    if 2 * window >= length:
+        back_tt = position[:length, None] - position[:length]
+        mask_tt = (back_tt >= 0) & (back_tt < window)
+        return F.scaled_dot_product_attention(q_bhte, k_bhte, v_bhte, attn_mask=mask_tt)
     missing = -length % window
     q, k, v = (F.pad(x, (0, 0, 0, missing)) for x in (q_bhte, k_bhte, v_bhte))
     before_k, before_v = (F.pad(x, (0, 0, window, 0))[:, :, :-window] for x in (k, v))
     q, k, v, before_k, before_v = (
-        rearrange(x, "b h (m w) e -> b m h w e", w=window) for x in (q, k, v, before_k, before_v)
+        rearrange(x, "b h (m w) e -> m (b h) w e", w=window) for x in (q, k, v, before_k, before_v)
     )
-    stretch = torch.arange(q.shape[1], device=q.device)[:, None, None]
-    query = torch.arange(window, device=q.device)[:, None]
-    key = torch.arange(2 * window, device=q.device) - window  # relative to the stretch
-    mask_m1wk = ((key <= query) & (key > query - window) & ((key >= 0) | (stretch > 0)))[:, None]
+    back_wk = position[window:, None] - position
+    first_mk = (torch.arange(len(q), device=q.device)[:, None] == 0) & (position < window)
+    mask_m1wk = ((back_wk >= 0) & (back_wk < window) & ~first_mk[:, None])[:, None]
     mixed = F.scaled_dot_product_attention(
-        q.flatten(0, 1),
-        torch.cat([before_k, k], dim=-2).flatten(0, 1),
-        torch.cat([before_v, v], dim=-2).flatten(0, 1),
-        attn_mask=mask_m1wk.repeat(len(q), 1, 1, 1),
+        q, torch.cat([before_k, k], dim=-2), torch.cat([before_v, v], dim=-2), attn_mask=mask_m1wk
     )
-    mixed = rearrange(mixed, "(b m) h w e -> b h (m w) e", b=len(q))
-    return mixed[:, :, :length]
+    return rearrange(mixed, "m (b h) w e -> b h (m w) e", b=batch)[:, :, :length]
 
 
 class KeyValues:
@@ -88,9 +88,10 @@ class KeyValues:
         else:
             kept = range(max(position, end - self.capacity), end)
             slots = torch.tensor([at % self.capacity for at in kept], device=k_bhte.device)
-            self.keys.index_copy_(2, slots, k_bhte[:, :, -len(kept) :])
-            self.values.index_copy_(2, slots, v_bhte[:, :, -len(kept) :])
-        return self.keys[:, :, :end], self.values[:, :, :end]
+            self.keys[:, :, slots] = k_bhte[:, :, -len(kept) :].to(self.keys.dtype)
+            self.values[:, :, slots] = v_bhte[:, :, -len(kept) :].to(self.values.dtype)
+        keys, values = (held[:, :, :end].to(k_bhte.dtype) for held in (self.keys, self.values))
+        return keys, values
 
 
 class Attention(nn.Module):

@@ -45,7 +45,7 @@ def mix(
     the normed g_o, and the entries to hand to the next reader.
     """
     gain_od = torch.stack([*gains]) if len(gains) > 1 else gains[0][None]
-    if _kernels(entries) is None:
+    if _kernels(entries, len(gains)) is None:
         return mix_plain(entries, b_ond, w_od, gain_od, norm=norm)
     b_ond = b_ond.expand(-1, -1, entries[0].shape[-1])
     if not torch.is_grad_enabled():
@@ -59,7 +59,7 @@ def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]
 
     The first is the residual stream: under autocast it is float32, and the sum then is too.
     """
-    if _kernels(terms) is None:
+    if _kernels(terms, 1) is None:
         total_btd = sum(terms[1:], terms[0])
         return total_btd, norm(total_btd)
     ones_1nd = terms[0].new_ones(1, len(terms), terms[0].shape[-1])
@@ -105,12 +105,12 @@ def _weighted_sum(entries: list[Tensor], b_nd: Tensor, scores_bt1: list[Tensor])
     return out_btd
 
 
-def _kernels(entries: Sequence[Tensor]) -> Any:
+def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
     """The module whose `mix_forward` and `mix_backward` take these entries; None if none does.
 
     A graph that is being compiled gets PyTorch's own operations: the compiler can see into them.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or outputs not in (1, 3):
         return None
     first = entries[0]
     if first.is_cuda and first.shape[-1] % kernels.LANES == 0 and len(entries) <= MAX_GPU_ENTRIES:
@@ -135,7 +135,7 @@ class _Fused(torch.autograd.Function):
         skip, normed, saved = _forward(entries, b_ond, w_od, gain_od, norm=norm)
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
-        ctx.norm, ctx.count = norm, len(entries)
+        ctx.norm, ctx.count, ctx.shape = norm, len(entries), entries[0].shape
         return (skip, *normed, *entries)
 
     @staticmethod
@@ -145,21 +145,24 @@ class _Fused(torch.autograd.Function):
         saved, f = tuple(rest[: -ctx.count]), rest[-ctx.count :]
         skip, *others = (None if g is None else g.contiguous().view(f[0].shape) for g in gradients)
         normed, later = others[: -ctx.count], others[-ctx.count :]
-        shape = next(g.shape for g in gradients if g is not None)
-        to_entries, *to_parameters = _kernels(f).mix_backward(
-            f, b_ond, w_od, gain_od, saved, skip, normed, later, norm=ctx.norm, eps=NORM_EPS
-        )
-        return None, *to_parameters, *(x.view(shape) for x in to_entries)
+        with torch.cuda.device_of(f[0]):
+            to_entries, *to_parameters = _kernels(f, len(b_ond)).mix_backward(
+                f, b_ond, w_od, gain_od, saved, skip, normed, later, norm=ctx.norm, eps=NORM_EPS
+            )
+        return None, *to_parameters, *(x.view(ctx.shape) for x in to_entries)
 
 
 def _forward(
     entries: Sequence[Tensor], b_ond: Tensor, w_od: Tensor | None, gain_od: Tensor, *, norm: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """The first mixture, the normed ones, and the tensors that the backward pass is given."""
+    """g_0, the normed mixtures, all [b, t, d], and the tensors that the backward pass is given."""
     shape = entries[0].shape
-    b_ond, gain_od = b_ond.float().contiguous(), gain_od.float()
-    w_od = None if w_od is None else w_od.float()
     f = [f_btd.contiguous().view(-1, shape[-1]) for f_btd in entries]
-    skip, normed, saved = _kernels(f).mix_forward(f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS)
+    b_ond, gain_od = b_ond.float().contiguous(), gain_od.float().contiguous()
+    w_od = None if w_od is None else w_od.float().contiguous()
+    with torch.cuda.device_of(f[0]):
+        skip, normed, saved = _kernels(f, len(b_ond)).mix_forward(
+            f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS
+        )
     kept = [b_ond, w_od, gain_od, *saved, *f]
     return skip.view(shape), [y.view(shape) for y in normed], kept

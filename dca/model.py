@@ -59,6 +59,19 @@ class Cache:
             KeyValues(like, (batch, config.heads, min(window, capacity), head_dim))
             for window in windows
         ]
+        self.batch, self.capacity = batch, capacity
+
+    def check(self, batch: int, length: int) -> None:
+        """Raise ValueError unless [batch, length] more ids can follow."""
+        if batch != self.batch:
+            raise ValueError(f"ids: expected a batch of {self.batch}, the cache's, got {batch}")
+        if self.length and length != 1:
+            raise ValueError(f"ids: expected one position after the prompt, got {length}")
+        if self.length + length > self.capacity:
+            raise ValueError(
+                f"ids: expected room for {length} positions after {self.length}, "
+                f"but the cache was made for {self.capacity}"
+            )
 
 
 class LanguageModel(nn.Module):
@@ -78,17 +91,15 @@ class LanguageModel(nn.Module):
 
         With a cache, `ids_bt` continues what the cache has read, and is read into it: the whole
         prompt into an empty cache, then one position at a time. The mixing of a position needs
-        that position alone. Raises ValueError for more than fits or more than one position.
+        that position alone. Raises ValueError for what does not fit the cache.
         """
-        config, length = self.config, ids_bt.shape[1]
+        config, (batch, length) = self.config, ids_bt.shape
         start = cache.length if cache else 0
         if cache is None:
             table = rotary_table(self.embed.weight, length, config.dim // config.heads)
-        elif start + length > cache.table.shape[1] or (start and length > 1):
-            raise ValueError(f"ids: {length} positions do not fit a cache after {start}")
         else:
+            cache.check(batch, length)
             table = cache.table[:, start : start + length]
-            cache.length += length
         x_btd = self.embed(ids_bt)
         stack = Stack(x_btd, config.last_k)
         for index, block in enumerate(self.blocks):
@@ -98,6 +109,8 @@ class LanguageModel(nn.Module):
             else:
                 x_btd = block(x_btd, [], *context)
         normed_btd = self.mix(stack, [self.norm])[1][0] if self.mix else self.norm(x_btd)
+        if cache:
+            cache.length += length
         return project(normed_btd, self.head.weight)
 
     def new_cache(self, *, batch: int, capacity: int) -> Cache:
@@ -109,6 +122,10 @@ class LanguageModel(nn.Module):
 
         The time to compile does not grow with the depth.
         """
+        # one program per window, for training and for evaluation: more than Dynamo's usual limit,
+        # beyond which it would quietly go on uncompiled
+        limit = 4 * len(set(self.config.attention_windows)) + 4
+        torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
         for block in self.blocks:
             block.compile(*args, **kwargs)
 
@@ -155,8 +172,8 @@ def load_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
                 given[name] = torch.ones_like(own)
             elif name.endswith("w_od"):
                 given[name] = torch.zeros_like(own)
-            elif ".norms." in name:
-                given[name] = given[re.sub(r"norms\.\d+", "norms.0", name)]
+            elif (first := re.sub(r"norms\.\d+", "norms.0", name)) in given:
+                given[name] = given[first]
     model.load_state_dict(given)
 
 

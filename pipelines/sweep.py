@@ -29,7 +29,7 @@ def main() -> None:
     available = capacity()
     require(available, config.resources, "resources")
     require(available, config.fit.resources, "fit.resources")
-    config = pin(config)
+    config = pin(config, searched=config.search.space, write=not arguments.dry_run)
     if arguments.dry_run:
         nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
         _print_plan(config, nodes, available)

@@ -69,8 +69,8 @@ class TrainConfig(Section):
     """One training run."""
 
     start_from: str | None = None
-    """Trained model to start from: models:/ URI or folder. A `standard` one starts any residual
-    kind, with the same function at first."""
+    """Trained model to start from: a models:/ URI (better a version than an alias, which moves) or
+    a folder. A `standard` one starts any residual kind, with the same function at first."""
     tokens: Positive = 400_000
     """Training budget, in bytes read."""
     seq_len: Positive = 256
@@ -365,7 +365,8 @@ def _reference_rows(
             default = json.dumps(FIELDS[key]) if "default" in field else "required"
             choices = field.get("enum", [])
             values = f" One of {', '.join(f'`{choice}`' for choice in choices)}." if choices else ""
-            yield f"| `{key}` | `{default}` | {field['description']}{values} |"
+            meaning = " ".join(field["description"].split())
+            yield f"| `{key}` | `{default}` | {meaning}{values} |"
 
 
 def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
@@ -502,7 +503,10 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-FIXED = ("tokens", "seq_len", "evals", "eval_tokens", "best_metric", "log_every_steps")
+FIXED = (
+    *("start_from", "tokens", "seq_len"),
+    *("evals", "eval_tokens", "best_metric", "log_every_steps"),
+)
 """Keys of train that make trials comparable, and so cannot be searched."""
 
 

@@ -361,6 +361,12 @@ def model_exists(uri: str) -> bool:
 
 def download_model(uri: str, folder: Path) -> Path:
     """Copy the files behind a models:/ or runs:/ URI into a folder; raises as `load_packaged`."""
+    store = tracking_uri()
+    database = Path(store.removeprefix("sqlite:///"))
+    if store.startswith("sqlite:///") and not database.exists():
+        raise ConfigError(f"{uri}: no such model: there is no {database}")
+    with _lock(store):
+        connect(store)
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:

@@ -10,6 +10,7 @@ import json
 import math
 import re
 import resource
+import sys
 import time
 from collections.abc import Generator, Iterable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -193,10 +194,10 @@ def _peak_memory_bytes(device: torch.device) -> int:
     """Most memory held since the run began: by tensors on an accelerator, else by the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if not LINUX_PEAK.exists():
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS
-    (peak,) = re.findall(r"VmHWM:\s*(\d+) kB", LINUX_PEAK.read_text())
-    return 1024 * int(peak)
+    if LINUX_PEAK.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", LINUX_PEAK.read_text())):
+        return 1024 * int(peak[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def _forget_peak_memory(device: torch.device) -> None:

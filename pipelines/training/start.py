@@ -4,40 +4,45 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Collection
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dca import ModelConfig, build_model
+from dca.model import load_weights
 from pipelines.runtime.config import Config
+from pipelines.runtime.dag import storage_path
 from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.tracking import download_model
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
-SHAPE = ("dim", "depth", "heads", "ff_mult", "vocab")
-"""What weights fit; a `standard` model starts any residual kind, another one its own only."""
+SHAPE = ("dim", "depth", "heads", "ff_mult", "vocab", "attention_windows")
+MIXING = ("residual", "last_k", "grn_norm")
+"""What must agree besides, unless the model to start from is `standard`."""
 
 
-def pin(config: Config) -> Config:
-    """Copy `train.start_from` into storage, under its content's name, and point to the copy.
+def pin(config: Config, *, searched: Collection[str] = (), write: bool = True) -> Config:
+    """Point `train.start_from` to a copy in storage, named after the weights' digest.
 
-    An alias that moves, or a folder that changes, then no longer changes what this configuration
-    means. Raises ConfigError if there is no such model or its weights do not fit.
+    Resumed and remembered work then means these weights, wherever they came from. An alias is read
+    anew by every command: a version says the same for ever. Raises ConfigError if there is no such
+    model, or if it does not fit `config.model` with any of the `searched` keys changed.
     """
     source = config.train.start_from
     if source is None:
         return config
     with tempfile.TemporaryDirectory() as scratch:
-        weights = _find(source, Path(scratch))
-        described = weights.with_name(DESCRIPTION)
-        _check(config, source, json.loads(described.read_text())["model"])
-        digest = hashlib.sha256(weights.read_bytes()).hexdigest()[:32]
-        target = Path(config.storage).absolute() / "starts" / digest
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=target.parent) as unfinished:
-                for path in (weights, described):
-                    shutil.copy(path, unfinished)
-                shutil.copytree(unfinished, target, dirs_exist_ok=True)
+        folder = download_model(source, Path(scratch)) if ":" in source else Path(source)
+        weights = _find(source, folder)
+        _check(config, source, weights, searched)
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        target = storage_path(config) / "starts" / digest
+        if write and not target.exists():
+            _copy(weights.parent, target)
     return config.replace({"train.start_from": str(target)})
 
 
@@ -46,31 +51,56 @@ def read_start(folder: str) -> dict[str, Tensor]:
     return load_file(Path(folder) / WEIGHTS)
 
 
-def _find(source: str, scratch: Path) -> Path:
-    folder = Path(source)
-    if ":" in source:
-        from pipelines.runtime.tracking import connect, download_model, tracking_uri
-
-        connect(tracking_uri())
-        folder = download_model(source, scratch)
+def _find(source: str, folder: Path) -> Path:
     found = sorted(folder.rglob(WEIGHTS))
-    if not found or not found[0].with_name(DESCRIPTION).is_file():
+    if len(found) != 1 or not found[0].with_name(DESCRIPTION).is_file():
         raise ConfigError(
-            f"train.start_from: {source}: expected a models:/ URI, or a folder with {WEIGHTS} and "
-            f"{DESCRIPTION}"
+            f"train.start_from: {source}: expected a models:/ URI, or a folder with one {WEIGHTS} "
+            f"and its {DESCRIPTION}"
         )
     return found[0]
 
 
-def _check(config: Config, source: str, given: dict[str, object]) -> None:
-    """Refuse weights that do not fit the model, or some value of the search space."""
-    fields = [*SHAPE, *(() if given["residual"] == "standard" else ("residual", "last_k"))]
-    for field in fields:
-        key = f"model.{field}"
-        if key in config.search.space:
-            raise ConfigError(f"search.space.{key}: {source} has {key}={given[field]}")
-        if config.get(key) != given[field]:
+def _check(config: Config, source: str, weights: Path, searched: Collection[str]) -> None:
+    """Refuse weights that do not fit the model, or some model of the search."""
+    try:
+        given = ModelConfig(**json.loads(weights.with_name(DESCRIPTION).read_text())["model"])
+        with safe_open(weights, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        load_weights(build_model(given), tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"train.start_from: {source}: expected a model of this project: {reason}"
+        ) from None
+    for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):
+        key, value = f"model.{field}", getattr(given, field)
+        if key in searched:
             raise ConfigError(
-                f"{key}: expected {given[field]!r}, as {source} has it "
-                f"(train.start_from), got {config.get(key)!r}"
+                f"search.space.{key}: not with train.start_from={source}, "
+                f"whose {key} is {_show(value)}"
             )
+        if config.get(key) != value:
+            raise ConfigError(
+                f"{key}: expected {_show(value)}, as train.start_from={source} has it, "
+                f"got {_show(config.get(key))}"
+            )
+
+
+def _show(value: object) -> str:
+    return json.dumps(value)
+
+
+def _copy(folder: Path, target: Path) -> None:
+    """All or nothing: a copy that was cut short never bears the target's name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        unfinished = Path(scratch) / target.name
+        unfinished.mkdir()
+        for name in (WEIGHTS, DESCRIPTION):
+            shutil.copy(folder / name, unfinished)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was faster, with the same bytes
+                raise

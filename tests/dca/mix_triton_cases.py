@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dca import mix_triton
+from dca import mix, mix_triton
 
 EPS = 1e-6
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -143,3 +143,20 @@ def test_nothing_given_is_written_to(n):
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
     storages = [x.untyped_storage().data_ptr() for x in (*given, *outputs, *gradients[:n])]
     assert len(set(storages)) == len(storages)
+
+
+def test_the_model_calls_them_as_they_want_to_be_called(monkeypatch):
+    """Through dca.mix, as under autocast: a float32 stream, and a bfloat16 output added to it."""
+    monkeypatch.setattr(mix, "_kernels", lambda *_: mix_triton)
+    stream, output = torch.randn(2, 2, 5, 48, device=DEVICE).unbind()
+    norm = torch.nn.RMSNorm(48, eps=EPS, device=DEVICE)
+    leaves = [stream.requires_grad_(), output.bfloat16().requires_grad_(), norm.weight]
+    results = []
+    for _ in range(2):
+        total, normed = mix.sum_and_norm(leaves[:2], norm)
+        assert total.dtype == normed.dtype == torch.float32
+        gradients = torch.autograd.grad((total * total + normed.sin()).sum(), leaves)
+        results.append([total, normed, *gradients])
+        monkeypatch.setattr(mix, "_kernels", lambda *_: None)
+    for fused, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=1e-2, atol=1e-4)

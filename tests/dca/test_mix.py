@@ -11,6 +11,13 @@ from tests.dca import reference
 
 pytestmark = pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 
+
+@pytest.fixture(autouse=True)
+def compiled():
+    """Nothing here means anything if the kernels were not built."""
+    assert kernels.library() is not None
+
+
 CASES = list(itertools.product([1, 3], [1, 2, 5], [True, False], [True, False]))
 
 
@@ -104,6 +111,23 @@ def test_a_value_that_is_not_finite_stays_visible():
     assert all(x[0, 3].isnan().any() and x[0, 2].isfinite().all() for x in [skip, *normed])
 
 
+def test_entries_that_are_not_dense_are_taken_too():
+    inputs = inputs_of(3, 2, True)
+    dense = run(inputs, norm=True, dtype=torch.float32)
+    inputs["entries"] = [f.transpose(1, 2).contiguous().transpose(1, 2) for f in inputs["entries"]]
+    for ours, theirs in zip(run(inputs, norm=True, dtype=torch.float32), dense, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_no_rows_give_no_rows_and_gradients_of_zero():
+    *outputs, b_gradient, w_gradient = run(
+        inputs_of(3, 2, True, rows=0), norm=True, dtype=torch.float32
+    )
+    assert outputs[0].shape == (1, 0, 48)
+    assert not b_gradient.any()
+    assert not w_gradient.any()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_are_mixed_unfused(dtype, monkeypatch):
     monkeypatch.setattr(mix._Fused, "apply", None)
@@ -116,7 +140,7 @@ def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernels.library.cache_clear()
     try:
-        with pytest.warns(UserWarning, match="without its compiled kernels"):
+        with pytest.warns(UserWarning, match="slower without compiled kernels"):
             got = run(inputs_of(3, 2, True), norm=True, dtype=torch.float32)
     finally:
         kernels.library.cache_clear()

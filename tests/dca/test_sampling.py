@@ -105,13 +105,35 @@ def test_a_windowed_block_keeps_only_its_window():
     ]
 
 
-@pytest.mark.parametrize("more", [2, 5])
-def test_a_cache_takes_no_more_than_it_can_hold_in_order(more):
+@pytest.mark.parametrize(
+    ("batch", "more", "message"),
+    [
+        (1, 2, "expected one position after the prompt, got 2"),
+        (2, 1, "expected a batch of 1, the cache's, got 2"),
+    ],
+)
+def test_a_cache_takes_only_what_follows(batch, more, message):
     model = build_model(ModelConfig(dim=16, depth=2, heads=2))
     cache = model.new_cache(batch=1, capacity=8)
     model(torch.zeros(1, 4, dtype=torch.long), cache)
-    with pytest.raises(ValueError, match=f"{more} positions do not fit a cache after 4"):
-        model(torch.zeros(1, more, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match=message):
+        model(torch.zeros(batch, more, dtype=torch.long), cache)
+
+
+def test_a_full_cache_says_so():
+    model = build_model(ModelConfig(dim=16, depth=2, heads=2))
+    cache = model.new_cache(batch=1, capacity=3)
+    model(torch.zeros(1, 3, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="after 3, but the cache was made for 3"):
+        model(torch.zeros(1, 1, dtype=torch.long), cache)
+
+
+def test_what_failed_was_not_read():
+    model = build_model(ModelConfig(dim=16, depth=2, heads=2))
+    cache = model.new_cache(batch=1, capacity=8)
+    with pytest.raises(IndexError):
+        model(torch.full((1, 4), 999), cache)
+    assert cache.length == 0
 
 
 def test_greedy_takes_the_likeliest_byte_of_the_whole_context():

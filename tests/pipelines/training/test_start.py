@@ -69,18 +69,64 @@ def test_a_pinned_start_outlives_its_source(data, trained):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, monkeypatch):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "rename", die)
+        with pytest.raises(KeyboardInterrupt):
+            pin(config_of(data, {}, trained))
+    config = pin(config_of(data, {}, trained))
+    assert read_start(config.train.start_from)
+
+
+def test_a_plan_writes_nothing_and_means_the_same(data, trained):
+    planned = pin(config_of(data, {}, trained), write=False)
+    assert not Path(data["storage"]).exists()
+    assert planned == pin(config_of(data, {}, trained))
+
+
 @pytest.mark.parametrize(
-    ("model", "search", "message"),
+    ("model", "message"),
     [
-        ({"depth": 3}, {}, "model.depth: expected 2, as .* got 3"),
-        ({}, {"space": {"model.dim": {"choice": [16, 32]}}}, "search.space.model.dim: .*dim=16"),
+        ({"depth": 3}, r"model\.depth: expected 2, as train\.start_from=.* has it, got 3"),
+        ({"attention_windows": [8]}, r"model\.attention_windows: expected \[null\], .* got \[8\]"),
     ],
 )
-def test_weights_that_do_not_fit_are_refused(data, trained, model, search, message):
+def test_a_model_that_does_not_fit_is_refused(data, trained, model, message):
     with pytest.raises(ConfigError, match=message):
-        pin(config_of(data, model, trained, search=search))
+        pin(config_of(data, model, trained))
+
+
+def test_a_search_over_what_the_start_fixes_is_refused(data, trained):
+    config = config_of(data, {}, trained)
+    with pytest.raises(ConfigError, match=r"search\.space\.model\.dim: not with train\.start_from"):
+        pin(config, searched={"model.dim", "model.residual"})
+    assert pin(config, searched={"model.residual", "model.last_k"})
+
+
+@pytest.mark.parametrize("description", ["{}", "not JSON", '{"model": {"dim": "x"}}'])
+def test_a_folder_of_something_else_is_refused(data, trained, description):
+    (trained / "artifacts" / "config.json").write_text(description)
+    with pytest.raises(ConfigError, match="expected a model of this project"):
+        pin(config_of(data, {}, trained))
+
+
+def test_damaged_weights_are_refused(data, trained):
+    path = trained / "artifacts" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match="expected a model of this project"):
+        pin(config_of(data, {}, trained))
 
 
 def test_a_folder_without_a_model_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
         pin(config_of(data, {}, tmp_path))
+
+
+def test_a_start_in_a_store_that_does_not_exist_makes_none(data, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(ConfigError, match="no such model"):
+        pin(config_of(data, {}, "models:/dca-gpt@champion"))
+    assert not (tmp_path / "none.db").exists()
