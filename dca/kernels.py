@@ -22,8 +22,8 @@ LANES = 16
 """Widths are multiples of this."""
 FEW_ROWS = 8
 """Rows up to which `linear` is faster than a matrix product, which is made for many."""
-ROWS_OF_A_THREAD = 16
-"""Rows below which a second thread costs the mixing more than it does."""
+THREAD_NUMBERS = 1 << 17
+"""Numbers read by a thread, below which another thread is waited for longer than it helps."""
 
 
 def fits(*tensors: Tensor) -> bool:
@@ -45,7 +45,7 @@ def linear(x: Tensor, weight: Tensor, *, gelu: bool) -> Tensor:
     outputs, width = weight.shape
     library().linear(
         ctypes.c_long(x.numel() // width), width, ctypes.c_long(outputs), int(gelu),
-        _at(x), _at(weight), _at(y), torch.get_num_threads(),
+        _at(x), _at(weight), _at(y), _threads(weight.numel()),
     )  # fmt: skip
     return y
 
@@ -139,8 +139,12 @@ def _built() -> Path:
 
 def _shape(rows: int, b_ond: Tensor, norm: bool, eps: float) -> tuple[Any, ...]:
     outputs, n, width = b_ond.shape
-    threads = min(torch.get_num_threads(), 1 + rows // ROWS_OF_A_THREAD)
+    threads = _threads(rows * n * width)
     return ctypes.c_long(rows), n, width, outputs, int(norm), ctypes.c_float(eps), threads
+
+
+def _threads(numbers: int) -> int:
+    return min(torch.get_num_threads(), 1 + numbers // THREAD_NUMBERS)
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:
