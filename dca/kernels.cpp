@@ -72,22 +72,37 @@ void clamp_scores(int n, const float* score, long row, float* clamped) {
         *clamped++ = score ? std::max(score[((row + r) * O + o) * n + i], 0.0f) : 0.0f;
 }
 
-// Adds (b_i + relu(score_i)) * f_i for R rows of entry i to mixed[row][output][width]. Entry by
-// entry, because the rows of different entries compete for the same places of the cache.
-template <int O, int R>
-void add_entry(const Shape& s, int i, const float* x, const float* b, const float* clamped,
-               float* mixed) {
+// Adds (b_i + relu(score_i)) * f_i, of P entries from `first` on and R rows, to mixed[row][output].
+// A few entries at a time: their sums stay in registers, and their rows, which fall on the same
+// places of the cache, do not yet evict each other.
+template <int O, int R, int P>
+void add_entries(const Shape& s, int first, const float* const* f, const float* b,
+                 const float* clamped, long row, float* mixed) {
   const int n = s.entries, d = s.width, stride = s.stride();
   for (int j = 0; j < d; j += kLanes) {
-    for (int o = 0; o < O; ++o) {
-      const Vec weight = load(b + (o * n + i) * long(d) + j);
-      for (int r = 0; r < R; ++r) {
-        float* g = mixed + (r * O + o) * stride + j;
-        const Vec term = (weight + clamped[r * O + o]) * load(x + r * d + j);
-        store(g, i ? load(g) + term : term);
+    Vec total[R][O] = {};
+    for (int r = 0; first && r < R; ++r)
+      for (int o = 0; o < O; ++o) total[r][o] = load(mixed + (r * O + o) * stride + j);
+    for (int i = first; i < first + P; ++i) {
+      Vec x[R];
+      for (int r = 0; r < R; ++r) x[r] = load(f[i] + (row + r) * d + j);
+      for (int o = 0; o < O; ++o) {
+        const Vec weight = load(b + (o * n + i) * long(d) + j);
+        for (int r = 0; r < R; ++r) total[r][o] += (weight + clamped[(i * R + r) * O + o]) * x[r];
       }
     }
+    for (int r = 0; r < R; ++r)
+      for (int o = 0; o < O; ++o) store(mixed + (r * O + o) * stride + j, total[r][o]);
   }
+}
+
+// g = sum_i (b_i + relu(score_i)) * f_i for R rows, to mixed[row][output].
+template <int O, int R>
+void mix_rows(const Shape& s, const float* const* f, const float* b, const float* clamped, long row,
+              float* mixed) {
+  int i = 0;
+  for (; i + 4 <= s.entries; i += 4) add_entries<O, R, 4>(s, i, f, b, clamped, row, mixed);
+  for (; i < s.entries; ++i) add_entries<O, R, 1>(s, i, f, b, clamped, row, mixed);
 }
 
 struct Forward {
@@ -100,31 +115,25 @@ struct Forward {
 template <int O, int R>
 void forward_rows(const Forward& k, long row, float* mixed, float* clamped) {
   const int n = k.s.entries, d = k.s.width, stride = k.s.stride();
-  for (int i = 0; i < n; ++i) {
+  for (int i = 0; k.w && i < n; ++i) {
     const float* x = k.f[i] + row * d;
-    float relu[R * O] = {};
-    if (k.w) {
-      Vec square[R] = {}, dot[R][O] = {};
-      for (int j = 0; j < d; j += kLanes)
-        for (int r = 0; r < R; ++r) {
-          const Vec value = load(x + r * d + j);
-          __builtin_prefetch(x + (R + r) * d + j);
-          square[r] += value * value;
-          for (int o = 0; o < O; ++o) dot[r][o] += load(k.w + o * d + j) * value;
-        }
+    Vec square[R] = {}, dot[R][O] = {};
+    for (int j = 0; j < d; j += kLanes)
       for (int r = 0; r < R; ++r) {
-        const long t = row + r;
-        const float scale = k.s.norm ? 1 / std::sqrt(sum(square[r]) / d + k.s.eps) : 1;
-        k.saved.scale[t * n + i] = scale;
-        for (int o = 0; o < O; ++o) {
-          const float score = scale * sum(dot[r][o]);
-          k.saved.score[(t * O + o) * n + i] = score;
-          relu[r * O + o] = std::max(score, 0.0f);
-        }
+        const Vec value = load(x + r * d + j);
+        __builtin_prefetch(x + (R + r) * d + j);
+        square[r] += value * value;
+        for (int o = 0; o < O; ++o) dot[r][o] += load(k.w + o * d + j) * value;
       }
+    for (int r = 0; r < R; ++r) {
+      const long t = row + r;
+      const float scale = k.s.norm ? 1 / std::sqrt(sum(square[r]) / d + k.s.eps) : 1;
+      k.saved.scale[t * n + i] = scale;
+      for (int o = 0; o < O; ++o) k.saved.score[(t * O + o) * n + i] = scale * sum(dot[r][o]);
     }
-    add_entry<O, R>(k.s, i, x, k.b, relu, mixed);
   }
+  clamp_scores<O, R>(n, k.w ? k.saved.score : nullptr, row, clamped);
+  mix_rows<O, R>(k.s, k.f, k.b, clamped, row, mixed);
   for (int r = 0; r < R; ++r) {
     const long t = row + r;
     for (int o = 0; o < O; ++o) {
@@ -174,8 +183,7 @@ template <int O, int R>
 void backward_rows(const Backward& k, long row, float* mixed, float* clamped, Sums sums) {
   const int n = k.s.entries, d = k.s.width, stride = k.s.stride();
   clamp_scores<O, R>(n, k.w ? k.saved.score : nullptr, row, clamped);
-  for (int i = 0; i < n; ++i)
-    add_entry<O, R>(k.s, i, k.f[i] + row * d, k.b, clamped + i * R * O, mixed);
+  mix_rows<O, R>(k.s, k.f, k.b, clamped, row, mixed);
   for (int r = 0; r < R; ++r)
     for (int o = 0; o < O; ++o) {
       const long at = (row + r) * d;
