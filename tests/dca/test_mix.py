@@ -64,6 +64,16 @@ def test_outputs_and_gradients_equal_the_unfused_ones(outputs, entries, has_w, n
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=2e-5)
 
 
+def test_w_trains_from_zero():
+    """Where the clamp has its corner, its gradient is 1."""
+    inputs = inputs_of(3, 3, True)
+    inputs["w_od"] = torch.zeros_like(inputs["w_od"])
+    fused = run(inputs, norm=True, dtype=torch.float32)[-1]
+    plain = run(inputs, norm=True, dtype=torch.float64)[-1]
+    assert (plain != 0).all()
+    torch.testing.assert_close(fused.double(), plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("used", [slice(0, 1), slice(1, 2), slice(3, 4), slice(4, 6)])
 def test_outputs_that_nobody_reads_send_no_gradient(used):
     inputs = inputs_of(3, 4, True)
