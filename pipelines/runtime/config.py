@@ -106,7 +106,7 @@ class TrainConfig(Section):
     log_every_steps: Positive = 10
     """Steps between two rows of the training curve."""
     compile: bool = False
-    """Whether to use torch.compile; pays for itself in long runs."""
+    """Whether to use torch.compile; on a CPU it gains little, see the README's Speed."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TrainConfig":
