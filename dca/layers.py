@@ -86,10 +86,10 @@ class KeyValues:
             self.keys[:, :, slot : slot + 1] = k_bhte
             self.values[:, :, slot : slot + 1] = v_bhte
         else:
-            kept = range(max(position, end - self.capacity), end)
-            slots = torch.tensor([at % self.capacity for at in kept], device=k_bhte.device)
-            self.keys[:, :, slots] = k_bhte[:, :, -len(kept) :].to(self.keys.dtype)
-            self.values[:, :, slots] = v_bhte[:, :, -len(kept) :].to(self.values.dtype)
+            first = max(position, end - self.capacity)
+            slots = torch.arange(first, end, device=k_bhte.device) % self.capacity
+            self.keys[:, :, slots] = k_bhte[:, :, first - end :].to(self.keys.dtype)
+            self.values[:, :, slots] = v_bhte[:, :, first - end :].to(self.values.dtype)
         keys, values = (held[:, :, :end].to(k_bhte.dtype) for held in (self.keys, self.values))
         return keys, values
 

@@ -45,13 +45,11 @@ def mix(
     the normed g_o, and the entries to hand to the next reader.
     """
     gain_od = torch.stack([*gains]) if len(gains) > 1 else gains[0][None]
-    if _kernels(entries, len(gains)) is None:
+    module = _kernels(entries, len(gains))
+    if module is None:
         return mix_plain(entries, b_ond, w_od, gain_od, norm=norm)
     b_ond = b_ond.expand(-1, -1, entries[0].shape[-1])
-    if not torch.is_grad_enabled():
-        return *_forward(entries, b_ond, w_od, gain_od, norm=norm)[:2], entries
-    skip, *rest = _Fused.apply(norm, b_ond, w_od, gain_od, *entries)
-    return skip, rest[: len(gains)], rest[len(gains) :]
+    return _mix_fused(module, entries, b_ond, w_od, gain_od, norm=norm)
 
 
 def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
@@ -59,11 +57,13 @@ def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]
 
     The first is the residual stream: under autocast it is float32, and the sum then is too.
     """
-    if _kernels(terms, 1) is None:
+    module = _kernels(terms, 1)
+    if module is None:
         total_btd = sum(terms[1:], terms[0])
         return total_btd, norm(total_btd)
     ones_1nd = terms[0].new_ones(1, len(terms), terms[0].shape[-1])
-    total_btd, (normed_btd,), _ = mix(terms, ones_1nd, None, [norm.weight], norm=False)
+    gain_1d = norm.weight[None]
+    total_btd, (normed_btd,), _ = _mix_fused(module, terms, ones_1nd, None, gain_1d, norm=False)
     return total_btd, normed_btd
 
 
@@ -125,17 +125,39 @@ def _triton() -> Any:
     return importlib.import_module("dca.mix_triton") if find_spec("triton") else None
 
 
+def _mix_fused(
+    module: Any,
+    entries: list[Tensor],
+    b_ond: Tensor,
+    w_od: Tensor | None,
+    gain_od: Tensor,
+    *,
+    norm: bool,
+) -> Mixed:
+    if not torch.is_grad_enabled():
+        return *_forward(module, entries, b_ond, w_od, gain_od, norm=norm)[:2], entries
+    skip, *rest = _Fused.apply(module, norm, b_ond, w_od, gain_od, *entries)
+    return skip, rest[: len(gain_od)], rest[len(gain_od) :]
+
+
 class _Fused(torch.autograd.Function):
     """(skip, normed mixtures, entries) by a kernel; nothing of size [b, t, d] is saved for it."""
 
     @staticmethod
     def forward(
-        ctx: Any, norm: bool, b_ond: Tensor, w_od: Tensor | None, gain_od: Tensor, *entries: Tensor
+        ctx: Any,
+        module: Any,
+        norm: bool,
+        b_ond: Tensor,
+        w_od: Tensor | None,
+        gain_od: Tensor,
+        *entries: Tensor,
     ) -> tuple[Tensor, ...]:
-        skip, normed, saved = _forward(entries, b_ond, w_od, gain_od, norm=norm)
+        skip, normed, saved = _forward(module, entries, b_ond, w_od, gain_od, norm=norm)
         ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
-        ctx.norm, ctx.count, ctx.shape = norm, len(entries), entries[0].shape
+        ctx.module, ctx.norm = module, norm
+        ctx.count, ctx.shape = len(entries), entries[0].shape
         return (skip, *normed, *entries)
 
     @staticmethod
@@ -146,14 +168,20 @@ class _Fused(torch.autograd.Function):
         skip, *others = (None if g is None else g.contiguous().view(f[0].shape) for g in gradients)
         normed, later = others[: -ctx.count], others[-ctx.count :]
         with torch.cuda.device_of(f[0]):
-            to_entries, *to_parameters = _kernels(f, len(b_ond)).mix_backward(
+            to_entries, *to_parameters = ctx.module.mix_backward(
                 f, b_ond, w_od, gain_od, saved, skip, normed, later, norm=ctx.norm, eps=NORM_EPS
             )
-        return None, *to_parameters, *(x.view(ctx.shape) for x in to_entries)
+        return None, None, *to_parameters, *(x.view(ctx.shape) for x in to_entries)
 
 
 def _forward(
-    entries: Sequence[Tensor], b_ond: Tensor, w_od: Tensor | None, gain_od: Tensor, *, norm: bool
+    module: Any,
+    entries: Sequence[Tensor],
+    b_ond: Tensor,
+    w_od: Tensor | None,
+    gain_od: Tensor,
+    *,
+    norm: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
     """g_0, the normed mixtures, all [b, t, d], and the tensors that the backward pass is given."""
     shape = entries[0].shape
@@ -161,8 +189,6 @@ def _forward(
     b_ond, gain_od = b_ond.float().contiguous(), gain_od.float().contiguous()
     w_od = None if w_od is None else w_od.float().contiguous()
     with torch.cuda.device_of(f[0]):
-        skip, normed, saved = _kernels(f, len(b_ond)).mix_forward(
-            f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS
-        )
+        skip, normed, saved = module.mix_forward(f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS)
     kept = [b_ond, w_od, gain_od, *saved, *f]
     return skip.view(shape), [y.view(shape) for y in normed], kept

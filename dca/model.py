@@ -162,8 +162,7 @@ def load_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
     """Load a model's weights; those of a `standard` one retrofit a model of any residual kind.
 
     The retrofitted model computes the same function until it is trained: b = 1, w = 0, and norms
-    that are copies of the one norm. Raises RuntimeError for
-    weights of another shape.
+    that are copies of the one norm. Raises RuntimeError for weights of another shape.
     """
     given = dict(weights)
     if "mix.b_ond" not in given:

@@ -7,29 +7,10 @@ import torch
 from torch import Tensor
 
 from dca import mix, mix_triton
+from tests.dca import reference
 
 EPS = 1e-6
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def equations(entries, b_ond, w_od, gain_od, norm) -> list[Tensor]:
-    """[g_0, y_0, y_1, ...] with the weight of every token and feature written out."""
-    mixtures = []
-    for o in range(len(b_ond)):
-        g_td = torch.zeros_like(entries[0])
-        for i, f_td in enumerate(entries):
-            weight_td = b_ond[o, i].expand_as(f_td)
-            if w_od is not None:
-                seen_td = f_td / torch.sqrt((f_td**2).mean(-1, keepdim=True) + EPS)
-                score_t1 = ((seen_td if norm else f_td) * w_od[o]).sum(-1, keepdim=True)
-                weight_td = weight_td + score_t1.clamp(min=0)
-            g_td = g_td + weight_td * f_td
-        mixtures.append(g_td)
-    normed = [
-        gain_d * g_td / torch.sqrt((g_td**2).mean(-1, keepdim=True) + EPS)
-        for g_td, gain_d in zip(mixtures, gain_od, strict=True)
-    ]
-    return [mixtures[0], *normed]
 
 
 class Case:
@@ -64,7 +45,9 @@ class Case:
     def theirs(self) -> tuple[list[Tensor], list[Tensor | None]]:
         inputs = [None if x is None else x.double().requires_grad_() for x in self.inputs()]
         *entries, b, w, gain = inputs
-        outputs = equations(entries, b, w, gain, self.norm)
+        mixtures = reference.mixtures(entries, b, w, norm=self.norm)
+        normed = [reference.rms_norm(g, one) for g, one in zip(mixtures, gain, strict=True)]
+        outputs = [mixtures[0], *normed]
         pairs = [(y, dy) for y, dy in zip(outputs, self.outer, strict=True) if dy is not None]
         pairs += [(f, df) for f, df in zip(entries, self.later, strict=True) if df is not None]
         sum((x * dx.double()).sum() for x, dx in pairs).backward()

@@ -26,13 +26,15 @@ def logits(config: ModelConfig, weights: Weights, ids_bt: Tensor) -> Tensor:
             weights,
             name,
             config.window(t),
-            *(_norm(x, g) for x, g in zip((q, k, v), norms, strict=True)),
+            *(rms_norm(x, g) for x, g in zip((q, k, v), norms, strict=True)),
         )
-        hidden = _norm(h + q, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
+        hidden = (
+            rms_norm(h + q, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
+        )
         hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
         outputs.append(h + hidden @ weights[f"{name}ff.down.weight"].T)
     (g,) = _inputs(config, weights, "mix", outputs, 1)
-    return _norm(g, weights["norm.weight"]) @ weights["head.weight"].T
+    return rms_norm(g, weights["norm.weight"]) @ weights["head.weight"].T
 
 
 def _inputs(config, weights, name, outputs, count) -> list[Tensor]:
@@ -42,18 +44,24 @@ def _inputs(config, weights, name, outputs, count) -> list[Tensor]:
     entries = _stack(outputs, config.last_k)
     b = weights[f"{name}.b_ond"]
     w = weights.get(f"{name}.w_od")
+    combined = mixtures(entries, b, w, norm=config.grn_norm)
+    return combined * (count // len(combined))
+
+
+def mixtures(entries, b, w, *, norm) -> list[Tensor]:
+    """Each output's sum over the entries, the weight of every token and feature written out."""
     combined = []
     for o in range(len(b)):
-        g = torch.zeros_like(outputs[0])
+        g = torch.zeros_like(entries[0])
         for i, f in enumerate(entries):
-            weight_btd = b[o, i].expand_as(f)
+            weight = b[o, i].expand_as(f)
             if w is not None:
                 seen = f / torch.sqrt((f**2).mean(-1, keepdim=True) + 1e-6)
-                score = ((seen if config.grn_norm else f) * w[o]).sum(-1, keepdim=True)
-                weight_btd = weight_btd + torch.where(score > 0, score, torch.zeros_like(score))
-            g = g + weight_btd * f
+                score = ((seen if norm else f) * w[o]).sum(-1, keepdim=True)
+                weight = weight + score.clamp(min=0)  # whose gradient at 0 is 1
+            g = g + weight * f
         combined.append(g)
-    return combined * (count // len(combined))
+    return combined
 
 
 def _stack(outputs: list[Tensor], last_k: int | None) -> list[Tensor]:
@@ -89,5 +97,5 @@ def _rotate(x: Tensor) -> Tensor:
     return torch.cat([turned.real, turned.imag], -1)
 
 
-def _norm(x: Tensor, gain: Tensor) -> Tensor:
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     return x / torch.sqrt((x**2).mean(-1, keepdim=True) + 1e-6) * gain

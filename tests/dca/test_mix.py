@@ -147,8 +147,11 @@ def test_no_rows_give_no_rows_and_gradients_of_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_types_are_mixed_unfused(dtype, monkeypatch):
-    monkeypatch.setattr(mix._Fused, "apply", None)
-    run(inputs_of(3, 2, True), norm=True, dtype=dtype)
+    fused = []
+    monkeypatch.setattr(mix._Fused, "apply", fused.append)
+    skip = run(inputs_of(3, 2, True), norm=True, dtype=dtype)[0]
+    assert skip.dtype == dtype
+    assert not fused
 
 
 def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):

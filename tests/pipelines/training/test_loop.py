@@ -46,9 +46,6 @@ def test_it_learns_and_reports_every_evaluation(config, corpus, tmp_path):
     assert all(row["tokens_per_second"] > 0 for row in rows)
 
 
-GOLDEN = {"train_bits_per_byte": 4.73098, "val_bits_per_byte": 4.68645}
-
-
 def test_the_memory_reported_is_that_of_the_run_and_not_of_one_before(config, corpus, tmp_path):
     ballast = torch.ones(2**27)
     del ballast
@@ -56,6 +53,9 @@ def test_the_memory_reported_is_that_of_the_run_and_not_of_one_before(config, co
     peaks = [row["peak_memory_bytes"] for row in rows]
     now = 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     assert now / 2 < peaks[-1] < now + 2**28
+
+
+GOLDEN = {"train_bits_per_byte": 4.73098, "val_bits_per_byte": 4.68645}
 
 
 def test_the_first_steps_give_the_golden_numbers(config, corpus, tmp_path):
