@@ -67,4 +67,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main, on_interrupt="nothing is left behind")
+    run_command(main, resumes=False)

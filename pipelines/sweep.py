@@ -34,7 +34,8 @@ def main() -> None:
         nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
         _print_plan(config, nodes, available)
     else:
-        dag.run(STAGES, config, until=arguments.until, fresh=arguments.fresh)
+        work = f"experiment {config.experiment}"
+        dag.run(STAGES, config, work=work, until=arguments.until, fresh=arguments.fresh)
 
 
 def _arguments() -> argparse.Namespace:
@@ -85,4 +86,4 @@ def _show(resources: Resources) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, on_interrupt="run the same command again to go on")
+    run_command(main, resumes=True)

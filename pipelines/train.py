@@ -32,8 +32,9 @@ def main() -> None:
     from pipelines.training.start import pin
 
     require(capacity(), config.resources, "resources")
-    stages = [corpus.STAGE, train.STAGE]
-    result = dag.run(stages, pin(config), until=None, fresh=arguments.fresh)["train"]
+    stages, config = [corpus.STAGE, train.STAGE], pin(config)
+    work = f"training {dag.digest(config.model_dump(mode='json'))[:8]}"
+    result = dag.run(stages, config, work=work, until=None, fresh=arguments.fresh)["train"]
     print(
         f"\nvalidation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
         f"bytes, {result['parameters']:,} parameters\nmodel      {result['model_uri']}\n"
@@ -43,4 +44,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, on_interrupt="run the same command again to go on")
+    run_command(main, resumes=True)

@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # progress is ours to print
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that diverged has no objective
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow is the record
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen

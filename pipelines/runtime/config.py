@@ -226,6 +226,19 @@ class FitConfig(Section):
     resources: Resources = Resources()
 
 
+class FailuresConfig(Section):
+    """What a crash may cost, and how often work is tried again after one."""
+
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Times a trial, or a fit's workers, start again from the last checkpoint after a crash, an
+    exception, running out of memory or a timeout. A diverged trial does not."""
+    timeout_seconds: Positive | None = None
+    """Longest time from one evaluation to the next, loading included, before the training process
+    counts as hung and is ended; null waits for ever."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 300
+    """Time after which a checkpoint is due; every evaluation writes one too."""
+
+
 class PromoteConfig(Section):
     """The registry and the gate in front of its champion."""
 
@@ -266,6 +279,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     fit: FitConfig = FitConfig()
+    failures: FailuresConfig = FailuresConfig()
     promote: PromoteConfig = PromoteConfig()
     generate: GenerateConfig = GenerateConfig()
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.runtime.config import Config, flatten
 from pipelines.runtime.progress import Progress
-from pipelines.runtime.tracking import Run, Store, model_exists
+from pipelines.runtime.tracking import Run, Store, alone, model_exists
 
 Outputs = dict[str, Any]
 """Small JSON; worth nothing without the paths in `files` and the logged model at `model_uri`."""
@@ -106,9 +106,19 @@ def plan(stages: Sequence[Stage], config: Config, *, until: str | None, fresh: b
 
 
 def run(
-    stages: Sequence[Stage], config: Config, *, until: str | None, fresh: bool
+    stages: Sequence[Stage], config: Config, *, work: str, until: str | None, fresh: bool
 ) -> dict[str, Outputs]:
-    """Run the stages in order, reusing what is remembered; returns their outputs."""
+    """Run the stages in order, reusing what is remembered; returns their outputs.
+
+    `work` names what one process at a time may do. Raises PipelineError if another one is at it.
+    """
+    with alone(work):
+        return _run(stages, config, until, fresh)
+
+
+def _run(
+    stages: Sequence[Stage], config: Config, until: str | None, fresh: bool
+) -> dict[str, Outputs]:
     ordered = order(stages, until)
     for stage in ordered:
         if stage.peek:
@@ -126,12 +136,14 @@ def run(
                 _forget(node, store)
             done[stage.name] = node
             if node.reused:
+                if node.run is not None and node.run.info.status != "FINISHED":
+                    store.end(node.run.info.run_id)  # killed before it could
                 context.progress.line(f"{stage.name:9} reused")
             else:
                 context.progress.line(f"{stage.name:9} {node.reason}")
                 _compute(node, context, done)
     except BaseException as error:
-        store.end(pipeline_run, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        store.fail(pipeline_run, error)
         raise
     store.end(pipeline_run)
     return {name: node.outputs or {} for name, node in done.items()}
@@ -194,11 +206,10 @@ def _compute(node: Node, context: Context, done: Mapping[str, Node]) -> None:
     try:
         node.outputs = stage.run(replace(context, run_id=run_id), needs)
     except BaseException as error:
-        store.tag(run_id, {"dca.reason": (str(error) or type(error).__name__)[:5000]})
-        store.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        store.fail(run_id, error)
         raise
+    store.tag(run_id, {"dca.outputs": json.dumps(node.outputs)})  # from now on the run counts
     store.end(run_id)
-    store.tag(run_id, {"dca.outputs": json.dumps(node.outputs)})  # last: with it, the run counts
 
 
 def _forget(node: Node, store: Store) -> None:

@@ -1,7 +1,8 @@
 """The tracking store and the model registry: the one module that imports MLflow.
 
 A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again.
+events, so that a command that was killed finds its own work again. Whoever needs the store while it
+is locked or away waits for it; histories are written behind the back of the training.
 """
 
 import getpass
@@ -13,18 +14,22 @@ import os
 import platform
 import subprocess
 import tempfile
+import threading
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlflow
 import requests
-from filelock import FileLock
+import tenacity
+from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.entities.model_registry import ModelVersion
@@ -36,6 +41,9 @@ from pipelines.runtime.config import flatten
 from pipelines.runtime.errors import ConfigError, PipelineError
 
 PROBE_SECONDS = 5
+PATIENCE_SECONDS = 3600
+"""How long a store may be away before a command gives up; what it knows is then in checkpoints."""
+MOST_SECONDS_BETWEEN_TRIES = 10
 ROWS_PER_BATCH = 100
 """Rows of a history in one request, whole ones; a request takes at most 1,000 metrics."""
 STEP_METRIC = "train_bits_per_byte"
@@ -58,15 +66,16 @@ def tracking_uri() -> str:
 def connect(uri: str) -> MlflowClient:
     """A client of a store that answers. Raises ConfigError in seconds if it does not."""
     for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="mlflow")
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # ours know what they repeat
     check(uri)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        client = MlflowClient(uri, uri)
+        client = cast(MlflowClient, _PatientClient(MlflowClient(uri, uri)))
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0][:200]
@@ -114,6 +123,68 @@ def _probe(uri: str) -> None:
         raise ConfigError(
             f"MLFLOW_TRACKING_URI={uri}: no tracking server answers ({reason})"
         ) from None
+
+
+_give_up = threading.Event()
+"""Set when the command ends: nobody waits for an absent store any longer."""
+
+
+def _may_pass(error: BaseException) -> bool:
+    """A locked database, a server that is away or overloaded; not one that says no."""
+    if not isinstance(error, MlflowException):
+        return False
+    unanswered = error.error_code == "INTERNAL_ERROR" and "API request to" in str(error)
+    return unanswered or error.get_http_status_code() in (429, 503, 504)
+
+
+def _tell(state: tenacity.RetryCallState) -> None:
+    if state.attempt_number == 1 and state.outcome is not None:
+        reason = str(state.outcome.exception()).splitlines()[0][:200]
+        logging.getLogger(__name__).warning("MLflow: %s; trying again", reason)
+
+
+patiently = tenacity.retry(
+    retry=tenacity.retry_if_exception(_may_pass),
+    wait=tenacity.wait_random_exponential(multiplier=0.5, max=MOST_SECONDS_BETWEEN_TRIES),
+    stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | tenacity.stop_when_event_set(_give_up),
+    sleep=tenacity.sleep_using_event(_give_up),
+    before_sleep=_tell,
+    reraise=True,
+)
+"""Repeats, with growing pauses, what a store that is locked or away could not do. The calls must be
+safe to repeat: an answer may have been lost after the work was done."""
+
+
+class _PatientClient:
+    """An MLflow client whose calls are repeated. What creates something is not: whoever calls that
+    can tell whether it happened."""
+
+    def __init__(self, client: MlflowClient) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        return method if name.startswith("create_") else patiently(method)
+
+
+@contextmanager
+def alone(work: str) -> Iterator[None]:
+    """Keep other processes of this machine from the same work on the same store.
+
+    Raises PipelineError if one is at it.
+    """
+    lock = _lock(f"{tracking_uri()} {work}")
+    try:
+        held = lock.acquire(timeout=0)
+    except Timeout:
+        process = Path(lock.lock_file).read_text().strip()
+        raise PipelineError(
+            f"{work}: process {process} is at work on it; wait for it or stop it, "
+            "then run the same command again"
+        ) from None
+    with held:
+        Path(lock.lock_file).write_text(f"{os.getpid()}\n")
+        yield
 
 
 @dataclass(frozen=True)
@@ -188,13 +259,21 @@ class Store:
         """Start a run, its parameters and provenance included; returns its id."""
         identity = {"dca.kind": kind, "dca.key": key, "dca.memory": "live"}
         family = {"mlflow.parentRunId": parent} if parent else {}
-        run = self.client.create_run(
-            self.experiment_id,
-            run_name=name,
-            tags={**provenance(), **identity, **family, **(tags or {})},
-        )
-        self.log_params(run.info.run_id, params or {})
-        return str(run.info.run_id)
+        tries = count()
+
+        @patiently
+        def make() -> Run:
+            if next(tries) and (made := self.find(kind, key)):  # but its answer was lost
+                return made[0]
+            return self.client.create_run(
+                self.experiment_id,
+                run_name=name,
+                tags={**provenance(), **identity, **family, **(tags or {})},
+            )
+
+        run_id = str(make().info.run_id)
+        self.log_params(run_id, params or {})
+        return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Dotted parameters; logging the same ones again changes nothing."""
@@ -214,7 +293,8 @@ class Store:
         """Metrics that sum a run up, at step 0 unless they have one; once, however often told."""
         known = self.client.get_run(run_id).data.metrics
         new = {k: v for k, v in metrics.items() if k == "step" or known.get(k) != v}
-        self.client.log_batch(run_id, metrics=list(_metrics([{"step": 0, **new}])))
+        row = {"step": 0, "time": time.time(), **new}
+        self.client.log_batch(run_id, metrics=list(_metrics([row])))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again; its parameters may have been lost with its creator."""
@@ -226,6 +306,13 @@ class Store:
     def end(self, run_id: str, status: str = "FINISHED") -> None:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
+
+    def fail(self, run_id: str, error: BaseException) -> None:
+        """End a run with its error, which matters more than a store that refuses."""
+        with suppress(MlflowException):
+            reason = (str(error) or type(error).__name__)[:5000]
+            self.tag(run_id, {"dca.reason": reason})
+            self.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
     def log_corpus(self, run_id: str, name: str, digest: str, path: Path, context: str) -> None:
         """Record the bytes a run read as an MLflow dataset."""
@@ -244,8 +331,8 @@ class Store:
         return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{file}"))
 
 
-class HistoryWriter:
-    """Writes the histories of runs, in order, on a thread of its own; every row once.
+class Writer:
+    """Makes, writes and ends runs, in order, on a thread of its own; every row once.
 
     Rows are told apart by their step, so that a resumed run may replay its history.
     """
@@ -256,7 +343,11 @@ class HistoryWriter:
         self._torn: set[str] = set()
         """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
-        self._pending: list[Future[None]] = []
+        self._pending: list[Future[Any]] = []
+
+    def open(self, make: Callable[[], str]) -> Future[str]:
+        """Queue the making, or taking up, of a run; tells its id once it is stored."""
+        return self._submit(make)
 
     def write(self, run_id: str, rows: Iterable[Row]) -> None:
         """Queue rows; returns at once."""
@@ -265,19 +356,34 @@ class HistoryWriter:
     def finish(
         self, run_id: str, status: str, tags: Mapping[str, str], summary: Row | None = None
     ) -> None:
-        """Queue the end of a run, behind its rows, with metrics that sum it up."""
+        """Queue the end of a run, behind its rows, with tags and metrics that sum it up.
+
+        `summary` has `step` and `time`: told twice, it is stored once.
+        """
         self._submit(self._finish, run_id, status, dict(tags), summary)
 
+    def then(self, work: Callable[[], None], run_id: str = "") -> None:
+        """Queue work behind what was told before; left out if some of the run is not stored."""
+        self._submit(lambda: None if run_id in self._torn else work())
+
     def close(self) -> None:
-        """Wait until everything is stored. Raises PipelineError if something could not be."""
-        self._thread.shutdown(wait=True)
+        """Wait until everything is stored. Raises PipelineError if something could not be.
+
+        A second Ctrl-C ends the waiting for a store that is away.
+        """
+        try:
+            self._thread.shutdown(wait=True)
+        except KeyboardInterrupt:
+            _give_up.set()
+            raise
         for future in self._pending:
             if error := future.exception():
                 raise PipelineError(f"MLflow did not take a run's history: {error}") from error
 
-    def _submit(self, work: Any, *args: Any) -> None:
+    def _submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         self._pending = [f for f in self._pending if not f.done() or f.exception()]
         self._pending.append(self._thread.submit(work, *args))
+        return self._pending[-1]
 
     def _write(self, run_id: str, rows: list[Row]) -> None:
         try:
@@ -300,21 +406,25 @@ class HistoryWriter:
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
         if run_id in self._torn:
             return
-        if summary is not None:
-            self._store.log_metrics(run_id, summary)
-        self._store.end(run_id, status)
-        self._store.tag(run_id, tags)  # last: a run counts as ended when it has its state
+        self._store.client.log_batch(
+            run_id,
+            metrics=list(_metrics([summary] if summary else [])),
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        self._store.end(run_id, status)  # last: what has an end time never runs again
         self._seen.pop(run_id, None)
 
 
 def _metrics(rows: Iterable[Row]) -> Iterator[Metric]:
-    now = int(time.time() * 1000)
+    """At the `time` of their row, in seconds since 1970: MLflow stores equal points once."""
     for row in rows:
+        milliseconds = int(1000 * row["time"])
         for key, value in row.items():
-            if key != "step":
-                yield Metric(key, value, now, int(row["step"]))
+            if key not in ("step", "time"):
+                yield Metric(key, value, milliseconds, int(row["step"]))
 
 
+@patiently
 def log_model(
     run_id: str,
     *,

@@ -15,7 +15,7 @@ from pipelines.runtime.cluster import cluster, require
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import ROOT, Context, Outputs, Stage
 from pipelines.runtime.progress import Progress, clock
-from pipelines.runtime.tracking import HistoryWriter, Store, log_model
+from pipelines.runtime.tracking import Store, Writer, log_model
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import development
@@ -34,7 +34,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
         require(available, config.resources, "fit.resources")
         from pipelines.training.workers import train_with_workers  # needs the cluster's environment
 
-        with closing(train_with_workers(config, corpus, folder)) as run:
+        with closing(train_with_workers(config, corpus, folder, context.progress.line)) as run:
             history = record(context.store, context.run_id, run, config, context.progress)
     return package(context.store, context.run_id, config, folder, history)
 
@@ -50,7 +50,7 @@ def record(
     store: Store, run_id: str, run: Iterator[list[Row]], config: Config, progress: Progress
 ) -> list[Row]:
     """Drive a training run to its end, writing its rows to MLflow; returns its whole history."""
-    writer = HistoryWriter(store)
+    writer = Writer(store)
     history: dict[int, Row] = {}
     try:
         for rows in run:

@@ -5,11 +5,17 @@ starts; a search that was killed is rebuilt from these runs and goes on with wha
 """
 
 import json
+import math
+import shutil
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import closing
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
@@ -19,37 +25,40 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 from pipelines.runtime.cluster import cluster, require, slots
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.errors import PipelineError
+from pipelines.runtime.errors import PipelineError, StorageError
 from pipelines.runtime.progress import clock
-from pipelines.runtime.tracking import HistoryWriter, Run, Store
+from pipelines.runtime.tracking import Run, Store, Writer
 from pipelines.stages.study import STATES, Space, StoredTrial, StudySearcher, build_study
 from pipelines.training.data import development
-from pipelines.training.trial import Trial
+from pipelines.training.trial import Trial, trial_folder
 
 KIND = "trial"
+STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+"""How MLflow calls the states of a trial that ended."""
 HEAD_NODE = {"node:__internal_head__": 0.001}
 """What a trial takes whose workers take the CPUs: no CPU, or the two would wait for each other."""
 
 
 def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Run what is missing of the search; returns how many trials ended how."""
-    metric = context.config.train.best_metric
-    stored = stored_trials(context.store, context.run_id, metric)
-    remaining = context.config.search.trials - sum(t.state is not None for t in stored)
-    spent = sum(trial.tokens for trial in stored if trial.state is not None)
-    limit = context.config.search.max_tokens
-    unfinished = sum(trial.state is None for trial in stored)
+    stored = stored_trials(context)
+    for trial in stored:
+        if trial.state is not None and trial.status != STATUSES[trial.state]:
+            context.store.end(trial.run_id, STATUSES[trial.state])  # killed before it could
+    total, limit = context.config.search.trials, context.config.search.max_tokens
+    done = [trial for trial in stored if trial.state is not None]
+    spent = sum(trial.tokens for trial in done)
     context.store.log_params(context.run_id, {"search": context.config.search.model_dump()})
     if stored:
-        done = len(stored) - unfinished
-        context.progress.line(f"  {done} of {context.config.search.trials} trials are done")
-    if remaining > 0 and (unfinished or limit is None or spent < limit):
-        _run_trials(context, needs["corpus"]["fingerprint"], stored, remaining, spent)
-    trials = stored_trials(context.store, context.run_id, metric)
+        context.progress.line(f"  {len(done)} of {total} trials are done")
+    if len(done) < total and (len(done) < len(stored) or limit is None or spent < limit):
+        _run_trials(context, needs["corpus"]["fingerprint"], stored, total - len(done), spent)
+    trials = stored_trials(context)
     failed = [t for t in trials if t.state == "failed"]
     if len(failed) == len(trials):
         reasons = "\n".join(f"  trial {t.number}: {t.reason}" for t in failed)
         raise PipelineError(f"search: every trial failed; --fresh tries again\n{reasons}")
+    shutil.rmtree(_folder(context), ignore_errors=True)
     counts = {state: sum(trial.state == state for trial in trials) for state in STATES}
     context.store.log_metrics(
         context.run_id, {"tokens": sum(trial.tokens for trial in trials), **counts}
@@ -57,75 +66,91 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     return {"search_run": context.run_id, "trials": counts}
 
 
-def stored_trials(store: Store, search_run: str, metric: str) -> list[StoredTrial]:
-    """The trials of a search as the tracking store has them, by number."""
-    trials = [_stored(store, run, metric) for run in store.children(search_run, KIND)]
+def stored_trials(context: Context, search_run: str = "") -> list[StoredTrial]:
+    """The trials of a search (default: the context's) as the tracking store has them, by number."""
+    runs = context.store.children(search_run or context.run_id, KIND)
+    trials = [_stored(context, run) for run in runs]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def _stored(store: Store, run: Run, metric: str) -> StoredTrial:
-    tags, metrics = run.data.tags, run.data.metrics
+def _stored(context: Context, run: Run) -> StoredTrial:
+    tags, metrics, metric = run.data.tags, run.data.metrics, context.config.train.best_metric
     state = tags.get("dca.state")
-    history = store.history(run.info.run_id, metric) if state == "pruned" else {}
-    tokens = store.history(run.info.run_id, "tokens") if state == "pruned" else {}
     return StoredTrial(
         number=int(tags["dca.trial"]),
         run_id=run.info.run_id,
         values=json.loads(tags["dca.values"]),
+        status=run.info.status,
         state=state,
         objective=metrics.get(f"best_{metric}"),
         tokens=int(metrics.get("tokens", 0)),
-        curve={
-            int(tokens[step]): value
-            for step, value in zip(history, accumulate(history.values(), min), strict=True)
-        },
+        curve=_curve(context.store, run, metric) if state in ("complete", "pruned") else {},
         reason=tags.get("dca.reason", ""),
     )
 
 
+def _curve(store: Store, run: Run, metric: str) -> dict[int, float]:
+    evaluated = store.history(run.info.run_id, "val_bits_per_byte")
+    history = store.history(run.info.run_id, metric)
+    batch_tokens = int(run.data.params["train.batch_tokens"])
+    best = accumulate((history[step] for step in evaluated), min)
+    return {batch_tokens * step: value for step, value in zip(evaluated, best, strict=True)}
+
+
+def _folder(context: Context) -> Path:
+    """Where the trials' checkpoints lie."""
+    return context.storage / "trials" / context.run_id
+
+
 def _run_trials(
-    context: Context, fingerprint: str, stored: list[StoredTrial], remaining: int, spent: int
+    context: Context, fingerprint: str, stored: list[StoredTrial], trials: int, spent: int
 ) -> None:
     config = context.config
     space = Space(config)
-    study = build_study(config.search, space, config.seed, stored)
-    searcher = StudySearcher(study, space, config.search.max_tokens, spent)
-    folder = context.storage / "trials" / context.run_id
+    recorder = _Recorder(context, space, stored)
+    searcher = StudySearcher(
+        build_study(config.search, space, config.seed, stored),
+        space,
+        trials=trials,
+        retries=config.failures.retries,
+        open_run=recorder.open_run,
+        max_tokens=config.search.max_tokens,
+        spent=spent,
+    )
+    recorder.retries = searcher.retries
     trainable = tune.with_parameters(
         Trial,
         base=config,
         corpus=development(context.storage, fingerprint),
-        folder=folder,
+        folder=_folder(context),
     )
-    with context.progress.working("starting Ray"), cluster() as available:
+    with (
+        context.progress.working("starting Ray"),
+        cluster() as available,
+        tempfile.TemporaryDirectory() as scratch,
+        closing(recorder),
+    ):
         require(available, config.resources, "resources")
-        recorder = _Recorder(context, space, stored)
-        with tempfile.TemporaryDirectory() as scratch:
-            tuner = tune.Tuner(
-                tune.with_resources(trainable, _request(config)),
-                tune_config=tune.TuneConfig(
-                    metric="objective",
-                    mode="min",
-                    search_alg=searcher,
-                    scheduler=_scheduler(config),
-                    num_samples=remaining,
-                    max_concurrent_trials=min(slots(available, config.resources), remaining),
-                    reuse_actors=True,
-                    trial_dirname_creator=_name,
-                    trial_name_creator=_name,
-                ),
-                run_config=tune.RunConfig(
-                    name=context.run_id,
-                    storage_path=scratch,  # Tune's own snapshots lag and are never read
-                    callbacks=[recorder],
-                    checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                    verbose=0,
-                ),
-            )
-            try:
-                tuner.fit()
-            finally:
-                recorder.close()
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _request(config)),
+            tune_config=tune.TuneConfig(
+                search_alg=searcher,
+                scheduler=_scheduler(config, stored),
+                num_samples=-1,  # the searcher knows when all are done
+                max_concurrent_trials=min(slots(available, config.resources), trials),
+                reuse_actors=True,
+                trial_dirname_creator=_name,
+                trial_name_creator=_name,
+            ),
+            run_config=tune.RunConfig(
+                name=context.run_id,
+                storage_path=scratch,  # Tune's own snapshots lag and are never read
+                callbacks=[recorder],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        tuner.fit()
 
 
 def _request(config: Config) -> tune.PlacementGroupFactory:
@@ -137,31 +162,45 @@ def _request(config: Config) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def _scheduler(config: Config) -> TrialScheduler:
+def _scheduler(config: Config, stored: Sequence[StoredTrial]) -> TrialScheduler:
+    """Stops trials; its rungs know what earlier starts of the search have reached."""
     chosen, train = config.search.scheduler, config.train
     if chosen.name == "none":
         return FIFOScheduler()
     grace = min(chosen.grace_evals, len(train.eval_steps))
-    return AsyncHyperBandScheduler(
+    asha = AsyncHyperBandScheduler(
+        metric="objective",
+        mode="min",
         time_attr="tokens",
         grace_period=train.eval_steps[grace - 1] * train.batch_tokens,
         max_t=train.steps * train.batch_tokens + 1,  # a rung at the end would stop finished trials
         reduction_factor=chosen.reduction_factor,
         stop_last_trials=False,
     )
+    for trial in stored:
+        known = SimpleNamespace(trial_id=f"stored-{trial.number}")
+        asha.on_trial_add(None, known)
+        for tokens, objective in trial.curve.items():
+            asha.on_trial_result(None, known, {"tokens": tokens, "objective": objective})
+    return asha
 
 
 def _name(trial: TuneTrial) -> str:
-    return f"trial-{trial.config['number']:04d}"
+    return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
 
 
 class _Recorder(tune.Callback):
     """The only writer of the search's runs; also keeps the live line up to date."""
 
+    retries: Callable[[int], int]
+    """How often a trial that has just failed will have been retried; 0 if it will not be."""
+
     def __init__(self, context: Context, space: Space, stored: list[StoredTrial]) -> None:
         self._context, self._space = context, space
-        self._runs = {trial.number: trial.run_id for trial in stored}
-        self._writer = HistoryWriter(context.store)
+        self._stored = {trial.number: trial.run_id for trial in stored}
+        self._writer = Writer(context.store)
+        self._open: dict[int, Future[str]] = {}
+        """The runs of trials that have not ended."""
         self._counts = {s: sum(t.state == s for t in stored) for s in STATES}
         done = [
             (t.objective, t.number)
@@ -171,6 +210,8 @@ class _Recorder(tune.Callback):
         self._best = min(done, default=None)
         self._share: dict[int, float] = {}
         """Part of its budget that each running trial has used."""
+        self._heard: dict[int, float] = {}
+        """When each running trial started or last reported."""
         self._first = sum(self._counts.values())
         self._started = time.monotonic()
 
@@ -179,25 +220,26 @@ class _Recorder(tune.Callback):
         return {}
 
     def close(self) -> None:
-        """Wait until everything is stored."""
+        """Wait until everything is stored; what is still open was interrupted."""
+        for run in self._open.values():
+            self._writer.then(partial(self._interrupt, run))
         self._writer.close()
 
-    def on_trial_start(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Make the trial's run, or take up the one it has."""
-        self._share[trial.config["number"]] = 0.0
-        self._open_run(trial)
-        self._show()
+    def _interrupt(self, run: Future[str]) -> None:
+        self._context.store.end(run.result(), "KILLED")
 
-    def _open_run(self, trial: TuneTrial) -> None:
-        number, values = trial.config["number"], trial.config["values"]
+    def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
+        """Have the trial's run made, or the one it has taken up."""
+        self._open[number] = self._writer.open(partial(self._open_run, number, values))
+        return self._open[number]
+
+    def _open_run(self, number: int, values: dict[str, Any]) -> str:
         params = run_params(self._context.config) | values
         params |= dict.fromkeys(self._space.inactive(values), "n/a")
-        if number in self._runs:
-            self._context.store.resume(self._runs[number], params)
-            return
-        self._runs[number] = self._context.store.create(
+        if number in self._stored:
+            self._context.store.resume(self._stored[number], params)
+            return self._stored[number]
+        return self._context.store.create(
             KIND,
             f"{self._context.run_id}/{number}",
             f"{self._context.config.experiment} trial {number}",
@@ -205,6 +247,14 @@ class _Recorder(tune.Callback):
             params=params,
             tags={"dca.trial": str(number), "dca.values": json.dumps(values)},
         )
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Show it."""
+        number = trial.config["number"]
+        self._share[number], self._heard[number] = 0.0, time.monotonic()
+        self._show()
 
     def on_trial_result(
         self,
@@ -216,7 +266,12 @@ class _Recorder(tune.Callback):
     ) -> None:
         """Store the new rows, off Tune's event loop."""
         number = trial.config["number"]
-        self._writer.write(self._runs[number], result["rows"])
+        self._heard[number] = time.monotonic()
+        if "failed" in result:
+            return
+        for note in result["notes"]:
+            self._context.progress.line(f"  trial {number}: {note}")
+        self._writer.write(self._open[number].result(), result["rows"])
         self._share[number] = min(1.0, result["tokens"] / self._context.config.train.tokens)
         if self._best is None or result["objective"] < self._best[0]:
             self._best = (result["objective"], number)
@@ -225,40 +280,53 @@ class _Recorder(tune.Callback):
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """The trial used its budget, or the scheduler stopped it."""
+        """The trial used its budget, diverged, or was stopped by the scheduler."""
         result = trial.last_result
-        metric = self._context.config.train.best_metric
-        summary = {"step": result["step"], f"best_{metric}": result["objective"]}
-        if result["finished"]:
-            self._end(trial, "complete", "FINISHED", summary=summary)
+        if "failed" in result:
+            self._end(trial, "failed", reason=result["failed"])
         else:
-            self._end(trial, "pruned", "KILLED", summary=summary)
+            self._end(trial, "complete" if result["finished"] else "pruned")
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """A failure has a reason and no number; it may come before the trial has started."""
-        if trial.config["number"] not in self._runs:
-            self._open_run(trial)
-        self._end(trial, "failed", "FAILED", reason=_reason(trial))
+        """Say that the trial starts again; else its failure has a reason and no number.
 
-    def _end(
-        self,
-        trial: TuneTrial,
-        state: str,
-        status: str,
-        *,
-        reason: str = "",
-        summary: Mapping[str, float] | None = None,
-    ) -> None:
-        number = trial.config["number"]
-        tags = {"dca.state": state} | ({"dca.reason": reason} if reason else {})
-        self._writer.finish(self._runs[number], status, tags, summary)
+        Raises StorageError if the disk is the reason: no trial would fare better.
+        """
+        number, limit = trial.config["number"], self._context.config.failures
+        silent = time.monotonic() - self._heard.get(number, math.inf)
+        reason = _reason(trial)
+        if limit.timeout_seconds is not None and silent > limit.timeout_seconds:
+            reason = f"no evaluation within failures.timeout_seconds = {limit.timeout_seconds}"
+        if reason.startswith(StorageError.__name__):
+            raise StorageError(f"trial {number}: {reason.partition(': ')[2]}")
+        retry = self.retries(number)
+        if not retry:
+            self._end(trial, "failed", reason=reason)
+            return
+        self._share.pop(number, None)
+        self._context.progress.line(
+            f"  trial {number} crashed: {reason}; goes on from its last checkpoint "
+            f"(retry {retry} of {limit.retries})"
+        )
+
+    def _end(self, trial: TuneTrial, state: str, *, reason: str = "") -> None:
+        number, result = trial.config["number"], trial.last_result
+        run_id = self._open.pop(number).result()
+        tags, summary = {"dca.state": state}, None
+        outcome = reason
+        if state == "failed":
+            tags["dca.reason"] = reason
+        else:
+            last = result["rows"][-1]
+            metric = f"best_{self._context.config.train.best_metric}"
+            summary = {"step": last["step"], "time": last["time"], metric: result["objective"]}
+            outcome = f"{last['step']} steps, best {result['objective']:.4f} bits per byte"
+        self._writer.finish(run_id, STATUSES[state], tags, summary)
+        self._writer.then(partial(_remove, trial_folder(_folder(self._context), number)), run_id)
         self._share.pop(number, None)
         self._counts[state] += 1
-        outcome = reason or f"{summary['step'] if summary else 0} steps"
-        if summary is not None:
-            outcome += f", best {trial.last_result['objective']:.4f} bits per byte"
         values = ", ".join(f"{k}={_short(v)}" for k, v in trial.config["values"].items())
         self._context.progress.line(f"  trial {number} {state}: {outcome}  ({values})")
         self._show()
@@ -277,6 +345,11 @@ class _Recorder(tune.Callback):
             rate = (now - self._first) / (time.monotonic() - self._started)
             text += f", about {clock((total - now) / rate)} left"
         self._context.progress.live(text)
+
+
+def _remove(folder: Path) -> None:
+    """A trial's checkpoints serve its resumption; its end and its history are in MLflow."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reason(trial: TuneTrial) -> str:

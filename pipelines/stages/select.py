@@ -14,7 +14,7 @@ def select(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Choose the winner and mark it, in MLflow, on itself and on its search."""
     metric = context.config.train.best_metric
     search_run = needs["search"]["search_run"]
-    winner = best_trial(stored_trials(context.store, search_run, metric))
+    winner = best_trial(stored_trials(context, search_run))
     assert winner.objective is not None
     context.store.tag(
         search_run, {"dca.best_trial": str(winner.number), "dca.best_run": winner.run_id}

@@ -1,6 +1,7 @@
 """The Optuna side of the search: the space, the sampler, and a study rebuilt from stored trials."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,10 @@ STATES = {
 }
 
 
+BRIEFLY_SECONDS = 0.1
+"""How long Tune may wait for the next trial's run while others train."""
+
+
 @dataclass(frozen=True)
 class StoredTrial:
     """A trial as the tracking store remembers it; `state` is None while it is unfinished."""
@@ -30,11 +35,13 @@ class StoredTrial:
     number: int
     run_id: str
     values: dict[str, Any]
+    status: str = ""
+    """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
     state: str | None = None
     objective: float | None = None
     tokens: int = 0
     curve: dict[int, float] = field(default_factory=dict)
-    """Best objective so far by tokens, for a pruned trial."""
+    """Best objective so far by tokens, at each evaluation."""
     reason: str = ""
 
 
@@ -128,53 +135,109 @@ def _frozen(stored: StoredTrial | None, space: Space) -> optuna.trial.FrozenTria
     )
 
 
+@dataclass
+class _Asked:
+    """A trial that the study was asked for."""
+
+    trial: optuna.Trial
+    values: dict[str, Any]
+    run: Future[str]
+    """Done when its run is stored."""
+    tokens: int = 0
+    reported: set[int] = field(default_factory=set)
+    retries: int = 0
+
+
 class StudySearcher(Searcher):
     """Lets Ray Tune ask an Optuna study, and tells the study how each trial really ended.
 
     Tune's own OptunaSearch tells an early-stopped trial as complete with its low-budget value, and
-    cannot start from stored trials of a conditional space.
+    cannot start from stored trials of a conditional space. A trial that crashed is handed out again
+    under its number, to go on from its last checkpoint: Tune's own retries leave out trials that
+    die while they start. A trial is handed out once its run is stored; Tune does not wait for that.
     """
 
     def __init__(
-        self, study: optuna.Study, space: Space, max_tokens: int | None, spent: int
+        self,
+        study: optuna.Study,
+        space: Space,
+        *,
+        trials: int,
+        retries: int,
+        open_run: Callable[[int, dict[str, Any]], Future[str]],
+        max_tokens: int | None = None,
+        spent: int = 0,
     ) -> None:
+        """Hand out `trials`, fewer if with the `spent` ones they reach `max_tokens`."""
         super().__init__(metric="objective", mode="min")
-        self._study, self._space = study, space
+        self._study, self._space, self._open_run = study, space, open_run
+        self._left, self._retries = trials, retries
         self._max_tokens, self._spent = max_tokens, spent
-        self._running: dict[str, optuna.Trial] = {}
-        self._tokens: dict[str, int] = {}
+        self._ready: list[_Asked] = []
+        """To be handed out: trials that crashed first, then at most one new one."""
+        self._running: dict[str, _Asked] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial's number and values; FINISHED when the token budget is spent."""
-        spent = self._spent + sum(self._tokens.values())
+        """The next trial's number and values; None: not yet, FINISHED: none follows."""
+        if not self._ready and self._may_ask():
+            self._ready.append(self._ask())
+        if not self._ready:
+            return None if self._running else Searcher.FINISHED
+        asked = self._ready[0]
+        wait([asked.run], timeout=BRIEFLY_SECONDS if self._running else None)
+        if not asked.run.done():
+            return None
+        asked.run.result()  # raises if the store refused
+        self._running[trial_id] = self._ready.pop(0)
+        return {"number": asked.trial.number, "values": asked.values}
+
+    def _may_ask(self) -> bool:
         waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-        if self._max_tokens is not None and spent >= self._max_tokens and not waiting:
-            return Searcher.FINISHED
+        running = sum(asked.tokens for asked in self._running.values())
+        if self._max_tokens is not None and self._spent + running >= self._max_tokens:
+            return bool(waiting)
+        return self._left > 0
+
+    def _ask(self) -> _Asked:
+        self._left -= 1
         trial = self._study.ask()
-        self._running[trial_id] = trial
-        return {"number": trial.number, "values": self._space.suggest(trial)}
+        values = self._space.suggest(trial)
+        return _Asked(trial, values, self._open_run(trial.number, values))
+
+    def retries(self, number: int) -> int:
+        """How often a trial that waits to start again will have been retried; of others 0."""
+        return sum(asked.retries for asked in self._ready if asked.trial.number == number)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """An intermediate value, at the tokens it was reached."""
-        self._tokens[trial_id] = result["tokens"]
-        self._running[trial_id].report(result["objective"], result["tokens"])
+        """Intermediate values, at the tokens they were reached."""
+        self._report(self._running[trial_id], result)
+
+    def _report(self, asked: _Asked, result: Mapping[str, Any]) -> None:
+        asked.tokens = result["tokens"]
+        for tokens, value in result["curve"]:
+            if tokens not in asked.reported:  # a trial that starts again replays its history
+                asked.reported.add(tokens)
+                asked.trial.report(value, tokens)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Complete only if the budget was used; pruned if it was stopped; else failed."""
-        trial = self._running.pop(trial_id, None)
-        if trial is None:
+        asked = self._running.pop(trial_id, None)
+        if asked is None:
+            return
+        if error and asked.retries < self._retries:
+            asked.retries += 1
+            self._ready.insert(0, asked)
             return
         if error or not result or "objective" not in result:
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
-        self._tokens[trial_id] = result["tokens"]
-        if result["finished"]:
-            self._study.tell(trial, result["objective"])
+            self._study.tell(asked.trial, state=TrialState.FAIL)
         else:
-            trial.report(result["objective"], result["tokens"])
-            self._study.tell(trial, state=TrialState.PRUNED)
+            self._report(asked, result)
+            state = None if result["finished"] else TrialState.PRUNED
+            value = result["objective"] if result["finished"] else None
+            self._study.tell(asked.trial, value, state=state)
+        self._spent += asked.tokens
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the tracking store is the memory of a search."""

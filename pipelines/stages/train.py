@@ -14,18 +14,21 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Train here, or with several workers under Ray Train; package the best checkpoint."""
     config, store, run_id = context.config, context.store, context.run_id
     folder = context.storage / "fits" / run_id
-    corpus = development(context.storage, needs["corpus"]["fingerprint"])
+    corpus, say = (
+        development(context.storage, needs["corpus"]["fingerprint"]),
+        context.progress.line,
+    )
     describe_run(store, run_id, config, context.storage, needs["corpus"])
     with context.progress.working("training"):
         if config.resources.workers == 1:
-            with closing(loop.train(config, corpus, folder)) as run:
+            with closing(loop.train(config, corpus, folder, say)) as run:
                 history = record(store, run_id, run, config, context.progress)
         else:
             with cluster() as available:
                 require(available, config.resources, "resources")
                 from pipelines.training.workers import train_with_workers
 
-                with closing(train_with_workers(config, corpus, folder)) as run:
+                with closing(train_with_workers(config, corpus, folder, say)) as run:
                     history = record(store, run_id, run, config, context.progress)
     return package(store, run_id, config, folder, history)
 

@@ -1,14 +1,16 @@
 """Checkpoints: written atomically, verified when read, never pickled.
 
 A checkpoint is a folder named after its step with `tensors.safetensors` (weights and optimizer
-state) and `state.json` (step, metric history, best step so far, digest of the tensors). The batches
-are a function of the seed and the step, so the step is also the data cursor.
+state), `state.json` (step, metric history, best step so far) and the digests of both, as sha256sum
+writes them. The batches are a function of the seed and the step, so the step is also the data
+cursor.
 """
 
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.runtime.errors import PipelineError
+from pipelines.runtime.errors import PipelineError, StorageError
 
 KEEP_LATEST = 2
 """Newest checkpoints kept: one to resume from and the one before it, should that be damaged."""
+
+FILES = ("state.json", "tensors.safetensors")
+DIGESTS = "SHA256SUMS"
 
 Row = dict[str, float]
 """One row of a run's history: `step` and metrics."""
@@ -43,38 +48,59 @@ class Snapshot:
 def save(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot
 ) -> None:
-    """Write `folder/<step>`, then drop what is neither among the newest nor the best."""
+    """Write `folder/<step>`, then drop what is neither among the newest nor the best.
+
+    The caller holds the folder's lock. Raises StorageError if the disk does not take it; what was
+    there before is then still there.
+    """
     target = path_of(folder, snapshot.step)
-    temporary = folder / f".{target.name}.{os.getpid()}"
-    for unfinished in folder.glob(".[0-9]*"):
-        shutil.rmtree(unfinished)
-    temporary.mkdir(parents=True)
+    temporary = folder / f".{target.name}"
+    try:
+        for unfinished in folder.glob(".[0-9]*"):
+            shutil.rmtree(unfinished)
+        temporary.mkdir(parents=True)
+        _write(temporary, model, optimizer, snapshot)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
+    _prune(folder, snapshot)
+
+
+def _write(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot
+) -> None:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, temporary / "tensors.safetensors")
-    state = {**vars(snapshot), "sha256": _digest(temporary / "tensors.safetensors")}
-    (temporary / "state.json").write_text(json.dumps(state))
-    for path in (*temporary.iterdir(), temporary):
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
+    (folder / "state.json").write_text(json.dumps(vars(snapshot)))
+    (folder / DIGESTS).write_text(_digests(folder))
+    for path in (*folder.iterdir(), folder):
         _sync(path)
-    shutil.rmtree(target, ignore_errors=True)
-    temporary.replace(target)
-    _sync(folder)
-    _prune(folder, snapshot.best_step)
 
 
 def resume(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, config: str
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: str,
+    say: Callable[[str], None],
 ) -> Snapshot | None:
-    """Load the newest sound checkpoint into model and optimizer; None if there is none."""
+    """Load the newest sound checkpoint into model and optimizer; None if there is none.
+
+    Tells `say` which ones it passed over, and why.
+    """
     for path in reversed(checkpoints(folder)):
         try:
             snapshot, tensors = _read(path)
         except PipelineError as error:
-            print(f"{error}; using the one before it", flush=True)
+            say(f"{error}; using the one before it")
             continue
         if snapshot.config != config:
-            print(f"{path}: of another configuration; not used", flush=True)
+            say(f"{path}: of another configuration; not used")
             continue
         model.load_state_dict(_under(tensors, "model."))
         states: dict[int, dict[str, Tensor]] = {}
@@ -98,18 +124,17 @@ def path_of(folder: Path, step: int) -> Path:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first."""
-    return sorted(path for path in folder.glob("[0-9]*") if (path / "state.json").exists())
+    """Checkpoints, oldest first; a folder has its name only once it is complete."""
+    return sorted(folder.glob("[0-9]*"))
 
 
 def _read(path: Path) -> tuple[Snapshot, dict[str, Tensor]]:
     try:
+        if (path / DIGESTS).read_text() != _digests(path):
+            raise PipelineError(f"{path}: damaged checkpoint: a digest does not match")
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
-        sha256 = state.pop("sha256")
-        if _digest(path / "tensors.safetensors") != sha256:
-            raise PipelineError(f"{path}: damaged checkpoint: the digest does not match")
         return Snapshot(**state), load_file(path / "tensors.safetensors")
-    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise PipelineError(f"{path}: damaged checkpoint: {error}") from error
 
 
@@ -117,9 +142,12 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(folder: Path) -> str:
+    lines = []
+    for name in FILES:
+        with (folder / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
+    return "".join(lines)
 
 
 def _sync(path: Path) -> None:
@@ -130,7 +158,10 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _prune(folder: Path, best_step: int) -> None:
-    for path in checkpoints(folder)[:-KEEP_LATEST]:
-        if int(path.name) != best_step:
-            shutil.rmtree(path)
+def _prune(folder: Path, snapshot: Snapshot) -> None:
+    """Keep the newest and the best. What lies ahead was passed over on resume, and is no use."""
+    steps = [int(path.name) for path in checkpoints(folder)]
+    latest = [step for step in steps if step <= snapshot.step][-KEEP_LATEST:]
+    for step in steps:
+        if step not in (*latest, snapshot.best_step):
+            shutil.rmtree(path_of(folder, step))

@@ -5,6 +5,7 @@ stops it by asking for no more. With a process group it trains data-parallel; th
 launcher's affair.
 """
 
+import faulthandler
 import hashlib
 import json
 import math
@@ -12,13 +13,14 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Generator, Iterable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from operator import itemgetter
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -26,7 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dca import build_model
 from dca.model import load_weights
 from pipelines.runtime.config import Config, run_params
-from pipelines.runtime.errors import PipelineError
+from pipelines.runtime.errors import PipelineError, StorageError
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row, Snapshot
 from pipelines.training.data import Batches, Development, open_bytes
@@ -35,24 +37,66 @@ from pipelines.training.optimizer import build_optimizer, learning_rate_at
 from pipelines.training.start import read_start
 
 LINUX_PEAK = Path("/proc/self/status")
+LOCK_SECONDS = 60
+"""How long the process before this one, killed or cut off, may take to let go of its folder."""
 
 
 class Diverged(PipelineError):
     """The gradient or the loss was no longer finite; the update was not made."""
 
 
-def train(config: Config, corpus: Development, folder: Path) -> Generator[list[Row]]:
+def train(
+    config: Config, corpus: Development, folder: Path, say: Callable[[str], None]
+) -> Generator[list[Row]]:
     """Train `config.model` on the corpus, yielding new rows of the history at each evaluation.
 
     Resumes from `folder` if it holds a checkpoint; the first rows are then the whole history, so
     that a reader who missed some gets them. A checkpoint is written before its rows are yielded.
-    In a process group every rank must iterate; only rank 0 writes. Raises Diverged with the step.
+    In a process group every rank must iterate; only rank 0 writes. `say` hears what a person should
+    know. Raises Diverged with the step, StorageError if a checkpoint cannot be written.
     """
-    run = _Run(config, corpus, folder)
-    if run.history:
-        yield run.history.copy()
-    while run.step < config.train.steps:
-        yield run.train_to_next_evaluation()
+    with _alone_in(folder):
+        run = _Run(config, corpus, folder, say)
+        if rows := run.new_rows():
+            yield rows
+        while run.step < config.train.steps:
+            run.train_to_next_evaluation()
+            yield run.new_rows()
+
+
+def watched(run: Iterator[list[Row]], seconds: int | None) -> Generator[list[Row]]:
+    """`run`, in a process that ends itself if the next rows take longer than that.
+
+    Also if it hangs outside Python: the clock is a thread of C. Whoever supervises the process
+    starts it again.
+    """
+    while True:
+        if seconds is not None:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+        try:
+            rows = next(run, None)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        if rows is None:
+            return
+        yield rows
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One process writes into a folder: the one before may not have noticed its end yet."""
+    if rank_and_world()[0] != 0:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock").acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise PipelineError(f"{folder}: another process trains here") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
+    with lock:
+        yield
 
 
 def best_row(history: Iterable[Row], metric: str) -> Row:
@@ -63,8 +107,11 @@ def best_row(history: Iterable[Row], metric: str) -> Row:
 class _Run:
     """A training run between two evaluations."""
 
-    def __init__(self, config: Config, corpus: Development, folder: Path) -> None:
+    def __init__(
+        self, config: Config, corpus: Development, folder: Path, say: Callable[[str], None]
+    ) -> None:
         self.config, self.folder = config.train, folder
+        self.checkpoint_seconds = config.failures.checkpoint_seconds
         self.rank, self.world = rank_and_world()
         self.device = pick_device()
         torch.set_num_threads(config.resources.cpus_per_worker)
@@ -72,12 +119,14 @@ class _Run:
         self.model = build_model(config.model, generator=generator).to(self.device)
         self.optimizer = build_optimizer(self.model, self.config)
         self.key = hashlib.sha256(json.dumps(run_params(config)).encode()).hexdigest()[:32]
-        found = checkpoint.resume(folder, self.model, self.optimizer, self.key)
+        found = checkpoint.resume(folder, self.model, self.optimizer, self.key, say)
         if found is None and self.config.start_from:
             load_weights(self.model, read_start(self.config.start_from))
         _forget_peak_memory(self.device)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
+        self.told = 0  # rows handed out
         self.last_good = "none yet"
+        self.saved = time.monotonic()
         if found is not None:
             self.step, self.history, self.seconds = found.step, found.history, found.seconds
         if self.config.compile:
@@ -90,13 +139,20 @@ class _Run:
         self.batches = Batches(data, self.config.seq_len, sequences, config.seed)
         self.validation = open_bytes(corpus.validation)
 
-    def train_to_next_evaluation(self) -> list[Row]:
-        """Train, evaluate, write a checkpoint; returns the new rows."""
+    def new_rows(self) -> list[Row]:
+        """Rows not handed out yet, up to the last evaluation."""
+        evaluated = [i for i, row in enumerate(self.history, 1) if "val_bits_per_byte" in row]
+        start, self.told = self.told, max(evaluated, default=0)
+        return self.history[start : self.told]
+
+    def train_to_next_evaluation(self) -> None:
+        """Train, evaluate, write a checkpoint, and others on the way when they are due."""
         end = next(step for step in self.config.eval_steps if step > self.step)
-        rows = []
         while self.step < end:
             stop = min(end, self.step + self.config.log_every_steps)
-            rows.append(self._train_until(stop))
+            self.history.append(self._train_until(stop))
+            if self.step < end and time.monotonic() > self.saved + self.checkpoint_seconds:
+                self._save()
         bits = bits_per_byte(
             self.model,
             self.validation,
@@ -105,13 +161,17 @@ class _Run:
         )
         if not math.isfinite(bits):  # the last update was the bad one: no gradient followed it
             raise Diverged(f"diverged at step {self.step}: validation is not finite")
-        rows[-1]["val_bits_per_byte"] = bits
-        self.history.extend(rows)
-        if self.rank == 0:
-            best_step = int(best_row(self.history, self.config.best_metric)["step"])
-            snapshot = Snapshot(self.step, self.history, best_step, self.seconds, self.key)
-            checkpoint.save(self.folder, self.model, self.optimizer, snapshot)
-        return rows
+        self.history[-1]["val_bits_per_byte"] = bits
+        self._save()
+
+    def _save(self) -> None:
+        self.saved = time.monotonic()
+        if self.rank != 0:
+            return
+        evaluated = any("val_bits_per_byte" in row for row in self.history)
+        best = int(best_row(self.history, self.config.best_metric)["step"]) if evaluated else 0
+        snapshot = Snapshot(self.step, self.history, best, self.seconds, self.key)
+        checkpoint.save(self.folder, self.model, self.optimizer, snapshot)
 
     def _train_until(self, stop: int) -> Row:
         """Train to step `stop`; looks at the device once, at the end."""
@@ -138,6 +198,7 @@ class _Run:
         self.seconds += seconds
         return {
             "step": stop,
+            "time": time.time(),
             "tokens": stop * self.config.batch_tokens,
             "train_bits_per_byte": bits,
             "learning_rate": rate,

@@ -5,7 +5,8 @@ several trains them under Ray Train. Either way Tune only ever holds an iterator
 closing it ends the training in order and frees what it held.
 """
 
-from collections.abc import Callable, Generator, Mapping
+import math
+from collections.abc import Generator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from pipelines.training.data import Development
 
 
 class Trial(tune.Trainable):
-    """Trains one configuration of the space. A failure raises, and is never a number."""
+    """Trains one configuration of the space. What may succeed another time raises; a divergence
+    is a result, with `failed` as its reason and no objective."""
 
     def setup(
         self, config: dict[str, Any], base: Config, corpus: Development, folder: Path
@@ -46,29 +48,41 @@ class Trial(tune.Trainable):
 
     def _train(self, number: int, values: Mapping[str, Any]) -> Generator[dict[str, Any]]:
         config = self._base.replace(values)
-        metric, history = config.train.best_metric, list[Row]()
-        launch = _launcher(config)
-        with closing(launch(config, self._corpus, trial_folder(self._folder, number))) as run:
-            for rows in run:
-                history.extend(rows)
-                last = rows[-1]
-                finished = last["step"] >= config.train.steps
-                yield {
-                    "rows": rows,
-                    "step": int(last["step"]),
-                    "tokens": int(last["tokens"]),
-                    "objective": loop.best_row(history, metric)[metric],
-                    "finished": finished,
-                    "done": finished,
-                }
+        metric, best, notes = config.train.best_metric, math.inf, list[str]()
+        folder = trial_folder(self._folder, number)
+        with closing(_launch(config, self._corpus, folder, notes)) as run:
+            try:
+                for rows in run:
+                    curve = []
+                    for row in rows:
+                        if "val_bits_per_byte" in row:
+                            best = min(best, row[metric])
+                            curve.append((int(row["tokens"]), best))
+                    finished = rows[-1]["step"] >= config.train.steps
+                    yield {
+                        "rows": rows,
+                        "curve": curve,
+                        "tokens": curve[-1][0],
+                        "objective": best,
+                        "finished": finished,
+                        "notes": [notes.pop(0) for _ in notes.copy()],
+                        "done": finished,
+                    }
+            except loop.Diverged as error:
+                yield {"failed": str(error), "done": True}
 
 
-def _launcher(config: Config) -> Callable[..., Generator[list[Row]]]:
+def _launch(
+    config: Config, corpus: Development, folder: Path, notes: list[str]
+) -> Generator[list[Row]]:
     if config.resources.workers == 1:
-        return loop.train
+        run = loop.train(config, corpus, folder, notes.append)
+        return loop.watched(run, config.failures.timeout_seconds)
     from pipelines.training.workers import train_with_workers  # 3 s that others need not pay
 
-    return train_with_workers
+    # The search starts a trial again itself; both together would multiply.
+    once = config.replace({"failures.retries": 0})
+    return train_with_workers(once, corpus, folder, notes.append)
 
 
 def trial_folder(search_folder: Path, number: int) -> Path:

@@ -3,7 +3,7 @@
 import asyncio
 import tempfile
 import uuid
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,25 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.errors import PipelineError
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import Development
-from pipelines.training.loop import Diverged, pick_device, train
+from pipelines.training.loop import Diverged, pick_device, train, watched
 
-Post = list[Row] | Diverged
+Post = list[Row] | str | Diverged
+"""What rank 0 has to tell: rows, something a person should know, or that it diverged."""
 POLL_SECONDS = 0.2
-WORKER_FAILURES = 2
-"""Times a group of workers is started again, from its last checkpoint, after one has died."""
 CONTROLLER_FAILURES = 3
 """A request the cluster cannot fulfil fails after this many tries instead of waiting for ever."""
 
 
-def train_with_workers(config: Config, corpus: Development, folder: Path) -> Generator[list[Row]]:
+def train_with_workers(
+    config: Config, corpus: Development, folder: Path, say: Callable[[str], None]
+) -> Generator[list[Row]]:
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
-    Yields what rank 0 yields; closing the iterator stops the workers at their next evaluation and
-    waits for them, so that their resources are free again. Rows travel through an actor rather than
-    through `ray.train.report`, which hands over one report per health check (2 s). Raises
-    PipelineError, or Diverged, when the training failed for good.
+    Yields what rank 0 yields; after one has died or hung, all start again from the last checkpoint,
+    as often as `config.failures` allows. Closing the iterator stops the workers at their next
+    evaluation and waits for them, so that their resources are free again. Rows travel through an
+    actor rather than through `ray.train.report`, which hands over one report per health check
+    (2 s). Raises PipelineError, or Diverged, when the training failed for good.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = _Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
@@ -43,10 +45,13 @@ def train_with_workers(config: Config, corpus: Development, folder: Path) -> Gen
         trainer = _trainer(config, corpus, folder, mailbox, Path(scratch))
         fit = pool.submit(trainer.fit)
         try:
-            while (rows := _next_rows(mailbox, fit)) is not None:
-                if isinstance(rows, Diverged):
-                    raise rows
-                yield rows
+            while (post := _next_post(mailbox, fit)) is not None:
+                if isinstance(post, Diverged):
+                    raise post
+                if isinstance(post, str):
+                    say(post)
+                else:
+                    yield post
                 ray.get(mailbox.answer.remote(True))
         except KeyboardInterrupt:
             ray.shutdown()  # at once: the workers are at most an evaluation past a checkpoint
@@ -61,28 +66,28 @@ def train_with_workers(config: Config, corpus: Development, folder: Path) -> Gen
 
 @ray.remote(num_cpus=0)
 class _Mailbox:
-    """Between rank 0, which posts rows and waits for an answer, and whoever iterates."""
+    """Between rank 0, which posts and waits for an answer, and whoever iterates."""
 
     def __init__(self) -> None:
         self._posts: asyncio.Queue[tuple[Post, asyncio.Future[bool]]] = asyncio.Queue()
         self._pending: asyncio.Future[bool] | None = None
         self._stopped = False
 
-    async def post(self, rows: Post) -> bool:
-        """Hand over rows, or how they ended; returns the reader's answer: whether to go on."""
+    async def post(self, post: Post) -> bool:
+        """Hand something over; returns the reader's answer: whether to go on."""
         if self._stopped:
             return False
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        await self._posts.put((rows, answer))
+        await self._posts.put((post, answer))
         return await answer
 
     async def take(self) -> Post:
-        """Wait for the next rows."""
-        rows, self._pending = await self._posts.get()
-        return rows
+        """Wait for the next post."""
+        post, self._pending = await self._posts.get()
+        return post
 
     async def answer(self, go_on: bool) -> None:
-        """Release whoever posted the rows taken last."""
+        """Release whoever posted what was taken last."""
         if self._pending is not None and not self._pending.done():
             self._pending.set_result(go_on)
 
@@ -94,7 +99,7 @@ class _Mailbox:
             self._posts.get_nowait()[1].set_result(False)
 
 
-def _next_rows(mailbox: Any, fit: Future[Any]) -> Post | None:
+def _next_post(mailbox: Any, fit: Future[Any]) -> Post | None:
     """The next post, or None when the workers have ended."""
     post = mailbox.take.remote()
     while True:
@@ -129,7 +134,7 @@ def _trainer(
             name=uuid.uuid4().hex,  # never a name that Train would resume from by itself
             storage_path=str(scratch),
             failure_config=ray.train.FailureConfig(
-                max_failures=WORKER_FAILURES, controller_failure_limit=CONTROLLER_FAILURES
+                max_failures=config.failures.retries, controller_failure_limit=CONTROLLER_FAILURES
             ),
         ),
     )
@@ -137,9 +142,15 @@ def _trainer(
 
 def _work(task: dict[str, Any]) -> None:
     """What every worker runs; Ray Train has made the process group."""
-    mailbox, first = task["mailbox"], dist.get_rank() == 0
+    config, mailbox, first = task["config"], task["mailbox"], dist.get_rank() == 0
+
+    def say(text: str) -> None:
+        if first:
+            ray.get(mailbox.post.remote(text))
+
+    run = train(config, task["corpus"], task["folder"], say)
     try:
-        for rows in train(task["config"], task["corpus"], task["folder"]):
+        for rows in watched(run, config.failures.timeout_seconds):
             go_on = torch.ones((), device=pick_device())
             if first:
                 go_on *= ray.get(mailbox.post.remote(rows))
