@@ -6,6 +6,7 @@ starts; a search that was killed is rebuilt from these runs and goes on with wha
 
 import json
 import math
+import re
 import shutil
 import tempfile
 import time
@@ -150,7 +151,12 @@ def _run_trials(
                 verbose=0,
             ),
         )
-        tuner.fit()
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            if recorder.refused is None:
+                raise
+            raise recorder.refused from None
 
 
 def _request(config: Config) -> tune.PlacementGroupFactory:
@@ -194,6 +200,8 @@ class _Recorder(tune.Callback):
 
     retries: Callable[[int], int]
     """How often a trial that has just failed will have been retried; 0 if it will not be."""
+    refused: StorageError | None = None
+    """Why the search ended early: no trial would have fared better."""
 
     def __init__(self, context: Context, space: Space, stored: list[StoredTrial]) -> None:
         self._context, self._space = context, space
@@ -292,7 +300,7 @@ class _Recorder(tune.Callback):
     ) -> None:
         """Say that the trial starts again; else its failure has a reason and no number.
 
-        Raises StorageError if the disk is the reason: no trial would fare better.
+        Ends the search if the disk is the reason.
         """
         number, limit = trial.config["number"], self._context.config.failures
         silent = time.monotonic() - self._heard.get(number, math.inf)
@@ -300,7 +308,8 @@ class _Recorder(tune.Callback):
         if limit.timeout_seconds is not None and silent > limit.timeout_seconds:
             reason = f"no evaluation within failures.timeout_seconds = {limit.timeout_seconds}"
         if reason.startswith(StorageError.__name__):
-            raise StorageError(f"trial {number}: {reason.partition(': ')[2]}")
+            self.refused = StorageError(f"trial {number}: {reason.partition(': ')[2]}")
+            raise self.refused
         retry = self.retries(number)
         if not retry:
             self._end(trial, "failed", reason=reason)
@@ -353,8 +362,10 @@ def _remove(folder: Path) -> None:
 
 
 def _reason(trial: TuneTrial) -> str:
-    """The last line of what went wrong: `Diverged: the gradient is not finite ...`."""
+    """The last line of what went wrong, or how the process ended: `MemoryError: ...`."""
     text = Path(trial.error_file).read_text().strip() if trial.error_file else "unknown"
+    if died := re.search(r"Worker exit detail: (.+?\.)(?: |$)", text):
+        return f"its process died: {died[1]}"
     kind, separator, message = text.splitlines()[-1].strip().partition(": ")
     return f"{kind.rsplit('.')[-1]}{separator}{message}"[:1000]
 

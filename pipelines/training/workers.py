@@ -16,7 +16,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.runtime.config import Config
-from pipelines.runtime.errors import PipelineError
+from pipelines.runtime.errors import PipelineError, StorageError
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import Development
 from pipelines.training.loop import Diverged, pick_device, train, watched
@@ -166,4 +166,7 @@ def _explain(error: BaseException) -> PipelineError:
     """The reason under Ray Train's wrapping, as one line."""
     failures = list(getattr(error, "worker_failures", {}).values())
     reason = str(failures[0] if failures else error).strip().splitlines()[-1]
+    kind, _, message = reason.partition(": ")
+    if kind.endswith(StorageError.__name__):
+        return StorageError(message)
     return PipelineError(f"training failed: {reason}")

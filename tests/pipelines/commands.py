@@ -1,0 +1,131 @@
+"""Commands as people run them, in a folder of their own: real processes, Ray, MLflow and kills."""
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from pipelines.runtime.tracking import Store
+
+ROOT = Path(__file__).parents[2]
+WAIT_SECONDS = 240
+EXPERIMENT = """
+experiment: tiny
+data: {{corpus: files, path: "{text}"}}
+model: {{dim: 16, depth: 2, heads: 2}}
+train:
+  {{tokens: 65536, seq_len: 32, batch_tokens: 256, learning_rate: 1e-2, evals: 8, eval_tokens: 512}}
+search:
+  space:
+    train.learning_rate: {{log_uniform: [1e-4, 1e-2]}}
+    model.residual: {{choice: [standard, dca]}}
+    model.last_k: {{choice: [1, 2], when: {{model.residual: dca}}}}
+  trials: 4
+fit: {{tokens: 131072, resources: {{workers: 2}}}}
+generate: {{max_new_tokens: 20}}
+"""
+
+
+class Folder:
+    """A working folder with an experiment in it."""
+
+    def __init__(self, path: Path, text: Path, experiment: str = EXPERIMENT) -> None:
+        self.path = path
+        (path / "tiny.yaml").write_text(experiment.format(text=text))
+        self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+
+    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(ROOT / "pipelines" / command), *arguments],
+            cwd=self.path,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        process = self.start(command, *arguments)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
+        return process.returncode, out, err
+
+    def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a line of Python instead of a command."""
+        return subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            cwd=self.path,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=WAIT_SECONDS,
+        )
+
+    def stop_when(
+        self, condition: Callable[[], bool], number: int = signal.SIGKILL
+    ) -> tuple[int, str, str]:
+        """Run the sweep and send it a signal as soon as the condition holds."""
+        process = self.start("sweep.py", "tiny.yaml")
+        wait_until(condition, process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+        return process.returncode, out, err
+
+    def checkpoints(self) -> list[Path]:
+        """Of trials."""
+        return list(self.path.glob("runs/trials/*/trial-*/0*"))
+
+    def store(self) -> Store:
+        os.environ["MLFLOW_TRACKING_URI"] = self.environment.get(
+            "MLFLOW_TRACKING_URI", f"sqlite:///{self.path}/mlflow.db"
+        )
+        store = Store.open("tiny", self.path / "runs")
+        assert store is not None
+        return store
+
+    def trials(self) -> list:
+        return self.store().find("trial") if (self.path / "mlflow.db").exists() else []
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+    """Wait for a condition while a command runs."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the condition never held"
+        time.sleep(0.1)
+
+
+def below(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
+    """The living descendants of a command that are called like that."""
+    found = []
+    try:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if name in " ".join(child.cmdline()):
+                    found.append(child)
+            except psutil.Error:
+                continue  # it ended meanwhile
+    except psutil.NoSuchProcess:
+        return []
+    return found
+
+
+def assert_whole(store: Store, runs: list, log_every: int = 10) -> None:
+    """No history has a gap or a duplicate, and the last row is an evaluated one."""
+    for run in runs:
+        points = store.client.get_metric_history(run.info.run_id, "train_bits_per_byte")
+        steps = sorted(point.step for point in points)
+        evaluated = store.client.get_metric_history(run.info.run_id, "val_bits_per_byte")
+        evaluations = [point.step for point in evaluated]
+        assert len(steps) == len(set(steps))
+        assert len(evaluations) == len(set(evaluations))
+        assert max(b - a for a, b in itertools.pairwise([0, *steps])) <= log_every
+        assert set(evaluations) <= set(steps)
+        assert max(evaluations) == max(steps)

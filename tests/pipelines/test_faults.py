@@ -1,0 +1,189 @@
+"""What goes wrong while commands run: real processes are killed, real disks refuse, one each."""
+
+import json
+import os
+import re
+import signal
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from pipelines.training import checkpoint
+from tests.pipelines.commands import Folder, assert_whole, below, wait_until
+
+SEARCH = ("sweep.py", "tiny.yaml", "--until", "search")
+ONE_TRIAL = "search.trials=1"
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+def states(folder: Folder) -> Counter:
+    return Counter(run.data.tags["dca.state"] for run in folder.trials())
+
+
+def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    process = folder.start(
+        *(*SEARCH, "search.trials=2", "search.scheduler.name=none"),
+        *("train.tokens=327680", "train.evals=32"),
+    )
+    wait_until(folder.checkpoints, process)
+    code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
+    assert code == 1
+    assert re.fullmatch(rf"experiment tiny: process {process.pid} is at work on it; .+\n", err)
+    wait_until(lambda: below(process, "ray::Trial"), process)
+    below(process, "ray::Trial")[0].kill()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert re.search(r"trial \d crashed: .+ goes on from its last checkpoint \(retry 1 of 2\)", out)
+    assert states(folder) == {"complete": 2}
+    assert_whole(folder.store(), folder.trials())
+
+
+def test_a_trial_that_always_crashes_is_recorded_with_its_reason(tmp_path, text):
+    """One that is too large for any memory, beside one that diverges and one that is well."""
+    folder = Folder(tmp_path, text)
+    code, out, err = folder.run(
+        *SEARCH,
+        "search.trials=4",
+        "failures.retries=1",
+        "search.sampler.name=random",
+        "train.tokens=4096",
+        "search.space={model.dim: {choice: [16, 262144]}, "
+        "train.learning_rate: {choice: [1e-3, 1e30]}}",
+    )
+    assert code == 0, err
+    for run in folder.trials():
+        large = run.data.params["model.dim"] == "262144"
+        wild = run.data.params["train.learning_rate"] == "1e+30"
+        expected = "memory" if large else "gradient is not finite" if wild else ""
+        assert run.data.tags["dca.state"] == ("failed" if expected else "complete")
+        assert expected in run.data.tags.get("dca.reason", "")
+        assert ("best_val_bits_per_byte" in run.data.metrics) == (not expected)
+        number = run.data.tags["dca.trial"]
+        assert len(re.findall(f"trial {number} crashed", out)) == (1 if large else 0)
+    assert states(folder)["failed"] >= 2
+
+
+def test_a_trial_that_takes_too_long_goes_on_from_its_last_checkpoint(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    code, out, err = folder.run(
+        *SEARCH,
+        ONE_TRIAL,
+        "train.evals=1",
+        "train.tokens=100000000",
+        "failures={timeout_seconds: 3, checkpoint_seconds: 1, retries: 1}",
+    )
+    assert code == 1
+    reason = "no evaluation within failures.timeout_seconds = 3"
+    assert f"trial 0 crashed: {reason}" in out
+    assert f"trial 0: {reason}" in err
+    assert folder.trials()[0].data.tags["dca.reason"] == reason
+
+
+def test_a_disk_that_refuses_stops_the_sweep_and_no_trial_is_lost(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "trials").write_text("in the way")
+    code, _, err = folder.run(*SEARCH, "search.trials=2")
+    assert code == 1
+    assert re.fullmatch(r"trial \d: .+/runs/trials/.+: cannot be written: .+\n", err)
+    assert {run.info.status for run in folder.trials()} == {"KILLED"}
+    (tmp_path / "runs" / "trials").unlink()
+    code, _, err = folder.run(*SEARCH, "search.trials=2")
+    assert code == 0, err
+    assert sum(states(folder).values()) == 2
+    assert states(folder)["failed"] == 0
+
+
+LIMITED = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, 2**24))"
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
+    """A limit on the size of files stands in for a disk with no room left."""
+    folder = Folder(tmp_path, text)
+    code = f"{LIMITED}; sys.argv[0] = {str(folder.path)!r}; " + (
+        "from pipelines.train import main; "
+        "from pipelines.runtime.errors import run_command; run_command(main, resumes=True)"
+    )
+    result = folder.python(code, "tiny.yaml", "model.dim=256", "model.depth=3", "train.evals=32")
+    assert result.returncode == 1, result.stderr
+    assert re.fullmatch(r".+/runs/fits/.+: the checkpoint cannot be written: .+\n", result.stderr)
+    assert not list(folder.path.glob("runs/fits/*/.0*"))
+
+
+def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(tmp_path, text):
+    """Bitwise: two Ray Train workers, one killed, then the driver, against two left alone."""
+    command = ("train.py", "tiny.yaml", "resources.workers=2", "train.evals=16")
+    alone, disturbed = (tmp_path / name for name in ("alone", "disturbed"))
+    for path in (alone, disturbed):
+        path.mkdir()
+    undisturbed = Folder(alone, text)
+    code, _, err = undisturbed.run(*command)
+    assert code == 0, err
+    folder = Folder(disturbed, text)
+    saved = lambda: list(folder.path.glob("runs/fits/*/0*"))  # noqa: E731
+    process = folder.start(*command)
+    wait_until(saved, process)
+    below(process, "ray::RayTrainWorker")[-1].kill()
+    before = max(saved())
+    wait_until(lambda: max(saved()) > before, process)
+    process.kill()
+    process.communicate(timeout=60)
+    code, out, err = folder.run(*command)
+    assert code == 0, err
+    assert "goes on from step" in out
+    ours, theirs = (training(f) for f in (folder, undisturbed))
+    assert ours[0].keys() == theirs[0].keys()
+    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in ours[0])
+    assert ours[1] == theirs[1]
+    assert_whole(folder.store(), folder.store().find("train"))
+
+
+def training(folder: Folder) -> tuple[dict, list]:
+    """Tensors and history, without times, of the last checkpoint of train.py."""
+    snapshot, tensors = checkpoint._read(max(folder.path.glob("runs/fits/*/0*")))
+    clocks = ("time", "seconds", "tokens_per_second", "peak_memory_bytes")
+    return tensors, [{k: v for k, v in row.items() if k not in clocks} for row in snapshot.history]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    process = folder.start("train.py", "tiny.yaml", "train.tokens=655360", "train.evals=64")
+    saved = lambda: sorted(folder.path.glob("runs/fits/*/0*"))  # noqa: E731
+    wait_until(lambda: len(saved()) >= 2, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "run the same command again to go on" in err
+    newest = saved()[-1]
+    state = json.loads((newest / "state.json").read_text())
+    (newest / "state.json").write_text(json.dumps(state | {"seconds": 0.0}))
+    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=655360", "train.evals=64")
+    assert code == 0, err
+    assert f"{newest}: damaged checkpoint: a digest does not match; using the one before" in out
+    assert_whole(folder.store(), folder.store().find("train"))
+
+
+def test_a_locked_database_is_waited_for(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    process = folder.start("train.py", "tiny.yaml", "train.evals=32")
+    wait_until(lambda: list(folder.path.glob("runs/fits/*/0*")), process)
+    with sqlite3.connect(folder.path / "mlflow.db", isolation_level=None) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        last = "runs/fits/*/00000256"
+        wait_until(lambda: list(folder.path.glob(last)), process)  # training goes on meanwhile
+        database.execute("COMMIT")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert_whole(folder.store(), folder.store().find("train"))
