@@ -35,14 +35,14 @@ class StoredTrial:
     number: int
     run_id: str
     values: dict[str, Any]
-    status: str = ""
-    """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
     state: str | None = None
     objective: float | None = None
     tokens: int = 0
     curve: dict[int, float] = field(default_factory=dict)
     """Best objective so far by tokens, at each evaluation."""
     reason: str = ""
+    status: str = ""
+    """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
 
 
 class Space:

@@ -45,7 +45,7 @@ class Pipeline:
 
     def run(self, config: Config, until: str | None = None, fresh: bool = False) -> list[str]:
         self.ran = []
-        dag.run(self.stages(), config, until=until, fresh=fresh)
+        dag.run(self.stages(), config, work="test", until=until, fresh=fresh)
         return self.ran
 
 

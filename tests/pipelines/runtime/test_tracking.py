@@ -1,9 +1,22 @@
+import os
 import time
+from collections import Counter
+from dataclasses import replace
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from pipelines.runtime.errors import ConfigError, PipelineError
-from pipelines.runtime.tracking import HistoryWriter, Registry, Store, connect, tracking_uri
+from pipelines.runtime.tracking import (
+    Registry,
+    Store,
+    Writer,
+    _PatientClient,
+    alone,
+    connect,
+    tracking_uri,
+)
 
 
 @pytest.fixture
@@ -13,7 +26,10 @@ def store(tmp_path, monkeypatch) -> Store:
 
 
 def rows(*steps: int) -> list[dict]:
-    return [{"step": step, "train_bits_per_byte": float(step), "tokens": step} for step in steps]
+    return [
+        {"step": step, "time": 1e9 + step, "train_bits_per_byte": float(step), "tokens": step}
+        for step in steps
+    ]
 
 
 def steps_of(store: Store, run: str) -> list[int]:
@@ -22,32 +38,94 @@ def steps_of(store: Store, run: str) -> list[int]:
 
 def test_a_replayed_history_leaves_no_gap_and_no_duplicate(store):
     run = store.create("trial", "k", "n")
-    first = HistoryWriter(store)
+    first = Writer(store)
     first.write(run, rows(1, 2, 3))
     first.write(run, rows(2, 3, 4))
     first.close()
-    second = HistoryWriter(store)
+    second = Writer(store)
     second.write(run, rows(*range(1, 300)))
-    second.finish(run, "FINISHED", {"dca.state": "complete"}, {"step": 299, "best": 1.0})
+    for _ in range(2):
+        summary = {"step": 299, "time": 1e9, "best": 1.0}
+        second.finish(run, "FINISHED", {"dca.state": "complete"}, summary)
     second.close()
     assert sorted(steps_of(store, run)) == list(range(1, 300))
     done = store.client.get_run(run)
     assert (done.info.status, done.data.tags["dca.state"]) == ("FINISHED", "complete")
-    assert done.data.metrics["best"] == 1.0
+    (best,) = store.client.get_metric_history(run, "best")
+    assert (best.value, best.step, best.timestamp) == (1.0, 299, 10**12)
     store.log_metrics(run, {"step": 299, "best": 1.0})
     assert len(store.client.get_metric_history(run, "best")) == 1
+    assert "time" not in done.data.metrics
 
 
 def test_a_history_that_could_not_be_stored_is_an_error(store):
     run = store.create("trial", "k", "n")
-    writer = HistoryWriter(store)
+    writer = Writer(store)
     store.client.delete_run(run)  # as good as any other reason for the store to refuse
     writer.write(run, rows(1))
     writer.finish(run, "FINISHED", {"dca.state": "complete"})
+    done: list[str] = []
+    writer.then(lambda: done.append("left out"), run)
+    writer.then(lambda: done.append("done"))
     with pytest.raises(PipelineError, match="history"):
         writer.close()
     left = store.client.get_run(run)
     assert (left.info.status, left.data.tags.get("dca.state")) == ("RUNNING", None)
+    assert done == ["done"]
+
+
+class Flaky:
+    """The client of a store that does what it is asked, and goes away before it answers."""
+
+    def __init__(self, client) -> None:
+        self.client, self.lost = client, Counter()
+
+    def __getattr__(self, name: str):
+        def call(*args, **kwargs):
+            answer = getattr(self.client, name)(*args, **kwargs)
+            times = {"create_run": 1, "log_batch": 2, "set_terminated": 2}
+            if self.lost[name] < times.get(name, 0):
+                self.lost[name] += 1
+                raise MlflowException("API request to http://server failed with exception: gone")
+            return answer
+
+        return call
+
+
+def test_what_a_store_was_told_is_stored_once_though_its_answers_are_lost(store, caplog):
+    flaky = Flaky(MlflowClient(tracking_uri(), tracking_uri()))
+    patient = replace(store, client=_PatientClient(flaky))
+    writer = Writer(patient)
+    run = writer.open(lambda: patient.create("trial", "k", "n", params={"a": 1})).result()
+    writer.write(run, rows(1, 2))
+    writer.finish(run, "FINISHED", {"dca.state": "complete"}, {"step": 2, "time": 1e9, "best": 1})
+    writer.close()
+    assert flaky.lost == {"create_run": 1, "log_batch": 2, "set_terminated": 2}
+    (found,) = store.find("trial")
+    assert found.info.run_id == run
+    assert (found.info.status, found.data.params) == ("FINISHED", {"a": "1"})
+    assert steps_of(store, run) == [1, 2]
+    assert "trying again" in caplog.text
+
+
+def test_a_store_that_says_no_is_not_asked_again(store):
+    client = _PatientClient(store.client)
+    started = time.monotonic()
+    with pytest.raises(MlflowException, match="not found"):
+        client.get_run("nobody")
+    assert time.monotonic() - started < 1
+
+
+def test_one_process_at_a_time_does_a_work(store):
+    with (
+        alone("a"),
+        alone("b"),
+        pytest.raises(PipelineError, match=f"a: process {os.getpid()} is at work on it"),
+        alone("a"),
+    ):
+        pass
+    with alone("a"):
+        pass
 
 
 def test_a_run_is_found_by_what_it_is(store):

@@ -1,8 +1,12 @@
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import pytest
 from optuna.trial import TrialState
 
 from pipelines.runtime.config import Config
-from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.stages.search import _scheduler
 from pipelines.stages.study import Space, StoredTrial, StudySearcher, build_study
 
 SPACE = {
@@ -17,14 +21,23 @@ def config(config: Config) -> Config:
     return config.replace({"search": {"space": SPACE, "trials": 8}})
 
 
-def searcher_of(config: Config, stored=(), max_tokens: int | None = None, spent: int = 0):
+def searcher_of(config: Config, stored=(), open_run=None, **changes):
     space = Space(config)
     study = build_study(config.search, space, config.seed, list(stored))
-    return StudySearcher(study, space, max_tokens, spent), study
+    settings = {"trials": 100, "retries": 0, "open_run": open_run or (lambda *_: made()), **changes}
+    return StudySearcher(study, space, **settings), study
+
+
+def made() -> Future[str]:
+    """A run that is stored."""
+    future: Future[str] = Future()
+    future.set_result("run")
+    return future
 
 
 def result(objective: float, tokens: int, *, finished: bool) -> dict:
-    return {"objective": objective, "tokens": tokens, "finished": finished}
+    curve = [(tokens, objective)]
+    return {"objective": objective, "tokens": tokens, "curve": curve, "finished": finished}
 
 
 def complete(number: int, **changes) -> StoredTrial:
@@ -74,7 +87,7 @@ def test_a_seed_repeats_the_suggestions(config, sampler):
 
 def test_the_study_is_told_how_each_trial_really_ended(config):
     searcher, study = searcher_of(config)
-    for name in ("complete", "pruned", "failed", "silent"):
+    for name in ("complete", "pruned", "failed", "silent", "diverged"):
         searcher.suggest(name)
     searcher.on_trial_result("complete", result(3.0, 1, finished=False))
     searcher.on_trial_complete("complete", result(2.0, 4, finished=True))
@@ -82,11 +95,13 @@ def test_the_study_is_told_how_each_trial_really_ended(config):
     searcher.on_trial_complete("pruned", result(4.0, 2, finished=False))
     searcher.on_trial_complete("failed", result(1.0, 2, finished=False), error=True)
     searcher.on_trial_complete("silent", None)
-    done, pruned, failed, silent = study.trials
+    searcher.on_trial_complete("diverged", {"failed": "diverged at step 3", "done": True})
+    done, pruned, failed, silent, diverged = study.trials
     assert (done.state, done.value) == (TrialState.COMPLETE, 2.0)
     assert pruned.state == TrialState.PRUNED
     assert pruned.intermediate_values == {1: 5.0, 2: 4.0}
-    assert (failed.state, silent.state) == (TrialState.FAIL, TrialState.FAIL)
+    assert {failed.state, silent.state, diverged.state} == {TrialState.FAIL}
+    assert {failed.value, silent.value, diverged.value} == {None}
     assert study.best_trial.number == 0
 
 
@@ -135,10 +150,66 @@ def test_the_token_budget_ends_the_search(config):
     searcher.on_trial_result("a", result(1.0, 50, finished=False))
     assert searcher.suggest("b")["number"] == 1
     searcher.on_trial_complete("a", result(1.0, 60, finished=True))
+    assert searcher.suggest("c") is None  # b may crash, and start again
+    searcher.on_trial_complete("b", result(1.0, 60, finished=True))
     assert searcher.suggest("c") == "FINISHED"
 
 
 def test_an_unfinished_trial_is_taken_up_whatever_the_token_budget(config):
     searcher, _ = searcher_of(config, [complete(0, state=None)], max_tokens=10, spent=10)
     assert searcher.suggest("a")["number"] == 0
+    searcher.on_trial_complete("a", result(1.0, 60, finished=True))
     assert searcher.suggest("b") == "FINISHED"
+
+
+def test_a_crashed_trial_is_handed_out_again_first_as_often_as_configured(config):
+    searcher, study = searcher_of(config, trials=2, retries=2)
+    first = searcher.suggest("a")
+    searcher.on_trial_result("a", result(3.0, 1, finished=False))
+    for retry, (before, after) in enumerate((("a", "b"), ("b", "c")), 1):
+        searcher.on_trial_complete(before, error=True)
+        assert searcher.retries(0) == retry
+        assert searcher.suggest(after) == first
+        assert searcher.retries(0) == 0
+    searcher.on_trial_result("c", result(3.0, 1, finished=False))  # replayed
+    assert searcher.suggest("d")["number"] == 1
+    assert searcher.suggest("e") is None
+    searcher.on_trial_complete("c", error=True)
+    assert searcher.retries(0) == 0
+    searcher.on_trial_complete("d", result(2.0, 4, finished=True))
+    assert searcher.suggest("e") == "FINISHED"
+    assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
+    assert study.trials[0].intermediate_values == {1: 3.0}
+
+
+def test_a_trial_waits_for_its_run_and_others_do_not(config):
+    runs = [made(), Future()]
+    searcher, _ = searcher_of(config, open_run=lambda number, _: runs[number])
+    assert searcher.suggest("a")["number"] == 0
+    assert searcher.suggest("b") is None
+    searcher.on_trial_result("a", result(3.0, 1, finished=False))
+    runs[1].set_result("stored")
+    assert searcher.suggest("b")["number"] == 1
+
+
+def test_a_trial_whose_run_cannot_be_made_is_not_handed_out(config):
+    refused: Future[str] = Future()
+    refused.set_exception(PipelineError("the store says no"))
+    searcher, _ = searcher_of(config, open_run=lambda *_: refused)
+    with pytest.raises(PipelineError, match="says no"):
+        searcher.suggest("a")
+
+
+def stops(asha, number: int, objective: float, tokens: int) -> bool:
+    trial = SimpleNamespace(trial_id=str(number))
+    asha.on_trial_add(None, trial)
+    outcome = asha.on_trial_result(None, trial, {"tokens": tokens, "objective": objective})
+    return outcome == "STOP"
+
+
+def test_a_resumed_search_stops_trials_by_what_it_had_reached_before(config):
+    rung = config.train.eval_steps[1] * config.train.batch_tokens
+    known = [complete(n, state="pruned", curve={rung: 2.0 + n / 10}) for n in range(3)]
+    assert not stops(_scheduler(config, []), 9, 3.0, rung)
+    assert stops(_scheduler(config, known), 9, 3.0, rung)
+    assert not stops(_scheduler(config, known), 9, 1.0, rung)

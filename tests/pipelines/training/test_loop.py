@@ -1,11 +1,14 @@
 import itertools
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from pipelines.runtime.config import Config
+from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint, loop
 from pipelines.training.data import Development, development, measure, prepare
 from pipelines.training.evaluation import bits_per_byte, compressors
@@ -38,7 +41,7 @@ def tensors(folder) -> dict[str, torch.Tensor]:
 
 
 def test_it_learns_and_reports_every_evaluation(config, corpus, tmp_path):
-    rows = [rows[-1] for rows in train(config, corpus, tmp_path / "run")]
+    rows = [rows[-1] for rows in train(config, corpus, tmp_path / "run", print)]
     assert [row["step"] for row in rows] == config.train.eval_steps
     assert [row["tokens"] for row in rows] == [256 * step for step in config.train.eval_steps]
     bits = [row["val_bits_per_byte"] for row in rows]
@@ -49,7 +52,7 @@ def test_it_learns_and_reports_every_evaluation(config, corpus, tmp_path):
 def test_the_memory_reported_is_that_of_the_run_and_not_of_one_before(config, corpus, tmp_path):
     ballast = torch.ones(2**27)
     del ballast
-    rows = [row for rows in train(config, corpus, tmp_path / "run") for row in rows]
+    rows = [row for rows in train(config, corpus, tmp_path / "run", print) for row in rows]
     peaks = [row["peak_memory_bytes"] for row in rows]
     now = 1024 * int(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0])
     assert now / 2 < peaks[-1] < now + 2**28
@@ -60,7 +63,7 @@ GOLDEN = {"train_bits_per_byte": 4.73098, "val_bits_per_byte": 4.68645}
 
 def test_the_first_steps_give_the_golden_numbers(config, corpus, tmp_path):
     """Fix the code, or, if training is meant to have changed, update the numbers."""
-    last = history(train(config, corpus, tmp_path / "run"))[-1]
+    last = history(train(config, corpus, tmp_path / "run", print))[-1]
     assert {key: last[key] for key in GOLDEN} == pytest.approx(GOLDEN, rel=1e-3)
 
 
@@ -68,12 +71,12 @@ def test_the_first_steps_give_the_golden_numbers(config, corpus, tmp_path):
 def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
     config, corpus, tmp_path, stop_after
 ):
-    whole = history(train(config, corpus, tmp_path / "whole"))
-    first = train(config, corpus, tmp_path / "parts")
+    whole = history(train(config, corpus, tmp_path / "whole", print))
+    first = train(config, corpus, tmp_path / "parts", print)
     for _ in range(stop_after):
         next(first)
     first.close()
-    replayed = history(train(config, corpus, tmp_path / "parts"))
+    replayed = history(train(config, corpus, tmp_path / "parts", print))
     assert replayed == whole
     ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
@@ -81,17 +84,80 @@ def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_stopped_between_evaluations_it_goes_on_from_a_checkpoint_there(
+    config, corpus, tmp_path, stop_after, monkeypatch
+):
+    """Bitwise; two rows make an evaluation, and the killed run ends after an odd number of them."""
+    whole = history(train(config, corpus, tmp_path / "whole", print))
+    often = config.replace({"failures.checkpoint_seconds": 1e-6})
+    train_until, calls = loop._Run._train_until, itertools.count()
+
+    def killed(run, stop):
+        if next(calls) == stop_after:
+            raise KeyboardInterrupt
+        return train_until(run, stop)
+
+    monkeypatch.setattr(loop._Run, "_train_until", killed)
+    with pytest.raises(KeyboardInterrupt):
+        list(train(often, corpus, tmp_path / "parts", print))
+    monkeypatch.undo()
+    (newest, *_) = reversed(checkpoint.checkpoints(tmp_path / "parts"))
+    assert int(newest.name) == 2 * stop_after
+    resumed = list(train(often, corpus, tmp_path / "parts", print))
+    assert all("val_bits_per_byte" in rows[-1] for rows in resumed)
+    assert history(resumed) == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_one_process_trains_in_a_folder(config, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "LOCK_SECONDS", 0.1)
+    first = train(config, corpus, tmp_path / "run", print)
+    next(first)
+    with pytest.raises(PipelineError, match="run: another process trains here"):
+        next(train(config, corpus, tmp_path / "run", print))
+    first.close()
+    assert next(train(config, corpus, tmp_path / "run", print))
+
+
+HANGS = """
+import time
+from pipelines.training.loop import watched
+
+def rows():
+    yield ["first"]
+    time.sleep(60)
+
+for row in watched(rows(), 1):
+    print(row, flush=True)
+"""
+
+
+def test_a_process_that_yields_nothing_for_too_long_ends_itself_and_says_where():
+    result = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (1, "['first']\n")
+    assert "in rows" in result.stderr
+
+
+def test_a_watch_ends_with_what_it_watches(config, corpus, tmp_path):
+    rows = [["a"], ["b"]]
+    assert list(loop.watched(iter(rows), None)) == rows
+    watched = loop.watched(train(config, corpus, tmp_path / "run", print), 600)
+    assert history(watched)[-1]["step"] == config.train.steps
+
+
 def test_a_finished_run_only_replays_its_history(config, corpus, tmp_path):
-    whole = history(train(config, corpus, tmp_path / "run"))
-    again = list(train(config, corpus, tmp_path / "run"))
+    whole = history(train(config, corpus, tmp_path / "run", print))
+    again = list(train(config, corpus, tmp_path / "run", print))
     assert len(again) == 1
     assert history(again) == whole
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(config, corpus, tmp_path):
-    whole = history(train(config, corpus, tmp_path / "whole"))
+    whole = history(train(config, corpus, tmp_path / "whole", print))
     parts = config.replace({"train.micro_batch_tokens": 64})
-    accumulated = history(train(parts, corpus, tmp_path / "parts"))
+    accumulated = history(train(parts, corpus, tmp_path / "parts", print))
     for a, b in zip(accumulated, whole, strict=True):
         assert a["train_bits_per_byte"] == pytest.approx(b["train_bits_per_byte"], rel=1e-3)
 
@@ -109,7 +175,7 @@ def test_a_non_finite_gradient_stops_the_run_before_the_update(
 
     monkeypatch.setattr(loop._Run, "_backward", poisoned)
     steps = config.replace({"train.evals": 1, "train.log_every_steps": 16})
-    run = loop._Run(steps, corpus, tmp_path / "run")
+    run = loop._Run(steps, corpus, tmp_path / "run", print)
     with pytest.raises(Diverged, match="diverged at step 7"):
         run.train_to_next_evaluation()
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
@@ -184,17 +250,17 @@ def test_the_best_row_is_the_earliest_smallest_evaluated_one():
 def _worker(rank: int, world: int, config: Config, corpus: Development, folder: Path) -> None:
     address = f"file://{folder}.group"
     torch.distributed.init_process_group("gloo", address, rank=rank, world_size=world)
-    for _ in train(config, corpus, folder):
+    for _ in train(config, corpus, folder, print):
         pass
     torch.distributed.destroy_process_group()
 
 
 def test_two_workers_train_as_one_does(config, corpus, tmp_path):
     config = config.replace({"train.micro_batch_tokens": 64})
-    alone = history(train(config, corpus, tmp_path / "alone"))
+    alone = history(train(config, corpus, tmp_path / "alone", print))
     arguments = (2, config, corpus, tmp_path / "together")
     torch.multiprocessing.spawn(_worker, arguments, nprocs=2)
-    together = history(train(config, corpus, tmp_path / "together"))
+    together = history(train(config, corpus, tmp_path / "together", print))
     assert [row["step"] for row in together] == [row["step"] for row in alone]
     for ours, theirs in zip(together, alone, strict=True):
         assert ours["train_bits_per_byte"] == pytest.approx(theirs["train_bits_per_byte"], rel=1e-3)

@@ -42,7 +42,7 @@ def test_training_starts_with_the_function_of_the_retrofitted_model(
     data, corpus, trained, tmp_path
 ):
     config = pin(config_of(data, {"residual": "dca"}, trained))
-    run = loop._Run(config, corpus, tmp_path / "run")
+    run = loop._Run(config, corpus, tmp_path / "run", print)
     standard = build_model(config_of(data, {"residual": "standard"}).model)
     standard.load_state_dict(read_start(config.train.start_from))
     ids = torch.arange(32)[None]
@@ -51,10 +51,10 @@ def test_training_starts_with_the_function_of_the_retrofitted_model(
 
 def test_a_resumed_training_goes_on_from_its_checkpoint(data, corpus, trained, tmp_path):
     config = pin(config_of(data, {"residual": "dca"}, trained))
-    first = loop.train(config, corpus, tmp_path / "run")
+    first = loop.train(config, corpus, tmp_path / "run", print)
     next(first)
     first.close()
-    resumed = loop._Run(config, corpus, tmp_path / "run")
+    resumed = loop._Run(config, corpus, tmp_path / "run", print)
     assert resumed.step > 0
     weights = read_start(config.train.start_from)
     assert not torch.equal(resumed.model.head.weight, weights["head.weight"])
