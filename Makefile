@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test check bench
+.PHONY: install sweep test test-faults check bench bench-sweep
 
 install: .venv/.installed
 
@@ -18,8 +18,14 @@ sweep: install
 test: install
 	$(BIN)/python -m pytest
 
+test-faults: install
+	$(BIN)/python -m pytest -m faults
+
 bench: .venv/.bench
 	$(BIN)/python benchmarks/model.py
+
+bench-sweep: install
+	$(BIN)/python benchmarks/sweep.py
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'

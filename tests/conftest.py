@@ -2,12 +2,15 @@
 
 import os
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from pipelines.runtime.config import Config, validate
 
+TALLY = pytest.StashKey[Counter]()
+"""What the tests with kills at random moments have counted."""
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
 
 
@@ -45,3 +48,11 @@ def data(text: Path, tmp_path: Path) -> dict:
 @pytest.fixture
 def config(data: dict) -> Config:
     return validate(data, source="test")
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """The closing lines of `make test-faults`."""
+    for what, count in config.stash.get(TALLY, Counter()).items():
+        terminalreporter.write_line(f"{what}: {count}")

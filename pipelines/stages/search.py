@@ -366,8 +366,8 @@ def _reason(trial: TuneTrial) -> str:
     text = Path(trial.error_file).read_text().strip() if trial.error_file else "unknown"
     if died := re.search(r"Worker exit detail: (.+?\.)(?: |$)", text):
         return f"its process died: {died[1]}"
-    kind, separator, message = text.splitlines()[-1].strip().partition(": ")
-    return f"{kind.rsplit('.')[-1]}{separator}{message}"[:1000]
+    last = text.splitlines()[-1].strip()
+    return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", last)[:1000]  # without the error's module
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 
 from pipelines.runtime.tracking import Store
+from pipelines.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240
@@ -129,3 +130,11 @@ def assert_whole(store: Store, runs: list, log_every: int = 10) -> None:
         assert max(b - a for a, b in itertools.pairwise([0, *steps])) <= log_every
         assert set(evaluations) <= set(steps)
         assert max(evaluations) == max(steps)
+
+
+def training(folder: Folder) -> tuple[dict[str, bytes], list[dict[str, float]]]:
+    """The bits of each tensor, and the history without times, of train.py's last checkpoint."""
+    snapshot, tensors = checkpoint._read(max(folder.path.glob("runs/fits/*/0*")))
+    clocks = ("time", "seconds", "tokens_per_second", "peak_memory_bytes")
+    rows = [{k: v for k, v in row.items() if k not in clocks} for row in snapshot.history]
+    return {name: value.numpy().tobytes() for name, value in tensors.items()}, rows

@@ -1,0 +1,212 @@
+"""Kills at random moments, of everything that can be killed: `make test-faults`, many minutes."""
+
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import requests
+
+from pipelines.runtime.tracking import Registry
+from tests.conftest import TALLY
+from tests.pipelines.commands import Folder, assert_whole, below, training, wait_until
+
+pytestmark = pytest.mark.faults
+KILLS = 30
+TRIALS = 5
+LONGEST_SECONDS = 25
+"""A kill comes at a moment up to this long after the start, or after the kill before it."""
+GIVES_UP_SECONDS = 120
+"""Ray's driver looks for a cluster that was killed for a minute."""
+VICTIMS = {
+    "trial": ("ray::Trial",),
+    "worker": ("ray::RayTrainWorker",),
+    "all of Ray": ("raylet", "gcs_server", "ray::"),
+}
+SWEEP = ("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "failures.retries=20")
+
+
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    yield
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+@pytest.fixture
+def tally(request) -> Counter:
+    """Printed at the end of the session."""
+    return request.config.stash.setdefault(TALLY, Counter(kills=0, resumes=0, lost=0, duplicated=0))
+
+
+def test_sweeps_killed_at_random_moments_end_as_if_nothing_had_happened(
+    tmp_path_factory, text, tally
+):
+    seed = random.randrange(2**32)
+    rng, kills = random.Random(seed), 0
+    while kills < KILLS:
+        folder = Folder(tmp_path_factory.mktemp("killed"), text)
+        kills += survive(folder, rng, tally)
+        assert tally["lost"] == tally["duplicated"] == 0, seed
+
+
+def survive(folder: Folder, rng: random.Random, tally: Counter) -> int:
+    """Kill one sweep and whatever belongs to it until it ends all the same; returns the kills."""
+    kills, ended = 0, {}
+    process = folder.start(*SWEEP)
+    while True:
+        time.sleep(rng.uniform(0, LONGEST_SECONDS))
+        if process.poll() is None:
+            what, victims = choose(process, rng)
+            for victim in victims:
+                try:
+                    victim.kill()
+                except psutil.NoSuchProcess:
+                    continue
+            kills += 1
+            tally["kills"] += 1
+            tally[what] += 1
+            if what in ("trial", "worker"):
+                continue  # the command survives it
+        out, err = process.communicate(timeout=GIVES_UP_SECONDS)
+        ended = still_ended(folder, ended, tally)
+        if process.returncode == 0:
+            break
+        assert "Traceback" not in out, out
+        tally["resumes"] += 1
+        process = folder.start(*SWEEP)
+    verify(folder, tally, err)
+    return kills
+
+
+def choose(process: subprocess.Popen[str], rng: random.Random) -> tuple[str, list[psutil.Process]]:
+    """Something that is there to be killed."""
+    there = {
+        what: [v for name in names for v in below(process, name)] for what, names in VICTIMS.items()
+    }
+    there = {what: found if what == "all of Ray" else found[-1:] for what, found in there.items()}
+    there["driver"] = [psutil.Process(process.pid)]
+    what = rng.choice([what for what, found in there.items() if found])
+    return what, there[what]
+
+
+def still_ended(folder: Folder, before: dict, tally: Counter) -> dict:
+    """When each trial's run ended; what has ended once must stay as it was."""
+    now = {
+        int(run.data.tags["dca.trial"]): (run.info.run_id, run.info.end_time)
+        for run in folder.trials()
+        if "dca.state" in run.data.tags and run.info.end_time
+    }
+    tally["lost"] += sum(now.get(number) != known for number, known in before.items())
+    return now
+
+
+def verify(folder: Folder, tally: Counter, err: str) -> None:
+    store, trials = folder.store(), folder.trials()
+    numbers = Counter(int(run.data.tags["dca.trial"]) for run in trials)
+    tally["lost"] += sum(number not in numbers for number in range(TRIALS))
+    tally["duplicated"] += sum(count - 1 for count in numbers.values())
+    assert set(numbers) == set(range(TRIALS)), err
+    assert {run.data.tags["dca.state"] for run in trials} <= {"complete", "pruned"}
+    (fit,), (search,) = store.find("fit"), store.find("search")
+    assert_whole(store, [*trials, fit])
+    every = [*trials, fit, search, *store.find("pipeline")]
+    assert "RUNNING" not in {run.info.status for run in every}
+    versions = Registry(store.client, "dca-gpt").client.search_model_versions()
+    assert [int(version.version) for version in versions] == [1]
+    code, out, err = folder.run(*SWEEP)
+    assert code == 0, err
+    assert out.count("reused") == 5
+
+
+def test_a_training_killed_at_random_moments_is_bitwise_that_of_one_left_alone(
+    tmp_path_factory, text, tally
+):
+    command = ("train.py", "tiny.yaml", "train.evals=32", "failures.checkpoint_seconds=0.2")
+    alone = Folder(tmp_path_factory.mktemp("alone"), text)
+    code, _, err = alone.run(*command)
+    assert code == 0, err
+    rng, folder = random.Random(), Folder(tmp_path_factory.mktemp("killed"), text)
+    for _ in range(6):
+        process = folder.start(*command)
+        begun = len(list(folder.path.glob("runs/fits/*/0*")))
+        wait_until(lambda: list(folder.path.glob("runs/fits/*/lock")), process)
+        time.sleep(rng.uniform(0, 3 if begun else 5))
+        tally["kills"] += process.poll() is None
+        process.kill()
+        process.communicate(timeout=60)
+    tally["resumes"] += 6
+    code, _, err = folder.run(*command)
+    assert code == 0, err
+    assert training(folder) == training(alone)
+    assert_whole(folder.store(), folder.store().find("train"))
+
+
+def test_a_tracking_server_that_is_away_for_a_minute_costs_no_metric_and_no_time(tmp_path, text):
+    """The training goes on meanwhile: its checkpoints move."""
+    port = free_port()
+    folder = Folder(tmp_path, text)
+    folder.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
+    server = serve(tmp_path, port)
+    command = ("sweep.py", "tiny.yaml", "--until", "search", "search.trials=3")
+    process = folder.start(*command, "train.tokens=2621440", "train.evals=128")
+    wait_until(folder.checkpoints, process)
+    stop(server)
+    before, away = newest(folder), time.monotonic()
+    wait_until(lambda: time.monotonic() > away + 60, process)
+    after = newest(folder)
+    server = serve(tmp_path, port)
+    out, err = process.communicate(timeout=400)
+    assert process.returncode == 0, err
+    assert "trying again" in err
+    assert any(after[trial] > step + 128 for trial, step in before.items()), (before, after)
+    runs = folder.store().find("trial")
+    assert len(runs) == 3, out
+    assert {run.data.tags["dca.state"] for run in runs} <= {"complete", "pruned"}
+    assert_whole(folder.store(), runs)
+    stop(server)
+
+
+def newest(folder: Folder) -> dict[str, int]:
+    """The last checkpoint's step, by trial."""
+    steps: dict[str, int] = {}
+    for path in folder.checkpoints():
+        steps[path.parent.name] = max(steps.get(path.parent.name, 0), int(path.name))
+    return steps
+
+
+def serve(path: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
+    server = subprocess.Popen(
+        [*command, "--backend-store-uri", f"sqlite:///{path}/server.db"],
+        cwd=path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        try:
+            requests.get(f"http://127.0.0.1:{port}/health", timeout=1).raise_for_status()
+            return server
+        except requests.RequestException:
+            time.sleep(0.5)
+    raise AssertionError("the server never answered")
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    processes = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
+    for process in processes:
+        process.kill()
+    server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
