@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,6 +26,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen
 }
 CONNECT_SECONDS = 5
+LOST_SECONDS = "10"
+"""After which a cluster of this machine that does not answer counts as killed; default 60."""
 
 
 @contextmanager
@@ -41,6 +44,9 @@ def cluster() -> Iterator[dict[str, float]]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         _probe(address)
+    else:
+        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", LOST_SECONDS)
+    on_terminate = signal.getsignal(signal.SIGTERM)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
@@ -53,6 +59,7 @@ def cluster() -> Iterator[dict[str, float]]:
         )
     except ConnectionError as error:
         raise ConfigError(f"RAY_ADDRESS={address}: {error}") from None
+    signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in the place
     try:
         yield ray.cluster_resources()
     finally:

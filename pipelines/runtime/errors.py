@@ -28,34 +28,25 @@ class Parser(argparse.ArgumentParser):
         raise ConfigError(message.removeprefix("argument "))
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops a command in the order in which Ctrl-C does."""
-
-
 def run_command(main: Callable[[], None], *, resumes: bool) -> None:
-    """Run a command's main and exit: 0 done, 1 failure, 2 bad input, 130 Ctrl-C, 143 SIGTERM.
+    """Run a command's main and exit: 0 done, 1 failure, 2 bad input, 130 Ctrl-C or SIGTERM.
 
     A failure that was foreseen is its message and nothing else; an unforeseen one keeps its
     traceback. `resumes` tells whether the same command, run again, goes on where it stopped.
     """
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     except ConfigError as error:
         sys.exit(_say(error, 2))
     except PipelineError as error:
         sys.exit(_say(error, 1))
-    except KeyboardInterrupt as error:
+    except KeyboardInterrupt:
         again = f"run the same command again to go on:\n  {shlex.join(['python', *sys.argv])}"
-        message = f"interrupted; {again if resumes else 'nothing is left behind'}"
-        sys.exit(_say(message, 143 if isinstance(error, Terminated) else 130))
+        sys.exit(_say(f"interrupted; {again if resumes else 'nothing is left behind'}", 130))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise Terminated
 
 
 def _say(message: object, code: int) -> int:

@@ -153,7 +153,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     wait_until(lambda: len(saved()) >= 2, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 143
+    assert process.returncode == 130
     assert "run the same command again to go on" in err
     newest = saved()[-1]
     state = json.loads((newest / "state.json").read_text())

@@ -16,21 +16,20 @@ import requests
 
 from pipelines.runtime.tracking import Registry
 from tests.conftest import TALLY
-from tests.pipelines.commands import Folder, assert_whole, below, training, wait_until
+from tests.pipelines.commands import WAIT_SECONDS, Folder, assert_whole, below, training, wait_until
 
 pytestmark = pytest.mark.faults
 KILLS = 30
+KILLS_PER_SWEEP = 8
 TRIALS = 5
 LONGEST_SECONDS = 25
 """A kill comes at a moment up to this long after the start, or after the kill before it."""
-GIVES_UP_SECONDS = 120
-"""Ray's driver looks for a cluster that was killed for a minute."""
 VICTIMS = {
     "trial": ("ray::Trial",),
     "worker": ("ray::RayTrainWorker",),
     "all of Ray": ("raylet", "gcs_server", "ray::"),
 }
-SWEEP = ("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "failures.retries=20")
+SWEEP = ("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "train.tokens=262144")
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +60,9 @@ def survive(folder: Folder, rng: random.Random, tally: Counter) -> int:
     kills, ended = 0, {}
     process = folder.start(*SWEEP)
     while True:
-        time.sleep(rng.uniform(0, LONGEST_SECONDS))
-        if process.poll() is None:
+        if kills < KILLS_PER_SWEEP:
+            time.sleep(rng.uniform(0, LONGEST_SECONDS))
+        if process.poll() is None and kills < KILLS_PER_SWEEP:
             what, victims = choose(process, rng)
             for victim in victims:
                 try:
@@ -74,7 +74,7 @@ def survive(folder: Folder, rng: random.Random, tally: Counter) -> int:
             tally[what] += 1
             if what in ("trial", "worker"):
                 continue  # the command survives it
-        out, err = process.communicate(timeout=GIVES_UP_SECONDS)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
         ended = still_ended(folder, ended, tally)
         if process.returncode == 0:
             break
