@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -93,16 +94,15 @@ def _measure_sweep(config: dict[str, Any], folder: Path) -> float:
 
 
 def between(spans: Sequence[Span], slots: int) -> list[float]:
-    """Idle time of a slot before each trial but its first: the one that ended last before it."""
+    """Idle time of a slot before each trial but its first: the one free for longest is next."""
     free: list[float] = []
     gaps = []
     for start, end in sorted(spans):
         if len(free) < slots:
             free.append(end)
             continue
-        before = max((moment for moment in free if moment <= start), default=min(free))
-        free.remove(before)
-        gaps.append(start - before)
+        gaps.append(start - min(free))
+        free.remove(min(free))
         free.append(end)
     return gaps
 
@@ -265,10 +265,8 @@ def _no_op(config: dict[str, Any]) -> None:
     setattr(search._Recorder, "on_trial_complete", watch)  # noqa: B010
     setattr(search, "Trial", NoOp)  # noqa: B010
     loaded = _load(EXPERIMENT | {"trials": NO_OPS, "threads": 1})
-    with sys.stderr as log:
-        sys.stdout, out = log, sys.stdout
+    with redirect_stdout(sys.stderr):
         dag.run([corpus.STAGE, search.STAGE], loaded, work="no-op", until=None, fresh=False)
-    sys.stdout = out
     print(
         json.dumps(
             {

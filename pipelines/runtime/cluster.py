@@ -26,8 +26,11 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen
 }
 CONNECT_SECONDS = 5
-LOST_SECONDS = "10"
-"""After which a cluster of this machine that does not answer counts as killed; default 60."""
+LOCAL_ENVIRONMENT = {
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # default 60: how late a killed Ray is noticed
+    "RAY_memory_monitor_refresh_ms": "0",  # its way to end a trial ends Tune; the kernel's does not
+}
+"""Of a cluster of this machine only."""
 
 
 @contextmanager
@@ -45,7 +48,8 @@ def cluster() -> Iterator[dict[str, float]]:
     if address:
         _probe(address)
     else:
-        os.environ.setdefault("RAY_gcs_rpc_server_reconnect_timeout_s", LOST_SECONDS)
+        for name, value in LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     on_terminate = signal.getsignal(signal.SIGTERM)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -59,7 +63,8 @@ def cluster() -> Iterator[dict[str, float]]:
         )
     except ConnectionError as error:
         raise ConfigError(f"RAY_ADDRESS={address}: {error}") from None
-    signal.signal(signal.SIGTERM, on_terminate)  # Ray has put its own in the place
+    finally:
+        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in the place
     try:
         yield ray.cluster_resources()
     finally:

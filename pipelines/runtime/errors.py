@@ -1,11 +1,15 @@
 """What a command may fail with, and the exit code of each."""
 
 import argparse
+import errno
 import shlex
 import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
+"""Full, over quota, read-only, not ours, too large, broken."""
 
 
 class ConfigError(Exception):
@@ -47,6 +51,10 @@ def run_command(main: Callable[[], None], *, resumes: bool) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        sys.exit(_say(f"{error.filename or 'disk'}: {error.strerror}", 1))
 
 
 def _say(message: object, code: int) -> int:

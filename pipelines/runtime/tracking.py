@@ -22,9 +22,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import mlflow
 import requests
@@ -72,15 +71,16 @@ def connect(uri: str) -> MlflowClient:
     os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # ours know what they repeat
     check(uri)
+    _give_up.clear()
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     try:
-        client = cast(MlflowClient, _PatientClient(MlflowClient(uri, uri)))
+        client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
         reason = str(error).splitlines()[0][:200]
         raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {reason}") from None
-    return client
+    return cast(MlflowClient, _PatientClient(client))
 
 
 def check(uri: str) -> None:
@@ -126,21 +126,36 @@ def _probe(uri: str) -> None:
 
 
 _give_up = threading.Event()
-"""Set when the command ends: nobody waits for an absent store any longer."""
+"""Set when waiting is over: patience has run out, or the command ends."""
 
 
 def _may_pass(error: BaseException) -> bool:
-    """A locked database, a server that is away or overloaded; not one that says no."""
+    """A locked database, a server that is away or overloaded; not one that says no, nor a full
+    disk, which MLflow calls unavailable too."""
     if not isinstance(error, MlflowException):
         return False
+    if "sqlite3." in str(error):
+        return "database is locked" in str(error)
     unanswered = error.error_code == "INTERNAL_ERROR" and "API request to" in str(error)
     return unanswered or error.get_http_status_code() in (429, 503, 504)
 
 
 def _tell(state: tenacity.RetryCallState) -> None:
-    if state.attempt_number == 1 and state.outcome is not None:
-        reason = str(state.outcome.exception()).splitlines()[0][:200]
-        logging.getLogger(__name__).warning("MLflow: %s; trying again", reason)
+    if state.attempt_number == 1:
+        logging.getLogger(__name__).warning("MLflow: %s; trying again", _outcome(state))
+
+
+def _outcome(state: tenacity.RetryCallState) -> str:
+    error = state.outcome and state.outcome.exception()
+    return str(error).splitlines()[0][:200]
+
+
+def _gave_up(state: tenacity.RetryCallState) -> NoReturn:
+    _give_up.set()
+    raise PipelineError(
+        f"MLflow: {_outcome(state)}; what it does not have is in the checkpoints: "
+        "run the same command again"
+    )
 
 
 patiently = tenacity.retry(
@@ -149,10 +164,11 @@ patiently = tenacity.retry(
     stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | tenacity.stop_when_event_set(_give_up),
     sleep=tenacity.sleep_using_event(_give_up),
     before_sleep=_tell,
-    reraise=True,
+    retry_error_callback=_gave_up,
 )
 """Repeats, with growing pauses, what a store that is locked or away could not do. The calls must be
-safe to repeat: an answer may have been lost after the work was done."""
+safe to repeat: an answer may have been lost after the work was done. Raises PipelineError when its
+patience, or that of another call, has run out."""
 
 
 class _PatientClient:
@@ -256,14 +272,14 @@ class Store:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Start a run, its parameters and provenance included; returns its id."""
+        """Start a run, its parameters and provenance included, unless a live one has the key;
+        returns its id."""
         identity = {"dca.kind": kind, "dca.key": key, "dca.memory": "live"}
         family = {"mlflow.parentRunId": parent} if parent else {}
-        tries = count()
 
         @patiently
         def make() -> Run:
-            if next(tries) and (made := self.find(kind, key)):  # but its answer was lost
+            if made := self.find(kind, key):  # but its answer was lost, or nobody waited for it
                 return made[0]
             return self.client.create_run(
                 self.experiment_id,
@@ -299,8 +315,8 @@ class Store:
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again; its parameters may have been lost with its creator."""
         self.client.update_run(run_id, status="RUNNING")
-        if "dca.reason" in self.client.get_run(run_id).data.tags:
-            self.client.delete_tag(run_id, "dca.reason")
+        if self.client.get_run(run_id).data.tags.get("dca.reason"):
+            self.tag(run_id, {"dca.reason": ""})
         self.log_params(run_id, params or {})
 
     def end(self, run_id: str, status: str = "FINISHED") -> None:
@@ -308,8 +324,9 @@ class Store:
         self.client.set_terminated(run_id, status)
 
     def fail(self, run_id: str, error: BaseException) -> None:
-        """End a run with its error, which matters more than a store that refuses."""
-        with suppress(MlflowException):
+        """End a run with its error, which matters more than a store that is away or refuses."""
+        _give_up.set()
+        with suppress(MlflowException, PipelineError):
             reason = (str(error) or type(error).__name__)[:5000]
             self.tag(run_id, {"dca.reason": reason})
             self.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
@@ -377,7 +394,9 @@ class Writer:
             _give_up.set()
             raise
         for future in self._pending:
-            if error := future.exception():
+            if isinstance(error := future.exception(), PipelineError):
+                raise error
+            if error:
                 raise PipelineError(f"MLflow did not take a run's history: {error}") from error
 
     def _submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
@@ -386,6 +405,8 @@ class Writer:
         return self._pending[-1]
 
     def _write(self, run_id: str, rows: list[Row]) -> None:
+        if run_id in self._torn:
+            return
         try:
             self._store_rows(run_id, rows)
         except Exception:
@@ -411,7 +432,7 @@ class Writer:
             metrics=list(_metrics([summary] if summary else [])),
             tags=[RunTag(key, value) for key, value in tags.items()],
         )
-        self._store.end(run_id, status)  # last: what has an end time never runs again
+        self._store.end(run_id, status)  # last: a run that ended has its state
         self._seen.pop(run_id, None)
 
 
@@ -460,15 +481,19 @@ def _logged_model(run_id: str) -> str | None:
     return None
 
 
+@patiently
 def model_exists(uri: str) -> bool:
     """Whether a logged model and its files are still there."""
     try:
         mlflow.models.get_model_info(uri)
-    except (MlflowException, OSError):
+    except (MlflowException, OSError) as error:
+        if _may_pass(error):
+            raise
         return False
     return True
 
 
+@patiently
 def download_model(uri: str, folder: Path) -> Path:
     """Copy the files behind a models:/ or runs:/ URI into a folder; raises as `load_packaged`."""
     store = tracking_uri()
@@ -480,9 +505,12 @@ def download_model(uri: str, folder: Path) -> Path:
     try:
         return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
     except (MlflowException, OSError) as error:
+        if _may_pass(error):
+            raise
         raise ConfigError(f"{uri}: {_no_model(uri, error)}") from None
 
 
+@patiently
 def load_packaged(uri: str) -> Any:
     """The packaged model behind any models:/ or runs:/ URI, or a local folder.
 
@@ -491,6 +519,8 @@ def load_packaged(uri: str) -> Any:
     try:
         return mlflow.pyfunc.load_model(uri).unwrap_python_model()
     except (MlflowException, OSError) as error:
+        if _may_pass(error):
+            raise
         raise ConfigError(f"{uri}: {_no_model(uri, error)}") from None
 
 
@@ -514,6 +544,7 @@ class Registry:
     client: MlflowClient
     name: str
 
+    @patiently
     def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
         """The version of a logged model; made if there is none, its tags completed in any case."""
         try:

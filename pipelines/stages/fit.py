@@ -3,17 +3,19 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 
 from safetensors.torch import save_file
+from torch import Tensor
 
 from pipelines.runtime import packaged_model
 from pipelines.runtime.cluster import cluster, require
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import ROOT, Context, Outputs, Stage
+from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.progress import Progress, clock
 from pipelines.runtime.tracking import Store, Writer, log_model
 from pipelines.training import checkpoint
@@ -29,14 +31,17 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     config = context.config.replace(needs["select"]["values"]).fit_config()
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
-    corpus = development(context.storage, needs["corpus"]["fingerprint"])
+    corpus, say = (
+        development(context.storage, needs["corpus"]["fingerprint"]),
+        context.progress.line,
+    )
     with context.progress.working("fit: starting Ray and its workers"), cluster() as available:
         require(available, config.resources, "fit.resources")
         from pipelines.training.workers import train_with_workers  # needs the cluster's environment
 
         with closing(train_with_workers(config, corpus, folder, context.progress.line)) as run:
             history = record(context.store, context.run_id, run, config, context.progress)
-    return package(context.store, context.run_id, config, folder, history)
+    return package(context.store, context.run_id, config, folder, history, say)
 
 
 def describe_run(store: Store, run_id: str, config: Config, storage: Path, corpus: Outputs) -> None:
@@ -54,8 +59,6 @@ def record(
     history: dict[int, Row] = {}
     try:
         for rows in run:
-            if not history and rows[-1]["step"] > config.train.eval_steps[0]:
-                progress.line(f"  goes on from step {rows[-1]['step']:.0f}/{config.train.steps}")
             writer.write(run_id, rows)
             history |= {int(row["step"]): row for row in rows}
             last = rows[-1]
@@ -70,15 +73,21 @@ def record(
     return [history[step] for step in sorted(history)]
 
 
-def package(store: Store, run_id: str, config: Config, folder: Path, history: list[Row]) -> Outputs:
+def package(
+    store: Store,
+    run_id: str,
+    config: Config,
+    folder: Path,
+    history: list[Row],
+    say: Callable[[str], None],
+) -> Outputs:
     """Log the best checkpoint as a pyfunc model; returns the run's result."""
     metric = config.train.best_metric
-    best = best_row(history, metric)
+    best, weights = _best(folder, history, metric, say)
     store.log_metrics(run_id, {"step": best["step"], f"best_{metric}": best[metric]})
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "model"
         model.mkdir()
-        weights = checkpoint.read_weights(checkpoint.path_of(folder, int(best["step"])))
         save_file(weights, model / "model.safetensors")
         (model / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
         sources = Path(scratch) / "dca"
@@ -101,6 +110,22 @@ def package(store: Store, run_id: str, config: Config, folder: Path, history: li
         "seconds": history[-1]["seconds"],
         "workers": config.resources.workers,
     }
+
+
+def _best(
+    folder: Path, history: list[Row], metric: str, say: Callable[[str], None]
+) -> tuple[Row, dict[str, Tensor]]:
+    """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is."""
+    kept = {int(path.name) for path in checkpoint.checkpoints(folder)}
+    left = [row for row in history if row["step"] in kept]
+    while any("val_bits_per_byte" in row for row in left):
+        best = best_row(left, metric)
+        try:
+            return best, checkpoint.read_weights(checkpoint.path_of(folder, int(best["step"])))
+        except PipelineError as error:
+            say(f"{error}; using the next best")
+            left.remove(best)
+    raise PipelineError(f"{folder}: no checkpoint is sound; --fresh trains again")
 
 
 STAGE = Stage(

@@ -55,6 +55,8 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     if len(done) < total and (len(done) < len(stored) or limit is None or spent < limit):
         _run_trials(context, needs["corpus"]["fingerprint"], stored, total - len(done), spent)
     trials = stored_trials(context)
+    if any(trial.state is None for trial in trials):  # by SIGUSR1, which ends Tune's loop
+        raise PipelineError("search: stopped early; run the same command again to go on")
     failed = [t for t in trials if t.state == "failed"]
     if len(failed) == len(trials):
         reasons = "\n".join(f"  trial {t.number}: {t.reason}" for t in failed)
@@ -85,7 +87,7 @@ def _stored(context: Context, run: Run) -> StoredTrial:
         state=state,
         objective=metrics.get(f"best_{metric}"),
         tokens=int(metrics.get("tokens", 0)),
-        curve=_curve(context.store, run, metric) if state in ("complete", "pruned") else {},
+        curve=_curve(context.store, run, metric),
         reason=tags.get("dca.reason", ""),
     )
 
@@ -174,7 +176,7 @@ def _scheduler(config: Config, stored: Sequence[StoredTrial]) -> TrialScheduler:
     if chosen.name == "none":
         return FIFOScheduler()
     grace = min(chosen.grace_evals, len(train.eval_steps))
-    asha = AsyncHyperBandScheduler(
+    asha = _Asha(
         metric="objective",
         mode="min",
         time_attr="tokens",
@@ -184,11 +186,43 @@ def _scheduler(config: Config, stored: Sequence[StoredTrial]) -> TrialScheduler:
         stop_last_trials=False,
     )
     for trial in stored:
-        known = SimpleNamespace(trial_id=f"stored-{trial.number}")
+        known = SimpleNamespace(config={"number": trial.number})
         asha.on_trial_add(None, known)
-        for tokens, objective in trial.curve.items():
-            asha.on_trial_result(None, known, {"tokens": tokens, "objective": objective})
+        asha.on_trial_result(None, known, {"curve": trial.curve.items()})
     return asha
+
+
+class _Asha(AsyncHyperBandScheduler):
+    """Knows a trial by its number, and its whole curve: one that starts again, and replays what it
+    had reached, stands on each rung once, with its value there."""
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Admit a trial."""
+        super().on_trial_add(tune_controller, _numbered(trial))
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop it if it is too far behind on a rung that it has just reached."""
+        actions = [
+            super(_Asha, self).on_trial_result(
+                tune_controller, _numbered(trial), {"tokens": tokens, "objective": objective}
+            )
+            for tokens, objective in result["curve"]
+        ]
+        return TrialScheduler.STOP if TrialScheduler.STOP in actions else TrialScheduler.CONTINUE
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Let it go, with what it has reached last."""
+        if "curve" in result:
+            self.on_trial_result(tune_controller, trial, result)
+        self.on_trial_remove(tune_controller, trial)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Let it go."""
+        super().on_trial_remove(tune_controller, _numbered(trial))
+
+
+def _numbered(trial: Any) -> SimpleNamespace:
+    return SimpleNamespace(trial_id=trial.config["number"])
 
 
 def _name(trial: TuneTrial) -> str:
@@ -275,10 +309,10 @@ class _Recorder(tune.Callback):
         """Store the new rows, off Tune's event loop."""
         number = trial.config["number"]
         self._heard[number] = time.monotonic()
-        if "failed" in result:
-            return
         for note in result["notes"]:
             self._context.progress.line(f"  trial {number}: {note}")
+        if "failed" in result:
+            return
         self._writer.write(self._open[number].result(), result["rows"])
         self._share[number] = min(1.0, result["tokens"] / self._context.config.train.tokens)
         if self._best is None or result["objective"] < self._best[0]:
@@ -303,9 +337,10 @@ class _Recorder(tune.Callback):
         Ends the search if the disk is the reason.
         """
         number, limit = trial.config["number"], self._context.config.failures
-        silent = time.monotonic() - self._heard.get(number, math.inf)
+        silent = time.monotonic() - self._heard.pop(number, math.inf)
         reason = _reason(trial)
-        if limit.timeout_seconds is not None and silent > limit.timeout_seconds:
+        alone = self._context.config.resources.workers == 1  # else Ray Train says how it ended
+        if alone and limit.timeout_seconds and silent > limit.timeout_seconds:
             reason = f"no evaluation within failures.timeout_seconds = {limit.timeout_seconds}"
         if reason.startswith(StorageError.__name__):
             self.refused = StorageError(f"trial {number}: {reason.partition(': ')[2]}")
@@ -366,8 +401,10 @@ def _reason(trial: TuneTrial) -> str:
     text = Path(trial.error_file).read_text().strip() if trial.error_file else "unknown"
     if died := re.search(r"Worker exit detail: (.+?\.)(?: |$)", text):
         return f"its process died: {died[1]}"
-    last = text.splitlines()[-1].strip()
-    return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", last)[:1000]  # without the error's module
+    lines = [line.strip() for line in text.splitlines()]
+    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
+    reason = (named or lines)[-1]
+    return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", reason)[:1000]  # without the error's module
 
 
 def _short(value: Any) -> str:

@@ -30,7 +30,7 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
                 with closing(train_with_workers(config, corpus, folder, say)) as run:
                     history = record(store, run_id, run, config, context.progress)
-    return package(store, run_id, config, folder, history)
+    return package(store, run_id, config, folder, history, say)
 
 
 STAGE = Stage(

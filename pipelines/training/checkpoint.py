@@ -88,12 +88,15 @@ def resume(
     optimizer: torch.optim.Optimizer,
     config: str,
     say: Callable[[str], None],
+    *,
+    step: int | None = None,
 ) -> Snapshot | None:
-    """Load the newest sound checkpoint into model and optimizer; None if there is none.
+    """Load the newest sound checkpoint, or that of a step, into model and optimizer.
 
-    Tells `say` which ones it passed over, and why.
+    Tells `say` which ones it passed over, and why. Returns None if none is left.
     """
-    for path in reversed(checkpoints(folder)):
+    paths = list(reversed(checkpoints(folder))) if step is None else [path_of(folder, step)]
+    for path in paths:
         try:
             snapshot, tensors = _read(path)
         except PipelineError as error:

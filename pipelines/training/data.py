@@ -140,12 +140,14 @@ def windows(data: Bytes, starts: NDArray[np.int64], seq_len: int) -> Bytes:
 
 def _write(path: Path, chunks: "_Chunks", size: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        while size:
-            size -= file.write(chunks.take(size))
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).replace(path)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        unfinished = Path(scratch) / path.name
+        with unfinished.open("wb") as file:
+            while size:
+                size -= file.write(chunks.take(size))
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
 
 
 class _Chunks:

@@ -14,7 +14,8 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
@@ -64,22 +65,23 @@ def train(
             yield run.new_rows()
 
 
-def watched(run: Iterator[list[Row]], seconds: int | None) -> Generator[list[Row]]:
+def watched(run: Generator[list[Row]], seconds: int | None) -> Generator[list[Row]]:
     """`run`, in a process that ends itself if the next rows take longer than that.
 
     Also if it hangs outside Python: the clock is a thread of C. Whoever supervises the process
     starts it again.
     """
-    while True:
-        if seconds is not None:
-            faulthandler.dump_traceback_later(seconds, exit=True)
-        try:
-            rows = next(run, None)
-        finally:
-            faulthandler.cancel_dump_traceback_later()
-        if rows is None:
-            return
-        yield rows
+    with closing(run):
+        while True:
+            if seconds is not None:
+                faulthandler.dump_traceback_later(seconds, exit=True)
+            try:
+                rows = next(run, None)
+            finally:
+                faulthandler.cancel_dump_traceback_later()
+            if rows is None:
+                return
+            yield rows
 
 
 @contextmanager
@@ -119,7 +121,7 @@ class _Run:
         self.model = build_model(config.model, generator=generator).to(self.device)
         self.optimizer = build_optimizer(self.model, self.config)
         self.key = hashlib.sha256(json.dumps(run_params(config)).encode()).hexdigest()[:32]
-        found = checkpoint.resume(folder, self.model, self.optimizer, self.key, say)
+        found = self._resume(say)
         if found is None and self.config.start_from:
             load_weights(self.model, read_start(self.config.start_from))
         _forget_peak_memory(self.device)
@@ -129,6 +131,8 @@ class _Run:
         self.saved = time.monotonic()
         if found is not None:
             self.step, self.history, self.seconds = found.step, found.history, found.seconds
+            if self.step < self.config.steps:
+                say(f"goes on from step {self.step}/{self.config.steps}")
         if self.config.compile:
             self.model.compile()
         self.forward: nn.Module = self.model
@@ -138,6 +142,20 @@ class _Run:
         data = open_bytes(corpus.train)
         self.batches = Batches(data, self.config.seq_len, sequences, config.seed)
         self.validation = open_bytes(corpus.validation)
+
+    def _resume(self, say: Callable[[str], None]) -> Snapshot | None:
+        """Rank 0, which is alone in the folder, finds the checkpoint; the others load the same."""
+        load = partial(checkpoint.resume, self.folder, self.model, self.optimizer, self.key, say)
+        found = load() if self.rank == 0 else None
+        if self.world == 1:
+            return found
+        step = torch.tensor(found.step if found else 0, device=self.device)
+        dist.broadcast(step, src=0)
+        if self.rank != 0 and step:
+            found = load(step=int(step))
+            if found is None:
+                raise PipelineError(f"{self.folder}: rank {self.rank} cannot read step {step}")
+        return found
 
     def new_rows(self) -> list[Row]:
         """Rows not handed out yet, up to the last evaluation."""

@@ -69,7 +69,7 @@ class Trial(tune.Trainable):
                         "done": finished,
                     }
             except loop.Diverged as error:
-                yield {"failed": str(error), "done": True}
+                yield {"failed": str(error), "notes": notes, "done": True}
 
 
 def _launch(

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -43,7 +44,9 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     below(process, "ray::Trial")[0].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert re.search(r"trial \d crashed: .+ goes on from its last checkpoint \(retry 1 of 2\)", out)
+    crashed = r"trial (\d) crashed: its process died.+ goes on from its last checkpoint"
+    (number,) = re.findall(crashed + r" \(retry 1 of 2\)", out)
+    assert int(re.search(rf"trial {number}: goes on from step (\d+)/1280", out)[1]) >= 40
     assert states(folder) == {"complete": 2}
     assert_whole(folder.store(), folder.trials())
 
@@ -164,15 +167,18 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     assert_whole(folder.store(), folder.store().find("train"))
 
 
-def test_a_locked_database_is_waited_for(tmp_path, text):
+@pytest.mark.faults  # longer than the 20 s that SQLite waits by itself
+def test_a_locked_database_is_waited_for_while_training_goes_on(tmp_path, text):
     folder = Folder(tmp_path, text)
     process = folder.start("train.py", "tiny.yaml", "train.evals=32")
     wait_until(lambda: list(folder.path.glob("runs/fits/*/0*")), process)
     with sqlite3.connect(folder.path / "mlflow.db", isolation_level=None) as database:
         database.execute("BEGIN EXCLUSIVE")
-        last = "runs/fits/*/00000256"
-        wait_until(lambda: list(folder.path.glob(last)), process)  # training goes on meanwhile
+        locked, last = time.monotonic(), "runs/fits/*/00000256"
+        wait_until(lambda: list(folder.path.glob(last)), process)
+        wait_until(lambda: time.monotonic() > locked + 30, process)
         database.execute("COMMIT")
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    assert "database is locked; trying again" in err
     assert_whole(folder.store(), folder.store().find("train"))

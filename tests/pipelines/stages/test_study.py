@@ -200,16 +200,27 @@ def test_a_trial_whose_run_cannot_be_made_is_not_handed_out(config):
         searcher.suggest("a")
 
 
-def stops(asha, number: int, objective: float, tokens: int) -> bool:
-    trial = SimpleNamespace(trial_id=str(number))
+def stops(asha, number: int, *curve: tuple[int, float]) -> bool:
+    trial = SimpleNamespace(config={"number": number})
     asha.on_trial_add(None, trial)
-    outcome = asha.on_trial_result(None, trial, {"tokens": tokens, "objective": objective})
-    return outcome == "STOP"
+    return asha.on_trial_result(None, trial, {"curve": curve}) == "STOP"
 
 
 def test_a_resumed_search_stops_trials_by_what_it_had_reached_before(config):
     rung = config.train.eval_steps[1] * config.train.batch_tokens
     known = [complete(n, state="pruned", curve={rung: 2.0 + n / 10}) for n in range(3)]
-    assert not stops(_scheduler(config, []), 9, 3.0, rung)
-    assert stops(_scheduler(config, known), 9, 3.0, rung)
-    assert not stops(_scheduler(config, known), 9, 1.0, rung)
+    assert not stops(_scheduler(config, []), 9, (rung, 3.0))
+    assert stops(_scheduler(config, known), 9, (rung, 3.0))
+    assert not stops(_scheduler(config, known), 9, (rung, 1.0))
+
+
+def test_a_trial_that_starts_again_stands_on_a_rung_once_with_its_value_there(config):
+    rung = config.train.eval_steps[1] * config.train.batch_tokens
+    asha = _scheduler(config, [])
+    assert not stops(asha, 0, (rung, 3.0))
+    assert stops(asha, 1, (rung, 3.5))
+    assert not stops(asha, 2, (rung, 2.0))
+    assert not stops(asha, 0, (rung, 3.0), (2 * rung, 1.0))
+    assert asha._brackets[0]._rungs[-1][1] == {0: -3.0, 1: -3.5, 2: -2.0}
+    known = [complete(0, state=None, curve={rung: 3.0}), complete(1, curve={rung: 2.0})]
+    assert not stops(_scheduler(config, known), 0, (rung, 3.0))

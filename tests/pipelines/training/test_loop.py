@@ -142,7 +142,7 @@ def test_a_process_that_yields_nothing_for_too_long_ends_itself_and_says_where()
 
 def test_a_watch_ends_with_what_it_watches(config, corpus, tmp_path):
     rows = [["a"], ["b"]]
-    assert list(loop.watched(iter(rows), None)) == rows
+    assert list(loop.watched((row for row in rows), None)) == rows
     watched = loop.watched(train(config, corpus, tmp_path / "run", print), 600)
     assert history(watched)[-1]["step"] == config.train.steps
 
