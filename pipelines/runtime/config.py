@@ -6,17 +6,18 @@ the nearest valid name. Numbers are read as in YAML 1.2, so that 1e-3 is a numbe
 
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from dca import ModelConfig
-from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.errors import ConfigError, one_line
+from pipelines.runtime.plain_yaml import DEEPEST, MOST, parse
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
@@ -389,15 +390,21 @@ def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
     Without a file it is experiments/quickstart.yaml; values are YAML. Raises ConfigError.
     """
     files = [argument for argument in arguments if "=" not in argument]
-    if len(files) > 1:
-        raise ConfigError(f"{files[1]}: expected one experiment and key=value changes to it")
+    if len(files) > 1 or "" in files:
+        expected = "expected at most one experiment and key=value changes to it"
+        raise ConfigError(f"command line: {expected}, got {one_line(json.dumps(files))}")
     path = Path(files[0]) if files else QUICKSTART
     data = _read(path)
+    given = []
     for override in arguments:
         key, separator, text = override.partition("=")
         if separator:
-            _set(data, key, _parse(text, source=override))
-    given = [argument.partition("=")[0] for argument in arguments if "=" in argument]
+            source = f"command line: {one_line(override)}"
+            parts = key.split(".")
+            if not key.isprintable() or not all(parts) or len(parts) > DEEPEST:
+                raise ConfigError(f"{source}: expected a key such as train.tokens before the =")
+            _set(data, key, parse(text, source=source))
+            given.append(key)
     config = validate(data, source=str(path), given=given)
     return _shrink(config) if smoke else config
 
@@ -408,9 +415,12 @@ def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ())
     `given` are the keys that came from the command line and not from the source.
     """
     try:
-        text = json.dumps(data, default=str)
+        text = json.dumps(data)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{source}: expected text keys and plain values: {error}") from None
+        reason = one_line(error).partition("; use sys.")[0]  # without Python's hint on huge ints
+        raise ConfigError(
+            f"{one_line(source)}: expected text keys and plain values: {reason}"
+        ) from None
     try:
         config = Config.model_validate_json(text, strict=True)
     except ValidationError as error:
@@ -422,36 +432,31 @@ def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ())
 
     def where(problem: str) -> str:
         key = problem.partition(": ")[0]
-        ours = any(f"{key}.".startswith(f"{k}.") or f"{k}.".startswith(f"{key}.") for k in given)
-        return "command line" if ours else source
+        ours = any(
+            problem.startswith((f"{k}: ", f"{k}.")) or f"{k}.".startswith(f"{key}.") for k in given
+        )
+        return "command line" if ours else one_line(source)
 
-    raise ConfigError("\n".join(f"{where(problem)}: {problem}" for problem in problems))
+    raise ConfigError("\n".join(f"{where(problem)}: {one_line(problem)}" for problem in problems))
 
 
 def _read(path: Path) -> dict[str, Any]:
+    name = one_line(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST + 1)  # enough to be refused: a device has no end
     except FileNotFoundError:
         folder = path.parent if path.parent.is_dir() else Path("experiments")
         names = [str(found) for found in sorted(folder.glob("*.yaml"))]
-        raise ConfigError(f"{path}: no such file{_nearest(str(path), names)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as UTF-8 text: {error}") from None
-    data = _parse(text, source=str(path))
+        nearest = one_line(_nearest(str(path), names))
+        raise ConfigError(f"{name}: no such file{nearest}") from None
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise ConfigError(f"{name}: cannot be read as UTF-8 text: {reason}") from None
+    data = parse(text, source=str(path))
     if not isinstance(data, dict):
-        raise ConfigError(f"{path}: expected keys and values, got {type(data).__name__}")
+        raise ConfigError(f"{name}: expected keys and values, got {_show(data)}")
     return data
-
-
-def _parse(text: str, *, source: str) -> Any:
-    try:
-        return YAML(typ="safe", pure=True).load(text)
-    except MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        problem = (error.problem or str(error)).splitlines()[0]
-        raise ConfigError(f"{source}{line}: not valid YAML: {problem}") from None
-    except (YAMLError, ValueError) as error:
-        raise ConfigError(f"{source}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
 def _set(data: dict[str, Any], key: str, value: Any) -> None:
@@ -471,8 +476,10 @@ def _problems(error: ValidationError) -> Iterator[str]:
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
         message = problem["msg"].removeprefix("Value error, ")
-        key = ".".join(path)
-        if problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        key = ".".join(part or '""' for part in path)
+        if problem["type"] == "json_invalid":
+            yield f"expected text keys and plain values: {problem['ctx']['error']}"
+        elif problem["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
             yield f"{key}: unknown key{_nearest_key(path)}"
         elif problem["type"] == "missing":
             yield f"{key}: missing"
@@ -484,7 +491,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
         else:
             expected = message[0].lower() + message[1:]
             nearest = _nearest_choice(problem)
-            yield f"{key}: {expected}, got {_show(problem['input'])}{nearest}"
+            where = f"{key}: " if path else ""
+            yield f"{where}{expected}, got {_show(problem['input'])}{nearest}"
 
 
 def _nearest_key(path: list[str]) -> str:
@@ -559,7 +567,10 @@ def _space_problems(config: Config) -> Iterator[str]:
 
 def _range_problems(config: Config, key: str, values: list[Choice]) -> Iterator[str]:
     """The first value that cannot stand in its place, the rest of the configuration as it is."""
-    bare = config.model_copy(update={"search": SearchConfig()})
+    # Without the lists, on which no searched key depends: they would be read again for every value.
+    model = replace(config.model, attention_windows=(None,))
+    parts = {"model": model, "search": SearchConfig(), "generate": GenerateConfig()}
+    bare = config.model_copy(update=parts)
     for value in values:
         try:
             bare.replace({key: value})
@@ -570,7 +581,8 @@ def _range_problems(config: Config, key: str, values: list[Choice]) -> Iterator[
 
 def _shrink(config: Config) -> Config:
     """A run of seconds through every stage, under names of its own: no real champion is touched."""
-    batch = 4 * config.train.seq_len
+    workers = math.lcm(config.resources.workers, config.fit.resources.workers)
+    batch = config.train.seq_len * workers * math.ceil(4 / workers)
     return config.replace(
         {
             "experiment": f"{config.experiment}-smoke",

@@ -24,6 +24,12 @@ class StorageError(PipelineError):
     """The disk did not take a file: trying again would not help, making room does."""
 
 
+def one_line(text: object) -> str:
+    """Foreign text in a message: no line break or terminal code, and cut where nobody reads on."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:500])
+    return line if len(line) < 500 else f"{line[:497]}..."
+
+
 class Parser(argparse.ArgumentParser):
     """Arguments whose mistakes are bad input like any other: one line."""
 
