@@ -19,8 +19,8 @@ from tests.conftest import TALLY
 from tests.pipelines.commands import WAIT_SECONDS, Folder, assert_whole, below, training, wait_until
 
 pytestmark = pytest.mark.faults
-KILLS = 30
-KILLS_PER_SWEEP = 8
+KILLS = 25
+KILLS_PER_SWEEP = 9
 TRIALS = 5
 LONGEST_SECONDS = 25
 """A kill comes at a moment up to this long after the start, or after the kill before it."""

@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 import subprocess
@@ -247,24 +248,57 @@ def test_the_best_row_is_the_earliest_smallest_evaluated_one():
     assert best_row(rows, "train_bits_per_byte")["step"] == 3
 
 
-def _worker(rank: int, world: int, config: Config, corpus: Development, folder: Path) -> None:
-    address = f"file://{folder}.group"
-    torch.distributed.init_process_group("gloo", address, rank=rank, world_size=world)
-    for _ in train(config, corpus, folder, print):
+def _worker(
+    rank: int, world: int, config: Config, corpus: Development, folder: Path, group: Path, stop: int
+) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{group}", rank=rank, world_size=world)
+    run = train(config, corpus, folder, lambda _: None)
+    for _ in itertools.islice(run, stop):
         pass
+    run.close()
     torch.distributed.destroy_process_group()
+
+
+def together(config: Config, corpus: Development, folder: Path, group: Path, stop: int = 9) -> None:
+    """Train with two workers, for some evaluations."""
+    torch.multiprocessing.spawn(_worker, (2, config, corpus, folder, group, stop), nprocs=2)
+
+
+def test_two_workers_resumed_are_bitwise_two_that_never_stopped(config, corpus, tmp_path):
+    """The newest checkpoint is damaged: both must go on from the one before it."""
+    together(config, corpus, tmp_path / "whole", tmp_path / "a")
+    together(config, corpus, tmp_path / "parts", tmp_path / "b", stop=2)
+    newest = checkpoint.checkpoints(tmp_path / "parts")[-1]
+    (newest / "state.json").write_text("{}")
+    together(config, corpus, tmp_path / "parts", tmp_path / "c")
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(config, corpus, tmp_path):
+    run = train(config, corpus, tmp_path / "run", print)
+    next(run)
+    run.close()
+    model = loop.build_model(config.model)
+    optimizer = build_optimizer(model, config.train)
+    said: list[str] = []
+    key = loop._Run(config, corpus, tmp_path / "run", print).key
+    resume = functools.partial(
+        checkpoint.resume, tmp_path / "run", model, optimizer, key, said.append
+    )
+    assert resume(step=4).step == 4
+    assert resume(step=8) is None
+    assert "00000008: damaged checkpoint" in said[0]
 
 
 def test_two_workers_train_as_one_does(config, corpus, tmp_path):
     config = config.replace({"train.micro_batch_tokens": 64})
     alone = history(train(config, corpus, tmp_path / "alone", print))
-    arguments = (2, config, corpus, tmp_path / "together")
-    torch.multiprocessing.spawn(_worker, arguments, nprocs=2)
-    together = history(train(config, corpus, tmp_path / "together", print))
-    assert [row["step"] for row in together] == [row["step"] for row in alone]
-    for ours, theirs in zip(together, alone, strict=True):
+    together(config, corpus, tmp_path / "both", tmp_path / "group")
+    both = history(train(config, corpus, tmp_path / "both", print))
+    assert [row["step"] for row in both] == [row["step"] for row in alone]
+    for ours, theirs in zip(both, alone, strict=True):
         assert ours["train_bits_per_byte"] == pytest.approx(theirs["train_bits_per_byte"], rel=1e-3)
         assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-2)
-    assert together[-1]["val_bits_per_byte"] == pytest.approx(
-        alone[-1]["val_bits_per_byte"], rel=1e-3
-    )
+    assert both[-1]["val_bits_per_byte"] == pytest.approx(alone[-1]["val_bits_per_byte"], rel=1e-3)

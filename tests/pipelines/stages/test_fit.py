@@ -1,0 +1,39 @@
+import pytest
+import torch
+
+from pipelines.runtime.errors import PipelineError
+from pipelines.stages.fit import _best
+from pipelines.training import checkpoint
+from pipelines.training.checkpoint import Snapshot
+
+BITS = {1: 3.0, 2: 1.0, 3: 2.0}
+HISTORY = [{"step": step, "val_bits_per_byte": bits} for step, bits in BITS.items()]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Checkpoints of steps 2, the best, and 3."""
+    model = torch.nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for step in BITS:
+        snapshot = Snapshot(step, HISTORY[:step], min(step, 2), 0.0, "key")
+        checkpoint.save(tmp_path, model, optimizer, snapshot)
+        torch.nn.init.constant_(model.weight, step)
+    return tmp_path
+
+
+def test_the_best_sound_checkpoint_is_packaged(folder):
+    said: list[str] = []
+
+    def packaged() -> tuple[int, float]:
+        row, weights = _best(folder, HISTORY, "val_bits_per_byte", said.append)
+        return row["step"], float(weights["weight"][0, 0])
+
+    assert packaged() == (2, 1)
+    assert said == []
+    (folder / "00000002" / "state.json").write_text("{}")
+    assert packaged() == (3, 2)
+    assert "00000002: damaged checkpoint" in said[0]
+    (folder / "00000003" / "tensors.safetensors").unlink()
+    with pytest.raises(PipelineError, match="no checkpoint is sound; --fresh trains again"):
+        packaged()
