@@ -16,6 +16,8 @@ from pipelines.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240
+TRIAL = ("ray::Trial", "ray::ResourceTrainable")
+"""How Ray calls a trial's process between its steps, and in one."""
 EXPERIMENT = """
 experiment: tiny
 data: {{corpus: files, path: "{text}"}}
@@ -103,13 +105,13 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
         time.sleep(0.1)
 
 
-def below(process: subprocess.Popen[str], name: str) -> list[psutil.Process]:
-    """The living descendants of a command that are called like that."""
+def below(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
+    """The living descendants of a command that are called like one of that."""
     found = []
     try:
         for child in psutil.Process(process.pid).children(recursive=True):
             try:
-                if name in " ".join(child.cmdline()):
+                if any(name in " ".join(child.cmdline()) for name in names):
                     found.append(child)
             except psutil.Error:
                 continue  # it ended meanwhile

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.pipelines.commands import Folder, assert_whole, below, training, wait_until
+from tests.pipelines.commands import TRIAL, Folder, assert_whole, below, training, wait_until
 
 SEARCH = ("sweep.py", "tiny.yaml", "--until", "search")
 ONE_TRIAL = "search.trials=1"
@@ -40,8 +40,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
     assert code == 1
     assert re.fullmatch(rf"experiment tiny: process {process.pid} is at work on it; .+\n", err)
-    wait_until(lambda: below(process, "ray::Trial"), process)
-    below(process, "ray::Trial")[0].kill()
+    below(process, *TRIAL)[0].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     crashed = r"trial (\d) crashed: its process died.+ goes on from its last checkpoint"
