@@ -16,7 +16,15 @@ import requests
 
 from pipelines.runtime.tracking import Registry
 from tests.conftest import TALLY
-from tests.pipelines.commands import WAIT_SECONDS, Folder, assert_whole, below, training, wait_until
+from tests.pipelines.commands import (
+    TRIAL,
+    WAIT_SECONDS,
+    Folder,
+    assert_whole,
+    below,
+    training,
+    wait_until,
+)
 
 pytestmark = pytest.mark.faults
 KILLS = 25
@@ -25,7 +33,7 @@ TRIALS = 5
 LONGEST_SECONDS = 25
 """A kill comes at a moment up to this long after the start, or after the kill before it."""
 VICTIMS = {
-    "trial": ("ray::Trial",),
+    "trial": TRIAL,
     "worker": ("ray::RayTrainWorker",),
     "all of Ray": ("raylet", "gcs_server", "ray::"),
 }
@@ -88,9 +96,7 @@ def survive(folder: Folder, rng: random.Random, tally: Counter) -> int:
 
 def choose(process: subprocess.Popen[str], rng: random.Random) -> tuple[str, list[psutil.Process]]:
     """Something that is there to be killed."""
-    there = {
-        what: [v for name in names for v in below(process, name)] for what, names in VICTIMS.items()
-    }
+    there = {what: below(process, *names) for what, names in VICTIMS.items()}
     there = {what: found if what == "all of Ray" else found[-1:] for what, found in there.items()}
     there["driver"] = [psutil.Process(process.pid)]
     what = rng.choice([what for what, found in there.items() if found])
