@@ -35,7 +35,10 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
         development(context.storage, needs["corpus"]["fingerprint"]),
         context.progress.line,
     )
-    with context.progress.working("fit: starting Ray and its workers"), cluster() as available:
+    with (
+        context.progress.working("fit: starting Ray and its workers"),
+        cluster(ray_train=True) as available,
+    ):
         require(available, config.resources, "fit.resources")
         from pipelines.training.workers import train_with_workers  # needs the cluster's environment
 

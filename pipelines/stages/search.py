@@ -129,7 +129,7 @@ def _run_trials(
     )
     with (
         context.progress.working("starting Ray"),
-        cluster() as available,
+        cluster(ray_train=config.resources.workers > 1) as available,
         tempfile.TemporaryDirectory() as scratch,
         closing(recorder),
     ):

@@ -24,7 +24,7 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             with closing(loop.train(config, corpus, folder, say)) as run:
                 history = record(store, run_id, run, config, context.progress)
         else:
-            with cluster() as available:
+            with cluster(ray_train=True) as available:
                 require(available, config.resources, "resources")
                 from pipelines.training.workers import train_with_workers
 
