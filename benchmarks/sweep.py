@@ -1,6 +1,6 @@
 """What orchestrating a search costs: start-up, time between trials, beside a plain script.
 
-python benchmarks/sweep.py [--only sweep | script | no-op ...] [--trials 24] [--seconds 30]
+python benchmarks/sweep.py [--only start | sweep | script | no-op ...] [--trials 24] [--seconds 30]
 
 The sweep is `python pipelines/sweep.py --until search` on equal trials without pruning; its times
 are read from MLflow, where every row of a trial's history has the moment it was made. The script
@@ -23,7 +23,8 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("sweep", "script", "no-op")
+PARTS = ("start", "sweep", "script", "no-op")
+STARTS = 5
 NO_OPS = 1000
 CALIBRATION_STEPS = 30
 EXPERIMENT: dict[str, Any] = {
@@ -58,6 +59,8 @@ def main() -> None:
         if {"sweep", "script"} & set(arguments.only):
             config["tokens"] = int(_run_child("calibrate", config, Path(folder))["tokens"])
             config["tokens"] *= arguments.seconds
+        if "start" in arguments.only:
+            _measure_start(Path(folder))
         wall = _measure_sweep(config, Path(folder)) if "sweep" in arguments.only else None
         if "script" in arguments.only:
             for threads in (1, cores):
@@ -69,6 +72,22 @@ def main() -> None:
             _measure_no_ops(Path(folder))
 
 
+def _measure_start(folder: Path) -> None:
+    """Each start has nothing to begin with: no corpus, no database, no cluster."""
+    config, seconds = EXPERIMENT | {"trials": 1, "threads": 1, "tokens": 8192}, []
+    for number in range(STARTS):
+        new = folder / f"start-{number}"
+        new.mkdir()
+        started = time.time()
+        _sweep(config, new)
+        ((first, _),) = _run_child("spans", config, new)["spans"]
+        seconds.append(first - started)
+    _row(
+        "start-up, from nothing to the first optimizer step",
+        f"median {median(seconds):.1f} s, {min(seconds):.1f} to {max(seconds):.1f} s, n = {STARTS}",
+    )
+
+
 def _measure_sweep(config: dict[str, Any], folder: Path) -> float:
     """Returns the wall time of the whole command."""
     started = time.time()
@@ -77,7 +96,7 @@ def _measure_sweep(config: dict[str, Any], folder: Path) -> float:
     spans = sorted(map(tuple, _run_child("spans", config, folder)["spans"]))
     ideal = sum(end - start for start, end in spans) / slots
     gaps = between(spans, slots)
-    _row("start-up, from nothing to the first optimizer step", f"{spans[0][0] - started:.1f} s")
+    _row("start-up of this sweep", f"{spans[0][0] - started:.1f} s")
     _row("one trial, first to last optimizer step", f"{median(b - a for a, b in spans):.1f} s")
     _row(
         "overhead per trial: last step of one to first step of the next on its slot",
@@ -225,7 +244,8 @@ def _spans(config: dict[str, Any]) -> None:
     spans = []
     for run in store.find("trial"):
         points = store.client.get_metric_history(run.info.run_id, "seconds")
-        first, *_, last = sorted(points, key=lambda point: point.step)
+        points.sort(key=lambda point: point.step)
+        first, last = points[0], points[-1]
         spans.append((first.timestamp / 1000 - first.value, last.timestamp / 1000))
     print(json.dumps({"spans": spans}))
 
