@@ -51,6 +51,7 @@ class Folder:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            preexec_fn=_hear_interrupts,
         )
 
     def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
@@ -94,6 +95,11 @@ class Folder:
 
     def trials(self) -> list:
         return self.store().find("trial") if (self.path / "mlflow.db").exists() else []
+
+
+def _hear_interrupts() -> None:
+    """Tests that a shell runs in the background would start commands that ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
