@@ -37,7 +37,10 @@ VICTIMS = {
     "worker": ("ray::RayTrainWorker",),
     "all of Ray": ("raylet", "gcs_server", "ray::"),
 }
-SWEEP = ("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "train.tokens=262144")
+SWEEP = (
+    *("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "train.tokens=262144"),
+    f"failures.retries={KILLS_PER_SWEEP}",  # chance may choose one trial every time
+)
 
 
 @pytest.fixture(autouse=True)
