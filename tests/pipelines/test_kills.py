@@ -102,7 +102,9 @@ def choose(process: subprocess.Popen[str], rng: random.Random) -> tuple[str, lis
     there = {what: below(process, *names) for what, names in VICTIMS.items()}
     there = {what: found if what == "all of Ray" else found[-1:] for what, found in there.items()}
     there["driver"] = [psutil.Process(process.pid)]
-    what = rng.choice([what for what, found in there.items() if found])
+    choices = [what for what, found in there.items() if found]
+    rarely_there = [what for what in choices if what in ("trial", "worker")]
+    what = rng.choice(choices + 3 * rarely_there)
     return what, there[what]
 
 
