@@ -31,10 +31,8 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     config = context.config.replace(needs["select"]["values"]).fit_config()
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
-    corpus, say = (
-        development(context.storage, needs["corpus"]["fingerprint"]),
-        context.progress.line,
-    )
+    corpus = development(context.storage, needs["corpus"]["fingerprint"])
+    say = context.progress.line
     with (
         context.progress.working("fit: starting Ray and its workers"),
         cluster(ray_train=True) as available,
@@ -42,7 +40,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
         require(available, config.resources, "fit.resources")
         from pipelines.training.workers import train_with_workers  # needs the cluster's environment
 
-        with closing(train_with_workers(config, corpus, folder, context.progress.line)) as run:
+        with closing(train_with_workers(config, corpus, folder, say)) as run:
             history = record(context.store, context.run_id, run, config, context.progress)
     return package(context.store, context.run_id, config, folder, history, say)
 

@@ -94,7 +94,8 @@ def _stored(context: Context, run: Run) -> StoredTrial:
 
 def _curve(store: Store, run: Run, metric: str) -> dict[int, float]:
     evaluated = store.history(run.info.run_id, "val_bits_per_byte")
-    history = store.history(run.info.run_id, metric)
+    same = metric == "val_bits_per_byte"
+    history = evaluated if same else store.history(run.info.run_id, metric)
     batch_tokens = int(run.data.params["train.batch_tokens"])
     best = accumulate((history[step] for step in evaluated), min)
     return {batch_tokens * step: value for step, value in zip(evaluated, best, strict=True)}

@@ -192,10 +192,9 @@ class StudySearcher(Searcher):
         return {"number": asked.trial.number, "values": asked.values}
 
     def _may_ask(self) -> bool:
-        waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         running = sum(asked.tokens for asked in self._running.values())
         if self._max_tokens is not None and self._spent + running >= self._max_tokens:
-            return bool(waiting)
+            return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
         return self._left > 0
 
     def _ask(self) -> _Asked:

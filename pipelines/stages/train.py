@@ -14,10 +14,8 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Train here, or with several workers under Ray Train; package the best checkpoint."""
     config, store, run_id = context.config, context.store, context.run_id
     folder = context.storage / "fits" / run_id
-    corpus, say = (
-        development(context.storage, needs["corpus"]["fingerprint"]),
-        context.progress.line,
-    )
+    corpus = development(context.storage, needs["corpus"]["fingerprint"])
+    say = context.progress.line
     describe_run(store, run_id, config, context.storage, needs["corpus"])
     with context.progress.working("training"):
         if config.resources.workers == 1:

@@ -1,13 +1,11 @@
 """What goes wrong while commands run: real processes are killed, real disks refuse, one each."""
 
 import json
-import os
 import re
 import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,15 +13,6 @@ from tests.pipelines.commands import TRIAL, Folder, assert_whole, below, trainin
 
 SEARCH = ("sweep.py", "tiny.yaml", "--until", "search")
 ONE_TRIAL = "search.trials=1"
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    yield
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if before is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 def states(folder: Folder) -> Counter:

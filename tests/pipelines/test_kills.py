@@ -1,13 +1,11 @@
 """Kills at random moments, of everything that can be killed: `make test-faults`, many minutes."""
 
-import os
 import random
 import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -41,12 +39,6 @@ SWEEP = (
     *("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "train.tokens=262144"),
     f"failures.retries={KILLS_PER_SWEEP}",  # chance may choose one trial every time
 )
-
-
-@pytest.fixture(autouse=True)
-def environment() -> Iterator[None]:
-    yield
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
 
 
 @pytest.fixture

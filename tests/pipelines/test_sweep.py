@@ -7,21 +7,11 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
 
 import pytest
 
 from pipelines.runtime.tracking import Registry
 from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment() -> Iterator[None]:
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    yield
-    os.environ.pop("MLFLOW_TRACKING_URI", None)
-    if before is not None:
-        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.fixture(scope="module")

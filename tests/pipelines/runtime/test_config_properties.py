@@ -161,7 +161,7 @@ def test_any_value_in_any_place_is_taken_or_refused(changes):
     data = whole()
     for place, value in changes:
         put(data, place, value)
-    outcome(lambda: validate(data, source="here"), "here")
+    assert outcome(lambda: validate(data, source="here"), "here")
 
 
 @many(150)
@@ -242,7 +242,7 @@ def test_any_yaml_in_any_place_of_a_file_is_read_or_refused(file, place, snippet
     else:
         text = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place[:-1]))
         text += f"{'  ' * (len(place) - 1)}{place[-1]}: {snippet}"
-    read(file, f"experiment: odd\n{text}\n")
+    assert read(file, f"experiment: odd\n{text}\n")
 
 
 @many(300)
@@ -264,14 +264,14 @@ def test_a_damaged_file_is_read_or_refused(file, changes):
         before, part, after = text[:at], text[at : at + size], text[at + size :]
         made = {"drop": "", "double": part * 2, "swap": part[::-1], "put": snippet + part}
         text = before + made[kind] + after
-    read(file, text)
+    assert read(file, text)
 
 
 @many(100)
 @given(content=st.binary(max_size=40), at=st.integers(0, len(TEXT)))
 def test_bytes_in_a_file_are_read_or_refused(file, content, at):
-    read(file, content)
-    read(file, TEXT[:at].encode() + content + TEXT[at:].encode())
+    assert read(file, content)
+    assert read(file, TEXT[:at].encode() + content + TEXT[at:].encode())
 
 
 OVERRIDE_KEYS = st.one_of(
@@ -291,14 +291,14 @@ OVERRIDE_KEYS = st.one_of(
 )
 def test_any_change_on_the_command_line_is_taken_or_refused(file, overrides):
     file.write_text("experiment: odd\n")
-    outcome(lambda: load([str(file), *overrides]), file, "command line")
+    assert outcome(lambda: load([str(file), *overrides]), file, "command line")
 
 
 @many(100)
 @given(arguments=st.lists(st.sampled_from(TEXTS) | st.text(max_size=8), max_size=3))
 def test_any_arguments_are_taken_or_refused(arguments):
     names = [one_line(Path(argument)) for argument in arguments]
-    outcome(lambda: load(arguments), "command line", *names)
+    assert outcome(lambda: load(arguments), "command line", *names)
 
 
 BOUNDS = st.one_of(
