@@ -1,6 +1,7 @@
 import functools
 import itertools
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -257,6 +258,9 @@ def _worker(
         pass
     run.close()
     torch.distributed.destroy_process_group()
+    # The model, in a reference cycle, still holds the group, whose threads may hold tensors when
+    # Python finalizes: they then abort the process (pytorch/pytorch#179291).
+    os._exit(0)
 
 
 def together(config: Config, corpus: Development, folder: Path, group: Path, stop: int = 9) -> None:
