@@ -10,6 +10,9 @@ from torch import Tensor
 
 from dca.model import LanguageModel
 
+COLD = 1e-6
+"""A temperature below which the likeliest byte is taken: logits divided by it would overflow."""
+
 
 def generate(
     model: LanguageModel,
@@ -95,7 +98,7 @@ def _choose(
     top_p: float | None,
     generator: torch.Generator | None,
 ) -> Tensor:
-    if temperature == 0:
+    if temperature < COLD:
         return logits_bv.argmax(-1)
     logits_bv = logits_bv / temperature
     if top_k is not None and top_k < logits_bv.shape[-1]:

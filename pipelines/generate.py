@@ -1,69 +1,148 @@
-"""Text from a registered model.
+"""Text from a model, or what a model makes of a text.
 
-python pipelines/generate.py --prompt "def " [--model NAME | URI | FOLDER]
+python pipelines/generate.py --prompt "def " [--model MODEL]
+python pipelines/generate.py --score FILE [--model MODEL]
 """
 
 import argparse
+import itertools
+import json
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pipelines.runtime.errors import ConfigError, Parser, run_command
+from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
+
+SEPARATOR = 20 * "-"
 
 
 def main() -> None:
     """Load the model and write its text as it comes."""
     arguments = _arguments()
-    if not arguments.prompt:
-        raise ConfigError("--prompt: expected at least one character")
-    from dca.sampling import check_sampling
-    from pipelines.runtime.tracking import connect, load_packaged, tracking_uri
+    text = _read(arguments.score) if arguments.score else b""
+    prompts = [] if arguments.score else _prompts(arguments)
+    with _loaded(arguments.model) as (packaged, label):
+        print(label, file=sys.stderr)
+        if arguments.score:
+            _score(packaged, text, label, arguments)
+        else:
+            _generate(packaged, prompts, label, arguments)
 
-    options = {
-        "max_new_tokens": arguments.max_new_tokens,
-        "temperature": arguments.temperature,
-        "top_k": arguments.top_k,
-        "top_p": arguments.top_p,
-    }
+
+def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse.Namespace) -> None:
+    from pipelines.runtime.packaged_model import DEFAULTS
+
+    given = {name: getattr(arguments, name) for name in DEFAULTS}
+    options = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    first = options.pop("seed")
+    seeds = range(first, first + arguments.samples)
     try:
-        check_sampling(**options)
+        for seed in (seeds[0], seeds[-1]):
+            packaged.check(prompts, seed=seed, **options)
     except ValueError as error:
         raise ConfigError(f"--{str(error).replace('_', '-')}") from None
-    connect(tracking_uri())
-    packaged = load_packaged(_uri(arguments.model))
-    sys.stdout.write(arguments.prompt)
-    for text in packaged.continuation(arguments.prompt, seed=arguments.seed, **options):
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
+    for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
+        parts = packaged.continuation(prompt, seed=seed, **options)
+        if arguments.json:
+            row = {"model": label, "prompt": prompt, "seed": seed, "text": prompt + "".join(parts)}
+            print(json.dumps(row, ensure_ascii=False), flush=True)
+            continue
+        if number:
+            print(SEPARATOR)
+        for part in itertools.chain([prompt], parts):
+            sys.stdout.write(part)
+            sys.stdout.flush()
+        print(flush=True)
 
 
-def _uri(model: str) -> str:
-    """A registered model's champion by its bare name; anything else as it is."""
-    if ":" in model or Path(model).is_dir():
-        return model
-    if "/" in model:
-        raise ConfigError(f"--model: {model}: no such folder")
-    name, _, alias = model.partition("@")
-    return f"models:/{name}@{alias or 'champion'}"
+def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    if len(text) < 2:
+        raise ConfigError(f"--score: {arguments.score}: expected at least 2 bytes")
+    bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
+    row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
+    size = f"{len(text):,} bytes of {arguments.score}"
+    print(json.dumps(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
+
+
+@contextmanager
+def _loaded(model: str) -> Iterator[tuple[Any, str]]:
+    """The packaged model and what it is called, from a folder or the registry."""
+    from pipelines.runtime.package import fetch, load
+
+    with tempfile.TemporaryDirectory() as scratch:
+        if Path(model).is_dir():
+            folder, label = Path(model), model
+        elif model.startswith((".", "/", "~")):
+            raise ConfigError(f"--model: {one_line(model)}: no such folder")
+        else:
+            from pipelines.runtime.registry import resolve
+            from pipelines.runtime.tracking import connect_existing
+
+            model_id, label = resolve(connect_existing(), model, name="dca-gpt")
+            folder = fetch(model_id, Path(scratch))
+        yield load(folder), label
+
+
+def _prompts(arguments: argparse.Namespace) -> list[str]:
+    prompts = list(arguments.prompt or [])
+    if arguments.prompts:
+        try:
+            prompts += _read(arguments.prompts).decode().splitlines()
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{one_line(arguments.prompts)}: not UTF-8: {error}") from None
+    if not prompts and not arguments.prompts and not arguments.prompt and not sys.stdin.isatty():
+        prompts = sys.stdin.read().splitlines()
+    if not prompts or "" in prompts:
+        raise ConfigError(
+            "--prompt: expected at least one character, there or in each line of --prompts FILE "
+            "or of standard input"
+        )
+    return prompts
+
+
+def _read(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{one_line(file)}: cannot be read: {reason}") from None
 
 
 def _arguments() -> argparse.Namespace:
-    parser = Parser(prog="generate.py", description="Text from a registered model.")
-    parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument(
-        "--model",
-        default="dca-gpt",
-        help="registered model, whose champion writes (default: dca-gpt), NAME@ALIAS, "
-        "a models:/ or runs:/ URI, or a folder",
+    parser = Parser(
+        prog="generate.py",
+        description="Text from a model: a continuation of each prompt, as it is written.",
+        epilog="MODEL is a registered model, whose champion writes (default: dca-gpt), "
+        "NAME@ALIAS, NAME/VERSION, a version or @alias of dca-gpt, a models:/ or runs:/ URI, the "
+        "id of a run or of a logged model, or a folder.",
     )
-    parser.add_argument("--max-new-tokens", type=int, default=200, help="bytes to write (200)")
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0: the likeliest byte (0.8)"
-    )
-    parser.add_argument("--top-k", type=int, help="sample from this many likeliest bytes")
-    parser.add_argument("--top-p", type=float, help="sample from the likeliest bytes of this mass")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    return parser.parse_args()
+    parser.add_argument("--model", default="dca-gpt", help="what writes; see below")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
+    parser.add_argument("--prompts", metavar="FILE", help="a prompt a line; else standard input")
+    parser.add_argument("--samples", type=_positive, default=1, help="texts of each prompt (1)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="bytes to write (200)")
+    parser.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest (0.8)")
+    parser.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest bytes (40)")
+    parser.add_argument("--top-p", type=float, metavar="P", help="of this probability together (1)")
+    parser.add_argument("--seed", type=int, help="of the first sample; the next add 1 (0)")
+    parser.add_argument("--stop", metavar="TEXT", help="end before this text")
+    parser.add_argument("--score", metavar="FILE", help="bits per byte of a text, no generation")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each text")
+    arguments = parser.parse_args()
+    if arguments.score and (arguments.prompt or arguments.prompts):
+        raise ConfigError("--score: expected without --prompt and --prompts")
+    return arguments
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return int(text)
 
 
 if __name__ == "__main__":

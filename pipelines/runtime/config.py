@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dca import ModelConfig
 from pipelines.runtime.errors import ConfigError, one_line
-from pipelines.runtime.plain_yaml import DEEPEST, MOST, parse
+from pipelines.runtime.plain_yaml import DEEPEST, MOST, flatten, parse
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
@@ -243,10 +243,19 @@ class FailuresConfig(Section):
 class PromoteConfig(Section):
     """The registry and the gate in front of its champion."""
 
-    model: Annotated[str, Field(min_length=1, pattern=r"^[^/:.%\"']+$")] = "dca-gpt"
-    """Name of the registered model."""
+    model: Annotated[str, Field(pattern=r"^[^/:.%\"'@]*[^/:.%\"'@0-9][^/:.%\"'@]*$")] = "dca-gpt"
+    """Name of the registered model: not a number, and without / : . % @ and quotes. The log of its
+    champions is registered beside it as NAME-champions."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.0
     """Bits per byte by which a challenger must beat the champion on the test split."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """With which it must: of a bootstrap over blocks of the test text."""
+    max_parameters: Positive | None = None
+    """Most parameters of a champion; null: any number."""
+    min_bytes_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Least speed of writing one text, on the machine that decides; null: any."""
+    max_latency_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time from a prompt of 64 bytes to the first byte written; null: any."""
 
 
 class GenerateConfig(Section):
@@ -338,15 +347,6 @@ class Config(Section):
         return self.replace({"train.tokens": tokens, "resources": resources})
 
 
-def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and leaf values of nested mappings; an empty mapping is a leaf."""
-    for key, value in data.items():
-        if isinstance(value, Mapping) and value:
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def run_params(config: Config) -> dict[str, Any]:
     """The dotted parameters of a training run, the same keys for every run."""
     data = config.model_dump(mode="json")
@@ -394,19 +394,23 @@ def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
         expected = "expected at most one experiment and key=value changes to it"
         raise ConfigError(f"command line: {expected}, got {one_line(json.dumps(files))}")
     path = Path(files[0]) if files else QUICKSTART
-    data = _read(path)
-    given = []
-    for override in arguments:
-        key, separator, text = override.partition("=")
-        if separator:
-            source = f"command line: {one_line(override)}"
-            parts = key.split(".")
-            if not key.isprintable() or not all(parts) or len(parts) > DEEPEST:
-                raise ConfigError(f"{source}: expected a key such as train.tokens before the =")
-            _set(data, key, parse(text, source=source))
-            given.append(key)
-    config = validate(data, source=str(path), given=given)
+    overrides = [argument for argument in arguments if "=" in argument]
+    config = changed(_read(path), overrides, source=str(path))
     return _shrink(config) if smoke else config
+
+
+def changed(data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
+    """The configuration of plain data with `key=value` changes. Raises ConfigError."""
+    given = []
+    for override in overrides:
+        key, _, text = override.partition("=")
+        where = f"command line: {one_line(override)}"
+        parts = key.split(".")
+        if not key.isprintable() or not all(parts) or len(parts) > DEEPEST:
+            raise ConfigError(f"{where}: expected a key such as train.tokens before the =")
+        _set(data, key, parse(text, source=where))
+        given.append(key)
+    return validate(data, source=source, given=given)
 
 
 def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ()) -> Config:

@@ -15,7 +15,8 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from pipelines.runtime.config import Config, flatten
+from pipelines.runtime.config import Config
+from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import Progress
 from pipelines.runtime.tracking import Run, Store, alone, model_exists
 

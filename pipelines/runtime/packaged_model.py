@@ -1,23 +1,28 @@
 """The model as MLflow serves it: text in, text out. Runs wherever MLflow and torch do.
 
 MLflow copies this file into the model, next to the `dca` sources, and executes the copy on loading.
-It therefore imports nothing of this project but `dca`, and reads no pickle.
+It therefore imports nothing of this project but `dca`, and that after its digests were checked.
 """
 
 import codecs
+import hashlib
+import importlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import torch
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from numpy.typing import NDArray
 from safetensors.torch import load_file
-
-from dca import ModelConfig, build_model, stream
 
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 200,
@@ -25,8 +30,42 @@ DEFAULTS: dict[str, Any] = {
     "top_k": 40,
     "top_p": 1.0,
     "seed": 0,
+    "stop": "",
 }
 """Parameters of `predict`."""
+MOST_BYTES = 65_536
+"""Of a prompt and of its continuation: a request must not take the machine's memory."""
+SUMS = "SHA256SUMS"
+"""Beside the weights: the digests of everything that loading reads, by path from the root."""
+BATCH = 32
+"""Windows scored at a time."""
+
+
+def digest(path: Path) -> str:
+    """The sha256 of a file, as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(root: Path) -> None:
+    """Refuse a model that is not as it was packaged.
+
+    Raises ValueError naming the first file that is missing, altered, or code that was added.
+    """
+    sums = root / "artifacts" / "model" / SUMS
+    if not sums.is_file():
+        raise ValueError(f"{root}: no {SUMS}: not a model of this project, or one from before it")
+    rows = (line.split(maxsplit=1) for line in sums.read_text().splitlines())
+    expected = {name: value for value, name in rows}
+    there = {str(path.relative_to(root)) for path in (root / "code").rglob("*") if path.is_file()}
+    added = {name for name in there if "__pycache__" not in name} - set(expected)
+    if added:
+        raise ValueError(f"{root}: {min(added)} was added after it was packaged")
+    for name, value in expected.items():
+        if not (root / name).is_file():
+            raise ValueError(f"{root}: {name} is missing")
+        if digest(root / name) != value:
+            raise ValueError(f"{root}: {name} was altered after it was packaged")
 
 
 class PackagedModel(PythonModel):
@@ -37,18 +76,42 @@ class PackagedModel(PythonModel):
     _skip_type_hint_validation = True
 
     def load_context(self, context: PythonModelContext) -> None:
-        """Read weights and configuration from the model's own folder."""
+        """Check the model's own folder, then read weights and configuration from it."""
         folder = Path(context.artifacts["model"])
+        root = folder.parents[1]
+        verify(root)
+        dca = importlib.import_module("dca")
+        _check_sources(Path(dca.__file__ or "").parent, root / "code" / "dca")
+        self.dca: Any = dca
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.model = build_model(ModelConfig(**self.config["model"]))
+        self.model = dca.build_model(dca.ModelConfig(**self.config["model"]))
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.eval()
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """Continue each prompt: a list of texts, or a table with one column of them."""
-        prompts = model_input.iloc[:, 0] if hasattr(model_input, "columns") else model_input
+        """Continue each prompt of a table; columns `text` and `log_likelihood`, as `signature`."""
         options = {**DEFAULTS, **(params or {})}
-        return [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]
+        prompts = list(model_input["prompt"])
+        try:
+            self.check(prompts, **options)
+        except ValueError as error:  # a server answers with 400 and this
+            raise MlflowException.invalid_parameter_value(str(error)) from None
+        texts = [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]
+        nats = [-math.log(2) * float(self.bits(_bytes(prompt)).sum()) for prompt in prompts]
+        return pd.DataFrame({"text": texts, "log_likelihood": nats})
+
+    def check(self, prompts: list[str], *, seed: int, stop: str, **sampling: Any) -> None:
+        """Raise ValueError, naming the parameter, for what cannot be continued."""
+        self.dca.sampling.check_sampling(**sampling)
+        if sampling["max_new_tokens"] > MOST_BYTES:
+            got = sampling["max_new_tokens"]
+            raise ValueError(f"max_new_tokens: expected at most {MOST_BYTES}, got {got}")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
+        for prompt in prompts:
+            size = len(_bytes(prompt))
+            if not 0 < size <= MOST_BYTES:
+                raise ValueError(f"prompt: expected 1 to {MOST_BYTES} bytes, got {size}")
 
     def continuation(
         self,
@@ -59,36 +122,101 @@ class PackagedModel(PythonModel):
         top_k: int | None,
         top_p: float | None,
         seed: int,
+        stop: str = "",
     ) -> Iterator[str]:
-        """Yield the continuation of a prompt as it is written, whole characters at a time."""
+        """Yield the continuation of a prompt as it is written, whole characters at a time.
+
+        It ends before the first `stop`, or after `max_new_tokens` bytes.
+        """
         device = next(self.model.parameters()).device
-        ids = torch.frombuffer(bytearray(prompt.encode()), dtype=torch.uint8).long()[None]
-        new = stream(
+        new = self.dca.stream(
             self.model,
-            ids.to(device),
+            torch.from_numpy(_bytes(prompt)).long()[None].to(device),
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
             generator=torch.Generator(device).manual_seed(seed),
         )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for ids_b in new:
-            yield decoder.decode(bytes(ids_b.tolist()))
-        yield decoder.decode(b"", final=True)
+        return until(stop, _characters(int(ids_b[0]) for ids_b in new))
+
+    @torch.inference_mode()
+    def bits(self, data: NDArray[np.uint8]) -> NDArray[np.float64]:
+        """-log2 p of every byte but the first: [bytes - 1].
+
+        Each is predicted from those before it in its window; windows are of the training's
+        seq_len, one after another, the last one shorter.
+        """
+        seq_len = self.config["train"]["seq_len"]
+        device = next(self.model.parameters()).device
+        whole = (len(data) - 1) // seq_len * seq_len
+        starts = np.arange(0, whole, seq_len)[:, None] + np.arange(seq_len + 1)
+        batches = [data[starts[first : first + BATCH]] for first in range(0, len(starts), BATCH)]
+        if whole < len(data) - 1:
+            batches.append(data[None, whole:])
+        found = [np.empty(0)]
+        for batch in batches:
+            ids_bt = torch.from_numpy(np.ascontiguousarray(batch)).to(device).long()
+            log_p_btv = self.model(ids_bt[:, :-1]).float().log_softmax(-1)
+            nats_bt = -log_p_btv.gather(-1, ids_bt[:, 1:, None])[..., 0]
+            found.append(nats_bt.double().flatten().cpu().numpy() / math.log(2))
+        return np.concatenate(found)
+
+
+def _bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(bytearray(text.encode(errors="replace")), dtype=np.uint8)
+
+
+def _characters(codes: Iterator[int]) -> Iterator[str]:
+    """Whole characters of a stream of UTF-8 bytes; one that the end cuts is left out."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return (text for text in (decoder.decode(bytes([code])) for code in codes) if text)
+
+
+def until(stop: str, texts: Iterator[str]) -> Iterator[str]:
+    """What comes before the first `stop`; what may be its beginning is held back."""
+    held = ""
+    for text in texts:
+        held += text
+        if stop and stop in held:
+            yield held.partition(stop)[0]
+            return
+        begun = next((n for n in range(len(stop) - 1, 0, -1) if held.endswith(stop[:n])), 0)
+        if len(held) > begun:
+            yield held[: len(held) - begun]
+            held = held[len(held) - begun :]
+    if held:
+        yield held
+
+
+def _check_sources(imported: Path, packaged: Path) -> None:
+    """Python keeps the first `dca` it imported: refuse to run a model with another one's code."""
+    for path in packaged.rglob("*"):
+        if path.is_file() and path.suffix in (".py", ".cpp"):
+            other = imported / path.relative_to(packaged)
+            if not other.is_file() or digest(other) != digest(path):
+                raise ValueError(
+                    f"{packaged}: this process has imported another dca, {imported}: load the "
+                    "model in a process of its own"
+                )
 
 
 def signature() -> ModelSignature:
-    """Texts in, texts out, with the parameters of `predict`."""
+    """A table of prompts in; out each text, and the natural log of its prompt's probability."""
     return ModelSignature(
-        inputs=Schema([ColSpec("string")]),
-        outputs=Schema([ColSpec("string")]),
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string", "text"), ColSpec("double", "log_likelihood")]),
         params=ParamSchema(
             [ParamSpec(name, _DTYPES[type(value)], value) for name, value in DEFAULTS.items()]
         ),
     )
 
 
-_DTYPES = {int: "long", float: "double"}
+def example() -> tuple[pd.DataFrame, dict[str, Any]]:
+    """A request, as MLflow shows it beside the model."""
+    return pd.DataFrame({"prompt": ["def ", "class "]}), {**DEFAULTS, "max_new_tokens": 20}
+
+
+_DTYPES = {int: "long", float: "double", str: "string"}
 
 mlflow.models.set_model(PackagedModel())

@@ -4,6 +4,7 @@ Any text, however odd, is read or refused within seconds.
 """
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -50,6 +51,15 @@ def parse(text: str, *, source: str) -> Any:
     line = f":{where.line + 1}" if where and "\n" in text else ""
     problem = one_line(problem.splitlines()[0])
     raise ConfigError(f"{one_line(source)}{line}: not valid YAML: {problem}")
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and leaf values of nested mappings; an empty mapping is a leaf."""
+    for key, value in data.items():
+        if isinstance(value, Mapping) and value:
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 class _Constructor(SafeConstructor):

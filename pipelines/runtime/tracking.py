@@ -36,8 +36,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.runtime.config import flatten
 from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.plain_yaml import flatten
 
 PROBE_SECONDS = 5
 PATIENCE_SECONDS = 3600
@@ -48,6 +48,9 @@ ROWS_PER_BATCH = 100
 STEP_METRIC = "train_bits_per_byte"
 """A metric that every row of a history has: its steps are the rows already stored."""
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
+
+DIGEST_TAG = "dca.sha256"
+"""Of a logged model: the digest of its list of digests, which its own files cannot vouch for."""
 
 Row = Mapping[str, float]
 
@@ -129,7 +132,7 @@ _give_up = threading.Event()
 """Set when waiting is over: patience has run out, or the command ends."""
 
 
-def _may_pass(error: BaseException) -> bool:
+def may_pass(error: BaseException) -> bool:
     """A locked database, a server that is away or overloaded; not one that says no, nor a full
     disk, which MLflow calls unavailable too."""
     if not isinstance(error, MlflowException):
@@ -159,7 +162,7 @@ def _gave_up(state: tenacity.RetryCallState) -> NoReturn:
 
 
 patiently = tenacity.retry(
-    retry=tenacity.retry_if_exception(_may_pass),
+    retry=tenacity.retry_if_exception(may_pass),
     wait=tenacity.wait_random_exponential(multiplier=0.5, max=MOST_SECONDS_BETWEEN_TRIES),
     stop=tenacity.stop_after_delay(PATIENCE_SECONDS) | tenacity.stop_when_event_set(_give_up),
     sleep=tenacity.sleep_using_event(_give_up),
@@ -184,14 +187,14 @@ class _PatientClient:
 
 
 @contextmanager
-def alone(work: str) -> Iterator[None]:
+def alone(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
     """Keep other processes of this machine from the same work on the same store.
 
-    Raises PipelineError if one is at it.
+    Raises PipelineError if one is at it, and still is after the wait.
     """
     lock = _lock(f"{tracking_uri()} {work}")
     try:
-        held = lock.acquire(timeout=0)
+        held = lock.acquire(timeout=wait_seconds)
     except Timeout:
         process = Path(lock.lock_file).read_text().strip()
         raise PipelineError(
@@ -455,10 +458,12 @@ def log_model(
     signature: ModelSignature,
     requirements: list[str],
     params: Mapping[str, Any],
+    example: Any,
+    digest: str,
 ) -> str:
     """Log a pyfunc model from code under a run, once; returns its models:/ URI."""
-    if found := _logged_model(run_id):
-        return found
+    if found := logged_model(run_id):
+        return f"models:/{found}"
     with mlflow.start_run(run_id=run_id):
         info = mlflow.pyfunc.log_model(
             name="model",
@@ -468,16 +473,20 @@ def log_model(
             signature=signature,
             pip_requirements=requirements,
             params={key: _plain(value) for key, value in flatten(params)},
+            input_example=example,
+            tags={DIGEST_TAG: digest},
         )
     return f"models:/{info.model_id}"
 
 
-def _logged_model(run_id: str) -> str | None:
+@patiently
+def logged_model(run_id: str) -> str | None:
+    """The id of the model that a run has logged, if it has."""
     run = mlflow.get_run(run_id)
     for output in run.outputs.model_outputs if run.outputs else []:
         model = mlflow.get_logged_model(output.model_id)
         if str(model.status) == "READY":
-            return f"models:/{model.model_id}"
+            return str(model.model_id)
     return None
 
 
@@ -487,105 +496,64 @@ def model_exists(uri: str) -> bool:
     try:
         mlflow.models.get_model_info(uri)
     except (MlflowException, OSError) as error:
-        if _may_pass(error):
+        if may_pass(error):
             raise
         return False
     return True
 
 
-@patiently
-def download_model(uri: str, folder: Path) -> Path:
-    """Copy the files behind a models:/ or runs:/ URI into a folder; raises as `load_packaged`."""
-    store = tracking_uri()
-    database = Path(store.removeprefix("sqlite:///"))
-    if store.startswith("sqlite:///") and not database.exists():
-        raise ConfigError(f"{uri}: no such model: there is no {database}")
-    with _lock(store):
-        connect(store)
-    try:
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder)))
-    except (MlflowException, OSError) as error:
-        if _may_pass(error):
-            raise
-        raise ConfigError(f"{uri}: {_no_model(uri, error)}") from None
+def connect_existing() -> MlflowClient:
+    """A client of the store as it is; makes none. Raises ConfigError if there is none."""
+    uri = tracking_uri()
+    database = Path(uri.removeprefix("sqlite:///"))
+    if uri.startswith("sqlite:///") and not database.exists():
+        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: there is no {database}")
+    with _lock(uri):
+        return connect(uri)
 
 
 @patiently
-def load_packaged(uri: str) -> Any:
-    """The packaged model behind any models:/ or runs:/ URI, or a local folder.
+def download_model(model_id: str, folder: Path) -> tuple[Path, str | None]:
+    """Copy a logged model's files into a folder; where they lie, and the digest told on logging.
 
-    Raises ConfigError if there is no such model, version or alias.
+    Raises PipelineError if they are gone.
     """
     try:
-        return mlflow.pyfunc.load_model(uri).unwrap_python_model()
+        digest = mlflow.get_logged_model(model_id).tags.get(DIGEST_TAG)
+        uri = f"models:/{model_id}"
+        copy = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
     except (MlflowException, OSError) as error:
-        if _may_pass(error):
+        if may_pass(error):
             raise
-        raise ConfigError(f"{uri}: {_no_model(uri, error)}") from None
+        raise PipelineError(f"models:/{model_id}: {str(error).splitlines()[0]}") from None
+    return Path(copy), digest
 
 
-def _no_model(uri: str, error: Exception) -> str:
-    name = uri.removeprefix("models:/").split("@")[0].split("/")[0]
-    client = MlflowClient()
-    registered = [model.name for model in client.search_registered_models()]
-    if uri.startswith("models:/") and name not in registered:
-        names = ", ".join(registered) or "none yet; python pipelines/sweep.py makes one"
-        return f"no such registered model; registered: {names}"
-    if "@" in uri:
-        aliases = client.get_registered_model(name).aliases
-        return f"no such alias; {name} has: {', '.join(sorted(aliases)) or 'none'}"
-    return str(error).splitlines()[0]
+def load_pyfunc(folder: Path) -> Any:
+    """The Python object behind the pyfunc model in a folder. Its code is executed."""
+    return mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
 
 
-@dataclass(frozen=True)
-class Registry:
-    """The versions and aliases of one registered model."""
+@patiently
+def keep_with_model(model_id: str, file: str, data: Any) -> None:
+    """Store JSON among the files of a logged model, where whoever downloads it finds it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(data, indent=1))
+        MlflowClient().log_model_artifacts(model_id, scratch)
 
-    client: MlflowClient
-    name: str
 
-    @patiently
-    def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
-        """The version of a logged model; made if there is none, its tags completed in any case."""
-        try:
-            self.client.create_registered_model(self.name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = self._version_of(uri)
-        if version is None:
-            model_id = uri.removeprefix("models:/")
-            made = self.client.create_model_version(self.name, uri, run_id, model_id=model_id)
-            version = int(made.version)
-        self.tag(version, tags)
-        return version
-
-    def _version_of(self, uri: str) -> int | None:
-        model_id = uri.removeprefix("models:/")
-        for version in self.client.search_model_versions(f"name = '{self.name}'"):
-            if model_id in (version.model_id, str(version.source).removeprefix("models:/")):
-                return int(version.version)
+@patiently
+def read_with_model(model_id: str, file: str) -> Any:
+    """JSON among the files of a logged model; None if there is none."""
+    try:
+        location = mlflow.get_logged_model(model_id).artifact_location
+        return json.loads(mlflow.artifacts.load_text(f"{location}/{file}"))
+    except (MlflowException, OSError) as error:
+        if may_pass(error):
+            raise
         return None
-
-    def tag(self, version: int, tags: Mapping[str, str]) -> None:
-        """Set tags of a version."""
-        for key, value in tags.items():
-            self.client.set_model_version_tag(self.name, str(version), key, str(value))
-
-    def by_alias(self, alias: str) -> ModelVersion | None:
-        """The version an alias names, if any."""
-        aliases = self.client.get_registered_model(self.name).aliases
-        if alias not in aliases:
-            return None
-        return self.get(int(aliases[alias]))
-
-    def get(self, version: int) -> ModelVersion:
-        """A version."""
-        return self.client.get_model_version(self.name, str(version))
-
-    def point(self, alias: str, version: int) -> None:
-        """Make an alias name a version."""
-        self.client.set_registered_model_alias(self.name, alias, str(version))
 
 
 @cache

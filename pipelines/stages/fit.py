@@ -1,29 +1,22 @@
 """fit: the winner trained at its full budget by Ray Train workers, and packaged."""
 
-import json
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from importlib.metadata import version
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.runtime import packaged_model
 from pipelines.runtime.cluster import cluster, require
 from pipelines.runtime.config import Config, run_params
-from pipelines.runtime.dag import ROOT, Context, Outputs, Stage
+from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.errors import PipelineError
+from pipelines.runtime.package import log_package
 from pipelines.runtime.progress import Progress, clock
-from pipelines.runtime.tracking import Store, Writer, log_model
+from pipelines.runtime.tracking import Store, Writer
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import development
 from pipelines.training.loop import best_row
-
-REQUIREMENTS = [f"{name}=={version(name)}" for name in ("torch", "safetensors", "einops", "mlflow")]
 
 
 def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
@@ -42,7 +35,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
         with closing(train_with_workers(config, corpus, folder, say)) as run:
             history = record(context.store, context.run_id, run, config, context.progress)
-    return package(context.store, context.run_id, config, folder, history, say)
+    return package(context, config, needs["corpus"], folder, history)
 
 
 def describe_run(store: Store, run_id: str, config: Config, storage: Path, corpus: Outputs) -> None:
@@ -75,33 +68,14 @@ def record(
 
 
 def package(
-    store: Store,
-    run_id: str,
-    config: Config,
-    folder: Path,
-    history: list[Row],
-    say: Callable[[str], None],
+    context: Context, config: Config, corpus: Outputs, folder: Path, history: list[Row]
 ) -> Outputs:
     """Log the best checkpoint as a pyfunc model; returns the run's result."""
-    metric = config.train.best_metric
-    best, weights = _best(folder, history, metric, say)
-    store.log_metrics(run_id, {"step": best["step"], f"best_{metric}": best[metric]})
-    with tempfile.TemporaryDirectory() as scratch:
-        model = Path(scratch) / "model"
-        model.mkdir()
-        save_file(weights, model / "model.safetensors")
-        (model / "config.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1))
-        sources = Path(scratch) / "dca"
-        shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
-        uri = log_model(
-            run_id,
-            code=Path(packaged_model.__file__),
-            code_paths=[sources],
-            artifacts={"model": model},
-            signature=packaged_model.signature(),
-            requirements=REQUIREMENTS,
-            params=run_params(config),
-        )
+    run_id, metric = context.run_id, config.train.best_metric
+    best, weights = _best(folder, history, metric, context.progress.line)
+    context.store.log_metrics(run_id, {"step": best["step"], f"best_{metric}": best[metric]})
+    data = config.model_dump(mode="json")
+    uri = log_package(run_id, data, run_params(config), weights, corpus)
     return {
         "run_id": run_id,
         "model_uri": uri,
@@ -138,6 +112,7 @@ STAGE = Stage(
         "dca",
         "pipelines/training",
         "pipelines/stages/fit.py",
+        "pipelines/runtime/package.py",
         "pipelines/runtime/packaged_model.py",
     ),
 )

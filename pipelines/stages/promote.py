@@ -1,62 +1,278 @@
 """promote: the gate. The challenger becomes champion if it is better on the same sealed bytes."""
 
+import json
+import math
+import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.tracking import ModelVersion, Registry
-from pipelines.stages.evaluate import test_bits_per_byte
+import numpy as np
+from scipy.stats import bootstrap
+
+from pipelines.runtime.config import PromoteConfig
+from pipelines.runtime.dag import Context, Outputs, Stage, digest
+from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.registry import Overtaken, Registry, Standing
+from pipelines.runtime.score import FILE, Score, block_edges, score
+from pipelines.runtime.tracking import alone
+from pipelines.training.data import sealed_test
+
+RESAMPLES = 9999
+SAME_BITS = 1e-4
+"""Bits per byte by which two measurements of one model on one text may differ, on any machine."""
+PATIENCE_SECONDS = 3600
+"""How long to wait while another process of this machine decides about the same champion."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What the gate found about a version, and why."""
+
+    version: int
+    promoted: bool
+    reason: str
+    champion: int | None
+    """The champion it was held against."""
+    fingerprint: str
+    """Of the corpus whose test bytes both were evaluated on."""
+    settings: dict[str, Any]
+    numbers: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        kept = "not promoted" if self.champion is None else f"kept version {self.champion}"
+        return f"{'promoted' if self.promoted else kept}: {self.reason}"
+
+
+def decide(
+    registry: Registry,
+    version: int,
+    settings: PromoteConfig,
+    test: Path,
+    fingerprint: str,
+    *,
+    dry: bool = False,
+) -> Decision:
+    """Hold a version against the champion; move the alias or leave it; write down why.
+
+    Overtaken by another promotion it decides again, against the new champion. Dry, it writes
+    nothing. Raises PipelineError if a model cannot be read back.
+    """
+    while True:
+        seen = registry.standing()
+        decision = _judge(registry, version, seen, settings, test, fingerprint, dry)
+        if dry:
+            return decision
+        _record(registry, decision)  # before the move: killed in between, the next one decides
+        try:
+            if decision.promoted:
+                registry.promote(version, "promoted", decision.reason, seen)
+            return decision
+        except Overtaken:
+            continue
+
+
+def force(registry: Registry, version: int, reason: str, *, dry: bool = False) -> Decision:
+    """Make a version champion past the gate, and say so for ever.
+
+    Raises ConfigError if it is champion, Overtaken if the champion moves meanwhile.
+    """
+    seen = registry.standing()
+    if seen.champion == version:
+        raise ConfigError(f"{registry.name} version {version} is the champion already")
+    decision = Decision(version, True, f"forced: {reason}", seen.champion, "", {})
+    if not dry:
+        _record(registry, decision)
+        registry.promote(version, "forced", reason, seen)
+    return decision
+
+
+def rollback(registry: Registry, reason: str, *, dry: bool = False) -> tuple[int, int]:
+    """Make the champion before the present one champion again; both versions, present one first.
+
+    Raises ConfigError if there was none before, Overtaken if the champion moves meanwhile.
+    """
+    seen, walk = registry.standing(), registry.champions()
+    if len(walk) < 2:
+        raise ConfigError(f"{registry.name}: there is no earlier champion to go back to")
+    if not dry:
+        registry.promote(walk[-2], "rolled back", reason, seen)
+    return walk[-1], walk[-2]
+
+
+def _judge(
+    registry: Registry,
+    version: int,
+    seen: Standing,
+    settings: PromoteConfig,
+    test: Path,
+    fingerprint: str,
+    dry: bool,
+) -> Decision:
+    numbers: dict[str, float] = {}
+
+    def outcome(promoted: bool, reason: str) -> Decision:
+        limits = settings.model_dump()
+        return Decision(version, promoted, reason, seen.champion, fingerprint, limits, numbers)
+
+    try:
+        mine = score(registry.model_id(version), test)
+    except PipelineError as error:
+        return outcome(False, f"it cannot be read back: {error}")
+    numbers |= {
+        "bits_per_byte": mine.bits_per_byte,
+        "parameters": mine.parameters,
+        "bytes_per_second": mine.bytes_per_second,
+        "latency_seconds": mine.latency_seconds,
+    }
+
+    if problem := _problem(registry.get(version).tags, mine, settings, fingerprint):
+        return outcome(False, problem)
+    if seen.champion is None:
+        return outcome(True, f"{mine.bits_per_byte:.4f} bits per byte; there was no champion")
+    if seen.champion == version:
+        return outcome(False, "it is the champion already")
+    other = _kept_score(registry, seen.champion, test, fingerprint, dry)
+    if not math.isfinite(other.bits_per_byte):
+        return outcome(True, f"the bits per byte of version {seen.champion} are not finite")
+    gain, least = _gain(mine, other, settings.confidence)
+    numbers |= {"champion_bits_per_byte": other.bits_per_byte, "gain": gain, "least_gain": least}
+    better = least > settings.min_improvement
+    return outcome(
+        better,
+        f"{mine.bits_per_byte:.4f} against {other.bits_per_byte:.4f} bits per byte of version "
+        f"{seen.champion} on the same test bytes, a gain of {gain:.4f}; with "
+        f"{settings.confidence:g} confidence at least {least:.4f}, "
+        f"{'' if better else 'not '}over {settings.min_improvement:g}",
+    )
+
+
+def _problem(
+    tags: Mapping[str, str], mine: Score, settings: PromoteConfig, fingerprint: str
+) -> str | None:
+    """What keeps a version out whoever the champion is."""
+    bits = mine.bits_per_byte
+    if not math.isfinite(bits):
+        return f"its bits per byte are not finite: {bits}"
+    told = tags.get("test.bits_per_byte", "")
+    same = tags.get("test.fingerprint") == fingerprint
+    if told and same and not abs(float(told) - bits) <= SAME_BITS:
+        return f"read back it has {bits:.4f} bits per byte, not {float(told):.4f} as evaluated"
+    most, slowest, longest = (
+        settings.max_parameters,
+        settings.min_bytes_per_second,
+        settings.max_latency_seconds,
+    )
+    if most is not None and mine.parameters > most:
+        return f"{mine.parameters:,} parameters, over promote.max_parameters = {most:,}"
+    if slowest is not None and mine.bytes_per_second < slowest:
+        speed = f"{mine.bytes_per_second:.1f} bytes per second"
+        return f"{speed}, under promote.min_bytes_per_second = {slowest:g}"
+    if longest is not None and mine.latency_seconds > longest:
+        latency = f"{mine.latency_seconds:.4f} s to the first byte"
+        return f"{latency}, over promote.max_latency_seconds = {longest:g}"
+    return None
+
+
+def _kept_score(
+    registry: Registry, champion: int, test: Path, fingerprint: str, dry: bool
+) -> Score:
+    """The champion's score on these test bytes: known, or measured now by its own code."""
+    file = FILE.format(fingerprint)
+    if known := registry.read(champion, file):
+        return Score(**known)
+    try:
+        found = score(registry.model_id(champion), test)
+    except PipelineError as error:
+        raise PipelineError(f"the champion, version {champion}, has no score: {error}") from error
+    if not dry:
+        registry.keep(champion, file, asdict(found))
+    return found
+
+
+def _gain(mine: Score, other: Score, confidence: float) -> tuple[float, float]:
+    """Bits per byte gained over another model, and the least of it at a confidence.
+
+    Blocks are resampled in pairs: neighbouring bytes are alike, those of another block hardly.
+    """
+    gained = np.subtract(other.block_bits, mine.block_bits)
+    sizes = np.diff(block_edges(mine.text_bytes))
+
+    def mean(gained: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
+        return gained.sum(axis) / sizes.sum(axis)
+
+    found = bootstrap(
+        (gained, sizes),
+        mean,
+        n_resamples=RESAMPLES,
+        batch=500,
+        paired=True,
+        vectorized=True,
+        confidence_level=confidence,
+        alternative="greater",
+        method="percentile",
+        rng=np.random.default_rng(0),
+    )
+    return float(mean(gained, sizes, 0)), float(found.confidence_interval.low)
+
+
+def _record(registry: Registry, decision: Decision) -> None:
+    """The decision as an artifact and, last of all its tags, a line on the version."""
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    data = asdict(decision)
+    registry.keep(decision.version, f"gate/{registry.name}-{decision.version}-{stamp}.json", data)
+    numbers = {f"gate.{key}": f"{value:.6g}" for key, value in decision.numbers.items()}
+    forced = {} if decision.settings else {"gate.forced": decision.reason}
+    registry.tag(
+        decision.version,
+        {
+            **numbers,
+            **forced,
+            "gate.champion": str(decision.champion or "none"),
+            "gate.key": _key(decision.settings, decision.fingerprint, decision.champion),
+            "gate.promoted": json.dumps(decision.promoted),
+            "gate.decision": decision.text,
+        },
+    )
+
+
+def _key(settings: Mapping[str, Any], fingerprint: str, champion: int | None) -> str:
+    return digest([settings, fingerprint, champion])
 
 
 def promote(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
-    """Compare, move the alias or leave it, and write down why. Safe to repeat."""
+    """Decide about the registered version, once; a rerun finishes what was cut short."""
     version = int(needs["register"]["version"])
     registry = Registry(context.store.client, needs["register"]["model"])
-    champion = registry.by_alias("champion")
-    if champion is None:
-        return _promote(registry, version, "promoted: there was no champion")
-    if int(champion.version) == version:
-        decided = registry.get(version).tags.get("gate.decision", "promoted: already the champion")
-        return _promote(registry, version, decided)
     fingerprint = needs["evaluate"]["fingerprint"]
-    challenger_bits = float(needs["evaluate"]["test_bits_per_byte"])
-    champion_bits = _bits_of(champion, context, registry, fingerprint)
-    margin = context.config.promote.min_improvement
-    gain = champion_bits - challenger_bits
-    figures = (
-        f"{challenger_bits:.4f} against {champion_bits:.4f} bits per byte of version "
-        f"{champion.version} on the same test bytes, a gain of {gain:.4f}"
-    )
-    if gain > margin:
-        registry.tag(version, {"gate.previous_champion": str(champion.version)})
-        return _promote(registry, version, f"promoted: {figures}, more than {margin:g}")
-    kept = int(champion.version)
-    decision = f"kept version {kept}: {figures}, not over {margin:g}"
-    registry.tag(version, {"gate.decision": decision})
-    return {"model": registry.name, "champion": kept, "decision": decision}
+    with (
+        context.progress.working("promote: waiting for another process, or deciding"),
+        alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS),
+    ):
+        text = _decided(registry, version, context.config.promote, fingerprint)
+        if text is None:
+            test = sealed_test(context.storage, fingerprint)
+            text = decide(registry, version, context.config.promote, test, fingerprint).text
+        champion = registry.standing().champion
+    return {"model": registry.name, "champion": champion, "decision": text}
 
 
-def _bits_of(
-    champion: ModelVersion, context: Context, registry: Registry, fingerprint: str
-) -> float:
-    """The champion's result on these test bytes: known, or measured now and kept."""
-    tags = champion.tags
-    key = f"test.bits_per_byte.{fingerprint}"
-    if tags.get("test.fingerprint") == fingerprint and "test.bits_per_byte" in tags:
-        return float(tags["test.bits_per_byte"])
-    if key in tags:
-        return float(tags[key])
-    with context.progress.working("promote: the champion on the test split"):
-        uri = f"models:/{registry.name}/{champion.version}"
-        bits = test_bits_per_byte(context, uri, fingerprint)
-    registry.tag(int(champion.version), {key: repr(bits)})
-    return bits
-
-
-def _promote(registry: Registry, version: int, decision: str) -> Outputs:
-    """The reason first: killed in between, a rerun finds the alias unmoved and decides again."""
-    registry.tag(version, {"gate.decision": decision})
-    registry.point("champion", version)
-    return {"model": registry.name, "champion": version, "decision": decision}
+def _decided(
+    registry: Registry, version: int, settings: PromoteConfig, fingerprint: str
+) -> str | None:
+    """What was decided about a version before, if a sweep must leave it at that."""
+    tags, champion = registry.get(version).tags, registry.standing().champion
+    if champion == version:
+        return tags.get("gate.decision", "promoted: by hand")
+    if version in [promotion.version for promotion in registry.promotions()]:
+        kept = "no version is" if champion is None else f"kept version {champion}, which is"
+        return f"{kept} champion since; version {version} was: promote.py can bring it back"
+    if tags.get("gate.key") == _key(settings.model_dump(), fingerprint, champion):
+        return None if tags.get("gate.promoted") == "true" else tags.get("gate.decision")
+    return None
 
 
 STAGE = Stage(name="promote", run=promote, needs=("evaluate", "register"), remembered=False)

@@ -3,12 +3,21 @@
 from collections.abc import Mapping
 
 from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.tracking import Registry
+from pipelines.runtime.package import LINEAGE
+from pipelines.runtime.registry import Registry
+from pipelines.runtime.tracking import read_with_model
 
 
 def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Make, or find, the candidate's version, with its lineage and its test result as tags."""
     fit, tested, selected = needs["fit"], needs["evaluate"], needs["select"]
+    trial = context.store.client.get_run(selected["run_id"])
+    lineage = read_with_model(fit["model_uri"].removeprefix("models:/"), LINEAGE)
+    packages = [
+        f"{name.removeprefix('version.')} {value}"
+        for name, value in lineage["provenance"].items()
+        if name.startswith("version.")
+    ]
     registry = Registry(context.store.client, context.config.promote.model)
     version = registry.register(
         fit["model_uri"],
@@ -16,7 +25,14 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
         {
             "experiment": context.config.experiment,
             "pipeline_run": context.pipeline_run,
+            "search_run": trial.data.tags.get("mlflow.parentRunId", ""),
             "trial_run": selected["run_id"],
+            "trial": str(selected["trial"]),
+            "fit_run": fit["run_id"],
+            "hardware": ", ".join([lineage["hardware"]["processor"], *lineage["hardware"]["gpus"]]),
+            "packages": ", ".join(packages),
+            "commit": lineage["provenance"].get("mlflow.source.git.commit", "unknown"),
+            "dirty": lineage["provenance"].get("git.dirty", "unknown"),
             "corpus": needs["corpus"]["name"],
             "test.fingerprint": tested["fingerprint"],
             "test.bits_per_byte": repr(tested["test_bits_per_byte"]),

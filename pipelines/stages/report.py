@@ -63,15 +63,22 @@ def _bits_per_byte(needs: Mapping[str, Outputs]) -> list[str]:
 
 def _next(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
     """Commands that go on from here."""
-    name, uri = needs["promote"]["model"], tracking_uri()
+    name, uri, champion = needs["promote"]["model"], tracking_uri(), needs["promote"]["champion"]
+    model = name if champion is not None else f"{name}/{needs['register']['version']}"
     return [
-        f"champion  models:/{name}@champion (version {needs['promote']['champion']})",
+        f"champion  models:/{name}@champion (version {champion})"
+        if champion is not None
+        else f"champion  none yet; python {_command('promote.py')} promote VERSION decides again",
         f"runs      {uri}, experiment {context.config.experiment}",
         f"files     {context.storage}",
         "next      mlflow ui" if uri.startswith("sqlite") else f"next      open {uri}",
-        f"          python {Path(sys.argv[0]).parent / 'generate.py'} --model {name} "
+        f"          python {_command('generate.py')} --model {model} "
         f"--prompt {shlex.quote(context.config.generate.prompts[0])}",
     ]
+
+
+def _command(name: str) -> Path:
+    return Path(sys.argv[0]).parent / name
 
 
 STAGE = Stage(

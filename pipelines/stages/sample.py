@@ -1,9 +1,12 @@
-"""sample: text from the champion, loaded from the registry as any consumer would."""
+"""sample: text from the champion, by the command that any consumer would use."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Mapping
 
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.tracking import load_packaged
+from pipelines.runtime.dag import ROOT, Context, Outputs, Stage
+from pipelines.runtime.errors import PipelineError
 
 FILE = "samples.txt"
 SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
@@ -11,15 +14,33 @@ SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
 
 def sample(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Continue the configured prompts; the texts are an artifact of the stage's run."""
-    options = context.config.generate.model_dump()
-    prompts = options.pop("prompts")
-    uri = f"models:/{needs['promote']['model']}/{needs['promote']['champion']}"
+    champion = needs["promote"]["champion"]
+    if champion is None:
+        context.store.log_text(context.run_id, "no champion, no sample", FILE)
+        return {"run_id": context.run_id}
+    uri = f"models:/{needs['promote']['model']}/{champion}"
     with context.progress.working("sample: generating"):
-        packaged = load_packaged(uri)
-        seed = context.config.seed
-        texts = [p + "".join(packaged.continuation(p, seed=seed, **options)) for p in prompts]
+        texts = _generate(context, uri)
     context.store.log_text(context.run_id, SEPARATOR.join(texts), FILE)
     return {"model_uri": uri, "run_id": context.run_id}
+
+
+def _generate(context: Context, uri: str) -> list[str]:
+    """In a process of its own: the champion has its own `dca`."""
+    options = context.config.generate
+    command = [
+        *(sys.executable, str(ROOT / "pipelines" / "generate.py"), "--json", f"--model={uri}"),
+        *(f"--prompt={prompt}" for prompt in options.prompts),
+        f"--max-new-tokens={options.max_new_tokens}",
+        f"--temperature={options.temperature}",
+        f"--top-k={options.top_k or context.config.model.vocab}",
+        f"--top-p={options.top_p or 1.0}",
+        f"--seed={context.config.seed}",
+    ]
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode:
+        raise PipelineError(f"{uri}: {child.stderr.strip()}")
+    return [json.loads(line)["text"] for line in child.stdout.splitlines()]
 
 
 STAGE = Stage(
@@ -27,5 +48,5 @@ STAGE = Stage(
     run=sample,
     needs=("promote",),
     reads=("seed", "generate"),
-    sources=("dca", "pipelines/stages/sample.py"),
+    sources=("pipelines/generate.py", "pipelines/stages/sample.py"),
 )

@@ -28,7 +28,7 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
                 with closing(train_with_workers(config, corpus, folder, say)) as run:
                     history = record(store, run_id, run, config, context.progress)
-    return package(store, run_id, config, folder, history, say)
+    return package(context, config, needs["corpus"], folder, history)
 
 
 STAGE = Stage(
@@ -41,6 +41,7 @@ STAGE = Stage(
         "pipelines/training",
         "pipelines/stages/fit.py",
         "pipelines/stages/train.py",
+        "pipelines/runtime/package.py",
         "pipelines/runtime/packaged_model.py",
     ),
 )

@@ -75,8 +75,7 @@ def measure(config: DataConfig, *, seq_len: int) -> Corpus:
 
 def prepare(config: DataConfig, corpus: Corpus, storage: Path) -> None:
     """Write the splits of a measured corpus into storage, unless they are there."""
-    splits = development(storage, corpus.fingerprint)
-    paths = [splits.train, splits.validation, sealed_test(storage, corpus.fingerprint)]
+    paths = list(split_paths(storage, corpus.fingerprint).values())
     sizes = list(corpus.sizes.values())
     if all(
         path.exists() and path.stat().st_size == n for path, n in zip(paths, sizes, strict=True)
@@ -96,6 +95,13 @@ def development(storage: Path, fingerprint: str) -> Development:
 def sealed_test(storage: Path, fingerprint: str) -> Path:
     """Where the test split lies: for the evaluation of a finished candidate and nothing else."""
     return storage / "corpora" / "sealed" / f"{fingerprint}.bin"
+
+
+def split_paths(storage: Path, fingerprint: str) -> dict[str, Path]:
+    """Where each split lies, in the order of the text."""
+    splits = development(storage, fingerprint)
+    test = sealed_test(storage, fingerprint)
+    return {"train": splits.train, "validation": splits.validation, "test": test}
 
 
 def open_bytes(path: Path) -> Bytes:

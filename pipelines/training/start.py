@@ -15,8 +15,10 @@ from dca import ModelConfig, build_model
 from dca.model import load_weights
 from pipelines.runtime.config import Config
 from pipelines.runtime.dag import storage_path
-from pipelines.runtime.errors import ConfigError
-from pipelines.runtime.tracking import download_model
+from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.package import fetch
+from pipelines.runtime.registry import resolve
+from pipelines.runtime.tracking import connect_existing
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 SHAPE = ("dim", "depth", "heads", "ff_mult", "vocab", "attention_windows")
@@ -35,7 +37,7 @@ def pin(config: Config, *, searched: Collection[str] = (), write: bool = True) -
     if source is None:
         return config
     with tempfile.TemporaryDirectory() as scratch:
-        folder = download_model(source, Path(scratch)) if ":" in source else Path(source)
+        folder = _fetch(source, config, Path(scratch)) if ":" in source else Path(source)
         weights = _find(source, folder)
         _check(config, source, weights, searched)
         with weights.open("rb") as file:
@@ -49,6 +51,14 @@ def pin(config: Config, *, searched: Collection[str] = (), write: bool = True) -
 def read_start(folder: str) -> dict[str, Tensor]:
     """The weights of a pinned start."""
     return load_file(Path(folder) / WEIGHTS)
+
+
+def _fetch(source: str, config: Config, scratch: Path) -> Path:
+    try:
+        model_id, _ = resolve(connect_existing(), source, name=config.promote.model)
+        return fetch(model_id, scratch)
+    except (ConfigError, PipelineError) as error:
+        raise ConfigError(f"train.start_from: {error}") from None
 
 
 def _find(source: str, folder: Path) -> Path:

@@ -3,13 +3,16 @@
 import itertools
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+import requests
 
 from pipelines.runtime.tracking import Store
 from pipelines.training import checkpoint
@@ -111,7 +114,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
         time.sleep(0.1)
 
 
-def below(process: subprocess.Popen[str], *names: str) -> list[psutil.Process]:
+def below(process: subprocess.Popen, *names: str) -> list[psutil.Process]:
     """The living descendants of a command that are called like one of that."""
     found = []
     try:
@@ -146,3 +149,66 @@ def training(folder: Folder) -> tuple[dict[str, bytes], list[dict[str, float]]]:
     clocks = ("time", "seconds", "tokens_per_second", "peak_memory_bytes")
     rows = [{k: v for k, v in row.items() if k not in clocks} for row in snapshot.history]
     return {name: value.numpy().tobytes() for name, value in tensors.items()}, rows
+
+
+def start_server(path: Path, port: int) -> subprocess.Popen[bytes]:
+    """An MLflow server that keeps everything in a folder and hands artifacts through."""
+    return start_and_wait(
+        [
+            *("server", "--port", str(port), "--workers", "1"),
+            *("--backend-store-uri", f"sqlite:///{path}/server.db"),
+            *("--artifacts-destination", f"{path}/server"),
+        ],
+        f"http://127.0.0.1:{port}/health",
+        path,
+    )
+
+
+def start_and_wait(
+    arguments: list[str], health: str, path: Path, environment: dict[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    """An `mlflow` command that serves, once it answers. It finds what else it runs beside it."""
+    own = Path(sys.executable).parent
+    environment = environment or dict(os.environ)
+    with (path / f"{arguments[0]}.log").open("wb") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *arguments],
+            cwd=path,
+            env={**environment, "PATH": f"{own}:{environment['PATH']}"},
+            stdout=log,
+            stderr=log,
+        )
+    deadline = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            requests.get(health, timeout=1).raise_for_status()
+            return server
+        except requests.RequestException:
+            time.sleep(0.5)
+    stop(server)
+    raise AssertionError(f"{health} never answered: {(path / f'{arguments[0]}.log').read_text()}")
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    """End a server and what it has started."""
+    processes = below(server, "")
+    for process in [*processes, server]:
+        process.kill()
+    server.wait()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def tracking_server(path: Path) -> Iterator[str]:
+    """The address of a server for the time of a block."""
+    port = free_port()
+    server = start_server(path, port)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        stop(server)

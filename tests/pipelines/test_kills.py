@@ -1,18 +1,14 @@
 """Kills at random moments, of everything that can be killed: `make test-faults`, many minutes."""
 
 import random
-import socket
 import subprocess
-import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import psutil
 import pytest
-import requests
 
-from pipelines.runtime.tracking import Registry
+from pipelines.runtime.registry import Registry
 from tests.conftest import TALLY
 from tests.pipelines.commands import (
     TRIAL,
@@ -20,6 +16,9 @@ from tests.pipelines.commands import (
     Folder,
     assert_whole,
     below,
+    free_port,
+    start_server,
+    stop,
     training,
     wait_until,
 )
@@ -122,8 +121,9 @@ def verify(folder: Folder, tally: Counter, err: str) -> None:
     assert_whole(store, [*trials, fit])
     every = [*trials, fit, search, *store.find("pipeline")]
     assert "RUNNING" not in {run.info.status for run in every}
-    versions = Registry(store.client, "dca-gpt").client.search_model_versions()
-    assert [int(version.version) for version in versions] == [1]
+    registry = Registry(store.client, "dca-gpt")
+    assert [int(version.version) for version in registry.versions()] == [1]
+    assert [promotion.version for promotion in registry.promotions()] == [1]
     code, out, err = folder.run(*SWEEP)
     assert code == 0, err
     assert out.count("reused") == 5
@@ -157,7 +157,7 @@ def test_a_tracking_server_that_is_away_for_a_minute_costs_no_metric_and_no_time
     port = free_port()
     folder = Folder(tmp_path, text)
     folder.environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{port}"
-    server = serve(tmp_path, port)
+    server = start_server(tmp_path, port)
     command = ("sweep.py", "tiny.yaml", "--until", "search", "search.trials=3")
     process = folder.start(*command, "train.tokens=2621440", "train.evals=128")
     wait_until(folder.checkpoints, process)
@@ -165,7 +165,7 @@ def test_a_tracking_server_that_is_away_for_a_minute_costs_no_metric_and_no_time
     before, away = newest(folder), time.monotonic()
     wait_until(lambda: time.monotonic() > away + 60, process)
     after = newest(folder)
-    server = serve(tmp_path, port)
+    server = start_server(tmp_path, port)
     out, err = process.communicate(timeout=400)
     assert process.returncode == 0, err
     assert "trying again" in err
@@ -183,34 +183,3 @@ def newest(folder: Folder) -> dict[str, int]:
     for path in folder.checkpoints():
         steps[path.parent.name] = max(steps.get(path.parent.name, 0), int(path.name))
     return steps
-
-
-def serve(path: Path, port: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1"]
-    server = subprocess.Popen(
-        [*command, "--backend-store-uri", f"sqlite:///{path}/server.db"],
-        cwd=path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        try:
-            requests.get(f"http://127.0.0.1:{port}/health", timeout=1).raise_for_status()
-            return server
-        except requests.RequestException:
-            time.sleep(0.5)
-    raise AssertionError("the server never answered")
-
-
-def stop(server: subprocess.Popen[bytes]) -> None:
-    processes = [*psutil.Process(server.pid).children(recursive=True), psutil.Process(server.pid)]
-    for process in processes:
-        process.kill()
-    server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])

@@ -9,7 +9,6 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.tracking import (
-    Registry,
     Store,
     Writer,
     _PatientClient,
@@ -161,16 +160,3 @@ def test_without_a_setting_the_database_lies_where_mlflow_ui_looks(tmp_path, mon
     assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert tracking_uri() == f"sqlite:///{tmp_path}/other.db"
-
-
-def test_registering_twice_makes_one_version(store, tmp_path):
-    run = store.create("fit", "k", "n")
-    model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
-    uri = f"models:/{model.model_id}"
-    registry = Registry(store.client, "tiny")
-    assert registry.register(uri, run, {"a": "1"}) == 1
-    assert registry.register(uri, run, {"a": "2"}) == 1
-    assert registry.get(1).tags["a"] == "2"
-    assert registry.by_alias("champion") is None
-    registry.point("champion", 1)
-    assert int(registry.by_alias("champion").version) == 1

@@ -1,0 +1,307 @@
+"""The registered model: what versions there are, which one is champion, and why.
+
+    python pipelines/promote.py list | compare A B | promote VERSION | rollback | history
+
+A VERSION is a number, an alias or `latest`.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
+
+if TYPE_CHECKING:
+    from pipelines.runtime.registry import Registry
+
+WIDE = 200
+"""Columns of a table that is not shown in a terminal."""
+DIGITS = 12
+"""Of a commit."""
+
+
+def main() -> None:
+    """Check the input first: the libraries behind the registry take seconds to load."""
+    arguments = _arguments()
+    from pipelines.runtime.registry import Registry
+    from pipelines.runtime.tracking import connect_existing
+
+    commands: dict[str, Callable[[Registry, argparse.Namespace], None]] = {
+        "list": _list,
+        "compare": _compare,
+        "promote": _promote,
+        "rollback": _rollback,
+        "history": _history,
+    }
+    registry = Registry(connect_existing(), arguments.model)
+    registry.versions()  # bad input first: a name that is not registered
+    commands[arguments.command](registry, arguments)
+
+
+def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
+    aliases = registry.aliases()
+    rows = [_row(version, aliases) for version in reversed(registry.versions())]
+    if arguments.json:
+        from pipelines.runtime.package import LINEAGE
+
+        for row in rows:
+            row["lineage"] = registry.read(row["version"], LINEAGE)
+        print(json.dumps(rows, indent=1))
+        return
+    _table(
+        [
+            *("version", "aliases", "test", "validation", "parameters"),
+            *("corpus", "experiment", "commit", "age", "gate"),
+        ],
+        [
+            [
+                str(row["version"]),
+                ", ".join(row["aliases"]),
+                _bits(row["tags"].get("test.bits_per_byte")),
+                _bits(row["tags"].get("val.bits_per_byte")),
+                f"{int(row['tags'].get('parameters', 0)):,}",
+                row["tags"].get("corpus", ""),
+                row["tags"].get("experiment", ""),
+                _commit(row["tags"]),
+                _ago(row["created_seconds"]),
+                row["tags"].get("gate.decision", "not decided"),
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _row(version: Any, aliases: dict[str, int]) -> dict[str, Any]:
+    number = int(version.version)
+    return {
+        "version": number,
+        "aliases": sorted(alias for alias, named in aliases.items() if named == number),
+        "created_seconds": version.creation_timestamp / 1000,
+        "run": version.run_id,
+        "model_uri": version.source,
+        "tags": dict(sorted(version.tags.items())),
+    }
+
+
+def _compare(registry: "Registry", arguments: argparse.Namespace) -> None:
+    """Configuration, metrics and lineage that differ, and the curves side by side."""
+    pair = [registry.find(text) for text in (arguments.a, arguments.b)]
+    facts = [_facts(registry, version) for version in pair]
+    parts = ("configuration", "metrics", "lineage")
+    found: dict[str, Any] = {"versions": pair}
+    for part in parts:
+        keys = list(dict.fromkeys(key for fact in facts for key in fact[part]))
+        rows = {key: [fact[part].get(key) for fact in facts] for key in keys}
+        found[part] = {key: row for key, row in rows.items() if row[0] != row[1]}
+    curves = [fact["curve"] for fact in facts]
+    found["curves"] = {
+        tokens: [curve.get(tokens) for curve in curves]
+        for tokens in sorted({tokens for curve in curves for tokens in curve})
+    }
+    if arguments.json:
+        print(json.dumps(found, indent=1))
+        return
+    names = [f"version {version}" for version in pair]
+    for part in parts:
+        differ = [[key, *map(_show, row)] for key, row in found[part].items()]
+        _table([part, *names], differ or [["no difference", "", ""]])
+    curve_rows = [[f"{int(tokens):,}", *map(_bits, row)] for tokens, row in found["curves"].items()]
+    _table(["validation bits per byte after bytes", *names], curve_rows)
+
+
+def _facts(registry: "Registry", version: int) -> dict[str, dict[Any, Any]]:
+    from pipelines.runtime.package import CONFIG, LINEAGE
+    from pipelines.runtime.plain_yaml import flatten
+
+    run = str(registry.get(version).run_id)
+    lineage = dict(flatten(registry.read(version, LINEAGE) or {}))
+    tokens, bits = (
+        {point.step: point.value for point in registry.client.get_metric_history(run, metric)}
+        for metric in ("tokens", "val_bits_per_byte")
+    )
+    tags = registry.get(version).tags
+    metrics = registry.client.get_run(run).data.metrics
+    tested = {key: float(tags[key]) for key in ("test.bits_per_byte",) if key in tags}
+    return {
+        "configuration": dict(flatten(registry.read(version, CONFIG) or {})),
+        "metrics": {**tested, "parameters": int(tags.get("parameters", 0)), **metrics},
+        "lineage": lineage,
+        "curve": {int(tokens[step]): value for step, value in bits.items() if step in tokens},
+    }
+
+
+def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
+    from pipelines.runtime.tracking import alone
+    from pipelines.stages.promote import PATIENCE_SECONDS, force
+
+    version = registry.find(arguments.version)
+    if arguments.force is None:
+        decision = _gate(registry, version, arguments)
+    else:
+        with alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
+            reason = one_line(arguments.force.strip())
+            decision = force(registry, version, reason, dry=arguments.dry_run)
+    champion = registry.standing().champion
+    if arguments.json:
+        now = {"champion_now": champion, "dry_run": arguments.dry_run}
+        print(json.dumps({**asdict(decision), "decision": decision.text, **now}, indent=1))
+        return
+    print(f"{registry.name} version {version} {_would(arguments)}{decision.text}")
+
+
+def _gate(registry: "Registry", version: int, arguments: argparse.Namespace) -> Any:
+    from pipelines.runtime.config import changed
+    from pipelines.runtime.package import CONFIG
+    from pipelines.runtime.tracking import alone
+    from pipelines.stages.corpus import test_bytes
+    from pipelines.stages.promote import PATIENCE_SECONDS, decide
+
+    data, tags = registry.read(version, CONFIG), registry.get(version).tags
+    if data is None or "test.fingerprint" not in tags:
+        raise ConfigError(
+            f"{registry.name} version {version}: expected a version that sweep.py registered; "
+            "it has no test result and no configuration: --force REASON promotes it all the same"
+        )
+    config = changed(data, arguments.changes, source=f"{registry.name} version {version}")
+    fingerprint = tags["test.fingerprint"]
+    with (
+        test_bytes(config, fingerprint) as test,
+        alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS),
+    ):
+        return decide(registry, version, config.promote, test, fingerprint, dry=arguments.dry_run)
+
+
+def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
+    from pipelines.runtime.tracking import alone
+    from pipelines.stages.promote import PATIENCE_SECONDS, rollback
+
+    with alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
+        before, after = rollback(registry, one_line(arguments.reason), dry=arguments.dry_run)
+    if arguments.json:
+        row = {"champion": after, "instead_of": before, "dry_run": arguments.dry_run}
+        print(json.dumps(row))
+        return
+    print(
+        f"{registry.name} {_would(arguments)}rolled back: version {after} is champion, "
+        f"instead of version {before}"
+    )
+
+
+def _history(registry: "Registry", arguments: argparse.Namespace) -> None:
+    promotions = registry.promotions()
+    if arguments.json:
+        print(json.dumps([asdict(promotion) for promotion in promotions], indent=1))
+        return
+    if not promotions:
+        print(f"{registry.name}: no version has been promoted yet")
+        return
+    _table(
+        ["when", "by", "champion", "before", "how", "reason"],
+        [
+            [
+                time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(promotion.seconds)),
+                promotion.user,
+                str(promotion.version),
+                _show(promotion.previous),
+                promotion.action,
+                promotion.reason,
+            ]
+            for promotion in promotions
+        ],
+    )
+
+
+def _would(arguments: argparse.Namespace) -> str:
+    return "would be " if arguments.dry_run else ""
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> None:
+    """A table as wide as the terminal, or wide enough to be read by other programs."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
+    console.print(table)
+    console.print()
+
+
+def _commit(tags: dict[str, str]) -> str:
+    dirty = " + changes" if tags.get("dirty") == "true" else ""
+    return tags.get("commit", "unknown")[:DIGITS] + dirty
+
+
+def _bits(value: Any) -> str:
+    return "" if value is None else f"{float(value):.4f}"
+
+
+def _show(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _ago(then_seconds: float) -> str:
+    seconds = time.time() - then_seconds
+    units = ((86400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+    size, unit = next((u for u in units if seconds >= u[0]), units[-1])
+    return f"{max(seconds, 0) // size:.0f} {unit}"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = Parser(prog="promote.py", description="The registered model and its champion.")
+    common = Parser(add_help=False)
+    common.add_argument("--model", default="dca-gpt", help="registered model (dca-gpt)")
+    common.add_argument("--json", action="store_true", help="for other programs")
+    dry = Parser(add_help=False)
+    dry.add_argument("--dry-run", action="store_true", help="say what would happen; write nothing")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    version = "number, alias or latest"
+    commands.add_parser("list", parents=[common], help="versions, aliases, metrics, lineage, age")
+    compare = commands.add_parser("compare", parents=[common], help="what differs between two")
+    compare.add_argument("a", metavar="A", help=version)
+    compare.add_argument("b", metavar="B", help=version)
+    promote = commands.add_parser(
+        "promote", parents=[common, dry], help="hold a version against the champion"
+    )
+    promote.add_argument("version", metavar="VERSION", help=version)
+    promote.add_argument(
+        "changes",
+        nargs="*",
+        metavar="key=value",
+        help="changes to the version's configuration, as in promote.min_improvement=0.01",
+    )
+    promote.add_argument("--force", metavar="REASON", help="past the gate; the reason is kept")
+    rollback = commands.add_parser(
+        "rollback", parents=[common, dry], help="back to the champion before"
+    )
+    rollback.add_argument("--reason", default="no reason given", help="kept in the history")
+    commands.add_parser("history", parents=[common], help="every move of the champion")
+    arguments, more = parser.parse_known_args()  # key=value may come before and after options
+    arguments.changes = [*getattr(arguments, "changes", []), *more]
+    _check(arguments)
+    return arguments
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    for change in arguments.changes:
+        if arguments.command != "promote" or "=" not in change or change.startswith("-"):
+            raise ConfigError(f"command line: unexpected argument: {one_line(change)}")
+    if arguments.command != "promote":
+        return
+    if arguments.force is not None and not arguments.force.strip():
+        raise ConfigError("--force: expected a reason, which the history keeps")
+    if arguments.force is not None and arguments.changes:
+        raise ConfigError("--force: skips the gate, and with it any key=value")
+
+
+if __name__ == "__main__":
+    run_command(main, resumes=False)

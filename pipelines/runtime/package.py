@@ -1,0 +1,133 @@
+"""A trained model as files that prove themselves: packaged, logged, fetched and loaded again."""
+
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.runtime import packaged_model
+from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.packaged_model import SUMS, digest, verify
+from pipelines.runtime.tracking import (
+    download_model,
+    load_pyfunc,
+    log_model,
+    provenance,
+)
+
+ROOT = Path(__file__).parents[2]
+FILES = Path("artifacts") / "model"
+"""In a packaged model: weights, configuration, lineage and digests."""
+CONFIG, LINEAGE = str(FILES / "config.json"), str(FILES / "lineage.json")
+REQUIREMENTS = [
+    f"{name}=={version(name)}"
+    for name in ("torch", "safetensors", "einops", "numpy", "pandas", "mlflow")
+]
+
+
+def log_package(
+    run_id: str,
+    config: Mapping[str, Any],
+    params: Mapping[str, Any],
+    weights: dict[str, Tensor],
+    corpus: Mapping[str, Any],
+) -> str:
+    """Log weights with all that is needed to run, explain and train them again.
+
+    Returns the models:/ URI; once, however often called for a run.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        model, sources = Path(scratch) / "model", Path(scratch) / "dca"
+        model.mkdir()
+        save_file(weights, model / "model.safetensors")
+        lineage = {
+            "run": run_id,
+            "weights_sha256": digest(model / "model.safetensors"),
+            "corpus": {key: corpus[key] for key in ("name", "fingerprint")},
+            "provenance": provenance(),
+            "hardware": hardware(),
+        }
+        (model / "config.json").write_text(json.dumps(config, indent=1))
+        (model / "lineage.json").write_text(json.dumps(lineage, indent=1))
+        shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
+        code = Path(packaged_model.__file__)
+        places = {path: Path("code/dca") / path.relative_to(sources) for path in files(sources)}
+        places |= {path: FILES / path.name for path in files(model)}
+        places[code] = Path(code.name)
+        rows = (f"{digest(path)}  {place.as_posix()}\n" for path, place in places.items())
+        (model / SUMS).write_text("".join(rows))
+        return log_model(
+            run_id,
+            code=code,
+            code_paths=[sources],
+            artifacts={"model": model},
+            signature=packaged_model.signature(),
+            requirements=REQUIREMENTS,
+            params=params,
+            example=packaged_model.example(),
+            digest=digest(model / SUMS),
+        )
+
+
+def hardware() -> dict[str, Any]:
+    """What the numbers of a run were computed on."""
+    cpus = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processor": cpus[0].partition(":")[2].strip() if cpus else platform.processor(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+    }
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def files(folder: Path) -> list[Path]:
+    """Every file below a folder, in order."""
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def fetch(model_id: str, folder: Path) -> Path:
+    """Copy a logged model into a folder and check it; where it lies.
+
+    Raises PipelineError if it is gone, or is not what was logged.
+    """
+    copy, expected = download_model(model_id, folder)
+    check(copy)
+    if expected is not None and digest(copy / FILES / SUMS) != expected:
+        raise PipelineError(
+            f"models:/{model_id}: altered: its {SUMS} is not the one that was logged"
+        )
+    return copy
+
+
+def check(folder: Path) -> None:
+    """Raise PipelineError if a packaged model is damaged."""
+    try:
+        verify(folder)
+    except ValueError as error:
+        raise PipelineError(str(error)) from None
+
+
+def load(folder: Path) -> Any:
+    """The packaged model in a folder, checked before any of its code runs.
+
+    Raises ConfigError if none is there, PipelineError if it is damaged.
+    """
+    if not (folder / "MLmodel").is_file():
+        raise ConfigError(f"{folder}: expected a packaged model: there is no MLmodel in it")
+    check(folder)
+    return load_pyfunc(folder)

@@ -1,0 +1,388 @@
+"""The model registry: versions, aliases, and who was champion when.
+
+The champion is MLflow's alias `champion`. Why it moved is a log: the versions of a second
+registered model, NAME-champions, whose numbers the registry hands out once each, in order. An entry
+says which entry it follows. Of two that follow the same one the first counts and the other is void,
+for whoever reads the log: so two promoters on two machines cannot both win, no lock is held, and a
+process killed anywhere leaves nothing to clean up. The alias is moved after the entry is written;
+if that was cut short, whoever comes next moves it.
+"""
+
+import itertools
+import re
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tenacity
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import IntegrityError
+
+from pipelines.runtime.errors import ConfigError, PipelineError, one_line
+from pipelines.runtime.tracking import (
+    keep_with_model,
+    logged_model,
+    patiently,
+    provenance,
+    read_with_model,
+)
+
+CHAMPION = "champion"
+LOG = "-champions"
+"""What the log of NAME is called: NAME-champions."""
+
+
+SETTLING_SECONDS = 10
+"""Until then after a promotion, the alias may still be on its way to where the log says."""
+
+
+class Overtaken(PipelineError):
+    """Another process moved the champion between this one's look and its promotion."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One move of the champion, as the log has it."""
+
+    number: int
+    """Of the entry; entries that came too late leave gaps."""
+    version: int
+    """The champion from then on."""
+    previous: int | None
+    """The champion until then: the version that the alias named."""
+    action: str
+    """promoted, forced or rolled back."""
+    reason: str
+    user: str
+    seconds: float
+    """When, since 1970."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is champion, and the entry of the log after which that was looked up."""
+
+    champion: int | None
+    entry: int
+
+
+def _collides(error: BaseException) -> bool:
+    """Two writers met in MLflow's tables; it can tell neither which one was first."""
+    text = str(error)
+    return isinstance(error, (MlflowException, IntegrityError)) and any(
+        sign in text for sign in ("IntegrityError", "UniqueViolation", "Giving up after")
+    )
+
+
+_again = tenacity.retry(
+    retry=tenacity.retry_if_exception(_collides),
+    wait=tenacity.wait_random_exponential(multiplier=0.05, max=2),
+    stop=tenacity.stop_after_attempt(20),
+    reraise=True,
+)
+
+
+@dataclass(frozen=True)
+class Registry:
+    """The versions of one registered model and its champions."""
+
+    client: MlflowClient
+    name: str
+
+    @patiently
+    def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
+        """The version of a logged model; made if there is none, its tags completed in any case."""
+        _make_name(self.client, self.name)
+        version = self._version_of(uri)
+        if version is None:
+            model_id = uri.removeprefix("models:/")
+            made = self.client.create_model_version(self.name, uri, run_id, model_id=model_id)
+            version = int(made.version)
+        self.tag(version, tags)
+        return version
+
+    def _version_of(self, uri: str) -> int | None:
+        found = (int(v.version) for v in self._search(self.name) if v.source == uri)
+        return next(found, None)
+
+    def versions(self) -> list[ModelVersion]:
+        """Every version, ascending. Raises ConfigError if nothing is registered by the name."""
+        _require_name(self.client, self.name)
+        return self._search(self.name)
+
+    def _search(self, name: str) -> list[ModelVersion]:
+        found: list[ModelVersion] = []
+        token = None
+        while True:
+            page = self.client.search_model_versions(f"name = '{name}'", page_token=token)
+            found.extend(page)
+            token = page.token
+            if not token:
+                return sorted(found, key=lambda version: int(version.version))
+
+    def get(self, version: int) -> ModelVersion:
+        """A version, with its tags."""
+        return self.client.get_model_version(self.name, str(version))
+
+    def find(self, text: str) -> int:
+        """The version that a number, an alias or `latest` means. Raises ConfigError."""
+        numbers = [int(version.version) for version in self.versions()]
+        aliases = self.aliases()
+        if text.isdecimal() and int(text) in numbers:
+            return int(text)
+        if text == "latest" and numbers:
+            return numbers[-1]
+        if text.removeprefix("@") in aliases:
+            return aliases[text.removeprefix("@")]
+        known = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
+        raise ConfigError(
+            f"{self.name}: no version or alias {one_line(text)}; versions: {known}; "
+            f"aliases: {', '.join(sorted(aliases)) or 'none'}"
+        )
+
+    def aliases(self) -> dict[str, int]:
+        """Versions by alias."""
+        found = self.client.get_registered_model(self.name).aliases
+        return {alias: int(version) for alias, version in found.items()}
+
+    @_again
+    def tag(self, version: int, tags: Mapping[str, str]) -> None:
+        """Set tags of a version."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, str(version), key, str(value))
+
+    @_again
+    def point(self, alias: str, version: int) -> None:
+        """Make an alias name a version."""
+        self.client.set_registered_model_alias(self.name, alias, str(version))
+
+    def model_id(self, version: int) -> str:
+        """Of the logged model that a version is. Raises ConfigError if it is none."""
+        source = str(self.get(version).source)
+        if not re.fullmatch(r"models:/m-\w+", source):
+            raise ConfigError(
+                f"{self.name} version {version}: expected a model logged by MLflow 3, got {source}"
+            )
+        return source.removeprefix("models:/")
+
+    def keep(self, version: int, file: str, data: Any) -> None:
+        """Store JSON as an artifact of a version's model."""
+        keep_with_model(self.model_id(version), file, data)
+
+    def read(self, version: int, file: str) -> Any:
+        """JSON that is an artifact of a version's model; None if there is none."""
+        return read_with_model(self.model_id(version), file)
+
+    def standing(self) -> Standing:
+        """Who is champion now; a promotion that was cut short is completed first."""
+        seen, last, alias = self._look()
+        if last is not None and ("done" not in last.tags or alias != seen.champion):
+            self._settle()
+        return seen
+
+    def _look(self) -> tuple[Standing, ModelVersion | None, int | None]:
+        """Who is champion, the last entry of the log, and what the alias names.
+
+        While the alias may be on its way the log tells; later an alias that differs was moved by
+        hand, or its version was deleted.
+        """
+        last = next(reversed(self._valid()), None)
+        alias = champion = self.aliases().get(CHAMPION)
+        if last is not None and not _settled(last) and self._exists(int(last.tags["version"])):
+            champion = int(last.tags["version"])
+        return Standing(champion, _number(last) if last else 0), last, alias
+
+    def _exists(self, version: int) -> bool:
+        try:
+            self.get(version)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+        return True
+
+    def promotions(self) -> list[Promotion]:
+        """Every move of the champion, in order."""
+        return [_promotion(entry) for entry in self._valid()]
+
+    def promote(self, version: int, action: str, reason: str, seen: Standing) -> None:
+        """Make a version champion, unless the champion moved since `seen`.
+
+        Raises Overtaken if it did, before or meanwhile: then nothing has changed.
+        """
+        if self._look()[0] != seen:
+            raise Overtaken(self._what_happened(seen))
+        number = self._append(version, action, reason, seen)
+        if number not in [promotion.number for promotion in self.promotions()]:
+            reason = self._what_happened(seen)
+            self.client.update_model_version(self.name + LOG, str(number), f"void: {reason}")
+            raise Overtaken(reason)
+        self._settle()
+
+    def champions(self) -> list[int]:
+        """The champions that `rollback` walks back through, the present one last."""
+        walk: list[int] = []
+        for promotion in self.promotions():
+            if promotion.action == "rolled back":
+                while walk and walk[-1] != promotion.version:
+                    walk.pop()
+            elif promotion.previous is not None and promotion.previous not in walk[-1:]:
+                walk.append(promotion.previous)  # the alias was moved by hand
+            if promotion.version not in walk[-1:]:
+                walk.append(promotion.version)
+        there = {int(version.version) for version in self.versions()}
+        champion = self.aliases().get(CHAMPION)
+        walk = [version for version in walk if version in there]
+        if champion is not None and champion not in walk[-1:]:
+            walk.append(champion)
+        return walk
+
+    def _append(self, version: int, action: str, reason: str, seen: Standing) -> int:
+        """Write an entry, in one transaction; its number tells its place in the order."""
+        if not seen.entry:
+            _make_name(self.client, self.name + LOG)
+        model, model_id, claim = self.get(version), self.model_id(version), uuid.uuid4().hex
+        previous = {} if seen.champion is None else {"previous": str(seen.champion)}
+        tags = {
+            "version": str(version),
+            "follows": str(seen.entry),
+            "action": action,
+            "reason": reason,
+            "user": provenance()["mlflow.user"],
+            "seconds": repr(time.time()),
+            "claim": claim,
+            **previous,
+        }
+
+        tries = itertools.count()
+
+        @patiently
+        @_again
+        def write() -> int:
+            for entry in self._search(self.name + LOG) if next(tries) else []:
+                if entry.tags.get("claim") == claim:  # its answer was lost
+                    return _number(entry)
+            made = self.client.create_model_version(
+                self.name + LOG,
+                str(model.source),
+                model.run_id,
+                model_id=model_id,
+                description=f"version {version} {action}: {reason}",
+                tags=tags,
+            )
+            return _number(made)
+
+        return write()
+
+    def _valid(self) -> list[ModelVersion]:
+        """The entries that count: each follows the one before it."""
+        valid: list[ModelVersion] = []
+        for entry in self._search(self.name + LOG):
+            if entry.tags.get("follows") == str(_number(valid[-1]) if valid else 0):
+                valid.append(entry)
+        return valid
+
+    def _settle(self) -> None:
+        """Let the alias name what the last entry says, also while others write entries."""
+        while True:
+            last = self._valid()[-1]
+            if self._exists(version := int(last.tags["version"])):
+                self.point(CHAMPION, version)
+            self._mark_done(last)
+            if _number(self._valid()[-1]) == _number(last):
+                return
+
+    @_again
+    def _mark_done(self, entry: ModelVersion) -> None:
+        self.client.set_model_version_tag(self.name + LOG, str(entry.version), "done", "true")
+
+    def _what_happened(self, seen: Standing) -> str:
+        since = [promotion for promotion in self.promotions() if promotion.number > seen.entry]
+        how = "by hand"
+        if since:
+            how = f"version {since[-1].version} was {since[-1].action} by {since[-1].user}"
+        return f"{self.name}: the champion has moved meanwhile: {how}"
+
+
+def _settled(entry: ModelVersion) -> bool:
+    """Whether an alias that names another version was moved by hand, and not on its way."""
+    age = time.time() - float(entry.tags["seconds"])
+    return "done" in entry.tags and age > SETTLING_SECONDS
+
+
+def _number(entry: ModelVersion) -> int:
+    return int(entry.version)
+
+
+def _promotion(entry: ModelVersion) -> Promotion:
+    tags = entry.tags
+    return Promotion(
+        number=_number(entry),
+        version=int(tags["version"]),
+        previous=int(tags["previous"]) if "previous" in tags else None,
+        action=tags["action"],
+        reason=tags["reason"],
+        user=tags["user"],
+        seconds=float(tags["seconds"]),
+    )
+
+
+@_again
+def _make_name(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _require_name(client: MlflowClient, name: str) -> None:
+    try:
+        client.get_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        found = [model.name for model in client.search_registered_models()]
+        names = ", ".join(name for name in found if not name.endswith(LOG))
+        raise ConfigError(
+            f"models:/{one_line(name)}: no such registered model; "
+            f"registered: {names or 'none yet; python pipelines/sweep.py makes one'}"
+        ) from None
+
+
+def resolve(client: MlflowClient, text: str, *, name: str) -> tuple[str, str]:
+    """The id of the logged model that a text names, and how to call it.
+
+    Texts are NAME, NAME/VERSION, NAME@ALIAS, each also behind models:/; a VERSION or @ALIAS of the
+    registered model `name`; models:/m-ID or m-ID; runs:/RUN/model or a run's id. A bare name means
+    its champion. Raises ConfigError.
+    """
+    model = re.fullmatch(r"(?:models:/)?(m-[0-9a-f]{32})", text)
+    run = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", text)
+    try:
+        if model:
+            client.get_logged_model(model[1])
+            return model[1], f"models:/{model[1]}"
+        if run:
+            client.get_run(run[1])
+            found = logged_model(run[1])
+            if found is None:
+                raise ConfigError(f"{text}: that run has logged no model")
+            return found, f"runs:/{run[1]} (models:/{found})"
+    except MlflowException as error:
+        raise ConfigError(f"{text}: {str(error).splitlines()[0]}") from None
+    if text.startswith("runs:"):
+        raise ConfigError(f"{text}: expected runs:/RUN_ID/model")
+    text = text.removeprefix("models:/").removesuffix("/")
+    registered, sign, which = re.fullmatch(r"([^/@]*)([/@]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
+    if registered.isdecimal() and not sign:
+        registered, which = name, registered
+    registry = Registry(client, registered or name)
+    version = registry.find(which or CHAMPION)
+    aliases = sorted(alias for alias, number in registry.aliases().items() if number == version)
+    label = f"models:/{registry.name}/{version}"
+    return registry.model_id(version), label + (f" ({', '.join(aliases)})" if aliases else "")
