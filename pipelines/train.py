@@ -58,10 +58,6 @@ def main() -> None:
 def _config(arguments: argparse.Namespace, again: Version | None) -> Config:
     if again is None:
         return load(arguments.arguments, smoke=arguments.smoke)
-    files = [argument for argument in arguments.arguments if "=" not in argument]
-    if files or arguments.smoke:
-        what = one_line(files[0]) if files else "--smoke"
-        raise ConfigError(f"--from-version: its experiment is the version's, got {what} as well")
     return changed(again.config, arguments.arguments, source=again.label)
 
 
@@ -118,7 +114,12 @@ def _arguments() -> argparse.Namespace:
         help="train again what a version was trained as: a version or @alias of dca-gpt, "
         "NAME/VERSION, NAME@ALIAS",
     )
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    files = [argument for argument in arguments.arguments if "=" not in argument]
+    if arguments.from_version and (files or arguments.smoke):
+        what = one_line(files[0]) if files else "--smoke"
+        raise ConfigError(f"--from-version: its experiment is the version's, got {what} as well")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import shlex
 import signal
 import sys
@@ -47,20 +48,30 @@ def run_command(main: Callable[[], None], *, resumes: bool) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
+        sys.stdout.flush()  # here, where a disk that is full is one line
     except ConfigError as error:
         sys.exit(_say(error, 2))
     except PipelineError as error:
         sys.exit(_say(error, 1))
     except KeyboardInterrupt:
-        again = f"run the same command again to go on:\n  {shlex.join(['python', *sys.argv])}"
-        sys.exit(_say(f"interrupted; {again if resumes else 'nothing is left behind'}", 130))
+        again = f"; run the same command again to go on:\n  {shlex.join(['python', *sys.argv])}"
+        sys.exit(_say(f"interrupted{again if resumes else ''}", 130))
     except BrokenPipeError:
-        sys.stderr.close()
+        _drop_output()
         sys.exit(1)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
+        _drop_output()
         sys.exit(_say(f"{error.filename or 'disk'}: {error.strerror}", 1))
+
+
+def _drop_output() -> None:
+    """What nobody takes would be tried, and told, once more at the exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(message: object, code: int) -> int:

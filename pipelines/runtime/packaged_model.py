@@ -91,16 +91,16 @@ class PackagedModel(PythonModel):
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Continue each prompt of a table; columns `text` and `log_likelihood`, as `signature`."""
         options = {**DEFAULTS, **(params or {})}
-        prompts = list(model_input["prompt"])
+        prompts = np.ravel(model_input["prompt"]).tolist()
         try:
             self.check(prompts, **options)
         except ValueError as error:  # a server answers with 400 and this
             raise MlflowException.invalid_parameter_value(str(error)) from None
         texts = [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]
-        nats = [-math.log(2) * float(self.bits(_bytes(prompt)).sum()) for prompt in prompts]
-        return pd.DataFrame({"text": texts, "log_likelihood": nats})
+        nats = [math.log(2) * float(self.bits(_bytes(prompt)).sum()) for prompt in prompts]
+        return pd.DataFrame({"text": texts, "log_likelihood": np.subtract(0.0, nats)})
 
-    def check(self, prompts: list[str], *, seed: int, stop: str, **sampling: Any) -> None:
+    def check(self, prompts: list[Any], *, seed: int, stop: str, **sampling: Any) -> None:
         """Raise ValueError, naming the parameter, for what cannot be continued."""
         self.dca.sampling.check_sampling(**sampling)
         if sampling["max_new_tokens"] > MOST_BYTES:
@@ -109,6 +109,8 @@ class PackagedModel(PythonModel):
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
         for prompt in prompts:
+            if not isinstance(prompt, str):
+                raise ValueError(f"prompt: expected text, got {prompt}")
             size = len(_bytes(prompt))
             if not 0 < size <= MOST_BYTES:
                 raise ValueError(f"prompt: expected 1 to {MOST_BYTES} bytes, got {size}")

@@ -1,4 +1,5 @@
 import errno
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,3 +33,15 @@ def test_a_foreseen_end_is_its_message_and_a_code(error, code, said, capsys, mon
 def test_an_unforeseen_error_keeps_its_traceback():
     with pytest.raises(FileNotFoundError):
         run_command(lambda: Path("/nowhere/at/all").unlink(), resumes=True)
+
+
+def test_output_that_the_disk_does_not_take_is_one_line():
+    code = (
+        "from pipelines.runtime.errors import run_command\n"
+        "run_command(lambda: print('x'), resumes=False)"
+    )
+    with Path("/dev/full").open("w") as full:
+        child = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (child.returncode, child.stderr) == (1, "disk: No space left on device\n")

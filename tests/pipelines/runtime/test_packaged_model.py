@@ -70,12 +70,15 @@ def test_a_table_of_prompts_gives_texts_and_their_prompts_log_likelihoods(packag
         assert text == prompt + "".join(packaged.continuation(prompt, **options))
     nats = packaged.bits(np.frombuffer("the é".encode(), dtype=np.uint8)).sum() * math.log(2)
     assert list(answer["log_likelihood"]) == pytest.approx([-nats, 0.0])
+    one = packaged.predict(None, {"prompt": np.str_("the é")}, {"max_new_tokens": 8})
+    assert one["text"].tolist() == answer["text"].tolist()[:1]  # JSON's "inputs", without a list
 
 
 @pytest.mark.parametrize(
     ("prompt", "options", "expected"),
     [
         ("", {}, "prompt: expected 1 to"),
+        (None, {}, "prompt: expected text, got"),
         ("x" * 65_537, {}, "prompt: expected 1 to"),
         ("a", {"max_new_tokens": -1}, "max_new_tokens: "),
         ("a", {"max_new_tokens": 10**9}, "max_new_tokens: expected at most"),
