@@ -148,7 +148,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
         with alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
             reason = one_line(arguments.force.strip())
             decision = force(registry, version, reason, dry=arguments.dry_run)
-    champion = registry.standing().champion
+    champion = registry.standing(settle=not arguments.dry_run).champion
     if arguments.json:
         now = {"champion_now": champion, "dry_run": arguments.dry_run}
         print(json.dumps({**asdict(decision), "decision": decision.text, **now}, indent=1))

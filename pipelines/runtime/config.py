@@ -257,6 +257,12 @@ class PromoteConfig(Section):
     max_latency_seconds: Annotated[float, Field(gt=0)] | None = None
     """Longest time from a prompt of 64 bytes to the first byte written; null: any."""
 
+    @model_validator(mode="after")
+    def _not_a_log(self) -> "PromoteConfig":
+        if self.model.endswith("-champions"):
+            raise ValueError(f"model: {self.model} would be the log of another model's champions")
+        return self
+
 
 class GenerateConfig(Section):
     """The sample at the end of the pipeline."""

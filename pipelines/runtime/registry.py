@@ -177,10 +177,10 @@ class Registry:
         """JSON that is an artifact of a version's model; None if there is none."""
         return read_with_model(self.model_id(version), file)
 
-    def standing(self) -> Standing:
-        """Who is champion now; a promotion that was cut short is completed first."""
+    def standing(self, *, settle: bool = True) -> Standing:
+        """Who is champion now; unless told not to, a promotion that was cut short is completed."""
         seen, last, alias = self._look()
-        if last is not None and ("done" not in last.tags or alias != seen.champion):
+        if settle and last is not None and ("done" not in last.tags or alias != seen.champion):
             self._settle()
         return seen
 
@@ -235,7 +235,7 @@ class Registry:
             if promotion.version not in walk[-1:]:
                 walk.append(promotion.version)
         there = {int(version.version) for version in self.versions()}
-        champion = self.aliases().get(CHAMPION)
+        champion = self._look()[0].champion
         walk = [version for version in walk if version in there]
         if champion is not None and champion not in walk[-1:]:
             walk.append(champion)

@@ -16,7 +16,7 @@ from pipelines.runtime.dag import Context, Outputs, Stage, digest
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.registry import Overtaken, Registry, Standing
 from pipelines.runtime.score import FILE, Score, block_edges, score
-from pipelines.runtime.tracking import alone
+from pipelines.runtime.tracking import alone, provenance
 from pipelines.training.data import sealed_test
 
 RESAMPLES = 9999
@@ -62,7 +62,7 @@ def decide(
     nothing. Raises PipelineError if a model cannot be read back.
     """
     while True:
-        seen = registry.standing()
+        seen = registry.standing(settle=not dry)
         decision = _judge(registry, version, seen, settings, test, fingerprint, dry)
         if dry:
             return decision
@@ -80,7 +80,7 @@ def force(registry: Registry, version: int, reason: str, *, dry: bool = False) -
 
     Raises ConfigError if it is champion, Overtaken if the champion moves meanwhile.
     """
-    seen = registry.standing()
+    seen = registry.standing(settle=not dry)
     if seen.champion == version:
         raise ConfigError(f"{registry.name} version {version} is the champion already")
     decision = Decision(version, True, f"forced: {reason}", seen.champion, "", {})
@@ -95,7 +95,7 @@ def rollback(registry: Registry, reason: str, *, dry: bool = False) -> tuple[int
 
     Raises ConfigError if there was none before, Overtaken if the champion moves meanwhile.
     """
-    seen, walk = registry.standing(), registry.champions()
+    seen, walk = registry.standing(settle=not dry), registry.champions()
     if len(walk) < 2:
         raise ConfigError(f"{registry.name}: there is no earlier champion to go back to")
     if not dry:
@@ -222,7 +222,8 @@ def _gain(mine: Score, other: Score, confidence: float) -> tuple[float, float]:
 def _record(registry: Registry, decision: Decision) -> None:
     """The decision as an artifact and, last of all its tags, a line on the version."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    data = asdict(decision)
+    by = {"model": registry.name, "when": stamp, "user": provenance()["mlflow.user"]}
+    data = {**by, **asdict(decision)}
     registry.keep(decision.version, f"gate/{registry.name}-{decision.version}-{stamp}.json", data)
     numbers = {f"gate.{key}": f"{value:.6g}" for key, value in decision.numbers.items()}
     forced = {} if decision.settings else {"gate.forced": decision.reason}
