@@ -76,7 +76,6 @@ def connect(uri: str) -> MlflowClient:
     check(uri)
     _give_up.clear()
     mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(uri)
     try:
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)

@@ -189,7 +189,7 @@ while promoted < count:
         promoted += 1
     except Overtaken:
         overtaken += 1
-        time.sleep(rng.random())
+        time.sleep(rng.uniform(0, 3))
 print(overtaken)
 """
 
