@@ -22,14 +22,14 @@ SEPARATOR = 20 * "-"
 def main() -> None:
     """Load the model and write its text as it comes."""
     arguments = _arguments()
-    text = _read(arguments.score) if arguments.score else b""
-    prompts = [] if arguments.score else _prompts(arguments)
+    scored = None if arguments.score is None else _read(arguments.score)
+    prompts = _prompts(arguments) if scored is None else []
     with _loaded(arguments.model) as (packaged, label):
         print(label, file=sys.stderr)
-        if arguments.score:
-            _score(packaged, text, label, arguments)
-        else:
+        if scored is None:
             _generate(packaged, prompts, label, arguments)
+        else:
+            _score(packaged, scored, label, arguments)
 
 
 def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse.Namespace) -> None:
@@ -72,14 +72,11 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
 @contextmanager
 def _loaded(model: str) -> Iterator[tuple[Any, str]]:
     """The packaged model and what it is called, from a folder or the registry."""
-    from pipelines.runtime.package import fetch, load
+    from pipelines.runtime.package import fetch, load, local_folder
 
     with tempfile.TemporaryDirectory() as scratch:
-        if Path(model).is_dir():
-            folder, label = Path(model), model
-        elif model.startswith((".", "/", "~")):
-            raise ConfigError(f"--model: {one_line(model)}: no such folder")
-        else:
+        folder, label = local_folder(model), model
+        if folder is None:
             from pipelines.runtime.registry import resolve
             from pipelines.runtime.tracking import connect_existing
 
@@ -90,19 +87,24 @@ def _loaded(model: str) -> Iterator[tuple[Any, str]]:
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
     prompts = list(arguments.prompt or [])
-    if arguments.prompts:
-        try:
-            prompts += _read(arguments.prompts).decode().splitlines()
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{one_line(arguments.prompts)}: not UTF-8: {error}") from None
-    if not prompts and not arguments.prompts and not arguments.prompt and not sys.stdin.isatty():
-        prompts = sys.stdin.read().splitlines()
+    if arguments.prompts is not None:
+        prompts += _lines(_read(arguments.prompts), arguments.prompts)
+    elif not prompts and sys.stdin is not None and not sys.stdin.isatty():
+        prompts = _lines(sys.stdin.buffer.read(), "standard input")
     if not prompts or "" in prompts:
         raise ConfigError(
             "--prompt: expected at least one character, there or in each line of --prompts FILE "
             "or of standard input"
         )
     return prompts
+
+
+def _lines(data: bytes, source: str) -> list[str]:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{one_line(source)}: not UTF-8: {error}") from None
+    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
 def _read(file: str) -> bytes:
@@ -134,7 +136,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--score", metavar="FILE", help="bits per byte of a text, no generation")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each text")
     arguments = parser.parse_args()
-    if arguments.score and (arguments.prompt or arguments.prompts):
+    if arguments.score is not None and (arguments.prompt or arguments.prompts):
         raise ConfigError("--score: expected without --prompt and --prompts")
     return arguments
 

@@ -7,6 +7,7 @@ A VERSION is a number, an alias or `latest`.
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 WIDE = 200
 """Columns of a table that is not shown in a terminal."""
+METRICS = ("test.bits_per_byte", "parameters")
+"""Of a version, beside those of its run."""
 DIGITS = 12
 """Of a commit."""
 
@@ -66,7 +69,7 @@ def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
                 ", ".join(row["aliases"]),
                 _bits(row["tags"].get("test.bits_per_byte")),
                 _bits(row["tags"].get("val.bits_per_byte")),
-                f"{int(row['tags'].get('parameters', 0)):,}",
+                _thousands(row["tags"].get("parameters", "")),
                 row["tags"].get("corpus", ""),
                 row["tags"].get("experiment", ""),
                 _commit(row["tags"]),
@@ -120,19 +123,18 @@ def _facts(registry: "Registry", version: int) -> dict[str, dict[Any, Any]]:
     from pipelines.runtime.package import CONFIG, LINEAGE
     from pipelines.runtime.plain_yaml import flatten
 
-    run = str(registry.get(version).run_id)
-    lineage = dict(flatten(registry.read(version, LINEAGE) or {}))
+    found = registry.get(version)
+    run, tags = found.run_id, found.tags
     tokens, bits = (
-        {point.step: point.value for point in registry.client.get_metric_history(run, metric)}
+        {p.step: p.value for p in registry.client.get_metric_history(run, metric)} if run else {}
         for metric in ("tokens", "val_bits_per_byte")
     )
-    tags = registry.get(version).tags
-    metrics = registry.client.get_run(run).data.metrics
-    tested = {key: float(tags[key]) for key in ("test.bits_per_byte",) if key in tags}
+    metrics = registry.client.get_run(run).data.metrics if run else {}
+    tagged = {key: json.loads(tags[key]) for key in METRICS if key in tags}
     return {
         "configuration": dict(flatten(registry.read(version, CONFIG) or {})),
-        "metrics": {**tested, "parameters": int(tags.get("parameters", 0)), **metrics},
-        "lineage": lineage,
+        "metrics": {**tagged, **metrics},
+        "lineage": dict(flatten(registry.read(version, LINEAGE) or {})),
         "curve": {int(tokens[step]): value for step, value in bits.items() if step in tokens},
     }
 
@@ -164,11 +166,12 @@ def _gate(registry: "Registry", version: int, arguments: argparse.Namespace) -> 
     from pipelines.stages.promote import PATIENCE_SECONDS, decide
 
     data, tags = registry.read(version, CONFIG), registry.get(version).tags
-    if data is None or "test.fingerprint" not in tags:
+    if data is None or "promote" not in tags:
         raise ConfigError(
             f"{registry.name} version {version}: expected a version that sweep.py registered; "
-            "it has no test result and no configuration: --force REASON promotes it all the same"
+            "it has no configuration: --force REASON promotes it all the same"
         )
+    data["promote"] = json.loads(tags["promote"])  # as they were on registering, not on training
     config = changed(data, arguments.changes, source=f"{registry.name} version {version}")
     fingerprint = tags["test.fingerprint"]
     with (
@@ -190,7 +193,7 @@ def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
         return
     print(
         f"{registry.name} {_would(arguments)}rolled back: version {after} is champion, "
-        f"instead of version {before}"
+        f"instead of {'none' if before is None else f'version {before}'}"
     )
 
 
@@ -232,6 +235,10 @@ def _table(columns: list[str], rows: list[list[str]]) -> None:
     console = Console(width=None if sys.stdout.isatty() else WIDE, markup=False, highlight=False)
     console.print(table)
     console.print()
+
+
+def _thousands(number: str) -> str:
+    return f"{int(number):,}" if number.isdecimal() else number
 
 
 def _commit(tags: dict[str, str]) -> str:
@@ -295,6 +302,12 @@ def _check(arguments: argparse.Namespace) -> None:
     for change in arguments.changes:
         if arguments.command != "promote" or "=" not in change or change.startswith("-"):
             raise ConfigError(f"command line: unexpected argument: {one_line(change)}")
+        key = change.partition("=")[0]
+        if key == "promote.model" or not re.match(r"promote\.|data\.path$|storage$", key):
+            raise ConfigError(
+                f"command line: {one_line(change)}: expected what the gate asks for, as in "
+                "promote.min_improvement=0.01, or where the test text is: data.path, storage"
+            )
     if arguments.command != "promote":
         return
     if arguments.force is not None and not arguments.force.strip():

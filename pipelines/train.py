@@ -28,7 +28,7 @@ class Version:
 def main() -> None:
     """Check the input first: the libraries behind the stages take seconds to load."""
     arguments = _arguments()
-    again = _version(arguments) if arguments.from_version else None
+    again = None if arguments.from_version is None else _version(arguments)
     config = _config(arguments, again)
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
@@ -93,6 +93,8 @@ def _verdict(again: Version, uri: str) -> str:
     from pipelines.runtime.tracking import read_with_model
 
     made = read_with_model(uri.removeprefix("models:/"), LINEAGE)
+    if made["run"] == again.lineage["run"]:
+        return f"those of {again.label}, which is this very run; --fresh trains it again"
     same = made["weights_sha256"] == again.lineage["weights_sha256"]
     return f"{'bit for bit those' if same else 'other than those'} of {again.label}"
 
@@ -116,7 +118,7 @@ def _arguments() -> argparse.Namespace:
     )
     arguments = parser.parse_intermixed_args()
     files = [argument for argument in arguments.arguments if "=" not in argument]
-    if arguments.from_version and (files or arguments.smoke):
+    if arguments.from_version is not None and (files or arguments.smoke):
         what = one_line(files[0]) if files else "--smoke"
         raise ConfigError(f"--from-version: its experiment is the version's, got {what} as well")
     return arguments

@@ -15,13 +15,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.runtime import packaged_model
-from pipelines.runtime.errors import ConfigError, PipelineError
-from pipelines.runtime.packaged_model import SUMS, digest, verify
+from pipelines.runtime.errors import ConfigError, PipelineError, one_line
+from pipelines.runtime.packaged_model import SUMS, digest, uncached, verify
 from pipelines.runtime.tracking import (
     download_model,
     load_pyfunc,
     log_model,
     provenance,
+    pyfunc_flavor,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -32,6 +33,10 @@ REQUIREMENTS = [
     f"{name}=={version(name)}"
     for name in ("torch", "safetensors", "einops", "numpy", "pandas", "mlflow")
 ]
+
+
+class Damaged(PipelineError):
+    """A model is not as it was packaged: trying again would not help."""
 
 
 def log_package(
@@ -103,31 +108,46 @@ def files(folder: Path) -> list[Path]:
 def fetch(model_id: str, folder: Path) -> Path:
     """Copy a logged model into a folder and check it; where it lies.
 
-    Raises PipelineError if it is gone, or is not what was logged.
+    Raises PipelineError if it is gone, Damaged if it is not what was logged.
     """
     copy, expected = download_model(model_id, folder)
-    check(copy)
+    _check(copy, f"models:/{model_id}")
     if expected is not None and digest(copy / FILES / SUMS) != expected:
-        raise PipelineError(
-            f"models:/{model_id}: altered: its {SUMS} is not the one that was logged"
-        )
+        raise Damaged(f"models:/{model_id}: its {SUMS} is not the one that was logged")
     return copy
-
-
-def check(folder: Path) -> None:
-    """Raise PipelineError if a packaged model is damaged."""
-    try:
-        verify(folder)
-    except ValueError as error:
-        raise PipelineError(str(error)) from None
 
 
 def load(folder: Path) -> Any:
     """The packaged model in a folder, checked before any of its code runs.
 
-    Raises ConfigError if none is there, PipelineError if it is damaged.
+    Raises ConfigError if none is there, Damaged if it is not as it was packaged.
     """
     if not (folder / "MLmodel").is_file():
         raise ConfigError(f"{folder}: expected a packaged model: there is no MLmodel in it")
-    check(folder)
-    return load_pyfunc(folder)
+    _check(folder, str(folder))
+    with uncached():
+        return load_pyfunc(folder)
+
+
+def local_folder(text: str) -> Path | None:
+    """The folder that a text names; None if it can only name a model of the registry.
+
+    Raises ConfigError for a path that is no folder.
+    """
+    if os.path.isdir(text):  # noqa: PTH112  which takes names of any length
+        return Path(text)
+    if text.startswith((".", "/", "~")):
+        raise ConfigError(f"{one_line(text)}: no such folder")
+    return None
+
+
+def _check(folder: Path, name: str) -> None:
+    """What MLflow reads of a model is ours, and as it was."""
+    try:
+        verify(folder)
+    except ValueError as error:
+        raise Damaged(f"{name}: {error}") from None
+    how = pyfunc_flavor(folder)
+    found = (how.get("loader_module"), Path(how.get("model_code_path", "")).name, how.get("code"))
+    if found != ("mlflow.pyfunc.loaders.code_model", Path(packaged_model.__file__).name, "code"):
+        raise Damaged(f"{name}: MLmodel was altered: it loads {found}")

@@ -9,7 +9,10 @@ import hashlib
 import importlib
 import json
 import math
+import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,21 +54,34 @@ def verify(root: Path) -> None:
     """Refuse a model that is not as it was packaged.
 
     Raises ValueError naming the first file that is missing, altered, or code that was added.
+    Python's caches do not count: they are not read.
     """
     sums = root / "artifacts" / "model" / SUMS
     if not sums.is_file():
-        raise ValueError(f"{root}: no {SUMS}: not a model of this project, or one from before it")
+        raise ValueError(f"no {SUMS}: not a model of this project, or one from before it")
     rows = (line.split(maxsplit=1) for line in sums.read_text().splitlines())
     expected = {name: value for value, name in rows}
     there = {str(path.relative_to(root)) for path in (root / "code").rglob("*") if path.is_file()}
     added = {name for name in there if "__pycache__" not in name} - set(expected)
     if added:
-        raise ValueError(f"{root}: {min(added)} was added after it was packaged")
+        raise ValueError(f"{min(added)} was added after it was packaged")
     for name, value in expected.items():
         if not (root / name).is_file():
-            raise ValueError(f"{root}: {name} is missing")
+            raise ValueError(f"{name} is missing")
         if digest(root / name) != value:
-            raise ValueError(f"{root}: {name} was altered after it was packaged")
+            raise ValueError(f"{name} was altered after it was packaged")
+
+
+@contextmanager
+def uncached() -> Iterator[None]:
+    """Import from sources alone: a cache beside them may hold other code, and none is left."""
+    before = sys.pycache_prefix
+    with tempfile.TemporaryDirectory() as nowhere:
+        sys.pycache_prefix = nowhere
+        try:
+            yield
+        finally:
+            sys.pycache_prefix = before
 
 
 class PackagedModel(PythonModel):
@@ -80,7 +96,10 @@ class PackagedModel(PythonModel):
         folder = Path(context.artifacts["model"])
         root = folder.parents[1]
         verify(root)
-        dca = importlib.import_module("dca")
+        if folder != root / "artifacts" / "model":
+            raise ValueError(f"MLmodel was altered: it takes the weights from {folder}")
+        with uncached():
+            dca = importlib.import_module("dca")
         _check_sources(Path(dca.__file__ or "").parent, root / "code" / "dca")
         self.dca: Any = dca
         self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
@@ -98,7 +117,8 @@ class PackagedModel(PythonModel):
             raise MlflowException.invalid_parameter_value(str(error)) from None
         texts = [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]
         nats = [math.log(2) * float(self.bits(_bytes(prompt)).sum()) for prompt in prompts]
-        return pd.DataFrame({"text": texts, "log_likelihood": np.subtract(0.0, nats)})
+        columns = {"text": texts, "log_likelihood": np.subtract(0.0, nats)}
+        return pd.DataFrame(columns, index=getattr(model_input, "index", None))
 
     def check(self, prompts: list[Any], *, seed: int, stop: str, **sampling: Any) -> None:
         """Raise ValueError, naming the parameter, for what cannot be continued."""

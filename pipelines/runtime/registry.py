@@ -12,7 +12,7 @@ import itertools
 import re
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -94,6 +94,7 @@ class Registry:
     name: str
 
     @patiently
+    @_again
     def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
         """The version of a logged model; made if there is none, its tags completed in any case."""
         _make_name(self.client, self.name)
@@ -132,7 +133,7 @@ class Registry:
         """The version that a number, an alias or `latest` means. Raises ConfigError."""
         numbers = [int(version.version) for version in self.versions()]
         aliases = self.aliases()
-        if text.isdecimal() and int(text) in numbers:
+        if text in map(str, numbers):
             return int(text)
         if text == "latest" and numbers:
             return numbers[-1]
@@ -155,6 +156,11 @@ class Registry:
         for key, value in tags.items():
             self.client.set_model_version_tag(self.name, str(version), key, str(value))
 
+    def untag(self, version: int, keys: Iterable[str]) -> None:
+        """Take tags off a version."""
+        for key in keys:
+            self.client.delete_model_version_tag(self.name, str(version), key)
+
     @_again
     def point(self, alias: str, version: int) -> None:
         """Make an alias name a version."""
@@ -175,7 +181,10 @@ class Registry:
 
     def read(self, version: int, file: str) -> Any:
         """JSON that is an artifact of a version's model; None if there is none."""
-        return read_with_model(self.model_id(version), file)
+        try:
+            return read_with_model(self.model_id(version), file)
+        except ConfigError:
+            return None
 
     def standing(self, *, settle: bool = True) -> Standing:
         """Who is champion now; unless told not to, a promotion that was cut short is completed."""
@@ -192,22 +201,25 @@ class Registry:
         """
         last = next(reversed(self._valid()), None)
         alias = champion = self.aliases().get(CHAMPION)
-        if last is not None and not _settled(last) and self._exists(int(last.tags["version"])):
+        if last is not None and not _settled(last) and self._exists(last):
             champion = int(last.tags["version"])
         return Standing(champion, _number(last) if last else 0), last, alias
 
-    def _exists(self, version: int) -> bool:
+    def _exists(self, entry: ModelVersion) -> bool:
+        """Whether the version of an entry is still there, and not another one of its number."""
         try:
-            self.get(version)
+            return bool(self.get(int(entry.tags["version"])).source == entry.source)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return False
-        return True
 
     def promotions(self) -> list[Promotion]:
-        """Every move of the champion, in order."""
-        return [_promotion(entry) for entry in self._valid()]
+        """Every move of the champion, in order; not of a model of that name that was deleted."""
+        sources = {str(version.version): version.source for version in self._search(self.name)}
+        entries = self._valid()
+        ours = (e for e in entries if sources.get(e.tags["version"], e.source) == e.source)
+        return [_promotion(entry) for entry in ours]
 
     def promote(self, version: int, action: str, reason: str, seen: Standing) -> None:
         """Make a version champion, unless the champion moved since `seen`.
@@ -217,29 +229,25 @@ class Registry:
         if self._look()[0] != seen:
             raise Overtaken(self._what_happened(seen))
         number = self._append(version, action, reason, seen)
-        if number not in [promotion.number for promotion in self.promotions()]:
+        if number not in map(_number, self._valid()):
             reason = self._what_happened(seen)
             self.client.update_model_version(self.name + LOG, str(number), f"void: {reason}")
             raise Overtaken(reason)
         self._settle()
 
-    def champions(self) -> list[int]:
-        """The champions that `rollback` walks back through, the present one last."""
+    def before(self, champion: int | None) -> int | None:
+        """The champion to go back to: the last one before, of those that are still there."""
         walk: list[int] = []
         for promotion in self.promotions():
             if promotion.action == "rolled back":
                 while walk and walk[-1] != promotion.version:
                     walk.pop()
             elif promotion.previous is not None and promotion.previous not in walk[-1:]:
-                walk.append(promotion.previous)  # the alias was moved by hand
-            if promotion.version not in walk[-1:]:
-                walk.append(promotion.version)
+                walk.append(promotion.previous)  # the alias had been moved by hand
+            walk.append(promotion.version)
         there = {int(version.version) for version in self.versions()}
-        champion = self._look()[0].champion
-        walk = [version for version in walk if version in there]
-        if champion is not None and champion not in walk[-1:]:
-            walk.append(champion)
-        return walk
+        others = (v for v in reversed(walk) if v in there and v != champion)
+        return next(others, None)
 
     def _append(self, version: int, action: str, reason: str, seen: Standing) -> int:
         """Write an entry, in one transaction; its number tells its place in the order."""
@@ -290,8 +298,8 @@ class Registry:
         """Let the alias name what the last entry says, also while others write entries."""
         while True:
             last = self._valid()[-1]
-            if self._exists(version := int(last.tags["version"])):
-                self.point(CHAMPION, version)
+            if self._exists(last):
+                self.point(CHAMPION, int(last.tags["version"]))
             self._mark_done(last)
             if _number(self._valid()[-1]) == _number(last):
                 return
@@ -344,7 +352,7 @@ def _require_name(client: MlflowClient, name: str) -> None:
     try:
         client.get_registered_model(name)
     except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+        if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise
         found = [model.name for model in client.search_registered_models()]
         names = ", ".join(name for name in found if not name.endswith(LOG))

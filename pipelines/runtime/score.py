@@ -46,6 +46,17 @@ class Score:
         """Mean over the predicted bytes; not finite if the model's answers are not."""
         return float(sum(self.block_bits)) / (self.text_bytes - 1)
 
+    @staticmethod
+    def read(data: Any, text_bytes: int) -> "Score | None":
+        """A score of a text of that size from JSON; None if it is none, or has other blocks."""
+        try:
+            found = Score(**data)
+        except TypeError:
+            return None
+        blocks = len(block_edges(text_bytes)) - 1
+        fits = found.text_bytes == text_bytes and len(found.block_bits) == blocks
+        return found if fits else None
+
 
 def block_edges(text_bytes: int) -> list[int]:
     """Cuts the predicted bytes of a text into equal blocks: first edge 0, last text_bytes - 1."""

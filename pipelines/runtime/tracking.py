@@ -1,4 +1,4 @@
-"""The tracking store and the model registry: the one module that imports MLflow.
+"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
 
 A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
 events, so that a command that was killed finds its own work again. Whoever needs the store while it
@@ -31,9 +31,8 @@ import tenacity
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
-from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.runtime.errors import ConfigError, PipelineError
@@ -54,7 +53,7 @@ DIGEST_TAG = "dca.sha256"
 
 Row = Mapping[str, float]
 
-__all__ = ["ModelVersion", "Run"]  # names that others need for their types, and MLflow only here
+__all__ = ["Run"]  # a name that others need for their types
 
 
 def tracking_uri() -> str:
@@ -528,6 +527,11 @@ def download_model(model_id: str, folder: Path) -> tuple[Path, str | None]:
     return Path(copy), digest
 
 
+def pyfunc_flavor(folder: Path) -> dict[str, Any]:
+    """How MLflow would load the pyfunc model in a folder; empty if there is none."""
+    return dict(Model.load(str(folder)).flavors.get("python_function", {}))
+
+
 def load_pyfunc(folder: Path) -> Any:
     """The Python object behind the pyfunc model in a folder. Its code is executed."""
     return mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
@@ -545,11 +549,11 @@ def keep_with_model(model_id: str, file: str, data: Any) -> None:
 
 @patiently
 def read_with_model(model_id: str, file: str) -> Any:
-    """JSON among the files of a logged model; None if there is none."""
+    """JSON among the files of a logged model; None if there is none, or a torn one."""
     try:
         location = mlflow.get_logged_model(model_id).artifact_location
         return json.loads(mlflow.artifacts.load_text(f"{location}/{file}"))
-    except (MlflowException, OSError) as error:
+    except (MlflowException, OSError, ValueError) as error:
         if may_pass(error):
             raise
         return None

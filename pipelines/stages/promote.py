@@ -2,9 +2,9 @@
 
 import json
 import math
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy.stats import bootstrap
 from pipelines.runtime.config import PromoteConfig
 from pipelines.runtime.dag import Context, Outputs, Stage, digest
 from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.package import Damaged
 from pipelines.runtime.registry import Overtaken, Registry, Standing
 from pipelines.runtime.score import FILE, Score, block_edges, score
 from pipelines.runtime.tracking import alone, provenance
@@ -63,6 +64,9 @@ def decide(
     """
     while True:
         seen = registry.standing(settle=not dry)
+        if seen.champion == version:
+            already = "it is the champion already"
+            return Decision(version, False, already, version, fingerprint, settings.model_dump())
         decision = _judge(registry, version, seen, settings, test, fingerprint, dry)
         if dry:
             return decision
@@ -85,22 +89,23 @@ def force(registry: Registry, version: int, reason: str, *, dry: bool = False) -
         raise ConfigError(f"{registry.name} version {version} is the champion already")
     decision = Decision(version, True, f"forced: {reason}", seen.champion, "", {})
     if not dry:
-        _record(registry, decision)
         registry.promote(version, "forced", reason, seen)
+        _record(registry, decision)
     return decision
 
 
-def rollback(registry: Registry, reason: str, *, dry: bool = False) -> tuple[int, int]:
+def rollback(registry: Registry, reason: str, *, dry: bool = False) -> tuple[int | None, int]:
     """Make the champion before the present one champion again; both versions, present one first.
 
     Raises ConfigError if there was none before, Overtaken if the champion moves meanwhile.
     """
-    seen, walk = registry.standing(settle=not dry), registry.champions()
-    if len(walk) < 2:
+    seen = registry.standing(settle=not dry)
+    before = registry.before(seen.champion)
+    if before is None:
         raise ConfigError(f"{registry.name}: there is no earlier champion to go back to")
     if not dry:
-        registry.promote(walk[-2], "rolled back", reason, seen)
-    return walk[-1], walk[-2]
+        registry.promote(before, "rolled back", reason, seen)
+    return seen.champion, before
 
 
 def _judge(
@@ -120,7 +125,7 @@ def _judge(
 
     try:
         mine = score(registry.model_id(version), test)
-    except PipelineError as error:
+    except Damaged as error:
         return outcome(False, f"it cannot be read back: {error}")
     numbers |= {
         "bits_per_byte": mine.bits_per_byte,
@@ -133,9 +138,7 @@ def _judge(
         return outcome(False, problem)
     if seen.champion is None:
         return outcome(True, f"{mine.bits_per_byte:.4f} bits per byte; there was no champion")
-    if seen.champion == version:
-        return outcome(False, "it is the champion already")
-    other = _kept_score(registry, seen.champion, test, fingerprint, dry)
+    other = _kept_score(registry, seen.champion, test, mine.text_bytes, fingerprint, dry)
     if not math.isfinite(other.bits_per_byte):
         return outcome(True, f"the bits per byte of version {seen.champion} are not finite")
     gain, least = _gain(mine, other, settings.confidence)
@@ -178,12 +181,13 @@ def _problem(
 
 
 def _kept_score(
-    registry: Registry, champion: int, test: Path, fingerprint: str, dry: bool
+    registry: Registry, champion: int, test: Path, text_bytes: int, fingerprint: str, dry: bool
 ) -> Score:
     """The champion's score on these test bytes: known, or measured now by its own code."""
     file = FILE.format(fingerprint)
-    if known := registry.read(champion, file):
-        return Score(**known)
+    known = Score.read(registry.read(champion, file), text_bytes)
+    if known is not None:
+        return known
     try:
         found = score(registry.model_id(champion), test)
     except PipelineError as error:
@@ -221,23 +225,23 @@ def _gain(mine: Score, other: Score, confidence: float) -> tuple[float, float]:
 
 def _record(registry: Registry, decision: Decision) -> None:
     """The decision as an artifact and, last of all its tags, a line on the version."""
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     by = {"model": registry.name, "when": stamp, "user": provenance()["mlflow.user"]}
     data = {**by, **asdict(decision)}
     registry.keep(decision.version, f"gate/{registry.name}-{decision.version}-{stamp}.json", data)
-    numbers = {f"gate.{key}": f"{value:.6g}" for key, value in decision.numbers.items()}
+    numbers = {f"gate.{key}": json.dumps(value) for key, value in decision.numbers.items()}
     forced = {} if decision.settings else {"gate.forced": decision.reason}
-    registry.tag(
-        decision.version,
-        {
-            **numbers,
-            **forced,
-            "gate.champion": str(decision.champion or "none"),
-            "gate.key": _key(decision.settings, decision.fingerprint, decision.champion),
-            "gate.promoted": json.dumps(decision.promoted),
-            "gate.decision": decision.text,
-        },
-    )
+    tags = {
+        **numbers,
+        **forced,
+        "gate.champion": str(decision.champion or "none"),
+        "gate.key": _key(decision.settings, decision.fingerprint, decision.champion),
+        "gate.promoted": json.dumps(decision.promoted),
+        "gate.decision": decision.text,
+    }
+    before = {key for key in registry.get(decision.version).tags if key.startswith("gate.")}
+    registry.untag(decision.version, before - set(tags) - {"gate.forced"})
+    registry.tag(decision.version, tags)
 
 
 def _key(settings: Mapping[str, Any], fingerprint: str, champion: int | None) -> str:
@@ -267,7 +271,8 @@ def _decided(
     """What was decided about a version before, if a sweep must leave it at that."""
     tags, champion = registry.get(version).tags, registry.standing().champion
     if champion == version:
-        return tags.get("gate.decision", "promoted: by hand")
+        earned = tags.get("gate.promoted") == "true"
+        return tags["gate.decision"] if earned else "promoted: by hand"
     if version in [promotion.version for promotion in registry.promotions()]:
         kept = "no version is" if champion is None else f"kept version {champion}, which is"
         return f"{kept} champion since; version {version} was: promote.py can bring it back"

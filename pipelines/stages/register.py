@@ -23,6 +23,7 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
         fit["model_uri"],
         fit["run_id"],
         {
+            "promote": context.config.promote.model_dump_json(),
             "experiment": context.config.experiment,
             "pipeline_run": context.pipeline_run,
             "search_run": trial.data.tags.get("mlflow.parentRunId", ""),

@@ -16,7 +16,7 @@ from dca.model import load_weights
 from pipelines.runtime.config import Config
 from pipelines.runtime.dag import storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError
-from pipelines.runtime.package import fetch
+from pipelines.runtime.package import fetch, local_folder
 from pipelines.runtime.registry import resolve
 from pipelines.runtime.tracking import connect_existing
 
@@ -37,7 +37,7 @@ def pin(config: Config, *, searched: Collection[str] = (), write: bool = True) -
     if source is None:
         return config
     with tempfile.TemporaryDirectory() as scratch:
-        folder = _fetch(source, config, Path(scratch)) if ":" in source else Path(source)
+        folder = _folder(source, config, Path(scratch))
         weights = _find(source, folder)
         _check(config, source, weights, searched)
         with weights.open("rb") as file:
@@ -53,8 +53,10 @@ def read_start(folder: str) -> dict[str, Tensor]:
     return load_file(Path(folder) / WEIGHTS)
 
 
-def _fetch(source: str, config: Config, scratch: Path) -> Path:
+def _folder(source: str, config: Config, scratch: Path) -> Path:
     try:
+        if found := local_folder(source):
+            return found
         model_id, _ = resolve(connect_existing(), source, name=config.promote.model)
         return fetch(model_id, scratch)
     except (ConfigError, PipelineError) as error:

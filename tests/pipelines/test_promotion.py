@@ -287,7 +287,6 @@ def test_a_text_is_scored_and_every_name_of_a_model_leads_to_it(story, text):
 
 
 def test_a_version_is_trained_again_bit_for_bit(story):
-    (story.folder.path / "tiny.yaml").rename(story.folder.path / "gone.yaml")
     code, out, err = story.folder.run("train.py", "--from-version", "1")
     assert code == 0, err
     assert "weights    bit for bit those of models:/dca-gpt/1" in out

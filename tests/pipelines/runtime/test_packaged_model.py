@@ -1,4 +1,8 @@
+import importlib.util
 import math
+import py_compile
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +74,8 @@ def test_a_table_of_prompts_gives_texts_and_their_prompts_log_likelihoods(packag
         assert text == prompt + "".join(packaged.continuation(prompt, **options))
     nats = packaged.bits(np.frombuffer("the é".encode(), dtype=np.uint8)).sum() * math.log(2)
     assert list(answer["log_likelihood"]) == pytest.approx([-nats, 0.0])
+    some = packaged.predict(None, table[table["prompt"] == "a"], {"max_new_tokens": 8})
+    assert some["text"].to_dict() == {1: answer["text"][1]}  # its rows are those of the table
     one = packaged.predict(None, {"prompt": np.str_("the é")}, {"max_new_tokens": 8})
     assert one["text"].tolist() == answer["text"].tolist()[:1]  # JSON's "inputs", without a list
 
@@ -156,6 +162,37 @@ def test_code_that_was_added_is_refused(folder):
     (folder / "code" / "torch.py").write_text("print('gotcha')")
     with pytest.raises(PipelineError, match=r"code/torch\.py was added"):
         load(folder)
+
+
+def test_what_mlflow_would_load_instead_is_refused(folder):
+    description = folder / "MLmodel"
+    before = description.read_text()
+    (folder / "evil.py").write_text("raise SystemExit('gotcha')")
+    path = re.search(r"model_code_path: (.*)", before)[1]
+    description.write_text(before.replace(path, "evil.py"))
+    with pytest.raises(PipelineError, match="MLmodel was altered"):
+        load(folder)
+    shutil.copytree(folder / FILES, folder / "artifacts" / "other")
+    description.write_text(before.replace("path: artifacts/model", "path: artifacts/other"))
+    with pytest.raises(ValueError, match=r"MLmodel was altered: .* from .*artifacts/other"):
+        load(folder)
+
+
+def test_a_cache_with_other_code_is_not_read_and_none_is_left(folder):
+    source = folder / "code" / "dca" / "sampling.py"
+    cache = Path(importlib.util.cache_from_source(str(source)))
+    cache.parent.mkdir()
+    evil = folder.parent / "evil.py"
+    evil.write_text("raise SystemExit('gotcha')")
+    py_compile.compile(
+        str(evil), str(cache), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    code = f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})"
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder.parent, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    assert list(cache.parent.iterdir()) == [cache]
 
 
 def test_mlflow_itself_refuses_altered_weights(folder):

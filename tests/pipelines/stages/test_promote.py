@@ -1,7 +1,7 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import pytest
 from pipelines.runtime import package
 from pipelines.runtime.dag import ROOT, Context
 from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.package import Damaged
 from pipelines.runtime.progress import Progress
-from pipelines.runtime.registry import CHAMPION, Registry
+from pipelines.runtime.registry import CHAMPION, Overtaken, Registry
 from pipelines.runtime.score import Score, block_edges
 from pipelines.runtime.tracking import Store
 from pipelines.stages import promote as stage
@@ -164,9 +165,30 @@ def test_limits_hold_whoever_is_champion(versions, facts, settings, reason, ther
 
 def test_a_version_that_cannot_be_read_back_is_not_promoted_and_the_reason_is_kept(versions):
     version = versions.add(1.0)
-    versions.scores[versions.registry.model_id(version)] = PipelineError("altered")
+    versions.scores[versions.registry.model_id(version)] = Damaged("altered")
     assert versions.sweep(version) == "not promoted: it cannot be read back: altered"
     assert versions.champion is None
+
+
+def test_a_failure_that_may_pass_is_no_verdict(versions):
+    version = versions.add(1.0)
+    model_id = versions.registry.model_id(version)
+    score, versions.scores[model_id] = versions.scores[model_id], PipelineError("out of memory")
+    with pytest.raises(PipelineError, match="out of memory"):
+        versions.sweep(version)
+    assert "gate.decision" not in versions.registry.get(version).tags
+    versions.scores[model_id] = score
+    assert versions.sweep(version).startswith("promoted")
+
+
+def test_a_torn_or_foreign_score_is_measured_again(versions):
+    versions.sweep(first := versions.add(1.5))
+    champion = versions.registry.model_id(first)
+    for torn in ({"text_bytes": 3}, [], {**asdict(versions.scores[champion]), "block_bits": [1]}):
+        versions.registry.keep(first, "scores/same.json", torn)
+        versions.asked.clear()
+        versions.sweep(versions.add(1.6))
+        assert champion in versions.asked
 
 
 def test_on_other_test_bytes_the_champion_is_evaluated_afresh_and_once(versions):
@@ -180,6 +202,51 @@ def test_on_other_test_bytes_the_champion_is_evaluated_afresh_and_once(versions)
         assert versions.champion == first
     assert versions.asked.count(champion) == 1
     assert versions.registry.read(first, "scores/new.json")["text_bytes"] == TEXT_BYTES
+
+
+def test_the_tags_are_those_of_the_last_decision_alone(versions):
+    versions.sweep(versions.add(2.0))
+    version = versions.add(1.99, noise=1.0, parameters=12_345_678)
+    versions.sweep(version)
+    assert "gate.gain" in versions.registry.get(version).tags
+    versions.sweep(version, max_parameters=1)
+    tags = versions.registry.get(version).tags
+    assert "over promote.max_parameters" in tags["gate.decision"]
+    assert "gate.gain" not in tags
+    assert tags["gate.parameters"] == "12345678"
+
+
+def test_the_champion_held_against_itself_stays_as_it_was(versions, tmp_path):
+    versions.sweep(version := versions.add(2.0))
+    before = versions.registry.get(version).tags
+    settings = versions.context.config.promote
+    decision = decide(versions.registry, version, settings, tmp_path, "same")
+    assert (decision.promoted, decision.reason) == (False, "it is the champion already")
+    assert versions.registry.get(version).tags == before
+
+
+def test_forced_and_overtaken_it_is_not_said_to_be_forced(versions, monkeypatch):
+    versions.sweep(versions.add(2.0))
+    mine, other = versions.add(3.0), versions.add(1.0)
+    move = Registry.promote
+
+    def late(self: Registry, *args) -> None:
+        monkeypatch.setattr(Registry, "promote", move)
+        force(versions.registry, other, "faster")
+        move(self, *args)
+
+    monkeypatch.setattr(Registry, "promote", late)
+    with pytest.raises(Overtaken, match=f"version {other} was forced"):
+        force(versions.registry, mine, "urgent")
+    assert "gate.forced" not in versions.registry.get(mine).tags
+
+
+def test_an_alias_moved_by_hand_is_told_as_that(versions, monkeypatch):
+    monkeypatch.setattr("pipelines.runtime.registry.SETTLING_SECONDS", 0)
+    versions.sweep(versions.add(1.0))
+    versions.sweep(worse := versions.add(2.0))
+    versions.registry.point(CHAMPION, worse)
+    assert versions.sweep(worse) == "promoted: by hand"
 
 
 def test_the_decision_and_its_numbers_are_an_artifact_whichever_way_it_went(versions):
