@@ -115,6 +115,18 @@ def test_an_alias_moved_by_hand_is_the_champion_and_the_next_entry_tells(store, 
     assert registry.before(3) == 2
 
 
+def test_an_alias_moved_by_hand_since_one_looked_overtakes(store, monkeypatch):
+    monkeypatch.setattr("pipelines.runtime.registry.SETTLING_SECONDS", 0)
+    registry = register(store, 3)
+    force(registry, 1)
+    seen = registry.standing()
+    registry.point(CHAMPION, 2)
+    with pytest.raises(Overtaken, match="by hand"):
+        registry.promote(3, "promoted", "too late", seen)
+    assert registry.aliases() == {CHAMPION: 2}
+    assert len(registry.promotions()) == 1
+
+
 def test_rolling_back_walks_back_and_not_to_and_fro(store):
     registry = register(store, 4)
     for version in (1, 2, 3):
