@@ -46,10 +46,18 @@ class Versions:
             raise found
         return found
 
-    def add(self, bits: float, *, told: float | None = None, noise: float = 0.0, **facts) -> int:
+    def add(
+        self,
+        bits: float,
+        *,
+        told: float | None = None,
+        noise: float = 0.0,
+        seed: int | None = None,
+        **facts,
+    ) -> int:
         """A version with so many bits per byte on the test text, more in some blocks."""
         edges = np.diff(block_edges(TEXT_BYTES))
-        rng = np.random.default_rng(len(self.scores))
+        rng = np.random.default_rng(len(self.scores) if seed is None else seed)
         wave = noise * rng.standard_normal(len(edges))
         blocks = (edges * (bits + wave - wave.mean())).tolist()
         defaults = {"parameters": 10, "bytes_per_second": 100.0, "latency_seconds": 0.01}
@@ -120,6 +128,12 @@ def test_a_challenger_must_surely_be_better_by_the_margin(versions, bits, noise,
     asked = len(versions.asked)
     assert versions.sweep(version, min_improvement=margin) == decision
     assert len(versions.asked) == asked
+
+
+def test_a_small_gain_in_every_block_is_sure_however_much_the_blocks_differ(versions):
+    versions.sweep(versions.add(2.0, noise=1.0, seed=0))
+    versions.sweep(version := versions.add(1.99, noise=1.0, seed=0))
+    assert versions.champion == version
 
 
 def test_the_bootstrap_covers_the_true_gain_as_often_as_it_says(monkeypatch):
