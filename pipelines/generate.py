@@ -92,10 +92,15 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     elif not prompts and sys.stdin is not None and not sys.stdin.isatty():
         prompts = _lines(sys.stdin.buffer.read(), "standard input")
     if not prompts or "" in prompts:
+        which = f"; number {prompts.index('') + 1} has none" if prompts else ""
         raise ConfigError(
             "--prompt: expected at least one character, there or in each line of --prompts FILE "
-            "or of standard input"
+            f"or of standard input{which}"
         )
+    try:
+        "".join(prompts).encode()
+    except UnicodeEncodeError as error:  # bytes of the command line that are none
+        raise ConfigError(f"--prompt: not UTF-8: {error}") from None
     return prompts
 
 
@@ -112,7 +117,7 @@ def _read(file: str) -> bytes:
         return Path(file).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{one_line(file)}: cannot be read: {reason}") from None
+        raise ConfigError(f"{one_line(file) or 'no file'}: cannot be read: {reason}") from None
 
 
 def _arguments() -> argparse.Namespace:
@@ -120,8 +125,8 @@ def _arguments() -> argparse.Namespace:
         prog="generate.py",
         description="Text from a model: a continuation of each prompt, as it is written.",
         epilog="MODEL is a registered model, whose champion writes (default: dca-gpt), "
-        "NAME@ALIAS, NAME/VERSION, a version or @alias of dca-gpt, a models:/ or runs:/ URI, the "
-        "id of a run or of a logged model, or a folder.",
+        "NAME@ALIAS, NAME/VERSION, a number, latest or @ALIAS of dca-gpt, a models:/ or runs:/ "
+        "URI, the id of a run or of a logged model, or a folder.",
     )
     parser.add_argument("--model", default="dca-gpt", help="what writes; see below")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
@@ -136,14 +141,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--score", metavar="FILE", help="bits per byte of a text, no generation")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each text")
     arguments = parser.parse_args()
+    if arguments.prompt and arguments.prompts is not None:
+        raise ConfigError("--prompts: expected without --prompt")
     if arguments.score is not None and (arguments.prompt or arguments.prompts):
         raise ConfigError("--score: expected without --prompt and --prompts")
     return arguments
 
 
 def _positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
     return int(text)
 
 

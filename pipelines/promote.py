@@ -155,7 +155,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
         now = {"champion_now": champion, "dry_run": arguments.dry_run}
         print(json.dumps({**asdict(decision), "decision": decision.text, **now}, indent=1))
         return
-    print(f"{registry.name} version {version} {_would(arguments)}{decision.text}")
+    print(f"{registry.name} version {version} {decision.text}{_dry(arguments)}")
 
 
 def _gate(registry: "Registry", version: int, arguments: argparse.Namespace) -> Any:
@@ -174,6 +174,7 @@ def _gate(registry: "Registry", version: int, arguments: argparse.Namespace) -> 
     data["promote"] = json.loads(tags["promote"])  # as they were on registering, not on training
     config = changed(data, arguments.changes, source=f"{registry.name} version {version}")
     fingerprint = tags["test.fingerprint"]
+    print(f"evaluating version {version} on the test bytes {fingerprint}", file=sys.stderr)
     with (
         test_bytes(config, fingerprint) as test,
         alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS),
@@ -192,8 +193,8 @@ def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
         print(json.dumps(row))
         return
     print(
-        f"{registry.name} {_would(arguments)}rolled back: version {after} is champion, "
-        f"instead of {'none' if before is None else f'version {before}'}"
+        f"{registry.name} rolled back: version {after} is champion, "
+        f"instead of {'none' if before is None else f'version {before}'}{_dry(arguments)}"
     )
 
 
@@ -221,8 +222,8 @@ def _history(registry: "Registry", arguments: argparse.Namespace) -> None:
     )
 
 
-def _would(arguments: argparse.Namespace) -> str:
-    return "would be " if arguments.dry_run else ""
+def _dry(arguments: argparse.Namespace) -> str:
+    return " (dry run: nothing was changed)" if arguments.dry_run else ""
 
 
 def _table(columns: list[str], rows: list[list[str]]) -> None:
@@ -253,7 +254,9 @@ def _bits(value: Any) -> str:
 def _show(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
+    return str(value)
 
 
 def _ago(then_seconds: float) -> str:
@@ -283,6 +286,7 @@ def _arguments() -> argparse.Namespace:
     promote.add_argument(
         "changes",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="changes to the version's configuration, as in promote.min_improvement=0.01",
     )

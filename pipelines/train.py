@@ -113,8 +113,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--from-version",
         metavar="VERSION",
-        help="train again what a version was trained as: a version or @alias of dca-gpt, "
-        "NAME/VERSION, NAME@ALIAS",
+        help="train again what a version was trained as: a number, latest or @ALIAS of "
+        "dca-gpt, NAME/VERSION, NAME@ALIAS",
     )
     arguments = parser.parse_intermixed_args()
     files = [argument for argument in arguments.arguments if "=" not in argument]

@@ -17,12 +17,12 @@ from torch import Tensor
 from pipelines.runtime import packaged_model
 from pipelines.runtime.errors import ConfigError, PipelineError, one_line
 from pipelines.runtime.packaged_model import SUMS, digest, uncached, verify
+from pipelines.runtime.plain_yaml import parse
 from pipelines.runtime.tracking import (
     download_model,
     load_pyfunc,
     log_model,
     provenance,
-    pyfunc_flavor,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -147,7 +147,12 @@ def _check(folder: Path, name: str) -> None:
         verify(folder)
     except ValueError as error:
         raise Damaged(f"{name}: {error}") from None
-    how = pyfunc_flavor(folder)
-    found = (how.get("loader_module"), Path(how.get("model_code_path", "")).name, how.get("code"))
+    try:
+        how = parse((folder / "MLmodel").read_text(), source="MLmodel")["flavors"][
+            "python_function"
+        ]
+        found = how["loader_module"], Path(how["model_code_path"]).name, how["code"]
+    except (ConfigError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise Damaged(f"{name}: MLmodel was altered: {error!r}") from None
     if found != ("mlflow.pyfunc.loaders.code_model", Path(packaged_model.__file__).name, "code"):
         raise Damaged(f"{name}: MLmodel was altered: it loads {found}")

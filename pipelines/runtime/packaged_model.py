@@ -160,7 +160,7 @@ class PackagedModel(PythonModel):
             top_p=top_p,
             generator=torch.Generator(device).manual_seed(seed),
         )
-        return until(stop, _characters(int(ids_b[0]) for ids_b in new))
+        return until(stop or "", _characters(int(ids_b[0]) for ids_b in new))
 
     @torch.inference_mode()
     def bits(self, data: NDArray[np.uint8]) -> NDArray[np.float64]:

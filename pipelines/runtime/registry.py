@@ -365,9 +365,9 @@ def _require_name(client: MlflowClient, name: str) -> None:
 def resolve(client: MlflowClient, text: str, *, name: str) -> tuple[str, str]:
     """The id of the logged model that a text names, and how to call it.
 
-    Texts are NAME, NAME/VERSION, NAME@ALIAS, each also behind models:/; a VERSION or @ALIAS of the
-    registered model `name`; models:/m-ID or m-ID; runs:/RUN/model or a run's id. A bare name means
-    its champion. Raises ConfigError.
+    Texts are NAME, NAME/VERSION, NAME@ALIAS, each also behind models:/; a number, `latest` or
+    @ALIAS of the registered model `name`; models:/m-ID or m-ID; runs:/RUN/model or a run's id. A
+    bare name means its champion. Raises ConfigError.
     """
     model = re.fullmatch(r"(?:models:/)?(m-[0-9a-f]{32})", text)
     run = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", text)
@@ -383,14 +383,18 @@ def resolve(client: MlflowClient, text: str, *, name: str) -> tuple[str, str]:
             return found, f"runs:/{run[1]} (models:/{found})"
     except MlflowException as error:
         raise ConfigError(f"{text}: {str(error).splitlines()[0]}") from None
-    if text.startswith("runs:"):
-        raise ConfigError(f"{text}: expected runs:/RUN_ID/model")
-    text = text.removeprefix("models:/").removesuffix("/")
-    registered, sign, which = re.fullmatch(r"([^/@]*)([/@]?)(.*)", text, re.DOTALL).groups()  # type: ignore[union-attr]
-    if registered.isdecimal() and not sign:
+    parts = re.fullmatch(r"(?:models:/)?([^/@:]*)([/@]?)([^/@:]*)", text)
+    if parts is None or not (parts[1] or parts[2]) or bool(parts[2]) != bool(parts[3]):
+        raise ConfigError(
+            f"{one_line(text) or 'no model'}: expected NAME, NAME/VERSION, NAME@ALIAS, "
+            "models:/..., runs:/RUN/model with the 32 digits of a run, or the id of a run or of a "
+            "logged model"
+        )
+    registered, which = parts[1] or name, parts[3] or CHAMPION
+    if not parts[2] and (registered.isdecimal() or registered == "latest"):
         registered, which = name, registered
-    registry = Registry(client, registered or name)
-    version = registry.find(which or CHAMPION)
+    registry = Registry(client, registered)
+    version = registry.find(which)
     aliases = sorted(alias for alias, number in registry.aliases().items() if number == version)
     label = f"models:/{registry.name}/{version}"
     return registry.model_id(version), label + (f" ({', '.join(aliases)})" if aliases else "")

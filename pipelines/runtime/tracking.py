@@ -32,7 +32,7 @@ from filelock import FileLock, Timeout
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
+from mlflow.models import ModelSignature
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.runtime.errors import ConfigError, PipelineError
@@ -525,11 +525,6 @@ def download_model(model_id: str, folder: Path) -> tuple[Path, str | None]:
             raise
         raise PipelineError(f"models:/{model_id}: {str(error).splitlines()[0]}") from None
     return Path(copy), digest
-
-
-def pyfunc_flavor(folder: Path) -> dict[str, Any]:
-    """How MLflow would load the pyfunc model in a folder; empty if there is none."""
-    return dict(Model.load(str(folder)).flavors.get("python_function", {}))
 
 
 def load_pyfunc(folder: Path) -> Any:

@@ -172,6 +172,10 @@ def test_what_mlflow_would_load_instead_is_refused(folder):
     description.write_text(before.replace(path, "evil.py"))
     with pytest.raises(PipelineError, match="MLmodel was altered"):
         load(folder)
+    for garbage in ("garbage: [", "a: 1", "[]", "\N{NULL}"):
+        description.write_text(garbage)
+        with pytest.raises(PipelineError, match="MLmodel was altered"):
+            load(folder)
     shutil.copytree(folder / FILES, folder / "artifacts" / "other")
     description.write_text(before.replace("path: artifacts/model", "path: artifacts/other"))
     with pytest.raises(ValueError, match=r"MLmodel was altered: .* from .*artifacts/other"):

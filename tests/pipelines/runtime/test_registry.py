@@ -183,7 +183,7 @@ def test_every_way_to_name_a_model_leads_to_it(store):
     force(registry, 2)
     model_id = registry.model_id(2)
     named = [
-        *("tiny", "tiny@champion", "tiny/2", "tiny/latest", "2", "@champion"),
+        *("tiny", "tiny@champion", "tiny/2", "tiny/latest", "2", "latest", "@champion"),
         *("models:/tiny/2", "models:/tiny@champion"),
     ]
     for text in named:
@@ -191,7 +191,8 @@ def test_every_way_to_name_a_model_leads_to_it(store):
         assert resolve(store.client, text, name="tiny") == (model_id, label), text
     for text in (model_id, f"models:/{model_id}"):
         assert resolve(store.client, text, name="tiny") == (model_id, f"models:/{model_id}")
-    for wrong in ("models:/tiny/9", "tiny@x", "nobody", "m-" + 32 * "0", 32 * "0", "runs:/x"):
+    wrong_names = ("models:/tiny/9", "tiny@x", "nobody", "m-" + 32 * "0", 32 * "0", "runs:/x")
+    for wrong in (*wrong_names, "", "@", "tiny@", "tiny/", "models:/", "http://x/y", "a\nb"):
         with pytest.raises(ConfigError):
             resolve(store.client, wrong, name="tiny")
     with pytest.raises(ConfigError, match="that run has logged no model"):
