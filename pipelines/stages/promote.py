@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import bootstrap
 
 from pipelines.runtime.config import PromoteConfig
 from pipelines.runtime.dag import Context, Outputs, Stage, digest
@@ -202,6 +201,8 @@ def _gain(mine: Score, other: Score, confidence: float) -> tuple[float, float]:
 
     Blocks are resampled in pairs: neighbouring bytes are alike, those of another block hardly.
     """
+    from scipy.stats import bootstrap  # half a second that the start of a sweep can do without
+
     gained = np.subtract(other.block_bits, mine.block_bits)
     sizes = np.diff(block_edges(mine.text_bytes))
 
