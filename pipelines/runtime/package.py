@@ -65,8 +65,8 @@ def log_package(
         (model / "lineage.json").write_text(json.dumps(lineage, indent=1))
         shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
         code = Path(packaged_model.__file__)
-        places = {path: Path("code/dca") / path.relative_to(sources) for path in files(sources)}
-        places |= {path: FILES / path.name for path in files(model)}
+        places = {path: Path("code/dca") / path.relative_to(sources) for path in _files(sources)}
+        places |= {path: FILES / path.name for path in _files(model)}
         places[code] = Path(code.name)
         rows = (f"{digest(path)}  {place.as_posix()}\n" for path, place in places.items())
         (model / SUMS).write_text("".join(rows))
@@ -100,8 +100,7 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def files(folder: Path) -> list[Path]:
-    """Every file below a folder, in order."""
+def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
@@ -110,6 +109,7 @@ def fetch(model_id: str, folder: Path) -> Path:
 
     Raises PipelineError if it is gone, Damaged if it is not what was logged.
     """
+    folder.mkdir(exist_ok=True)
     copy, expected = download_model(model_id, folder)
     _check(copy, f"models:/{model_id}")
     if expected is not None and digest(copy / FILES / SUMS) != expected:

@@ -68,21 +68,15 @@ def block_edges(text_bytes: int) -> list[int]:
 def score(model_id: str, text: Path) -> Score:
     """Fetch a logged model and score it. Raises PipelineError if it is damaged or fails."""
     with tempfile.TemporaryDirectory() as scratch:
-        return score_folder(fetch(model_id, Path(scratch)), text)
-
-
-def score_folder(folder: Path, text: Path) -> Score:
-    """Score a packaged model that lies in a folder. Raises PipelineError."""
-    with tempfile.TemporaryDirectory() as scratch:
-        result = Path(scratch) / "score.json"
+        folder, result = fetch(model_id, Path(scratch) / "model"), Path(scratch) / "score.json"
         child = subprocess.run(
-            [sys.executable, "-m", __name__, str(folder.absolute()), str(text), str(result)],
+            [sys.executable, "-m", __name__, str(folder), str(text), str(result)],
             capture_output=True,
             text=True,
         )
         if child.returncode:
             lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-            raise PipelineError(f"{folder}: cannot be scored: {one_line(lines[-1])}")
+            raise PipelineError(f"models:/{model_id}: cannot be scored: {one_line(lines[-1])}")
         return Score(**json.loads(result.read_text()))
 
 

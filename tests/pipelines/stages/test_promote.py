@@ -94,6 +94,18 @@ def versions(context, monkeypatch) -> Versions:
     return Versions(context, monkeypatch)
 
 
+def overtake(registry: Registry, version: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a version become champion just before the next promotion."""
+    move = Registry.promote
+
+    def late(self: Registry, *args) -> None:
+        monkeypatch.setattr(Registry, "promote", move)
+        force(registry, version, "faster")
+        move(self, *args)
+
+    monkeypatch.setattr(Registry, "promote", late)
+
+
 def test_the_first_version_becomes_champion_and_again_changes_nothing(versions):
     version = versions.add(2.0)
     first = versions.sweep(version)
@@ -242,14 +254,7 @@ def test_the_champion_held_against_itself_stays_as_it_was(versions, tmp_path):
 def test_forced_and_overtaken_it_is_not_said_to_be_forced(versions, monkeypatch):
     versions.sweep(versions.add(2.0))
     mine, other = versions.add(3.0), versions.add(1.0)
-    move = Registry.promote
-
-    def late(self: Registry, *args) -> None:
-        monkeypatch.setattr(Registry, "promote", move)
-        force(versions.registry, other, "faster")
-        move(self, *args)
-
-    monkeypatch.setattr(Registry, "promote", late)
+    overtake(versions.registry, other, monkeypatch)
     with pytest.raises(Overtaken, match=f"version {other} was forced"):
         force(versions.registry, mine, "urgent")
     assert "gate.forced" not in versions.registry.get(mine).tags
@@ -293,14 +298,7 @@ def test_killed_before_the_champion_moved_a_rerun_promotes_once(versions, monkey
 def test_overtaken_it_is_held_against_the_new_champion(versions, monkeypatch):
     versions.sweep(versions.add(2.0))
     mine, best = versions.add(1.5), versions.add(1.0)
-    gate = Registry.promote
-
-    def late(self: Registry, *args) -> None:
-        monkeypatch.setattr(Registry, "promote", gate)
-        force(versions.registry, best, "faster")
-        gate(self, *args)
-
-    monkeypatch.setattr(Registry, "promote", late)
+    overtake(versions.registry, best, monkeypatch)
     assert versions.sweep(mine).startswith(f"kept version {best}: 1.5000 against 1.0000")
     assert [p.version for p in versions.registry.promotions()] == [1, best]
 
