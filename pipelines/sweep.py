@@ -23,13 +23,16 @@ def main() -> None:
     config = load(arguments.arguments, smoke=arguments.smoke)
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
-    from pipelines.stages import STAGES
+    from pipelines.stages import STAGES, corpus
+    from pipelines.stages.search import earlier_trials
     from pipelines.training.start import pin
 
     available = capacity()
     require(available, config.resources, "resources")
     require(available, config.fit.resources, "fit.resources")
     config = pin(config, searched=config.search.space, write=not arguments.dry_run)
+    if config.search.warm_start:
+        earlier_trials(config, corpus.look(config)["fingerprint"])
     if arguments.dry_run:
         nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
         _print_plan(config, nodes, available)
@@ -70,9 +73,9 @@ def _print_plan(config: Config, nodes: list[Any], available: dict[str, float]) -
         print(f"{node.stage.name:9} {'reuse' if node.reused else 'run':6} {node.reason}")
     search, train = config.search, config.train
     print(
-        f"\nsearch: {search.trials} trials of {train.tokens:,} bytes ({train.steps} steps), "
+        f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
         f"{search.sampler.name} and {search.scheduler.name}, each with {_show(config.resources)}, "
-        f"at most {min(slots(available, config.resources), search.trials)} at once"
+        f"at most {min(slots(available, config.resources), search.trial_count)} at once"
     )
     tokens = config.fit.tokens or train.tokens
     print(f"fit:    {tokens:,} bytes with {_show(config.fit.resources)}")

@@ -146,6 +146,7 @@ IntRange = tuple[int, int]
 Choice = bool | int | float | str | None
 
 
+DEFAULT_TRIALS = 8
 MOST_EXAMPLES = 100
 """Width up to which every integer of a range is tried, and not only its ends."""
 
@@ -185,25 +186,44 @@ class Dimension(Section):
             return list(range(self.int[0], self.int[1] + 1))
         return list(self.choice or self.log_uniform or self.uniform or self.int or ())
 
+    @property
+    def grid(self) -> list[Choice] | None:
+        """Every value of a choice or an integer range; None for real numbers."""
+        if self.int is not None:
+            return list(range(self.int[0], self.int[1] + 1))
+        return self.choice
+
+    def contains(self, value: Choice) -> bool:
+        """Whether the range has this value."""
+        if self.choice is not None:
+            return any(type(value) is type(one) and value == one for one in self.choice)
+        kinds = (int,) if self.int else (int, float)
+        bounds = self.int or self.log_uniform or self.uniform or (0, 0)
+        number = isinstance(value, kinds) and not isinstance(value, bool)
+        return number and bounds[0] <= float(value or 0) <= bounds[1]
+
 
 class SamplerConfig(Section):
     """Who proposes the next trial."""
 
-    name: Literal["tpe", "random"] = "tpe"
-    """Optuna's tree-structured Parzen estimator, or uniform sampling as its baseline."""
+    name: Literal["tpe", "gp", "cmaes", "qmc", "random", "grid"] = "tpe"
+    """Optuna's tree-structured Parzen estimator, Gaussian process, CMA-ES (numbers only) or Sobol
+    sequence; uniform sampling; or every point of `choice` and `int` ranges. Conditions (`when`)
+    need tpe or random."""
     startup_trials: Positive = 4
-    """Random trials before TPE models anything."""
+    """Random trials before tpe, gp or cmaes model anything."""
 
 
 class SchedulerConfig(Section):
     """Who stops a trial early."""
 
-    name: Literal["asha", "none"] = "asha"
-    """Asynchronous successive halving (arXiv 1810.05934), or every trial to its end."""
+    name: Literal["asha", "median", "none"] = "asha"
+    """Asynchronous successive halving (arXiv 1810.05934); median stopping, at whatever is worse
+    than half of the completed trials (four at least) were there; or every trial to its end."""
     grace_evals: Positive = 2
     """Evaluations before a trial may be stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """Of this many trials at a rung, one goes on."""
+    """asha: of this many trials at a rung, one goes on."""
 
 
 class SearchConfig(Section):
@@ -213,10 +233,31 @@ class SearchConfig(Section):
     """Dotted configuration keys and their ranges."""
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
-    trials: Positive = 8
-    """Trials of the whole search, resumed or not."""
+    trials: Positive | None = None
+    """Trials of the whole search, resumed or not; null: every point of a grid, else 8."""
+    second_objective: Literal["parameters", "bytes_per_second"] | None = None
+    """What to weigh against train.best_metric: fewer `parameters`, or more `bytes_per_second` of
+    training. The front is reported, its best in bits per byte wins. Needs scheduler none."""
+    try_first: list[dict[str, Choice]] = []
+    """Points of the space to begin with; keys that a point leaves out are sampled."""
+    warm_start: list[str] = []
+    """Experiments whose finished searches, of the same space, corpus and training, the sampler
+    learns from before it proposes anything."""
     max_tokens: Positive | None = None
     """Training bytes of all trials together after which no further trial starts."""
+    max_seconds: Positive | None = None
+    """Wall-clock time of the search, resumed or not, after which no further trial starts."""
+
+    @property
+    def trial_count(self) -> int:
+        """`trials`, or what null stands for."""
+        points = self.grid_size if self.sampler.name == "grid" else DEFAULT_TRIALS
+        return self.trials or points
+
+    @property
+    def grid_size(self) -> int:
+        """Points of the grid that the space spans; real numbers count once."""
+        return math.prod(len(dimension.grid or [None]) for dimension in self.space.values())
 
 
 class FitConfig(Section):
@@ -436,7 +477,7 @@ def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ())
     except ValidationError as error:
         problems = list(_problems(error))
     else:
-        problems = list(_space_problems(config))
+        problems = [*_space_problems(config), *_search_problems(config.search)]
         if not problems:
             return config
 
@@ -575,6 +616,51 @@ def _space_problems(config: Config) -> Iterator[str]:
                     yield from (f"{where}.when: {problem}" for problem in problems)
 
 
+def _search_problems(search: SearchConfig) -> Iterator[str]:
+    """What a sampler, a scheduler and the points to try first cannot do together."""
+    sampler, name = search.sampler.name, "search.sampler.name"
+    for key, dimension in search.space.items():
+        if dimension.when and sampler not in ("tpe", "random"):
+            yield f"{name}: {sampler} knows no conditions, but {key} has one; expected tpe, random"
+        if sampler == "grid" and dimension.grid is None:
+            yield f"search.space.{key}: expected choice or int: a grid has no real numbers"
+        if sampler == "cmaes" and dimension.choice is not None:
+            yield f"search.space.{key}: expected numbers: cmaes knows no choice"
+    if sampler == "cmaes" and len(search.space) < 2:
+        yield f"{name}: cmaes needs two searched keys or more, got {len(search.space)}"
+    if sampler == "grid" and search.trial_count > search.grid_size:
+        yield f"search.trials: expected null or at most {search.grid_size}, the points of the grid"
+    if search.second_objective and sampler == "cmaes":
+        yield f"{name}: cmaes knows one objective: expected tpe, gp, qmc, random or grid"
+    if search.second_objective and search.scheduler.name != "none":
+        yield (
+            f"search.scheduler.name: expected none with search.second_objective, "
+            f"got {search.scheduler.name}, which compares by one"
+        )
+    if search.warm_start and sampler not in ("tpe", "gp", "cmaes"):
+        yield f"search.warm_start: {sampler} does not learn: expected tpe, gp or cmaes"
+    if search.try_first and sampler == "grid":
+        yield "search.try_first: expected none with a grid, which has its own order"
+    if len(search.try_first) > search.trial_count:
+        yield f"search.try_first: expected at most search.trials = {search.trial_count} points"
+    for index, point in enumerate(search.try_first):
+        yield from _point_problems(search.space, point, f"search.try_first.{index}")
+
+
+def _point_problems(
+    space: Mapping[str, Dimension], point: Mapping[str, Choice], where: str
+) -> Iterator[str]:
+    for key, value in point.items():
+        if key not in space:
+            yield f"{where}: {key} is not searched{_nearest(key, list(space))}"
+            continue
+        if not space[key].contains(value):
+            yield f"{where}.{key}: expected a value of its range, got {_show(value)}"
+        for other, wanted in space[key].when.items():
+            if point.get(other, wanted) != wanted:
+                yield f"{where}.{key}: not searched with {other} = {_show(point[other])}"
+
+
 def _range_problems(config: Config, key: str, values: list[Choice]) -> Iterator[str]:
     """The first value that cannot stand in its place, the rest of the configuration as it is."""
     # Without the lists, on which no searched key depends: they would be read again for every value.
@@ -605,7 +691,9 @@ def _shrink(config: Config) -> Config:
             "train.evals": 4,
             "train.eval_tokens": 4 * config.train.seq_len,
             "train.log_every_steps": 3,
-            "search.trials": min(config.search.trials, 3),
+            "search.trials": min(config.search.trial_count, 3),
+            "search.try_first": config.search.try_first[:3],
+            "search.warm_start": [],
             "fit.tokens": 16 * batch,
             "generate.max_new_tokens": min(config.generate.max_new_tokens, 40),
         }

@@ -48,6 +48,8 @@ STEP_METRIC = "train_bits_per_byte"
 """A metric that every row of a history has: its steps are the rows already stored."""
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
+MOST_PARAMS = 100
+"""What MLflow takes in one request."""
 DIGEST_TAG = "dca.sha256"
 """Of a logged model: the digest of its list of digests, which its own files cannot vouch for."""
 
@@ -294,8 +296,9 @@ class Store:
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Dotted parameters; logging the same ones again changes nothing."""
-        entities = [Param(key, _plain(value)) for key, value in flatten(params)]
-        self.client.log_batch(run_id, params=entities)
+        entities = [Param(key, plain(value)) for key, value in flatten(params)]
+        for first in range(0, len(entities), MOST_PARAMS):
+            self.client.log_batch(run_id, params=entities[first : first + MOST_PARAMS])
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
@@ -470,7 +473,7 @@ def log_model(
             artifacts={name: str(path) for name, path in artifacts.items()},
             signature=signature,
             pip_requirements=requirements,
-            params={key: _plain(value) for key, value in flatten(params)},
+            params={key: plain(value) for key, value in flatten(params)},
             input_example=example,
             tags={DIGEST_TAG: digest},
         )
@@ -583,5 +586,6 @@ def _git(*args: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A parameter's value as MLflow stores it."""
     return value if isinstance(value, str) else json.dumps(value)

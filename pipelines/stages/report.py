@@ -16,6 +16,7 @@ def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     text = "\n".join(
         [
             *_found(context, needs),
+            *_front(context, needs),
             "",
             *_bits_per_byte(needs),
             "",
@@ -45,6 +46,19 @@ def _found(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
         f"{fit['workers']} workers in {clock(fit['seconds'])}, "
         f"validation {fit['val_bits_per_byte']:.4f} bits per byte",
         f"gate     version {needs['register']['version']} {gate['decision']}",
+    ]
+
+
+def _front(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
+    """The trials that none beats in both objectives, if there are two."""
+    second = context.config.search.second_objective
+    if second is None:
+        return []
+    rows = needs["select"]["front"]
+    return [
+        "",
+        f"bits per byte against {second.replace('_', ' ')}: no trial is better in both",
+        *(f"  {bits:8.4f}  {value:13,.0f}  trial {number}" for number, bits, value in rows),
     ]
 
 

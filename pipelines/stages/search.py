@@ -25,15 +25,27 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from pipelines.runtime.cluster import cluster, require, slots
 from pipelines.runtime.config import Config, run_params
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.errors import PipelineError, StorageError
+from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
+from pipelines.runtime.errors import ConfigError, PipelineError, StorageError
+from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import clock
-from pipelines.runtime.tracking import Run, Store, Writer
-from pipelines.stages.study import STATES, Space, StoredTrial, StudySearcher, build_study
+from pipelines.runtime.tracking import Run, Store, Writer, plain
+from pipelines.stages.study import (
+    STATES,
+    Space,
+    StoredTrial,
+    StudySearcher,
+    build_study,
+    grace_tokens,
+    may_start,
+    second_value,
+)
 from pipelines.training.data import development
 from pipelines.training.trial import Trial, trial_folder
 
 KIND = "trial"
+SECONDS_BETWEEN_TELLING = 5
+"""How much of search.max_seconds a killed command may forget."""
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 """How MLflow calls the states of a trial that ended."""
 HEAD_NODE = {"node:__internal_head__": 0.001}
@@ -46,14 +58,18 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     for trial in stored:
         if trial.state is not None and trial.status != STATUSES[trial.state]:
             context.store.end(trial.run_id, STATUSES[trial.state])  # killed before it could
-    total, limit = context.config.search.trials, context.config.search.max_tokens
+    config, fingerprint = context.config, needs["corpus"]["fingerprint"]
     done = [trial for trial in stored if trial.state is not None]
     spent = sum(trial.tokens for trial in done)
-    context.store.log_params(context.run_id, {"search": context.config.search.model_dump()})
+    seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
+    task = _task(config, fingerprint) | {"search": config.search.model_dump()}
+    context.store.log_params(context.run_id, task)
     if stored:
+        total = config.search.trial_count
         context.progress.line(f"  {len(done)} of {total} trials are done")
-    if len(done) < total and (len(done) < len(stored) or limit is None or spent < limit):
-        _run_trials(context, needs["corpus"]["fingerprint"], stored, total - len(done), spent)
+    begun, complete = len(stored) > len(done), len(done) == config.search.trial_count
+    if begun or (not complete and may_start(config.search, spent, seconds)):
+        _run_trials(context, fingerprint, stored, seconds)
     trials = stored_trials(context)
     if any(trial.state is None for trial in trials):  # by SIGUSR1, which ends Tune's loop
         raise PipelineError("search: stopped early; run the same command again to go on")
@@ -71,23 +87,28 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
 def stored_trials(context: Context, search_run: str = "") -> list[StoredTrial]:
     """The trials of a search (default: the context's) as the tracking store has them, by number."""
-    runs = context.store.children(search_run or context.run_id, KIND)
-    trials = [_stored(context, run) for run in runs]
+    return _trials(context.store, search_run or context.run_id, context.config)
+
+
+def _trials(store: Store, search_run: str, config: Config) -> list[StoredTrial]:
+    trials = [_stored(store, run, config) for run in store.children(search_run, KIND)]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def _stored(context: Context, run: Run) -> StoredTrial:
-    tags, metrics, metric = run.data.tags, run.data.metrics, context.config.train.best_metric
+def _stored(store: Store, run: Run, config: Config) -> StoredTrial:
+    tags, metrics, metric = run.data.tags, run.data.metrics, config.train.best_metric
+    values = json.loads(tags["dca.values"])
     state = tags.get("dca.state")
     return StoredTrial(
         number=int(tags["dca.trial"]),
         run_id=run.info.run_id,
-        values=json.loads(tags["dca.values"]),
+        values=values,
         status=run.info.status,
         state=state,
         objective=metrics.get(f"best_{metric}"),
+        second=second_value(config, values, metrics),
         tokens=int(metrics.get("tokens", 0)),
-        curve=_curve(context.store, run, metric),
+        curve=_curve(store, run, metric),
         reason=tags.get("dca.reason", ""),
     )
 
@@ -106,22 +127,72 @@ def _folder(context: Context) -> Path:
     return context.storage / "trials" / context.run_id
 
 
+def _task(config: Config, fingerprint: str) -> dict[str, Any]:
+    """What two searches must have in common for the results of one to teach the other."""
+    fixed = {
+        key: value
+        for key, value in run_params(config).items()
+        if key not in config.search.space and key.startswith(("model.", "train."))
+    }
+    search = config.search.model_dump(include={"space", "second_objective"})
+    return {"corpus": fingerprint, **fixed, "search": search}
+
+
+def earlier_trials(config: Config, fingerprint: str, search_run: str = "") -> list[StoredTrial]:
+    """Finished trials of the searches that search.warm_start names, `search_run` itself left out.
+
+    Raises ConfigError if an experiment has none, or none that did the same.
+    """
+    found: list[StoredTrial] = []
+    task = {key: plain(value) for key, value in flatten(_task(config, fingerprint))}
+    for name in config.search.warm_start:
+        where = f"search.warm_start: {name}"
+        store = Store.open(name, storage_path(config), create=False)
+        runs = store.find("search") if store else []
+        runs = [run for run in runs if run.info.run_id != search_run]
+        if store is None or not runs:
+            raise ConfigError(f"{where}: no such experiment, or no search in it")
+        differences = {run.info.run_id: _difference(run.data.params, task) for run in runs}
+        if all(differences.values()):
+            raise ConfigError(
+                f"{where}: expected a search of the same space and training, but "
+                f"{differences[runs[0].info.run_id]}"
+            )
+        for run_id, difference in differences.items():
+            trials = [] if difference else _trials(store, run_id, config)
+            found += [trial for trial in trials if trial.state in ("complete", "pruned")]
+    return found
+
+
+def _difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | None:
+    """The first parameter of a search that is not ours."""
+    keys = {*ours, *(key for key in theirs if key.startswith("search.space."))}
+    for key in sorted(keys):
+        if theirs.get(key) != ours.get(key):
+            return f"its {key} is {theirs.get(key, 'absent')}, here {ours.get(key, 'absent')}"
+    return None
+
+
 def _run_trials(
-    context: Context, fingerprint: str, stored: list[StoredTrial], trials: int, spent: int
+    context: Context, fingerprint: str, stored: list[StoredTrial], seconds: float
 ) -> None:
     config = context.config
     space = Space(config)
-    recorder = _Recorder(context, space, stored)
+    earlier = earlier_trials(config, fingerprint, context.run_id)
+    if earlier:
+        context.progress.line(f"  learns from {len(earlier)} trials of earlier searches")
+    recorder = _Recorder(context, space, stored, seconds)
     searcher = StudySearcher(
-        build_study(config.search, space, config.seed, stored),
+        build_study(config, space, stored, earlier),
         space,
-        trials=trials,
-        retries=config.failures.retries,
+        config,
         open_run=recorder.open_run,
-        max_tokens=config.search.max_tokens,
-        spent=spent,
+        stored=stored,
+        earlier=len(earlier),
+        seconds=seconds,
     )
     recorder.retries = searcher.retries
+    left = config.search.trial_count - sum(trial.state is not None for trial in stored)
     trainable = tune.with_parameters(
         Trial,
         base=config,
@@ -139,9 +210,9 @@ def _run_trials(
             tune.with_resources(trainable, _request(config)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(config, stored),
+                scheduler=_scheduler(config, stored, searcher.should_prune),
                 num_samples=-1,  # the searcher knows when all are done
-                max_concurrent_trials=min(slots(available, config.resources), trials),
+                max_concurrent_trials=min(slots(available, config.resources), left),
                 reuse_actors=True,
                 trial_dirname_creator=_name,
                 trial_name_creator=_name,
@@ -171,17 +242,22 @@ def _request(config: Config) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def _scheduler(config: Config, stored: Sequence[StoredTrial]) -> TrialScheduler:
+def _scheduler(
+    config: Config,
+    stored: Sequence[StoredTrial],
+    should_prune: Callable[[str, dict[str, Any]], bool],
+) -> TrialScheduler:
     """Stops trials; its rungs know what earlier starts of the search have reached."""
     chosen, train = config.search.scheduler, config.train
     if chosen.name == "none":
         return FIFOScheduler()
-    grace = min(chosen.grace_evals, len(train.eval_steps))
+    if chosen.name == "median":
+        return _Median(should_prune)
     asha = _Asha(
         metric="objective",
         mode="min",
         time_attr="tokens",
-        grace_period=train.eval_steps[grace - 1] * train.batch_tokens,
+        grace_period=grace_tokens(config),
         max_t=train.steps * train.batch_tokens + 1,  # a rung at the end would stop finished trials
         reduction_factor=chosen.reduction_factor,
         stop_last_trials=False,
@@ -191,6 +267,19 @@ def _scheduler(config: Config, stored: Sequence[StoredTrial]) -> TrialScheduler:
         asha.on_trial_add(None, known)
         asha.on_trial_result(None, known, {"curve": trial.curve.items()})
     return asha
+
+
+class _Median(FIFOScheduler):
+    """Asks the study, which has every trial's curve, also after a resume."""
+
+    def __init__(self, should_prune: Callable[[str, dict[str, Any]], bool]) -> None:
+        super().__init__()
+        self._should_prune = should_prune
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Stop it if it is worse than the median of those that completed."""
+        stop = self._should_prune(trial.trial_id, result)
+        return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 
 class _Asha(AsyncHyperBandScheduler):
@@ -238,7 +327,10 @@ class _Recorder(tune.Callback):
     refused: StorageError | None = None
     """Why the search ended early: no trial would have fared better."""
 
-    def __init__(self, context: Context, space: Space, stored: list[StoredTrial]) -> None:
+    def __init__(
+        self, context: Context, space: Space, stored: list[StoredTrial], seconds: float
+    ) -> None:
+        """`seconds` of the search have passed before."""
         self._context, self._space = context, space
         self._stored = {trial.number: trial.run_id for trial in stored}
         self._writer = Writer(context.store)
@@ -257,6 +349,7 @@ class _Recorder(tune.Callback):
         """When each running trial started or last reported."""
         self._first = sum(self._counts.values())
         self._started = time.monotonic()
+        self._before, self._told = seconds, self._started
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune snapshots its callbacks, and nobody reads the snapshots."""
@@ -266,7 +359,15 @@ class _Recorder(tune.Callback):
         """Wait until everything is stored; what is still open was interrupted."""
         for run in self._open.values():
             self._writer.then(partial(self._interrupt, run))
+        self._tell_seconds()
         self._writer.close()
+
+    def _tell_seconds(self) -> None:
+        """Store how long the search has taken, over all its starts."""
+        self._told = time.monotonic()
+        seconds = self._before + self._told - self._started
+        row = {"step": round(seconds), "seconds": seconds}
+        self._writer.then(partial(self._context.store.log_metrics, self._context.run_id, row))
 
     def _interrupt(self, run: Future[str]) -> None:
         self._context.store.end(run.result(), "KILLED")
@@ -318,6 +419,8 @@ class _Recorder(tune.Callback):
         self._share[number] = min(1.0, result["tokens"] / self._context.config.train.tokens)
         if self._best is None or result["objective"] < self._best[0]:
             self._best = (result["objective"], number)
+        if time.monotonic() > self._told + SECONDS_BETWEEN_TELLING:
+            self._tell_seconds()
         self._show()
 
     def on_trial_complete(
@@ -378,7 +481,7 @@ class _Recorder(tune.Callback):
 
     def _show(self) -> None:
         """Trials by state, best so far, time left."""
-        total = self._context.config.search.trials
+        total = self._context.config.search.trial_count
         counts = ", ".join(f"{n} {state}" for state, n in self._counts.items() if n)
         text = f"search: {sum(self._counts.values())}/{total} trials"
         text += f" ({counts})" if counts else ""

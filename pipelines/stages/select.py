@@ -1,5 +1,6 @@
 """select: the best trial of the search, among equals."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,18 +15,23 @@ def select(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Choose the winner and mark it, in MLflow, on itself and on its search."""
     metric = context.config.train.best_metric
     search_run = needs["search"]["search_run"]
-    winner = best_trial(stored_trials(context, search_run))
+    trials = stored_trials(context, search_run)
+    winner = best_trial(trials)
     assert winner.objective is not None
     context.store.tag(
         search_run, {"dca.best_trial": str(winner.number), "dca.best_run": winner.run_id}
     )
     context.store.log_metrics(search_run, {f"best_{metric}": winner.objective})
     context.store.tag(winner.run_id, {"dca.best": "true"})
+    front = front_of(trials, context.config.search.second_objective)
+    for trial in front:
+        context.store.tag(trial.run_id, {"dca.front": "true"})
     return {
         "trial": winner.number,
         "run_id": winner.run_id,
         "values": winner.values,
         "objective": winner.objective,
+        "front": [[t.number, t.objective, t.second] for t in front],
     }
 
 
@@ -45,6 +51,23 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
     return min(ranked, key=lambda trial: (trial.objective, trial.number))
 
 
+def front_of(trials: Sequence[StoredTrial], second: str | None) -> list[StoredTrial]:
+    """Complete trials that none beats in both objectives, best in bits per byte first."""
+    sign = -1 if second == "bytes_per_second" else 1
+    points = [
+        (trial.objective, sign * trial.second, trial.number, trial)
+        for trial in trials
+        if trial.state == "complete" and trial.objective is not None and trial.second is not None
+    ]
+    front: list[StoredTrial] = []
+    least = math.inf
+    for _, value, _, trial in sorted(points):
+        if value < least:
+            least = value
+            front.append(trial)
+    return front
+
+
 def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
     """Trials at the largest budget in tokens that two reached, judged by their value there."""
     reached = Counter(tokens for trial in pruned for tokens in trial.curve)
@@ -60,6 +83,6 @@ STAGE = Stage(
     name="select",
     run=select,
     needs=("search",),
-    reads=("train.best_metric",),
+    reads=("train.best_metric", "search.second_objective"),
     sources=("pipelines/stages/select.py",),
 )

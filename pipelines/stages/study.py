@@ -1,8 +1,12 @@
 """The Optuna side of the search: the space, the sampler, and a study rebuilt from stored trials."""
 
+import math
+import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import optuna
@@ -24,6 +28,10 @@ STATES = {
 }
 
 
+MEDIAN_TRIALS = 4
+"""Completed trials before median stopping compares with them."""
+FEWEST_SOURCES = 10
+"""Trials of which a tenth is one."""
 BRIEFLY_SECONDS = 0.1
 """How long Tune may wait for the next trial's run while others train."""
 
@@ -37,6 +45,8 @@ class StoredTrial:
     values: dict[str, Any]
     state: str | None = None
     objective: float | None = None
+    second: float | None = None
+    """The value of search.second_objective."""
     tokens: int = 0
     curve: dict[int, float] = field(default_factory=dict)
     """Best objective so far by tokens, at each evaluation."""
@@ -98,40 +108,127 @@ def _distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def build_study(
-    search: SearchConfig, space: Space, seed: int, stored: Sequence[StoredTrial]
+    config: Config,
+    space: Space,
+    stored: Sequence[StoredTrial],
+    earlier: Sequence[StoredTrial] = (),
 ) -> optuna.Study:
     """A study that knows what the store knows.
 
-    Trials keep their numbers: a finished one is added with its state, an unfinished one, or a
-    number whose run was never made, waits and is asked for first. The sampler's seed moves on with
-    the trials stored, so that a resumed search does not draw its first random points again.
+    First come the trials of `earlier` searches; those of this one follow and keep their numbers: a
+    finished one is added with its state, an unfinished one, or a number whose run was never made,
+    waits and is asked for first. So do the points that are known beforehand. The sampler's seed
+    moves on with the trials stored, so that a resumed search does not draw its first random points
+    again.
     """
+    search = config.search
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    seed = seed + len(stored)
-    sampler: optuna.samplers.BaseSampler = optuna.samplers.RandomSampler(seed=seed)
-    if search.sampler.name == "tpe":
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, n_startup_trials=search.sampler.startup_trials
-        )
-    study = optuna.create_study(sampler=sampler, direction="minimize")
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    known = [_frozen(trial, space) for trial in earlier]
     by_number = {trial.number: trial for trial in stored}
-    for number in range(max(by_number, default=-1) + 1):
-        study.add_trial(_frozen(by_number.get(number), space))
+    points = _points(search, space, config.seed)
+    for number in range(max(*by_number, len(points) - 1, -1) + 1):
+        if number in by_number:
+            known.append(_frozen(by_number[number], space))
+        else:
+            known.append(_waiting(points[number] if number < len(points) else {}))
+    study = optuna.create_study(
+        sampler=_sampler(search, config.seed + len(stored), known),
+        pruner=_pruner(config),
+        directions=["minimize", *SECOND_DIRECTION[search.second_objective]],
+    )
+    study.add_trials(known)
     return study
 
 
-def _frozen(stored: StoredTrial | None, space: Space) -> optuna.trial.FrozenTrial:
-    if stored is None:
-        return create_trial(state=TrialState.WAITING)
+SECOND_DIRECTION = {None: [], "parameters": ["minimize"], "bytes_per_second": ["maximize"]}
+
+
+def second_value(
+    config: Config, values: Mapping[str, Any], metrics: Mapping[str, float]
+) -> float | None:
+    """A trial's search.second_objective, from its last metrics; None if the search has none."""
+    if config.search.second_objective == "parameters":
+        return config.replace(values).model.parameter_count()
+    if config.search.second_objective == "bytes_per_second" and metrics.get("seconds"):
+        return metrics["tokens"] / metrics["seconds"]
+    return None
+
+
+def _sampler(
+    search: SearchConfig, seed: int, known: Sequence[optuna.trial.FrozenTrial]
+) -> optuna.samplers.BaseSampler:
+    startup = search.sampler.startup_trials
+    if search.sampler.name == "tpe":
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+    if search.sampler.name == "gp":
+        return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
+    if search.sampler.name == "cmaes":
+        return optuna.samplers.CmaEsSampler(
+            seed=seed, n_startup_trials=startup, consider_pruned_trials=True, **_start(known)
+        )
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _start(known: Sequence[optuna.trial.FrozenTrial]) -> dict[str, Any]:
+    """Where CMA-ES begins: no stored trial remembers its distribution, so it is estimated from
+    the best tenth of them (arXiv 2012.06932), or lies around the best one while they are few."""
+    ranked = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    if len(ranked) >= FEWEST_SOURCES:
+        return {"source_trials": ranked}
+    return {"x0": min(ranked, key=lambda t: t.value).params} if ranked else {}
+
+
+def _pruner(config: Config) -> optuna.pruners.BasePruner:
+    """Median stopping; ASHA is Tune's, which knows a rung's trials before they have ended."""
+    if config.search.scheduler.name != "median":
+        return optuna.pruners.NopPruner()
+    return optuna.pruners.MedianPruner(
+        n_startup_trials=MEDIAN_TRIALS, n_warmup_steps=grace_tokens(config)
+    )
+
+
+def grace_tokens(config: Config) -> int:
+    """Bytes that a trial trains on before it may be stopped."""
+    steps = config.train.eval_steps
+    grace = min(config.search.scheduler.grace_evals, len(steps))
+    return steps[grace - 1] * config.train.batch_tokens
+
+
+def _points(search: SearchConfig, space: Space, seed: int) -> list[dict[str, Any]]:
+    """What is to be tried whatever comes out, by trial number: kept in no study's memory, and the
+    same after a resume."""
+    if search.sampler.name == "grid":
+        ranges = [dimension.grid or [] for dimension in search.space.values()]
+        points = (dict(zip(search.space, values, strict=True)) for values in product(*ranges))
+        return list(points)[: search.trial_count]
+    if search.sampler.name != "qmc":
+        return search.try_first
+    sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True)
+    study, trial = optuna.create_study(), create_trial(state=TrialState.WAITING)
+    drawn = [
+        sampler.sample_relative(study, trial, space.distributions)
+        for _ in range(search.trial_count)
+    ]
+    return [*search.try_first, *drawn][: search.trial_count]
+
+
+def _waiting(values: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
+    """A trial to be asked for, with what is decided of it."""
+    return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(values)})
+
+
+def _frozen(stored: StoredTrial, space: Space) -> optuna.trial.FrozenTrial:
     if stored.state is None:
-        fixed = {"fixed_params": stored.values}
-        return create_trial(state=TrialState.WAITING, system_attrs=fixed)
+        return _waiting(stored.values)
+    multiple = stored.second is not None
+    values = [stored.objective, stored.second] if multiple else [stored.objective]
     return create_trial(
         state=STATES[stored.state],
         params=stored.values,
         distributions={key: space.distributions[key] for key in stored.values},
-        value=None if stored.state == "failed" else stored.objective,
-        intermediate_values=stored.curve,
+        values=None if stored.state == "failed" or None in values else values,
+        intermediate_values={} if multiple else stored.curve,
     )
 
 
@@ -161,18 +258,24 @@ class StudySearcher(Searcher):
         self,
         study: optuna.Study,
         space: Space,
+        config: Config,
         *,
-        trials: int,
-        retries: int,
         open_run: Callable[[int, dict[str, Any]], Future[str]],
-        max_tokens: int | None = None,
-        spent: int = 0,
+        stored: Sequence[StoredTrial] = (),
+        earlier: int = 0,
+        seconds: float = 0.0,
     ) -> None:
-        """Hand out `trials`, fewer if with the `spent` ones they reach `max_tokens`."""
+        """`earlier` trials of the study are not the search's own; `seconds` of it have passed."""
         super().__init__(metric="objective", mode="min")
-        self._study, self._space, self._open_run = study, space, open_run
-        self._left, self._retries = trials, retries
-        self._max_tokens, self._spent = max_tokens, spent
+        self._study, self._space, self._config = study, space, config
+        self._open_run, self._earlier = open_run, earlier
+        done = [trial for trial in stored if trial.state is not None]
+        self._left = config.search.trial_count - len(done)
+        numbers = max((trial.number for trial in stored), default=-1) + 1
+        self._unfinished = numbers - len(done)
+        """Trials that an earlier start has begun: no budget keeps them from their end."""
+        self._spent = sum(trial.tokens for trial in done)
+        self._started = time.monotonic() - seconds
         self._ready: list[_Asked] = []
         """To be handed out: trials that crashed first, then at most one new one."""
         self._running: dict[str, _Asked] = {}
@@ -189,23 +292,33 @@ class StudySearcher(Searcher):
             return None
         asked.run.result()  # raises if the store refused
         self._running[trial_id] = self._ready.pop(0)
-        return {"number": asked.trial.number, "values": asked.values}
+        return {"number": self._number(asked), "values": asked.values}
+
+    def _number(self, asked: _Asked) -> int:
+        return int(asked.trial.number) - self._earlier
 
     def _may_ask(self) -> bool:
-        running = sum(asked.tokens for asked in self._running.values())
-        if self._max_tokens is not None and self._spent + running >= self._max_tokens:
-            return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        return self._left > 0
+        tokens = self._spent + sum(asked.tokens for asked in self._running.values())
+        seconds = time.monotonic() - self._started
+        return self._left > 0 and (
+            self._unfinished > 0 or may_start(self._config.search, tokens, seconds)
+        )
 
     def _ask(self) -> _Asked:
         self._left -= 1
+        self._unfinished -= 1
         trial = self._study.ask()
         values = self._space.suggest(trial)
-        return _Asked(trial, values, self._open_run(trial.number, values))
+        return _Asked(trial, values, self._open_run(trial.number - self._earlier, values))
 
     def retries(self, number: int) -> int:
         """How often a trial that waits to start again will have been retried; of others 0."""
-        return sum(asked.retries for asked in self._ready if asked.trial.number == number)
+        return sum(asked.retries for asked in self._ready if self._number(asked) == number)
+
+    def should_prune(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether the study's pruner would stop a trial with this result."""
+        self._report(self._running[trial_id], result)
+        return bool(self._running[trial_id].trial.should_prune())
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Intermediate values, at the tokens they were reached."""
@@ -216,7 +329,8 @@ class StudySearcher(Searcher):
         for tokens, value in result["curve"]:
             if tokens not in asked.reported:  # a trial that starts again replays its history
                 asked.reported.add(tokens)
-                asked.trial.report(value, tokens)
+                if self._config.search.second_objective is None:
+                    asked.trial.report(value, tokens)
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -225,7 +339,7 @@ class StudySearcher(Searcher):
         asked = self._running.pop(trial_id, None)
         if asked is None:
             return
-        if error and asked.retries < self._retries:
+        if error and asked.retries < self._config.failures.retries:
             asked.retries += 1
             self._ready.insert(0, asked)
             return
@@ -233,9 +347,12 @@ class StudySearcher(Searcher):
             self._study.tell(asked.trial, state=TrialState.FAIL)
         else:
             self._report(asked, result)
-            state = None if result["finished"] else TrialState.PRUNED
-            value = result["objective"] if result["finished"] else None
-            self._study.tell(asked.trial, value, state=state)
+            if result["finished"]:
+                second = second_value(self._config, asked.values, result["rows"][-1])
+                values = [result["objective"], *([] if second is None else [second])]
+                self._study.tell(asked.trial, values)
+            else:
+                self._study.tell(asked.trial, state=TrialState.PRUNED)
         self._spent += asked.tokens
 
     def save(self, checkpoint_path: str) -> None:
@@ -243,3 +360,8 @@ class StudySearcher(Searcher):
 
     def restore(self, checkpoint_path: str) -> None:
         """Nothing: a resumed search makes a new searcher from the tracking store."""
+
+
+def may_start(search: SearchConfig, tokens: int, seconds: float) -> bool:
+    """Whether the search's budgets allow another trial after so much."""
+    return tokens < (search.max_tokens or math.inf) and seconds < (search.max_seconds or math.inf)

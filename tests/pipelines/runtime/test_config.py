@@ -91,6 +91,69 @@ def test_a_search_space_is_checked_against_the_fields(path, key, dimension, expe
     assert expected in message
 
 
+NUMBERS = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"int": [1, 4]}}
+GRID = {"model.depth": {"int": [1, 4]}}
+CHOICE = {"model.residual": {"choice": ["standard", "dca"]}}
+CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
+
+
+@pytest.mark.parametrize(
+    ("space", "search", "where", "expected"),
+    [
+        (NUMBERS, {"sampler": {"name": "grid"}}, "space.train.learning_rate", "choice or int"),
+        (CONDITION, {"sampler": {"name": "grid"}}, "sampler.name", "knows no conditions"),
+        (GRID, {"sampler": {"name": "grid"}, "trials": 5}, "trials", "at most 4, the points"),
+        (GRID, {"sampler": {"name": "grid"}, "try_first": [{}]}, "try_first", "its own order"),
+        (CHOICE | CONDITION, {"sampler": {"name": "gp"}}, "sampler.name", "expected tpe, random"),
+        (NUMBERS | CHOICE, {"sampler": {"name": "cmaes"}}, "space.model.residual", "numbers"),
+        (GRID, {"sampler": {"name": "cmaes"}}, "sampler.name", "two searched keys or more, got 1"),
+        (NUMBERS, {"second_objective": "parameters"}, "scheduler.name", "expected none with"),
+        (
+            NUMBERS,
+            {"second_objective": "parameters", "scheduler": {"name": "median"}},
+            "scheduler.name",
+            "got median",
+        ),
+        (
+            NUMBERS,
+            {
+                "second_objective": "parameters",
+                "scheduler": {"name": "none"},
+                "sampler": {"name": "cmaes"},
+            },
+            "sampler.name",
+            "knows one objective",
+        ),
+        (NUMBERS, {"second_objective": "params"}, "second_objective", "did you mean parameters?"),
+        (NUMBERS, {"warm_start": ["a"], "sampler": {"name": "qmc"}}, "warm_start", "not learn"),
+        (NUMBERS, {"try_first": [{"model.dept": 2}]}, "try_first.0", "did you mean model.depth?"),
+        (NUMBERS, {"try_first": [{}, {"model.depth": 5}]}, "try_first.1.model.depth", "its range"),
+        (NUMBERS, {"try_first": [{"model.depth": 2.0}]}, "try_first.0.model.depth", "got 2.0"),
+        (NUMBERS, {"try_first": [{}] * 9}, "try_first", "at most search.trials = 8"),
+        (
+            CHOICE | CONDITION,
+            {"try_first": [{"model.last_k": 1, "model.residual": "standard"}]},
+            "try_first.0.model.last_k",
+            'not searched with model.residual = "standard"',
+        ),
+    ],
+)
+def test_what_a_search_cannot_do_together_is_refused(config, space, search, where, expected):
+    with pytest.raises(ConfigError) as raised:
+        config.replace({"search": {"space": space, **search}})
+    (line,) = [one for one in str(raised.value).splitlines() if f"search.{where}: " in one]
+    assert expected in line
+
+
+def test_a_grid_has_as_many_trials_as_points_and_other_searches_eight(config):
+    space = GRID | {"train.learning_rate": {"choice": [1e-3, 2e-3]}}
+    assert config.replace({"search": {"space": space}}).search.trial_count == 8
+    grid = {"space": space, "sampler": {"name": "grid"}}
+    assert config.replace({"search": {**grid, "trials": 5}}).search.trial_count == 5
+    assert config.replace({"search": grid}).search.trial_count == 8
+    assert config.replace({"search": {**grid, "space": GRID}}).search.trial_count == 4
+
+
 def test_all_problems_of_a_file_are_reported_together(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("experiment: e\nseed: x\nmodel: {dim: 1.5}\ntrain: {tokns: 5}\n")

@@ -1,7 +1,9 @@
+from dataclasses import replace
+
 import pytest
 
 from pipelines.runtime.errors import PipelineError
-from pipelines.stages.select import best_trial
+from pipelines.stages.select import best_trial, front_of
 from pipelines.stages.study import StoredTrial
 
 
@@ -35,3 +37,17 @@ def test_if_none_is_complete_the_deepest_shared_rung_decides():
         trial(2, "pruned", 2.5, {10: 3.0, 20: 2.8, 30: 2.5}),
     ]
     assert best_trial(trials).number == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "front"), [("parameters", [2, 0]), ("bytes_per_second", [2, 3])]
+)
+def test_the_front_is_what_no_trial_beats_in_both_objectives(second, front):
+    values = {0: (2.5, 10), 1: (2.6, 10), 2: (2.0, 30), 3: (2.5, 40), 4: (2.0, 30), 5: (3.0, 20)}
+    trials = [
+        replace(trial(number, "complete", bits), second=float(other))
+        for number, (bits, other) in values.items()
+    ]
+    trials += [trial(6, "failed", None), replace(trial(7, "pruned", 1.0), second=1.0)]
+    assert [found.number for found in front_of(trials, second)] == front
+    assert best_trial(trials).number == 2

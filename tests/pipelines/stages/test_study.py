@@ -1,6 +1,7 @@
 from concurrent.futures import Future
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from optuna.trial import TrialState
 
@@ -16,16 +17,31 @@ SPACE = {
 }
 
 
+PLAIN = {
+    "model.depth": {"int": [1, 4]},
+    "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+}
+"""A space that every sampler but the grid knows."""
+SAMPLERS = ["tpe", "gp", "cmaes", "qmc", "random"]
+
+
+def plain(config: Config) -> Config:
+    return config.replace({"search.space": PLAIN})
+
+
 @pytest.fixture
 def config(config: Config) -> Config:
-    return config.replace({"search": {"space": SPACE, "trials": 8}})
+    search = {"space": SPACE, "trials": 100}
+    return config.replace({"search": search, "failures.retries": 0})
 
 
-def searcher_of(config: Config, stored=(), open_run=None, **changes):
+def searcher_of(config: Config, stored=(), earlier=(), open_run=None, **changes):
+    config = config.replace(changes)
     space = Space(config)
-    study = build_study(config.search, space, config.seed, list(stored))
-    settings = {"trials": 100, "retries": 0, "open_run": open_run or (lambda *_: made()), **changes}
-    return StudySearcher(study, space, **settings), study
+    study = build_study(config, space, list(stored), list(earlier))
+    open_run = open_run or (lambda *_: made())
+    given = {"stored": stored, "earlier": len(earlier), "open_run": open_run}
+    return StudySearcher(study, space, config, **given), study
 
 
 def made() -> Future[str]:
@@ -37,7 +53,14 @@ def made() -> Future[str]:
 
 def result(objective: float, tokens: int, *, finished: bool) -> dict:
     curve = [(tokens, objective)]
-    return {"objective": objective, "tokens": tokens, "curve": curve, "finished": finished}
+    row = {"tokens": float(tokens), "seconds": 2.0}
+    return {
+        "objective": objective,
+        "tokens": tokens,
+        "curve": curve,
+        "finished": finished,
+        "rows": [row],
+    }
 
 
 def complete(number: int, **changes) -> StoredTrial:
@@ -73,9 +96,9 @@ def test_conditions_in_a_circle_are_refused(config):
         config.replace({"search": {"space": space}})
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_a_seed_repeats_the_suggestions(config, sampler):
-    config = config.replace({"search.sampler.name": sampler})
+    config = plain(config).replace({"search.sampler.name": sampler})
 
     def draw(seed: int) -> list:
         searcher, _ = searcher_of(config.replace({"seed": seed}))
@@ -145,10 +168,10 @@ def test_the_sampler_learns_from_stored_trials(config):
 
 
 def test_the_token_budget_ends_the_search(config):
-    searcher, _ = searcher_of(config, max_tokens=100, spent=40)
-    assert searcher.suggest("a")["number"] == 0
+    searcher, _ = searcher_of(config, [complete(0, tokens=40)], **{"search.max_tokens": 100})
+    assert searcher.suggest("a")["number"] == 1
     searcher.on_trial_result("a", result(1.0, 50, finished=False))
-    assert searcher.suggest("b")["number"] == 1
+    assert searcher.suggest("b")["number"] == 2
     searcher.on_trial_complete("a", result(1.0, 60, finished=True))
     assert searcher.suggest("c") is None  # b may crash, and start again
     searcher.on_trial_complete("b", result(1.0, 60, finished=True))
@@ -156,14 +179,15 @@ def test_the_token_budget_ends_the_search(config):
 
 
 def test_an_unfinished_trial_is_taken_up_whatever_the_token_budget(config):
-    searcher, _ = searcher_of(config, [complete(0, state=None)], max_tokens=10, spent=10)
-    assert searcher.suggest("a")["number"] == 0
+    stored = [complete(0, tokens=10), complete(1, state=None)]
+    searcher, _ = searcher_of(config, stored, **{"search.max_tokens": 10})
+    assert searcher.suggest("a")["number"] == 1
     searcher.on_trial_complete("a", result(1.0, 60, finished=True))
     assert searcher.suggest("b") == "FINISHED"
 
 
 def test_a_crashed_trial_is_handed_out_again_first_as_often_as_configured(config):
-    searcher, study = searcher_of(config, trials=2, retries=2)
+    searcher, study = searcher_of(config, **{"search.trials": 2, "failures.retries": 2})
     first = searcher.suggest("a")
     searcher.on_trial_result("a", result(3.0, 1, finished=False))
     for retry, (before, after) in enumerate((("a", "b"), ("b", "c")), 1):
@@ -200,6 +224,10 @@ def test_a_trial_whose_run_cannot_be_made_is_not_handed_out(config):
         searcher.suggest("a")
 
 
+def never(*_) -> bool:
+    return False
+
+
 def stops(asha, number: int, *curve: tuple[int, float]) -> bool:
     trial = SimpleNamespace(config={"number": number})
     asha.on_trial_add(None, trial)
@@ -209,18 +237,170 @@ def stops(asha, number: int, *curve: tuple[int, float]) -> bool:
 def test_a_resumed_search_stops_trials_by_what_it_had_reached_before(config):
     rung = config.train.eval_steps[1] * config.train.batch_tokens
     known = [complete(n, state="pruned", curve={rung: 2.0 + n / 10}) for n in range(3)]
-    assert not stops(_scheduler(config, []), 9, (rung, 3.0))
-    assert stops(_scheduler(config, known), 9, (rung, 3.0))
-    assert not stops(_scheduler(config, known), 9, (rung, 1.0))
+    assert not stops(_scheduler(config, [], never), 9, (rung, 3.0))
+    assert stops(_scheduler(config, known, never), 9, (rung, 3.0))
+    assert not stops(_scheduler(config, known, never), 9, (rung, 1.0))
 
 
 def test_a_trial_that_starts_again_stands_on_a_rung_once_with_its_value_there(config):
     rung = config.train.eval_steps[1] * config.train.batch_tokens
-    asha = _scheduler(config, [])
+    asha = _scheduler(config, [], never)
     assert not stops(asha, 0, (rung, 3.0))
     assert stops(asha, 1, (rung, 3.5))
     assert not stops(asha, 2, (rung, 2.0))
     assert not stops(asha, 0, (rung, 3.0), (2 * rung, 1.0))
     assert asha._brackets[0]._rungs[-1][1] == {0: -3.0, 1: -3.5, 2: -2.0}
     known = [complete(0, state=None, curve={rung: 3.0}), complete(1, curve={rung: 2.0})]
-    assert not stops(_scheduler(config, known), 0, (rung, 3.0))
+    assert not stops(_scheduler(config, known, never), 0, (rung, 3.0))
+
+
+def draw(searcher: StudySearcher, count: int) -> list[dict]:
+    """What the next trials try, each completed before the next is asked for."""
+    drawn = []
+    for number in range(count):
+        suggested = searcher.suggest(str(number))
+        if suggested == "FINISHED":
+            break
+        drawn.append(suggested["values"])
+        rate = suggested["values"].get("train.learning_rate", 1.0)
+        searcher.on_trial_complete(str(number), result(abs(rate - 1e-3), 4, finished=True))
+    return drawn
+
+
+def stored_as(drawn: list[dict]) -> list[StoredTrial]:
+    return [
+        complete(n, values=v, objective=abs(v["train.learning_rate"] - 1e-3))
+        for n, v in enumerate(drawn)
+    ]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_sampler_stays_in_the_space_and_goes_on_elsewhere_after_a_resume(config, sampler):
+    config = plain(config).replace({"search.sampler.name": sampler, "search.trials": 12})
+    first = draw(searcher_of(config)[0], 6)
+    rest = draw(searcher_of(config, stored_as(first))[0], 20)
+    assert (len(first), len(rest)) == (6, 6)
+    for values in first + rest:
+        assert values["model.depth"] in range(1, 5)
+        assert 1e-4 <= values["train.learning_rate"] <= 1e-2
+    assert len({values["train.learning_rate"] for values in first + rest}) == 12
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
+def test_what_an_earlier_search_found_is_where_the_next_one_begins(config, sampler):
+    config = plain(config).replace({"search.sampler.name": sampler})
+    rates = [10 ** (-4 + 2 * n / 20) for n in range(21)]
+    known = stored_as(
+        [{"model.depth": n % 4 + 1, "train.learning_rate": r} for n, r in enumerate(rates)]
+    )
+    searcher, study = searcher_of(config, earlier=known)
+    drawn = draw(searcher, 8)
+    assert sum(3e-4 < values["train.learning_rate"] < 3e-3 for values in drawn) >= 6
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 29
+
+
+def test_the_trials_of_a_warm_started_search_have_numbers_of_its_own(config):
+    known = [complete(0), complete(1, state="pruned", objective=3.0, curve={1: 3.0})]
+    own = [complete(0), complete(1, state=None)]
+    opened = []
+    searcher, _ = searcher_of(
+        config, own, earlier=known, open_run=lambda number, _: opened.append(number) or made()
+    )
+    assert [searcher.suggest(name)["number"] for name in "ab"] == [1, 2]
+    assert opened == [1, 2]
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.retries(1) == 0
+
+
+def test_quasi_random_points_are_the_same_sequence_resumed_or_not(config):
+    config = plain(config).replace({"search.sampler.name": "qmc", "search.trials": 8})
+    whole = draw(searcher_of(config)[0], 8)
+    resumed = draw(searcher_of(config, stored_as(whole[:3]))[0], 8)
+    assert whole[3:] == resumed
+    quarters = sorted(int(4 * (np.log10(v["train.learning_rate"]) + 4) / 2) for v in whole)
+    assert quarters == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+GRID = {"model.depth": {"int": [2, 3]}, "train.learning_rate": {"choice": [1e-4, 3e-4, 1e-3]}}
+
+
+def test_a_grid_runs_each_of_its_points_once_resumed_or_not(config):
+    search = {"space": GRID, "sampler": {"name": "grid"}}
+    config = config.replace({"search": search})
+    points = [
+        {"model.depth": d, "train.learning_rate": r} for d in (2, 3) for r in (1e-4, 3e-4, 1e-3)
+    ]
+    assert draw(searcher_of(config)[0], 99) == points
+    assert draw(searcher_of(config, stored_as(points[:4]))[0], 99) == points[4:]
+    assert draw(searcher_of(config, **{"search.trials": 2})[0], 99) == points[:2]
+
+
+def test_points_to_try_first_are_tried_first_and_the_rest_of_each_is_sampled(config):
+    first = [
+        {"model.residual": "dca", "model.last_k": 2, "train.learning_rate": 1e-3},
+        {"train.learning_rate": 2e-3},
+    ]
+    config = config.replace({"search.try_first": first})
+    drawn = draw(searcher_of(config)[0], 3)
+    assert drawn[0] == first[0]
+    assert drawn[1]["train.learning_rate"] == 2e-3
+    assert drawn[1]["model.residual"] in ("standard", "dca")
+    resumed = draw(searcher_of(config, [complete(0, values=drawn[0])])[0], 1)
+    assert resumed[0]["train.learning_rate"] == 2e-3
+
+
+def test_points_to_try_first_wait_for_a_budget_and_unfinished_trials_do_not(config):
+    first = [{"train.learning_rate": rate} for rate in (1e-3, 2e-3, 3e-3)]
+    config = config.replace({"search.try_first": first, "search.max_seconds": 10})
+    stored, space = [complete(0, state=None)], Space(config)
+    study = build_study(config, space, stored)
+    searcher = StudySearcher(
+        study, space, config, open_run=lambda *_: made(), stored=stored, seconds=10.0
+    )
+    assert searcher.suggest("a")["number"] == 0
+    searcher.on_trial_complete("a", result(1.0, 60, finished=True))
+    assert searcher.suggest("b") == "FINISHED"
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_median_stopping_ends_what_is_worse_than_half_of_the_completed(config, resumed):
+    config = config.replace({"search.scheduler.name": "median", "search.scheduler.grace_evals": 2})
+    steps = [step * config.train.batch_tokens for step in config.train.eval_steps]
+    curves = [{t: 4.0 + n / 10 - i / 2 for i, t in enumerate(steps)} for n in range(5)]
+    known = [
+        complete(n, curve=curve, objective=min(curve.values()), tokens=steps[-1])
+        for n, curve in enumerate(curves)
+    ]
+    searcher, _ = searcher_of(config, known if resumed else known[:3])
+    for name, second in (("good", 3.6), ("bad", 3.8)):
+        number = searcher.suggest(name)["number"]
+        trial = SimpleNamespace(trial_id=name, config={"number": number})
+        scheduler = _scheduler(config, known, searcher.should_prune)
+        early = {**result(9.0, steps[0], finished=False)}
+        assert scheduler.on_trial_result(None, trial, early) == "CONTINUE"
+        late = {**result(second, steps[1], finished=False)}
+        verdict = scheduler.on_trial_result(None, trial, late)
+        assert verdict == ("STOP" if resumed and name == "bad" else "CONTINUE")
+
+
+@pytest.mark.parametrize("second", ["parameters", "bytes_per_second"])
+@pytest.mark.parametrize("sampler", ["tpe", "gp", "random"])
+def test_two_objectives_are_told_to_the_study_and_again_after_a_resume(config, second, sampler):
+    config = plain(config).replace(
+        {
+            "search.second_objective": second,
+            "search.scheduler.name": "none",
+            "search.sampler.name": sampler,
+        }
+    )
+    searcher, study = searcher_of(config)
+    (values,) = draw(searcher, 1)
+    parameters = config.replace(values).model.parameter_count()
+    expected = parameters if second == "parameters" else 4 / 2.0
+    assert study.trials[0].values[1] == expected
+    best = "MAXIMIZE" if second == "bytes_per_second" else "MINIMIZE"
+    assert [direction.name for direction in study.directions] == ["MINIMIZE", best]
+    stored = [complete(0, values=values, second=expected)]
+    resumed, again = searcher_of(config, stored)
+    assert again.trials[0].values == [2.0, expected]
+    assert len(draw(resumed, 6)) == 6
