@@ -4,8 +4,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
 from typing import Any
 
 import torch
@@ -34,18 +33,22 @@ LOCAL_ENVIRONMENT = {
 """Of a cluster of this machine only."""
 
 
-@contextmanager
-def cluster(*, ray_train: bool = False) -> Iterator[dict[str, float]]:
-    """Start or join a Ray cluster; yields its resources and leaves it at the end.
+def join() -> dict[str, float]:
+    """Start or join a Ray cluster, unless this process is in one; returns its resources.
 
-    If Ray Train is to run in it, a cluster that is started has a dashboard, which frees the
-    resources of workers whose driver was killed; without one the first step comes two seconds
-    earlier. Raises ConfigError if RAY_ADDRESS answers to nobody.
+    One that is started has a dashboard: Ray Train needs it to free the resources of workers whose
+    driver was killed. Raises ConfigError if RAY_ADDRESS answers to nobody.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray  # after the environment, which it reads on import
 
+    if not ray.is_initialized():
+        _join(ray)
+    return dict(ray.cluster_resources())
+
+
+def _join(ray: Any) -> None:
     address = os.environ.get("RAY_ADDRESS")
     settings: dict[str, Any]
     if address:
@@ -54,7 +57,7 @@ def cluster(*, ray_train: bool = False) -> Iterator[dict[str, float]]:
     else:  # never a cluster that nobody named; its processes inherit the environment
         for name, value in LOCAL_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        settings = {"address": "local", "include_dashboard": ray_train}
+        settings = {"address": "local", "include_dashboard": True}
     on_terminate = signal.getsignal(signal.SIGTERM)
     for name in ("ray", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
@@ -64,17 +67,18 @@ def cluster(*, ray_train: bool = False) -> Iterator[dict[str, float]]:
         raise ConfigError(f"RAY_ADDRESS={address}: {error}") from None
     finally:
         signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in the place
-    try:
-        yield ray.cluster_resources()
-    finally:
+
+
+def leave() -> None:
+    """End what `join` has begun: a cluster of this command's own ends with it."""
+    if ray := sys.modules.get("ray"):
         ray.shutdown()
 
 
 def capacity() -> dict[str, float]:
-    """The resources `cluster` would have, without starting Ray on this machine."""
+    """The resources `join` would find, without starting Ray on this machine."""
     if os.environ.get("RAY_ADDRESS"):
-        with cluster() as available:
-            return available
+        return join()
     return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
 
 

@@ -15,6 +15,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from pipelines.runtime.cluster import leave
 from pipelines.runtime.config import Config
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import Progress
@@ -146,6 +147,8 @@ def _run(
     except BaseException as error:
         store.fail(pipeline_run, error)
         raise
+    finally:
+        leave()
     store.end(pipeline_run)
     return {name: node.outputs or {} for name, node in done.items()}
 

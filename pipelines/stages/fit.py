@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pipelines.runtime.cluster import cluster, require
+from pipelines.runtime.cluster import join, require
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.errors import PipelineError
@@ -26,11 +26,8 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
     corpus = development(context.storage, needs["corpus"]["fingerprint"])
     say = context.progress.line
-    with (
-        context.progress.working("fit: starting Ray and its workers"),
-        cluster(ray_train=True) as available,
-    ):
-        require(available, config.resources, "fit.resources")
+    with context.progress.working("fit: starting its workers"):
+        require(join(), config.resources, "fit.resources")
         from pipelines.training.workers import train_with_workers  # needs the cluster's environment
 
         with closing(train_with_workers(config, corpus, folder, say)) as run:

@@ -23,7 +23,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
-from pipelines.runtime.cluster import cluster, require, slots
+from pipelines.runtime.cluster import join, require, slots
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError, StorageError
@@ -201,10 +201,10 @@ def _run_trials(
     )
     with (
         context.progress.working("starting Ray"),
-        cluster(ray_train=config.resources.workers > 1) as available,
         tempfile.TemporaryDirectory() as scratch,
         closing(recorder),
     ):
+        available = join()
         require(available, config.resources, "resources")
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(config)),

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import closing
 
-from pipelines.runtime.cluster import cluster, require
+from pipelines.runtime.cluster import join, require
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.stages.fit import describe_run, package, record
 from pipelines.training import loop
@@ -22,12 +22,11 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             with closing(loop.train(config, corpus, folder, say)) as run:
                 history = record(store, run_id, run, config, context.progress)
         else:
-            with cluster(ray_train=True) as available:
-                require(available, config.resources, "resources")
-                from pipelines.training.workers import train_with_workers
+            require(join(), config.resources, "resources")
+            from pipelines.training.workers import train_with_workers
 
-                with closing(train_with_workers(config, corpus, folder, say)) as run:
-                    history = record(store, run_id, run, config, context.progress)
+            with closing(train_with_workers(config, corpus, folder, say)) as run:
+                history = record(store, run_id, run, config, context.progress)
     return package(context, config, needs["corpus"], folder, history)
 
 

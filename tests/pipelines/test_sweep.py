@@ -11,6 +11,7 @@ from collections import Counter
 import pytest
 
 from pipelines.runtime.registry import Registry
+from pipelines.runtime.tracking import Store
 from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
 
 
@@ -283,6 +284,35 @@ def test_trials_of_several_workers_are_stopped_early_without_hanging(tmp_path, t
     states = Counter(run.data.tags["dca.state"] for run in folder.trials())
     assert sum(states.values()) == 3
     assert states["failed"] == 0
+
+
+def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    space = "{model.depth: {int: [1, 2]}, train.learning_rate: {choice: [1e-4, 1e-2]}}"
+    common = ("sweep.py", "tiny.yaml", "train.tokens=4096", f"search.space={space}", "--until")
+    common += ("select", "search.scheduler.name=none", "search.second_objective=parameters")
+    code, _, err = folder.run(*common, "search.sampler.name=grid", "search.trials=null")
+    assert code == 0, err
+    keys = ("model.depth", "train.learning_rate")
+    tried = {tuple(run.data.params[key] for key in keys) for run in folder.trials()}
+    assert tried == {(d, r) for d in ("1", "2") for r in ("0.0001", "0.01")}
+    front = {
+        run.data.params["model.depth"] for run in folder.trials() if "dca.front" in run.data.tags
+    }
+    assert "1" in front
+    again = ("experiment=again", "search.warm_start=[tiny]", "search.max_seconds=1")
+    code, out, err = folder.run(*common, *again)
+    assert code == 0, err
+    assert "learns from 4 trials of earlier searches" in out
+    store = Store.open("again", tmp_path / "runs")
+    (search,) = store.find("search")
+    assert search.data.metrics["seconds"] > 1
+    assert [run.data.tags["dca.trial"] for run in store.find("trial")] == ["1", "0"]
+    code, _, err = folder.run(*common, *again, "train.tokens=8192")
+    assert code == 2
+    assert "search.warm_start: tiny: expected a search of the same space" in err
+    assert "its train.tokens is 4096, here 8192" in err
+    assert len(store.find("trial")) == 2
 
 
 def test_train_makes_a_model_that_generates(tmp_path, text):
