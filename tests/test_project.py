@@ -13,6 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipelines.runtime.config import reference
+from tests.pipelines.commands import needs_ray, turn
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -150,14 +151,17 @@ def test_the_readmes_commands_run(tmp_path):
     for name in ("pipelines", "experiments"):
         (tmp_path / name).symlink_to(ROOT / name)
     for command in commands():
-        result = subprocess.run(
-            [sys.executable, *shlex.split(command)],
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        arguments = shlex.split(command)
+        with turn(needs_ray(*arguments)) as lock:
+            result = subprocess.run(
+                [sys.executable, *arguments],
+                cwd=tmp_path,
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                pass_fds=lock,
+            )
         assert result.returncode == 0, f"{command}\n{result.stderr}"
         assert "Traceback" not in result.stdout + result.stderr, command
 

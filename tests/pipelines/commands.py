@@ -1,11 +1,14 @@
 """Commands as people run them, in a folder of their own: real processes, Ray, MLflow and kills."""
 
+import fcntl
+import getpass
 import itertools
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +22,7 @@ from pipelines.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240
+LOCK = Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}-tests.lock"
 TRIAL = ("ray::Trial", "ray::ResourceTrainable")
 """How Ray calls a trial's process between its steps, and in one."""
 EXPERIMENT = """
@@ -45,17 +49,22 @@ class Folder:
         self.path = path
         (path / "tiny.yaml").write_text(experiment.format(text=text))
         self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+        self._process: subprocess.Popen[str] | None = None
 
     def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, str(ROOT / "pipelines" / command), *arguments],
-            cwd=self.path,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            preexec_fn=_hear_interrupts,
-        )
+        mine = self._process is not None and self._process.poll() is None
+        with turn(needs_ray(command, *arguments) and not mine) as lock:
+            self._process = subprocess.Popen(
+                [sys.executable, str(ROOT / "pipelines" / command), *arguments],
+                cwd=self.path,
+                env=self.environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                preexec_fn=_hear_interrupts,
+                pass_fds=lock,
+            )
+        return self._process
 
     def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
@@ -98,6 +107,26 @@ class Folder:
 
     def trials(self) -> list:
         return self.store().find("trial") if (self.path / "mlflow.db").exists() else []
+
+
+def needs_ray(command: str, *arguments: str) -> bool:
+    """Whether a command starts Ray, unless it is refused before."""
+    sweeps = command.endswith("sweep.py") and "--dry-run" not in arguments
+    return sweeps or any(argument.startswith("resources.workers=") for argument in arguments)
+
+
+@contextmanager
+def turn(wait: bool) -> Iterator[list[int]]:
+    """Wait until no test of this machine runs Ray: two local instances disturb each other.
+
+    Yields what a process that runs it must inherit: it is its turn until that process ends.
+    """
+    if not wait:
+        yield []
+        return
+    with LOCK.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield [file.fileno()]
 
 
 def _hear_interrupts() -> None:

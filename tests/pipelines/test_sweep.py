@@ -14,6 +14,8 @@ from pipelines.runtime.registry import Registry
 from pipelines.runtime.tracking import Store
 from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
 
+pytestmark = pytest.mark.xdist_group("sweep")
+
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, text) -> tuple[Folder, str]:
@@ -101,25 +103,6 @@ def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
     assert re.search(r"fit +reuse", out)
 
 
-def test_a_transformer_of_the_registry_can_be_trained_on_as_dca(swept):
-    folder, _ = swept
-    standard = ["tiny.yaml", "model.residual=standard", "train.tokens=8192", "train.evals=2"]
-    code, out, err = folder.run("train.py", *standard)
-    assert code == 0, err
-    (uri,) = re.findall(r"^model +(models:/m-\w+)", out, re.M)
-    retrofit = [*standard[:1], "model.residual=dca", *standard[2:], f"train.start_from={uri}"]
-    code, again, err = folder.run("train.py", *retrofit)
-    assert code == 0, err
-    before, after = (float(re.search(r"validation ([\d.]+)", x)[1]) for x in (out, again))
-    assert after < before
-    code, _, err = folder.run("train.py", *retrofit, "model.dim=32")
-    assert code == 2
-    assert "model.dim: expected 16" in err
-    code, _, err = folder.run("train.py", *standard, "train.start_from=models:/nowhere@champion")
-    assert code == 2
-    assert "nowhere" in err
-
-
 def test_generate_writes_from_the_champion_and_a_seed_repeats_it(swept):
     folder, _ = swept
     arguments = ("--prompt", "the é", "--max-new-tokens", "30", "--seed", "1")
@@ -172,62 +155,6 @@ def test_the_champion_answers_where_this_repository_cannot_be_seen(swept, tmp_pa
     assert result.stdout.startswith("['the ")
     model = next((swept[0].path / "runs" / "artifacts").rglob("MLmodel")).parent
     assert not [p for p in model.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
-
-
-@pytest.mark.parametrize(
-    ("command", "arguments", "expected"),
-    [
-        ("sweep.py", ["model.dimm=3"], "model.dimm: unknown key; did you mean model.dim?"),
-        ("sweep.py", ["none.yaml"], "none.yaml: no such file"),
-        ("sweep.py", ["--until", "fitt"], "invalid choice: 'fitt'"),
-        ("sweep.py", ["seed=1", "--until", "fit", "seed=x"], "command line: seed: "),
-        ("sweep.py", ["data={corpus: files, path: none.txt}"], "none.txt: no such file"),
-        ("sweep.py", ["resources.cpus_per_worker=99"], "99 CPUs each need 99 CPUs"),
-        ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
-        ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
-        ("train.py", ["--from-version", "1", "a.yaml"], "got a.yaml as well"),
-        ("train.py", ["--from-version", "1"], "there is no "),
-        ("generate.py", ["--prompt", "a", "--model", "nobody"], "there is no "),
-        ("generate.py", ["--prompt", ""], "--prompt: expected"),
-        ("generate.py", ["--prompt", "a", "--prompt", ""], "number 2 has none"),
-        ("generate.py", ["--prompt", "a", "--prompts", "b"], "--prompts: expected without"),
-        ("generate.py", ["--prompt", "\udcff"], "--prompt: not UTF-8"),
-        ("generate.py", ["--prompts", "none.txt"], "none.txt: cannot be read: No such file"),
-        ("generate.py", ["--prompt", "a", "--model", "./no"], "./no: no such folder"),
-        ("generate.py", ["--prompt", "a", "--model", "."], "expected a packaged model"),
-        (
-            "generate.py",
-            ["--prompt", "a", "--samples", "0"],
-            "--samples: expected a number of at least 1",
-        ),
-        ("generate.py", ["--prompt", "a", "--score", "b"], "--score: expected without --prompt"),
-        ("generate.py", [], "--prompt: expected"),
-        ("promote.py", [], "required: COMMAND"),
-        ("promote.py", ["lits"], "invalid choice: 'lits'"),
-        ("promote.py", ["list"], "there is no "),
-        ("promote.py", ["promote", "1", "2"], "unexpected argument: 2"),
-        ("promote.py", ["promote", "1", "--force", " "], "--force: expected a reason"),
-        ("promote.py", ["rollback", "--force"], "unexpected argument: --force"),
-        ("generate.py", ["--prompt", "a", "--top-k", "x"], "--top-k: invalid int value: 'x'"),
-    ],
-)
-def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
-    tmp_path, command, arguments, expected
-):
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "pipelines" / command), *arguments],
-        cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-        stdin=subprocess.DEVNULL,
-    )
-    assert process.returncode == 2, process.stderr
-    assert expected in process.stderr
-    assert "Traceback" not in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -313,16 +240,6 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
     assert "search.warm_start: tiny: expected a search of the same space" in err
     assert "its train.tokens is 4096, here 8192" in err
     assert len(store.find("trial")) == 2
-
-
-def test_train_makes_a_model_that_generates(tmp_path, text):
-    folder = Folder(tmp_path, text)
-    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=8192", "model.dim=32")
-    assert code == 0, err
-    uri = re.search(r"models:/m-\w+", out).group()
-    code, out, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
-    assert (code, err) == (0, f"{uri}\n")
-    assert out.startswith("a ")
 
 
 def test_a_training_of_several_workers_that_diverges_says_so_once(tmp_path, text):

@@ -1,0 +1,95 @@
+"""Commands that need no Ray: bad input, one training run."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("sweep.py", ["model.dimm=3"], "model.dimm: unknown key; did you mean model.dim?"),
+        ("sweep.py", ["none.yaml"], "none.yaml: no such file"),
+        ("sweep.py", ["--until", "fitt"], "invalid choice: 'fitt'"),
+        ("sweep.py", ["seed=1", "--until", "fit", "seed=x"], "command line: seed: "),
+        ("sweep.py", ["data={corpus: files, path: none.txt}"], "none.txt: no such file"),
+        ("sweep.py", ["resources.cpus_per_worker=99"], "99 CPUs each need 99 CPUs"),
+        ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
+        ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
+        ("train.py", ["--from-version", "1", "a.yaml"], "got a.yaml as well"),
+        ("train.py", ["--from-version", "1"], "there is no "),
+        ("generate.py", ["--prompt", "a", "--model", "nobody"], "there is no "),
+        ("generate.py", ["--prompt", ""], "--prompt: expected"),
+        ("generate.py", ["--prompt", "a", "--prompt", ""], "number 2 has none"),
+        ("generate.py", ["--prompt", "a", "--prompts", "b"], "--prompts: expected without"),
+        ("generate.py", ["--prompt", "\udcff"], "--prompt: not UTF-8"),
+        ("generate.py", ["--prompts", "none.txt"], "none.txt: cannot be read: No such file"),
+        ("generate.py", ["--prompt", "a", "--model", "./no"], "./no: no such folder"),
+        ("generate.py", ["--prompt", "a", "--model", "."], "expected a packaged model"),
+        (
+            "generate.py",
+            ["--prompt", "a", "--samples", "0"],
+            "--samples: expected a number of at least 1",
+        ),
+        ("generate.py", ["--prompt", "a", "--score", "b"], "--score: expected without --prompt"),
+        ("generate.py", [], "--prompt: expected"),
+        ("promote.py", [], "required: COMMAND"),
+        ("promote.py", ["lits"], "invalid choice: 'lits'"),
+        ("promote.py", ["list"], "there is no "),
+        ("promote.py", ["promote", "1", "2"], "unexpected argument: 2"),
+        ("promote.py", ["promote", "1", "--force", " "], "--force: expected a reason"),
+        ("promote.py", ["rollback", "--force"], "unexpected argument: --force"),
+        ("generate.py", ["--prompt", "a", "--top-k", "x"], "--top-k: invalid int value: 'x'"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
+    tmp_path, command, arguments, expected
+):
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "pipelines" / command), *arguments],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+        capture_output=True,
+        text=True,
+        timeout=WAIT_SECONDS,
+        stdin=subprocess.DEVNULL,
+    )
+    assert process.returncode == 2, process.stderr
+    assert expected in process.stderr
+    assert "Traceback" not in process.stderr
+    assert len(process.stderr.strip().splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_train_makes_a_model_that_generates(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=8192", "model.dim=32")
+    assert code == 0, err
+    uri = re.search(r"models:/m-\w+", out).group()
+    code, out, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
+    assert (code, err) == (0, f"{uri}\n")
+    assert out.startswith("a ")
+
+
+def test_a_logged_transformer_can_be_trained_on_as_dca(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    standard = ["tiny.yaml", "model.residual=standard", "train.tokens=8192", "train.evals=2"]
+    code, out, err = folder.run("train.py", *standard)
+    assert code == 0, err
+    (uri,) = re.findall(r"^model +(models:/m-\w+)", out, re.M)
+    retrofit = [*standard[:1], "model.residual=dca", *standard[2:], f"train.start_from={uri}"]
+    code, again, err = folder.run("train.py", *retrofit)
+    assert code == 0, err
+    before, after = (float(re.search(r"validation ([\d.]+)", x)[1]) for x in (out, again))
+    assert after < before
+    code, _, err = folder.run("train.py", *retrofit, "model.dim=32")
+    assert code == 2
+    assert "model.dim: expected 16" in err
+    code, _, err = folder.run("train.py", *standard, "train.start_from=models:/nowhere@champion")
+    assert code == 2
+    assert "nowhere" in err
