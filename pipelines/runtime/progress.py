@@ -4,9 +4,10 @@ On a terminal the live line is redrawn in place; in a log file it is written now
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from rich import progress
 from rich.console import Console
 from rich.status import Status
 
@@ -17,8 +18,8 @@ LOG_SECONDS = 30
 class Progress:
     """The screen, or the log file, of one command."""
 
-    def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+    def __init__(self, *, stderr: bool = False) -> None:
+        self.console = Console(highlight=False, soft_wrap=True, stderr=stderr)
         self._status: Status | None = None
         self._last = 0.0
 
@@ -46,6 +47,32 @@ class Progress:
                 yield
             finally:
                 self._status = None
+
+
+@contextmanager
+def downloading(name: str, done: int, size: int) -> Iterator[Callable[[int], None]]:
+    """Show a download for the time of a block, which tells how many bytes there are by now.
+
+    On standard error: what a command prints may be JSON.
+    """
+    lines = Progress(stderr=True)
+    columns = (
+        *(progress.TextColumn("{task.description}"), progress.BarColumn()),
+        *(progress.DownloadColumn(), progress.TransferSpeedColumn()),
+        progress.TimeRemainingColumn(),
+    )
+    with progress.Progress(
+        *columns, console=lines.console, disable=not lines.console.is_terminal
+    ) as bar:
+        task = bar.add_task(f"downloading {name}", total=size, completed=done)
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+            if bar.disable:
+                lines.live(f"downloading {name}: {done / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+
+        show(done)
+        yield show
 
 
 def clock(seconds: float) -> str:
