@@ -307,10 +307,12 @@ def _check(arguments: argparse.Namespace) -> None:
         if arguments.command != "promote" or "=" not in change or change.startswith("-"):
             raise ConfigError(f"command line: unexpected argument: {one_line(change)}")
         key = change.partition("=")[0]
-        if key == "promote.model" or not re.match(r"promote\.|data\.path$|storage$", key):
+        if key == "promote.model" or not re.match(
+            r"promote\.|data\.((validation|test)_)?path$|storage$", key
+        ):
             raise ConfigError(
                 f"command line: {one_line(change)}: expected what the gate asks for, as in "
-                "promote.min_improvement=0.01, or where the test text is: data.path, storage"
+                "promote.min_improvement=0.01, or where the test text is: data.*path, storage"
             )
     if arguments.command != "promote":
         return

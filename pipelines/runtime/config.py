@@ -13,9 +13,18 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import PydanticKnownError
 
 from dca import ModelConfig
+from pipelines.runtime.corpora import CORPORA
 from pipelines.runtime.errors import ConfigError, one_line
 from pipelines.runtime.plain_yaml import DEEPEST, MOST, flatten, parse
 
@@ -49,20 +58,55 @@ class Resources(Section):
     """GPUs of each worker; a fraction shares one between trials."""
 
 
+def _registered(name: str) -> str:
+    if name not in CORPORA:
+        names = " or ".join(repr(name) for name in CORPORA)
+        raise PydanticKnownError("literal_error", {"expected": names})
+    return name
+
+
+CorpusName = Annotated[
+    str,
+    AfterValidator(_registered),
+    Field(json_schema_extra=lambda schema: schema.update(enum=list(CORPORA))),
+]
+"""A Literal of the names that are registered when it is asked."""
+
+
 class DataConfig(Section):
     """The text: bytes, split 90/5/5 into train, validation and a sealed test split."""
 
-    corpus: Literal["python-stdlib", "enwik8", "files"] = "python-stdlib"
-    """`python-stdlib` is on every machine; `enwik8` and `files` are read from `data.path`."""
+    corpus: CorpusName = "python-stdlib"
+    """`python-stdlib` is on every machine; `enwik8` is downloaded where it is missing; `files` are
+    your own."""
     path: str | None = None
     """`files`: a file, folder or glob. `enwik8`: the folder it lies in (default: data)."""
+    validation_path: Annotated[str, Field(min_length=1)] | None = None
+    """`files`: the validation split, a file, folder or glob; `data.path` is then all for training.
+    null: the split is cut from `data.path`."""
+    test_path: Annotated[str, Field(min_length=1)] | None = None
+    """The same for the test split; both or neither."""
 
     @model_validator(mode="after")
-    def _files_need_a_path(self) -> "DataConfig":
-        if self.corpus == "files" and not self.path:
-            raise ValueError("path: expected a file, folder or glob with data.corpus=files")
-        if self.corpus == "python-stdlib" and self.path is not None:
-            raise ValueError("path: python-stdlib takes none; did you mean data.corpus=files?")
+    def _paths_suit_the_corpus(self) -> "DataConfig":
+        source = CORPORA[self.corpus]
+        if source.needs_path and not self.path:
+            where = f"with data.corpus={self.corpus}"
+            raise ValueError(f"path: expected a file, folder or glob {where}")
+        if not source.takes_path and self.path is not None:
+            raise ValueError(f"path: {self.corpus} takes none; did you mean data.corpus=files?")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_files_come_together(self) -> "DataConfig":
+        names = ("validation_path", "test_path")
+        for name, other in (names, names[::-1]):
+            if getattr(self, name) is None:
+                continue
+            if self.corpus != "files":
+                raise ValueError(f"{name}: expected data.corpus=files, got {self.corpus}")
+            if getattr(self, other) is None:
+                raise ValueError(f"{name}: expected data.{other} as well")
         return self
 
 

@@ -4,29 +4,26 @@ A corpus lies in storage under its fingerprint, in three files that are memory-m
 split lies apart: nothing that training or the search receives is a handle to it.
 """
 
-import glob
-import gzip
 import hashlib
 import os
-import sysconfig
 import tempfile
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.runtime.config import DataConfig
-from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.corpora import CORPORA, find_files, read_files
+from pipelines.runtime.errors import ConfigError, one_line
 
 Bytes = NDArray[np.uint8]
-CHUNK_BYTES = 1 << 22
 HELD_OUT = 0.05
-"""Share of the corpus in each of the validation and test splits."""
+"""Share of a text without held-out files in each of the validation and test splits."""
+PARTS = {"train": "path", "validation": "validation_path", "test": "test_path"}
+"""The key of `data` that each split is read from if the held-out files are given."""
 
 
 @dataclass(frozen=True)
@@ -34,19 +31,19 @@ class Corpus:
     """What a corpus is, before anything of it is written."""
 
     fingerprint: str
-    """First 32 hex digits of the sha256 of all its bytes."""
-    size: int
-    """Bytes."""
+    """32 hex digits that stand for all its bytes and where they are cut."""
+    sizes: dict[str, int]
+    """Bytes of each split, in the order of the text."""
 
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Bytes of each split, in the order of the text."""
-        held_out = int(self.size * HELD_OUT)
-        return {
-            "train": self.size - 2 * held_out,
-            "validation": held_out,
-            "test": held_out,
-        }
+    @classmethod
+    def of(cls, sha256: str, lengths: Sequence[int]) -> "Corpus":
+        """From the digest of all bytes and their number: in one text, or in each of three."""
+        if len(lengths) == 1:  # is named by its bytes alone
+            held_out = int(lengths[0] * HELD_OUT)
+            lengths = [lengths[0] - 2 * held_out, held_out, held_out]
+        else:
+            sha256 = hashlib.sha256(f"{sha256} {lengths}".encode()).hexdigest()
+        return cls(sha256[:32], dict(zip(PARTS, lengths, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -58,32 +55,57 @@ class Development:
 
 
 def measure(config: DataConfig, *, seq_len: int) -> Corpus:
-    """Read a corpus through, writing nothing. Raises ConfigError if it is missing or too short."""
-    digest, size = hashlib.sha256(), 0
-    for chunk in _read(config):
-        digest.update(chunk)
-        size += len(chunk)
-    corpus = Corpus(digest.hexdigest()[:32], size)
-    if corpus.sizes["test"] <= seq_len:
-        raise ConfigError(
-            f"data: the corpus has {size:,} bytes; expected at least "
-            f"{int((seq_len + 1) / HELD_OUT) + 1:,} for splits of 90/5/5 % and "
-            f"train.seq_len = {seq_len}"
-        )
+    """Read a corpus through, writing nothing; not even that if it is known what it is.
+
+    Raises ConfigError if it is missing or too short.
+    """
+    if known := CORPORA[config.corpus].known:
+        corpus = Corpus.of(known.sha256, [known.size])
+    else:
+        reading = _Reading(config)
+        for _ in reading:
+            pass
+        corpus = reading.corpus
+    _require_windows(config, corpus, seq_len)
     return corpus
 
 
+def _require_windows(config: DataConfig, corpus: Corpus, seq_len: int) -> None:
+    if config.validation_path is None and corpus.sizes["test"] <= seq_len:
+        raise ConfigError(
+            f"data: the corpus has {sum(corpus.sizes.values()):,} bytes; expected at least "
+            f"{int((seq_len + 1) / HELD_OUT) + 1:,} for splits of 90/5/5 % and "
+            f"train.seq_len = {seq_len}"
+        )
+    for split, size in corpus.sizes.items():
+        if size <= seq_len:
+            raise ConfigError(
+                f"data.{PARTS[split]}: {size:,} bytes; expected more than train.seq_len = {seq_len}"
+            )
+
+
 def prepare(config: DataConfig, corpus: Corpus, storage: Path) -> None:
-    """Write the splits of a measured corpus into storage, unless they are there."""
-    paths = list(split_paths(storage, corpus.fingerprint).values())
-    sizes = list(corpus.sizes.values())
-    if all(
-        path.exists() and path.stat().st_size == n for path, n in zip(paths, sizes, strict=True)
-    ):
+    """Write the splits of a measured corpus into storage, unless they are there.
+
+    Raises ConfigError, and keeps nothing, if the text is another one by now.
+    """
+    paths = split_paths(storage, corpus.fingerprint)
+    sizes = corpus.sizes
+    if all(path.exists() and path.stat().st_size == sizes[split] for split, path in paths.items()):
         return
-    chunks = _Chunks(_read(config))
-    for path, size in zip(paths, sizes, strict=True):
-        _write(path, chunks, size)
+    (storage / "corpora").mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=storage / "corpora") as scratch:
+        reading = _Reading(config)
+        chunks = _Chunks(iter(reading))
+        for split, size in sizes.items():
+            _write(Path(scratch) / split, chunks, size)
+        if chunks.take(1) or reading.corpus != corpus:
+            raise ConfigError(
+                "data: the text changed while it was read; run the same command again"
+            )
+        for split, path in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            (Path(scratch) / split).replace(path)
 
 
 def development(storage: Path, fingerprint: str) -> Development:
@@ -145,89 +167,72 @@ def windows(data: Bytes, starts: NDArray[np.int64], seq_len: int) -> Bytes:
 
 
 def _write(path: Path, chunks: "_Chunks", size: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        unfinished = Path(scratch) / path.name
-        with unfinished.open("wb") as file:
-            while size:
-                size -= file.write(chunks.take(size))
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
+    with path.open("wb") as file:
+        while part := chunks.take(size):
+            size -= file.write(part)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 class _Chunks:
-    """A stream of chunks from which at most n bytes are taken at a time."""
+    """A stream of chunks from which at most n bytes are taken at a time; none at its end."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._rest = memoryview(b"")
 
     def take(self, size: int) -> memoryview:
-        if not self._rest:
-            self._rest = memoryview(next(self._chunks))
+        if size and not self._rest:
+            self._rest = memoryview(next(self._chunks, b""))
         part, self._rest = self._rest[:size], self._rest[size:]
         return part
 
 
-def _read(config: DataConfig) -> Iterator[bytes]:
-    return (chunk for chunk in CORPORA[config.corpus](config) if chunk)
+class _Reading:
+    """A corpus read through once; at its end it is known what it is."""
 
+    def __init__(self, config: DataConfig) -> None:
+        self._config, self._digest = config, hashlib.sha256()
+        self._lengths: list[int] = []
 
-def _python_stdlib(_: DataConfig) -> Iterator[bytes]:
-    """The running interpreter's library without its tests, modules in the order of a hash."""
-    root = Path(sysconfig.get_path("stdlib"))
-    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-    names = [
-        path.relative_to(root).as_posix()
-        for path in root.rglob("*.py")
-        if not skipped & set(path.relative_to(root).parts)
-    ]
-    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        yield (root / name).read_bytes()
-
-
-def _enwik8(config: DataConfig) -> Iterator[bytes]:
-    """The first 100 MB of the English Wikipedia of 2006-03-03, plain, zipped or gzipped."""
-    folder = Path(config.path or "data")
-    for name, opener in _ENWIK8_FILES.items():
-        if (folder / name).is_file():
-            with opener(folder / name) as file:
-                yield from _file_chunks(file)
-            return
-    names = ", ".join(_ENWIK8_FILES)
-    raise ConfigError(f"data.corpus=enwik8: expected one of {names} in {folder.absolute()}")
-
-
-def _files(config: DataConfig) -> Iterator[bytes]:
-    """The user's files in the order of their paths."""
-    pattern = str(config.path)
-    root = Path(pattern)
-    found = sorted(root.rglob("*")) if root.is_dir() else map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207
-    paths = [path for path in found if path.is_file()]
-    if not paths:
-        raise ConfigError(f"data.path: {pattern}: no such file, folder or glob match")
-    for path in paths:
+    def __iter__(self) -> Iterator[bytes]:
+        """The chunks, none of them empty."""
         try:
-            with path.open("rb") as file:
-                yield from _file_chunks(file)
+            for text in _texts(self._config):
+                self._lengths.append(0)
+                for chunk in filter(None, text):
+                    self._digest.update(chunk)
+                    self._lengths[-1] += len(chunk)
+                    yield chunk
         except OSError as error:
-            raise ConfigError(f"data.path: {path}: {error.strerror}") from None
+            where = one_line(error.filename or self._config.path)
+            raise ConfigError(f"data.path: {where}: {error.strerror or error}") from None
+
+    @property
+    def corpus(self) -> Corpus:
+        """What was read."""
+        return Corpus.of(self._digest.hexdigest(), self._lengths)
 
 
-def _file_chunks(file: Any) -> Iterator[bytes]:
-    return iter(lambda: file.read(CHUNK_BYTES), b"")
+def _texts(config: DataConfig) -> list[Iterable[bytes]]:
+    """The one text that is cut, or the three that were given."""
+    if config.validation_path is None:
+        read = CORPORA[config.corpus].read
+        return [read() if config.path is None else read(config.path)]
+    keys = {key: getattr(config, key) for key in PARTS.values()}
+    parts = {f"data.{key}": find_files(path, key=f"data.{key}") for key, path in keys.items()}
+    _refuse_overlap(parts)
+    return [read_files(paths) for paths in parts.values()]
 
 
-_ENWIK8_FILES: dict[str, Callable[[Path], Any]] = {
-    "enwik8": lambda path: path.open("rb"),
-    "enwik8.gz": gzip.open,
-    "enwik8.zip": lambda path: zipfile.ZipFile(path).open("enwik8"),  # noqa: SIM115
-}
-
-CORPORA: dict[str, Callable[[DataConfig], Iterator[bytes]]] = {
-    "python-stdlib": _python_stdlib,
-    "enwik8": _enwik8,
-    "files": _files,
-}
-"""Every corpus by name: a function from its configuration to its bytes, in chunks."""
+def _refuse_overlap(parts: dict[str, list[Path]]) -> None:
+    """What is trained on tells nothing when tested on."""
+    seen: dict[tuple[int, int], str] = {}
+    for key, paths in parts.items():
+        for path in paths:
+            status = path.stat()  # a link to a file is that file
+            first = seen.setdefault((status.st_dev, status.st_ino), key)
+            if first != key:
+                raise ConfigError(
+                    f"{key}: {one_line(path)} is in {first} too; expected each file in one of them"
+                )

@@ -1,12 +1,12 @@
-import gzip
+import hashlib
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines.runtime.config import DataConfig
+from pipelines.runtime.corpora import CORPORA, Original, Source
 from pipelines.runtime.errors import ConfigError
 from pipelines.training.data import Batches, development, measure, open_bytes, prepare, sealed_test
 
@@ -76,7 +76,7 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_their_paths(tmp_path):
     texts = measure(DataConfig(corpus="files", path=str(tmp_path / "*.txt")), seq_len=32)
     (tmp_path / "joined").write_bytes(b"a" * 1000 + b"b" * 1000)
     assert texts == measure(of_files(tmp_path / "joined"), seq_len=32)
-    assert (whole.size, texts.size) == (3000, 2000)
+    assert [sum(corpus.sizes.values()) for corpus in (whole, texts)] == [3000, 2000]
 
 
 @pytest.mark.parametrize(("size", "expected"), [(0, "0 bytes"), (100, "100 bytes")])
@@ -92,23 +92,124 @@ def test_a_missing_file_is_refused(tmp_path):
         measure(of_files(tmp_path / "none.txt"), seq_len=32)
 
 
-def test_enwik8_is_found_plain_zipped_or_gzipped(tmp_path):
-    content = bytes(numbered(5000))
-    config = DataConfig(corpus="enwik8", path=str(tmp_path))
-    with pytest.raises(ConfigError, match=r"expected one of enwik8, enwik8\.gz, enwik8\.zip in"):
+def parts_in(folder: Path, **texts: bytes) -> DataConfig:
+    """A corpus of three files, of which some are other than they would be."""
+    texts = {"train": b"a" * 500, "validation": b"b" * 100, "test": b"c" * 200} | texts
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+    return DataConfig(
+        corpus="files",
+        path=str(folder / "train"),
+        validation_path=str(folder / "validation"),
+        test_path=str(folder / "test"),
+    )
+
+
+def test_held_out_files_are_the_splits_and_the_rest_is_all_for_training(tmp_path):
+    config = parts_in(tmp_path)
+    corpus = measure(config, seq_len=32)
+    assert corpus.sizes == {"train": 500, "validation": 100, "test": 200}
+    prepare(config, corpus, tmp_path / "runs")
+    files = development(tmp_path / "runs", corpus.fingerprint)
+    assert files.train.read_bytes() == b"a" * 500
+    assert files.validation.read_bytes() == b"b" * 100
+    assert sealed_test(tmp_path / "runs", corpus.fingerprint).read_bytes() == b"c" * 200
+
+
+def test_held_out_files_may_be_folders_and_globs(tmp_path):
+    whole = measure(parts_in(tmp_path), seq_len=32)
+    for name, byte in [("1.txt", b"b"), ("2.txt", b"b"), ("3.md", b"c")]:
+        (tmp_path / "parts" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "parts" / name).write_bytes(byte * (200 if byte == b"c" else 50))
+    config = DataConfig(
+        corpus="files",
+        path=str(tmp_path / "train"),
+        validation_path=str(tmp_path / "parts" / "*.txt"),
+        test_path=str(tmp_path / "parts" / "3.md"),
+    )
+    assert measure(config, seq_len=32) == whole
+
+
+def test_the_same_bytes_cut_elsewhere_are_another_corpus(tmp_path):
+    text = bytes(numbered(1000))
+    (tmp_path / "whole").write_bytes(text)
+    fingerprints = {measure(of_files(tmp_path / "whole"), seq_len=32).fingerprint}
+    for cut, end in [(800, 900), (700, 900), (800, 950)]:
+        parts = {"train": text[:cut], "validation": text[cut:end], "test": text[end:]}
+        fingerprints.add(measure(parts_in(tmp_path, **parts), seq_len=32).fingerprint)
+    assert len(fingerprints) == 4
+
+
+@pytest.mark.parametrize(
+    ("part", "key"),
+    [("train", "path"), ("validation", "validation_path"), ("test", "test_path")],
+)
+def test_each_given_part_must_be_longer_than_a_window(tmp_path, part, key):
+    measure(parts_in(tmp_path, **{part: b"x" * 33}), seq_len=32)
+    with pytest.raises(ConfigError, match=f"data.{key}: 32 bytes; expected more than train.seq_le"):
+        measure(parts_in(tmp_path, **{part: b"x" * 32}), seq_len=32)
+
+
+def test_a_held_out_file_that_is_missing_is_named_with_its_key(tmp_path):
+    config = parts_in(tmp_path)
+    (tmp_path / "test").unlink()
+    with pytest.raises(ConfigError, match=r"data\.test_path: .*test: no such file, folder or glob"):
         measure(config, seq_len=32)
-    with zipfile.ZipFile(tmp_path / "enwik8.zip", "w") as archive:
-        archive.writestr("enwik8", content)
-    zipped = measure(config, seq_len=32)
-    (tmp_path / "enwik8.gz").write_bytes(gzip.compress(content))
-    gzipped = measure(config, seq_len=32)
-    (tmp_path / "enwik8").write_bytes(content)
-    assert measure(config, seq_len=32) == gzipped == zipped
+
+
+@pytest.mark.parametrize("how", ["the folder of the others", "symbolic link", "hard link"])
+def test_a_file_in_two_parts_is_refused(tmp_path, how):
+    config = parts_in(tmp_path)
+    if how == "symbolic link":
+        (tmp_path / "test").unlink()
+        (tmp_path / "test").symlink_to(tmp_path / "validation")
+    elif how == "hard link":
+        (tmp_path / "test").unlink()
+        (tmp_path / "test").hardlink_to(tmp_path / "validation")
+    else:
+        config = config.model_copy(update={"path": str(tmp_path)})
+    with pytest.raises(
+        ConfigError, match=r"is in data\.\w+ too; expected each file in one of them"
+    ):
+        measure(config, seq_len=32)
+
+
+@pytest.mark.parametrize("after", [b"longer", b"y" * 4000, b""])
+def test_a_text_that_changes_between_two_readings_is_not_kept(tmp_path, after):
+    path = tmp_path / "text"
+    path.write_bytes(b"x" * 4000)
+    corpus = measure(of_files(path), seq_len=32)
+    path.write_bytes(b"x" * 4000 + after if after == b"longer" else after)
+    with pytest.raises(ConfigError, match="the text changed while it was read"):
+        prepare(of_files(path), corpus, tmp_path / "runs")
+    assert not [found for found in (tmp_path / "runs").rglob("*") if found.is_file()]
+
+
+def test_a_corpus_that_is_known_is_read_when_its_splits_are_made_and_not_before(
+    tmp_path, monkeypatch
+):
+    text = bytes(numbered(4000))
+    readings = []
+
+    def read(path: str) -> list[bytes]:
+        readings.append(path)
+        return [text]
+
+    known = Original("text", "", 0, len(text), hashlib.sha256(text).hexdigest())
+    monkeypatch.setitem(CORPORA, "known", Source(read, known))
+    config = DataConfig(corpus="known", path="here")
+    corpus = measure(config, seq_len=32)
+    assert readings == []
+    prepare(config, corpus, tmp_path)
+    prepare(config, measure(config, seq_len=32), tmp_path)
+    assert readings == ["here"]
+    (tmp_path / "text").write_bytes(text)
+    assert measure(of_files(tmp_path / "text"), seq_len=32) == corpus
 
 
 def test_the_standard_library_is_a_corpus_on_every_machine():
     corpus = measure(DataConfig(), seq_len=256)
-    assert corpus.size > 5_000_000
+    assert sum(corpus.sizes.values()) > 5_000_000
     assert corpus == measure(DataConfig(), seq_len=256)
 
 

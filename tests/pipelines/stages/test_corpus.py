@@ -1,0 +1,84 @@
+"""A corpus is what its fingerprint says: known without its file, restored when the data changed."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines import promote
+from pipelines.runtime import dag
+from pipelines.runtime.config import Config, validate
+from pipelines.runtime.dag import Context
+from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.progress import Progress
+from pipelines.stages import corpus
+from pipelines.training.data import sealed_test
+
+
+@pytest.fixture(autouse=True)
+def tracking(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def held_out(data, tmp_path) -> Config:
+    """A configuration with a text for each split."""
+    for name in ("train", "validation", "test"):
+        (tmp_path / name).write_bytes(name.encode() * 100)
+    paths = {f"{name}_path": str(tmp_path / name) for name in ("validation", "test")}
+    files = {"corpus": "files", "path": str(tmp_path / "train"), **paths}
+    return validate({**data, "data": files}, source="test")
+
+
+def context(config: Config, tmp_path: Path) -> Context:
+    """Without a tracking store: this stage leaves nothing there."""
+    return Context(config, tmp_path / "runs", None, Progress(), pipeline_run="")
+
+
+def test_a_plan_with_enwik8_neither_downloads_nor_reads(config, tmp_path):
+    enwik8 = config.replace({"data": {"corpus": "enwik8", "path": str(tmp_path / "data")}})
+    (node,) = dag.plan([corpus.STAGE], enwik8, until=None, fresh=False)
+    assert node.identity is not None
+    assert not (tmp_path / "data").exists()
+    assert not (tmp_path / "runs").exists()
+
+
+def test_the_test_part_that_was_given_is_the_one_that_candidates_meet(held_out, tmp_path):
+    found = corpus.corpus(context(held_out, tmp_path), {})
+    assert found["bytes"] == {"train": 500, "validation": 1000, "test": 400}
+    sealed = sealed_test(tmp_path / "runs", found["fingerprint"])
+    assert sealed.read_bytes() == b"test" * 100
+    with corpus.test_bytes(held_out, found["fingerprint"]) as path:
+        assert path == sealed
+
+
+def test_a_corpus_of_three_files_is_restored_by_its_fingerprint(held_out, tmp_path):
+    found = corpus.look(held_out)
+    again = corpus.again(found["name"], found["fingerprint"])
+    assert again.peek(held_out) == found
+    assert again.run(context(held_out, tmp_path), {}) == found
+    (tmp_path / "train").unlink()  # what is in storage needs no file
+    corpus._measured.cache_clear()
+    assert again.run(context(held_out, tmp_path), {}) == found
+
+
+def test_held_out_files_that_have_changed_are_not_the_corpus_of_before(held_out, tmp_path):
+    found = corpus.look(held_out)
+    (tmp_path / "test").write_bytes(b"Test" * 100)
+    corpus._measured.cache_clear()
+    with pytest.raises(ConfigError, match=f"the corpus {found['fingerprint']} is not in "):
+        corpus.again(found["name"], found["fingerprint"]).run(context(held_out, tmp_path), {})
+    with (
+        pytest.raises(ConfigError, match=r"or data\.path=PATH where it still is"),
+        corpus.test_bytes(held_out, found["fingerprint"]),
+    ):
+        pass
+
+
+def test_the_gate_may_be_told_where_each_part_is_now(monkeypatch):
+    changes = ["data.path=a", "data.validation_path=b", "data.test_path=c"]
+    monkeypatch.setattr(sys, "argv", ["promote.py", "promote", "1", *changes])
+    assert promote._arguments().changes == changes
+    monkeypatch.setattr(sys, "argv", ["promote.py", "promote", "1", "data.corpus=files"])
+    with pytest.raises(ConfigError, match=r"or where the test text is: data\.\*path, storage"):
+        promote._arguments()
