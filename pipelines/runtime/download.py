@@ -32,6 +32,7 @@ def download(url: str, path: Path, size: int) -> None:
         with part.open("ab") as file, downloading(path.name, file.tell(), size) as show:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _complete(url, file, size, show)
+            file.flush()
             os.fsync(file.fileno())
             part.replace(path)
     except requests.RequestException as error:

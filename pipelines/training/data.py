@@ -60,7 +60,7 @@ def measure(config: DataConfig, *, seq_len: int) -> Corpus:
     Raises ConfigError if it is missing or too short.
     """
     if known := CORPORA[config.corpus].known:
-        corpus = Corpus.of(known.sha256, [known.size])
+        corpus = Corpus.of(known.sha256, [known.text_bytes])
     else:
         reading = _Reading(config)
         for _ in reading:

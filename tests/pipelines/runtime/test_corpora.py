@@ -18,7 +18,7 @@ from pipelines.runtime import corpora
 from pipelines.runtime.config import Config, DataConfig, load, reference
 from pipelines.runtime.corpora import CORPORA, ENWIK8, Original, corpus, read_original
 from pipelines.runtime.errors import ConfigError
-from pipelines.training.data import measure
+from pipelines.training.data import measure, prepare
 
 README = (Path(__file__).parents[3] / "README.md").read_text()
 TEXT = b"text of long ago, " * 1000
@@ -26,7 +26,7 @@ TEXT = b"text of long ago, " * 1000
 
 def zipped(text: bytes, name: str = "old8") -> bytes:
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    with zipfile.ZipFile(file, "w") as archive:
         archive.writestr(name, text)
     return file.getvalue()
 
@@ -97,6 +97,7 @@ HALF_GZIP = gzip.compress(TEXT)[:40]
         ("old8.zip", b"x" * len(FILES["old8.zip"]), "File is not a zip file"),
         ("old8.zip", zipped(TEXT, "odd8"), "no item named 'old8'"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "bytes",
 )
 def test_another_file_of_that_name_is_refused_with_what_to_do(
     served, tmp_path, name, content, found
@@ -110,6 +111,23 @@ def test_another_file_of_that_name_is_refused_with_what_to_do(
     assert message.endswith("; delete it, and it is downloaded")
     assert message.isprintable()
     assert Handler.asked == []
+
+
+@pytest.mark.parametrize("where", ["found", "downloaded"])
+def test_another_text_never_becomes_a_corpus(served, registry, tmp_path, where):
+    corpus("old8", known=served)(lambda path: read_original(served, Path(path)))
+    zips = {"found": tmp_path / "data", "downloaded": tmp_path / "served"}
+    zips[where].mkdir(exist_ok=True)
+    other = zipped(OTHER)  # not compressed: as many bytes
+    (zips[where] / "old8.zip").write_bytes(other)
+    assert len(other) == served.zip_bytes
+    config = DataConfig(corpus="old8", path=str(tmp_path / "data"))
+    measured = measure(config, seq_len=32)
+    with pytest.raises(
+        ConfigError, match=r"data/old8\.zip: not the old8 that is published: sha256"
+    ):
+        prepare(config, measured, tmp_path / "runs")
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
 def test_a_file_in_place_of_the_folder_is_refused(served, tmp_path):

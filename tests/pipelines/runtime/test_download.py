@@ -17,7 +17,7 @@ from pipelines.runtime import download as module
 from pipelines.runtime.download import ATTEMPTS, CHUNK_BYTES, download
 from pipelines.runtime.errors import PipelineError, StorageError
 
-CONTENT = bytes(range(256)) * 4000
+CONTENT = bytes(range(256)) * 4096 + b"the end"
 HALF = len(CONTENT) // 2
 
 
@@ -167,10 +167,10 @@ def test_a_page_instead_of_the_file_is_refused_at_once_and_the_part_kept(server,
     path.parent.mkdir()
     part_of(path).write_bytes(CONTENT[:HALF])
     server.content, server.ranges = b"<html>please log in</html>" * 100_000, False
-    with pytest.raises(PipelineError, match=r"expected Content-Length: 1024000, got 2600000; run"):
+    with pytest.raises(PipelineError, match=r"expected Content-Length: 1048583, got 2600000; run"):
         download(server.url, path, len(CONTENT))
     server.ranges = True
-    with pytest.raises(PipelineError, match=r"expected Content-Range: .*/1024000, got .*/2600000"):
+    with pytest.raises(PipelineError, match=r"expected Content-Range: .*/1048583, got .*/2600000"):
         download(server.url, path, len(CONTENT))
     assert part_of(path).read_bytes() == CONTENT[:HALF]
     assert server.begins == [HALF, HALF]
@@ -208,6 +208,24 @@ def test_a_disk_that_does_not_take_the_file_is_named(server, path):
     path.parent.write_bytes(b"a file where the folder should be")
     with pytest.raises(StorageError, match=r"text\.zip\.part: cannot be written: "):
         download(server.url, path, len(CONTENT))
+
+
+def test_a_file_is_whole_on_the_disk_before_it_gets_its_name(server, path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda _: synced.append((part_of(path).stat().st_size, path.exists()))
+    )
+    download(server.url, path, len(CONTENT))
+    assert synced == [(len(CONTENT), False)]
+
+
+def test_a_terminal_gets_a_bar(server, path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    download(server.url, path, len(CONTENT))
+    captured = capsys.readouterr()
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", captured.err)
+    assert re.search(r"downloading text\.zip ━+ 1\.0/1\.0 MB ", shown)
+    assert captured.out == ""
 
 
 def test_a_log_file_gets_plain_lines(server, path, capsys):
