@@ -312,7 +312,8 @@ def _check(arguments: argparse.Namespace) -> None:
         ):
             raise ConfigError(
                 f"command line: {one_line(change)}: expected what the gate asks for, as in "
-                "promote.min_improvement=0.01, or where the test text is: data.*path, storage"
+                "promote.min_improvement=0.01, or where the test text is: storage, data.path, "
+                "data.validation_path, data.test_path"
             )
     if arguments.command != "promote":
         return

@@ -74,7 +74,8 @@ CorpusName = Annotated[
 
 
 class DataConfig(Section):
-    """The text: bytes, split 90/5/5 into train, validation and a sealed test split."""
+    """The text: bytes, split into train, validation and a sealed test split; 90/5/5 unless the last
+    two are given."""
 
     corpus: CorpusName = "python-stdlib"
     """`python-stdlib` is on every machine; `enwik8` is downloaded where it is missing; `files` are

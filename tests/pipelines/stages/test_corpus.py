@@ -80,5 +80,5 @@ def test_the_gate_may_be_told_where_each_part_is_now(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["promote.py", "promote", "1", *changes])
     assert promote._arguments().changes == changes
     monkeypatch.setattr(sys, "argv", ["promote.py", "promote", "1", "data.corpus=files"])
-    with pytest.raises(ConfigError, match=r"or where the test text is: data\.\*path, storage"):
+    with pytest.raises(ConfigError, match=r"where the test text is: storage, data\.path, "):
         promote._arguments()
