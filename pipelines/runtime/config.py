@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     AfterValidator,
@@ -242,10 +242,9 @@ class Dimension(Section):
         """Whether the range has this value."""
         if self.choice is not None:
             return any(type(value) is type(one) and value == one for one in self.choice)
+        low, high = self.int or self.log_uniform or self.uniform or (0, 0)
         kinds = (int,) if self.int else (int, float)
-        bounds = self.int or self.log_uniform or self.uniform or (0, 0)
-        number = isinstance(value, kinds) and not isinstance(value, bool)
-        return number and bounds[0] <= float(value or 0) <= bounds[1]
+        return type(value) in kinds and low <= cast(float, value) <= high
 
 
 class SamplerConfig(Section):
