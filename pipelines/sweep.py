@@ -8,7 +8,7 @@ Running the same command again goes on where the last one stopped and reuses wha
 import argparse
 from typing import Any
 
-from pipelines.runtime.config import Config, Resources, load
+from pipelines.runtime.config import Config, Resources, load, to_yaml
 from pipelines.runtime.errors import Parser, run_command
 
 STAGE_NAMES = [
@@ -20,7 +20,10 @@ STAGE_NAMES = [
 def main() -> None:
     """Check the input first: the libraries behind the stages take seconds to load."""
     arguments = _arguments()
-    config = load(arguments.arguments, smoke=arguments.smoke)
+    config = load(arguments.arguments, smoke=arguments.smoke, grids=True)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import STAGES, corpus
@@ -52,8 +55,9 @@ def _arguments() -> argparse.Namespace:
         nargs="*",
         metavar="EXPERIMENT.yaml | key=value",
         help="an experiment (default: experiments/quickstart.yaml) and changes to its keys, "
-        "as in train.learning_rate=3e-4",
+        "as in train.learning_rate=3e-4; model.depth=2,4 is a grid",
     )
+    parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
     parser.add_argument(
         "--until",

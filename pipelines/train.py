@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.runtime.config import Config, changed, load
+from pipelines.runtime.config import Config, changed, load, to_yaml
 from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
 
 
@@ -30,6 +30,9 @@ def main() -> None:
     arguments = _arguments()
     again = None if arguments.from_version is None else _version(arguments)
     config = _config(arguments, again)
+    if arguments.print_config:
+        print(to_yaml(config), end="")
+        return
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import corpus, train
@@ -108,6 +111,7 @@ def _arguments() -> argparse.Namespace:
         help="an experiment (default: experiments/quickstart.yaml) and changes to its keys, "
         "as in model.dim=128 train.learning_rate=1e-3",
     )
+    parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
     parser.add_argument("--fresh", action="store_true", help="train again what is remembered")
     parser.add_argument("--smoke", action="store_true", help="train for seconds, tiny")
     parser.add_argument(

@@ -24,9 +24,11 @@ from pydantic import (
 from pydantic_core import PydanticKnownError
 
 from dca import ModelConfig
+from pipelines.runtime.compose import EXTENDS, Layer, blame, merge, read
 from pipelines.runtime.corpora import CORPORA
-from pipelines.runtime.errors import ConfigError, one_line
-from pipelines.runtime.plain_yaml import DEEPEST, MOST, flatten, parse
+from pipelines.runtime.errors import ConfigError, Parser, nearest, one_line, run_command, show
+from pipelines.runtime.overrides import apply_changes, put, read_changes
+from pipelines.runtime.plain_yaml import dump, flatten
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
@@ -428,7 +430,7 @@ class Config(Section):
         """This configuration with some dotted keys changed. Raises ConfigError."""
         data = self.model_dump(mode="json")
         for key, value in values.items():
-            _set(data, key, value)
+            put(data, key, value)
         return validate(data, source="trial")
 
     def fit_config(self) -> "Config":
@@ -446,6 +448,35 @@ def run_params(config: Config) -> dict[str, Any]:
 
 FIELDS = dict(flatten(Config(experiment="x").model_dump(mode="json")))
 """Every dotted key that has one value, with its default."""
+
+FIXED = (
+    *("start_from", "tokens", "seq_len"),
+    *("evals", "eval_tokens", "best_metric", "log_every_steps"),
+)
+"""Keys of train that make trials comparable, and so cannot be searched."""
+SEARCHABLE = [
+    key
+    for key in FIELDS
+    if key.startswith(("model.", "train.")) and key.removeprefix("train.") not in FIXED
+]
+"""Keys that a search may vary."""
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of an experiment or of a part of one, from the fields: for editors."""
+    schema = Config.model_json_schema()
+    del schema["required"]  # a part is no whole experiment
+    space = schema["$defs"]["SearchConfig"]["properties"]["space"]
+    space["propertyNames"] = {"enum": SEARCHABLE}
+    space["additionalProperties"] = {"anyOf": [space["additionalProperties"], {"type": "null"}]}
+    schema["$defs"]["Dimension"]["properties"]["when"]["propertyNames"] = {"enum": list(FIELDS)}
+    file = {"type": "string", "minLength": 1}
+    extends = {
+        "anyOf": [file, {"type": "array", "items": file}],
+        "description": "Files to build on, relative to this one: later wins, this one over all.",
+    }
+    schema["properties"] = {EXTENDS: extends, **schema["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def reference() -> str:
@@ -475,10 +506,11 @@ def _reference_rows(
             yield f"| `{key}` | `{default}` | {meaning}{values} |"
 
 
-def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
+def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) -> Config:
     """The configuration a command line asks for: [EXPERIMENT.yaml] [key=value ...].
 
-    Without a file it is experiments/quickstart.yaml; values are YAML. Raises ConfigError.
+    Without a file it is experiments/quickstart.yaml; values are YAML. With `grids` a key of model
+    or train may have several, key=a,b: the search is then the grid of these. Raises ConfigError.
     """
     files = [argument for argument in arguments if "=" not in argument]
     if len(files) > 1 or "" in files:
@@ -486,28 +518,35 @@ def load(arguments: Sequence[str], *, smoke: bool = False) -> Config:
         raise ConfigError(f"command line: {expected}, got {one_line(json.dumps(files))}")
     path = Path(files[0]) if files else QUICKSTART
     overrides = [argument for argument in arguments if "=" in argument]
-    config = changed(_read(path), overrides, source=str(path))
+    config = _changed(read(path), overrides, SEARCHABLE if grids else [])
     return _shrink(config) if smoke else config
 
 
-def changed(data: dict[str, Any], overrides: Sequence[str], *, source: str) -> Config:
+def changed(data: Mapping[str, Any], overrides: Sequence[str], *, source: str) -> Config:
     """The configuration of plain data with `key=value` changes. Raises ConfigError."""
-    given = []
-    for override in overrides:
-        key, _, text = override.partition("=")
-        where = f"command line: {one_line(override)}"
-        parts = key.split(".")
-        if not key.isprintable() or not all(parts) or len(parts) > DEEPEST:
-            raise ConfigError(f"{where}: expected a key such as train.tokens before the =")
-        _set(data, key, parse(text, source=where))
-        given.append(key)
-    return validate(data, source=source, given=given)
+    return _changed([Layer(source, data)], overrides, [])
 
 
-def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ()) -> Config:
+def to_yaml(config: Config) -> str:
+    """The whole configuration, defaults included, as an experiment of its own."""
+    data = config.model_dump(mode="json")
+    space = config.search.space.items()
+    data["search"]["space"] = {
+        key: dimension.model_dump(mode="json", exclude_defaults=True) for key, dimension in space
+    }
+    return dump(data)
+
+
+def _changed(layers: Sequence[Layer], overrides: Sequence[str], grid_keys: list[str]) -> Config:
+    data, source = merge(layers), layers[-1].source
+    given = apply_changes(data, read_changes(overrides, grid_keys=grid_keys))
+    return validate(data, source=source, layers=[*layers, Layer("command line", given)])
+
+
+def validate(data: Mapping[str, Any], *, source: str, layers: Sequence[Layer] = ()) -> Config:
     """Plain data to a Config. Raises ConfigError naming every problem, one a line.
 
-    `given` are the keys that came from the command line and not from the source.
+    A problem is one of the last of the `layers` with its key, or else of the source as a whole.
     """
     try:
         text = json.dumps(data)
@@ -524,46 +563,9 @@ def validate(data: Mapping[str, Any], *, source: str, given: Sequence[str] = ())
         problems = [*_space_problems(config), *_search_problems(config.search)]
         if not problems:
             return config
-
-    def where(problem: str) -> str:
-        key = problem.partition(": ")[0]
-        ours = any(
-            problem.startswith((f"{k}: ", f"{k}.")) or f"{k}.".startswith(f"{key}.") for k in given
-        )
-        return "command line" if ours else one_line(source)
-
-    raise ConfigError("\n".join(f"{where(problem)}: {one_line(problem)}" for problem in problems))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    name = one_line(path)
-    try:
-        with path.open(encoding="utf-8") as file:
-            text = file.read(MOST + 1)  # enough to be refused: a device has no end
-    except FileNotFoundError:
-        folder = path.parent if path.parent.is_dir() else Path("experiments")
-        names = [str(found) for found in sorted(folder.glob("*.yaml"))]
-        nearest = one_line(_nearest(str(path), names))
-        raise ConfigError(f"{name}: no such file{nearest}") from None
-    except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise ConfigError(f"{name}: cannot be read as UTF-8 text: {reason}") from None
-    data = parse(text, source=str(path))
-    if not isinstance(data, dict):
-        raise ConfigError(f"{name}: expected keys and values, got {_show(data)}")
-    return data
-
-
-def _set(data: dict[str, Any], key: str, value: Any) -> None:
-    if key.startswith("search.space."):  # the keys of a space are dotted themselves
-        *parents, leaf = ("search", "space", key.removeprefix("search.space."))
-    else:
-        *parents, leaf = key.split(".")
-    for parent in parents:
-        below = data.get(parent)
-        data[parent] = below = below if isinstance(below, dict) else {}
-        data = below
-    data[leaf] = value
+    origin = blame(layers, default=source)
+    lines = (f"{one_line(origin(problem))}: {one_line(problem)}" for problem in problems)
+    raise ConfigError("\n".join(lines))
 
 
 def _problems(error: ValidationError) -> Iterator[str]:
@@ -585,9 +587,8 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{'.'.join(names)}: {rest if inner else message}"
         else:
             expected = message[0].lower() + message[1:]
-            nearest = _nearest_choice(problem)
             where = f"{key}: " if path else ""
-            yield f"{where}{expected}, got {_show(problem['input'])}{nearest}"
+            yield f"{where}{expected}, got {show(problem['input'])}{_nearest_choice(problem)}"
 
 
 def _nearest_key(path: list[str]) -> str:
@@ -595,6 +596,7 @@ def _nearest_key(path: list[str]) -> str:
     *parents, leaf = path
     prefix = "".join(f"{parent}." for parent in parents)
     siblings = {key[len(prefix) :].split(".")[0] for key in FIELDS if key.startswith(prefix)}
+    siblings |= set() if parents else {EXTENDS}
     close = difflib.get_close_matches(leaf, sorted(siblings), n=1)
     names = [f"{prefix}{name}" for name in close]
     names += [key for key in FIELDS if key.split(".")[-1] == leaf]
@@ -607,24 +609,7 @@ def _nearest_choice(problem: Any) -> str:
     names = [
         name.strip("' ") for name in problem["ctx"]["expected"].replace(" or ", ",").split(",")
     ]
-    return _nearest(str(problem["input"]), names)
-
-
-def _nearest(name: str, valid: list[str]) -> str:
-    found = difflib.get_close_matches(name, valid, n=1)
-    return f"; did you mean {found[0]}?" if found else ""
-
-
-def _show(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-FIXED = (
-    *("start_from", "tokens", "seq_len"),
-    *("evals", "eval_tokens", "best_metric", "log_every_steps"),
-)
-"""Keys of train that make trials comparable, and so cannot be searched."""
+    return nearest(str(problem["input"]), names)
 
 
 def condition_order(space: Mapping[str, Dimension]) -> list[str]:
@@ -642,17 +627,16 @@ def _space_problems(config: Config) -> Iterator[str]:
     for key, dimension in config.search.space.items():
         where = f"search.space.{key}"
         if not key.startswith(("model.", "train.")):
-            yield f"{where}: expected a key of model or train{_nearest(key, list(FIELDS))}"
+            yield f"{where}: expected a key of model or train{nearest(key, FIELDS)}"
         elif key in {f"train.{name}" for name in FIXED}:
             yield f"{where}: cannot be searched: trials would no longer be comparable"
         elif key not in FIELDS:
-            yield f"{where}: no such configuration key{_nearest(key, list(FIELDS))}"
+            yield f"{where}: no such configuration key{nearest(key, FIELDS)}"
         else:
             yield from (f"{where}: {e}" for e in _range_problems(config, key, dimension.examples))
             for other, wanted in dimension.when.items():
                 if other not in FIELDS:
-                    nearest = _nearest(other, list(FIELDS))
-                    yield f"{where}.when: {other} is no configuration key{nearest}"
+                    yield f"{where}.when: {other} is no configuration key{nearest(other, FIELDS)}"
                 elif other == key:
                     yield f"{where}.when: a key cannot depend on itself"
                 else:
@@ -696,13 +680,13 @@ def _point_problems(
 ) -> Iterator[str]:
     for key, value in point.items():
         if key not in space:
-            yield f"{where}: {key} is not searched{_nearest(key, list(space))}"
+            yield f"{where}: {key} is not searched{nearest(key, space)}"
             continue
         if not space[key].contains(value):
-            yield f"{where}.{key}: expected a value of its range, got {_show(value)}"
+            yield f"{where}.{key}: expected a value of its range, got {show(value)}"
         for other, wanted in space[key].when.items():
             if point.get(other, wanted) != wanted:
-                yield f"{where}.{key}: not searched with {other} = {_show(point[other])}"
+                yield f"{where}.{key}: not searched with {other} = {show(point[other])}"
 
 
 def _range_problems(config: Config, key: str, values: list[Choice]) -> Iterator[str]:
@@ -744,5 +728,13 @@ def _shrink(config: Config) -> Config:
     )
 
 
+def main() -> None:
+    """Print what the README and editors say of the fields."""
+    parser = Parser(prog="python -m pipelines.runtime.config", description=main.__doc__)
+    parser.add_argument("--schema", action="store_true", help="the text of experiments/schema.json")
+    arguments = parser.parse_args()
+    print(json.dumps(schema(), indent=2) if arguments.schema else reference())
+
+
 if __name__ == "__main__":
-    print(reference())
+    run_command(main, resumes=False)

@@ -1,13 +1,15 @@
 """What a command may fail with, and the exit code of each."""
 
 import argparse
+import difflib
 import errno
+import json
 import os
 import shlex
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from typing import Any, NoReturn
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
 """Full, over quota, read-only, not ours, too large, broken."""
@@ -29,6 +31,18 @@ def one_line(text: object) -> str:
     """Foreign text in a message: no line break or terminal code, and cut where nobody reads on."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:500])
     return line if len(line) < 500 else f"{line[:497]}..."
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the valid one closest to it, if any is close."""
+    found = difflib.get_close_matches(name, list(valid), n=1)
+    return f"; did you mean {found[0]}?" if found else ""
+
+
+def show(value: Any) -> str:
+    """A value in a message, as JSON, cut where nobody reads on."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 class Parser(argparse.ArgumentParser):

@@ -3,6 +3,7 @@
 Any text, however odd, is read or refused within seconds.
 """
 
+import io
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from pipelines.runtime.errors import ConfigError, one_line
 
@@ -20,6 +22,8 @@ MOST = 32_768
 a tenth of this, a corpus or a checkpoint given by mistake has more."""
 DEEPEST = 50
 """Levels of lists and mappings inside one another."""
+SHORT = 3
+"""Keys of a mapping that is written on one line."""
 
 KINDS = {"null", "bool", "int", "float", "str", "seq", "map"}
 TEXT = {"timestamp", "value"}
@@ -51,6 +55,17 @@ def parse(text: str, *, source: str) -> Any:
     line = f":{where.line + 1}" if where and "\n" in text else ""
     problem = one_line(problem.splitlines()[0])
     raise ConfigError(f"{one_line(source)}{line}: not valid YAML: {problem}")
+
+
+def dump(data: Mapping[str, Any]) -> str:
+    """A YAML text of plain values, in their order, that `parse` reads as the same values."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.default_flow_style = None
+    yaml.width = MOST
+    text = io.StringIO()
+    yaml.dump(data, text)
+    return text.getvalue()
 
 
 def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -96,6 +111,20 @@ class _Constructor(SafeConstructor):
             problem = f"expected a valid {kind}, got {shown}"
             raise ConstructorError(None, None, problem, node.start_mark) from None
         return value
+
+
+class _Representer(SafeRepresenter):
+    """Writes innermost lists, and short innermost mappings, on one line."""
+
+    def represent_mapping(self, tag: Any, mapping: Any, flow_style: bool | None = None) -> Any:
+        """Keep the order (of pairs: a mapping would be sorted); a long one has a line for each."""
+        node = super().represent_mapping(tag, list(mapping.items()), flow_style=flow_style)
+        node.flow_style = node.flow_style and len(mapping) <= SHORT
+        return node
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Write everything out."""
+        return True
 
 
 def _written_out(node: Node, known: dict[Node, int]) -> int:
