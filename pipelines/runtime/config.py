@@ -449,17 +449,13 @@ def run_params(config: Config) -> dict[str, Any]:
 FIELDS = dict(flatten(Config(experiment="x").model_dump(mode="json")))
 """Every dotted key that has one value, with its default."""
 
-FIXED = (
-    *("start_from", "tokens", "seq_len"),
-    *("evals", "eval_tokens", "best_metric", "log_every_steps"),
-)
-"""Keys of train that make trials comparable, and so cannot be searched."""
-SEARCHABLE = [
-    key
-    for key in FIELDS
-    if key.startswith(("model.", "train.")) and key.removeprefix("train.") not in FIXED
-]
-"""Keys that a search may vary."""
+FIXED = {
+    *("train.start_from", "train.tokens", "train.seq_len", "train.evals", "train.eval_tokens"),
+    *("train.best_metric", "train.log_every_steps"),
+}
+"""Keys that make trials comparable, and so cannot be searched."""
+TRAINING = [key for key in FIELDS if key.startswith(("model.", "train."))]
+"""Keys of one training run: those but the fixed ones may differ between trials."""
 
 
 def schema() -> dict[str, Any]:
@@ -467,7 +463,7 @@ def schema() -> dict[str, Any]:
     schema = Config.model_json_schema()
     del schema["required"]  # a part is no whole experiment
     space = schema["$defs"]["SearchConfig"]["properties"]["space"]
-    space["propertyNames"] = {"enum": SEARCHABLE}
+    space["propertyNames"] = {"enum": [key for key in TRAINING if key not in FIXED]}
     space["additionalProperties"] = {"anyOf": [space["additionalProperties"], {"type": "null"}]}
     schema["$defs"]["Dimension"]["properties"]["when"]["propertyNames"] = {"enum": list(FIELDS)}
     file = {"type": "string", "minLength": 1}
@@ -518,7 +514,7 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
         raise ConfigError(f"command line: {expected}, got {one_line(json.dumps(files))}")
     path = Path(files[0]) if files else QUICKSTART
     overrides = [argument for argument in arguments if "=" in argument]
-    config = _changed(read(path), overrides, SEARCHABLE if grids else [])
+    config = _changed(read(path), overrides, TRAINING if grids else [])
     return _shrink(config) if smoke else config
 
 
@@ -628,7 +624,7 @@ def _space_problems(config: Config) -> Iterator[str]:
         where = f"search.space.{key}"
         if not key.startswith(("model.", "train.")):
             yield f"{where}: expected a key of model or train{nearest(key, FIELDS)}"
-        elif key in {f"train.{name}" for name in FIXED}:
+        elif key in FIXED:
             yield f"{where}: cannot be searched: trials would no longer be comparable"
         elif key not in FIELDS:
             yield f"{where}: no such configuration key{nearest(key, FIELDS)}"

@@ -122,6 +122,11 @@ class _Representer(SafeRepresenter):
         node.flow_style = node.flow_style and len(mapping) <= SHORT
         return node
 
+    def represent_scalar(self, tag: Any, value: Any, style: Any = None, anchor: Any = None) -> Any:
+        """Escape what does not print: ruamel.yaml would break a line at U+0085 and lose it."""
+        style = style if value.isprintable() else '"'
+        return super().represent_scalar(tag, value, style=style, anchor=anchor)
+
     def ignore_aliases(self, data: Any) -> bool:
         """Write everything out."""
         return True

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from pipelines.runtime.config import FIELDS, Config, load, validate
+from pipelines.runtime.config import FIELDS, Config, load, to_yaml, validate
 from pipelines.runtime.errors import ConfigError, one_line
+from pipelines.runtime.overrides import read_changes
 from pipelines.runtime.plain_yaml import MOST
 
 CPU_SECONDS = 4
@@ -233,12 +234,16 @@ SNIPPETS = st.recursive(
 )
 
 
+def in_flow(place: tuple, snippet: str) -> str:
+    sections = "".join(f"{key}: {{" for key in place[:-1])
+    return f"{sections}{place[-1]}: {snippet}{'}' * (len(place) - 1)}"
+
+
 @many(400)
 @given(place=st.sampled_from(PLACES), snippet=SNIPPETS, flow=st.booleans())
 def test_any_yaml_in_any_place_of_a_file_is_read_or_refused(file, place, snippet, flow):
     if flow:
-        text = "".join(f"{key}: {{" for key in place[:-1]) + f"{place[-1]}: {snippet}"
-        text += "}" * (len(place) - 1)
+        text = in_flow(place, snippet)
     else:
         text = "".join(f"{'  ' * depth}{key}:\n" for depth, key in enumerate(place[:-1]))
         text += f"{'  ' * (len(place) - 1)}{place[-1]}: {snippet}"
@@ -287,11 +292,40 @@ OVERRIDE_KEYS = st.one_of(
         st.builds("{}={}".format, OVERRIDE_KEYS, SNIPPETS | st.sampled_from(TEXTS)),
         min_size=1,
         max_size=3,
+    ),
+    grids=st.booleans(),
+)
+def test_any_change_on_the_command_line_is_taken_or_refused(file, overrides, grids):
+    file.write_text("experiment: odd\n")
+    assert outcome(lambda: load([str(file), *overrides], grids=grids), file, "command line")
+
+
+PRINTABLE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=5)
+
+
+@many(150)
+@given(
+    values=st.lists(
+        st.integers(1, 10**30) | st.none() | st.floats(1e-300, 1e300) | PRINTABLE,
+        min_size=2,
+        max_size=5,
+        unique_by=json.dumps,
     )
 )
-def test_any_change_on_the_command_line_is_taken_or_refused(file, overrides):
-    file.write_text("experiment: odd\n")
-    assert outcome(lambda: load([str(file), *overrides]), file, "command line")
+def test_any_values_between_commas_are_the_values_of_the_grid(values):
+    texts = [json.dumps(value, ensure_ascii=False) for value in values]
+    assert read_changes([f"a={', '.join(texts)}"], grid_keys=["a"])[-1].value == {"choice": values}
+    (change,) = read_changes([f"a=[{','.join(texts)}]"], grid_keys=[])
+    assert change.value == values
+
+
+@many(200)
+@given(place=st.sampled_from([*PLACES, ("extends",)]), snippet=SNIPPETS)
+def test_any_part_is_taken_or_refused(file, place, snippet):
+    part = file.with_name("part.yaml")
+    part.write_bytes(in_flow(place, snippet).encode("utf-8", "surrogatepass"))
+    file.write_text(f"{TEXT}extends: part.yaml\n")
+    assert outcome(lambda: load([str(file)]), file, part)
 
 
 @many(100)
@@ -393,6 +427,7 @@ def test_a_valid_configuration_is_the_same_after_a_round_trip_and_in_a_file(file
     dumped = config.model_dump(mode="json")
     assert validate(dumped, source="again") == config
     assert read(file, json.dumps(dumped)) == config
+    assert read(file, to_yaml(config)) == config
 
 
 @many(100)
