@@ -1,5 +1,6 @@
 """Experiments made of several files, and changes from the command line."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from pipelines.runtime.compose import MOST_FILES
 from pipelines.runtime.config import Config, changed, load
 from pipelines.runtime.errors import ConfigError
 
+ROOT = Path(__file__).parents[3]
+README = (ROOT / "README.md").read_text()
 SPACE = """\
 search:
   space:
@@ -173,6 +176,15 @@ def test_a_change_does_not_leak_through_an_alias(tmp_path):
     assert (config.resources.workers, config.fit.resources.workers) == (1, 2)
 
 
+def test_the_readmes_example_composes(tmp_path):
+    for path in (ROOT / "experiments").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (example,) = re.findall(r"```yaml\n(extends.*?)```", README, re.S)
+    config = composed(tmp_path, mine=example)
+    assert (config.data.corpus, config.model.dim) == ("enwik8", 128)
+    assert set(config.search.space) == {"train.learning_rate", "model.last_k"}
+
+
 FILE = f"experiment: e\nmodel: {{depth: 5}}\n{SPACE}  trials: 7\n  scheduler: {{name: none}}\n"
 
 
@@ -204,6 +216,15 @@ def test_a_grid_leaves_behind_what_belongs_to_the_space_of_the_file(tmp_path):
     text = f"{FILE}  try_first: [{{model.depth: 3}}]\n  warm_start: [before]\n"
     config = composed(tmp_path, "model.depth=2,4", grids=True, e=text)
     assert (config.search.try_first, config.search.warm_start) == ([], [])
+
+
+def test_the_readmes_grid_has_four_trials():
+    (command,) = re.findall(
+        r"^python pipelines/sweep.py (.*quickstart.yaml.*=.*,.*)$", README, re.M
+    )
+    name, *grid = command.split()
+    config = load([str(ROOT / name), *grid], grids=True)
+    assert (config.search.sampler.name, config.search.trial_count) == ("grid", 4)
 
 
 @pytest.mark.parametrize(

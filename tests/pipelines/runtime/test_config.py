@@ -1,11 +1,20 @@
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import jsonschema
 import pytest
 
-from pipelines.runtime.config import FIELDS, Config, load, validate
+from pipelines.runtime.config import FIELDS, QUICKSTART, Config, load, schema, validate
 from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.plain_yaml import parse
 
-EXPERIMENTS = sorted((Path(__file__).parents[3] / "experiments").glob("*.yaml"))
+ROOT = Path(__file__).parents[3]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+PARTS = sorted((ROOT / "experiments").glob("*/*.yaml"))
+SCHEMA = ROOT / "experiments" / "schema.json"
 
 
 @pytest.fixture
@@ -210,6 +219,129 @@ def test_every_shipped_experiment_is_valid_as_it_is_and_shrunk(path):
     small = load([str(path)], smoke=True)
     assert small.experiment.endswith("-smoke")
     assert small.promote.model.endswith("-smoke")
+
+
+@pytest.mark.parametrize("path", PARTS, ids=str)
+def test_every_shipped_part_is_valid_alone_and_over_the_quickstart(path, tmp_path):
+    assert load([str(path), "experiment=part"]) != load(["experiment=part"])
+    both = tmp_path / "e.yaml"
+    both.write_text(f"extends: [{QUICKSTART}, {path}]")
+    assert load([str(both)]).experiment == "quickstart"
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *PARTS], ids=str)
+def test_every_shipped_yaml_names_the_schema_and_says_what_it_is(path):
+    first, second, _ = path.read_text().split("\n", 2)
+    assert first.startswith("# yaml-language-server: $schema=")
+    assert (path.parent / first.partition("=")[2]).resolve() == SCHEMA
+    assert second.startswith("# ")
+
+
+def complaints(text: str) -> list[str]:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    return [error.message for error in validator.iter_errors(parse(text, source="test"))]
+
+
+def test_the_shipped_schema_is_that_of_the_fields():
+    wanted = f"{json.dumps(schema(), indent=2)}\n"
+    command = "python -m pipelines.runtime.config --schema > experiments/schema.json"
+    assert SCHEMA.read_text() == wanted, command
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *PARTS], ids=str)
+def test_every_shipped_yaml_is_valid_by_the_schema(path):
+    assert complaints(path.read_text()) == []
+
+
+def test_the_schema_takes_any_whole_configuration(config):
+    assert complaints(json.dumps(config.model_dump(mode="json"))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {dimm: 3}", "'dimm' was unexpected"),
+        ("modle: {}", "'modle' was unexpected"),
+        ("model: {dim: wide}", "'wide' is not of type 'integer'"),
+        ("model: {residual: dcaa}", "'dcaa' is not one of ['standard', "),
+        ("data: {corpus: enwik9}", "'enwik9' is not one of ["),
+        ("extends: 3", "3 is not valid under any"),
+        ("search: {space: {model.depht: {int: [1, 2]}}}", "'model.depht' is not one of ["),
+        ("search: {space: {train.tokens: {int: [1, 2]}}}", "'train.tokens' is not one of ["),
+        ("search: {space: {model.depth: {ints: [1, 2]}}}", "is not valid under any"),
+        ("search: {space: {model.depth: {int: [1, 2], when: {x: 1}}}}", "is not valid under any"),
+    ],
+)
+def test_the_schema_shows_an_editor_the_slip(text, expected):
+    (message,) = complaints(text)
+    assert expected in message
+
+
+def test_the_schema_takes_parts_and_what_takes_a_dimension_out():
+    assert complaints("extends: [a.yaml, b.yaml]\nsearch: {space: {model.depth: null}}") == []
+
+
+def test_the_schema_describes_every_field_with_its_default():
+    def fields(section, prefix=""):
+        for name, field in section["properties"].items():
+            kind = whole["$defs"].get(field.get("$ref", "").rpartition("/")[2])
+            if kind:
+                yield from fields(kind, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", field
+
+    whole = json.loads(SCHEMA.read_text())
+    found = dict(fields(whole))
+    assert set(found) == {"extends", *FIELDS}
+    assert all(field["description"] for field in found.values())
+    assert {key: field["default"] for key, field in found.items() if "default" in field} == {
+        key: value for key, value in FIELDS.items() if key != "experiment"
+    }
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which ends with the libraries it has imported."""
+    script = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; "
+        "sys.path[0] = sys.argv[0].rpartition('/')[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("sweep.py", ["train.learning_rate=1e-4,3e-4", "model.depth=2,4"]),
+        ("train.py", ["train.compile=true", "--smoke"]),
+    ],
+)
+def test_a_printed_configuration_is_an_experiment_with_the_same_result(
+    name, overrides, path, tmp_path
+):
+    result = command(str(ROOT / "pipelines" / name), str(path), "--print-config", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert not {"ray", "mlflow", "optuna", "pandas"} & set(result.stderr.split())
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(result.stdout)
+    smoke = "--smoke" in overrides
+    changes = [override for override in overrides if "=" in override]
+    assert load([str(saved)]) == load([str(path), *changes], smoke=smoke, grids=True)
+
+
+def test_a_printed_configuration_is_checked_first(path):
+    result = command(str(ROOT / "pipelines" / "train.py"), str(path), "--print-config", "seed=1,2")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("command line: seed=1,2: a comma list is a grid, for sweep.py")
+    assert len(result.stderr.splitlines()) == 1
 
 
 def test_evaluations_are_evenly_spaced_and_the_last_is_at_the_end(config):
