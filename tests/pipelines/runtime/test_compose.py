@@ -97,8 +97,8 @@ def test_null_takes_no_dimension_out_that_is_not_there(tmp_path):
         ("extends: e.yaml", "", "e.yaml: extends: goes in a circle: e.yaml -> e.yaml"),
         (
             "extends: part.yaml",
-            "extends: [./e.yaml]",
-            "part.yaml: extends: goes in a circle: e.yaml -> part.yaml -> e.yaml",
+            "extends: [data/../e.yaml]",
+            "part.yaml: extends: goes in a circle: e.yaml -> part.yaml -> data/../e.yaml",
         ),
         (
             "extends: prat.yaml",
@@ -128,14 +128,13 @@ def test_a_part_that_cannot_be_used_is_one_line_with_who_names_it(tmp_path, own,
     assert len(message.splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", ["chain", "tree"])
-def test_parts_without_end_are_refused_soon(tmp_path, kind):
-    """Each part extends the one before, once or twice: the tree would be read 2**60 times."""
-    names = "{0}.yaml" if kind == "chain" else "[{0}.yaml, {0}.yaml]"
+@pytest.mark.parametrize(("length", "names"), [(60, "{0}.yaml"), (40, "[{0}.yaml, {0}.yaml]")])
+def test_parts_without_end_are_refused_soon(tmp_path, length, names):
+    """Each part extends the one before, once or twice: that would be 2**40 files to read."""
     write(tmp_path, p0="seed: 1")
-    for i in range(1, 61):
+    for i in range(1, length + 1):
         write(tmp_path, **{f"p{i}": f"extends: {names.format(f'p{i - 1}')}"})
-    message = problem(tmp_path, e="experiment: e\nextends: p60.yaml")
+    message = problem(tmp_path, e=f"experiment: e\nextends: p{length}.yaml")
     assert message.endswith(f"extends: expected at most {MOST_FILES} files in one experiment")
 
 
@@ -189,7 +188,11 @@ FILE = f"experiment: e\nmodel: {{depth: 5}}\n{SPACE}  trials: 7\n  scheduler: {{
 
 
 def test_comma_lists_are_a_grid_over_exactly_their_keys(tmp_path):
-    grid = ("train.learning_rate=1e-4,3e-4", "model.residual=dca,standard", "model.last_k=1,null")
+    grid = (
+        "train.learning_rate=1e-4,3e-4",
+        "model.residual=dca,standard",
+        "model.last_k=1,null # all",
+    )
     config = composed(tmp_path, *grid, grids=True, e=FILE)
     assert {key: dimension.choice for key, dimension in config.search.space.items()} == {
         "train.learning_rate": [1e-4, 3e-4],
