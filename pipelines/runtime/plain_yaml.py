@@ -5,6 +5,7 @@ Any text, however odd, is read or refused within seconds.
 
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,8 @@ MOST = 32_768
 a tenth of this, a corpus or a checkpoint given by mistake has more."""
 DEEPEST = 50
 """Levels of lists and mappings inside one another."""
+WORD = re.compile(r"\w[\w./-]*", re.ASCII)
+"""Text that is written as it is, unless it would read as a number or the like."""
 SHORT = 3
 """Keys of a mapping that is written on one line."""
 
@@ -123,8 +126,9 @@ class _Representer(SafeRepresenter):
         return node
 
     def represent_scalar(self, tag: Any, value: Any, style: Any = None, anchor: Any = None) -> Any:
-        """Escape what does not print: ruamel.yaml would break a line at U+0085 and lose it."""
-        style = style if value.isprintable() else '"'
+        """Quote all text but plain words: ruamel.yaml leaves `? a` bare and loses a U+0085."""
+        if tag == f"{TAG}str" and not WORD.fullmatch(value):
+            style = '"'
         return super().represent_scalar(tag, value, style=style, anchor=anchor)
 
     def ignore_aliases(self, data: Any) -> bool:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from pipelines.runtime.config import FIELDS, Config, load, to_yaml, validate
 from pipelines.runtime.errors import ConfigError, one_line
 from pipelines.runtime.overrides import read_changes
-from pipelines.runtime.plain_yaml import MOST
+from pipelines.runtime.plain_yaml import MOST, dump, parse
 
 CPU_SECONDS = 4
 """For one configuration; the slowest here takes a third of it on a slow core."""
@@ -427,7 +427,20 @@ def test_a_valid_configuration_is_the_same_after_a_round_trip_and_in_a_file(file
     dumped = config.model_dump(mode="json")
     assert validate(dumped, source="again") == config
     assert read(file, json.dumps(dumped)) == config
+
+
+@many(40)
+@given(data=GOOD)
+def test_a_printed_configuration_is_read_as_the_same(file, data):
+    config = validate(data, source="here")
     assert read(file, to_yaml(config)) == config
+
+
+@many(100)
+@given(text=st.sampled_from(PLAIN) | st.text(max_size=8))
+def test_any_printed_text_is_read_as_the_same(text):
+    text = text.encode("utf-8", "ignore").decode()  # without halves of characters
+    assert parse(dump({"a": text, text: [text]}), source="here") == {"a": text, text: [text]}
 
 
 @many(100)
