@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dca import ModelConfig, build_model, generate
-from dca.config import Residual
+from dca.residuals.grn import stack_entries
 from pipelines.runtime.config import TrainConfig
 from pipelines.training.evaluation import autocast
 from pipelines.training.optimizer import build_optimizer
@@ -101,7 +101,7 @@ class Shape:
 class Row:
     """A kind of model, of this project or of the public package."""
 
-    residual: Residual
+    residual: str
     last_k: int | None = None
     public: bool = False
 
@@ -170,8 +170,8 @@ class Case:
         config = self.config
         if config.residual == "standard":
             return 6 * config.depth
-        entries = [config.stack_entries(block) for block in range(1, config.depth + 2)]
-        outputs = [config.streams] * config.depth + [1]
+        entries = [stack_entries(config, block) for block in range(1, config.depth + 2)]
+        outputs = [3] * config.depth + [1]
         joins = 0 if config.last_k is None else max(0, config.depth - config.last_k - 1)
         return 4 * sum(entries) + 2 * sum(outputs) + 3 * joins
 

@@ -1,9 +1,15 @@
 """What a model is: its fields, their limits, and what they cost in parameters and FLOPs."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar
 
-Residual = Literal["standard", "grn_v1", "grn_v2", "grn_v3", "dca"]
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from dca import registry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,14 +25,16 @@ class ModelConfig:
         "use_attribute_docstrings": True,
     }
 
+    architecture: Annotated[str, registry.architecture] = "gpt"
+    """The model as a whole (see dca/architectures)."""
     dim: int = 128
     """Width of the residual stream, in features."""
     depth: int = 4
     """Number of decoder blocks."""
     heads: int = 4
     """Attention heads; dim / heads must be an even number (rotary turns pairs)."""
-    residual: Residual = "dca"
-    """How a block's input is made from the earlier blocks' outputs (see dca/grn.py)."""
+    residual: Annotated[str, registry.residual] = "dca"
+    """How a block's input is made from the earlier blocks' outputs (see dca/residuals)."""
     last_k: int | None = 2
     """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
     attention_windows: tuple[int | None, ...] = (None,)
@@ -40,14 +48,21 @@ class ModelConfig:
     """Standard deviation of w at the start; 0 starts as the plain transformer."""
     grn_norm: bool = True
     """Whether w reads RMS-normalised entries (without a gain) or, as in the paper, the raw ones."""
+    hyper_streams: int = 4
+    """Residual streams of hyper_connections."""
+    tied_embeddings: bool = False
+    """Whether one matrix is both embedding and head; the logits then have a factor of 0.5 /
+    sqrt(dim), so that they start as large as with a head of its own."""
+    dropout: float = 0.0
+    """Share of the features of the embedding and of each attention's and feed-forward's output
+    that a training step leaves out."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "ff_mult", "vocab"):
+        for name in ("dim", "depth", "heads", "ff_mult", "vocab", "hyper_streams"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        if self.residual not in get_args(Residual):
-            kinds = ", ".join(get_args(Residual))
-            raise ValueError(f"residual: expected one of {kinds}, got {self.residual!r}")
+        for names in (registry.architecture, registry.residual):
+            names[getattr(self, names.field)]  # which raises for an unknown name
         if self.last_k is not None and self.last_k < 1:
             raise ValueError(f"last_k: expected at least 1 or null, got {self.last_k}")
         object.__setattr__(self, "attention_windows", tuple(self.attention_windows))  # from JSON
@@ -60,6 +75,8 @@ class ModelConfig:
             )
         if not 0 <= self.grn_init_std < float("inf"):
             raise ValueError(f"grn_init_std: expected at least 0, got {self.grn_init_std}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected at least 0 and less than 1, got {self.dropout}")
         if self.dim % (2 * self.heads):
             raise ValueError(
                 f"heads: dim / heads must be an even number, got {self.dim} / {self.heads}"
@@ -69,54 +86,27 @@ class ModelConfig:
         """Positions that the attention of block `block`, from 1, sees; None for all."""
         return self.attention_windows[(block - 1) % len(self.attention_windows)]
 
-    @property
-    def streams(self) -> int:
-        """Separate inputs of a block's attention: three (q, k, v) in DCA, one otherwise."""
-        return 3 if self.residual == "dca" else 1
-
-    @property
-    def has_w(self) -> bool:
-        """Whether the combination depends on its input."""
-        return self.residual in ("grn_v3", "dca")
-
-    def stack_entries(self, block: int) -> int:
-        """Entries in the stack that block `block`, from 1, sees; depth + 1 is the output GRN."""
-        outputs = block - 1
-        if self.last_k is None or outputs <= self.last_k:
-            return 1 + outputs
-        return self.last_k + 2
-
+    @lru_cache  # noqa: B019  configurations are few, small and frozen
     def parameter_count(self) -> int:
-        """Trainable numbers in the model."""
-        d = self.dim
-        block = 3 * d * d + d * d + 2 * self.ff_mult * d * d + (self.streams + 1) * d
-        mixing = sum(self._grn_parameters(t, self.streams) for t in range(1, self.depth + 1))
-        mixing += self._grn_parameters(self.depth + 1, 1)
-        return self.depth * block + mixing + 2 * self.vocab * d + d
+        """Trainable numbers in the model, counted on one without memory."""
+        return sum(parameter.numel() for parameter in self._shadow().parameters())
 
-    def _grn_parameters(self, block: int, outputs: int) -> int:
-        if self.residual == "standard":
-            return 0
-        entries = self.stack_entries(block)
-        b = entries * (1 if self.residual == "grn_v1" else self.dim)
-        w = self.dim if self.has_w and entries > 1 else 0
-        return outputs * (b + w)
-
+    @lru_cache  # noqa: B019
     def flops_per_token(self, seq_len: int) -> int:
         """Matrix-product FLOPs of one token's forward pass, two per multiply-add.
 
-        Attention is counted over the whole square of seq_len, as PyTorch's counter does, or over
-        the two windows that a windowed block computes for each position. The element-wise work
-        (norms, rotary, weighted sums) is bound by memory and left out, as usual.
+        As PyTorch's counter finds them in a text of seq_len tokens: attention over the whole
+        square, or over the two windows that a windowed block computes for each position. The
+        element-wise work (norms, rotary, weighted sums) is bound by memory and left out, as usual.
         A training step costs three times this.
         """
-        d = self.dim
-        windows = [self.window(t) or seq_len for t in range(1, self.depth + 1)]
-        seen = sum(min(seq_len, 2 * window) for window in windows)
-        blocks = self.depth * 2 * (4 + 2 * self.ff_mult) * d * d + 4 * seen * d
-        scores = 0
-        if self.has_w:
-            outputs = [self.streams] * self.depth + [1]
-            counts = [self.stack_entries(t) for t in range(1, self.depth + 2)]
-            scores = sum(2 * n * d * o for n, o in zip(counts, outputs, strict=True) if n > 1)
-        return blocks + scores + 2 * d * self.vocab
+        ids_bt = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
+        model, counter = self._shadow().eval(), FlopCounterMode(display=False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(ids_bt)
+        return round(counter.get_total_flops() / seq_len)
+
+    def _shadow(self) -> nn.Module:
+        """The model with shapes and without numbers."""
+        with torch.device("meta"):
+            return registry.architecture[self.architecture](self)

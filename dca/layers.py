@@ -4,6 +4,8 @@ Axes: b batch, t time, d model, h heads, e features of a head, f hidden features
 w positions, a window, of which the text is made.
 """
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
@@ -99,22 +101,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
-        self.heads, self.window = config.heads, window
+        self.heads, self.window, self.dropout = config.heads, window, config.dropout
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
-    def forward(
-        self,
-        inputs: list[Tensor],
-        table: Tensor,
-        memory: KeyValues | None = None,
-        position: int = 0,
-    ) -> Tensor:
+    def forward(self, inputs: list[Tensor], *context: Any) -> Tensor:
         """Inputs are [x] for all three or [q, k, v], each [b, t, d]; returns [b, t, d].
 
-        With a memory they continue the text it holds, up to `position`: either its whole beginning
-        (position 0) or one symbol.
+        `context` is what `attend` takes besides queries, keys and values.
         """
+        return self.attend(*self.split(inputs), *context)
+
+    def split(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values [b, h, t, e] of the inputs, without their positions."""
         if len(inputs) == 1:
             parts = project(inputs[0], self.qkv.weight).chunk(3, dim=-1)
         else:
@@ -122,6 +121,22 @@ class Attention(nn.Module):
             parts = tuple(project(x, w) for x, w in zip(inputs, weights, strict=True))
         # views by hand: einops would be a twentieth of the time of decoding a byte
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
+        return q, k, v
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        table: Tensor,
+        memory: KeyValues | None = None,
+        position: int = 0,
+    ) -> Tensor:
+        """The values that the queries find, [b, t, d]; `table` holds the rotary factors.
+
+        With a memory they continue the text it holds, up to `position`: either its whole beginning
+        (position 0) or one symbol.
+        """
         q, k = rotate(q, table), rotate(k, table)
         if memory is not None:
             held = memory.put(k, v, position)
@@ -131,7 +146,8 @@ class Attention(nn.Module):
             mixed = windowed_attention(q, k, v, self.window)
         else:
             mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return project(mixed.transpose(1, 2).flatten(2), self.out.weight)
+        h_btd = project(mixed.transpose(1, 2).flatten(2), self.out.weight)
+        return F.dropout(h_btd, self.dropout) if self.dropout and self.training else h_btd
 
 
 class FeedForward(nn.Module):
@@ -141,7 +157,9 @@ class FeedForward(nn.Module):
         super().__init__()
         self.up = nn.Linear(config.dim, config.ff_mult * config.dim, bias=False)
         self.down = nn.Linear(config.ff_mult * config.dim, config.dim, bias=False)
+        self.dropout = config.dropout
 
     def forward(self, x_btd: Tensor) -> Tensor:
         """[b, t, d] to [b, t, d]."""
-        return project(project(x_btd, self.up.weight, gelu=True), self.down.weight)
+        y_btd = project(project(x_btd, self.up.weight, gelu=True), self.down.weight)
+        return F.dropout(y_btd, self.dropout) if self.dropout and self.training else y_btd

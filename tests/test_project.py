@@ -109,7 +109,7 @@ def test_the_command_knows_every_stage():
 
 def test_the_model_needs_torch_and_einops_alone():
     standard = set(sys.stdlib_module_names)
-    used = {n.split(".")[0] for p in (ROOT / "dca").glob("*.py") for n in imports(p)}
+    used = {n.split(".")[0] for p in (ROOT / "dca").rglob("*.py") for n in imports(p)}
     on_gpus = {"triton"}  # comes with torch for GPUs, and is not needed without one
     assert used - standard - on_gpus == {"dca", "torch", "einops"}
 

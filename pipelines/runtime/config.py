@@ -153,6 +153,9 @@ class TrainConfig(Section):
     """What the best checkpoint, and the search, minimise."""
     log_every_steps: Positive = 10
     """Steps between two rows of the training curve."""
+    activation_checkpointing: bool = False
+    """Whether a block's activations are computed again in the backward pass instead of kept: less
+    memory, and about a third more time."""
     compile: bool = False
     """Whether to use torch.compile; on a CPU it gains little, see the README's Speed."""
 

@@ -119,6 +119,8 @@ class _Run:
         torch.set_num_threads(config.resources.cpus_per_worker)
         generator = torch.Generator().manual_seed(config.seed)
         self.model = build_model(config.model, generator=generator).to(self.device)
+        self.model.activation_checkpointing = self.config.activation_checkpointing
+        self.dropout, self.seed = config.model.dropout, config.seed
         self.optimizer = build_optimizer(self.model, self.config)
         self.key = hashlib.sha256(json.dumps(run_params(config)).encode()).hexdigest()[:32]
         found = self._resume(say)
@@ -235,6 +237,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate
         ids = to_ids(self.batches(self.step, self.rank, self.world), self.device)
+        if self.dropout:  # a resumed run leaves out the same features, and no state is kept
+            torch.manual_seed(step_seed(self.seed, self.step, self.rank))
         loss = self._backward(ids)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         torch.maximum(bad, (~torch.isfinite(norm)).to(bad.dtype), out=bad)
@@ -262,6 +266,11 @@ class _Run:
         if accumulating and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()
         return nullcontext()
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """Of the random numbers of one step, other ones for every rank."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
 
 
 def pick_device() -> torch.device:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import nn
 
-from dca.grn import GRN
+from dca.residuals.grn import GRN
 from pipelines.runtime.config import TrainConfig
 
 

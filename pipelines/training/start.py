@@ -21,8 +21,11 @@ from pipelines.runtime.registry import resolve
 from pipelines.runtime.tracking import connect_existing
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
-SHAPE = ("dim", "depth", "heads", "ff_mult", "vocab", "attention_windows")
-MIXING = ("residual", "last_k", "grn_norm")
+SHAPE = (
+    *("architecture", "dim", "depth", "heads", "ff_mult", "vocab"),
+    *("attention_windows", "tied_embeddings"),
+)
+MIXING = ("residual", "last_k", "grn_norm", "hyper_streams")
 """What must agree besides, unless the model to start from is `standard`."""
 
 

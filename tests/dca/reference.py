@@ -15,26 +15,78 @@ Weights = dict[str, Tensor]
 
 def logits(config: ModelConfig, weights: Weights, ids_bt: Tensor) -> Tensor:
     """Logits [b, t, v] of any residual kind."""
-    outputs = [weights["embed.weight"][ids_bt]]
+    x = weights["embed.weight"][ids_bt]
+    kinds = {"value_residual": _value_residual, "hyper_connections": _hyper_connections}
+    g = kinds.get(config.residual, _stacked)(config, weights, x)
+    normed = rms_norm(g, weights["norm.weight"])
+    if config.tied_embeddings:
+        return normed @ weights["embed.weight"].T / (2 * math.sqrt(config.dim))
+    return normed @ weights["head.weight"].T
+
+
+def _stacked(config, weights, x) -> Tensor:
+    """`standard`, the GRNs and DCA: what the final norm reads."""
+    outputs = [x]
     for t in range(1, config.depth + 1):
         name = f"blocks.{t - 1}."
         q, k, v = _inputs(config, weights, f"{name}mix", outputs, 3)
-        norms = [weights[f"{name}norms.{i}.weight"] for i in range(config.streams)]
+        norms = [gain for key, gain in weights.items() if key.startswith(f"{name}norms.")]
         norms *= 3 // len(norms)
-        h = _attention(
-            config,
-            weights,
-            name,
-            config.window(t),
-            *(rms_norm(x, g) for x, g in zip((q, k, v), norms, strict=True)),
-        )
-        hidden = (
-            rms_norm(h + q, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
-        )
-        hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
-        outputs.append(h + hidden @ weights[f"{name}ff.down.weight"].T)
-    (g,) = _inputs(config, weights, "mix", outputs, 1)
-    return rms_norm(g, weights["norm.weight"]) @ weights["head.weight"].T
+        inputs = (rms_norm(x, g) for x, g in zip((q, k, v), norms, strict=True))
+        h = _attention(config, weights, name, config.window(t), *inputs)
+        outputs.append(h + _feed_forward(weights, name, h + q))
+    return _inputs(config, weights, "mix", outputs, 1)[0]
+
+
+def _value_residual(config, weights, x) -> Tensor:
+    """The transformer, with values a V_1 + b V_l from the second block on."""
+    first = None
+    for t in range(1, config.depth + 1):
+        name = f"blocks.{t - 1}."
+        normed = rms_norm(x, weights[f"{name}norms.0.weight"])
+        values = normed @ weights[f"{name}attention.qkv.weight"].chunk(3)[2].T
+        if first is None:
+            first = values
+        else:
+            a, b = weights[f"{name}shares"]
+            values = a * first + b * values
+        window = config.window(t)
+        x = x + _attention(config, weights, name, window, normed, normed, None, values)
+        x = x + _feed_forward(weights, name, x)
+    return x
+
+
+def _hyper_connections(config, weights, x) -> Tensor:
+    """The streams as rows of a matrix for every token, connected by n + 1 by n + 1 weights."""
+    streams = torch.stack([x] * config.hyper_streams, 2)
+    for t in range(1, config.depth + 1):
+        name = f"blocks.{t - 1}."
+        read, streams, write = _connect(weights, f"{name}around_attention.", streams)
+        inputs = [rms_norm(read, weights[f"{name}norms.0.weight"])] * 3
+        y = _attention(config, weights, name, config.window(t), *inputs)
+        streams = streams + torch.einsum("btn,btd->btnd", write, y)
+        read, streams, write = _connect(weights, f"{name}around_ff.", streams)
+        y = _feed_forward(weights, name, read)
+        streams = streams + torch.einsum("btn,btd->btnd", write, y)
+    return streams.mean(2)
+
+
+def _connect(weights, name, streams) -> tuple[Tensor, Tensor, Tensor]:
+    """A_m^T H, A_r^T H and B of one sublayer."""
+    static, dynamic = weights[f"{name}static_nc"], weights[f"{name}dynamic_cd"]
+    s_read, s_mix, s_write = weights[f"{name}scale_c"]
+    seen = rms_norm(streams, torch.ones_like(streams[0, 0, 0]))
+    a_m = static[:, 0] + s_read * torch.tanh(seen @ dynamic[0])
+    a_r = static[:, 1:-1] + s_mix * torch.tanh(seen @ dynamic[1:-1].T)
+    b = static[:, -1] + s_write * torch.tanh(seen @ dynamic[-1])
+    read = torch.einsum("btn,btnd->btd", a_m, streams)
+    return read, torch.einsum("btnm,btnd->btmd", a_r, streams), b
+
+
+def _feed_forward(weights, name, x) -> Tensor:
+    hidden = rms_norm(x, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
+    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+    return hidden @ weights[f"{name}ff.down.weight"].T
 
 
 def _inputs(config, weights, name, outputs, count) -> list[Tensor]:
@@ -72,9 +124,11 @@ def _stack(outputs: list[Tensor], last_k: int | None) -> list[Tensor]:
     return [first, sum(blocks[:-last_k]), *blocks[-last_k:]]
 
 
-def _attention(config, weights, name, window, q, k, v) -> Tensor:
+def _attention(config, weights, name, window, q, k, v, values=None) -> Tensor:
+    """From the normed inputs; `values` are given if v alone does not make them."""
     wq, wk, wv = weights[f"{name}attention.qkv.weight"].chunk(3)
     size, length = config.dim // config.heads, q.shape[1]
+    values = v @ wv.T if values is None else values
     heads = []
     for h in range(config.heads):
         part = slice(h * size, (h + 1) * size)
@@ -82,7 +136,7 @@ def _attention(config, weights, name, window, q, k, v) -> Tensor:
         scores = queries @ keys.transpose(1, 2) / math.sqrt(size)
         back = torch.arange(length)[:, None] - torch.arange(length)
         hidden = (back < 0) | (back >= (window or length))
-        heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ (v @ wv.T)[..., part])
+        heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ values[..., part])
     return torch.cat(heads, -1) @ weights[f"{name}attention.out.weight"].T
 
 

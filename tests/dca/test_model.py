@@ -1,18 +1,16 @@
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from dca import ModelConfig, build_model
-from dca.config import Residual
+from dca import ModelConfig, build_model, registry
+from dca.layers import rotary_table
 from dca.model import load_weights
+from dca.residuals.grn import stack_entries
 from tests.dca import reference
 
-KINDS = get_args(Residual)
+KINDS = registry.residual.names
 LAST_K = [1, 2, 3, 9, None]
 DEPTH = 4
 
@@ -62,10 +60,19 @@ def test_logits_and_gradients_equal_the_equations(residual, last_k, grn_norm):
         )
 
 
+@pytest.mark.parametrize("changes", [{"tied_embeddings": True}, {"hyper_streams": 1}])
+def test_options_of_the_model_equal_the_equations(changes):
+    config = config_of("hyper_connections", 2, **changes)
+    model, ids = model_of(config, spread=0.3), ids_of(config)
+    expected = reference.logits(config, model.state_dict(), ids)
+    torch.testing.assert_close(model(ids), expected, rtol=1e-9, atol=1e-10)
+
+
 @pytest.mark.parametrize("length", [1, 4, 5, 11, 12])
 @pytest.mark.parametrize("windows", [(4,), (1, 5, None), (None, 64)])
-def test_windowed_attention_equals_the_masked_square(windows, length):
-    config = config_of("dca", 2, attention_windows=windows)
+@pytest.mark.parametrize("residual", ["dca", "value_residual", "hyper_connections"])
+def test_windowed_attention_equals_the_masked_square(residual, windows, length):
+    config = config_of(residual, 2, attention_windows=windows)
     model, ids = model_of(config, spread=0.3), ids_of(config, length)
     expected = reference.logits(config, model.state_dict(), ids)
     torch.testing.assert_close(model(ids), expected, rtol=1e-9, atol=1e-10)
@@ -113,29 +120,73 @@ def test_output_at_t_ignores_bytes_after_t(residual):
 @pytest.mark.parametrize("std", [0.0, 0.01])
 @pytest.mark.parametrize("last_k", [1, 2, None])
 @pytest.mark.parametrize("residual", KINDS)
-def test_every_parameter_gets_a_real_gradient_at_the_start(residual, last_k, std):
+def test_every_parameter_gets_a_real_gradient_in_the_first_two_steps(residual, last_k, std):
+    """In the first one, but for the scales of hyper-connections, which are factors of W = 0."""
     config = config_of(residual, last_k, grn_init_std=std)
     model, ids = model_of(config), ids_of(config, length=32)
-    torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
-    for name, parameter in model.named_parameters():
-        rows = parameter.grad.flatten(0, -2) if parameter.ndim > 1 else parameter.grad[None]
-        used = rows if name != "embed.weight" else rows[ids.unique()]
-        assert (used.abs().amax(-1) > 1e-9).all(), name
+    without = set()
+    for _ in range(2):
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        missing = {n for n, p in model.named_parameters() if not has_gradient(n, p, ids)}
+        without = without & missing if without else missing
+        assert all(name.endswith("scale_c") for name in missing)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(parameter.grad.sign(), alpha=-1e-3)
+    assert without == set()
 
 
+def has_gradient(name: str, parameter: torch.Tensor, ids: torch.Tensor) -> bool:
+    """In every row; of an embedding, in those that were used, unless it is the head as well."""
+    rows = parameter.grad.flatten(0, -2) if parameter.ndim > 1 else parameter.grad[None]
+    used = rows if name != "embed.weight" else rows[ids.unique()]
+    return bool((used.abs().amax(-1) > 1e-9).all())
+
+
+def counts_by_hand(config: ModelConfig, seq_len: int) -> tuple[int, int]:
+    """Parameters, and matrix-product FLOPs of a token, from the shapes of the equations."""
+    d, n, depth = config.dim, config.hyper_streams, config.depth
+    streams = 3 if config.residual == "dca" else 1
+    windows = [config.window(t) or seq_len for t in range(1, depth + 1)]
+    seen = sum(min(seq_len, 2 * window) for window in windows)
+    parameters = depth * (4 * d * d + 2 * config.ff_mult * d * d + (streams + 1) * d) + d
+    parameters += (1 if config.tied_embeddings else 2) * config.vocab * d
+    flops = depth * 2 * (4 + 2 * config.ff_mult) * d * d + 4 * seen * d + 2 * d * config.vocab
+    if config.residual == "value_residual":
+        parameters += 2 * (depth - 1)
+    if config.residual == "hyper_connections":
+        parameters += 2 * depth * ((n + 2) * (n + d) + 3)
+        flops += 2 * depth * 2 * n * (n + 2) * d
+    if config.residual in ("grn_v1", "grn_v2", "grn_v3", "dca"):
+        for block, outputs in enumerate([streams] * depth + [1], 1):
+            entries = stack_entries(config, block)
+            has_w = config.residual in ("grn_v3", "dca") and entries > 1
+            width = 1 if config.residual == "grn_v1" else d
+            parameters += outputs * (entries * width + has_w * d)
+            flops += outputs * 2 * has_w * entries * d
+    return parameters, flops
+
+
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("last_k", LAST_K)
 @pytest.mark.parametrize("residual", KINDS)
-def test_parameter_and_flop_formulas_equal_the_counted_ones(residual, last_k):
-    config = config_of(residual, last_k, attention_windows=(3, None))
-    model, ids = build_model(config).double(), ids_of(config, length=12)
-    assert config.parameter_count() == sum(p.numel() for p in model.parameters())
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(ids)
-    assert counter.get_total_flops() == ids.numel() * config.flops_per_token(ids.shape[1])
+def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied):
+    changes = {"attention_windows": (3, None), "tied_embeddings": tied, "hyper_streams": 3}
+    config = config_of(residual, last_k, **changes)
+    counted = config.parameter_count(), config.flops_per_token(12)
+    assert counted == counts_by_hand(config, 12)
+    assert counted[0] == sum(p.numel() for p in build_model(config).parameters())
 
 
-@pytest.mark.parametrize("residual", ["standard", "dca"])
-def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual):
+@pytest.mark.parametrize(
+    ("residual", "backend"),
+    [
+        *[("standard", "inductor"), ("dca", "inductor")],
+        *[("value_residual", "aot_eager"), ("hyper_connections", "aot_eager")],
+    ],
+)
+def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual, backend):
     config = config_of(residual, 2, depth=3, dim=48, attention_windows=(4, None))
     model, ids = model_of(config).float(), ids_of(config)
     results = []
@@ -143,7 +194,7 @@ def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual):
         logits_btv = model(ids)
         gradients = torch.autograd.grad(logits_btv.square().mean(), list(model.parameters()))
         results.append([logits_btv, *gradients])
-        model.compile()
+        model.compile(backend=backend)
     for eager, compiled in zip(*results, strict=True):
         torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
@@ -170,11 +221,71 @@ def test_importing_the_model_does_not_import_the_compiler():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_residual_kinds_start_from_the_same_matrices():
-    standard, dca = (model_of(config_of(kind, 2)).state_dict() for kind in ("standard", "dca"))
+@pytest.mark.parametrize("residual", KINDS)
+def test_residual_kinds_start_from_the_same_matrices(residual):
+    standard, other = (model_of(config_of(kind, 2)).state_dict() for kind in ("standard", residual))
     shared = [name for name in standard if "norm" not in name]
     assert len(shared) > DEPTH
-    assert all(torch.equal(standard[name], dca[name]) for name in shared)
+    assert all(torch.equal(standard[name], other[name]) for name in shared)
+
+
+@pytest.mark.parametrize("residual", KINDS)
+def test_activations_computed_again_give_the_same_gradients_from_less_memory(residual):
+    """Bit for bit, with dropout; saved bytes are those of the tensors kept for the backward pass."""
+    config = config_of(residual, 2, dropout=0.2, depth=6)
+    model, ids = model_of(config), ids_of(config, length=64)
+    results, kept_bytes = [], []
+    for model.activation_checkpointing in (False, True):
+        torch.manual_seed(0)
+        storages: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor, storages=storages) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(ids).square().mean()
+        kept_bytes.append(sum(storage.nbytes() for storage in storages.values()))
+        results.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept_bytes[1] < kept_bytes[0] / 3
+
+
+@pytest.mark.parametrize("residual", KINDS)
+def test_dropout_leaves_features_out_in_training_alone(residual):
+    config = config_of(residual, 2, dropout=0.5)
+    model, without = model_of(config), model_of(config_of(residual, 2))
+    ids = ids_of(config)
+    seen = [model(ids) for _ in range(2)]
+    assert not torch.equal(*seen)
+    assert torch.equal(model.eval()(ids), without(ids))
+
+
+@pytest.mark.parametrize("part", ["attention", "ff"])
+def test_dropout_keeps_the_mean_of_what_a_sublayer_writes(part):
+    model = model_of(config_of("standard", 2, dropout=0.25))
+    sublayer = getattr(model.blocks[0], part)
+    x = torch.randn(1, 1, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    inputs = ([x], rotary_table(x, 1, 8)) if part == "attention" else (x,)
+    expected = sublayer.eval()(*inputs)
+    torch.manual_seed(0)
+    drawn = torch.cat([sublayer.train()(*inputs) for _ in range(100)])
+    left = drawn != 0
+    torch.testing.assert_close(drawn[left], (expected / 0.75).expand_as(drawn)[left])
+    assert 0.2 < 1 - left.double().mean() < 0.3
+
+
+def test_tied_embeddings_are_one_matrix_that_starts_logits_as_large_as_two():
+    tied, untied = (
+        config_of("dca", 2, dim=96, vocab=256, tied_embeddings=t) for t in (True, False)
+    )
+    ids = ids_of(tied, length=64)
+    model = model_of(tied)
+    matrices = [name for name, value in model.state_dict().items() if len(value) == 256]
+    assert matrices == ["embed.weight"]
+    assert untied.parameter_count() - tied.parameter_count() == 256 * 96
+    ratio = model(ids).var() / model_of(untied)(ids).var()
+    assert 0.7 < ratio < 1.4
 
 
 def test_no_weight_per_entry_feature_and_token_is_made():

@@ -1,10 +1,7 @@
-from typing import get_args
-
 import pytest
 import torch
 
-from dca import ModelConfig, build_model, generate
-from dca.config import Residual
+from dca import ModelConfig, build_model, generate, registry
 
 
 class Fixed(torch.nn.Module):
@@ -71,7 +68,7 @@ def test_it_returns_the_prompt_and_a_continuation_that_a_seed_repeats():
 
 
 @pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
-@pytest.mark.parametrize("residual", get_args(Residual))
+@pytest.mark.parametrize("residual", registry.residual.names)
 @pytest.mark.parametrize("prompt", [1, 9])
 def test_cached_logits_equal_the_uncached(residual, windows, prompt):
     config = ModelConfig(dim=24, depth=6, heads=3, residual=residual, attention_windows=windows)

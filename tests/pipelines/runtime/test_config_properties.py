@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dca import registry
 from pipelines.runtime.config import FIELDS, Config, load, to_yaml, validate
 from pipelines.runtime.errors import ConfigError, one_line
 from pipelines.runtime.overrides import read_changes
@@ -383,7 +384,7 @@ GOOD = st.fixed_dictionaries(
             optional={
                 "dim": WIDTHS,
                 "depth": COUNTS,
-                "residual": st.sampled_from(["standard", "grn_v1", "grn_v2", "grn_v3", "dca"]),
+                "residual": st.sampled_from(registry.residual.names),
                 "last_k": COUNTS | st.none(),
                 "attention_windows": st.lists(COUNTS | st.none(), min_size=1, max_size=4),
                 "grn_init_std": st.floats(0, 1e300),

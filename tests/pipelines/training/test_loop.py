@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dca import registry
 from pipelines.runtime.config import Config
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint, loop
@@ -84,6 +85,38 @@ def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
     assert ours.keys() == theirs.keys()
     assert any(name.startswith("optimizer.") for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_with_dropout_too_a_resumed_run_is_bitwise_the_whole_one(
+    config, corpus, tmp_path, checkpointing
+):
+    """Whatever random numbers were drawn meanwhile; activations computed again change no bit."""
+    changes = {"model.dropout": 0.3, "train.micro_batch_tokens": 64}
+    config = config.replace(changes)
+    whole = history(train(config, corpus, tmp_path / "whole", print))
+    config = config.replace({"train.activation_checkpointing": checkpointing})
+    first = train(config, corpus, tmp_path / "parts", print)
+    next(first)
+    first.close()
+    torch.manual_seed(7)
+    assert history(train(config, corpus, tmp_path / "parts", print)) == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_every_seed_step_and_rank_drops_other_features():
+    seeds = {loop.step_seed(*at) for at in itertools.product(range(2), range(11), range(2))}
+    assert len(seeds) == 2 * 11 * 2
+
+
+@pytest.mark.parametrize("residual", registry.residual.names)
+def test_what_a_residual_kind_adds_does_not_decay(config, residual):
+    model = loop.build_model(config.replace({"model.residual": residual}).model)
+    decayed, *_ = build_optimizer(model, config.train).param_groups
+    matrices = ("qkv", "out", "up", "down", "head")
+    expected = [p for n, p in model.named_parameters() if n.split(".")[-2] in matrices]
+    assert {id(p) for p in decayed["params"]} == {id(p) for p in expected}
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])

@@ -91,6 +91,7 @@ def test_a_plan_writes_nothing_and_means_the_same(data, trained):
     ("model", "message"),
     [
         ({"depth": 3}, r"model\.depth: expected 2, as train\.start_from=.* has it, got 3"),
+        ({"tied_embeddings": True}, r"model\.tied_embeddings: expected false, .* got true"),
         ({"attention_windows": [8]}, r"model\.attention_windows: expected \[null\], .* got \[8\]"),
     ],
 )
@@ -104,6 +105,15 @@ def test_a_search_over_what_the_start_fixes_is_refused(data, trained):
     with pytest.raises(ConfigError, match=r"search\.space\.model\.dim: not with train\.start_from"):
         pin(config, searched={"model.dim", "model.residual"})
     assert pin(config, searched={"model.residual", "model.last_k"})
+
+
+def test_streams_other_than_those_of_the_start_are_refused(data, trained):
+    path = trained / "artifacts" / "config.json"
+    config = config_of(data, {"residual": "hyper_connections"})
+    path.write_text(json.dumps(config.model_dump(mode="json")))
+    save_file(build_model(config.model).state_dict(), path.with_name("model.safetensors"))
+    with pytest.raises(ConfigError, match=r"model\.hyper_streams: expected 4, .* got 2"):
+        pin(config_of(data, {"residual": "hyper_connections", "hyper_streams": 2}, trained))
 
 
 @pytest.mark.parametrize("description", ["{}", "not JSON", '{"model": {"dim": "x"}}'])

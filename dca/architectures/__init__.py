@@ -1,0 +1,5 @@
+"""Whole models, registered by name: every module here is imported by itself."""
+
+from dca.registry import import_all
+
+import_all(__name__, __path__)

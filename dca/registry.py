@@ -1,0 +1,62 @@
+"""The names by which a configuration chooses: residual kinds and whole models, registered by class.
+
+A file in dca/residuals or dca/architectures is imported by itself; the names that its classes are
+registered under are then valid wherever a configuration is.
+"""
+
+import difflib
+import pkgutil
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from typing import Any, TypeVar
+
+C = TypeVar("C", bound=type)
+
+
+class Registry:
+    """The classes that one field of ModelConfig names: `@registry("name")` adds one."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+        self._classes: dict[str, Any] = {}
+
+    def __call__(self, name: str) -> Callable[[C], C]:
+        """Register the decorated class. Raises ValueError for a name that is taken."""
+
+        def add(cls: C) -> C:
+            if name in self._classes:
+                raise ValueError(f"{self.field}: {name} is registered twice")
+            self._classes[name] = cls
+            return cls
+
+        return add
+
+    def __getitem__(self, name: str) -> Any:
+        """The class of a name. Raises ValueError, with the nearest valid one, if there is none."""
+        if name not in self._classes:
+            near = difflib.get_close_matches(str(name), self._classes, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            known = ", ".join(self.names)
+            raise ValueError(f"{self.field}: expected one of {known}, got {name!r}{hint}")
+        return self._classes[name]
+
+    @property
+    def names(self) -> list[str]:
+        """Every registered name, sorted: the order of the files means nothing."""
+        return sorted(self._classes)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
+        """As the annotation of a field: one of the names, also in the JSON schema."""
+        return {"type": "literal", "expected": self.names}
+
+
+residual = Registry("residual")
+"""Registers a block (dca/block.py) under the name of a residual kind, `model.residual`."""
+architecture = Registry("architecture")
+"""Registers a model (dca/model.py) under a name for `model.architecture`."""
+
+
+def import_all(package: str, path: Iterable[str]) -> None:
+    """Import every module of a package, so that what is in them registers itself."""
+    for module in pkgutil.iter_modules(path):
+        import_module(f"{package}.{module.name}")

@@ -1,0 +1,173 @@
+"""Generalised residual networks: a block's input as a learned mixture of all earlier outputs.
+
+Source: Heddes et al., "DeepCrossAttention: Supercharging Transformer Residual Connections",
+ICML 2025 (arXiv 2502.06785), sections 3 and 3.1. With f_i the entries of the stack:
+
+    grn_v1   g = sum_i b_i f_i                         b_i a scalar
+    grn_v2   g = sum_i b_i * f_i                       b_i a vector
+    grn_v3   g = sum_i (b_i + relu(w . f_i)) * f_i     w shared by the entries
+
+Where this differs from the paper, and why:
+- relu is `clamp(min=0)`: the same function, but its gradient at 0 is 1, so that w = 0 trains.
+- w may read the RMS-normalised entry and may start at random (`grn_norm`, `grn_init_std`); the
+  defaults are measured, see the README.
+- A stack of one entry has no w: behind the norm a scalar factor of the only entry cancels.
+
+grn_v1, grn_v2 and grn_v3 use one combination per block, which feeds q, k and v alike; `dca` uses
+three, each with a norm of its own, of which the un-normalised query input is the skip:
+
+    h = attention(norm_q(q), norm_k(k), norm_v(v));  y = h + ff(norm_ff(h + q))
+
+The output of a block is y, the delta; its input travels through the stack.
+
+What it costs: dca/mix.py computes the combinations of a GRN and the norms behind them together.
+
+Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3 for q, k, v).
+"""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dca.block import Block, ReadOut
+from dca.config import ModelConfig
+from dca.mix import mix, sum_and_norm
+from dca.registry import residual
+
+
+class Stack(NamedTuple):
+    """The outputs a block can see, oldest first: f_0, the sum of the older ones, the last k.
+
+    k-DCA, paper section 3.1; `last_k=None` keeps every output apart. Entries are held, not copied,
+    and the sum of the older ones is kept incrementally: one addition per block.
+    """
+
+    entries: list[Tensor]
+    recent: int
+    last_k: int | None
+
+    def push(self, output_btd: Tensor) -> "Stack":
+        """With a block's output; the oldest of the recent ones may join the running sum."""
+        entries, recent, last_k = [*self.entries, output_btd], self.recent + 1, self.last_k
+        if last_k is None or recent <= last_k:
+            return Stack(entries, recent, last_k)
+        if len(entries) == last_k + 2:  # the first to leave becomes the sum
+            entries[1] = entries[1].to(entries[0].dtype)  # float32 under autocast
+        else:
+            entries[1] = entries[1] + entries.pop(2)
+        return Stack(entries, last_k, last_k)
+
+
+def stack_entries(config: ModelConfig, block: int) -> int:
+    """Entries in the stack that block `block`, from 1, sees; depth + 1 is the output GRN."""
+    outputs = block - 1
+    if config.last_k is None or outputs <= config.last_k:
+        return 1 + outputs
+    return config.last_k + 2
+
+
+class GRN(ReadOut):
+    """`outputs` independent combinations of the same `entries` stack entries.
+
+    With `per_feature` b is a vector for each entry, else a scalar; with `dynamic` there is a w.
+    """
+
+    def __init__(
+        self, config: ModelConfig, *, entries: int, outputs: int, per_feature: bool, dynamic: bool
+    ) -> None:
+        super().__init__()
+        self.b_ond = nn.Parameter(torch.ones(outputs, entries, config.dim if per_feature else 1))
+        self.w_od: nn.Parameter | None = None
+        if dynamic and entries > 1:
+            self.w_od = nn.Parameter(torch.zeros(outputs, config.dim))
+        self.norm, self.init_std = config.grn_norm, config.grn_init_std
+
+    def combine(
+        self, stack: Stack, norms: Iterable[nn.RMSNorm]
+    ) -> tuple[Tensor, list[Tensor], Stack]:
+        """The first combination as it is, and every combination after its norm, each [b, t, d].
+
+        And the stack as the next reader must take it.
+        """
+        gains = [norm.weight for norm in norms]
+        skip_btd, normed, entries = mix(stack.entries, self.b_ond, self.w_od, gains, norm=self.norm)
+        return skip_btd, normed, stack._replace(entries=entries)
+
+    def forward(self, state: Stack, norm: nn.RMSNorm) -> Tensor:
+        """The read-out: the one combination after its norm."""
+        return self.combine(state, [norm])[1][0]
+
+    def initialise(self, **random: Any) -> None:
+        """Draw w."""
+        if self.w_od is not None:
+            nn.init.normal_(self.w_od, std=self.init_std, **random)
+
+
+@residual("grn_v3")
+class GRNBlock(Block):
+    """A block whose input is a combination of the stack."""
+
+    per_feature: ClassVar[bool] = True
+    dynamic: ClassVar[bool] = True
+
+    def __init__(self, config: ModelConfig, number: int) -> None:
+        super().__init__(config, number)
+        self.mix = self._grn(config, number, self.inputs)
+
+    @classmethod
+    def start(cls, x_btd: Tensor, config: ModelConfig) -> Stack:
+        """The embedding is the first entry."""
+        return Stack([x_btd], 0, config.last_k)
+
+    @classmethod
+    def read_out(cls, config: ModelConfig) -> ReadOut:
+        """The output GRN."""
+        return cls._grn(config, config.depth + 1, 1)
+
+    @classmethod
+    def _grn(cls, config: ModelConfig, number: int, outputs: int) -> GRN:
+        return GRN(
+            config,
+            entries=stack_entries(config, number),
+            outputs=outputs,
+            per_feature=cls.per_feature,
+            dynamic=cls.dynamic,
+        )
+
+    def advance(self, state: Stack, *context: Any) -> Stack:
+        """Combine, outside of what is compiled: stacks differ in size, and have a kernel."""
+        skip_btd, normed, stack = self.mix.combine(state, self.norms)  # type: ignore[arg-type]
+        return stack.push(self(skip_btd, normed, *context))
+
+    def forward(self, skip_btd: Tensor, normed: list[Tensor], *context: Any) -> Tensor:
+        """The skip and the normed inputs, [b, t, d], to this block's output [b, t, d]."""
+        h_btd = self.attention(normed, *context)
+        _, normed_btd = sum_and_norm([skip_btd, h_btd], self.norm_ff)
+        return h_btd + self.ff(normed_btd)
+
+    def initialise(self, **random: Any) -> None:
+        """Draw w."""
+        self.mix.initialise(**random)
+
+
+@residual("grn_v2")
+class GRNv2(GRNBlock):
+    """Without w."""
+
+    dynamic = False
+
+
+@residual("grn_v1")
+class GRNv1(GRNv2):
+    """Without w, and b a scalar: DenseFormer over deltas."""
+
+    per_feature = False
+
+
+@residual("dca")
+class DCA(GRNBlock):
+    """Three combinations, for q, k and v."""
+
+    inputs = 3

@@ -1,0 +1,60 @@
+"""Value residual: every layer's values take up the first layer's.
+
+Source: Zhou et al., "Value Residual Learning" (arXiv 2410.17897), with two learnable scalars per
+layer: V'_l = a_l V_1 + b_l V_l. The paper starts at a = b = 1/2; here a = 0, b = 1, the plain
+transformer, so that a trained one can be retrofitted. The first block has no scalars.
+
+Axes: b batch, t time, d model, h heads, e features of a head.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dca.block import Block, ReadOut
+from dca.config import ModelConfig
+from dca.mix import sum_and_norm
+from dca.registry import residual
+
+State = tuple[Tensor, Tensor | None]
+"""The residual stream [b, t, d], and the first block's values [b, h, t, e] once there are any."""
+
+
+@residual("value_residual")
+class ValueResidual(Block):
+    """The pre-norm transformer but for the values that attention mixes."""
+
+    def __init__(self, config: ModelConfig, number: int) -> None:
+        super().__init__(config, number)
+        self.shares = nn.Parameter(torch.tensor([0.0, 1.0])) if number > 1 else None
+
+    @classmethod
+    def start(cls, x_btd: Tensor, config: ModelConfig) -> State:
+        """The stream alone."""
+        return x_btd, None
+
+    @classmethod
+    def read_out(cls, config: ModelConfig) -> ReadOut:
+        """Reads the stream."""
+        return _Stream()
+
+    def forward(self, state: State, *context: Any) -> State:
+        """Stream and first values to the same."""
+        (norm,) = self.norms
+        x_btd, first_bhte = state
+        x_btd, normed_btd = sum_and_norm([x_btd], norm)  # type: ignore[arg-type]
+        q_bhte, k_bhte, v_bhte = self.attention.split([normed_btd])
+        if self.shares is None or first_bhte is None:
+            first_bhte = v_bhte
+        else:
+            first, own = self.shares.unbind()
+            v_bhte = first * first_bhte + own * v_bhte
+        h_btd = self.attention.attend(q_bhte, k_bhte, v_bhte, *context)
+        stream_btd, normed_btd = sum_and_norm([x_btd, h_btd], self.norm_ff)
+        return stream_btd + self.ff(normed_btd), first_bhte
+
+
+class _Stream(ReadOut):
+    def forward(self, state: State, norm: nn.RMSNorm) -> Tensor:
+        return norm(state[0])
