@@ -120,9 +120,9 @@ class GPT(LanguageModel):
                 kind = name.rpartition(".")[2]
                 nn.init.normal_(module.weight, std=std[kind], generator=generator)
         for part in (*self.blocks, self.mix):
-            part.initialise(generator=generator)  # type: ignore[operator]
+            part.initialise(generator=generator)
 
 
 def _head_std(config: ModelConfig) -> float:
-    """Of the head's weights, and the factor of the logits where the embedding, of 1, is the head."""
+    """Of the head's weights; the factor of the logits where the embedding, of 1, is the head."""
     return 0.5 * config.dim**-0.5

@@ -93,7 +93,7 @@ class GRN(ReadOut):
         """
         gains = [norm.weight for norm in norms]
         skip_btd, normed, entries = mix(stack.entries, self.b_ond, self.w_od, gains, norm=self.norm)
-        return skip_btd, normed, stack._replace(entries=entries)
+        return skip_btd, normed, Stack(entries, stack.recent, stack.last_k)
 
     def forward(self, state: Stack, norm: nn.RMSNorm) -> Tensor:
         """The read-out: the one combination after its norm."""

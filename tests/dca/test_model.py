@@ -231,7 +231,7 @@ def test_residual_kinds_start_from_the_same_matrices(residual):
 
 @pytest.mark.parametrize("residual", KINDS)
 def test_activations_computed_again_give_the_same_gradients_from_less_memory(residual):
-    """Bit for bit, with dropout; saved bytes are those of the tensors kept for the backward pass."""
+    """Bit for bit, with dropout; bytes are those of the tensors kept for the backward pass."""
     config = config_of(residual, 2, dropout=0.2, depth=6)
     model, ids = model_of(config), ids_of(config, length=64)
     results, kept_bytes = [], []

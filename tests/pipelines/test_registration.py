@@ -1,0 +1,140 @@
+"""One file in `dca` adds a residual kind or a whole model to every command, as people run them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+KIND = '''
+"""A kind whose blocks see the embedding again."""
+import torch
+
+from dca.registry import residual
+from dca.residuals.standard import Standard
+
+
+@residual("embedding_again")
+class EmbeddingAgain(Standard):
+    def __init__(self, config, number):
+        super().__init__(config, number)
+        self.share = torch.nn.Parameter(torch.zeros(()))
+
+    @classmethod
+    def start(cls, x_btd, config):
+        return x_btd, x_btd
+
+    @classmethod
+    def read_out(cls, config):
+        return Last()
+
+    def advance(self, state, *context):
+        x_btd, first_btd = state
+        return self(x_btd + self.share * first_btd, *context), first_btd
+
+
+class Last(type(Standard.read_out(None))):
+    def forward(self, state, norm):
+        return norm(state[0])
+'''
+MODEL = '''
+"""A gated recurrent network, whose cache is its state."""
+import torch
+from torch import nn
+
+from dca.model import LanguageModel
+from dca.registry import architecture
+
+
+class Memory:
+    state = None
+
+
+@architecture("gru")
+class Recurrent(LanguageModel):
+    def __init__(self, config):
+        super().__init__(config)
+        self.embed = nn.Embedding(config.vocab, config.dim)
+        self.cells = nn.GRU(config.dim, config.dim, config.depth, batch_first=True)
+        self.head = nn.Linear(config.dim, config.vocab)
+
+    def forward(self, ids_bt, cache=None):
+        y_btd, state = self.cells(self.embed(ids_bt), cache.state if cache else None)
+        if cache:
+            cache.state = state
+        return self.head(y_btd)
+
+    def new_cache(self, *, batch, capacity):
+        return Memory()
+
+    def initialise(self, generator):
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.1, generator=generator)
+'''
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """The project's sources with two files more, and a folder to work in."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("dca", "pipelines", "experiments"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "dca" / "residuals" / "embedding_again.py").write_text(KIND)
+    (folder / "dca" / "architectures" / "gru.py").write_text(MODEL)
+    experiment = {
+        "experiment": "tiny",
+        "data": {"corpus": "files", "path": str(text)},
+        "train": {"seq_len": 32, "batch_tokens": 128},
+    }
+    (folder / "tiny.yaml").write_text(json.dumps(experiment))
+    return folder
+
+
+def run(project: Path, *arguments: str) -> tuple[int, str, str]:
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=project,
+        env={**environment, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    return result.returncode, result.stdout, result.stderr
+
+
+@pytest.mark.parametrize("choice", ["model.residual=embedding_again", "model.architecture=gru"])
+def test_what_a_file_adds_is_trained_packaged_and_writes_text(project, choice):
+    code, out, err = run(project, "pipelines/train.py", "tiny.yaml", "--smoke", choice)
+    assert code == 0, err
+    uri = next(line.split()[1] for line in out.splitlines() if line.startswith("model "))
+    arguments = ["--model", uri, "--prompt", "the ", "--max-new-tokens", "8", "--temperature", "0"]
+    code, out, err = run(project, "pipelines/generate.py", *arguments)
+    assert code == 0, err
+    assert out.startswith("the ")
+    packages = project.glob("runs/**/code/dca")
+    assert any((package / "architectures" / "gru.py").exists() for package in packages)
+
+
+CHECK = """
+import json, sys
+from pipelines.runtime.config import Config, load, reference
+load(["tiny.yaml", "search.space.model.residual={choice: [dca, embedding_again]}"])
+fields = Config.model_json_schema()["$defs"]["ModelConfig"]["properties"]
+print(json.dumps({"names": fields["residual"]["enum"], "reference": reference()}))
+load(["tiny.yaml", "model.residual=embeding_again", "model.architecture=gro"])
+"""
+
+
+def test_its_name_is_known_to_the_space_the_schema_the_reference_and_the_errors(project):
+    _, out, err = run(project, "-c", CHECK)
+    found = json.loads(out)
+    assert "embedding_again" in found["names"]
+    assert "`embedding_again`" in found["reference"]
+    assert "model.residual: input should be" in err
+    assert "did you mean embedding_again?" in err
+    assert "did you mean gru?" in err
