@@ -7,7 +7,6 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from dca import registry
 
@@ -100,6 +99,8 @@ class ModelConfig:
         element-wise work (norms, rotary, weighted sums) is bound by memory and left out, as usual.
         A training step costs three times this.
         """
+        from torch.utils.flop_counter import FlopCounterMode  # half a second, for those who count
+
         ids_bt = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
         model, counter = self._shadow().eval(), FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:

@@ -37,7 +37,7 @@ class ValueResidual(Block):
     @classmethod
     def read_out(cls, config: ModelConfig) -> ReadOut:
         """Reads the stream."""
-        return _Stream()
+        return ReadStream()
 
     def forward(self, state: State, *context: Any) -> State:
         """Stream and first values to the same."""
@@ -55,6 +55,9 @@ class ValueResidual(Block):
         return stream_btd + self.ff(normed_btd), first_bhte
 
 
-class _Stream(ReadOut):
-    def forward(self, state: State, norm: nn.RMSNorm) -> Tensor:
+class ReadStream(ReadOut):
+    """Reads the first part of the state, [b, t, d]."""
+
+    def forward(self, state: tuple[Tensor, Any], norm: nn.RMSNorm) -> Tensor:
+        """[b, t, d] after the norm."""
         return norm(state[0])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,37 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-KIND = '''
-"""A kind whose blocks see the embedding again."""
-import torch
-
-from dca.registry import residual
-from dca.residuals.standard import Standard
-
-
-@residual("embedding_again")
-class EmbeddingAgain(Standard):
-    def __init__(self, config, number):
-        super().__init__(config, number)
-        self.share = torch.nn.Parameter(torch.zeros(()))
-
-    @classmethod
-    def start(cls, x_btd, config):
-        return x_btd, x_btd
-
-    @classmethod
-    def read_out(cls, config):
-        return Last()
-
-    def advance(self, state, *context):
-        x_btd, first_btd = state
-        return self(x_btd + self.share * first_btd, *context), first_btd
-
-
-class Last(type(Standard.read_out(None))):
-    def forward(self, state, norm):
-        return norm(state[0])
-'''
 MODEL = '''
 """A gated recurrent network, whose cache is its state."""
 import torch
@@ -79,11 +49,13 @@ class Recurrent(LanguageModel):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
-    """The project's sources with two files more, and a folder to work in."""
+    """The sources with two files more, of which one is the README's example; a working folder."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("dca", "pipelines", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    (folder / "dca" / "residuals" / "embedding_again.py").write_text(KIND)
+    readme = (ROOT / "README.md").read_text()
+    (example,) = re.findall(r"\*\*Add a residual kind\.\*\*.*?```python\n(.*?)```", readme, re.S)
+    (folder / "dca" / "residuals" / "embedding_again.py").write_text(example)
     (folder / "dca" / "architectures" / "gru.py").write_text(MODEL)
     experiment = {
         "experiment": "tiny",
