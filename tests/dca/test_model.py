@@ -104,6 +104,15 @@ def test_with_w_at_zero_a_fresh_model_starts_as_the_transformer(residual):
     torch.testing.assert_close(model(ids), standard(ids), rtol=0, atol=1e-10)
 
 
+def test_sublayers_of_hyper_connections_read_the_streams_in_turn():
+    """Or streams that are equal at the start would stay so."""
+    weights = model_of(config_of("hyper_connections", 2, hyper_streams=3)).state_dict()
+    static = [value for name, value in weights.items() if name.endswith("static_nc")]
+    assert [read.nonzero().tolist() for read in (s[:, 0] for s in static)] == [
+        [[sublayer % 3]] for sublayer in range(2 * DEPTH)
+    ]
+
+
 @pytest.mark.parametrize("residual", KINDS)
 def test_output_at_t_ignores_bytes_after_t(residual):
     model = model_of(config_of(residual, 2), spread=0.3)
