@@ -264,7 +264,7 @@ def test_the_schema_takes_any_whole_configuration(config):
         ("model: {dimm: 3}", "'dimm' was unexpected"),
         ("modle: {}", "'modle' was unexpected"),
         ("model: {dim: wide}", "'wide' is not of type 'integer'"),
-        ("model: {residual: dcaa}", "'dcaa' is not one of ['standard', "),
+        ("model: {residual: dcaa}", "'dcaa' is not one of ['dca', "),
         ("data: {corpus: enwik9}", "'enwik9' is not one of ["),
         ("extends: 3", "3 is not valid under any"),
         ("search: {space: {model.depht: {int: [1, 2]}}}", "'model.depht' is not one of ["),
