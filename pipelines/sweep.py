@@ -6,6 +6,7 @@ Running the same command again goes on where the last one stopped and reuses wha
 """
 
 import argparse
+import sys
 from typing import Any
 
 from pipelines.runtime.config import Config, Resources, load, to_yaml
@@ -28,8 +29,11 @@ def main() -> None:
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import STAGES, corpus
     from pipelines.stages.search import earlier_trials
+    from pipelines.training.device import unused_tpu
     from pipelines.training.start import pin
 
+    if line := unused_tpu():
+        print(line, file=sys.stderr)
     available = capacity()
     require(available, config.resources, "resources")
     require(available, config.fit.resources, "fit.resources")

@@ -36,8 +36,11 @@ def main() -> None:
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import corpus, train
+    from pipelines.training.device import unused_tpu
     from pipelines.training.start import pin
 
+    if line := unused_tpu():
+        print(line, file=sys.stderr)
     require(capacity(), config.resources, "resources")
     first = corpus.STAGE
     if again:

@@ -128,11 +128,16 @@ class TrainConfig(Section):
     micro_batch_tokens: Positive | None = None
     """Bytes of one forward pass of a worker; gradients accumulate up to batch_tokens."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
-    """Peak of the schedule: linear warmup, then a cosine."""
+    """Peak of the schedule, reached at the end of the warmup."""
+    schedule: Literal["cosine", "inverse_sqrt", "wsd"] = "cosine"
+    """After a linear warmup: half a cosine; peak * sqrt(warmup steps / step), as the DCA paper
+    trains; or stable and then a linear decay, as in MiniCPM (arXiv 2404.06395)."""
     warmup_fraction: Fraction = 0.1
     """Share of the steps spent warming up."""
-    final_learning_rate_fraction: Fraction = 0.1
-    """Learning rate of the last step, as a share of the peak."""
+    final_learning_rate_fraction: Fraction | None = None
+    """Learning rate of the last step, as a share of the peak, with cosine and wsd; null: 0.1."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the steps that wsd decays over; null: 0.2 (arXiv 2405.18392)."""
     grn_b_rate: Annotated[float, Field(gt=0)] = 10.0
     """Learning rate of the mixtures' b, in multiples of learning_rate: b has far to go from 1."""
     grn_w_rate: Annotated[float, Field(gt=0)] = 0.1
@@ -151,6 +156,12 @@ class TrainConfig(Section):
     """Bytes of the validation split read by each evaluation, spread over it; null reads all."""
     best_metric: Literal["val_bits_per_byte", "train_bits_per_byte"] = "val_bits_per_byte"
     """What the best checkpoint, and the search, minimise."""
+    patience: Positive | None = None
+    """Evaluations in a row without a new best of best_metric after which training ends, and counts
+    as complete; null: never."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and package an exponential moving average of the weights: the share of it kept at
+    each step, and less in the first ones; null: the weights themselves."""
     log_every_steps: Positive = 10
     """Steps between two rows of the training curve."""
     activation_checkpointing: bool = False
@@ -178,6 +189,35 @@ class TrainConfig(Section):
                 f"got {self.tokens}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "TrainConfig":
+        if self.schedule == "inverse_sqrt" and not self.warmup_fraction:
+            raise ValueError("warmup_fraction: expected more than 0 with schedule = inverse_sqrt")
+        if self.schedule == "inverse_sqrt" and self.final_learning_rate_fraction is not None:
+            raise ValueError(
+                "final_learning_rate_fraction: expected null with schedule = inverse_sqrt, "
+                "which ends where its steps do"
+            )
+        if self.schedule != "wsd" and self.decay_fraction is not None:
+            raise ValueError(f"decay_fraction: expected null with schedule = {self.schedule}")
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_share > 1:
+            raise ValueError(
+                f"decay_fraction: expected at most 1 together with warmup_fraction = "
+                f"{self.warmup_fraction}, got {self.decay_share}"
+            )
+        return self
+
+    @property
+    def final_share(self) -> float:
+        """`final_learning_rate_fraction`, resolved."""
+        given = self.final_learning_rate_fraction
+        return 0.1 if given is None else given
+
+    @property
+    def decay_share(self) -> float:
+        """`decay_fraction`, resolved."""
+        return self.decay_fraction or 0.2
 
     @property
     def steps(self) -> int:
@@ -378,6 +418,8 @@ class Config(Section):
     """Of the weights, the order of the data and the sampler."""
     storage: Annotated[str, Field(min_length=1)] = "runs"
     """Folder for the corpus, checkpoints and artifacts."""
+    tensorboard: bool = False
+    """Whether to write what goes to MLflow as TensorBoard events too, below storage."""
     resources: Resources = Resources()
     """Of one trial."""
     data: DataConfig = DataConfig()
@@ -454,7 +496,7 @@ FIELDS = dict(flatten(Config(experiment="x").model_dump(mode="json")))
 
 FIXED = {
     *("train.start_from", "train.tokens", "train.seq_len", "train.evals", "train.eval_tokens"),
-    *("train.best_metric", "train.log_every_steps"),
+    *("train.best_metric", "train.patience", "train.log_every_steps"),
 }
 """Keys that make trials comparable, and so cannot be searched."""
 TRAINING = [key for key in FIELDS if key.startswith(("model.", "train."))]
@@ -632,15 +674,21 @@ def _space_problems(config: Config) -> Iterator[str]:
         elif key not in FIELDS:
             yield f"{where}: no such configuration key{nearest(key, FIELDS)}"
         else:
-            yield from (f"{where}: {e}" for e in _range_problems(config, key, dimension.examples))
-            for other, wanted in dimension.when.items():
-                if other not in FIELDS:
-                    yield f"{where}.when: {other} is no configuration key{nearest(other, FIELDS)}"
-                elif other == key:
-                    yield f"{where}.when: a key cannot depend on itself"
-                else:
-                    problems = _range_problems(config, other, [wanted])
-                    yield from (f"{where}.when: {problem}" for problem in problems)
+            wrong = list(_condition_problems(config, key, dimension.when))
+            met = {} if wrong else dimension.when
+            problems = _range_problems(config, key, dimension.examples, met)
+            yield from (f"{where}: {problem}" for problem in problems)
+            yield from (f"{where}.when: {problem}" for problem in wrong)
+
+
+def _condition_problems(config: Config, key: str, when: Mapping[str, Choice]) -> Iterator[str]:
+    for other, wanted in when.items():
+        if other not in FIELDS:
+            yield f"{other} is no configuration key{nearest(other, FIELDS)}"
+        elif other == key:
+            yield "a key cannot depend on itself"
+        else:
+            yield from _range_problems(config, other, [wanted], {})
 
 
 def _search_problems(search: SearchConfig) -> Iterator[str]:
@@ -688,15 +736,18 @@ def _point_problems(
                 yield f"{where}.{key}: not searched with {other} = {show(point[other])}"
 
 
-def _range_problems(config: Config, key: str, values: list[Choice]) -> Iterator[str]:
-    """The first value that cannot stand in its place, the rest of the configuration as it is."""
+def _range_problems(
+    config: Config, key: str, values: list[Choice], when: Mapping[str, Choice]
+) -> Iterator[str]:
+    """The first value that cannot stand in its place when its conditions are met, the rest of the
+    configuration being as it is."""
     # Without the lists, on which no searched key depends: they would be read again for every value.
     model = replace(config.model, attention_windows=(None,))
     parts = {"model": model, "search": SearchConfig(), "generate": GenerateConfig()}
     bare = config.model_copy(update=parts)
     for value in values:
         try:
-            bare.replace({key: value})
+            bare.replace({**when, key: value})
         except ConfigError as error:
             yield str(error).splitlines()[0].removeprefix("trial: ")
             return

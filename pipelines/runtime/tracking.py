@@ -37,6 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.plain_yaml import flatten
+from pipelines.runtime.tensorboard import EventFiles
 
 PROBE_SECONDS = 5
 PATIENCE_SECONDS = 3600
@@ -358,8 +359,11 @@ class Writer:
     Rows are told apart by their step, so that a resumed run may replay its history.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, events: EventFiles | None = None) -> None:
+        """`events` get the same rows."""
+        self._store, self._events = store, events
+        self._names: dict[str, str] = {}
+        """Of the runs' event files: told apart by the start of their ids."""
         self._seen: dict[str, set[int]] = {}
         self._torn: set[str] = set()
         """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
@@ -397,6 +401,8 @@ class Writer:
         except KeyboardInterrupt:
             _give_up.set()
             raise
+        if self._events:
+            self._events.close()
         for future in self._pending:
             if isinstance(error := future.exception(), PipelineError):
                 raise error
@@ -413,9 +419,17 @@ class Writer:
             return
         try:
             self._store_rows(run_id, rows)
+            if self._events:
+                self._events.write(self._name(run_id), rows)
         except Exception:
             self._torn.add(run_id)
             raise
+
+    def _name(self, run_id: str) -> str:
+        if run_id not in self._names:
+            name = self._store.client.get_run(run_id).info.run_name
+            self._names[run_id] = f"{name} {run_id[:8]}"
+        return self._names[run_id]
 
     def _store_rows(self, run_id: str, rows: list[Row]) -> None:
         client = self._store.client
@@ -438,6 +452,8 @@ class Writer:
         )
         self._store.end(run_id, status)  # last: a run that ended has its state
         self._seen.pop(run_id, None)
+        if self._events and run_id in self._names:
+            self._events.end(self._names.pop(run_id))
 
 
 def _metrics(rows: Iterable[Row]) -> Iterator[Metric]:

@@ -8,15 +8,16 @@ from torch import Tensor
 
 from pipelines.runtime.cluster import join, require
 from pipelines.runtime.config import Config, run_params
-from pipelines.runtime.dag import Context, Outputs, Stage
+from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.package import log_package
 from pipelines.runtime.progress import Progress, clock
+from pipelines.runtime.tensorboard import EventFiles
 from pipelines.runtime.tracking import Store, Writer
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import development
-from pipelines.training.loop import best_row
+from pipelines.training.loop import best_row, finished
 
 
 def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
@@ -46,14 +47,18 @@ def record(
     store: Store, run_id: str, run: Iterator[list[Row]], config: Config, progress: Progress
 ) -> list[Row]:
     """Drive a training run to its end, writing its rows to MLflow; returns its whole history."""
-    writer = Writer(store)
+    events = EventFiles(storage_path(config), config.experiment) if config.tensorboard else None
+    writer = Writer(store, events)
     history: dict[int, Row] = {}
     try:
         for rows in run:
             writer.write(run_id, rows)
             history |= {int(row["step"]): row for row in rows}
             last = rows[-1]
-            left = last["seconds"] / last["step"] * (config.train.steps - last["step"])
+            steps_left = config.train.steps - last["step"]
+            if finished(list(history.values()), config.train):
+                steps_left = 0
+            left = last["seconds"] / last["step"] * steps_left
             progress.live(
                 f"training: step {int(last['step'])}/{config.train.steps}, "
                 f"validation {last['val_bits_per_byte']:.4f} bits per byte, "

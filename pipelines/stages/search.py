@@ -29,6 +29,7 @@ from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError, StorageError
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import clock
+from pipelines.runtime.tensorboard import EventFiles
 from pipelines.runtime.tracking import Run, Store, Writer, plain
 from pipelines.stages.study import (
     STATES,
@@ -333,7 +334,9 @@ class _Recorder(tune.Callback):
         """`seconds` of the search have passed before."""
         self._context, self._space = context, space
         self._stored = {trial.number: trial.run_id for trial in stored}
-        self._writer = Writer(context.store)
+        storage, config = context.storage, context.config
+        events = EventFiles(storage, config.experiment) if config.tensorboard else None
+        self._writer = Writer(context.store, events)
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended."""
         self._counts = {s: sum(t.state == s for t in stored) for s in STATES}

@@ -1,9 +1,9 @@
 """Checkpoints: written atomically, verified when read, never pickled.
 
-A checkpoint is a folder named after its step with `tensors.safetensors` (weights and optimizer
-state), `state.json` (step, metric history, best step so far) and the digests of both, as sha256sum
-writes them. The batches are a function of the seed and the step, so the step is also the data
-cursor.
+A checkpoint is a folder named after its step with `tensors.safetensors` (weights, their average
+if one is kept, and optimizer state), `state.json` (step, metric history, best step so far) and the
+digests of both, as sha256sum writes them. The batches are a function of the seed and the step, so
+the step is also the data cursor.
 """
 
 import hashlib
@@ -46,7 +46,11 @@ class Snapshot:
 
 
 def save(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
+    average: nn.Module | None = None,
 ) -> None:
     """Write `folder/<step>`, then drop what is neither among the newest nor the best.
 
@@ -59,7 +63,7 @@ def save(
         for unfinished in folder.glob(".[0-9]*"):
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
-        _write(temporary, model, optimizer, snapshot)
+        _write(temporary, _tensors(model, optimizer, average), snapshot)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
         _sync(folder)
@@ -69,12 +73,18 @@ def save(
     _prune(folder, snapshot)
 
 
-def _write(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, snapshot: Snapshot
-) -> None:
+def _tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> dict[str, Tensor]:
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    return tensors
+
+
+def _write(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(vars(snapshot)))
     (folder / DIGESTS).write_text(_digests(folder))
@@ -89,9 +99,10 @@ def resume(
     config: str,
     say: Callable[[str], None],
     *,
+    average: nn.Module | None = None,
     step: int | None = None,
 ) -> Snapshot | None:
-    """Load the newest sound checkpoint, or that of a step, into model and optimizer.
+    """Load the newest sound checkpoint, or that of a step, into model, optimizer and average.
 
     Tells `say` which ones it passed over, and why. Returns None if none is left.
     """
@@ -106,6 +117,8 @@ def resume(
             say(f"{path}: of another configuration; not used")
             continue
         model.load_state_dict(_under(tensors, "model."))
+        if average is not None:
+            average.load_state_dict(_under(tensors, "average."))
         states: dict[int, dict[str, Tensor]] = {}
         for name, value in _under(tensors, "optimizer.").items():
             index, _, key = name.partition(".")
@@ -117,8 +130,12 @@ def resume(
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The model's weights in a checkpoint. Raises PipelineError if it is damaged."""
-    return _under(_read(path)[1], "model.")
+    """The weights that were evaluated: their average if one is kept, else the model's.
+
+    Raises PipelineError if the checkpoint is damaged.
+    """
+    tensors = _read(path)[1]
+    return _under(tensors, "average.") or _under(tensors, "model.")
 
 
 def path_of(folder: Path, step: int) -> Path:

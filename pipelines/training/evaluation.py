@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipelines.training.data import Bytes, open_bytes, windows
+from pipelines.training.device import autocast, widest_float
 
 
 @torch.no_grad()
@@ -30,7 +31,7 @@ def bits_per_byte(
     count = available if tokens is None else min(available, max(1, tokens // seq_len))
     starts = np.linspace(0, available - 1, count).round().astype(np.int64) * seq_len
     rank, world = rank_and_world()
-    nats = torch.zeros((), dtype=torch.float64, device=device)
+    nats = torch.zeros((), dtype=widest_float(device), device=device)
     training = model.training
     model.eval()
     mine = starts[rank::world]
@@ -67,11 +68,6 @@ def to_ids(data: Bytes, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":  # from pageable memory CUDA first finishes what is queued
         bytes_bt = bytes_bt.pin_memory()
     return bytes_bt.to(device, non_blocking=True).long()
-
-
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the device is fast at it, float32 elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -5,16 +5,14 @@ stops it by asking for no more. With a process group it trains data-parallel; th
 launcher's affair.
 """
 
+import copy
 import faulthandler
 import hashlib
 import json
 import math
-import re
-import resource
-import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -28,16 +26,27 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dca import build_model
 from dca.model import load_weights
-from pipelines.runtime.config import Config, run_params
+from pipelines.runtime.config import Config, TrainConfig, run_params
 from pipelines.runtime.errors import PipelineError, StorageError
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row, Snapshot
 from pipelines.training.data import Batches, Development, open_bytes
-from pipelines.training.evaluation import autocast, bits_per_byte, rank_and_world, to_ids
-from pipelines.training.optimizer import build_optimizer, learning_rate_at
+from pipelines.training.device import (
+    autocast,
+    forget_peak_memory,
+    peak_flops,
+    peak_memory_bytes,
+    pick_device,
+)
+from pipelines.training.evaluation import bits_per_byte, rank_and_world, to_ids
+from pipelines.training.optimizer import (
+    build_optimizer,
+    learning_rate_at,
+    update,
+    update_average,
+)
 from pipelines.training.start import read_start
 
-LINUX_PEAK = Path("/proc/self/status")
 LOCK_SECONDS = 60
 """How long the process before this one, killed or cut off, may take to let go of its folder."""
 
@@ -60,8 +69,14 @@ def train(
         run = _Run(config, corpus, folder, say)
         if rows := run.new_rows():
             yield rows
-        while run.step < config.train.steps:
+        while not finished(run.history, config.train):
             run.train_to_next_evaluation()
+            if finished(run.history, config.train) and run.step < config.train.steps:
+                say(
+                    f"ends at step {run.step}/{config.train.steps}: no better "
+                    f"{config.train.best_metric} in train.patience = {config.train.patience} "
+                    f"evaluations"
+                )
             yield run.new_rows()
 
 
@@ -106,6 +121,19 @@ def best_row(history: Iterable[Row], metric: str) -> Row:
     return min((row for row in history if "val_bits_per_byte" in row), key=itemgetter(metric))
 
 
+def finished(history: Sequence[Row], config: TrainConfig) -> bool:
+    """Whether training has ended with this history: its steps are done, or its patience is over.
+
+    A function of the history alone, so that a resumed run, every worker and every reader agree.
+    """
+    evaluated = [row for row in history if "val_bits_per_byte" in row]
+    if not evaluated:
+        return False
+    since_best = len(evaluated) - 1 - evaluated.index(best_row(evaluated, config.best_metric))
+    tired = config.patience is not None and since_best >= config.patience
+    return tired or evaluated[-1]["step"] >= config.steps
+
+
 class _Run:
     """A training run between two evaluations."""
 
@@ -122,32 +150,43 @@ class _Run:
         self.model.activation_checkpointing = self.config.activation_checkpointing
         self.dropout, self.seed = config.model.dropout, config.seed
         self.optimizer = build_optimizer(self.model, self.config)
+        self.average = copy.deepcopy(self.model) if self.config.ema_decay else None
+        self.evaluated = self.average or self.model
         self.key = hashlib.sha256(json.dumps(run_params(config)).encode()).hexdigest()[:32]
         found = self._resume(say)
         if found is None and self.config.start_from:
             load_weights(self.model, read_start(self.config.start_from))
-        _forget_peak_memory(self.device)
+            self.evaluated.load_state_dict(self.model.state_dict())
+        forget_peak_memory(self.device)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
         self.told = 0  # rows handed out
         self.last_good = "none yet"
         self.saved = time.monotonic()
         if found is not None:
             self.step, self.history, self.seconds = found.step, found.history, found.seconds
-            if self.step < self.config.steps:
+            if not finished(self.history, self.config):
                 say(f"goes on from step {self.step}/{self.config.steps}")
         if self.config.compile:
-            self.model.compile()
+            for model in {self.model, self.evaluated}:
+                model.compile()
         self.forward: nn.Module = self.model
         if self.world > 1:
             self.forward = DistributedDataParallel(self.model)
         sequences = self.config.batch_tokens // self.config.seq_len
         data = open_bytes(corpus.train)
+        peak = peak_flops(self.device)
+        self.peak_flops = peak and peak * self.world
+        self.flops_per_token = 3 * config.model.flops_per_token(self.config.seq_len)
         self.batches = Batches(data, self.config.seq_len, sequences, config.seed)
         self.validation = open_bytes(corpus.validation)
 
     def _resume(self, say: Callable[[str], None]) -> Snapshot | None:
         """Rank 0, which is alone in the folder, finds the checkpoint; the others load the same."""
-        load = partial(checkpoint.resume, self.folder, self.model, self.optimizer, self.key, say)
+        load = partial(
+            checkpoint.resume,
+            *(self.folder, self.model, self.optimizer, self.key, say),
+            average=self.average,
+        )
         found = load() if self.rank == 0 else None
         if self.world == 1:
             return found
@@ -174,7 +213,7 @@ class _Run:
             if self.step < end and time.monotonic() > self.saved + self.checkpoint_seconds:
                 self._save()
         bits = bits_per_byte(
-            self.model,
+            self.evaluated,
             self.validation,
             seq_len=self.config.seq_len,
             tokens=self.config.eval_tokens,
@@ -191,7 +230,7 @@ class _Run:
         evaluated = any("val_bits_per_byte" in row for row in self.history)
         best = int(best_row(self.history, self.config.best_metric)["step"]) if evaluated else 0
         snapshot = Snapshot(self.step, self.history, best, self.seconds, self.key)
-        checkpoint.save(self.folder, self.model, self.optimizer, snapshot)
+        checkpoint.save(self.folder, self.model, self.optimizer, snapshot, self.average)
 
     def _train_until(self, stop: int) -> Row:
         """Train to step `stop`; looks at the device once, at the end."""
@@ -216,6 +255,7 @@ class _Run:
         self.last_good = f"{bits:.3f} bits per byte"
         seconds = time.perf_counter() - started
         self.seconds += seconds
+        speed = count * self.config.batch_tokens / seconds
         return {
             "step": stop,
             "time": time.time(),
@@ -223,10 +263,19 @@ class _Run:
             "train_bits_per_byte": bits,
             "learning_rate": rate,
             "grad_norm": norm.item(),
-            "tokens_per_second": count * self.config.batch_tokens / seconds,
+            "tokens_per_second": speed,
+            **self._utilisation(speed),
             "seconds": self.seconds,
-            "peak_memory_bytes": _peak_memory_bytes(self.device),
+            "peak_memory_bytes": peak_memory_bytes(self.device),
         }
+
+    def _utilisation(self, tokens_per_second: float) -> Row:
+        """Model FLOPs utilisation as PaLM defines it (arXiv 2204.02311, appendix B): what the model
+        needs, nothing that is computed twice, over what all workers' devices could do. Absent where
+        that is not known."""
+        if self.peak_flops is None:
+            return {}
+        return {"mfu": self.flops_per_token * tokens_per_second / self.peak_flops}
 
     def _one_step(self, learning_rate: float, bad: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns this worker's mean loss and the global gradient norm.
@@ -242,8 +291,9 @@ class _Run:
         loss = self._backward(ids)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         torch.maximum(bad, (~torch.isfinite(norm)).to(bad.dtype), out=bad)
-        self.optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel
-        self.optimizer.step()
+        update(self.optimizer, bad)
+        if self.average is not None and self.config.ema_decay:
+            update_average(self.average, self.model, self.step, self.config.ema_decay)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
@@ -271,27 +321,3 @@ class _Run:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Of the random numbers of one step, other ones for every rank."""
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
-
-
-def pick_device() -> torch.device:
-    """The accelerator of this process, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held since the run began: by tensors on an accelerator, else by the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if LINUX_PEAK.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", LINUX_PEAK.read_text())):
-        return 1024 * int(peak[1])
-    unit = 1 if sys.platform == "darwin" else 1024
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def _forget_peak_memory(device: torch.device) -> None:
-    """A process that is used again reports the peak of this run and not that of an earlier one."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    elif LINUX_PEAK.exists():
-        with suppress(OSError):  # a container may forbid it: the peak is then the process's
-            LINUX_PEAK.with_name("clear_refs").write_text("5")

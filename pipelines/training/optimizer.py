@@ -3,16 +3,19 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dca.residuals.grn import GRN
 from pipelines.runtime.config import TrainConfig
+from pipelines.training.device import FUSED
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """Fused AdamW. Only the matrices of linear layers decay; `rate` scales a group's schedule.
+    """AdamW, fused where the device has that; `rate` scales a group's schedule.
 
-    Decay would pull the stack weights b from 1 to 0 and starve w, norms and embeddings.
+    Only the matrices of linear layers decay. It would pull the stack weights b from 1 to 0 and
+    starve w, norms and embeddings.
     """
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     mixtures = [module for module in model.modules() if isinstance(module, GRN)]
@@ -28,15 +31,48 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, fused=True)
+    fused = linear[0].device.type in FUSED
+    return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, fused=fused)
+
+
+def update(optimizer: torch.optim.AdamW, bad: Tensor) -> None:
+    """One step, unless `bad` is 1.
+
+    The fused kernel reads `bad` on the device, so that the host need not wait for it. Elsewhere (a
+    TPU) the host looks: one transfer a step.
+    """
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel
+        optimizer.step()
+    elif not bad:
+        optimizer.step()
+
+
+def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+    """Fold the weights after step `step` (from 0) into their exponential moving average.
+
+    The decay grows as min(decay, (1 + step) / (10 + step)), as in TensorFlow's
+    ExponentialMovingAverage: the random weights at the start are forgotten within a few steps, and
+    a run that is short beside 1 / (1 - decay) still averages its last tenth or so. PyTorch's own
+    average starts with the first weights at full decay.
+    """
+    keep = min(decay, (1 + step) / (10 + step))
+    get_ema_multi_avg_fn(keep)(list(average.parameters()), list(model.parameters()), step)
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Learning rate of step `step` (from 0): linear warmup to the peak, then half a cosine."""
-    warmup_steps = round(config.warmup_fraction * config.steps)
+    """Learning rate of step `step` (from 0): linear warmup to the peak, then `config.schedule`."""
+    steps, last = config.steps, config.steps - 1
+    warmup_steps = round(config.warmup_fraction * steps)
+    if config.schedule == "inverse_sqrt":
+        warmup_steps = max(1, warmup_steps)
     if step < warmup_steps:
         return config.learning_rate * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, config.steps - 1 - warmup_steps)
-    floor = config.final_learning_rate_fraction
-    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (floor + (1 - floor) * cosine)
+    if config.schedule == "inverse_sqrt":
+        return config.learning_rate * math.sqrt(warmup_steps / (step + 1))
+    if config.schedule == "wsd":
+        share = min(1.0, (last - step) / round(max(1, config.decay_share * steps)))
+    else:
+        progress = (step - warmup_steps) / max(1, last - warmup_steps)
+        share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.learning_rate * (config.final_share + (1 - config.final_share) * share)

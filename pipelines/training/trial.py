@@ -49,6 +49,7 @@ class Trial(tune.Trainable):
     def _train(self, number: int, values: Mapping[str, Any]) -> Generator[dict[str, Any]]:
         config = self._base.replace(values)
         metric, best, notes = config.train.best_metric, math.inf, list[str]()
+        history: list[Row] = []
         folder = trial_folder(self._folder, number)
         with closing(_launch(config, self._corpus, folder, notes)) as run:
             try:
@@ -58,7 +59,8 @@ class Trial(tune.Trainable):
                         if "val_bits_per_byte" in row:
                             best = min(best, row[metric])
                             curve.append((int(row["tokens"]), best))
-                    finished = rows[-1]["step"] >= config.train.steps
+                    history += rows
+                    finished = loop.finished(history, config.train)
                     yield {
                         "rows": rows,
                         "curve": curve,

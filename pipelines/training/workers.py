@@ -19,7 +19,8 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.errors import PipelineError, StorageError
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import Development
-from pipelines.training.loop import Diverged, pick_device, train, watched
+from pipelines.training.device import pick_device
+from pipelines.training.loop import Diverged, train, watched
 
 Post = list[Row] | str | Diverged
 """What rank 0 has to tell: rows, something a person should know, or that it diverged."""

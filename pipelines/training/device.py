@@ -1,0 +1,111 @@
+"""The device of a training process, and all that differs between devices.
+
+What ran here is the CPU; the rest follows PyTorch's documentation.
+"""
+
+import importlib.util
+import os
+import re
+import resource
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+LINUX_PEAK = Path("/proc/self/status")
+DEVICE_FILES = Path("/dev")
+TPU_FILES = ("accel[0-9]*", "vfio/[0-9]*")
+"""What a TPU looks like on its host, below /dev: up to v4, and from v5e on."""
+TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE")
+ALLOCATORS = ("cuda", "xpu")
+"""Devices whose allocator knows its peak; the memory of the others is the process's."""
+FAST_BFLOAT16 = ("cuda", "xpu", "xla")
+FUSED = ("cuda", "xpu", "mps", "cpu")
+"""Where PyTorch has a fused AdamW, which skips an update without asking the host."""
+
+PEAK_FLOPS = {
+    "NVIDIA A100-PCIE-40GB": 312e12,
+    "NVIDIA A100-SXM4-40GB": 312e12,
+    "NVIDIA A100 80GB PCIe": 312e12,
+    "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2.25e15,
+    "NVIDIA L4": 121e12,
+    "NVIDIA L40S": 362e12,
+    "NVIDIA GeForce RTX 3090": 71e12,
+    "NVIDIA GeForce RTX 4090": 165e12,
+}
+"""Dense bfloat16 FLOPs per second with float32 sums, by the name that CUDA tells: half of what
+NVIDIA's data sheets give with sparsity; RTX from the GA102 and Ada architecture papers. A slice of
+a device (MIG) has a name of its own and is not here."""
+
+
+def pick_device() -> torch.device:
+    """This process's accelerator, a TPU if torch_xla is installed, else the CPU.
+
+    Several processes train on CUDA or on the CPU, for which Ray Train makes process groups.
+    """
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if dist.is_initialized() and (found is None or found.type != "cuda"):
+        return torch.device("cpu")
+    if found is not None:
+        return torch.device(found.type)
+    if _on_tpu_host() and importlib.util.find_spec("torch_xla"):
+        import torch_xla
+
+        return torch_xla.device()
+    return torch.device("cpu")
+
+
+def unused_tpu() -> str | None:
+    """What to tell a person whose TPU stands idle."""
+    used = torch.accelerator.is_available() or importlib.util.find_spec("torch_xla")
+    if used or not _on_tpu_host():
+        return None
+    return "this machine looks like a TPU host, but torch_xla is not installed: using the CPU"
+
+
+def _on_tpu_host() -> bool:
+    files = (path for pattern in TPU_FILES for path in DEVICE_FILES.glob(pattern))
+    return any(name in os.environ for name in TPU_VARIABLES) or any(files)
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where the device is fast at it, float32 elsewhere."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type in FAST_BFLOAT16)
+
+
+def widest_float(device: torch.device) -> torch.dtype:
+    """For long sums: float64, which Apple's GPUs do not have."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Dense bfloat16 FLOPs per second, where they are known."""
+    if device.type != "cuda":
+        return None
+    return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory held since the run began: by tensors on an accelerator that counts them, else by
+    the process."""
+    if device.type in ALLOCATORS:
+        return torch.accelerator.max_memory_allocated(device)
+    if LINUX_PEAK.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", LINUX_PEAK.read_text())):
+        return 1024 * int(peak[1])
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def forget_peak_memory(device: torch.device) -> None:
+    """A process that is used again reports the peak of this run and not that of an earlier one."""
+    if device.type in ALLOCATORS:
+        torch.accelerator.reset_peak_memory_stats(device)
+    elif LINUX_PEAK.exists():
+        with suppress(OSError):  # a container may forbid it: the peak is then the process's
+            LINUX_PEAK.with_name("clear_refs").write_text("5")
