@@ -78,6 +78,7 @@ def test_imports_go_one_way(path):
             },
         ),
         ("optuna", {"pipelines/stages/study.py"}),
+        ("tensorboardX", {"pipelines/runtime/tensorboard.py"}),
         ("triton", {"dca/mix_triton.py", "dca/mix_triton_kernels.py"}),
         (
             "ray",

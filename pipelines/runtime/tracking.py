@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import mlflow
 import requests
@@ -37,7 +37,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.plain_yaml import flatten
-from pipelines.runtime.tensorboard import EventFiles
+
+if TYPE_CHECKING:
+    from pipelines.runtime.tensorboard import EventFiles  # which takes seconds: it imports torch
 
 PROBE_SECONDS = 5
 PATIENCE_SECONDS = 3600
@@ -359,7 +361,7 @@ class Writer:
     Rows are told apart by their step, so that a resumed run may replay its history.
     """
 
-    def __init__(self, store: Store, events: EventFiles | None = None) -> None:
+    def __init__(self, store: Store, events: "EventFiles | None" = None) -> None:
         """`events` get the same rows."""
         self._store, self._events = store, events
         self._names: dict[str, str] = {}

@@ -154,6 +154,45 @@ def test_what_a_search_cannot_do_together_is_refused(config, space, search, wher
     assert expected in line
 
 
+@pytest.mark.parametrize(
+    ("train", "where", "expected"),
+    [
+        ({"schedule": "cosin"}, "schedule", "did you mean cosine?"),
+        ({"decay_fraction": 0.2}, "decay_fraction", "expected null with schedule = cosine"),
+        ({"schedule": "inverse_sqrt", "warmup_fraction": 0}, "warmup_fraction", "more than 0"),
+        (
+            {"schedule": "inverse_sqrt", "final_learning_rate_fraction": 0.1},
+            "final_learning_rate_fraction",
+            "expected null with schedule = inverse_sqrt",
+        ),
+        (
+            {"schedule": "wsd", "warmup_fraction": 0.5, "decay_fraction": 0.6},
+            "decay_fraction",
+            "at most 1 together with warmup_fraction = 0.5, got 0.6",
+        ),
+        ({"schedule": "wsd", "decay_fraction": 0}, "decay_fraction", "greater than 0"),
+        ({"patience": 0}, "patience", "greater than or equal to 1"),
+        ({"ema_decay": 1}, "ema_decay", "less than 1"),
+    ],
+)
+def test_what_a_training_cannot_do_together_is_refused(config, train, where, expected):
+    with pytest.raises(ConfigError) as raised:
+        config.replace({f"train.{key}": value for key, value in train.items()})
+    (line,) = str(raised.value).splitlines()
+    assert f"train.{where}: " in line and expected in line
+
+
+def test_a_key_of_one_schedule_is_searched_under_its_condition(config):
+    decay = {"uniform": [0.1, 0.5]}
+    schedules = {"train.schedule": {"choice": ["cosine", "inverse_sqrt", "wsd"]}}
+    conditional = decay | {"when": {"train.schedule": "wsd"}}
+    config.replace({"search.space": schedules | {"train.decay_fraction": conditional}})
+    with pytest.raises(ConfigError, match="expected null with schedule = cosine"):
+        config.replace({"search.space": {"train.decay_fraction": decay}})
+    with pytest.raises(ConfigError, match=r"train\.patience: cannot be searched"):
+        config.replace({"search.space": {"train.patience": {"int": [1, 2]}}})
+
+
 def test_a_grid_has_as_many_trials_as_points_and_other_searches_eight(config):
     space = GRID | {"train.learning_rate": {"choice": [1e-3, 2e-3]}}
     assert config.replace({"search": {"space": space}}).search.trial_count == 8

@@ -15,8 +15,9 @@ from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint, loop
 from pipelines.training.data import Development, development, measure, prepare
 from pipelines.training.evaluation import bits_per_byte, compressors
-from pipelines.training.loop import Diverged, best_row, train
-from pipelines.training.optimizer import build_optimizer, learning_rate_at
+from pipelines.training.loop import Diverged, best_row, finished, train
+from pipelines.training.optimizer import build_optimizer
+from pipelines.training.trial import Trial
 
 UNTIMED = (
     "step",
@@ -219,25 +220,104 @@ def test_a_non_finite_gradient_stops_the_run_before_the_update(
     assert checkpoint.checkpoints(tmp_path / "run") == []
 
 
-def test_only_linear_matrices_decay(config):
+STUCK = {"train.learning_rate": 1e-30, "train.patience": 1}
+"""Nothing is learned: the second evaluation, of four, is the last."""
+
+
+def test_training_ends_when_its_patience_is_over_and_says_so(config, corpus, tmp_path):
+    said: list[str] = []
+    rows = list(train(config.replace(STUCK), corpus, tmp_path / "run", said.append))
+    assert [part[-1]["step"] for part in rows] == [4, 8]
+    best = "no better val_bits_per_byte in train.patience = 1 evaluations"
+    assert said == [f"ends at step 8/16: {best}"]
+
+
+def test_a_resumed_run_has_the_patience_of_one_that_never_stopped(config, corpus, tmp_path):
+    stuck = config.replace(STUCK | {"train.patience": 2})
+    first = train(stuck, corpus, tmp_path / "run", print)
+    next(first)
+    next(first)
+    first.close()
+    resumed = list(train(stuck, corpus, tmp_path / "run", print))
+    assert [part[-1]["step"] for part in resumed] == [8, 12]
+    (again,) = train(stuck, corpus, tmp_path / "run", print)
+    assert again[-1]["step"] == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "patience", "ended"),
+    [
+        ([], 1, False),
+        ([3, 2, 1], 1, False),
+        ([3, 2, 2], 1, True),
+        ([3, 2, 2, 1], 2, False),
+        ([1, 2, 3], None, False),
+        ([1, 2, 3], 2, True),
+        ([1, 2, 3, 0], None, True),
+    ],
+)
+def test_patience_counts_evaluations_since_the_best(config, values, patience, ended):
+    steps = zip(config.train.eval_steps, values, strict=False)
+    history = [{"step": step, "val_bits_per_byte": bits} for step, bits in steps]
+    history += [{"step": 1 + row["step"]} for row in history[-1:]]  # of the next evaluation
+    assert finished(history, config.replace({"train.patience": patience}).train) == ended
+
+
+def test_a_trial_that_lost_its_patience_is_finished(config, corpus, tmp_path):
+    trial = Trial.__new__(Trial)  # without Tune's bookkeeping
+    values = {"train.learning_rate": 1e-30}
+    base = config.replace({"train.patience": 1})
+    trial.setup({"number": 0, "values": values}, base, corpus, tmp_path)
+    first, last = trial.step(), trial.step()
+    assert [first["finished"], last["finished"], last["done"]] == [False, True, True]
+    assert last["tokens"] == 8 * config.train.batch_tokens
+    assert "train.patience" in last["notes"][0]
+    trial.cleanup()
+
+
+AVERAGED = {"train.ema_decay": 0.9}
+
+
+def test_averaging_changes_what_is_evaluated_and_not_what_is_trained(config, corpus, tmp_path):
+    plain = history(train(config, corpus, tmp_path / "plain", print))
+    averaged = history(train(config.replace(AVERAGED), corpus, tmp_path / "averaged", print))
+    for ours, theirs in zip(averaged, plain, strict=True):
+        evaluated = ours.pop("val_bits_per_byte"), theirs.pop("val_bits_per_byte")
+        assert ours == theirs
+        assert evaluated[0] is None or evaluated[0] != evaluated[1]
+    ours, theirs = tensors(tmp_path / "averaged"), tensors(tmp_path / "plain")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_averaged_weights_are_the_ones_that_are_packaged(config, corpus, tmp_path):
+    rows = history(train(config.replace(AVERAGED), corpus, tmp_path, print))
     model = loop.build_model(config.model)
-    decayed, *groups = build_optimizer(model, config.train).param_groups
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert decayed["weight_decay"] == config.train.weight_decay
-    assert {group["weight_decay"] for group in groups} == {0}
-    kept = [[names[id(p)].rpartition(".")[2] for p in group["params"]] for group in groups]
-    assert [set(kinds) for kinds in kept] == [{"weight"}, {"b_ond"}, {"w_od"}]
-    assert not any("norm" in names[id(p)] or "embed" in names[id(p)] for p in decayed["params"])
-    assert len(names) == len(decayed["params"]) + sum(len(kinds) for kinds in kept)
+    model.load_state_dict(checkpoint.read_weights(checkpoint.checkpoints(tmp_path)[-1]))
+    data = loop.open_bytes(corpus.validation)
+    assert bits_per_byte(model, data, seq_len=32, tokens=512) == rows[-1]["val_bits_per_byte"]
+    assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
-def test_the_schedule_warms_up_and_follows_a_cosine(config):
-    train_config = config.replace({"train.tokens": 256 * 100, "train.warmup_fraction": 0.1}).train
-    rates = [learning_rate_at(step, train_config) for step in range(100)]
-    assert rates[0] == pytest.approx(train_config.learning_rate / 10)
-    assert max(rates) == rates[9] == train_config.learning_rate
-    assert rates[-1] == pytest.approx(0.1 * train_config.learning_rate)
-    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
+def test_averaged_weights_resume_bitwise(config, corpus, tmp_path):
+    averaged = config.replace(AVERAGED)
+    whole = history(train(averaged, corpus, tmp_path / "whole", print))
+    first = train(averaged, corpus, tmp_path / "parts", print)
+    next(first)
+    first.close()
+    assert history(train(averaged, corpus, tmp_path / "parts", print)) == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert sum(name.startswith("average.") for name in ours) > 10
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_utilisation_is_of_all_that_the_device_could_do(config, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "peak_flops", lambda _: 1e12)
+    row = next(train(config, corpus, tmp_path / "known", print))[-1]
+    needed = 3 * config.model.flops_per_token(32) * row["tokens_per_second"]
+    assert row["mfu"] == pytest.approx(needed / 1e12)
+    monkeypatch.undo()
+    assert "mfu" not in next(train(config, corpus, tmp_path / "unknown", print))[-1]
 
 
 class Uniform(torch.nn.Module):
@@ -302,7 +382,9 @@ def together(config: Config, corpus: Development, folder: Path, group: Path, sto
 
 
 def test_two_workers_resumed_are_bitwise_two_that_never_stopped(config, corpus, tmp_path):
-    """The newest checkpoint is damaged: both must go on from the one before it."""
+    """The newest checkpoint is damaged: both must go on from the one before it. With averaged
+    weights, of which every worker has its own."""
+    config = config.replace({"train.ema_decay": 0.9})
     together(config, corpus, tmp_path / "whole", tmp_path / "a")
     together(config, corpus, tmp_path / "parts", tmp_path / "b", stop=2)
     newest = checkpoint.checkpoints(tmp_path / "parts")[-1]
@@ -327,6 +409,14 @@ def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(config, cor
     assert resume(step=4).step == 4
     assert resume(step=8) is None
     assert "00000008: damaged checkpoint" in said[0]
+
+
+def test_two_workers_lose_patience_together(config, corpus, tmp_path):
+    stuck = config.replace(STUCK)
+    together(stuck, corpus, tmp_path / "run", tmp_path / "group")
+    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path / "run")] == [4, 8]
+    (rows,) = train(stuck, corpus, tmp_path / "run", print)
+    assert rows[-1]["step"] == 8
 
 
 def test_two_workers_train_as_one_does(config, corpus, tmp_path):

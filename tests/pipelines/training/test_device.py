@@ -1,0 +1,97 @@
+"""Other devices than the CPU are made up at the edge: what PyTorch says is there."""
+
+import pytest
+import torch
+
+from pipelines.training import device
+from pipelines.training.device import (
+    autocast,
+    peak_flops,
+    peak_memory_bytes,
+    pick_device,
+    unused_tpu,
+    widest_float,
+)
+
+
+@pytest.fixture(autouse=True)
+def bare(tmp_path, monkeypatch):
+    """A machine without accelerators; its /dev is a folder."""
+    found(monkeypatch, None)
+    monkeypatch.setattr(device, "DEVICE_FILES", tmp_path)
+    for name in device.TPU_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def found(monkeypatch, name: str | None) -> None:
+    accelerator = torch.device(name, 0) if name else None
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: accelerator)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: name is not None)
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu", "mps", None])
+def test_the_accelerator_that_is_there_is_picked_else_the_cpu(monkeypatch, name):
+    found(monkeypatch, name)
+    assert pick_device() == torch.device(name or "cpu")
+    assert unused_tpu() is None
+
+
+@pytest.mark.parametrize(("name", "picked"), [("cuda", "cuda"), ("mps", "cpu"), (None, "cpu")])
+def test_several_workers_share_cuda_or_the_cpu(monkeypatch, name, picked):
+    found(monkeypatch, name)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    assert pick_device() == torch.device(picked)
+
+
+@pytest.mark.parametrize("sign", ["TPU_NAME", "accel0", "vfio/0"])
+def test_a_tpu_host_without_torch_xla_is_told_and_trains_on_the_cpu(tmp_path, monkeypatch, sign):
+    if sign == "TPU_NAME":
+        monkeypatch.setenv(sign, "local")
+    else:
+        (tmp_path / sign).parent.mkdir(exist_ok=True)
+        (tmp_path / sign).touch()
+    assert pick_device() == torch.device("cpu")
+    line = unused_tpu()
+    assert line is not None and "torch_xla is not installed" in line and "\n" not in line
+    found(monkeypatch, "cuda")
+    assert unused_tpu() is None
+
+
+def test_a_tpu_is_used_through_torch_xla(tmp_path, monkeypatch):
+    (tmp_path / "torch_xla.py").write_text(
+        "import torch\n\ndef device():\n    return torch.device('xla', 0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert pick_device() == torch.device("cpu")  # installed, but there is no TPU
+    monkeypatch.setenv("TPU_NAME", "local")
+    assert pick_device() == torch.device("xla", 0)
+    assert unused_tpu() is None
+
+
+def test_the_cpu_computes_in_float32_and_long_sums_in_what_the_device_has():
+    cpu = torch.device("cpu")
+    with autocast(cpu):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    assert widest_float(cpu) == torch.float64
+    assert widest_float(torch.device("mps")) == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None)],
+)
+def test_the_peak_is_that_of_the_very_device_or_unknown(monkeypatch, name, peak):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: name)
+    assert peak_flops(torch.device("cuda")) == peak
+    assert peak_flops(torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("name", ["cuda", "xpu"])
+def test_the_memory_of_an_accelerator_is_its_allocators(monkeypatch, name):
+    asked: list[torch.device] = []
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda _: 7)
+    monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", asked.append)
+    device.forget_peak_memory(torch.device(name))
+    assert asked == [torch.device(name)]
+    assert peak_memory_bytes(torch.device(name)) == 7
+    assert peak_memory_bytes(torch.device("mps")) > 2**20
