@@ -250,7 +250,7 @@ def test_a_resumed_run_has_the_patience_of_one_that_never_stopped(config, corpus
         ([], 1, False),
         ([3, 2, 1], 1, False),
         ([3, 2, 2], 1, True),
-        ([3, 2, 2, 1], 2, False),
+        ([3, 3, 2], 2, False),
         ([1, 2, 3], None, False),
         ([1, 2, 3], 2, True),
         ([1, 2, 3, 0], None, True),
