@@ -174,9 +174,7 @@ class _Run:
             self.forward = DistributedDataParallel(self.model)
         sequences = self.config.batch_tokens // self.config.seq_len
         data = open_bytes(corpus.train)
-        peak = peak_flops(self.device)
-        self.peak_flops = peak and peak * self.world
-        self.flops_per_token = 3 * config.model.flops_per_token(self.config.seq_len)
+        self.utilisation = _utilisation_of(config, self.device, self.world)
         self.batches = Batches(data, self.config.seq_len, sequences, config.seed)
         self.validation = open_bytes(corpus.validation)
 
@@ -264,18 +262,10 @@ class _Run:
             "learning_rate": rate,
             "grad_norm": norm.item(),
             "tokens_per_second": speed,
-            **self._utilisation(speed),
+            **self.utilisation(speed),
             "seconds": self.seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }
-
-    def _utilisation(self, tokens_per_second: float) -> Row:
-        """Model FLOPs utilisation as PaLM defines it (arXiv 2204.02311, appendix B): what the model
-        needs, nothing that is computed twice, over what all workers' devices could do. Absent where
-        that is not known."""
-        if self.peak_flops is None:
-            return {}
-        return {"mfu": self.flops_per_token * tokens_per_second / self.peak_flops}
 
     def _one_step(self, learning_rate: float, bad: Tensor) -> tuple[Tensor, Tensor]:
         """One optimizer step; returns this worker's mean loss and the global gradient norm.
@@ -321,3 +311,14 @@ class _Run:
 def step_seed(seed: int, step: int, rank: int) -> int:
     """Of the random numbers of one step, other ones for every rank."""
     return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
+
+
+def _utilisation_of(config: Config, device: torch.device, workers: int) -> Callable[[float], Row]:
+    """From bytes per second to model FLOPs utilisation as PaLM defines it (arXiv 2204.02311,
+    appendix B): what the model needs, nothing that is computed twice, over what all workers'
+    devices could do. Nothing where that is not known."""
+    peak = peak_flops(device)
+    if peak is None:
+        return lambda _: {}
+    share = 3 * config.model.flops_per_token(config.train.seq_len) / (workers * peak)
+    return lambda tokens_per_second: {"mfu": share * tokens_per_second}
