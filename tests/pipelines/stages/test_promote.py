@@ -351,7 +351,7 @@ def test_each_version_is_evaluated_by_its_own_sources(context, tmp_path, monkeyp
         run, uri = log_untrained(context.store, context.config, seed)
         assert registry.register(uri, run, {}) == seed + 1
         shutil.copytree(ROOT / "dca", tmp_path / "dca", dirs_exist_ok=True)
-        model = tmp_path / "dca" / "model.py"
+        model = tmp_path / "dca" / "architectures" / "gpt.py"
         model.write_text(model.read_text() + FLAT)
         monkeypatch.setattr(package, "ROOT", tmp_path)
     force(registry, 2, "to be held against")
@@ -363,6 +363,6 @@ def test_each_version_is_evaluated_by_its_own_sources(context, tmp_path, monkeyp
 
 FLAT = """
 
-_forward = LanguageModel.forward
-LanguageModel.forward = lambda self, *args: 0.0 * _forward(self, *args)
+_forward = GPT.forward
+GPT.forward = lambda self, *args: 0.0 * _forward(self, *args)
 """
