@@ -30,6 +30,7 @@ def main() -> None:
     from pipelines.stages import STAGES, corpus
     from pipelines.stages.search import earlier_trials
     from pipelines.training.device import unused_tpu
+    from pipelines.training.memory import largest, require_memory
     from pipelines.training.start import pin
 
     if line := unused_tpu():
@@ -37,12 +38,18 @@ def main() -> None:
     available = capacity()
     require(available, config.resources, "resources")
     require(available, config.fit.resources, "fit.resources")
+    worst = largest(config)
+    require_memory(worst, available, trials=config.search.trial_count)
+    require_memory(worst.fit_config(), available)
     config = pin(config, searched=config.search.space, write=not arguments.dry_run)
     if config.search.warm_start:
         earlier_trials(config, corpus.look(config)["fingerprint"])
     if arguments.dry_run:
         nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
         _print_plan(config, nodes, available)
+        from pipelines.stages.plan import estimate
+
+        print("\n".join(["", *estimate(config, nodes, available, print)]))
     else:
         work = f"experiment {config.experiment}"
         dag.run(STAGES, config, work=work, until=arguments.until, fresh=arguments.fresh)
@@ -62,7 +69,9 @@ def _arguments() -> argparse.Namespace:
         "as in train.learning_rate=3e-4; model.depth=2,4 is a grid",
     )
     parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and do nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the plan and its cost, and do nothing"
+    )
     parser.add_argument(
         "--until",
         choices=STAGE_NAMES,

@@ -37,11 +37,14 @@ def main() -> None:
     from pipelines.runtime.cluster import capacity, require
     from pipelines.stages import corpus, train
     from pipelines.training.device import unused_tpu
+    from pipelines.training.memory import require_memory
     from pipelines.training.start import pin
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    require(capacity(), config.resources, "resources")
+    available = capacity()
+    require(available, config.resources, "resources")
+    require_memory(config, available)
     first = corpus.STAGE
     if again:
         first = corpus.again(**again.lineage["corpus"])

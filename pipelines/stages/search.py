@@ -88,10 +88,11 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 
 def stored_trials(context: Context, search_run: str = "") -> list[StoredTrial]:
     """The trials of a search (default: the context's) as the tracking store has them, by number."""
-    return _trials(context.store, search_run or context.run_id, context.config)
+    return trials_of(context.store, search_run or context.run_id, context.config)
 
 
-def _trials(store: Store, search_run: str, config: Config) -> list[StoredTrial]:
+def trials_of(store: Store, search_run: str, config: Config) -> list[StoredTrial]:
+    """The trials under a search's run, by number."""
     trials = [_stored(store, run, config) for run in store.children(search_run, KIND)]
     return sorted(trials, key=lambda trial: trial.number)
 
@@ -160,7 +161,7 @@ def earlier_trials(config: Config, fingerprint: str, search_run: str = "") -> li
                 f"{differences[runs[0].info.run_id]}"
             )
         for run_id, difference in differences.items():
-            trials = [] if difference else _trials(store, run_id, config)
+            trials = [] if difference else trials_of(store, run_id, config)
             found += [trial for trial in trials if trial.state in ("complete", "pruned")]
     return found
 
@@ -211,7 +212,7 @@ def _run_trials(
             tune.with_resources(trainable, _request(config)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=_scheduler(config, stored, searcher.should_prune),
+                scheduler=scheduler_of(config, stored, searcher.should_prune),
                 num_samples=-1,  # the searcher knows when all are done
                 max_concurrent_trials=min(slots(available, config.resources), left),
                 reuse_actors=True,
@@ -243,7 +244,7 @@ def _request(config: Config) -> tune.PlacementGroupFactory:
     return tune.PlacementGroupFactory([bundle])
 
 
-def _scheduler(
+def scheduler_of(
     config: Config,
     stored: Sequence[StoredTrial],
     should_prune: Callable[[str, dict[str, Any]], bool],
