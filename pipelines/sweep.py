@@ -7,6 +7,7 @@ Running the same command again goes on where the last one stopped and reuses wha
 
 import argparse
 import sys
+from functools import partial
 from typing import Any
 
 from pipelines.runtime.config import Config, Resources, load, to_yaml
@@ -49,7 +50,8 @@ def main() -> None:
         _print_plan(config, nodes, available)
         from pipelines.stages.plan import estimate
 
-        print("\n".join(["", *estimate(config, nodes, available, print)]))
+        say = partial(print, flush=True)
+        print(*estimate(config, nodes, available, say), sep="\n")
     else:
         work = f"experiment {config.experiment}"
         dag.run(STAGES, config, work=work, until=arguments.until, fresh=arguments.fresh)

@@ -110,6 +110,8 @@ def estimate(
     if not left & {"search", "fit"}:
         return []
     say("timing a few steps of some sizes ...")
+    there = corpus.look(config)["bytes"]["validation"]
+    config = config.replace({"train.eval_tokens": min(config.train.eval_tokens or there, there)})
     table, notes = [HEADER], []
     if "search" in left:
         outcomes = _searches(config, by_name["search"], available, table)
@@ -308,7 +310,7 @@ def _rows(what: str, prices: Prices) -> list[tuple[str, ...]]:
     return rows
 
 
-def _range(seconds: Sequence[float]) -> str:
+def _range(seconds: Any) -> str:
     low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9])
     return f"about {clock(middle)} ({clock(low)} to {clock(high)})"
 

@@ -66,8 +66,8 @@ def largest(config: Config) -> Config:
         dimension = config.search.space[key]
         ends = dimension.choice or dimension.int
         if ends and all(worst.get(other) == wanted for other, wanted in dimension.when.items()):
-            fitting = [worst, *_replaced(worst, key, ends)]
-            worst = max(fitting, key=lambda one: peak_bytes(one, on_gpu=False))
+            sizes = _replaced(worst, key, ends)
+            worst = max(sizes, key=lambda one: peak_bytes(one, on_gpu=False), default=worst)
     return worst
 
 

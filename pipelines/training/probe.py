@@ -26,12 +26,12 @@ from pipelines.training.data import Development
 
 NICENESS = 15
 """Ray's default for its workers."""
-TIMED_SECONDS = 3.0
+TIMED_SECONDS = 2.0
 """Time for one configuration, after the warm-up; a started stretch is not cut."""
 STEPS = 4
 """Steps of a stretch between two evaluations; the first stretch warms up."""
-EVAL_WINDOWS = 128
-"""Most windows that an evaluation reads here: four batches of them."""
+EVAL_WINDOWS = 64
+"""Most windows that an evaluation reads here: two batches of them."""
 CORPUS_BYTES = 1 << 20
 RAY_BYTES = 15 << 20
 """What a worker's connection to Ray adds: 595 MiB in a sweep where such a process had 580."""
