@@ -84,6 +84,7 @@ def test_imports_go_one_way(path):
             "ray",
             {
                 "pipelines/runtime/cluster.py",
+                "pipelines/stages/plan.py",
                 "pipelines/stages/search.py",
                 "pipelines/stages/study.py",
                 "pipelines/training/trial.py",
