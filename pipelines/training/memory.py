@@ -36,10 +36,11 @@ def peak_bytes(config: Config, *, on_gpu: bool) -> int:
     """Most memory that one worker of this configuration holds: on a GPU its tensors alone."""
     parameters = config.model.parameter_count()
     tokens = _micro_tokens(config)
+    averages = 4 * parameters if config.train.ema_decay else 0
     training = STATE_COPIES * 4 * parameters + tokens * _token_bytes(config, on_gpu=on_gpu)
     saving = (3 if on_gpu else SAVED_COPIES) * 4 * parameters
     evaluating = 3 * 4 * parameters + _evaluation_bytes(config)
-    return max(training, saving, evaluating) + (0 if on_gpu else PROCESS_BYTES)
+    return averages + max(training, saving, evaluating) + (0 if on_gpu else PROCESS_BYTES)
 
 
 def _token_bytes(config: Config, *, on_gpu: bool) -> int:

@@ -23,6 +23,7 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import loop
 from pipelines.training.data import Development
+from pipelines.training.device import pick_device
 
 NICENESS = 15
 """Ray's default for its workers."""
@@ -139,7 +140,7 @@ def _time(config: Config, corpus: Development, folder: Path) -> Measured:
     steps = last["step"] - warm["step"]
     evaluated = (wall - trained) / (steps / STEPS)
     share = eval_tokens(config) / (windows * train.seq_len)
-    ray = RAY_BYTES if loop.pick_device().type == "cpu" else 0
+    ray = RAY_BYTES if pick_device().type == "cpu" else 0
     peak = int(last["peak_memory_bytes"]) + ray
     return Measured(trained / steps, evaluated * share, peak)
 
@@ -153,6 +154,6 @@ def _go_on(wanted: bool) -> bool:
     """Processes that train together stop together, as the first of them says."""
     if not dist.is_initialized():
         return wanted
-    answer = torch.tensor(float(wanted), device=loop.pick_device())
+    answer = torch.tensor(float(wanted), device=pick_device())
     dist.broadcast(answer, src=0)
     return bool(answer)
