@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from dca import ModelConfig
 from pipelines.runtime.cluster import slots
 from pipelines.runtime.config import Config, condition_order
 from pipelines.runtime.errors import ConfigError
@@ -46,17 +47,26 @@ def peak_bytes(config: Config, *, on_gpu: bool) -> int:
 def _token_bytes(config: Config, *, on_gpu: bool) -> int:
     """What the forward pass keeps of one token, and the logits with their gradient."""
     model = config.model
-    kept = 14 + 3 * (model.streams - 1) + 2 * model.ff_mult
+    block = 18 + 2 * model.ff_mult + _kind_keeps(model)
+    blocks = model.depth * block
+    if config.train.activation_checkpointing:  # one block at a time, and what goes into the others
+        blocks = block + model.depth * (6 + _kind_keeps(model) // 2)
     width = 2 if on_gpu else 4  # bfloat16 there
-    return width * model.depth * model.dim * kept + 4 * 4 * model.vocab
+    return width * model.dim * blocks + 4 * 4 * model.vocab
+
+
+def _kind_keeps(model: ModelConfig) -> int:
+    """What a block of a residual kind keeps besides, in multiples of dim: of dca two more inputs
+    and their norms, of hyper-connections every stream. Kinds that are not here count as none."""
+    return {"dca": 6, "hyper_connections": 8 * model.hyper_streams}.get(model.residual, 0)
 
 
 def _evaluation_bytes(config: Config) -> int:
     """Nothing is kept for a backward pass but the entries of the stack."""
     model, train = config.model, config.train
     windows = min(EVAL_WINDOWS, max(1, (train.eval_tokens or train.seq_len * 32) // train.seq_len))
-    entries = model.stack_entries(model.depth + 1) if model.residual != "standard" else 1
-    live = entries + 4 + 2 * model.ff_mult
+    entries = model.depth + 1 if model.last_k is None else min(model.depth, model.last_k + 1) + 1
+    live = entries + model.hyper_streams + 4 + 2 * model.ff_mult
     return 4 * windows * train.seq_len * (model.dim * live + 3 * model.vocab)
 
 
