@@ -26,7 +26,7 @@ from pipelines.stages.search import scheduler_of, trials_of
 from pipelines.stages.study import STATES, Space, StoredTrial, build_study, may_start
 from pipelines.training.probe import Measured, eval_tokens, measure
 
-# Fixed costs, from the MLflow times of sweeps on two otherwise idle cores; seconds.
+# Fixed costs in seconds, from the times in MLflow of the quickstart on two shared cores.
 COMMAND_SECONDS = 4.0
 """Imports, before the first stage and at the end."""
 CORPUS_SECONDS = 2.0
@@ -125,7 +125,8 @@ def estimate(
         fits = [one.winner.fit_config() for one in outcomes]
         training, testing = _fits(fits, table)
         notes.append(f"fit    {_range(training)}")
-        seconds += training + (testing if "evaluate" in left else 0)
+        scored = [name for name in ("evaluate", "promote") if name in left]  # each by itself
+        seconds += training + len(scored) * testing
         flops += [step_flops(one) * one.train.steps for one in fits]
     seconds += COMMAND_SECONDS + CORPUS_SECONDS
     seconds += sum(cost for name, cost in STAGE_SECONDS.items() if name in left)
