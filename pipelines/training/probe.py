@@ -128,6 +128,7 @@ def _time(config: Config, corpus: Development, folder: Path) -> Measured:
             "train.evals": stretches,
             "train.eval_tokens": windows * train.seq_len,
             "train.start_from": None,
+            "train.patience": None,
         }
     )
     with closing(loop.train(short, corpus, folder, lambda _: None)) as run:
