@@ -24,7 +24,6 @@ from tests.pipelines.commands import (
     wait_until,
 )
 
-pytestmark = pytest.mark.xdist_group("promotion")
 SWEEP = ("sweep.py", "tiny.yaml", "search.trials=1", "search.space={}", "train.tokens=4096")
 FIT = "fit.resources.workers=1"
 FIRST = (*SWEEP, FIT, "fit.tokens=16384")

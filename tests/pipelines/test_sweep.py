@@ -14,8 +14,6 @@ from pipelines.runtime.registry import Registry
 from pipelines.runtime.tracking import Store
 from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
 
-pytestmark = pytest.mark.xdist_group("sweep")
-
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, text) -> tuple[Folder, str]:
