@@ -7,9 +7,10 @@ the nearest valid name. Numbers are read as in YAML 1.2, so that 1e-3 is a numbe
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from graphlib import CycleError, TopologicalSorter
+from itertools import islice, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -237,6 +238,8 @@ Choice = bool | int | float | str | None
 
 
 DEFAULT_TRIALS = 8
+MOST_CHECKED = 1000
+"""Points of a grid that are checked before it begins."""
 MOST_EXAMPLES = 100
 """Width up to which every integer of a range is tried, and not only its ends."""
 
@@ -342,6 +345,12 @@ class SearchConfig(Section):
         """`trials`, or what null stands for."""
         points = self.grid_size if self.sampler.name == "grid" else DEFAULT_TRIALS
         return self.trials or points
+
+    @property
+    def grid_points(self) -> Iterator[dict[str, Choice]]:
+        """The points of a grid, the last key changing fastest."""
+        ranges = [dimension.grid or [] for dimension in self.space.values()]
+        return (dict(zip(self.space, values, strict=True)) for values in product(*ranges))
 
     @property
     def grid_size(self) -> int:
@@ -603,6 +612,8 @@ def validate(data: Mapping[str, Any], *, source: str, layers: Sequence[Layer] = 
     else:
         problems = [*_space_problems(config), *_search_problems(config.search)]
         if not problems:
+            problems = [*_listed_problems(config)]
+        if not problems:
             return config
     origin = blame(layers, default=source)
     lines = (f"{one_line(origin(problem))}: {one_line(problem)}" for problem in problems)
@@ -676,7 +687,8 @@ def _space_problems(config: Config) -> Iterator[str]:
         else:
             wrong = list(_condition_problems(config, key, dimension.when))
             met = {} if wrong else dimension.when
-            problems = _range_problems(config, key, dimension.examples, met)
+            points = ({**met, key: value} for value in dimension.examples)
+            problems = _point_refused(config, points)
             yield from (f"{where}: {problem}" for problem in problems)
             yield from (f"{where}.when: {problem}" for problem in wrong)
 
@@ -688,7 +700,7 @@ def _condition_problems(config: Config, key: str, when: Mapping[str, Choice]) ->
         elif other == key:
             yield "a key cannot depend on itself"
         else:
-            yield from _range_problems(config, other, [wanted], {})
+            yield from _point_refused(config, [{other: wanted}])
 
 
 def _search_problems(search: SearchConfig) -> Iterator[str]:
@@ -705,6 +717,11 @@ def _search_problems(search: SearchConfig) -> Iterator[str]:
         yield f"{name}: cmaes needs two searched keys or more, got {len(search.space)}"
     if sampler == "grid" and search.trial_count > search.grid_size:
         yield f"search.trials: expected null or at most {search.grid_size}, the points of the grid"
+    if search.scheduler.name == "median" and "train.batch_tokens" in search.space:
+        yield (
+            "search.scheduler.name: median compares trials at equal tokens: expected asha or none "
+            "where train.batch_tokens is searched"
+        )
     if search.second_objective and sampler == "cmaes":
         yield f"{name}: cmaes knows one objective: expected tpe, gp, qmc, random or grid"
     if search.second_objective and search.scheduler.name != "none":
@@ -722,6 +739,15 @@ def _search_problems(search: SearchConfig) -> Iterator[str]:
         yield from _point_problems(search.space, point, f"search.try_first.{index}")
 
 
+def _listed_problems(config: Config) -> Iterator[str]:
+    """The first point of a grid, or to be tried first, whose values do not go together."""
+    grid = config.search.sampler.name == "grid"
+    points = config.search.grid_points if grid else config.search.try_first
+    where = "search.space" if grid else "search.try_first"
+    for problem in _point_refused(config, islice(points, MOST_CHECKED)):
+        yield f"{where}: a point of it cannot be: {problem}"
+
+
 def _point_problems(
     space: Mapping[str, Dimension], point: Mapping[str, Choice], where: str
 ) -> Iterator[str]:
@@ -736,18 +762,16 @@ def _point_problems(
                 yield f"{where}.{key}: not searched with {other} = {show(point[other])}"
 
 
-def _range_problems(
-    config: Config, key: str, values: list[Choice], when: Mapping[str, Choice]
-) -> Iterator[str]:
-    """The first value that cannot stand in its place when its conditions are met, the rest of the
+def _point_refused(config: Config, points: Iterable[Mapping[str, Choice]]) -> Iterator[str]:
+    """What is wrong with the first of some points of the space that cannot be, the rest of the
     configuration being as it is."""
     # Without the lists, on which no searched key depends: they would be read again for every value.
     model = replace(config.model, attention_windows=(None,))
     parts = {"model": model, "search": SearchConfig(), "generate": GenerateConfig()}
     bare = config.model_copy(update=parts)
-    for value in values:
+    for point in points:
         try:
-            bare.replace({**when, key: value})
+            bare.replace(point)
         except ConfigError as error:
             yield str(error).splitlines()[0].removeprefix("trial: ")
             return

@@ -31,6 +31,8 @@ def download(url: str, path: Path, size: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, downloading(path.name, file.tell(), size) as show:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists():  # another process was faster
+                return
             _complete(url, file, size, show)
             file.flush()
             os.fsync(file.fileno())

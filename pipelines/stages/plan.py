@@ -8,6 +8,7 @@ import heapq
 import os
 import random
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 from pipelines.runtime.cluster import slots
 from pipelines.runtime.config import Config
 from pipelines.runtime.dag import Node, storage_path
+from pipelines.runtime.errors import ConfigError
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import clock
 from pipelines.runtime.tracking import Store
@@ -119,8 +121,8 @@ def estimate(
     else:
         chosen = (by_name["select"].outputs or {}).get("values", {})
         outcomes = [Outcome(0, 0, config.replace(chosen), 0)]
-    seconds = np.array([one.seconds for one in outcomes])
-    flops = np.array([one.flops for one in outcomes])
+    seconds = np.array([one.seconds for one in outcomes], dtype=float)
+    flops = np.array([one.flops for one in outcomes], dtype=float)
     if "fit" in left:
         fits = [one.winner.fit_config() for one in outcomes]
         training, testing = _fits(fits, table)
@@ -140,13 +142,13 @@ def _searches(
     config: Config, node: Node, available: Mapping[str, float], table: list[tuple[str, ...]]
 ) -> list[Outcome]:
     """Ways in which what is missing of the search may go; adds the timed sizes to the table."""
-    stored = _stored(config, node)
+    stored, before = _stored(config, node)
     most = min(slots(dict(available), config.resources), _left(config, stored))
     cpus = config.resources.workers * config.resources.cpus_per_worker
     prices = Prices(_sizes(config), max(1, min(most, (os.cpu_count() or 1) // cpus)))
     table += _rows("trial", prices)
     orders = max(5, min(MOST_ORDERS, SIMULATED_TRIALS // config.search.trial_count))
-    found = [simulate(config, stored, prices, most, seed) for seed in range(orders)]
+    found = [simulate(config, stored, prices, most, seed, before) for seed in range(orders)]
     return [replace(one, seconds=SEARCH_SECONDS + one.seconds) for one in found]
 
 
@@ -160,9 +162,16 @@ def _fits(fits: Sequence[Config], table: list[tuple[str, ...]]) -> tuple[Any, An
 
 
 def simulate(
-    config: Config, stored: Sequence[StoredTrial], prices: Prices, at_once: int, seed: int
+    config: Config,
+    stored: Sequence[StoredTrial],
+    prices: Prices,
+    at_once: int,
+    seed: int,
+    before: float = 0.0,
 ) -> Outcome:
     """Play what is missing of the search through: who runs when, and whom the scheduler stops.
+
+    `before` are the seconds that it has taken so far.
 
     How good a trial is, is random, and the same at each of its evaluations; with finished trials
     it does as one of them did.
@@ -187,7 +196,9 @@ def simulate(
     while True:
         while left > 0 and len(queue) < at_once:
             tokens = spent + sum(one.tokens for one in running.values())
-            if left <= search.trial_count - len(stored) and not may_start(search, tokens, now):
+            if left <= search.trial_count - len(stored) and not may_start(
+                search, tokens, before + now
+            ):
                 break
             left -= 1
             trial = study.ask()
@@ -260,18 +271,22 @@ def _left(config: Config, stored: Sequence[StoredTrial]) -> int:
     return config.search.trial_count - sum(trial.state is not None for trial in stored)
 
 
-def _stored(config: Config, node: Node) -> list[StoredTrial]:
-    """The trials of a search that was begun and is not remembered."""
+def _stored(config: Config, node: Node) -> tuple[list[StoredTrial], float]:
+    """The trials of a search that was begun and is not remembered, and its seconds so far."""
     store = Store.open(config.experiment, storage_path(config), create=False)
     if store is None or node.run is None:
-        return []
-    return trials_of(store, node.run.info.run_id, config)
+        return [], 0.0
+    seconds = store.history(node.run.info.run_id, "seconds").values()
+    return trials_of(store, node.run.info.run_id, config), max(seconds, default=0.0)
 
 
 def _sized(config: Config, values: Mapping[str, Any]) -> Config:
-    """The configuration with those of the values that change what a step costs."""
+    """The configuration with those of the values that change what a step costs; as it was if they
+    do not go together, which ends a trial at once."""
     changes = {key: value for key, value in values.items() if key.startswith(SIZE_KEYS)}
-    return config.replace(changes) if changes else config
+    with suppress(ConfigError):
+        return config.replace(changes)
+    return config
 
 
 def _sizes(config: Config) -> list[Config]:

@@ -74,6 +74,8 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     trials = stored_trials(context)
     if any(trial.state is None for trial in trials):  # by SIGUSR1, which ends Tune's loop
         raise PipelineError("search: stopped early; run the same command again to go on")
+    if not trials:
+        raise PipelineError("search: no trial began within search.max_seconds; expected more")
     failed = [t for t in trials if t.state == "failed"]
     if len(failed) == len(trials):
         reasons = "\n".join(f"  trial {t.number}: {t.reason}" for t in failed)
@@ -108,7 +110,7 @@ def _stored(store: Store, run: Run, config: Config) -> StoredTrial:
         status=run.info.status,
         state=state,
         objective=metrics.get(f"best_{metric}"),
-        second=second_value(config, values, metrics),
+        second=second_value(config, values, metrics) if state == "complete" else None,
         tokens=int(metrics.get("tokens", 0)),
         curve=_curve(store, run, metric),
         reason=tags.get("dca.reason", ""),
@@ -423,9 +425,12 @@ class _Recorder(tune.Callback):
         self._share[number] = min(1.0, result["tokens"] / self._context.config.train.tokens)
         if self._best is None or result["objective"] < self._best[0]:
             self._best = (result["objective"], number)
+        self._show()
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Keep count of the time, between evaluations too."""
         if time.monotonic() > self._told + SECONDS_BETWEEN_TELLING:
             self._tell_seconds()
-        self._show()
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any

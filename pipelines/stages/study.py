@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice
 from typing import Any
 
 import optuna
@@ -199,9 +199,7 @@ def _points(search: SearchConfig, space: Space, seed: int) -> list[dict[str, Any
     """What is to be tried whatever comes out, by trial number: kept in no study's memory, and the
     same after a resume."""
     if search.sampler.name == "grid":
-        ranges = [dimension.grid or [] for dimension in search.space.values()]
-        points = (dict(zip(search.space, values, strict=True)) for values in product(*ranges))
-        return list(points)[: search.trial_count]
+        return list(islice(search.grid_points, search.trial_count))
     if search.sampler.name != "qmc":
         return search.try_first
     sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True)
@@ -275,13 +273,14 @@ class StudySearcher(Searcher):
         self._unfinished = numbers - len(done)
         """Trials that an earlier start has begun: no budget keeps them from their end."""
         self._spent = sum(trial.tokens for trial in done)
-        self._started = time.monotonic() - seconds
+        self._seconds, self._started = seconds, math.inf
         self._ready: list[_Asked] = []
         """To be handed out: trials that crashed first, then at most one new one."""
         self._running: dict[str, _Asked] = {}
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's number and values; None: not yet, FINISHED: none follows."""
+        self._started = min(self._started, time.monotonic())  # Ray's start leaves room for a trial
         if not self._ready and self._may_ask():
             self._ready.append(self._ask())
         if not self._ready:
@@ -299,7 +298,7 @@ class StudySearcher(Searcher):
 
     def _may_ask(self) -> bool:
         tokens = self._spent + sum(asked.tokens for asked in self._running.values())
-        seconds = time.monotonic() - self._started
+        seconds = self._seconds + time.monotonic() - self._started
         return self._left > 0 and (
             self._unfinished > 0 or may_start(self._config.search, tokens, seconds)
         )

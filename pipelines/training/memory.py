@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -75,18 +76,21 @@ def largest(config: Config) -> Config:
     worst = config
     for key in condition_order(config.search.space):
         dimension = config.search.space[key]
-        ends = dimension.choice or dimension.int
-        if ends and all(worst.get(other) == wanted for other, wanted in dimension.when.items()):
-            sizes = _replaced(worst, key, ends)
-            worst = max(sizes, key=lambda one: peak_bytes(one, on_gpu=False), default=worst)
+        ends = dimension.choice or dimension.int or ()
+        reachable = all(
+            k in config.search.space or worst.get(k) == v for k, v in dimension.when.items()
+        )
+        points = [{**dimension.when, key: end} for end in ends] if reachable else []
+        sizes = [*([worst] if dimension.when else []), *_replaced(worst, points)]
+        worst = max(sizes, key=lambda one: peak_bytes(one, on_gpu=False), default=worst)
     return worst
 
 
-def _replaced(config: Config, key: str, values: Iterable[object]) -> Iterator[Config]:
-    """What the values of one key make; those that do not go with the other keys are left out."""
-    for value in values:
+def _replaced(config: Config, points: Iterable[Mapping[str, Any]]) -> Iterator[Config]:
+    """What points of the space make; those that do not go with the other keys are left out."""
+    for values in points:
         with suppress(ConfigError):
-            yield config.replace({key: value})
+            yield config.replace(values)
 
 
 def require_memory(config: Config, available: Mapping[str, float], *, trials: int = 1) -> None:
@@ -100,7 +104,8 @@ def require_memory(config: Config, available: Mapping[str, float], *, trials: in
     on_gpu = resources.gpus_per_worker > 0 and torch.cuda.is_available()
     each = peak_bytes(config, on_gpu=on_gpu)
     if on_gpu:
-        together = min(trials * resources.workers, int(1 / min(1, resources.gpus_per_worker)))
+        at_once = min(trials, slots(dict(available), resources)) * resources.workers
+        together = min(at_once, int(1 / min(1, resources.gpus_per_worker)))
         need, there = together * each, torch.cuda.get_device_properties(0).total_memory
     else:
         together = min(trials, slots(dict(available), resources)) * resources.workers

@@ -31,7 +31,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
-    fused = linear[0].device.type in FUSED
+    fused = next(model.parameters()).device.type in FUSED
     return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, fused=fused)
 
 

@@ -97,8 +97,13 @@ def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
     assert code == 0, err
     assert re.search(r"search +run +seed: 0 -> 3", out)
     assert "4 trials of 65,536 bytes" in out
-    code, out, err = swept[0].run("sweep.py", "tiny.yaml", "--dry-run")
-    assert re.search(r"fit +reuse", out)
+    assert re.search(r"^all +about \d+:\d\d \(", out, re.M)
+    code, out, err = swept[0].run("sweep.py", "tiny.yaml", "fit.tokens=65536", "--dry-run")
+    assert code == 0, err
+    assert re.search(r"select +reuse", out)
+    assert re.search(r"fit +run +fit.tokens: 131072 -> 65536", out)
+    assert re.search(r"^fit +about \d+:\d\d", out, re.M)
+    assert not re.search(r"^search +about", out, re.M)
 
 
 def test_generate_writes_from_the_champion_and_a_seed_repeats_it(swept):

@@ -7,7 +7,8 @@ from optuna.trial import TrialState
 
 from pipelines.runtime.config import Config
 from pipelines.runtime.errors import ConfigError, PipelineError
-from pipelines.stages.search import _scheduler
+from pipelines.stages import study as study_module
+from pipelines.stages.search import scheduler_of
 from pipelines.stages.study import Space, StoredTrial, StudySearcher, build_study
 
 SPACE = {
@@ -237,21 +238,21 @@ def stops(asha, number: int, *curve: tuple[int, float]) -> bool:
 def test_a_resumed_search_stops_trials_by_what_it_had_reached_before(config):
     rung = config.train.eval_steps[1] * config.train.batch_tokens
     known = [complete(n, state="pruned", curve={rung: 2.0 + n / 10}) for n in range(3)]
-    assert not stops(_scheduler(config, [], never), 9, (rung, 3.0))
-    assert stops(_scheduler(config, known, never), 9, (rung, 3.0))
-    assert not stops(_scheduler(config, known, never), 9, (rung, 1.0))
+    assert not stops(scheduler_of(config, [], never), 9, (rung, 3.0))
+    assert stops(scheduler_of(config, known, never), 9, (rung, 3.0))
+    assert not stops(scheduler_of(config, known, never), 9, (rung, 1.0))
 
 
 def test_a_trial_that_starts_again_stands_on_a_rung_once_with_its_value_there(config):
     rung = config.train.eval_steps[1] * config.train.batch_tokens
-    asha = _scheduler(config, [], never)
+    asha = scheduler_of(config, [], never)
     assert not stops(asha, 0, (rung, 3.0))
     assert stops(asha, 1, (rung, 3.5))
     assert not stops(asha, 2, (rung, 2.0))
     assert not stops(asha, 0, (rung, 3.0), (2 * rung, 1.0))
     assert asha._brackets[0]._rungs[-1][1] == {0: -3.0, 1: -3.5, 2: -2.0}
     known = [complete(0, state=None, curve={rung: 3.0}), complete(1, curve={rung: 2.0})]
-    assert not stops(_scheduler(config, known, never), 0, (rung, 3.0))
+    assert not stops(scheduler_of(config, known, never), 0, (rung, 3.0))
 
 
 def draw(searcher: StudySearcher, count: int) -> list[dict]:
@@ -362,6 +363,18 @@ def test_points_to_try_first_wait_for_a_budget_and_unfinished_trials_do_not(conf
     assert searcher.suggest("b") == "FINISHED"
 
 
+def test_the_clock_of_a_budget_starts_with_the_first_trial(config, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(study_module.time, "monotonic", lambda: now)
+    searcher, _ = searcher_of(config, **{"search.max_seconds": 10})
+    now = 100.0  # Ray has started
+    assert searcher.suggest("a")["number"] == 0
+    now = 109.0
+    assert searcher.suggest("b")["number"] == 1
+    now = 110.0
+    assert searcher.suggest("c") is None
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_median_stopping_ends_what_is_worse_than_half_of_the_completed(config, resumed):
     config = config.replace({"search.scheduler.name": "median", "search.scheduler.grace_evals": 2})
@@ -375,7 +388,7 @@ def test_median_stopping_ends_what_is_worse_than_half_of_the_completed(config, r
     for name, second in (("good", 3.6), ("bad", 3.8)):
         number = searcher.suggest(name)["number"]
         trial = SimpleNamespace(trial_id=name, config={"number": number})
-        scheduler = _scheduler(config, known, searcher.should_prune)
+        scheduler = scheduler_of(config, known, searcher.should_prune)
         early = {**result(9.0, steps[0], finished=False)}
         assert scheduler.on_trial_result(None, trial, early) == "CONTINUE"
         late = {**result(second, steps[1], finished=False)}

@@ -55,6 +55,17 @@ def test_the_largest_size_of_the_space_counts(data):
     assert worst.train.micro_batch_tokens == 256
 
 
+def test_the_largest_size_may_be_one_that_has_a_condition(data):
+    data["search"] = {
+        "space": {
+            "model.residual": {"choice": ["standard", "dca"]},
+            "model.depth": {"int": [2, 60], "when": {"model.residual": "standard"}},
+        }
+    }
+    worst = largest(validate(data, source="test"))
+    assert (worst.model.depth, worst.model.residual) == (60, "standard")
+
+
 def test_what_does_not_fit_names_the_key_that_helps(config, monkeypatch):
     require_memory(config, HERE)
     wide = config.replace({"model.dim": 1 << 16})
