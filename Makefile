@@ -16,7 +16,7 @@ sweep: install
 	$(BIN)/python pipelines/sweep.py
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults
