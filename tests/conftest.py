@@ -13,7 +13,7 @@ TALLY = pytest.StashKey[Counter]()
 """What the tests with kills at random moments have counted."""
 LONGEST = ("test_promotion.py", "test_sweep.py", "test_faults.py", "test_registry.py")
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
-os.environ["RAY_worker_niceness"] = "0"  # or its workers starve beside the other tests
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
 
 
 @pytest.fixture(scope="session")

@@ -26,6 +26,8 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen
 }
 CONNECT_SECONDS = 5
+RAYS_GPUS = ("cuda", "xpu")
+"""PyTorch's names of what Ray calls GPUs."""
 LOCAL_ENVIRONMENT = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # default 60: how late a killed Ray is noticed
     "RAY_memory_monitor_refresh_ms": "0",  # its way to end a trial ends Tune; the kernel's does not
@@ -79,7 +81,9 @@ def capacity() -> dict[str, float]:
     """The resources `join` would find, without starting Ray on this machine."""
     if os.environ.get("RAY_ADDRESS"):
         return join()
-    return {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count()}
+    found = torch.accelerator.current_accelerator(check_available=True)
+    gpus = torch.accelerator.device_count() if found and found.type in RAYS_GPUS else 0
+    return {"CPU": os.cpu_count() or 1, "GPU": gpus}
 
 
 def slots(available: dict[str, float], resources: Resources) -> int:

@@ -569,7 +569,12 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
     path = Path(files[0]) if files else QUICKSTART
     overrides = [argument for argument in arguments if "=" in argument]
     config = _changed(read(path), overrides, TRAINING if grids else [])
-    return _shrink(config) if smoke else config
+    if not smoke:
+        return config
+    try:
+        return _shrink(config)
+    except ConfigError as error:  # a space that the tiny sizes do not suit
+        raise ConfigError(str(error).replace("trial: ", "--smoke: ")) from None
 
 
 def changed(data: Mapping[str, Any], overrides: Sequence[str], *, source: str) -> Config:

@@ -3,7 +3,6 @@
 A key that is given a value is no longer searched.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -86,7 +85,7 @@ def _change(override: str, grid_keys: Collection[str]) -> Change:
         raise ConfigError(f"{where}: {grid}; text with a comma needs quotes{near}")
     if any(isinstance(value, list | dict) for value in values):
         raise ConfigError(f"{where}: expected a number, a word or null between commas")
-    if len({json.dumps(value) for value in values}) < len(values):
+    if len({(isinstance(value, bool), value) for value in values}) < len(values):  # 0 is 0.0
         raise ConfigError(f"{where}: expected each value once")
     return Change(key, {"choice": values}, is_grid=True)
 

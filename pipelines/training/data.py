@@ -205,8 +205,10 @@ class _Reading:
                     self._lengths[-1] += len(chunk)
                     yield chunk
         except OSError as error:
-            where = one_line(error.filename or self._config.path)
-            raise ConfigError(f"data.path: {where}: {error.strerror or error}") from None
+            key = ("path", "validation_path", "test_path")[max(0, len(self._lengths) - 1)]
+            name = error.filename or getattr(self._config, key) or self._config.corpus
+            reason = error.strerror or error
+            raise ConfigError(f"data.{key}: {one_line(name)}: {reason}") from None
 
     @property
     def corpus(self) -> Corpus:

@@ -274,6 +274,7 @@ def test_the_last_change_of_a_key_counts(tmp_path):
         ("model.attention_windows=[64],[8]", "expected a number, a word or null between commas"),
         ("model.depth=2,4,2", "model.depth=2,4,2: expected each value once"),
         ("train.learning_rate=1e-3,0.001", "expected each value once"),
+        ("train.weight_decay=0,0.0", "expected each value once"),
         ("model.depth=2,,4", 'model.depth: input should be a valid integer, got "2,,4"'),
         ("model.depth=2,x", "search.space.model.depth: model.depth: input should be a valid int"),
         ("model.residual=dca,standrad", "did you mean standard?"),
