@@ -53,7 +53,7 @@ class Folder:
 
     def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
         mine = self._process is not None and self._process.poll() is None
-        with turn(needs_ray(command, *arguments) and not mine) as lock:
+        with turn("" if mine else needs_ray(command, *arguments)) as lock:
             self._process = subprocess.Popen(
                 [sys.executable, str(ROOT / "pipelines" / command), *arguments],
                 cwd=self.path,
@@ -109,23 +109,26 @@ class Folder:
         return self.store().find("trial") if (self.path / "mlflow.db").exists() else []
 
 
-def needs_ray(command: str, *arguments: str) -> bool:
-    """Whether a command starts Ray, unless it is refused before."""
-    sweeps = command.endswith("sweep.py") and "--dry-run" not in arguments
-    return sweeps or any(argument.startswith("resources.workers=") for argument in arguments)
+def needs_ray(command: str, *arguments: str) -> str:
+    """Whether a command starts Ray, and if it must be the only one on this machine: its trials
+    have several workers, which Ray Train can only clean up after where it finds one Ray."""
+    several = any(argument.startswith("resources.workers=") for argument in arguments)
+    if command.endswith("sweep.py") and "--dry-run" not in arguments:
+        return "alone" if several else "beside others"
+    return "beside others" if several else ""
 
 
 @contextmanager
-def turn(wait: bool) -> Iterator[list[int]]:
-    """Wait until no test of this machine runs Ray: two local instances disturb each other.
+def turn(need: str) -> Iterator[list[int]]:
+    """Wait until Ray may be started as a command needs it.
 
-    Yields what a process that runs it must inherit: it is its turn until that process ends.
+    Yields what the command's process must inherit: it is its turn until that process ends.
     """
-    if not wait:
+    if not need:
         yield []
         return
     with LOCK.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX if need == "alone" else fcntl.LOCK_SH)
         yield [file.fileno()]
 
 
