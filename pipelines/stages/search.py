@@ -208,7 +208,7 @@ def _run_trials(
         tempfile.TemporaryDirectory() as scratch,
         closing(recorder),
     ):
-        available = join()
+        available = join(dashboard=config.resources.workers > 1)
         require(available, config.resources, "resources")
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(config)),
