@@ -28,7 +28,8 @@ from pipelines.stages.search import scheduler_of, trials_of
 from pipelines.stages.study import STATES, Space, StoredTrial, build_study, may_start
 from pipelines.training.probe import Measured, eval_tokens, measure
 
-# Fixed costs in seconds, from the times in MLflow of the quickstart on two shared cores.
+# Fixed costs in seconds, on two shared cores: TRIAL_SECONDS is measured, the others are split from
+# the MLflow times of one tiny sweep.
 COMMAND_SECONDS = 4.0
 """Imports, before the first stage and at the end."""
 CORPUS_SECONDS = 2.0
