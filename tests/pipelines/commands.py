@@ -202,11 +202,12 @@ def start_and_wait(
     """An `mlflow` command that serves, once it answers. It finds what else it runs beside it."""
     own = Path(sys.executable).parent
     environment = environment or dict(os.environ)
+    jobs = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # a dozen processes that have no work
     with (path / f"{arguments[0]}.log").open("wb") as log:
         server = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *arguments],
             cwd=path,
-            env={**environment, "PATH": f"{own}:{environment['PATH']}"},
+            env={**environment, **jobs, "PATH": f"{own}:{environment['PATH']}"},
             stdout=log,
             stderr=log,
         )
