@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test test-faults check bench bench-sweep
+.PHONY: install sweep test test-cluster test-faults check bench bench-sweep
 
 install: .venv/.installed
 
@@ -17,6 +17,9 @@ sweep: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+
+test-cluster: install
+	$(BIN)/python -m pytest -m cluster
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults

@@ -8,10 +8,13 @@ Running the same command again goes on where the last one stopped and reuses wha
 import argparse
 import sys
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.runtime.config import Config, Resources, load, to_yaml
-from pipelines.runtime.errors import Parser, run_command
+from pipelines.runtime.errors import ConfigError, Parser, run_command
+
+if TYPE_CHECKING:
+    from pipelines.runtime.cluster import Cluster  # which takes seconds: it imports torch
 
 STAGE_NAMES = [
     *("corpus", "search", "select", "fit", "evaluate"),
@@ -23,11 +26,16 @@ def main() -> None:
     """Check the input first: the libraries behind the stages take seconds to load."""
     arguments = _arguments()
     config = load(arguments.arguments, smoke=arguments.smoke, grids=True)
+    if config.resources.least < config.resources.most:
+        raise ConfigError(
+            f"resources.workers: expected one number, got {config.resources.shown}: "
+            "trials of several sizes cannot be compared; fit.resources.workers may be a range"
+        )
     if arguments.print_config:
         print(to_yaml(config), end="")
         return
     from pipelines.runtime import dag
-    from pipelines.runtime.cluster import capacity, require
+    from pipelines.runtime.cluster import require, survey
     from pipelines.stages import STAGES, corpus
     from pipelines.stages.search import earlier_trials
     from pipelines.training.device import unused_tpu
@@ -36,22 +44,22 @@ def main() -> None:
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    available = capacity()
-    require(available, config.resources, "resources")
-    require(available, config.fit.resources, "fit.resources")
+    cluster = survey(config)
+    require(cluster, config.resources, "resources")
+    require(cluster, config.fit.resources, "fit.resources")
     worst = largest(config)
-    require_memory(worst, available, trials=config.search.trial_count)
-    require_memory(worst.fit_config(), available)
+    require_memory(worst, cluster, trials=config.search.trial_count)
+    require_memory(worst.fit_config(), cluster)
     config = pin(config, searched=config.search.space, write=not arguments.dry_run)
     if config.search.warm_start:
         earlier_trials(config, corpus.look(config)["fingerprint"])
     if arguments.dry_run:
         nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
-        _print_plan(config, nodes, available)
+        _print_plan(config, nodes, cluster)
         from pipelines.stages.plan import estimate
 
         say = partial(print, flush=True)
-        print(*estimate(config, nodes, available, say), sep="\n")
+        print(*estimate(config, nodes, cluster, say), sep="\n")
     else:
         work = f"experiment {config.experiment}"
         dag.run(STAGES, config, work=work, until=arguments.until, fresh=arguments.fresh)
@@ -85,7 +93,7 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def _print_plan(config: Config, nodes: list[Any], available: dict[str, float]) -> None:
+def _print_plan(config: Config, nodes: list[Any], cluster: "Cluster") -> None:
     from pipelines.runtime.cluster import slots
 
     for node in nodes:
@@ -94,15 +102,16 @@ def _print_plan(config: Config, nodes: list[Any], available: dict[str, float]) -
     print(
         f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
         f"{search.sampler.name} and {search.scheduler.name}, each with {_show(config.resources)}, "
-        f"at most {min(slots(available, config.resources), search.trial_count)} at once"
+        f"at most {min(slots(cluster, config.resources), search.trial_count)} at once"
     )
     tokens = config.fit.tokens or train.tokens
     print(f"fit:    {tokens:,} bytes with {_show(config.fit.resources)}")
-    print(f"here:   {available.get('CPU', 0):g} CPUs, {available.get('GPU', 0):g} GPUs")
+    for node in cluster:
+        print(f"node:   {node}, room for {node.room(config.resources)} workers of trials")
 
 
 def _show(resources: Resources) -> str:
-    text = f"{resources.workers} x {resources.cpus_per_worker} CPUs"
+    text = f"{resources.shown} x {resources.cpus_per_worker} CPUs"
     gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     return text + gpus
 

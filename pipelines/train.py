@@ -34,7 +34,7 @@ def main() -> None:
         print(to_yaml(config), end="")
         return
     from pipelines.runtime import dag
-    from pipelines.runtime.cluster import capacity, require
+    from pipelines.runtime.cluster import require, survey, this_machine
     from pipelines.stages import corpus, train
     from pipelines.training.device import unused_tpu
     from pipelines.training.memory import require_memory
@@ -42,9 +42,9 @@ def main() -> None:
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    available = capacity()
-    require(available, config.resources, "resources")
-    require_memory(config, available)
+    cluster = this_machine() if config.resources.most == 1 else survey(config)
+    require(cluster, config.resources, "resources")
+    require_memory(config, cluster)
     first = corpus.STAGE
     if again:
         first = corpus.again(**again.lineage["corpus"])

@@ -53,12 +53,38 @@ class Section(BaseModel):
 class Resources(Section):
     """What one trial, or the fit, takes from the cluster."""
 
-    workers: Positive = 1
-    """Training processes; more than one train data-parallel under Ray Train."""
+    workers: Positive | tuple[Positive, Positive] = 1
+    """Training processes; more than one train data-parallel under Ray Train. [least, most], not of
+    trials: as many as there is room for, while nodes come and go."""
     cpus_per_worker: Positive = 1
     """CPU cores, and PyTorch threads, of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """GPUs of each worker; a fraction shares one between trials."""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> "Resources":
+        if self.least > self.most:
+            raise ValueError(f"workers: expected [least, most], got [{self.least}, {self.most}]")
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise ValueError(
+                f"gpus_per_worker: expected a whole number above 1, got {self.gpus_per_worker}"
+            )
+        return self
+
+    @property
+    def least(self) -> int:
+        """Workers without which there is no training."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def most(self) -> int:
+        """Workers that are used if there is room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def shown(self) -> str:
+        """The workers for people to read."""
+        return str(self.most) if self.least == self.most else f"{self.least} to {self.most}"
 
 
 def _registered(name: str) -> str:
@@ -442,11 +468,18 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _workers_share_a_batch(self) -> "Config":
-        for workers in (self.resources.workers, self.fit.resources.workers):
-            if self.train.batch_tokens % (self.train.seq_len * workers):
+        sequences = self.train.batch_tokens // self.train.seq_len
+        for resources in (self.resources, self.fit.resources):
+            least, most = resources.least, resources.most
+            if least == most and sequences % most:
                 raise ValueError(
-                    f"train.batch_tokens: expected a multiple of {workers} workers x seq_len = "
+                    f"train.batch_tokens: expected a multiple of {most} workers x seq_len = "
                     f"{self.train.seq_len}, got {self.train.batch_tokens}"
+                )
+            if sequences < most:
+                raise ValueError(
+                    f"train.batch_tokens: expected a sequence of seq_len = {self.train.seq_len} "
+                    f"for each of {most} workers or more, got {self.train.batch_tokens}"
                 )
         return self
 
@@ -784,7 +817,7 @@ def _point_refused(config: Config, points: Iterable[Mapping[str, Choice]]) -> It
 
 def _shrink(config: Config) -> Config:
     """A run of seconds through every stage, under names of its own: no real champion is touched."""
-    workers = math.lcm(config.resources.workers, config.fit.resources.workers)
+    workers = math.lcm(config.resources.most, config.fit.resources.most)
     batch = config.train.seq_len * workers * math.ceil(4 / workers)
     return config.replace(
         {

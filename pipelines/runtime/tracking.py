@@ -49,6 +49,8 @@ ROWS_PER_BATCH = 100
 """Rows of a history in one request, whole ones; a request takes at most 1,000 metrics."""
 STEP_METRIC = "train_bits_per_byte"
 """A metric that every row of a history has: its steps are the rows already stored."""
+COMMIT = "DCA_GPT_COMMIT"
+"""Names the commit where there is no .git to ask, as in a container or a Ray job."""
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 MOST_PARAMS = 100
@@ -580,7 +582,8 @@ def provenance() -> dict[str, str]:
     """Tags that say where a run's code and numbers come from, asked for once."""
     versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
     git = _git("rev-parse", "HEAD")
-    commit = {"mlflow.source.git.commit": git} if git else {}
+    named = git or os.environ.get(COMMIT)
+    commit = {"mlflow.source.git.commit": named} if named else {}
     dirty = {"git.dirty": str(bool(_git("status", "--porcelain"))).lower()} if git else {}
     return {
         "mlflow.user": getpass.getuser(),

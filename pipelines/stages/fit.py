@@ -85,7 +85,7 @@ def package(
         "parameters": config.model.parameter_count(),
         "tokens": int(history[-1]["tokens"]),
         "seconds": history[-1]["seconds"],
-        "workers": config.resources.workers,
+        "workers": config.resources.shown,
     }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from ray.tune.schedulers import TrialScheduler
 
-from pipelines.runtime.cluster import slots
+from pipelines.runtime.cluster import Cluster, slots
 from pipelines.runtime.config import Config
 from pipelines.runtime.dag import Node, storage_path
 from pipelines.runtime.errors import ConfigError
@@ -101,7 +101,7 @@ def step_flops(config: Config) -> float:
 
 
 def estimate(
-    config: Config, nodes: Sequence[Node], available: Mapping[str, float], say: Callable[[str], Any]
+    config: Config, nodes: Sequence[Node], cluster: Cluster, say: Callable[[str], Any]
 ) -> list[str]:
     """Lines that tell what is left to do and what it takes; none if nothing is.
 
@@ -117,7 +117,7 @@ def estimate(
     config = config.replace({"train.eval_tokens": min(config.train.eval_tokens or there, there)})
     table, notes = [HEADER], []
     if "search" in left:
-        outcomes = _searches(config, by_name["search"], available, table)
+        outcomes = _searches(config, by_name["search"], cluster, table)
         notes.append(f"search {_range([one.seconds for one in outcomes])}")
     else:
         chosen = (by_name["select"].outputs or {}).get("values", {})
@@ -140,12 +140,12 @@ def estimate(
 
 
 def _searches(
-    config: Config, node: Node, available: Mapping[str, float], table: list[tuple[str, ...]]
+    config: Config, node: Node, cluster: Cluster, table: list[tuple[str, ...]]
 ) -> list[Outcome]:
     """Ways in which what is missing of the search may go; adds the timed sizes to the table."""
     stored, before = _stored(config, node)
-    most = min(slots(dict(available), config.resources), _left(config, stored))
-    cpus = config.resources.workers * config.resources.cpus_per_worker
+    most = min(slots(cluster, config.resources), _left(config, stored))
+    cpus = config.resources.most * config.resources.cpus_per_worker
     prices = Prices(_sizes(config), max(1, min(most, (os.cpu_count() or 1) // cpus)))
     table += _rows("trial", prices)
     orders = max(5, min(MOST_ORDERS, SIMULATED_TRIALS // config.search.trial_count))

@@ -208,15 +208,15 @@ def _run_trials(
         tempfile.TemporaryDirectory() as scratch,
         closing(recorder),
     ):
-        available = join(dashboard=config.resources.workers > 1)
-        require(available, config.resources, "resources")
+        cluster = join(dashboard=config.resources.most > 1)
+        require(cluster, config.resources, "resources")
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(config)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler_of(config, stored, searcher.should_prune),
                 num_samples=-1,  # the searcher knows when all are done
-                max_concurrent_trials=min(slots(available, config.resources), left),
+                max_concurrent_trials=min(slots(cluster, config.resources), left),
                 reuse_actors=True,
                 trial_dirname_creator=_name,
                 trial_name_creator=_name,
@@ -238,7 +238,7 @@ def _run_trials(
 
 
 def _request(config: Config) -> tune.PlacementGroupFactory:
-    if config.resources.workers > 1:
+    if config.resources.most > 1:
         return tune.PlacementGroupFactory([HEAD_NODE])
     bundle: dict[str, float] = {"CPU": config.resources.cpus_per_worker}
     if config.resources.gpus_per_worker:
@@ -452,7 +452,7 @@ class _Recorder(tune.Callback):
         number, limit = trial.config["number"], self._context.config.failures
         silent = time.monotonic() - self._heard.pop(number, math.inf)
         reason = _reason(trial)
-        alone = self._context.config.resources.workers == 1  # else Ray Train says how it ended
+        alone = self._context.config.resources.most == 1  # else Ray Train says how it ended
         if alone and limit.timeout_seconds and silent > limit.timeout_seconds:
             reason = f"no evaluation within failures.timeout_seconds = {limit.timeout_seconds}"
         if reason.startswith(StorageError.__name__):

@@ -18,7 +18,7 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     say = context.progress.line
     describe_run(store, run_id, config, context.storage, needs["corpus"])
     with context.progress.working("training"):
-        if config.resources.workers == 1:
+        if config.resources.most == 1:
             with closing(loop.train(config, corpus, folder, say)) as run:
                 history = record(store, run_id, run, config, context.progress)
         else:

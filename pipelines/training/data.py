@@ -145,9 +145,10 @@ class Batches:
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> Bytes:
-        """Inputs and targets of step `step` (from 0) for one worker: [sequences / world, t + 1]."""
-        first = step * self._sequences + rank * self._sequences // world
-        index = np.arange(first, first + self._sequences // world)
+        """Inputs and targets of step `step` (from 0) for one worker: [about sequences / world,
+        t + 1]."""
+        first, end = (r * self._sequences // world for r in (rank, rank + 1))
+        index = step * self._sequences + np.arange(first, end)
         epochs = index // self._per_epoch
         starts = np.empty(len(index), dtype=np.int64)
         for epoch in range(epochs[0], epochs[-1] + 1):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dca import ModelConfig
-from pipelines.runtime.cluster import slots
+from pipelines.runtime.cluster import Cluster, slots
 from pipelines.runtime.config import Config, condition_order
 from pipelines.runtime.errors import ConfigError
 
@@ -93,7 +93,7 @@ def _replaced(config: Config, points: Iterable[Mapping[str, Any]]) -> Iterator[C
             yield config.replace(values)
 
 
-def require_memory(config: Config, available: Mapping[str, float], *, trials: int = 1) -> None:
+def require_memory(config: Config, cluster: Cluster, *, trials: int = 1) -> None:
     """Raise ConfigError if `trials` of this configuration cannot train at once on this machine.
 
     The memory of another cluster (RAY_ADDRESS) is not known, and not asked for.
@@ -104,11 +104,11 @@ def require_memory(config: Config, available: Mapping[str, float], *, trials: in
     on_gpu = resources.gpus_per_worker > 0 and torch.cuda.is_available()
     each = peak_bytes(config, on_gpu=on_gpu)
     if on_gpu:
-        at_once = min(trials, slots(dict(available), resources)) * resources.workers
+        at_once = min(trials, slots(cluster, resources)) * resources.most
         together = min(at_once, int(1 / min(1, resources.gpus_per_worker)))
         need, there = together * each, torch.cuda.get_device_properties(0).total_memory
     else:
-        together = min(trials, slots(dict(available), resources)) * resources.workers
+        together = min(trials, slots(cluster, resources)) * resources.most
         need, there = SHARED_BYTES + together * (each - SHARED_BYTES), machine_bytes()
     if need <= there:
         return
@@ -137,5 +137,5 @@ def _least(config: Config) -> Config:
 
 def _micro_tokens(config: Config) -> int:
     """Bytes of one forward pass of a worker."""
-    share = config.train.batch_tokens // config.resources.workers
+    share = config.train.batch_tokens // config.resources.least
     return min(share, config.train.micro_batch_tokens or share)

@@ -50,11 +50,11 @@ class Measured:
 
 
 def measure(configs: Sequence[Config], *, at_once: int) -> list[Measured]:
-    """Train each configuration, in order, in `at_once` copies of `resources.workers` processes.
+    """Train each configuration, in order, in `at_once` copies of `resources.most` processes.
 
     Raises PipelineError if a process dies, which is how running out of memory ends.
     """
-    workers = configs[0].resources.workers
+    workers = configs[0].resources.most
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(
@@ -102,13 +102,13 @@ def _work(
     os.nice(max(0, NICENESS - os.nice(0)))
     import pipelines.training.trial  # noqa: F401  # Ray and all that a worker has in memory
 
-    if resources.workers > 1:
+    if resources.most > 1:
         folder.mkdir(exist_ok=True)
         dist.init_process_group(
             "nccl" if gpus else "gloo",
             init_method=f"file://{folder}/rendezvous",
             rank=rank,
-            world_size=resources.workers,
+            world_size=resources.most,
         )
     try:
         return [_time(one, corpus, folder / str(i)) for i, one in enumerate(configs)]

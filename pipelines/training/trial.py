@@ -77,7 +77,7 @@ class Trial(tune.Trainable):
 def _launch(
     config: Config, corpus: Development, folder: Path, notes: list[str]
 ) -> Generator[list[Row]]:
-    if config.resources.workers == 1:
+    if config.resources.most == 1:
         run = loop.train(config, corpus, folder, notes.append)
         return loop.watched(run, config.failures.timeout_seconds)
     from pipelines.training.workers import train_with_workers  # 3 s that others need not pay

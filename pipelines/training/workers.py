@@ -1,6 +1,7 @@
 """Ray Train: the training loop in several processes, seen from outside as one iterator."""
 
 import asyncio
+import os
 import tempfile
 import uuid
 from collections.abc import Callable, Generator
@@ -8,11 +9,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 import ray.train
 import torch
 import torch.distributed as dist
-from ray.train.torch import TorchTrainer
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.runtime.config import Config
@@ -25,6 +28,8 @@ from pipelines.training.loop import Diverged, train, watched
 Post = list[Row] | str | Diverged
 """What rank 0 has to tell: rows, something a person should know, or that it diverged."""
 POLL_SECONDS = 0.2
+RESIZE_SECONDS = 60
+"""Between two looks for room for more workers, where there may be more."""
 CONTROLLER_FAILURES = 3
 """A request the cluster cannot fulfil fails after this many tries instead of waiting for ever."""
 
@@ -35,7 +40,8 @@ def train_with_workers(
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
     Yields what rank 0 yields; after one has died or hung, all start again from the last checkpoint,
-    as often as `config.failures` allows. Closing the iterator stops the workers at their next
+    as often as `config.failures` allows. With a range of workers they also do when there is room
+    for more. Closing the iterator stops the workers at their next
     evaluation and waits for them, so that their resources are free again. Rows travel through an
     actor rather than through `ray.train.report`, which hands over one report per health check
     (2 s). Raises PipelineError, or Diverged, when the training failed for good.
@@ -126,8 +132,10 @@ def _trainer(
             "folder": folder,
             "mailbox": mailbox,
         },
+        torch_config=_Torch(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=per_worker,
         ),
@@ -139,6 +147,30 @@ def _trainer(
             ),
         ),
     )
+
+
+class _Torch(TorchConfig):
+    """PyTorch's process group, which finds its way between nodes."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray Train starts."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_use_own_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_own_interface() -> None:
+    """Have gloo talk over the interface of the node's address: the host's name may stand for a
+    loopback address, where other machines find nobody (ray-project/ray#37461)."""
+    own = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
 
 
 def _work(task: dict[str, Any]) -> None:

@@ -64,7 +64,7 @@ def test_the_best_complete_trial_is_marked_and_trained_by_two_workers(swept):
     assert search.data.tags["dca.best_run"] == best.info.run_id
     assert fit.data.params["train.learning_rate"] == best.data.params["train.learning_rate"]
     assert fit.data.params["train.tokens"] == "131072"
-    assert json.loads(fit.data.tags["dca.outputs"])["workers"] == 2
+    assert json.loads(fit.data.tags["dca.outputs"])["workers"] == "2"
 
 
 def test_the_screen_shows_the_result_the_baselines_and_what_to_run_next(swept):
