@@ -28,6 +28,7 @@ def main() -> None:
         return
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import capacity, require
+    from pipelines.runtime.storage import Storage
     from pipelines.stages import STAGES, corpus
     from pipelines.stages.search import earlier_trials
     from pipelines.training.device import unused_tpu
@@ -42,6 +43,8 @@ def main() -> None:
     worst = largest(config)
     require_memory(worst, available, trials=config.search.trial_count)
     require_memory(worst.fit_config(), available)
+    if not arguments.dry_run:
+        Storage.of(config.storage).probe()
     config = pin(config, searched=config.search.space, write=not arguments.dry_run)
     if config.search.warm_start:
         earlier_trials(config, corpus.look(config)["fingerprint"])
