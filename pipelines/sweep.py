@@ -36,6 +36,7 @@ def main() -> None:
         return
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import require, survey
+    from pipelines.runtime.storage import Storage
     from pipelines.stages import STAGES, corpus
     from pipelines.stages.search import earlier_trials
     from pipelines.training.device import unused_tpu
@@ -50,6 +51,8 @@ def main() -> None:
     worst = largest(config)
     require_memory(worst, cluster, trials=config.search.trial_count)
     require_memory(worst.fit_config(), cluster)
+    if not arguments.dry_run:
+        Storage.of(config.storage).probe()
     config = pin(config, searched=config.search.space, write=not arguments.dry_run)
     if config.search.warm_start:
         earlier_trials(config, corpus.look(config)["fingerprint"])

@@ -35,6 +35,7 @@ def main() -> None:
         return
     from pipelines.runtime import dag
     from pipelines.runtime.cluster import require, survey, this_machine
+    from pipelines.runtime.storage import Storage
     from pipelines.stages import corpus, train
     from pipelines.training.device import unused_tpu
     from pipelines.training.memory import require_memory
@@ -45,6 +46,7 @@ def main() -> None:
     cluster = this_machine() if config.resources.most == 1 else survey(config)
     require(cluster, config.resources, "resources")
     require_memory(config, cluster)
+    Storage.of(config.storage).probe()
     first = corpus.STAGE
     if again:
         first = corpus.again(**again.lineage["corpus"])

@@ -30,6 +30,7 @@ from pipelines.runtime.corpora import CORPORA
 from pipelines.runtime.errors import ConfigError, Parser, nearest, one_line, run_command, show
 from pipelines.runtime.overrides import apply_changes, put, read_changes
 from pipelines.runtime.plain_yaml import dump, flatten
+from pipelines.runtime.storage import check
 
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
@@ -140,10 +141,19 @@ class DataConfig(Section):
         return self
 
 
+def _place(text: str) -> str:
+    check(text)
+    return text
+
+
+Place = Annotated[str, AfterValidator(_place)]
+"""A path, or a URI without secrets."""
+
+
 class TrainConfig(Section):
     """One training run."""
 
-    start_from: str | None = None
+    start_from: Place | None = None
     """Trained model to start from: a models:/ URI (better a version than an alias, which moves) or
     a folder. A `standard` one starts any residual kind, with the same function at first."""
     tokens: Positive = 400_000
@@ -451,10 +461,12 @@ class Config(Section):
     """Name; also the MLflow experiment's."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Of the weights, the order of the data and the sampler."""
-    storage: Annotated[str, Field(min_length=1)] = "runs"
-    """Folder for the corpus, checkpoints and artifacts."""
+    storage: Annotated[Place, Field(min_length=1)] = "runs"
+    """For the corpus, checkpoints and artifacts: a folder, or what every node sees, as
+    s3://bucket/folder, gs://bucket/folder or file:///mnt/folder (see Storage)."""
     tensorboard: bool = False
-    """Whether to write what goes to MLflow as TensorBoard events too, below storage."""
+    """Whether to write what goes to MLflow as TensorBoard events too, below storage, which is then
+    a folder."""
     resources: Resources = Resources()
     """Of one trial."""
     data: DataConfig = DataConfig()
@@ -484,9 +496,9 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def _storage_is_a_folder(self) -> "Config":
-        if "://" in self.storage:
-            raise ValueError(f"storage: expected a folder, got the URI {self.storage}")
+    def _events_are_appended(self) -> "Config":
+        if self.tensorboard and "://" in self.storage:
+            raise ValueError("tensorboard: expected storage to be a folder: events are appended")
         return self
 
     @model_validator(mode="after")

@@ -19,10 +19,11 @@ from pipelines.runtime.cluster import leave
 from pipelines.runtime.config import Config
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import Progress
+from pipelines.runtime.storage import Folder, Storage, exists
 from pipelines.runtime.tracking import Run, Store, alone, model_exists
 
 Outputs = dict[str, Any]
-"""Small JSON; worth nothing without the paths in `files` and the logged model at `model_uri`."""
+"""Small JSON; worth nothing without the paths or URIs in `files` and the model at `model_uri`."""
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,7 +33,7 @@ class Context:
     """What a stage may use besides its needs."""
 
     config: Config
-    storage: Path
+    storage: Folder
     store: Store
     progress: Progress
     pipeline_run: str
@@ -153,9 +154,9 @@ def _run(
     return {name: node.outputs or {} for name, node in done.items()}
 
 
-def storage_path(config: Config) -> Path:
-    """The storage folder, absolute: Ray's processes work elsewhere."""
-    return Path(config.storage).absolute()
+def storage_path(config: Config) -> Folder:
+    """The storage folder, for any process on any node that sees it."""
+    return Storage.of(config.storage).folder
 
 
 def digest(value: Any) -> str:
@@ -259,7 +260,7 @@ def _digest_sources(sources: Sequence[str]) -> str:
 def _missing(outputs: Outputs) -> str | None:
     """The first artifact a result refers to that no longer exists."""
     for path in outputs.get("files", []):
-        if not Path(path).exists():
+        if not exists(path):
             return str(path)
     model = outputs.get("model_uri")
     return None if model is None or model_exists(model) else str(model)

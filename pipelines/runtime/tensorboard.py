@@ -8,6 +8,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
+from pipelines.runtime.config import Config
 from pipelines.runtime.errors import StorageError
 
 
@@ -56,6 +57,13 @@ class EventFiles:
         """Close every file."""
         for run in list(self._files):
             self.end(run)
+
+
+def events_of(config: Config) -> EventFiles | None:
+    """The event files of an experiment if it wants any; its storage is then no URI."""
+    if not config.tensorboard:
+        return None
+    return EventFiles(Path(config.storage).absolute(), config.experiment)
 
 
 def _event(row: Mapping[str, float]) -> Event:

@@ -37,6 +37,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.plain_yaml import flatten
+from pipelines.runtime.storage import File, Folder, size_of, uri_of
 
 if TYPE_CHECKING:
     from pipelines.runtime.tensorboard import EventFiles  # which takes seconds: it imports torch
@@ -219,16 +220,24 @@ class Store:
     experiment_id: str
 
     @staticmethod
-    def open(experiment: str, storage: Path, *, create: bool = True) -> "Store | None":
-        """Connect and find or create the experiment; None if it is not there and not to be made."""
+    def open(experiment: str, storage: Folder, *, create: bool = True) -> "Store | None":
+        """Connect and find or create the experiment; None if it is not there and not to be made.
+
+        With a database the artifacts lie in storage, or, if that is a URI, beside the database:
+        MLflow would need clients of its own to reach it.
+        """
         uri = tracking_uri()
         local = uri.startswith("sqlite:///")
         if not create and local and not Path(uri.removeprefix("sqlite:///")).exists():
             return None
         check(uri)
-        if create:
-            _make_folder(storage)
-        location = (storage / "artifacts").as_uri() if local else None
+        if isinstance(storage, Path):
+            artifacts = storage / "artifacts"
+            if create:
+                _make_folder(storage)
+        else:
+            artifacts = Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts")
+        location = artifacts.as_uri() if local else None
         with _lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
@@ -340,10 +349,10 @@ class Store:
             self.tag(run_id, {"dca.reason": reason})
             self.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
-    def log_corpus(self, run_id: str, name: str, digest: str, path: Path, context: str) -> None:
+    def log_corpus(self, run_id: str, name: str, digest: str, file: File, context: str) -> None:
         """Record the bytes a run read as an MLflow dataset."""
-        source = json.dumps({"uri": path.as_uri()})
-        profile = json.dumps({"bytes": path.stat().st_size})
+        source = json.dumps({"uri": uri_of(file)})
+        profile = json.dumps({"bytes": size_of(file)})
         dataset = Dataset(name, digest, "local", source, profile=profile)
         tags = [InputTag("mlflow.data.context", context)]
         self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])

@@ -9,7 +9,8 @@ from pathlib import Path
 from pipelines.runtime.config import Config
 from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import ConfigError
-from pipelines.training.data import Corpus, measure, prepare, split_paths
+from pipelines.runtime.storage import File, borrowed, size_of
+from pipelines.training.data import Corpus, kept, measure, prepare, sealed_test
 
 _measured = cache(measure)  # one command reads a corpus through once
 
@@ -36,10 +37,10 @@ def again(name: str, fingerprint: str) -> Stage:
         return known(context.config)
 
     def known(config: Config) -> Outputs:
-        paths = _kept(config, fingerprint)
+        files = _kept(config, fingerprint)
         sizes = (
-            {split: path.stat().st_size for split, path in paths.items()}
-            if paths
+            {split: size_of(file) for split, file in files.items()}
+            if files
             else _same(config, fingerprint).sizes
         )
         return {"name": name, "fingerprint": fingerprint, "bytes": sizes}
@@ -53,18 +54,19 @@ def test_bytes(config: Config, fingerprint: str) -> Iterator[Path]:
 
     Raises ConfigError if it is not in storage and `data` has other bytes today.
     """
-    if kept := _kept(config, fingerprint):
-        yield kept["test"]
+    if files := _kept(config, fingerprint):
+        with borrowed(files["test"]) as path:
+            yield path
         return
     found = _same(config, fingerprint)
     with tempfile.TemporaryDirectory() as scratch:
         prepare(config.data, found, Path(scratch))
-        yield split_paths(Path(scratch), fingerprint)["test"]
+        with borrowed(sealed_test(Path(scratch), fingerprint)) as path:
+            yield path
 
 
-def _kept(config: Config, fingerprint: str) -> dict[str, Path] | None:
-    paths = split_paths(storage_path(config), fingerprint)
-    return paths if all(path.exists() for path in paths.values()) else None
+def _kept(config: Config, fingerprint: str) -> dict[str, File] | None:
+    return kept(storage_path(config), fingerprint)
 
 
 def _same(config: Config, fingerprint: str) -> Corpus:

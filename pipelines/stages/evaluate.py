@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.score import FILE, score
+from pipelines.runtime.storage import borrowed
 from pipelines.runtime.tracking import keep_with_model
 from pipelines.training.data import sealed_test
 from pipelines.training.evaluation import compressors
@@ -13,11 +14,11 @@ from pipelines.training.evaluation import compressors
 def evaluate(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Bits per byte of the packaged model, read back from the store, and of the baselines."""
     fingerprint = needs["corpus"]["fingerprint"]
-    path = sealed_test(context.storage, fingerprint)
+    file = sealed_test(context.storage, fingerprint)
     digest, name = fingerprint, needs["corpus"]["name"]
-    context.store.log_corpus(context.run_id, name, digest, path, "test")
+    context.store.log_corpus(context.run_id, name, digest, file, "test")
     model_id = needs["fit"]["model_uri"].removeprefix("models:/")
-    with context.progress.working("evaluate: the test split"):
+    with context.progress.working("evaluate: the test split"), borrowed(file) as path:
         found = score(model_id, path)
         baselines = compressors(path)
     keep_with_model(model_id, FILE.format(fingerprint), asdict(found))

@@ -2,20 +2,20 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from pathlib import Path
 
 from torch import Tensor
 
 from pipelines.runtime.cluster import join, require
 from pipelines.runtime.config import Config, run_params
-from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
+from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.package import log_package
 from pipelines.runtime.progress import Progress, clock
-from pipelines.runtime.tensorboard import EventFiles
+from pipelines.runtime.storage import Folder
+from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Store, Writer
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import Row
+from pipelines.training.checkpoint import Damaged, Row, step_of
 from pipelines.training.data import development
 from pipelines.training.loop import best_row, finished
 
@@ -36,19 +36,20 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     return package(context, config, needs["corpus"], folder, history)
 
 
-def describe_run(store: Store, run_id: str, config: Config, storage: Path, corpus: Outputs) -> None:
+def describe_run(
+    store: Store, run_id: str, config: Config, storage: Folder, corpus: Outputs
+) -> None:
     """A training run's parameters and the text it reads, in MLflow."""
     store.log_params(run_id, run_params(config))
-    paths = development(storage, corpus["fingerprint"])
-    store.log_corpus(run_id, corpus["name"], corpus["fingerprint"], paths.train, "training")
+    files = development(storage, corpus["fingerprint"])
+    store.log_corpus(run_id, corpus["name"], corpus["fingerprint"], files.train, "training")
 
 
 def record(
     store: Store, run_id: str, run: Iterator[list[Row]], config: Config, progress: Progress
 ) -> list[Row]:
     """Drive a training run to its end, writing its rows to MLflow; returns its whole history."""
-    events = EventFiles(storage_path(config), config.experiment) if config.tensorboard else None
-    writer = Writer(store, events)
+    writer = Writer(store, events_of(config))
     history: dict[int, Row] = {}
     try:
         for rows in run:
@@ -70,7 +71,7 @@ def record(
 
 
 def package(
-    context: Context, config: Config, corpus: Outputs, folder: Path, history: list[Row]
+    context: Context, config: Config, corpus: Outputs, folder: Folder, history: list[Row]
 ) -> Outputs:
     """Log the best checkpoint as a pyfunc model; returns the run's result."""
     run_id, metric = context.run_id, config.train.best_metric
@@ -90,18 +91,19 @@ def package(
 
 
 def _best(
-    folder: Path, history: list[Row], metric: str, say: Callable[[str], None]
+    folder: Folder, history: list[Row], metric: str, say: Callable[[str], None]
 ) -> tuple[Row, dict[str, Tensor]]:
     """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is."""
-    kept = {int(path.name) for path in checkpoint.checkpoints(folder)}
-    left = [row for row in history if row["step"] in kept]
-    while any("val_bits_per_byte" in row for row in left):
-        best = best_row(left, metric)
+    evaluated = {row["step"]: row for row in history if "val_bits_per_byte" in row}
+    left = [path for path in checkpoint.checkpoints(folder) if step_of(path) in evaluated]
+    while left:
+        best = best_row([evaluated[step_of(path)] for path in left], metric)
+        path = next(path for path in left if step_of(path) == best["step"])
         try:
-            return best, checkpoint.read_weights(checkpoint.path_of(folder, int(best["step"])))
-        except PipelineError as error:
+            return best, checkpoint.read_weights(path)
+        except Damaged as error:
             say(f"{error}; using the next best")
-            left.remove(best)
+            left.remove(path)
     raise PipelineError(f"{folder}: no checkpoint is sound; --fresh trains again")
 
 

@@ -16,6 +16,7 @@ from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.package import Damaged
 from pipelines.runtime.registry import Overtaken, Registry, Standing
 from pipelines.runtime.score import FILE, Score, block_edges, score
+from pipelines.runtime.storage import borrowed
 from pipelines.runtime.tracking import alone, provenance
 from pipelines.training.data import sealed_test
 
@@ -260,8 +261,8 @@ def promote(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     ):
         text = _decided(registry, version, context.config.promote, fingerprint)
         if text is None:
-            test = sealed_test(context.storage, fingerprint)
-            text = decide(registry, version, context.config.promote, test, fingerprint).text
+            with borrowed(sealed_test(context.storage, fingerprint)) as test:
+                text = decide(registry, version, context.config.promote, test, fingerprint).text
         champion = registry.standing().champion
     return {"model": registry.name, "champion": champion, "decision": text}
 

@@ -7,7 +7,6 @@ starts; a search that was killed is rebuilt from these runs and goes on with wha
 import json
 import math
 import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +28,8 @@ from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError, StorageError
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import clock
-from pipelines.runtime.tensorboard import EventFiles
+from pipelines.runtime.storage import Folder, remove
+from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Run, Store, Writer, plain
 from pipelines.stages.study import (
     STATES,
@@ -80,7 +80,7 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     if len(failed) == len(trials):
         reasons = "\n".join(f"  trial {t.number}: {t.reason}" for t in failed)
         raise PipelineError(f"search: every trial failed; --fresh tries again\n{reasons}")
-    shutil.rmtree(_folder(context), ignore_errors=True)
+    remove(_folder(context))
     counts = {state: sum(trial.state == state for trial in trials) for state in STATES}
     context.store.log_metrics(
         context.run_id, {"tokens": sum(trial.tokens for trial in trials), **counts}
@@ -126,7 +126,7 @@ def _curve(store: Store, run: Run, metric: str) -> dict[int, float]:
     return {batch_tokens * step: value for step, value in zip(evaluated, best, strict=True)}
 
 
-def _folder(context: Context) -> Path:
+def _folder(context: Context) -> Folder:
     """Where the trials' checkpoints lie."""
     return context.storage / "trials" / context.run_id
 
@@ -337,9 +337,7 @@ class _Recorder(tune.Callback):
         """`seconds` of the search have passed before."""
         self._context, self._space = context, space
         self._stored = {trial.number: trial.run_id for trial in stored}
-        storage, config = context.storage, context.config
-        events = EventFiles(storage, config.experiment) if config.tensorboard else None
-        self._writer = Writer(context.store, events)
+        self._writer = Writer(context.store, events_of(context.config))
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended."""
         self._counts = {s: sum(t.state == s for t in stored) for s in STATES}
@@ -481,7 +479,8 @@ class _Recorder(tune.Callback):
             summary = {"step": last["step"], "time": last["time"], metric: result["objective"]}
             outcome = f"{last['step']} steps, best {result['objective']:.4f} bits per byte"
         self._writer.finish(run_id, STATUSES[state], tags, summary)
-        self._writer.then(partial(_remove, trial_folder(_folder(self._context), number)), run_id)
+        # A trial's checkpoints serve its resumption; its end and its history are in MLflow.
+        self._writer.then(partial(remove, trial_folder(_folder(self._context), number)), run_id)
         self._share.pop(number, None)
         self._counts[state] += 1
         values = ", ".join(f"{k}={_short(v)}" for k, v in trial.config["values"].items())
@@ -502,11 +501,6 @@ class _Recorder(tune.Callback):
             rate = (now - self._first) / (time.monotonic() - self._started)
             text += f", about {clock((total - now) / rate)} left"
         self._context.progress.live(text)
-
-
-def _remove(folder: Path) -> None:
-    """A trial's checkpoints serve its resumption; its end and its history are in MLflow."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _reason(trial: TuneTrial) -> str:

@@ -3,14 +3,16 @@
 A checkpoint is a folder named after its step with `tensors.safetensors` (weights, their average
 if one is kept, and optimizer state), `state.json` (step, metric history, best step so far) and the
 digests of both, as sha256sum writes them. The batches are a function of the seed and the step, so
-the step is also the data cursor.
+the step is also the data cursor. In shared storage the name tells the writer too, so that no two
+write under one name, and a folder is a checkpoint once it has digests.
 """
 
-import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.runtime.errors import PipelineError, StorageError
+from pipelines.runtime.storage import DIGESTS, Folder, Shared, digest
 
 KEEP_LATEST = 2
 """Newest checkpoints kept: one to resume from and the one before it, should that be damaged."""
 
 FILES = ("state.json", "tensors.safetensors")
-DIGESTS = "SHA256SUMS"
 
 Row = dict[str, float]
 """One row of a run's history: `step` and metrics."""
+
+
+class Damaged(PipelineError):
+    """A checkpoint is not as it was written; the one before it may be."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Snapshot:
 
 
 def save(
-    folder: Path,
+    folder: Folder,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     snapshot: Snapshot,
@@ -54,23 +60,47 @@ def save(
 ) -> None:
     """Write `folder/<step>`, then drop what is neither among the newest nor the best.
 
-    The caller holds the folder's lock. Raises StorageError if the disk does not take it; what was
-    there before is then still there.
+    The caller holds the folder's lock, or has claimed it. Raises StorageError if the storage does
+    not take it, PipelineError if another process has claimed the folder since; what was there
+    before is then still there.
     """
+    tensors = _tensors(model, optimizer, average)
+    if isinstance(folder, Path):
+        _save_here(folder, tensors, snapshot)
+        _prune(folder, snapshot)
+    else:
+        _save_shared(folder, tensors, snapshot)
+        _prune_shared(folder, snapshot)
+
+
+def _save_here(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
     target = path_of(folder, snapshot.step)
     temporary = folder / f".{target.name}"
     try:
         for unfinished in folder.glob(".[0-9]*"):
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
-        _write(temporary, _tensors(model, optimizer, average), snapshot)
+        _write(temporary, tensors, snapshot)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
         _sync(folder)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
-    _prune(folder, snapshot)
+
+
+def _save_shared(folder: Shared, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+    target = folder / f"{snapshot.step:08d}-{folder.owner}"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            _write(Path(scratch), tensors, snapshot)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{scratch}: cannot be written: {error}") from error
+        target.put(Path(scratch), *FILES)
+        folder.require_owner()
+        target.put(Path(scratch), DIGESTS)
 
 
 def _tensors(
@@ -88,12 +118,10 @@ def _write(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(vars(snapshot)))
     (folder / DIGESTS).write_text(_digests(folder))
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
 
 
 def resume(
-    folder: Path,
+    folder: Folder,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     config: str,
@@ -104,13 +132,13 @@ def resume(
 ) -> Snapshot | None:
     """Load the newest sound checkpoint, or that of a step, into model, optimizer and average.
 
-    Tells `say` which ones it passed over, and why. Returns None if none is left.
+    Tells `say` which ones it passed over, and why. Returns None if none is left. Raises
+    StorageError if shared storage cannot be read: what is there may be sound.
     """
-    paths = list(reversed(checkpoints(folder))) if step is None else [path_of(folder, step)]
-    for path in paths:
+    for path in reversed(checkpoints(folder)) if step is None else _of_step(folder, step):
         try:
             snapshot, tensors = _read(path)
-        except PipelineError as error:
+        except Damaged as error:
             say(f"{error}; using the one before it")
             continue
         if snapshot.config != config:
@@ -129,10 +157,10 @@ def resume(
     return None
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Folder) -> dict[str, Tensor]:
     """The weights that were evaluated: their average if one is kept, else the model's.
 
-    Raises PipelineError if the checkpoint is damaged.
+    Raises Damaged if the checkpoint is, StorageError if shared storage cannot be read.
     """
     tensors = _read(path)[1]
     return _under(tensors, "average.") or _under(tensors, "model.")
@@ -143,19 +171,49 @@ def path_of(folder: Path, step: int) -> Path:
     return folder / f"{step:08d}"
 
 
-def checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints, oldest first; a folder has its name only once it is complete."""
-    return sorted(folder.glob("[0-9]*"))
+def step_of(path: Folder) -> int:
+    """The step of a checkpoint."""
+    return int(path.name[:8])
 
 
-def _read(path: Path) -> tuple[Snapshot, dict[str, Tensor]]:
+def checkpoints(folder: Folder) -> Sequence[Folder]:
+    """Checkpoints, oldest first; a folder has its name, or its digests, once it is complete."""
+    if isinstance(folder, Path):
+        return sorted(folder.glob("[0-9]*"))
+    return [folder / name for name in _complete(folder.files())]
+
+
+def _complete(files: Iterable[str]) -> list[str]:
+    """The names of the checkpoints that some files in shared storage make, oldest first."""
+    paths = [file.split("/") for file in files]
+    return sorted(path[0] for path in paths if path[0][0].isdigit() and path[1:] == [DIGESTS])
+
+
+def _of_step(folder: Folder, step: int) -> Sequence[Folder]:
+    """Where the checkpoint of a step is looked for; two writers may each have left one."""
+    if isinstance(folder, Path):
+        return [path_of(folder, step)]
+    return [path for path in checkpoints(folder) if step_of(path) == step]
+
+
+def _read(path: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
+    if isinstance(path, Path):
+        return _read_here(path, path)
+    with tempfile.TemporaryDirectory() as scratch:
+        with suppress(FileNotFoundError):  # it is missed below
+            path.get(Path(scratch), DIGESTS, *FILES)
+        return _read_here(Path(scratch), path)
+
+
+def _read_here(path: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
+    """Read a checkpoint or its copy; errors name where it came from."""
     try:
         if (path / DIGESTS).read_text() != _digests(path):
-            raise PipelineError(f"{path}: damaged checkpoint: a digest does not match")
+            raise Damaged(f"{name}: damaged checkpoint: a digest does not match")
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         return Snapshot(**state), load_file(path / "tensors.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise PipelineError(f"{path}: damaged checkpoint: {error}") from error
+        raise Damaged(f"{name}: damaged checkpoint: {error}") from error
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -163,11 +221,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _digests(folder: Path) -> str:
-    lines = []
-    for name in FILES:
-        with (folder / name).open("rb") as file:
-            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name}\n")
-    return "".join(lines)
+    return "".join(f"{digest(folder / name)}  {name}\n" for name in FILES)
 
 
 def _sync(path: Path) -> None:
@@ -185,3 +239,19 @@ def _prune(folder: Path, snapshot: Snapshot) -> None:
     for step in steps:
         if step not in (*latest, snapshot.best_step):
             shutil.rmtree(path_of(folder, step))
+
+
+def _prune_shared(folder: Shared, snapshot: Snapshot) -> None:
+    """The same, and remove what others, or an earlier start, have left unfinished.
+
+    What is removed was there while the folder was ours: never the work of a later owner.
+    """
+    files = folder.files()
+    folder.require_owner()
+    complete = sorted(_complete(files), key=lambda name: name.endswith(folder.owner))
+    by_step = {int(name[:8]): name for name in complete}  # ours rather than another's
+    latest = sorted(step for step in by_step if step <= snapshot.step)[-KEEP_LATEST:]
+    kept = {by_step[step] for step in (*latest, snapshot.best_step) if step in by_step}
+    for name in {file.partition("/")[0] for file in files} - kept:
+        if name[0].isdigit():
+            (folder / name).remove()

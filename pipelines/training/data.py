@@ -1,7 +1,8 @@
 """Text as bytes: where it comes from, how it is split and kept, how batches are drawn from it.
 
-A corpus lies in storage under its fingerprint, in three files that are memory-mapped. The test
-split lies apart: nothing that training or the search receives is a handle to it.
+A corpus lies in storage under its fingerprint, in three files that are memory-mapped; from shared
+storage each node takes a copy. The test split lies apart: nothing that training or the search
+receives is a handle to it.
 """
 
 import hashlib
@@ -17,7 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines.runtime.config import DataConfig
 from pipelines.runtime.corpora import CORPORA, find_files, read_files
-from pipelines.runtime.errors import ConfigError, one_line
+from pipelines.runtime.errors import ConfigError, PipelineError, one_line
+from pipelines.runtime.storage import File, Folder, file_at, here, put_file, size_of
 
 Bytes = NDArray[np.uint8]
 HELD_OUT = 0.05
@@ -48,10 +50,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Development:
-    """The files that training and the search may read."""
+    """The files that training and the search may read, for any node."""
 
-    train: Path
-    validation: Path
+    train: File
+    validation: File
 
 
 def measure(config: DataConfig, *, seq_len: int) -> Corpus:
@@ -84,20 +86,30 @@ def _require_windows(config: DataConfig, corpus: Corpus, seq_len: int) -> None:
             )
 
 
-def prepare(config: DataConfig, corpus: Corpus, storage: Path) -> None:
+def prepare(config: DataConfig, corpus: Corpus, storage: Folder) -> None:
     """Write the splits of a measured corpus into storage, unless they are there.
 
     Raises ConfigError, and keeps nothing, if the text is another one by now.
     """
-    paths = split_paths(storage, corpus.fingerprint)
-    sizes = corpus.sizes
-    if all(path.exists() and path.stat().st_size == sizes[split] for split, path in paths.items()):
+    found = kept(storage, corpus.fingerprint)
+    if found and all(size_of(file) == corpus.sizes[split] for split, file in found.items()):
         return
+    if isinstance(storage, Path):
+        _prepare_here(config, corpus, storage)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        _prepare_here(config, corpus, Path(scratch))
+        for name in _names(corpus.fingerprint).values():
+            put_file(Path(scratch) / name, storage / name)
+
+
+def _prepare_here(config: DataConfig, corpus: Corpus, storage: Path) -> None:
+    paths = {split: storage / name for split, name in _names(corpus.fingerprint).items()}
     (storage / "corpora").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=storage / "corpora") as scratch:
         reading = _Reading(config)
         chunks = _Chunks(iter(reading))
-        for split, size in sizes.items():
+        for split, size in corpus.sizes.items():
             _write(Path(scratch) / split, chunks, size)
         if chunks.take(1) or reading.corpus != corpus:
             raise ConfigError(
@@ -108,27 +120,44 @@ def prepare(config: DataConfig, corpus: Corpus, storage: Path) -> None:
             (Path(scratch) / split).replace(path)
 
 
-def development(storage: Path, fingerprint: str) -> Development:
-    """Where the train and validation splits of a prepared corpus lie."""
-    folder = storage / "corpora" / fingerprint
-    return Development(folder / "train.bin", folder / "validation.bin")
+def development(storage: Folder, fingerprint: str) -> Development:
+    """The train and validation splits of a prepared corpus."""
+    names = _names(fingerprint)
+    return Development(_file(storage / names["train"]), _file(storage / names["validation"]))
 
 
-def sealed_test(storage: Path, fingerprint: str) -> Path:
-    """Where the test split lies: for the evaluation of a finished candidate and nothing else."""
-    return storage / "corpora" / "sealed" / f"{fingerprint}.bin"
+def sealed_test(storage: Folder, fingerprint: str) -> File:
+    """The test split: for the evaluation of a finished candidate and nothing else."""
+    return _file(storage / _names(fingerprint)["test"])
 
 
-def split_paths(storage: Path, fingerprint: str) -> dict[str, Path]:
-    """Where each split lies, in the order of the text."""
-    splits = development(storage, fingerprint)
-    test = sealed_test(storage, fingerprint)
-    return {"train": splits.train, "validation": splits.validation, "test": test}
+def kept(storage: Folder, fingerprint: str) -> dict[str, File] | None:
+    """The splits of a corpus in the order of the text; None unless all are in storage."""
+    found = {split: file_at(storage / name) for split, name in _names(fingerprint).items()}
+    files = {split: file for split, file in found.items() if file is not None}
+    return files if len(files) == len(found) else None
 
 
-def open_bytes(path: Path) -> Bytes:
-    """A split as a read-only memory map."""
-    return np.memmap(path, dtype=np.uint8, mode="r")
+def _file(place: Folder) -> File:
+    """What is read where it lies need not be there yet."""
+    file = place if isinstance(place, Path) else file_at(place)
+    if file is None:
+        raise PipelineError(f"{place}: is gone; run the same command again")
+    return file
+
+
+def _names(fingerprint: str) -> dict[str, str]:
+    """Where each split lies in storage, in the order of the text."""
+    return {
+        "train": f"corpora/{fingerprint}/train.bin",
+        "validation": f"corpora/{fingerprint}/validation.bin",
+        "test": f"corpora/sealed/{fingerprint}.bin",
+    }
+
+
+def open_bytes(file: File) -> Bytes:
+    """A split as a read-only memory map, of this node's copy where it lies elsewhere."""
+    return np.memmap(here(file), dtype=np.uint8, mode="r")
 
 
 class Batches:

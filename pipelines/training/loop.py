@@ -28,6 +28,7 @@ from dca import build_model
 from dca.model import load_weights
 from pipelines.runtime.config import Config, TrainConfig, run_params
 from pipelines.runtime.errors import PipelineError, StorageError
+from pipelines.runtime.storage import Folder
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Row, Snapshot
 from pipelines.training.data import Batches, Development, open_bytes
@@ -56,7 +57,7 @@ class Diverged(PipelineError):
 
 
 def train(
-    config: Config, corpus: Development, folder: Path, say: Callable[[str], None]
+    config: Config, corpus: Development, folder: Folder, say: Callable[[str], None]
 ) -> Generator[list[Row]]:
     """Train `config.model` on the corpus, yielding new rows of the history at each evaluation.
 
@@ -65,8 +66,8 @@ def train(
     In a process group every rank must iterate; only rank 0 writes. `say` hears what a person should
     know. Raises Diverged with the step, StorageError if a checkpoint cannot be written.
     """
-    with _alone_in(folder):
-        run = _Run(config, corpus, folder, say)
+    with _alone_in(folder) as mine:
+        run = _Run(config, corpus, mine, say)
         if rows := run.new_rows():
             yield rows
         while not finished(run.history, config.train):
@@ -100,10 +101,14 @@ def watched(run: Generator[list[Row]], seconds: int | None) -> Generator[list[Ro
 
 
 @contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One process writes into a folder: the one before may not have noticed its end yet."""
+def _alone_in(folder: Folder) -> Iterator[Folder]:
+    """One process writes into a folder: the one before may not have noticed its end yet. It is
+    waited for; from shared storage, which it may never reach again, it is shut out."""
     if rank_and_world()[0] != 0:
-        yield
+        yield folder
+        return
+    if not isinstance(folder, Path):
+        yield folder.claimed()
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,7 @@ def _alone_in(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error}") from error
     with lock:
-        yield
+        yield folder
 
 
 def best_row(history: Iterable[Row], metric: str) -> Row:
@@ -138,7 +143,7 @@ class _Run:
     """A training run between two evaluations."""
 
     def __init__(
-        self, config: Config, corpus: Development, folder: Path, say: Callable[[str], None]
+        self, config: Config, corpus: Development, folder: Folder, say: Callable[[str], None]
     ) -> None:
         self.config, self.folder = config.train, folder
         self.checkpoint_seconds = config.failures.checkpoint_seconds

@@ -75,11 +75,11 @@ def measure(configs: Sequence[Config], *, at_once: int) -> list[Measured]:
 
 def _noise(folder: Path, seq_len: int) -> Development:
     """Random bytes to train on: what they say costs nothing."""
-    corpus = Development(folder / "train.bin", folder / "validation.bin")
+    train, validation = folder / "train.bin", folder / "validation.bin"
     rng = np.random.default_rng(0)
-    for path in (corpus.train, corpus.validation):
+    for path in (train, validation):
         path.write_bytes(rng.bytes(max(CORPUS_BYTES, (EVAL_WINDOWS + 1) * seq_len)))
-    return corpus
+    return Development(train, validation)
 
 
 def _slowest(same: Sequence[Measured]) -> Measured:

@@ -5,6 +5,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,7 @@ from pipelines.runtime.dag import storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.runtime.package import fetch, local_folder
 from pipelines.runtime.registry import resolve
+from pipelines.runtime.storage import Folder, Shared, Storage, borrowed, file_at, put_file
 from pipelines.runtime.tracking import connect_existing
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
@@ -46,18 +48,27 @@ def pin(config: Config, *, searched: Collection[str] = (), write: bool = True) -
         with weights.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
         target = storage_path(config) / "starts" / digest
-        if write and not target.exists():
+        if write and file_at(target / WEIGHTS) is None:
             _copy(weights.parent, target)
     return config.replace({"train.start_from": str(target)})
 
 
 def read_start(folder: str) -> dict[str, Tensor]:
-    """The weights of a pinned start."""
-    return load_file(Path(folder) / WEIGHTS)
+    """The weights of a pinned start. Raises PipelineError if they are gone."""
+    file = file_at(Storage.of(folder).folder / WEIGHTS)
+    if file is None:
+        raise PipelineError(f"train.start_from: {folder}: is gone; run the same command again")
+    with borrowed(file) as path:
+        return load_file(path)
 
 
 def _folder(source: str, config: Config, scratch: Path) -> Path:
     try:
+        shared = Storage.of(source).folder if "://" in source else None
+        if isinstance(shared, Shared):
+            with suppress(FileNotFoundError):  # it is missed where it is looked for
+                shared.get(scratch, DESCRIPTION, WEIGHTS)
+            return scratch
         if found := local_folder(source):
             return found
         model_id, _ = resolve(connect_existing(), source, name=config.promote.model)
@@ -106,8 +117,12 @@ def _show(value: object) -> str:
     return json.dumps(value)
 
 
-def _copy(folder: Path, target: Path) -> None:
-    """All or nothing: a copy that was cut short never bears the target's name."""
+def _copy(folder: Path, target: Folder) -> None:
+    """All or nothing: a copy that was cut short never bears the target's name, or has no digest."""
+    if not isinstance(target, Path):
+        for name in (DESCRIPTION, WEIGHTS):
+            put_file(folder / name, target / name)
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         unfinished = Path(scratch) / target.name

@@ -8,13 +8,13 @@ closing it ends the training in order and frees what it held.
 import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
 from pipelines.runtime.config import Config
+from pipelines.runtime.storage import Folder
 from pipelines.training import loop
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import Development
@@ -25,7 +25,7 @@ class Trial(tune.Trainable):
     is a result, with `failed` as its reason and no objective."""
 
     def setup(
-        self, config: dict[str, Any], base: Config, corpus: Development, folder: Path
+        self, config: dict[str, Any], base: Config, corpus: Development, folder: Folder
     ) -> None:
         """Prepare the trial that `config` (its number and searched values) describes."""
         self._base, self._corpus, self._folder = base, corpus, folder
@@ -75,7 +75,7 @@ class Trial(tune.Trainable):
 
 
 def _launch(
-    config: Config, corpus: Development, folder: Path, notes: list[str]
+    config: Config, corpus: Development, folder: Folder, notes: list[str]
 ) -> Generator[list[Row]]:
     if config.resources.most == 1:
         run = loop.train(config, corpus, folder, notes.append)
@@ -87,6 +87,6 @@ def _launch(
     return train_with_workers(once, corpus, folder, notes.append)
 
 
-def trial_folder(search_folder: Path, number: int) -> Path:
+def trial_folder(search_folder: Folder, number: int) -> Folder:
     """Where a trial's checkpoints lie: found again by its number."""
     return search_folder / f"trial-{number:04d}"

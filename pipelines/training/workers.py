@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.runtime.config import Config
 from pipelines.runtime.errors import PipelineError, StorageError
+from pipelines.runtime.storage import Folder
 from pipelines.training.checkpoint import Row
 from pipelines.training.data import Development
 from pipelines.training.device import pick_device
@@ -35,7 +36,7 @@ CONTROLLER_FAILURES = 3
 
 
 def train_with_workers(
-    config: Config, corpus: Development, folder: Path, say: Callable[[str], None]
+    config: Config, corpus: Development, folder: Folder, say: Callable[[str], None]
 ) -> Generator[list[Row]]:
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
@@ -118,7 +119,7 @@ def _next_post(mailbox: Any, fit: Future[Any]) -> Post | None:
 
 
 def _trainer(
-    config: Config, corpus: Development, folder: Path, mailbox: Any, scratch: Path
+    config: Config, corpus: Development, folder: Folder, mailbox: Any, scratch: Path
 ) -> TorchTrainer:
     resources = config.resources
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}

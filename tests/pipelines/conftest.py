@@ -1,9 +1,22 @@
 """What the tests of the pipeline share."""
 
+import logging
 import os
+import re
+import tempfile
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import requests
+from moto.server import ThreadedMotoServer
+
+KEYS = {
+    "AWS_ACCESS_KEY_ID": "AKIA0KEYOFTESTS",
+    "AWS_SECRET_ACCESS_KEY": "never-to-be-shown",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -14,3 +27,59 @@ def environment() -> Iterator[None]:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+class Log(logging.Handler):
+    """The requests that a server was asked, as `GET /bucket/key`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        request = re.sub(r"\x1b\[[0-9;]*m", "", record.getMessage()).split('"')[1]
+        self.lines.append(request.rpartition(" ")[0])
+
+
+class ObjectStore:
+    """An S3 server with one bucket, `bucket`."""
+
+    def __init__(self) -> None:
+        self.log = Log()
+        logger = logging.getLogger("werkzeug")
+        logger.propagate, logger.handlers = False, [self.log]
+        self.server = ThreadedMotoServer("127.0.0.1", 0)
+        self.server.start()
+        self.host = "{}:{}".format(*self.server.get_host_and_port())
+        requests.put(f"http://{self.host}/bucket").raise_for_status()
+
+    def uri(self, place: str) -> str:
+        return f"s3://{place}?endpoint_override={self.host}&scheme=http&region=us-east-1"
+
+    def stop(self) -> None:
+        self.server.stop()
+
+    def start(self) -> None:
+        """Again, at the same address and with what it had."""
+        host, _, port = self.host.partition(":")
+        self.server = ThreadedMotoServer(host, int(port))
+        self.server.start()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    store = ObjectStore()
+    yield store
+    store.stop()
+
+
+@pytest.fixture
+def s3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A URI in it where nothing is yet, on a node that has no copies of anything."""
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    node = tmp_path / "node"
+    node.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(node))
+    monkeypatch.setenv("TMPDIR", str(node))
+    return object_store.uri(f"bucket/{uuid.uuid4().hex}")

@@ -1,19 +1,15 @@
 """A cluster of several machines: trials and workers on all of them, one of which is killed."""
 
-import json
-import os
 import re
-import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipelines.runtime.registry import Registry
-from tests.pipelines.commands import ROOT, Folder, assert_whole, wait_until
-from tests.pipelines.hosts import BIN, KEYS, Cluster, cluster, missing
+from tests.pipelines.commands import Folder, assert_whole, wait_until
+from tests.pipelines.hosts import Cluster, cluster, missing
 
 pytestmark = [
     pytest.mark.cluster,

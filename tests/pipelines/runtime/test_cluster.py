@@ -1,7 +1,5 @@
 """What fits a cluster, and which clusters are refused before anything starts."""
 
-import os
-
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -60,7 +58,7 @@ def test_several_nodes_with_a_file_as_store_or_a_local_folder_are_refused(
 ):
     folder = Folder(tmp_path, text)
     folder.environment["RAY_ADDRESS"] = two_nodes
-    before = sorted(os.listdir(tmp_path))
+    before = sorted(tmp_path.iterdir())
     code, out, err = folder.run("sweep.py", "tiny.yaml")
     assert (code, out) == (2, "")
     tracking, storage = err.splitlines()
@@ -69,7 +67,7 @@ def test_several_nodes_with_a_file_as_store_or_a_local_folder_are_refused(
     assert "mlflow server" in tracking
     assert storage.startswith("storage: runs is a folder of one machine, the cluster has 2")
     assert "storage=s3://" in storage
-    assert sorted(os.listdir(tmp_path)) == before
+    assert sorted(tmp_path.iterdir()) == before
 
 
 def test_a_job_says_where_its_results_go_and_what_it_was_made_of(tmp_path, text):
