@@ -97,16 +97,17 @@ class Folder:
         """Of trials."""
         return list(self.path.glob("runs/trials/*/trial-*/0*"))
 
-    def store(self) -> Store:
+    def store(self, experiment: str = "tiny") -> Store:
         os.environ["MLFLOW_TRACKING_URI"] = self.environment.get(
             "MLFLOW_TRACKING_URI", f"sqlite:///{self.path}/mlflow.db"
         )
-        store = Store.open("tiny", self.path / "runs")
+        store = Store.open(experiment, self.path / "runs")
         assert store is not None
         return store
 
     def trials(self) -> list:
-        return self.store().find("trial") if (self.path / "mlflow.db").exists() else []
+        there = "MLFLOW_TRACKING_URI" in self.environment or (self.path / "mlflow.db").exists()
+        return self.store().find("trial") if there else []
 
 
 def needs_ray(command: str, *arguments: str) -> str:

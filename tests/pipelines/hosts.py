@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.pipelines.commands import ROOT, free_port, start_and_wait, stop, wait_until
+from tests.pipelines.commands import ROOT, below, free_port, start_and_wait, stop, wait_until
 
 BIN = Path(sys.executable).parent
 NETWORK = "10.214.73"
@@ -52,6 +52,10 @@ class Host:
     def address(self) -> str:
         return f"{NETWORK}.{self.number}"
 
+    def answers(self) -> bool:
+        """Whether its raylet has joined the cluster."""
+        return bool(self.process and below(self.process, "ray::RuntimeEnvAgent"))
+
     def kill(self) -> None:
         """As if its plug had been pulled: all its processes at once, its disk and its network."""
         assert self.process is not None
@@ -70,8 +74,13 @@ class Cluster:
 
     environment: dict[str, str]
     """Of whoever uses it."""
-    head: str
     storage: str
+    dashboard: str
+    """Address that takes jobs."""
+    logs: Path
+    """A folder."""
+    session: Path
+    """Of the head's Ray."""
     hosts: list[Host] = field(default_factory=list)
 
 
@@ -91,10 +100,14 @@ def cluster(path: Path, *, hosts: int, hidden: Path) -> Iterator[Cluster]:
             "RAY_AUTH_MODE": "disabled",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        port = free_port()
+        port, dashboard = free_port(), free_port()
         head = f"{own}:{port}"
-        stack.enter_context(_head(path / "head", own, port, environment))
-        made = Cluster({**environment, "RAY_ADDRESS": head}, head, storage)
+        disk = Path(tempfile.mkdtemp(prefix="dcagpt-", dir="/tmp"))
+        stack.callback(shutil.rmtree, disk, ignore_errors=True)
+        stack.enter_context(_head(disk, own, port, dashboard, environment, path))
+        made = Cluster(
+            {**environment, "RAY_ADDRESS": head}, storage, f"http://{own}:{dashboard}", path, disk
+        )
         for number in range(2, 2 + hosts):
             host = Host(number, Path(tempfile.mkdtemp(prefix="dcagpt-", dir="/tmp")))
             stack.callback(_end, host)
@@ -212,18 +225,20 @@ def _tracking(path: Path, own: str) -> Iterator[str]:
 
 
 @contextmanager
-def _head(folder: Path, own: str, port: int, environment: dict[str, str]) -> Iterator[None]:
+def _head(
+    disk: Path, own: str, port: int, dashboard: int, environment: dict[str, str], logs: Path
+) -> Iterator[None]:
     """The head of the cluster, with a dashboard: it takes jobs, and frees what trials leave."""
-    folder.mkdir()
-    with (folder / "ray.log").open("wb") as log:
+    with (logs / "head.log").open("wb") as log:
         head = subprocess.Popen(
             [
                 *(str(BIN / "ray"), "start", "--block", "--head", "--num-cpus=0"),
-                *("--node-ip-address", own, "--port", str(port)),
+                *("--node-ip-address", own, "--port", str(port), "--temp-dir", str(disk / "ray")),
+                *("--dashboard-host", own, "--dashboard-port", str(dashboard)),
                 *("--include-dashboard", "true", "--disable-usage-stats"),
                 *("--object-store-memory", str(200 << 20)),
             ],
-            env=environment,
+            env={**environment, "PATH": f"{BIN}:{environment['PATH']}"},
             stdout=log,
             stderr=log,
         )

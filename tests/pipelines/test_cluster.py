@@ -54,37 +54,81 @@ def folder(there, text) -> Folder:
 
 
 def sweep(folder: Folder, made: Cluster, *arguments: str) -> subprocess.Popen[str]:
-    storage = f"storage={made.storage}"
-    return folder.start("sweep.py", "tiny.yaml", storage, *arguments)
+    return folder.start("sweep.py", "tiny.yaml", f"storage={made.storage}", *arguments)
 
 
-def nodes_alive(folder: Folder) -> int:
-    state = folder.python(
-        "import ray; ray.init(log_to_driver=False, logging_level='ERROR')\n"
-        "print(sum(node['Alive'] for node in ray.nodes()))"
-    )
-    return int(state.stdout)
-
-
-def test_a_node_killed_in_the_middle_costs_what_its_trials_did_since_their_checkpoints(
-    there, folder
-):
-    made, _ = there
-    wait_until(lambda: nodes_alive(folder) == 4, made.hosts[0].process)
-    process = sweep(folder, made)
-    store = folder.store
-    wait_until(lambda: any_progress(folder), process)
-    made.hosts[0].kill()
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    trials = store().find("trial")
+def assert_ended_well(folder: Folder, experiment: str, model: str) -> None:
+    """Three trials with a run and a whole history each, a fit, a champion."""
+    store = folder.store(experiment)
+    trials, fits = store.find("trial"), store.find("fit")
     assert sorted(int(run.data.tags["dca.trial"]) for run in trials) == [0, 1, 2]
     assert {run.data.tags["dca.state"] for run in trials} == {"complete"}
-    assert_whole(store(), [*trials, *store().find("fit")])
-    assert re.search(r"its? .*(died|crashed)|crashed: ", out), out
-    registry = Registry(store().client, "dca-gpt")
-    assert registry.aliases()["champion"] == 1
+    assert len(fits) == 1
+    assert_whole(store, [*trials, *fits])
+    assert Registry(store.client, model).aliases()["champion"] == 1
 
 
-def any_progress(folder: Folder) -> bool:
-    return any("tokens" in run.data.metrics for run in folder.store().find("trial"))
+def test_a_node_killed_in_the_middle_costs_what_its_trial_did_since_its_checkpoint(there, folder):
+    made, _ = there
+    for host in made.hosts:
+        wait_until(lambda host=host: host.answers(), host.process)
+    process = sweep(folder, made)
+    wait_until(lambda: any("tokens" in run.data.metrics for run in folder.trials()), process)
+    wait_until(lambda: any(trains(host) for host in made.hosts), process)
+    next(host for host in made.hosts if trains(host)).kill()
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert re.search(r"trial \d crashed: .*; goes on from its last checkpoint", out)
+    assert re.search(r"trial \d: goes on from step \d+/512", out)
+    assert_ended_well(folder, "tiny", "dca-gpt")
+
+
+def trains(host: Host) -> bool:
+    return bool(host.process and below(host.process, "ray::RayTrainWorker"))
+
+
+def test_the_same_sweep_as_a_job_ends_the_same_way(there, folder):
+    made, work = there
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    given = {"MLFLOW_TRACKING_URI": folder.environment["MLFLOW_TRACKING_URI"]}
+    submit = [
+        *(str(BIN / "ray"), "job", "submit", "--address", made.dashboard, "--working-dir", "."),
+        *("--runtime-env-json", json.dumps({"env_vars": {**given, "DCA_GPT_COMMIT": commit}})),
+        *("--", "python", "pipelines/sweep.py", str(work / "tiny.yaml")),
+        *("experiment=tiny-job", "promote.model=dca-gpt-job", f"storage='{made.storage}'"),
+    ]
+    done = subprocess.run(
+        submit, cwd=ROOT, env=folder.environment, capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_ended_well(folder, "tiny-job", "dca-gpt-job")
+    (search,) = folder.store("tiny-job").find("search")
+    assert search.data.tags["mlflow.source.git.commit"] == commit
+
+
+def test_a_job_without_them_is_refused(there, folder):
+    made, work = there
+    submit = [
+        *(str(BIN / "ray"), "job", "submit", "--address", made.dashboard, "--working-dir", "."),
+        *("--", "env", "-u", "MLFLOW_TRACKING_URI", "python", "pipelines/sweep.py"),
+    ]
+    done = subprocess.run(
+        submit, cwd=ROOT, env=folder.environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode != 0
+    for name in ("MLFLOW_TRACKING_URI: expected", "storage: expected", "DCA_GPT_COMMIT: expected"):
+        assert name in done.stdout + done.stderr
+
+
+def test_no_secret_is_in_a_log_or_in_the_tracking_store(there, folder):
+    made, _ = there
+    secret = KEYS["AWS_SECRET_ACCESS_KEY"]
+    logs = [*made.logs.glob("*.log"), *made.session.rglob("*.log"), *made.session.rglob("*.out")]
+    logs += [path for host in made.hosts for path in host.disk.rglob("*.log")]
+    assert len(logs) > 20
+    assert [path for path in logs if secret in path.read_text(errors="ignore")] == []
+    for experiment in ("tiny", "tiny-job"):
+        store = folder.store(experiment)
+        kinds = ("pipeline", "search", "trial", "fit", "evaluate")
+        for run in [run for kind in kinds for run in store.find(kind)]:
+            assert secret not in str(run.to_dictionary())
