@@ -1,18 +1,17 @@
 """Every experiment is in the index, and can be run."""
 
-import os
 import re
 import shlex
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipelines.runtime.config import Config, load
-from pipelines.runtime.tracking import Store
+from pipelines.stages.study import Space, build_study
 from pipelines.sweep import _arguments
-from tests.pipelines.commands import ROOT, WAIT_SECONDS, turn
+from pipelines.training.data import development, measure, prepare
+from pipelines.training.loop import finished, train
+from tests.pipelines.commands import ROOT
 
 FOLDER = ROOT / "experiments"
 INDEX = (FOLDER / "README.md").read_text()
@@ -69,41 +68,24 @@ def test_the_enwik8_experiment_is_the_papers_deep_model():
     assert "27,466 steps" in INDEX
 
 
-SEARCHES = """
-import sys
-from pipelines.runtime import cluster, dag
-from pipelines.runtime.config import load
-from pipelines.stages import STAGES
-
-dag.leave = lambda: None  # one Ray for all
-for name in sys.argv[2:]:
-    config = load([name, *sys.argv[1].split()], smoke=True)
-    dag.run(STAGES, config, work=config.experiment, until="select", fresh=False)
-cluster.leave()
-"""
-HERE = "data.corpus=files data.path={text} train.compile=false resources={{}} fit.resources={{}}"
-"""What this machine need not have: a download, a compiler's minutes, a GPU."""
-
-
-def test_every_experiments_search_runs_tiny(tmp_path, text, monkeypatch):
-    """The quickstart runs whole, by the README's own commands; behind the search all are alike."""
-    names = [name for name in NAMES if name != "quickstart"]
-    arguments = [HERE.format(text=text), *(str(FOLDER / f"{name}.yaml") for name in names)]
-    with turn("beside others") as lock:
-        result = subprocess.run(
-            [sys.executable, "-c", SEARCHES, *arguments],
-            cwd=tmp_path,
-            env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
-            capture_output=True,
-            text=True,
-            timeout=WAIT_SECONDS,
-            pass_fds=lock,
-        )
-    assert result.returncode == 0, result.stderr
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    for name in names:
-        store = Store.open(f"{name}-smoke", Path(tmp_path / "runs"), create=False)
-        assert store is not None
-        states = [run.data.tags["dca.state"] for run in store.find("trial")]
-        assert len(states) == 3, name
-        assert set(states) <= {"complete", "pruned"}, name
+@pytest.mark.parametrize("name", NAMES)
+def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
+    """As `--smoke` trains them, proposed by the experiment's own sampler, and in this process: the
+    stages behind the search are the same for all, and the README's commands run them."""
+    changes = ["data.corpus=files", f"data.path={text}", "resources={}", "train.compile=false"]
+    config = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
+    found = measure(config.data, seq_len=config.train.seq_len)
+    prepare(config.data, found, tmp_path)
+    space = Space(config)
+    study = build_study(config, space, [], [])
+    tried = []
+    for number in range(config.search.trial_count):
+        values = space.suggest(study.ask())
+        tried.append(tuple(values.items()))
+        corpus, folder = development(tmp_path, found.fingerprint), tmp_path / str(number)
+        rows = [
+            row for rows in train(config.replace(values), corpus, folder, print) for row in rows
+        ]
+        assert finished(rows, config.train)
+        assert rows[-1]["val_bits_per_byte"] < 9
+    assert len(set(tried)) == config.search.trial_count == 3
