@@ -1,5 +1,6 @@
 """A cluster of several machines: trials and workers on all of them, one of which is killed."""
 
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -8,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.runtime.registry import Registry
-from tests.pipelines.commands import Folder, assert_whole, wait_until
-from tests.pipelines.hosts import Cluster, cluster, missing
+from tests.pipelines.commands import ROOT, Folder, assert_whole, below, wait_until
+from tests.pipelines.hosts import BIN, KEYS, Cluster, Host, cluster, missing
 
 pytestmark = [
     pytest.mark.cluster,
@@ -106,8 +107,8 @@ def test_the_same_sweep_as_a_job_ends_the_same_way(there, folder):
     assert search.data.tags["mlflow.source.git.commit"] == commit
 
 
-def test_a_job_without_them_is_refused(there, folder):
-    made, work = there
+def test_a_job_that_does_not_say_where_results_go_is_refused(there, folder):
+    made, _ = there
     submit = [
         *(str(BIN / "ray"), "job", "submit", "--address", made.dashboard, "--working-dir", "."),
         *("--", "env", "-u", "MLFLOW_TRACKING_URI", "python", "pipelines/sweep.py"),

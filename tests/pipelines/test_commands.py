@@ -20,6 +20,7 @@ from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder
         ("sweep.py", ["data={corpus: files, path: none.txt}"], "none.txt: no such file"),
         ("sweep.py", ["resources.cpus_per_worker=99"], "99 CPUs each need 99 CPUs"),
         ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
+        ("sweep.py", [f"{ROOT}/experiments/enwik8.yaml", "--dry-run"], "4 CPUs and 1 GPUs; the"),
         ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
         ("train.py", ["--from-version", "1", "a.yaml"], "got a.yaml as well"),
         ("train.py", ["--from-version", "1"], "there is no "),

@@ -13,7 +13,9 @@ from pipelines.runtime.plain_yaml import parse
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
-PARTS = sorted((ROOT / "experiments").glob("*/*.yaml"))
+PARTS = sorted(
+    path for path in (ROOT / "experiments").glob("*/*.yaml") if path.parent.name != "cluster"
+)
 SCHEMA = ROOT / "experiments" / "schema.json"
 
 

@@ -1,0 +1,91 @@
+"""Every experiment is in the index, and can be run."""
+
+import re
+import shlex
+import sys
+
+import pytest
+
+from pipelines.runtime.config import Config, load
+from pipelines.stages.study import Space, build_study
+from pipelines.sweep import _arguments
+from pipelines.training.data import development, measure, prepare
+from pipelines.training.loop import finished, train
+from tests.pipelines.commands import ROOT
+
+FOLDER = ROOT / "experiments"
+INDEX = (FOLDER / "README.md").read_text()
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+COMMANDS = re.findall(r"^(python .*)$", INDEX, re.M)
+
+
+def asked(command: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The configuration that a command of the index runs."""
+    _, script, *arguments = shlex.split(command)
+    assert script == "pipelines/sweep.py"
+    monkeypatch.setattr(sys, "argv", [script, *arguments])
+    monkeypatch.chdir(ROOT)
+    return load(_arguments().arguments, grids=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_index_has_the_question_and_a_command_of_every_experiment(name):
+    question = (FOLDER / f"{name}.yaml").read_text().splitlines()[1].removeprefix("# ")
+    assert question.endswith("?")
+    assert f"| [{name}.yaml]({name}.yaml) | {question} |" in INDEX
+    (section,) = re.findall(rf"^## {name}\n(.*?)(?=^## )", INDEX, re.M | re.S)
+    assert f"python pipelines/sweep.py experiments/{name}.yaml" in section
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_indexs_commands_are_valid(command, monkeypatch):
+    assert asked(command, monkeypatch).experiment.partition("-")[0] in NAMES
+
+
+def test_the_commands_of_an_experiment_are_searches_of_their_own(monkeypatch):
+    configs = [asked(command, monkeypatch).model_dump_json() for command in COMMANDS]
+    assert len(set(configs)) == len(configs) > len(NAMES)
+
+
+def test_the_indexs_example_composes(tmp_path, monkeypatch):
+    for path in FOLDER.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (example,) = re.findall(r"```yaml\n(.*?)```", INDEX, re.S)
+    (tmp_path / "mine.yaml").write_text(example)
+    config = load([str(tmp_path / "mine.yaml")])
+    assert (config.model.dim, config.model.depth, config.data.corpus) == (512, 6, "enwik8")
+    assert config.resources.gpus_per_worker == 1
+    assert config.search.trial_count == 14
+
+
+def test_the_enwik8_experiment_is_the_papers_deep_model():
+    config = load([str(FOLDER / "enwik8.yaml")])
+    model = config.model
+    assert (model.depth, model.dim, model.ff_mult, model.residual) == (24, 512, 4, "dca")
+    assert {1, 2} <= set(config.search.space["model.last_k"].examples)
+    assert config.train.schedule == "inverse_sqrt"
+    assert config.fit_config().train.steps == 27_466
+    assert "27,466 steps" in INDEX
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
+    """As `--smoke` trains them, proposed by the experiment's own sampler, and in this process: the
+    stages behind the search are the same for all, and the README's commands run them."""
+    changes = ["data.corpus=files", f"data.path={text}", "resources={}", "train.compile=false"]
+    config = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
+    found = measure(config.data, seq_len=config.train.seq_len)
+    prepare(config.data, found, tmp_path)
+    space = Space(config)
+    study = build_study(config, space, [], [])
+    tried = []
+    for number in range(config.search.trial_count):
+        values = space.suggest(study.ask())
+        tried.append(tuple(values.items()))
+        corpus, folder = development(tmp_path, found.fingerprint), tmp_path / str(number)
+        rows = [
+            row for rows in train(config.replace(values), corpus, folder, print) for row in rows
+        ]
+        assert finished(rows, config.train)
+        assert rows[-1]["val_bits_per_byte"] < 9
+    assert len(set(tried)) == config.search.trial_count == 3
