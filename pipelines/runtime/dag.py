@@ -141,10 +141,14 @@ def _run(
             if node.reused:
                 if node.run is not None and node.run.info.status != "FINISHED":
                     store.end(node.run.info.run_id)  # killed before it could
-                context.progress.line(f"{stage.name:9} reused")
+                told = {"stage": stage.name, "state": "reused", "outputs": node.outputs}
+                context.progress.line(f"{stage.name:9} reused", "stage", **told)
             else:
-                context.progress.line(f"{stage.name:9} {node.reason}")
+                told = {"stage": stage.name, "state": "begun", "reason": node.reason}
+                context.progress.line(f"{stage.name:9} {node.reason}", "stage", **told)
                 _compute(node, context, done)
+                told = {"stage": stage.name, "state": "done", "outputs": node.outputs}
+                context.progress.tell("stage", **told)
     except BaseException as error:
         store.fail(pipeline_run, error)
         raise

@@ -10,7 +10,7 @@ from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.package import log_package
-from pipelines.runtime.progress import Progress, clock
+from pipelines.runtime.progress import Bar, Now, Progress, clock
 from pipelines.runtime.storage import Folder
 from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Store, Writer
@@ -59,15 +59,34 @@ def record(
             steps_left = config.train.steps - last["step"]
             if finished(list(history.values()), config.train):
                 steps_left = 0
-            left = last["seconds"] / last["step"] * steps_left
-            progress.live(
-                f"training: step {int(last['step'])}/{config.train.steps}, "
-                f"validation {last['val_bits_per_byte']:.4f} bits per byte, "
-                f"{last['tokens_per_second']:,.0f} bytes/s, about {clock(left)} left"
-            )
+            progress.live(_now(history, config.train.steps, steps_left))
     finally:
         writer.close()
     return [history[step] for step in sorted(history)]
+
+
+def _now(history: Mapping[int, Row], steps: int, steps_left: float) -> Now:
+    """How far the training is and how it does."""
+    rows = [row for row in history.values() if "val_bits_per_byte" in row]
+    last = rows[-1]
+    step, bits, speed = int(last["step"]), last["val_bits_per_byte"], last["tokens_per_second"]
+    seconds = last["seconds"] / step * steps_left
+    does = f"validation {bits:.4f} bits per byte, {speed:,.0f} bytes/s"
+    left = f"about {clock(seconds)} left"
+    return Now(
+        text=f"training: step {step}/{steps}, {does}, {left}",
+        bars=[Bar("training", step / (step + steps_left), f"step {step}/{steps}, {left}")],
+        note=does,
+        curve=[row["val_bits_per_byte"] for row in rows],
+        data={
+            "stage": "training",
+            "step": step,
+            "of_steps": steps,
+            "val_bits_per_byte": bits,
+            "bytes_per_second": speed,
+            "seconds_left": seconds,
+        },
+    )
 
 
 def package(

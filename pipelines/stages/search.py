@@ -27,10 +27,10 @@ from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError, StorageError
 from pipelines.runtime.plain_yaml import flatten
-from pipelines.runtime.progress import clock
 from pipelines.runtime.storage import Folder, remove
 from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Run, Store, Writer, plain
+from pipelines.stages.scoreboard import Scoreboard
 from pipelines.stages.study import (
     STATES,
     Space,
@@ -324,7 +324,7 @@ def _name(trial: TuneTrial) -> str:
 
 
 class _Recorder(tune.Callback):
-    """The only writer of the search's runs; also keeps the live line up to date."""
+    """The only writer of the search's runs; also keeps the scoreboard up to date."""
 
     retries: Callable[[int], int]
     """How often a trial that has just failed will have been retried; 0 if it will not be."""
@@ -340,18 +340,9 @@ class _Recorder(tune.Callback):
         self._writer = Writer(context.store, events_of(context.config))
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended."""
-        self._counts = {s: sum(t.state == s for t in stored) for s in STATES}
-        done = [
-            (t.objective, t.number)
-            for t in stored
-            if t.state == "complete" and t.objective is not None
-        ]
-        self._best = min(done, default=None)
-        self._share: dict[int, float] = {}
-        """Part of its budget that each running trial has used."""
+        self._board = Scoreboard(config, stored, context.progress)
         self._heard: dict[int, float] = {}
         """When each running trial started or last reported."""
-        self._first = sum(self._counts.values())
         self._started = time.monotonic()
         self._before, self._told = seconds, self._started
 
@@ -400,9 +391,10 @@ class _Recorder(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Show it."""
-        number = trial.config["number"]
-        self._share[number], self._heard[number] = 0.0, time.monotonic()
-        self._show()
+        number, values = trial.config["number"], trial.config["values"]
+        self._heard[number] = time.monotonic()
+        self._context.progress.tell("trial", trial=number, state="started", values=values)
+        self._board.started(number)
 
     def on_trial_result(
         self,
@@ -416,14 +408,15 @@ class _Recorder(tune.Callback):
         number = trial.config["number"]
         self._heard[number] = time.monotonic()
         for note in result["notes"]:
-            self._context.progress.line(f"  trial {number}: {note}")
+            self._context.progress.line(
+                f"  trial {number}: {note}", "trial", trial=number, state="note", text=note
+            )
         if "failed" in result:
             return
-        self._writer.write(self._open[number].result(), result["rows"])
-        self._share[number] = min(1.0, result["tokens"] / self._context.config.train.tokens)
-        if self._best is None or result["objective"] < self._best[0]:
-            self._best = (result["objective"], number)
-        self._show()
+        rows = result["rows"]
+        self._writer.write(self._open[number].result(), rows)
+        speed = rows[-1]["tokens_per_second"]
+        self._board.reported(number, result["tokens"], result["objective"], speed)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Keep count of the time, between evaluations too."""
@@ -460,47 +453,38 @@ class _Recorder(tune.Callback):
         if not retry:
             self._end(trial, "failed", reason=reason)
             return
-        self._share.pop(number, None)
+        self._board.crashed(number)
         self._context.progress.line(
             f"  trial {number} crashed: {reason}; goes on from its last checkpoint "
-            f"(retry {retry} of {limit.retries})"
+            f"(retry {retry} of {limit.retries})",
+            "trial",
+            **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},
         )
 
     def _end(self, trial: TuneTrial, state: str, *, reason: str = "") -> None:
         number, result = trial.config["number"], trial.last_result
         run_id = self._open.pop(number).result()
         tags, summary = {"dca.state": state}, None
-        outcome = reason
+        outcome, told = reason, {"reason": reason}
         if state == "failed":
             tags["dca.reason"] = reason
         else:
             last = result["rows"][-1]
             metric = f"best_{self._context.config.train.best_metric}"
             summary = {"step": last["step"], "time": last["time"], metric: result["objective"]}
+            told = {"steps": last["step"], metric: result["objective"]}
             outcome = f"{last['step']} steps, best {result['objective']:.4f} bits per byte"
         self._writer.finish(run_id, STATUSES[state], tags, summary)
         # A trial's checkpoints serve its resumption; its end and its history are in MLflow.
         self._writer.then(partial(remove, trial_folder(_folder(self._context), number)), run_id)
-        self._share.pop(number, None)
-        self._counts[state] += 1
-        values = ", ".join(f"{k}={_short(v)}" for k, v in trial.config["values"].items())
-        self._context.progress.line(f"  trial {number} {state}: {outcome}  ({values})")
-        self._show()
-
-    def _show(self) -> None:
-        """Trials by state, best so far, time left."""
-        total = self._context.config.search.trial_count
-        counts = ", ".join(f"{n} {state}" for state, n in self._counts.items() if n)
-        text = f"search: {sum(self._counts.values())}/{total} trials"
-        text += f" ({counts})" if counts else ""
-        text += f", {len(self._share)} running"
-        if self._best is not None:
-            text += f", best {self._best[0]:.4f} (trial {self._best[1]})"
-        now = sum(self._counts.values()) + sum(self._share.values())
-        if now > self._first:
-            rate = (now - self._first) / (time.monotonic() - self._started)
-            text += f", about {clock((total - now) / rate)} left"
-        self._context.progress.live(text)
+        values = trial.config["values"]
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+        self._context.progress.line(
+            f"  trial {number} {state}: {outcome}  ({shown})",
+            "trial",
+            **{"trial": number, "state": state, "values": values, "run": run_id, **told},
+        )
+        self._board.ended(number, state)
 
 
 def _reason(trial: TuneTrial) -> str:
