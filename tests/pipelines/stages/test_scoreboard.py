@@ -75,9 +75,9 @@ def test_speed_is_that_of_all_running_trials_and_the_time_left_that_of_the_rest(
 def test_a_trial_that_ended_or_crashed_is_no_longer_running(board, screen, clock):
     board.started(2)
     board.started(3)
+    clock[0] += 10
     board.reported(2, 1024, 2.9, 400.0)
     board.crashed(3)
-    clock[0] += 10
     board.ended(2, "pruned")
     assert screen.now.text == (
         "search: 3/4 trials (1 complete, 1 pruned, 1 failed), 0 running, best 2.9000 (trial 2), "
