@@ -22,6 +22,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import IntegrityError
 
+from pipelines.runtime import notes
 from pipelines.runtime.errors import ConfigError, PipelineError, one_line
 from pipelines.runtime.tracking import (
     keep_with_model,
@@ -95,13 +96,20 @@ class Registry:
 
     @patiently
     @_again
-    def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
-        """The version of a logged model; made if there is none, its tags completed in any case."""
-        _make_name(self.client, self.name)
+    def register(
+        self, uri: str, run_id: str, tags: Mapping[str, str], description: str = ""
+    ) -> int:
+        """The version of a logged model; made if there is none, its tags completed in any case.
+
+        The `description` in Markdown is that of a new version.
+        """
+        _make_name(self.client, self.name, notes.of_model(self.name))
         version = self._version_of(uri)
         if version is None:
             model_id = uri.removeprefix("models:/")
-            made = self.client.create_model_version(self.name, uri, run_id, model_id=model_id)
+            made = self.client.create_model_version(
+                self.name, uri, run_id, model_id=model_id, description=description
+            )
             version = int(made.version)
         self.tag(version, tags)
         return version
@@ -252,7 +260,7 @@ class Registry:
     def _append(self, version: int, action: str, reason: str, seen: Standing) -> int:
         """Write an entry, in one transaction; its number tells its place in the order."""
         if not seen.entry:
-            _make_name(self.client, self.name + LOG)
+            _make_name(self.client, self.name + LOG, notes.of_champions(self.name))
         model, model_id, claim = self.get(version), self.model_id(version), uuid.uuid4().hex
         previous = {} if seen.champion is None else {"previous": str(seen.champion)}
         tags = {
@@ -340,9 +348,9 @@ def _promotion(entry: ModelVersion) -> Promotion:
 
 
 @_again
-def _make_name(client: MlflowClient, name: str) -> None:
+def _make_name(client: MlflowClient, name: str, description: str) -> None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -5,6 +5,7 @@ from contextlib import closing
 
 from torch import Tensor
 
+from pipelines.runtime import notes
 from pipelines.runtime.cluster import join, require
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage
@@ -25,6 +26,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     config = context.config.replace(needs["select"]["values"]).fit_config()
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
+    _explain(context, config, needs["select"])
     corpus = development(context.storage, needs["corpus"]["fingerprint"])
     say = context.progress.line
     with context.progress.working("fit: starting its workers"):
@@ -42,7 +44,15 @@ def describe_run(
     """A training run's parameters and the text it reads, in MLflow."""
     store.log_params(run_id, run_params(config))
     files = development(storage, corpus["fingerprint"])
-    store.log_corpus(run_id, corpus["name"], corpus["fingerprint"], files.train, "training")
+    store.log_corpus(run_id, corpus, training=files.train, validation=files.validation)
+
+
+def _explain(context: Context, config: Config, selected: Outputs) -> None:
+    trial = notes.link(
+        f"trial {selected['trial']}", context.store.experiment_id, selected["run_id"]
+    )
+    note = notes.of_fit(config, selected["values"], trial, context.pipeline_run)
+    context.store.describe(note, context.run_id)
 
 
 def record(
@@ -95,9 +105,13 @@ def package(
     """Log the best checkpoint as a pyfunc model; returns the run's result."""
     run_id, metric = context.run_id, config.train.best_metric
     best, weights = _best(folder, history, metric, context.progress.line)
-    context.store.log_metrics(run_id, {"step": best["step"], f"best_{metric}": best[metric]})
     data = config.model_dump(mode="json")
     uri = log_package(run_id, data, run_params(config), weights, corpus)
+    context.store.log_metrics(
+        run_id,
+        {"step": best["step"], f"best_{metric}": best[metric]},
+        model_id=uri.removeprefix("models:/"),
+    )
     return {
         "run_id": run_id,
         "model_uri": uri,

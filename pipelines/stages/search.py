@@ -22,6 +22,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from pipelines.runtime import notes
 from pipelines.runtime.cluster import join, require, slots
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
@@ -39,6 +40,7 @@ from pipelines.stages.study import (
     build_study,
     grace_tokens,
     may_start,
+    save_study,
     second_value,
 )
 from pipelines.training.data import development
@@ -65,12 +67,16 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
     task = _task(config, fingerprint) | {"search": config.search.model_dump()}
     context.store.log_params(context.run_id, task)
+    context.store.describe(notes.of_search(config, context.run_id), context.run_id)
+    paths = development(context.storage, fingerprint)
+    splits = {"training": paths.train, "validation": paths.validation}
+    context.store.log_corpus(context.run_id, needs["corpus"], **splits)
     if stored:
         total = config.search.trial_count
         context.progress.line(f"  {len(done)} of {total} trials are done")
     begun, complete = len(stored) > len(done), len(done) == config.search.trial_count
     if begun or (not complete and may_start(config.search, spent, seconds)):
-        _run_trials(context, fingerprint, stored, seconds)
+        _run_trials(context, needs["corpus"], stored, seconds)
     trials = stored_trials(context)
     if any(trial.state is None for trial in trials):  # by SIGUSR1, which ends Tune's loop
         raise PipelineError("search: stopped early; run the same command again to go on")
@@ -85,6 +91,9 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     context.store.log_metrics(
         context.run_id, {"tokens": sum(trial.tokens for trial in trials), **counts}
     )
+    with tempfile.TemporaryDirectory() as scratch:
+        save_study(Path(scratch) / notes.STUDY, config, trials)
+        context.store.log_file(context.run_id, Path(scratch) / notes.STUDY)
     return {"search_run": context.run_id, "trials": counts}
 
 
@@ -114,6 +123,7 @@ def _stored(store: Store, run: Run, config: Config) -> StoredTrial:
         tokens=int(metrics.get("tokens", 0)),
         curve=_curve(store, run, metric),
         reason=tags.get("dca.reason", ""),
+        milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
     )
 
 
@@ -178,14 +188,14 @@ def _difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | Non
 
 
 def _run_trials(
-    context: Context, fingerprint: str, stored: list[StoredTrial], seconds: float
+    context: Context, corpus: Outputs, stored: list[StoredTrial], seconds: float
 ) -> None:
-    config = context.config
+    config, fingerprint = context.config, corpus["fingerprint"]
     space = Space(config)
     earlier = earlier_trials(config, fingerprint, context.run_id)
     if earlier:
         context.progress.line(f"  learns from {len(earlier)} trials of earlier searches")
-    recorder = _Recorder(context, space, stored, seconds)
+    recorder = _Recorder(context, corpus, space, stored, seconds)
     searcher = StudySearcher(
         build_study(config, space, stored, earlier),
         space,
@@ -332,10 +342,15 @@ class _Recorder(tune.Callback):
     """Why the search ended early: no trial would have fared better."""
 
     def __init__(
-        self, context: Context, space: Space, stored: list[StoredTrial], seconds: float
+        self,
+        context: Context,
+        corpus: Outputs,
+        space: Space,
+        stored: list[StoredTrial],
+        seconds: float,
     ) -> None:
         """`seconds` of the search have passed before."""
-        self._context, self._space = context, space
+        self._context, self._corpus, self._space = context, corpus, space
         self._stored = {trial.number: trial.run_id for trial in stored}
         self._writer = Writer(context.store, events_of(context.config))
         self._open: dict[int, Future[str]] = {}
@@ -369,8 +384,9 @@ class _Recorder(tune.Callback):
 
     def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
         """Have the trial's run made, or the one it has taken up."""
-        self._open[number] = self._writer.open(partial(self._open_run, number, values))
-        return self._open[number]
+        run = self._open[number] = self._writer.open(partial(self._open_run, number, values))
+        self._writer.then(partial(self._complete_run, run, number, values))
+        return run
 
     def _open_run(self, number: int, values: dict[str, Any]) -> str:
         params = run_params(self._context.config) | values
@@ -386,6 +402,15 @@ class _Recorder(tune.Callback):
             params=params,
             tags={"dca.trial": str(number), "dca.values": json.dumps(values)},
         )
+
+    def _complete_run(self, run: Future[str], number: int, values: dict[str, Any]) -> None:
+        """What the trial need not wait for: a description, the text it reads."""
+        context, run_id = self._context, run.result()
+        search = notes.link("the search", context.store.experiment_id, context.run_id)
+        note = notes.of_trial(number, search, context.pipeline_run, values)
+        context.store.describe(note, run_id)
+        training = development(context.storage, self._corpus["fingerprint"]).train
+        context.store.log_corpus(run_id, self._corpus, training=training)
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
