@@ -17,49 +17,48 @@ EXPERIMENT, REPORT, STUDY = "experiment.yaml", "report/report.html", "study.db"
 
 def of_experiment(config: Config) -> str:
     """Of an experiment, on top of its runs."""
-    return f"""\
-Each *pipeline* is one configuration of `{config.experiment}`, from the text to the champion. Below
-it are its stages, and below a *search* its trials. Less bits per byte is better. The report is in
-a pipeline's artifacts, `{REPORT}`; the model is [{config.promote.model}]({_model(config)}).
-
-To compare the trials of a search, select them and press *Compare*.
-"""
+    return _note(
+        f"Each *pipeline* is one configuration of `{config.experiment}`, from the text to the "
+        "champion. Below it are its stages, and below a *search* its trials. Less bits per byte is "
+        f"better. The report is in a pipeline's artifacts, `{REPORT}`; the model is "
+        f"{_model(config)}.",
+        "To compare the trials of a search, select them and press *Compare*.",
+    )
 
 
 def of_pipeline(config: Config) -> str:
     """Of a pipeline's run."""
-    return f"""\
-One configuration of `{config.experiment}`. The same command again reuses what is done:
-
-{_code(shlex.join(["python", *sys.argv]))}
-
-The whole configuration is the artifact `{EXPERIMENT}`, an experiment by itself; the report, once
-all is done, is `{REPORT}`. The model is [{config.promote.model}]({_model(config)}).
-"""
+    return _note(
+        f"One configuration of `{config.experiment}`. The same command again reuses what is done:",
+        _code(shlex.join(["python", *sys.argv])),
+        f"The whole configuration is the artifact `{EXPERIMENT}`, an experiment by itself; the "
+        f"report, once all is done, is `{REPORT}`. The model is {_model(config)}.",
+    )
 
 
 def of_search(config: Config, run_id: str) -> str:
     """Of a search's run."""
     search = config.search
     keys = ", ".join(f"`{key}`" for key in search.space) or "nothing"
-    return f"""\
-{search.trial_count} trials of {config.train.tokens:,} bytes over {keys}.
-`{search.sampler.name}` proposes them, the scheduler is `{search.scheduler.name}`. The best one is
-in the tag `dca.best_run`; how each ended is its tag `dca.state`.
-
-Optuna's study is the artifact `{STUDY}`:
-
-{_code(_fetch(run_id, STUDY), "pip install optuna-dashboard", f"optuna-dashboard sqlite:///{STUDY}")}
-"""
+    return _note(
+        f"{search.trial_count} trials of {config.train.tokens:,} bytes over {keys}. "
+        f"`{search.sampler.name}` proposes them, the scheduler is `{search.scheduler.name}`. The "
+        "best one is in the tag `dca.best_run`; how each ended is its tag `dca.state`.",
+        f"Optuna's study is the artifact `{STUDY}`:",
+        _code(
+            _fetch(run_id, STUDY),
+            "pip install optuna-dashboard",
+            f"optuna-dashboard sqlite:///{STUDY}",
+        ),
+    )
 
 
 def of_trial(number: int, search: str, pipeline_run: str, values: Mapping[str, Any]) -> str:
     """Of a trial's run; `search` links to its search."""
-    return f"""\
-Trial {number} of {search}. By itself, and to its whole budget, it is trained by
-
-{_train(pipeline_run, values)}
-"""
+    return _note(
+        f"Trial {number} of {search}. By itself, and to its whole budget, it is trained by",
+        _train(pipeline_run, values),
+    )
 
 
 def of_fit(config: Config, values: Mapping[str, Any], trial: str, pipeline_run: str) -> str:
@@ -69,42 +68,42 @@ def of_fit(config: Config, values: Mapping[str, Any], trial: str, pipeline_run: 
         "train.tokens": config.train.tokens,
         "resources.workers": config.resources.workers,
     }
-    return f"""\
-The winner, {trial}, trained on {config.train.tokens:,} bytes. The same without a search:
-
-{_train(pipeline_run, full)}
-"""
+    return _note(
+        f"The winner, {trial}, trained on {config.train.tokens:,} bytes. The same without a "
+        "search:",
+        _train(pipeline_run, full),
+    )
 
 
 def of_model(name: str) -> str:
     """Of a registered model."""
-    text = f"python pipelines/generate.py --model {name} --prompt TEXT"
-    return f"""\
-Deep Cross Attention language models of bytes. `challenger` is the newest version, `champion` the
-one that won on the sealed test bytes; every move of the champion is a version of
-[{name}-champions](#/models/{name}-champions).
-
-{_code(text, f"python pipelines/promote.py list --model {name}")}
-"""
+    return _note(
+        "Deep Cross Attention language models of bytes. `challenger` is the newest version, "
+        "`champion` the one that won on the sealed test bytes; every move of the champion is a "
+        f"version of [{name}-champions](#/models/{name}-champions).",
+        _code(
+            f"python pipelines/generate.py --model {name} --prompt TEXT",
+            f"python pipelines/promote.py list --model {name}",
+        ),
+    )
 
 
 def of_champions(name: str) -> str:
     """Of the log of a registered model's champions."""
-    return f"""\
-Every move of the champion of [{name}](#/models/{name}), a version each. It is read by
+    return _note(
+        f"Every move of the champion of [{name}](#/models/{name}), a version each. It is read by",
+        _code(f"python pipelines/promote.py history --model {name}"),
+    )
 
-{_code(f"python pipelines/promote.py history --model {name}")}
-"""
 
-
-def of_version(lineage: Sequence[str], uri: str) -> str:
-    """Of a model's version: the runs it comes from, as links, and its URI."""
-    return f"""\
-{" → ".join(lineage)}. The report is the pipeline's artifact `{REPORT}`. The same model once more,
-from its own configuration and text:
-
-{_code(f"python pipelines/train.py --from-version {uri}")}
-"""
+def of_version(test_bits_per_byte: float, lineage: Sequence[str], uri: str) -> str:
+    """Of a model's version: its result, the runs it comes from as links, and its URI."""
+    return _note(
+        f"{test_bits_per_byte:.4f} bits per byte of the test split. From {' → '.join(lineage)}; "
+        f"the report is the pipeline's artifact `{REPORT}`. The same model once more, from its own "
+        "configuration and text:",
+        _code(f"python pipelines/train.py --from-version {uri}"),
+    )
 
 
 def link(text: str, experiment_id: str, run_id: str) -> str:
@@ -112,8 +111,13 @@ def link(text: str, experiment_id: str, run_id: str) -> str:
     return f"[{text}](#/experiments/{experiment_id}/runs/{run_id})"
 
 
+def _note(*parts: str) -> str:
+    """Paragraphs, each a line: MLflow's pages keep line breaks."""
+    return "\n\n".join(parts)
+
+
 def _model(config: Config) -> str:
-    return f"#/models/{config.promote.model}"
+    return f"[{config.promote.model}](#/models/{config.promote.model})"
 
 
 def _train(pipeline_run: str, values: Mapping[str, Any]) -> str:

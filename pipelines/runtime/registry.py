@@ -9,6 +9,7 @@ if that was cut short, whoever comes next moves it.
 """
 
 import itertools
+import json
 import re
 import time
 import uuid
@@ -33,6 +34,7 @@ from pipelines.runtime.tracking import (
 )
 
 CHAMPION = "champion"
+VERSIONS_TAG = "mlflow.modelVersions"
 LOG = "-champions"
 """What the log of NAME is called: NAME-champions."""
 
@@ -112,7 +114,15 @@ class Registry:
             )
             version = int(made.version)
         self.tag(version, tags)
+        self._link(uri.removeprefix("models:/"), version)
         return version
+
+    def _link(self, model_id: str, version: int) -> None:
+        """Show the version on its logged model's page, as MLflow's own way of registering does."""
+        known = json.loads(self.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
+        entry = {"name": self.name, "version": str(version)}
+        if entry not in [{**row, "version": str(row["version"])} for row in known]:
+            self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([*known, entry])})
 
     def _version_of(self, uri: str) -> int | None:
         found = (int(v.version) for v in self._search(self.name) if v.source == uri)

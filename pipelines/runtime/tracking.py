@@ -67,6 +67,10 @@ MOST_PARAMS = 100
 """What MLflow takes in one request."""
 NOTE_TAG = "mlflow.note.content"
 """Where MLflow keeps the description of a run and of an experiment."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: its page is about training runs and models."""
+RESULT_METRIC = "val_bits_per_byte"
+"""What a comparison of runs begins with: MLflow's pages show first what was stored first."""
 DIGEST_TAG = "dca.sha256"
 """Of a logged model: the digest of its list of digests, which its own files cannot vouch for."""
 
@@ -255,7 +259,7 @@ class Store:
             if found is None and not create:
                 return None
             if found is None:
-                return Store(client, client.create_experiment(experiment, location))
+                return Store(client, client.create_experiment(experiment, location, tags=KIND))
         if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"experiment: {experiment} was deleted in MLflow; restore or rename it"
@@ -486,7 +490,8 @@ class Writer:
         new = [row for row in rows if int(row["step"]) not in seen]
         for first in range(0, len(new), ROWS_PER_BATCH):
             batch = new[first : first + ROWS_PER_BATCH]
-            client.log_batch(run_id, metrics=list(_metrics(batch)))
+            metrics = sorted(_metrics(batch), key=lambda metric: metric.key != RESULT_METRIC)
+            client.log_batch(run_id, metrics=metrics)
             seen.update(int(row["step"]) for row in batch)
 
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:

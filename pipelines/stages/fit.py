@@ -111,6 +111,8 @@ def package(
         run_id,
         {"step": best["step"], f"best_{metric}": best[metric]},
         model_id=uri.removeprefix("models:/"),
+        dataset_name=f"{corpus['name']} validation",
+        dataset_digest=corpus["fingerprint"],
     )
     return {
         "run_id": run_id,

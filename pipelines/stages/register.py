@@ -49,6 +49,7 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             "parameters": str(fit["parameters"]),
         },
         notes.of_version(
+            tested["test_bits_per_byte"],
             [notes.link(name, context.store.experiment_id, run) for name, run in runs.items()],
             fit["model_uri"],
         ),

@@ -355,7 +355,7 @@ class _Recorder(tune.Callback):
         self._writer = Writer(context.store, events_of(context.config))
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended."""
-        self._board = Scoreboard(config, stored, context.progress)
+        self._board = Scoreboard(context.config, stored, context.progress)
         self._heard: dict[int, float] = {}
         """When each running trial started or last reported."""
         self._started = time.monotonic()
