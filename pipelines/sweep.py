@@ -7,11 +7,11 @@ Running the same command again goes on where the last one stopped and reuses wha
 
 import argparse
 import sys
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from pipelines.runtime.config import Config, Resources, load, to_yaml
 from pipelines.runtime.errors import ConfigError, Parser, run_command
+from pipelines.runtime.progress import Progress, add_options, speak
 
 if TYPE_CHECKING:
     from pipelines.runtime.cluster import Cluster  # which takes seconds: it imports torch
@@ -25,6 +25,7 @@ STAGE_NAMES = [
 def main() -> None:
     """Check the input first: the libraries behind the stages take seconds to load."""
     arguments = _arguments()
+    speak(arguments)
     config = load(arguments.arguments, smoke=arguments.smoke, grids=True)
     if config.resources.least < config.resources.most:
         raise ConfigError(
@@ -61,8 +62,7 @@ def main() -> None:
         _print_plan(config, nodes, cluster)
         from pipelines.stages.plan import estimate
 
-        say = partial(print, flush=True)
-        print(*estimate(config, nodes, cluster, say), sep="\n")
+        print(*estimate(config, nodes, cluster, Progress().line), sep="\n")
     else:
         work = f"experiment {config.experiment}"
         dag.run(STAGES, config, work=work, until=arguments.until, fresh=arguments.fresh)
@@ -93,6 +93,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--fresh", action="store_true", help="compute everything again")
     parser.add_argument("--smoke", action="store_true", help="every stage in seconds, tiny")
+    add_options(parser)
     return parser.parse_intermixed_args()
 
 

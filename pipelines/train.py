@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.runtime.config import Config, changed, load, to_yaml
 from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
+from pipelines.runtime.progress import Progress, add_options, speak
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Version:
 def main() -> None:
     """Check the input first: the libraries behind the stages take seconds to load."""
     arguments = _arguments()
+    speak(arguments)
     again = None if arguments.from_version is None else _version(arguments)
     config = _config(arguments, again)
     if arguments.print_config:
@@ -53,17 +55,21 @@ def main() -> None:
         _tell_differences(again)
     stages, config = [first, train.STAGE], pin(config)
     work = f"training {dag.digest(config.model_dump(mode='json'))[:8]}"
-    result = dag.run(stages, config, work=work, until=None, fresh=arguments.fresh)["train"]
-    print(
-        f"\nvalidation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
-        f"bytes, {result['parameters']:,} parameters\nmodel      {result['model_uri']}"
-    )
-    if again:
-        print(f"weights    {_verdict(again, result['model_uri'])}")
-    print(
+    outputs = dag.run(stages, config, work=work, until=None, fresh=arguments.fresh)
+    Progress().result("\n".join(_result(outputs["train"], again)), outputs)
+
+
+def _result(result: dict[str, Any], again: Version | None) -> list[str]:
+    """What was trained, and what to run next."""
+    verdict = [] if again is None else [f"weights    {_verdict(again, result['model_uri'])}"]
+    return [
+        f"validation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
+        f"bytes, {result['parameters']:,} parameters",
+        f"model      {result['model_uri']}",
+        *verdict,
         f"next       python {Path(sys.argv[0]).parent / 'generate.py'} "
-        f"--model {result['model_uri']} --prompt 'def '"
-    )
+        f"--model {result['model_uri']} --prompt 'def '",
+    ]
 
 
 def _config(arguments: argparse.Namespace, again: Version | None) -> Config:
@@ -122,6 +128,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
     parser.add_argument("--fresh", action="store_true", help="train again what is remembered")
     parser.add_argument("--smoke", action="store_true", help="train for seconds, tiny")
+    add_options(parser)
     parser.add_argument(
         "--from-version",
         metavar="VERSION",

@@ -15,8 +15,10 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
+from pipelines.runtime import notes
 from pipelines.runtime.cluster import leave
-from pipelines.runtime.config import Config
+from pipelines.runtime.config import Config, to_yaml
+from pipelines.runtime.notes import EXPERIMENT
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.progress import Progress
 from pipelines.runtime.storage import Folder, Storage, exists
@@ -130,6 +132,8 @@ def _run(
     store = Store.open(config.experiment, storage)
     assert store is not None
     pipeline_run = _open_pipeline_run(store, config)
+    store.describe(notes.of_experiment(config))
+    store.describe(notes.of_pipeline(config), pipeline_run)
     context = Context(config, storage, store, Progress(), pipeline_run)
     done: dict[str, Node] = {}
     try:
@@ -141,10 +145,14 @@ def _run(
             if node.reused:
                 if node.run is not None and node.run.info.status != "FINISHED":
                     store.end(node.run.info.run_id)  # killed before it could
-                context.progress.line(f"{stage.name:9} reused")
+                told = {"stage": stage.name, "state": "reused", "outputs": node.outputs}
+                context.progress.line(f"{stage.name:9} reused", "stage", **told)
             else:
-                context.progress.line(f"{stage.name:9} {node.reason}")
+                told = {"stage": stage.name, "state": "begun", "reason": node.reason}
+                context.progress.line(f"{stage.name:9} {node.reason}", "stage", **told)
                 _compute(node, context, done)
+                told = {"stage": stage.name, "state": "done", "outputs": node.outputs}
+                context.progress.tell("stage", **told)
     except BaseException as error:
         store.fail(pipeline_run, error)
         raise
@@ -169,9 +177,13 @@ def _open_pipeline_run(store: Store, config: Config) -> str:
     data = config.model_dump(mode="json")
     key = digest(data)
     for found in store.find("pipeline", key):
-        store.resume(found.info.run_id, data)
-        return str(found.info.run_id)
-    return store.create("pipeline", key, f"{config.experiment} pipeline", params=data)
+        run_id = str(found.info.run_id)
+        store.resume(run_id, data)
+        break
+    else:
+        run_id = store.create("pipeline", key, f"{config.experiment} pipeline", params=data)
+    store.log_text(run_id, to_yaml(config), EXPERIMENT)
+    return run_id
 
 
 def _resolve(stage: Stage, config: Config, store: Store | None, done: Mapping[str, Node]) -> Node:

@@ -9,6 +9,7 @@ if that was cut short, whoever comes next moves it.
 """
 
 import itertools
+import json
 import re
 import time
 import uuid
@@ -22,6 +23,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import IntegrityError
 
+from pipelines.runtime import notes
 from pipelines.runtime.errors import ConfigError, PipelineError, one_line
 from pipelines.runtime.tracking import (
     keep_with_model,
@@ -32,6 +34,7 @@ from pipelines.runtime.tracking import (
 )
 
 CHAMPION = "champion"
+VERSIONS_TAG = "mlflow.modelVersions"
 LOG = "-champions"
 """What the log of NAME is called: NAME-champions."""
 
@@ -95,16 +98,31 @@ class Registry:
 
     @patiently
     @_again
-    def register(self, uri: str, run_id: str, tags: Mapping[str, str]) -> int:
-        """The version of a logged model; made if there is none, its tags completed in any case."""
-        _make_name(self.client, self.name)
+    def register(
+        self, uri: str, run_id: str, tags: Mapping[str, str], description: str = ""
+    ) -> int:
+        """The version of a logged model; made if there is none, its tags completed in any case.
+
+        The `description` in Markdown is that of a new version.
+        """
+        _make_name(self.client, self.name, notes.of_model(self.name))
         version = self._version_of(uri)
         if version is None:
             model_id = uri.removeprefix("models:/")
-            made = self.client.create_model_version(self.name, uri, run_id, model_id=model_id)
+            made = self.client.create_model_version(
+                self.name, uri, run_id, model_id=model_id, description=description
+            )
             version = int(made.version)
         self.tag(version, tags)
+        self._link(uri.removeprefix("models:/"), version)
         return version
+
+    def _link(self, model_id: str, version: int) -> None:
+        """Show the version on its logged model's page, as MLflow's own way of registering does."""
+        known = json.loads(self.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"))
+        entry = {"name": self.name, "version": str(version)}
+        if entry not in [{**row, "version": str(row["version"])} for row in known]:
+            self.client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([*known, entry])})
 
     def _version_of(self, uri: str) -> int | None:
         found = (int(v.version) for v in self._search(self.name) if v.source == uri)
@@ -252,7 +270,7 @@ class Registry:
     def _append(self, version: int, action: str, reason: str, seen: Standing) -> int:
         """Write an entry, in one transaction; its number tells its place in the order."""
         if not seen.entry:
-            _make_name(self.client, self.name + LOG)
+            _make_name(self.client, self.name + LOG, notes.of_champions(self.name))
         model, model_id, claim = self.get(version), self.model_id(version), uuid.uuid4().hex
         previous = {} if seen.champion is None else {"previous": str(seen.champion)}
         tags = {
@@ -340,9 +358,9 @@ def _promotion(entry: ModelVersion) -> Promotion:
 
 
 @_again
-def _make_name(client: MlflowClient, name: str) -> None:
+def _make_name(client: MlflowClient, name: str, description: str) -> None:
     try:
-        client.create_registered_model(name)
+        client.create_registered_model(name, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise

@@ -30,7 +30,16 @@ import requests
 import tenacity
 from filelock import FileLock, Timeout
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LoggedModelInput,
+    Metric,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from sqlalchemy.exc import SQLAlchemyError
@@ -56,6 +65,12 @@ PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 MOST_PARAMS = 100
 """What MLflow takes in one request."""
+NOTE_TAG = "mlflow.note.content"
+"""Where MLflow keeps the description of a run and of an experiment."""
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Of an experiment: its page is about training runs and models."""
+RESULT_METRIC = "val_bits_per_byte"
+"""What a comparison of runs begins with: MLflow's pages show first what was stored first."""
 DIGEST_TAG = "dca.sha256"
 """Of a logged model: the digest of its list of digests, which its own files cannot vouch for."""
 
@@ -245,7 +260,7 @@ class Store:
             if found is None and not create:
                 return None
             if found is None:
-                return Store(client, client.create_experiment(experiment, location))
+                return Store(client, client.create_experiment(experiment, location, tags=KIND))
         if found.lifecycle_stage != "active":
             raise ConfigError(
                 f"experiment: {experiment} was deleted in MLflow; restore or rename it"
@@ -319,17 +334,29 @@ class Store:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
+    def describe(self, text: str, run_id: str = "") -> None:
+        """Describe a run, or the experiment, in Markdown; what somebody has written there stays."""
+        if run_id:
+            if NOTE_TAG not in self.client.get_run(run_id).data.tags:
+                self.tag(run_id, {NOTE_TAG: text})
+        elif NOTE_TAG not in self.client.get_experiment(self.experiment_id).tags:
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text)
+
     def history(self, run_id: str, metric: str) -> dict[int, float]:
         """A metric's values by step, ascending."""
         stored = self.client.get_metric_history(run_id, metric)
         return dict(sorted((point.step, point.value) for point in stored))
 
-    def log_metrics(self, run_id: str, metrics: Row) -> None:
-        """Metrics that sum a run up, at step 0 unless they have one; once, however often told."""
+    def log_metrics(self, run_id: str, metrics: Row, **of: str) -> None:
+        """Metrics that sum a run up, at step 0 unless they have one; once, however often told.
+
+        They may be those `of` a logged model (`model_id`) on a dataset (`dataset_name`,
+        `dataset_digest`), on whose pages they then are as well.
+        """
         known = self.client.get_run(run_id).data.metrics
         new = {k: v for k, v in metrics.items() if k == "step" or known.get(k) != v}
         row = {"step": 0, "time": time.time(), **new}
-        self.client.log_batch(run_id, metrics=list(_metrics([row])))
+        self.client.log_batch(run_id, metrics=list(_metrics([row], **of)))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again; its parameters may have been lost with its creator."""
@@ -350,13 +377,24 @@ class Store:
             self.tag(run_id, {"dca.reason": reason})
             self.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
 
-    def log_corpus(self, run_id: str, name: str, digest: str, file: File, context: str) -> None:
-        """Record the bytes a run read as an MLflow dataset."""
-        source = json.dumps({"uri": uri_of(file)})
-        profile = json.dumps({"bytes": size_of(file)})
-        dataset = Dataset(name, digest, "local", source, profile=profile)
-        tags = [InputTag("mlflow.data.context", context)]
-        self.client.log_inputs(run_id, [DatasetInput(dataset, tags)])
+    def log_corpus(self, run_id: str, corpus: Mapping[str, Any], **splits: File) -> None:
+        """Record the bytes a run read as MLflow datasets, one for each split of a corpus."""
+        inputs = []
+        for split, file in splits.items():
+            source = json.dumps({"uri": uri_of(file)})
+            profile = json.dumps({"bytes": size_of(file)})
+            name, digest = f"{corpus['name']} {split}", corpus["fingerprint"]
+            dataset = Dataset(name, digest, "local", source, profile=profile)
+            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
+        self.client.log_inputs(run_id, inputs)
+
+    def log_use(self, run_id: str, model_id: str) -> None:
+        """Record that a run worked with a logged model."""
+        self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
+
+    def log_file(self, run_id: str, path: Path) -> None:
+        """A file as an artifact of its name."""
+        self.client.log_artifact(run_id, str(path))
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """A small text artifact."""
@@ -453,7 +491,8 @@ class Writer:
         new = [row for row in rows if int(row["step"]) not in seen]
         for first in range(0, len(new), ROWS_PER_BATCH):
             batch = new[first : first + ROWS_PER_BATCH]
-            client.log_batch(run_id, metrics=list(_metrics(batch)))
+            metrics = sorted(_metrics(batch), key=lambda metric: metric.key != RESULT_METRIC)
+            client.log_batch(run_id, metrics=metrics)
             seen.update(int(row["step"]) for row in batch)
 
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
@@ -470,13 +509,13 @@ class Writer:
             self._events.end(self._names.pop(run_id))
 
 
-def _metrics(rows: Iterable[Row]) -> Iterator[Metric]:
+def _metrics(rows: Iterable[Row], **of: str) -> Iterator[Metric]:
     """At the `time` of their row, in seconds since 1970: MLflow stores equal points once."""
     for row in rows:
         milliseconds = int(1000 * row["time"])
         for key, value in row.items():
             if key not in ("step", "time"):
-                yield Metric(key, value, milliseconds, int(row["step"]))
+                yield Metric(key, value, milliseconds, int(row["step"]), **of)
 
 
 @patiently

@@ -15,16 +15,22 @@ def evaluate(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     """Bits per byte of the packaged model, read back from the store, and of the baselines."""
     fingerprint = needs["corpus"]["fingerprint"]
     file = sealed_test(context.storage, fingerprint)
-    digest, name = fingerprint, needs["corpus"]["name"]
-    context.store.log_corpus(context.run_id, name, digest, file, "test")
     model_id = needs["fit"]["model_uri"].removeprefix("models:/")
+    context.store.log_corpus(context.run_id, needs["corpus"], test=file)
+    context.store.log_use(context.run_id, model_id)
     with context.progress.working("evaluate: the test split"), borrowed(file) as path:
         found = score(model_id, path)
         baselines = compressors(path)
     keep_with_model(model_id, FILE.format(fingerprint), asdict(found))
-    metrics = {"test_bits_per_byte": found.bits_per_byte}
-    metrics |= {f"{key.replace(' ', '_')}_bits_per_byte": v for key, v in baselines.items()}
-    context.store.log_metrics(context.run_id, metrics)
+    context.store.log_metrics(
+        context.run_id,
+        {"test_bits_per_byte": found.bits_per_byte},
+        model_id=model_id,
+        dataset_name=f"{needs['corpus']['name']} test",
+        dataset_digest=fingerprint,
+    )
+    others = {f"{key.replace(' ', '_')}_bits_per_byte": v for key, v in baselines.items()}
+    context.store.log_metrics(context.run_id, others)
     return {
         "test_bits_per_byte": found.bits_per_byte,
         "fingerprint": fingerprint,

@@ -5,12 +5,13 @@ from contextlib import closing
 
 from torch import Tensor
 
+from pipelines.runtime import notes
 from pipelines.runtime.cluster import join, require
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.package import log_package
-from pipelines.runtime.progress import Progress, clock
+from pipelines.runtime.progress import Bar, Now, Progress, clock
 from pipelines.runtime.storage import Folder
 from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Store, Writer
@@ -25,6 +26,7 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     config = context.config.replace(needs["select"]["values"]).fit_config()
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
+    _explain(context, config, needs["select"])
     corpus = development(context.storage, needs["corpus"]["fingerprint"])
     say = context.progress.line
     with context.progress.working("fit: starting its workers"):
@@ -42,7 +44,15 @@ def describe_run(
     """A training run's parameters and the text it reads, in MLflow."""
     store.log_params(run_id, run_params(config))
     files = development(storage, corpus["fingerprint"])
-    store.log_corpus(run_id, corpus["name"], corpus["fingerprint"], files.train, "training")
+    store.log_corpus(run_id, corpus, training=files.train, validation=files.validation)
+
+
+def _explain(context: Context, config: Config, selected: Outputs) -> None:
+    trial = notes.link(
+        f"trial {selected['trial']}", context.store.experiment_id, selected["run_id"]
+    )
+    note = notes.of_fit(config, selected["values"], trial, context.pipeline_run)
+    context.store.describe(note, context.run_id)
 
 
 def record(
@@ -59,15 +69,34 @@ def record(
             steps_left = config.train.steps - last["step"]
             if finished(list(history.values()), config.train):
                 steps_left = 0
-            left = last["seconds"] / last["step"] * steps_left
-            progress.live(
-                f"training: step {int(last['step'])}/{config.train.steps}, "
-                f"validation {last['val_bits_per_byte']:.4f} bits per byte, "
-                f"{last['tokens_per_second']:,.0f} bytes/s, about {clock(left)} left"
-            )
+            progress.live(_now(history, config.train.steps, steps_left))
     finally:
         writer.close()
     return [history[step] for step in sorted(history)]
+
+
+def _now(history: Mapping[int, Row], steps: int, steps_left: float) -> Now:
+    """How far the training is and how it does."""
+    rows = [row for row in history.values() if "val_bits_per_byte" in row]
+    last = rows[-1]
+    step, bits, speed = int(last["step"]), last["val_bits_per_byte"], last["tokens_per_second"]
+    seconds = last["seconds"] / step * steps_left
+    does = f"validation {bits:.4f} bits per byte, {speed:,.0f} bytes/s"
+    left = f"about {clock(seconds)} left"
+    return Now(
+        text=f"training: step {step}/{steps}, {does}, {left}",
+        bars=[Bar("training", step / (step + steps_left), f"step {step}/{steps}, {left}")],
+        note=does,
+        curve=[row["val_bits_per_byte"] for row in rows],
+        data={
+            "stage": "training",
+            "step": step,
+            "of_steps": steps,
+            "val_bits_per_byte": bits,
+            "bytes_per_second": speed,
+            "seconds_left": seconds,
+        },
+    )
 
 
 def package(
@@ -76,9 +105,15 @@ def package(
     """Log the best checkpoint as a pyfunc model; returns the run's result."""
     run_id, metric = context.run_id, config.train.best_metric
     best, weights = _best(folder, history, metric, context.progress.line)
-    context.store.log_metrics(run_id, {"step": best["step"], f"best_{metric}": best[metric]})
     data = config.model_dump(mode="json")
     uri = log_package(run_id, data, run_params(config), weights, corpus)
+    context.store.log_metrics(
+        run_id,
+        {"step": best["step"], f"best_{metric}": best[metric]},
+        model_id=uri.removeprefix("models:/"),
+        dataset_name=f"{corpus['name']} validation",
+        dataset_digest=corpus["fingerprint"],
+    )
     return {
         "run_id": run_id,
         "model_uri": uri,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pipelines.runtime import notes
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.package import LINEAGE
 from pipelines.runtime.registry import Registry
@@ -19,6 +20,13 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
         if name.startswith("version.")
     ]
     registry = Registry(context.store.client, context.config.promote.model)
+    search_run = trial.data.tags.get("mlflow.parentRunId", "")
+    runs = {
+        "pipeline": context.pipeline_run,
+        "search": search_run,
+        f"trial {selected['trial']}": selected["run_id"],
+        "fit": fit["run_id"],
+    }
     version = registry.register(
         fit["model_uri"],
         fit["run_id"],
@@ -26,7 +34,7 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             "promote": context.config.promote.model_dump_json(),
             "experiment": context.config.experiment,
             "pipeline_run": context.pipeline_run,
-            "search_run": trial.data.tags.get("mlflow.parentRunId", ""),
+            "search_run": search_run,
             "trial_run": selected["run_id"],
             "trial": str(selected["trial"]),
             "fit_run": fit["run_id"],
@@ -40,8 +48,20 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             "val.bits_per_byte": repr(fit["val_bits_per_byte"]),
             "parameters": str(fit["parameters"]),
         },
+        notes.of_version(
+            tested["test_bits_per_byte"],
+            [notes.link(name, context.store.experiment_id, run) for name, run in runs.items()],
+            fit["model_uri"],
+        ),
     )
     registry.point("challenger", version)
+    context.store.log_metrics(
+        context.pipeline_run,
+        {
+            "test_bits_per_byte": tested["test_bits_per_byte"],
+            "val_bits_per_byte": fit["val_bits_per_byte"],
+        },
+    )
     return {"model": registry.name, "version": version}
 
 

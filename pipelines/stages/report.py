@@ -25,9 +25,8 @@ def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             *_next(context, needs),
         ]
     )
-    context.progress.line("")
-    context.progress.line(text)
     context.store.log_text(context.pipeline_run, text, "report.txt")
+    context.progress.result(text, needs)
     return {}
 
 

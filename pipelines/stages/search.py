@@ -22,15 +22,16 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from pipelines.runtime import notes
 from pipelines.runtime.cluster import join, require, slots
 from pipelines.runtime.config import Config, run_params
 from pipelines.runtime.dag import Context, Outputs, Stage, storage_path
 from pipelines.runtime.errors import ConfigError, PipelineError, StorageError
 from pipelines.runtime.plain_yaml import flatten
-from pipelines.runtime.progress import clock
 from pipelines.runtime.storage import Folder, remove
 from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Run, Store, Writer, plain
+from pipelines.stages.scoreboard import Scoreboard
 from pipelines.stages.study import (
     STATES,
     Space,
@@ -39,6 +40,7 @@ from pipelines.stages.study import (
     build_study,
     grace_tokens,
     may_start,
+    save_study,
     second_value,
 )
 from pipelines.training.data import development
@@ -65,12 +67,16 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
     task = _task(config, fingerprint) | {"search": config.search.model_dump()}
     context.store.log_params(context.run_id, task)
+    context.store.describe(notes.of_search(config, context.run_id), context.run_id)
+    paths = development(context.storage, fingerprint)
+    splits = {"training": paths.train, "validation": paths.validation}
+    context.store.log_corpus(context.run_id, needs["corpus"], **splits)
     if stored:
         total = config.search.trial_count
         context.progress.line(f"  {len(done)} of {total} trials are done")
     begun, complete = len(stored) > len(done), len(done) == config.search.trial_count
     if begun or (not complete and may_start(config.search, spent, seconds)):
-        _run_trials(context, fingerprint, stored, seconds)
+        _run_trials(context, needs["corpus"], stored, seconds)
     trials = stored_trials(context)
     if any(trial.state is None for trial in trials):  # by SIGUSR1, which ends Tune's loop
         raise PipelineError("search: stopped early; run the same command again to go on")
@@ -85,6 +91,9 @@ def search(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     context.store.log_metrics(
         context.run_id, {"tokens": sum(trial.tokens for trial in trials), **counts}
     )
+    with tempfile.TemporaryDirectory() as scratch:
+        save_study(Path(scratch) / notes.STUDY, config, trials)
+        context.store.log_file(context.run_id, Path(scratch) / notes.STUDY)
     return {"search_run": context.run_id, "trials": counts}
 
 
@@ -114,6 +123,7 @@ def _stored(store: Store, run: Run, config: Config) -> StoredTrial:
         tokens=int(metrics.get("tokens", 0)),
         curve=_curve(store, run, metric),
         reason=tags.get("dca.reason", ""),
+        milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
     )
 
 
@@ -178,14 +188,14 @@ def _difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | Non
 
 
 def _run_trials(
-    context: Context, fingerprint: str, stored: list[StoredTrial], seconds: float
+    context: Context, corpus: Outputs, stored: list[StoredTrial], seconds: float
 ) -> None:
-    config = context.config
+    config, fingerprint = context.config, corpus["fingerprint"]
     space = Space(config)
     earlier = earlier_trials(config, fingerprint, context.run_id)
     if earlier:
         context.progress.line(f"  learns from {len(earlier)} trials of earlier searches")
-    recorder = _Recorder(context, space, stored, seconds)
+    recorder = _Recorder(context, corpus, space, stored, seconds)
     searcher = StudySearcher(
         build_study(config, space, stored, earlier),
         space,
@@ -324,7 +334,7 @@ def _name(trial: TuneTrial) -> str:
 
 
 class _Recorder(tune.Callback):
-    """The only writer of the search's runs; also keeps the live line up to date."""
+    """The only writer of the search's runs; also keeps the scoreboard up to date."""
 
     retries: Callable[[int], int]
     """How often a trial that has just failed will have been retried; 0 if it will not be."""
@@ -332,26 +342,22 @@ class _Recorder(tune.Callback):
     """Why the search ended early: no trial would have fared better."""
 
     def __init__(
-        self, context: Context, space: Space, stored: list[StoredTrial], seconds: float
+        self,
+        context: Context,
+        corpus: Outputs,
+        space: Space,
+        stored: list[StoredTrial],
+        seconds: float,
     ) -> None:
         """`seconds` of the search have passed before."""
-        self._context, self._space = context, space
+        self._context, self._corpus, self._space = context, corpus, space
         self._stored = {trial.number: trial.run_id for trial in stored}
         self._writer = Writer(context.store, events_of(context.config))
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended."""
-        self._counts = {s: sum(t.state == s for t in stored) for s in STATES}
-        done = [
-            (t.objective, t.number)
-            for t in stored
-            if t.state == "complete" and t.objective is not None
-        ]
-        self._best = min(done, default=None)
-        self._share: dict[int, float] = {}
-        """Part of its budget that each running trial has used."""
+        self._board = Scoreboard(context.config, stored, context.progress)
         self._heard: dict[int, float] = {}
         """When each running trial started or last reported."""
-        self._first = sum(self._counts.values())
         self._started = time.monotonic()
         self._before, self._told = seconds, self._started
 
@@ -378,8 +384,9 @@ class _Recorder(tune.Callback):
 
     def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
         """Have the trial's run made, or the one it has taken up."""
-        self._open[number] = self._writer.open(partial(self._open_run, number, values))
-        return self._open[number]
+        run = self._open[number] = self._writer.open(partial(self._open_run, number, values))
+        self._writer.then(partial(self._complete_run, run, number, values))
+        return run
 
     def _open_run(self, number: int, values: dict[str, Any]) -> str:
         params = run_params(self._context.config) | values
@@ -396,13 +403,23 @@ class _Recorder(tune.Callback):
             tags={"dca.trial": str(number), "dca.values": json.dumps(values)},
         )
 
+    def _complete_run(self, run: Future[str], number: int, values: dict[str, Any]) -> None:
+        """What the trial need not wait for: a description, the text it reads."""
+        context, run_id = self._context, run.result()
+        search = notes.link("the search", context.store.experiment_id, context.run_id)
+        note = notes.of_trial(number, search, context.pipeline_run, values)
+        context.store.describe(note, run_id)
+        training = development(context.storage, self._corpus["fingerprint"]).train
+        context.store.log_corpus(run_id, self._corpus, training=training)
+
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Show it."""
-        number = trial.config["number"]
-        self._share[number], self._heard[number] = 0.0, time.monotonic()
-        self._show()
+        number, values = trial.config["number"], trial.config["values"]
+        self._heard[number] = time.monotonic()
+        self._context.progress.tell("trial", trial=number, state="started", values=values)
+        self._board.started(number)
 
     def on_trial_result(
         self,
@@ -416,14 +433,15 @@ class _Recorder(tune.Callback):
         number = trial.config["number"]
         self._heard[number] = time.monotonic()
         for note in result["notes"]:
-            self._context.progress.line(f"  trial {number}: {note}")
+            self._context.progress.line(
+                f"  trial {number}: {note}", "trial", trial=number, state="note", text=note
+            )
         if "failed" in result:
             return
-        self._writer.write(self._open[number].result(), result["rows"])
-        self._share[number] = min(1.0, result["tokens"] / self._context.config.train.tokens)
-        if self._best is None or result["objective"] < self._best[0]:
-            self._best = (result["objective"], number)
-        self._show()
+        rows = result["rows"]
+        self._writer.write(self._open[number].result(), rows)
+        speed = rows[-1]["tokens_per_second"]
+        self._board.reported(number, result["tokens"], result["objective"], speed)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Keep count of the time, between evaluations too."""
@@ -460,47 +478,38 @@ class _Recorder(tune.Callback):
         if not retry:
             self._end(trial, "failed", reason=reason)
             return
-        self._share.pop(number, None)
+        self._board.crashed(number)
         self._context.progress.line(
             f"  trial {number} crashed: {reason}; goes on from its last checkpoint "
-            f"(retry {retry} of {limit.retries})"
+            f"(retry {retry} of {limit.retries})",
+            "trial",
+            **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},
         )
 
     def _end(self, trial: TuneTrial, state: str, *, reason: str = "") -> None:
         number, result = trial.config["number"], trial.last_result
         run_id = self._open.pop(number).result()
         tags, summary = {"dca.state": state}, None
-        outcome = reason
+        outcome, told = reason, {"reason": reason}
         if state == "failed":
             tags["dca.reason"] = reason
         else:
             last = result["rows"][-1]
             metric = f"best_{self._context.config.train.best_metric}"
             summary = {"step": last["step"], "time": last["time"], metric: result["objective"]}
+            told = {"steps": last["step"], metric: result["objective"]}
             outcome = f"{last['step']} steps, best {result['objective']:.4f} bits per byte"
         self._writer.finish(run_id, STATUSES[state], tags, summary)
         # A trial's checkpoints serve its resumption; its end and its history are in MLflow.
         self._writer.then(partial(remove, trial_folder(_folder(self._context), number)), run_id)
-        self._share.pop(number, None)
-        self._counts[state] += 1
-        values = ", ".join(f"{k}={_short(v)}" for k, v in trial.config["values"].items())
-        self._context.progress.line(f"  trial {number} {state}: {outcome}  ({values})")
-        self._show()
-
-    def _show(self) -> None:
-        """Trials by state, best so far, time left."""
-        total = self._context.config.search.trial_count
-        counts = ", ".join(f"{n} {state}" for state, n in self._counts.items() if n)
-        text = f"search: {sum(self._counts.values())}/{total} trials"
-        text += f" ({counts})" if counts else ""
-        text += f", {len(self._share)} running"
-        if self._best is not None:
-            text += f", best {self._best[0]:.4f} (trial {self._best[1]})"
-        now = sum(self._counts.values()) + sum(self._share.values())
-        if now > self._first:
-            rate = (now - self._first) / (time.monotonic() - self._started)
-            text += f", about {clock((total - now) / rate)} left"
-        self._context.progress.live(text)
+        values = trial.config["values"]
+        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+        self._context.progress.line(
+            f"  trial {number} {state}: {outcome}  ({shown})",
+            "trial",
+            **{"trial": number, "state": state, "values": values, "run": run_id, **told},
+        )
+        self._board.ended(number, state)
 
 
 def _reason(trial: TuneTrial) -> str:

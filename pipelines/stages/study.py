@@ -6,7 +6,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -53,6 +55,8 @@ class StoredTrial:
     reason: str = ""
     status: str = ""
     """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
+    milliseconds: tuple[int, int] = (0, 0)
+    """When it started and ended, since 1970."""
 
 
 class Space:
@@ -122,8 +126,7 @@ def build_study(
     again.
     """
     search = config.search
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    _quieten()
     known = [_frozen(trial, space) for trial in earlier]
     by_number = {trial.number: trial for trial in stored}
     points = _points(search, space, config.seed)
@@ -135,10 +138,39 @@ def build_study(
     study = optuna.create_study(
         sampler=_sampler(search, config.seed + len(stored), known),
         pruner=_pruner(config),
-        directions=["minimize", *SECOND_DIRECTION[search.second_objective]],
+        directions=_directions(search),
     )
     study.add_trials(known)
     return study
+
+
+def _quieten() -> None:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def _directions(search: SearchConfig) -> list[str]:
+    return ["minimize", *SECOND_DIRECTION[search.second_objective]]
+
+
+def save_study(path: Path, config: Config, trials: Sequence[StoredTrial]) -> None:
+    """Write ended trials into a SQLite file, as a study that Optuna and optuna-dashboard open."""
+    _quieten()
+    space, second = Space(config), config.search.second_objective
+    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+    study = optuna.create_study(
+        study_name=config.experiment, storage=storage, directions=_directions(config.search)
+    )
+    study.set_metric_names([config.train.best_metric, *([second] if second else [])])
+    for stored in trials:
+        trial = _frozen(stored, space)
+        begun, ended = (datetime.fromtimestamp(ms / 1000) for ms in stored.milliseconds)
+        trial.datetime_start, trial.datetime_complete = begun, ended
+        trial.set_user_attr("mlflow_run", stored.run_id)
+        if stored.reason:
+            trial.set_user_attr("reason", stored.reason)
+        study.add_trial(trial)
+    storage.engine.dispose()
 
 
 SECOND_DIRECTION = {None: [], "parameters": ["minimize"], "bytes_per_second": ["maximize"]}

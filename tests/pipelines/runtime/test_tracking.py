@@ -160,3 +160,33 @@ def test_without_a_setting_the_database_lies_where_mlflow_ui_looks(tmp_path, mon
     assert tracking_uri() == f"sqlite:///{tmp_path}/mlflow.db"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
     assert tracking_uri() == f"sqlite:///{tmp_path}/other.db"
+
+
+def test_a_description_is_written_once_and_what_somebody_wrote_there_stays(store):
+    run = store.create("fit", "k", "n")
+    for text in ("first", "second"):
+        store.describe(text, run)
+        store.describe(text)
+    notes = store.client.get_run(run), store.client.get_experiment(store.experiment_id)
+    assert notes[0].data.tags["mlflow.note.content"] == "first"
+    assert notes[1].tags["mlflow.note.content"] == "first"
+
+
+def test_a_result_is_on_the_page_of_its_model_with_the_bytes_it_was_measured_on(store, tmp_path):
+    run = store.create("evaluate", "k", "n")
+    model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
+    (tmp_path / "test.bin").write_bytes(b"abc")
+    corpus = {"name": "files", "fingerprint": "0" * 32}
+    store.log_corpus(run, corpus, training=tmp_path / "test.bin", test=tmp_path / "test.bin")
+    store.log_use(run, model.model_id)
+    dataset = {"dataset_name": "files test", "dataset_digest": "0" * 32}
+    for _ in range(2):
+        store.log_metrics(run, {"test_bits_per_byte": 2.5}, model_id=model.model_id, **dataset)
+    (metric,) = store.client.get_logged_model(model.model_id).metrics
+    assert (metric.key, metric.value, metric.run_id) == ("test_bits_per_byte", 2.5, run)
+    assert (metric.dataset_name, metric.dataset_digest) == tuple(dataset.values())
+    found = store.client.get_run(run)
+    assert found.data.metrics == {"test_bits_per_byte": 2.5}
+    names = {given.dataset.name for given in found.inputs.dataset_inputs}
+    assert names == {"files training", "files test"}
+    assert [given.model_id for given in found.inputs.model_inputs] == [model.model_id]

@@ -1,7 +1,9 @@
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import optuna
 import pytest
 from optuna.trial import TrialState
 
@@ -9,7 +11,7 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.errors import ConfigError, PipelineError
 from pipelines.stages import study as study_module
 from pipelines.stages.search import scheduler_of
-from pipelines.stages.study import Space, StoredTrial, StudySearcher, build_study
+from pipelines.stages.study import Space, StoredTrial, StudySearcher, build_study, save_study
 
 SPACE = {
     "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
@@ -417,3 +419,41 @@ def test_two_objectives_are_told_to_the_study_and_again_after_a_resume(config, s
     resumed, again = searcher_of(config, stored)
     assert again.trials[0].values == [2.0, expected]
     assert len(draw(resumed, 6)) == 6
+
+
+def read_back(path: Path) -> optuna.Study:
+    storage = f"sqlite:///{path}"
+    (name,) = optuna.study.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def test_the_exported_study_has_every_trial_with_its_state_values_and_times(config, tmp_path):
+    values = {"model.residual": "dca", "model.last_k": 2, "train.learning_rate": 1e-3}
+    times = {"milliseconds": (1_000_000, 1_007_500), "values": values}
+    trials = [
+        complete(0, objective=2.0, curve={256: 3.0, 512: 2.0}, **times),
+        complete(1, state="pruned", objective=3.5, curve={256: 3.5}, **times),
+        complete(2, state="failed", objective=None, reason="diverged", **times),
+    ]
+    save_study(tmp_path / "study.db", config, trials)
+    study = read_back(tmp_path / "study.db")
+    assert study.study_name == "tiny"
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED", "FAIL"]
+    assert [trial.value for trial in study.trials] == [2.0, 3.5, None]
+    assert all(trial.params == values for trial in study.trials)
+    assert study.trials[0].intermediate_values == {256: 3.0, 512: 2.0}
+    assert {trial.duration.total_seconds() for trial in study.trials} == {7.5}
+    assert [trial.user_attrs["mlflow_run"] for trial in study.trials] == ["0", "1", "2"]
+    assert study.trials[2].user_attrs["reason"] == "diverged"
+    assert study.metric_names == ["val_bits_per_byte"]
+    assert study.best_trial.number == 0
+
+
+def test_the_exported_study_of_two_objectives_has_both(config, tmp_path):
+    two = {"search.second_objective": "bytes_per_second", "search.scheduler.name": "none"}
+    trials = [complete(0, second=5.0), complete(1, second=9.0)]
+    save_study(tmp_path / "study.db", config.replace(two), trials)
+    study = read_back(tmp_path / "study.db")
+    assert study.metric_names == ["val_bits_per_byte", "bytes_per_second"]
+    assert [trial.number for trial in study.best_trials] == [1]
+    assert study.trials[1].values == [2.0, 9.0]
