@@ -36,7 +36,7 @@ def main() -> None:
         print(to_yaml(config), end="")
         return
     from pipelines.runtime import dag
-    from pipelines.runtime.cluster import require, survey, this_machine
+    from pipelines.runtime.cluster import require, survey
     from pipelines.runtime.storage import Storage
     from pipelines.stages import corpus, train
     from pipelines.training.device import unused_tpu
@@ -45,7 +45,7 @@ def main() -> None:
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    cluster = this_machine() if config.resources.most == 1 else survey(config)
+    cluster = survey(config)
     require(cluster, config.resources, "resources")
     require_memory(config, cluster)
     Storage.of(config.storage).probe()

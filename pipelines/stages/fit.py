@@ -1,5 +1,6 @@
-"""fit: the winner trained at its full budget by Ray Train workers, and packaged."""
+"""fit: the winner trained at its full budget, and packaged."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 
@@ -15,10 +16,9 @@ from pipelines.runtime.progress import Bar, Now, Progress, clock
 from pipelines.runtime.storage import Folder
 from pipelines.runtime.tensorboard import events_of
 from pipelines.runtime.tracking import Store, Writer
-from pipelines.training import checkpoint
+from pipelines.training import checkpoint, loop
 from pipelines.training.checkpoint import Damaged, Row, step_of
 from pipelines.training.data import development
-from pipelines.training.loop import best_row, finished
 
 
 def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
@@ -27,15 +27,30 @@ def fit(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
     _explain(context, config, needs["select"])
-    corpus = development(context.storage, needs["corpus"]["fingerprint"])
-    say = context.progress.line
-    with context.progress.working("fit: starting its workers"):
-        require(join(), config.resources, "fit.resources")
-        from pipelines.training.workers import train_with_workers  # needs the cluster's environment
-
-        with closing(train_with_workers(config, corpus, folder, say)) as run:
-            history = record(context.store, context.run_id, run, config, context.progress)
+    history = train_recorded(context, config, needs["corpus"], folder, key="fit.resources")
     return package(context, config, needs["corpus"], folder, history)
+
+
+def train_recorded(
+    context: Context, config: Config, corpus: Outputs, folder: Folder, *, key: str
+) -> list[Row]:
+    """Train to the end, into the context's run; returns the whole history.
+
+    One worker trains here, unless there is a cluster, whose nodes may have what this one lacks;
+    several, and all on a cluster, train under Ray Train. `key` names the resources in errors.
+    """
+    files = development(context.storage, corpus["fingerprint"])
+    progress = context.progress
+    with context.progress.working("training: starting"):
+        if config.resources.most == 1 and not os.environ.get("RAY_ADDRESS"):
+            run = loop.train(config, files, folder, progress.line)
+        else:
+            require(join(), config.resources, key)
+            from pipelines.training.workers import train_with_workers  # needs Ray's environment
+
+            run = train_with_workers(config, files, folder, progress.line)
+        with closing(run):
+            return record(context.store, context.run_id, run, config, progress)
 
 
 def describe_run(
@@ -67,7 +82,7 @@ def record(
             history |= {int(row["step"]): row for row in rows}
             last = rows[-1]
             steps_left = config.train.steps - last["step"]
-            if finished(list(history.values()), config.train):
+            if loop.finished(list(history.values()), config.train):
                 steps_left = 0
             progress.live(_now(history, config.train.steps, steps_left))
     finally:
@@ -132,7 +147,7 @@ def _best(
     evaluated = {row["step"]: row for row in history if "val_bits_per_byte" in row}
     left = [path for path in checkpoint.checkpoints(folder) if step_of(path) in evaluated]
     while left:
-        best = best_row([evaluated[step_of(path)] for path in left], metric)
+        best = loop.best_row([evaluated[step_of(path)] for path in left], metric)
         path = next(path for path in left if step_of(path) == best["step"])
         try:
             return best, checkpoint.read_weights(path)

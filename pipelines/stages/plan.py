@@ -39,7 +39,9 @@ SEARCH_SECONDS = 10.6
 TRIAL_SECONDS = 0.42
 """From the last step of a trial to the first of the next on its slot (`make bench-sweep`)."""
 FIT_SECONDS = 17.2
-"""A fit less its training: Ray Train's workers start, the model is packaged."""
+"""A fit with several workers less its training: they start, the model is packaged."""
+FIT_HERE_SECONDS = 1.5
+"""The same with one worker, which trains in the command's own process."""
 STAGE_SECONDS = {"evaluate": 6.0, "register": 3.0, "promote": 3.2, "sample": 5.0, "report": 1.2}
 """Of a tiny model: most is a process that loads torch. What evaluate reads comes on top."""
 
@@ -158,7 +160,8 @@ def _fits(fits: Sequence[Config], table: list[tuple[str, ...]]) -> tuple[Any, An
     prices = Prices(fits, 1)
     table += _rows("fit", prices)
     share = corpus.look(fits[0])["bytes"]["test"] / eval_tokens(fits[0])
-    training = [FIT_SECONDS + prices.run_seconds(one) for one in fits]
+    fixed = FIT_HERE_SECONDS if fits[0].resources.most == 1 else FIT_SECONDS
+    training = [fixed + prices.run_seconds(one) for one in fits]
     return np.array(training), np.array([share * prices.eval_seconds(one) for one in fits])
 
 
