@@ -59,12 +59,16 @@ class Host:
     def kill(self) -> None:
         """As if its plug had been pulled: all its processes at once, its disk and its network."""
         assert self.process is not None
-        tree = [*psutil.Process(self.process.pid).children(recursive=True), self.process]
-        for process in tree:
-            if process.pid != os.getpid():
-                os.kill(process.pid, signal.SIGKILL)
+        for process in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+            os.kill(process.pid, signal.SIGKILL)
         self.process.wait()
-        _ip("netns", "delete", self.name)
+        self.end()
+
+    def end(self) -> None:
+        """Leave nothing behind."""
+        if self.process is not None and self.process.poll() is None:
+            stop(self.process)
+        subprocess.run(["ip", "netns", "delete", self.name], capture_output=True)
         shutil.rmtree(self.disk, ignore_errors=True)
 
 
@@ -81,18 +85,35 @@ class Cluster:
     """A folder."""
     session: Path
     """Of the head's Ray."""
+    hidden: list[Path]
+    """Folders that the hosts do not see."""
     hosts: list[Host] = field(default_factory=list)
+    """All that ever were."""
+
+    @property
+    def alive(self) -> list[Host]:
+        """Those that were not killed."""
+        return [host for host in self.hosts if host.process and host.process.poll() is None]
+
+    def add(self) -> Host:
+        """One more machine, of one CPU."""
+        host = Host(2 + len(self.hosts), Path(tempfile.mkdtemp(prefix="dcagpt-", dir="/tmp")))
+        self.hosts.append(host)
+        _connect(host)
+        _start(host, self.environment, self.hidden, self.logs)
+        return host
 
 
 @contextmanager
 def cluster(path: Path, *, hosts: int, hidden: Path) -> Iterator[Cluster]:
     """`hosts` machines of one CPU each, which see neither the folder `hidden` nor this project."""
     with ExitStack() as stack:
-        stack.enter_context(_network(hosts))
+        stack.enter_context(_network())
         own = f"{NETWORK}.1"
         s3 = stack.enter_context(_s3(path, own))
         storage = f"s3://shared/{path.name}?endpoint_override={own}:{s3}&scheme=http&region=here"
         tracking = stack.enter_context(_tracking(path, own))
+        port, dashboard = free_port(), free_port()
         environment = {
             **{k: v for k, v in os.environ.items() if not k.startswith("RAY_ADDRESS")},
             **KEYS,
@@ -100,19 +121,20 @@ def cluster(path: Path, *, hosts: int, hidden: Path) -> Iterator[Cluster]:
             "RAY_AUTH_MODE": "disabled",
             "PYTHONDONTWRITEBYTECODE": "1",
         }
-        port, dashboard = free_port(), free_port()
-        head = f"{own}:{port}"
         disk = Path(tempfile.mkdtemp(prefix="dcagpt-", dir="/tmp"))
         stack.callback(shutil.rmtree, disk, ignore_errors=True)
         stack.enter_context(_head(disk, own, port, dashboard, environment, path))
         made = Cluster(
-            {**environment, "RAY_ADDRESS": head}, storage, f"http://{own}:{dashboard}", path, disk
+            {**environment, "RAY_ADDRESS": f"{own}:{port}"},
+            storage,
+            f"http://{own}:{dashboard}",
+            path,
+            disk,
+            [hidden, ROOT / "dca", ROOT / "pipelines"],
         )
-        for number in range(2, 2 + hosts):
-            host = Host(number, Path(tempfile.mkdtemp(prefix="dcagpt-", dir="/tmp")))
-            stack.callback(_end, host)
-            _start(host, head, environment, [hidden, ROOT / "dca", ROOT / "pipelines"], path)
-            made.hosts.append(host)
+        stack.callback(lambda: [host.end() for host in made.hosts])
+        for _ in range(hosts):
+            made.add()
         yield made
 
 
@@ -121,28 +143,28 @@ def _ip(*arguments: str) -> None:
 
 
 @contextmanager
-def _network(hosts: int) -> Iterator[None]:
-    """A bridge with the head's address, and a namespace behind a cable for every host."""
+def _network() -> Iterator[None]:
+    """A bridge with the head's address."""
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
     _ip("link", "add", BRIDGE, "type", "bridge")
     try:
         _ip("address", "add", f"{NETWORK}.1/24", "dev", BRIDGE)
         _ip("link", "set", BRIDGE, "up")
-        for number in range(2, 2 + hosts):
-            name, cable = f"dcagpt-{number}", f"dcagpt{number}"
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
-            _ip("netns", "add", name)
-            _ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", name)
-            _ip("link", "set", cable, "master", BRIDGE, "up")
-            inside = ("-n", name)
-            _ip(*inside, "address", "add", f"{NETWORK}.{number}/24", "dev", "eth0")
-            _ip(*inside, "link", "set", "eth0", "up")
-            _ip(*inside, "link", "set", "lo", "up")
         yield
     finally:
-        for number in range(2, 2 + hosts):
-            subprocess.run(["ip", "netns", "delete", f"dcagpt-{number}"], capture_output=True)
-        subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True)
+        _ip("link", "delete", BRIDGE)
+
+
+def _connect(host: Host) -> None:
+    """A namespace, and a cable from it to the bridge."""
+    subprocess.run(["ip", "netns", "delete", host.name], capture_output=True)  # of a killed test
+    _ip("netns", "add", host.name)
+    cable = ("link", "add", host.name, "type", "veth", "peer", "name", "eth0", "netns", host.name)
+    _ip(*cable)
+    _ip("link", "set", host.name, "master", BRIDGE, "up")
+    _ip("-n", host.name, "address", "add", f"{host.address}/24", "dev", "eth0")
+    _ip("-n", host.name, "link", "set", "eth0", "up")
+    _ip("-n", host.name, "link", "set", "lo", "up")
 
 
 @contextmanager
@@ -248,14 +270,12 @@ def _head(
         stop(head)
 
 
-def _start(
-    host: Host, head: str, environment: dict[str, str], hidden: list[Path], logs: Path
-) -> None:
+def _start(host: Host, environment: dict[str, str], hidden: list[Path], logs: Path) -> None:
     """A raylet in the host's namespace, that has its own temporary folder and not `hidden`."""
     covers = " && ".join(f"mount -t tmpfs none {folder}" for folder in hidden)
     raylet = (
         f"{covers} && cd {host.disk} && exec {BIN / 'ray'} start --block "
-        f"--address {head} --node-ip-address {host.address} --num-cpus 1 "
+        f"--address {environment['RAY_ADDRESS']} --node-ip-address {host.address} --num-cpus 1 "
         f"--temp-dir {host.disk}/ray --object-store-memory {100 << 20} --disable-usage-stats"
     )
     with (logs / f"{host.name}.log").open("wb") as log:
@@ -265,9 +285,3 @@ def _start(
             stdout=log,
             stderr=log,
         )
-
-
-def _end(host: Host) -> None:
-    if host.process is not None and host.process.poll() is None:
-        stop(host.process)
-    shutil.rmtree(host.disk, ignore_errors=True)

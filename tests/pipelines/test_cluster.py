@@ -121,6 +121,26 @@ def test_a_job_that_does_not_say_where_results_go_is_refused(there, folder):
         assert name in done.stdout + done.stderr
 
 
+def test_a_fit_shrinks_and_grows_with_the_cluster(there, folder):
+    made, _ = there
+    for host in made.alive[1:]:
+        host.kill()
+    (first,) = made.alive
+    process = folder.start(
+        *("train.py", "tiny.yaml", f"storage={made.storage}", "experiment=elastic"),
+        *("resources.workers=[1,2]", "train.tokens=4000000", "train.batch_tokens=1024"),
+        *("model.dim=64", "train.evals=400", "train.log_every_steps=10"),
+    )
+    wait_until(lambda: trains(first), process)
+    second = made.add()
+    wait_until(lambda: trains(second), process)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert re.search(r"goes on from step \d+/", out)
+    store = folder.store("elastic")
+    assert_whole(store, store.find("train"))
+
+
 def test_no_secret_is_in_a_log_or_in_the_tracking_store(there, folder):
     made, _ = there
     secret = KEYS["AWS_SECRET_ACCESS_KEY"]
