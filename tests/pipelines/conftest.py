@@ -12,6 +12,8 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
+from pipelines.runtime.storage import Shared, Storage
+
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIA0KEYOFTESTS",
     "AWS_SECRET_ACCESS_KEY": "never-to-be-shown",
@@ -83,3 +85,12 @@ def s3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(tempfile, "tempdir", str(node))
     monkeypatch.setenv("TMPDIR", str(node))
     return object_store.uri(f"bucket/{uuid.uuid4().hex}")
+
+
+@pytest.fixture(params=["s3", "file"])
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Shared:
+    """An empty folder in each kind of shared storage."""
+    kind = request.getfixturevalue("s3") if request.param == "s3" else f"file://{tmp_path}/shared"
+    folder = Storage.of(kind).folder
+    assert isinstance(folder, Shared)
+    return folder

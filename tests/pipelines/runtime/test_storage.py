@@ -17,15 +17,6 @@ from pipelines.runtime.storage import Shared, SharedFile, Storage, file_at, here
 from tests.pipelines.conftest import KEYS
 
 
-@pytest.fixture(params=["s3", "file"])
-def shared(request, tmp_path) -> Shared:
-    """An empty folder in each kind of shared storage."""
-    kind = request.getfixturevalue("s3") if request.param == "s3" else f"file://{tmp_path}/shared"
-    folder = Storage.of(kind).folder
-    assert isinstance(folder, Shared)
-    return folder
-
-
 def written(path: Path, content: bytes = b"bytes") -> Path:
     path.write_bytes(content)
     return path

@@ -1,3 +1,4 @@
+import itertools
 import json
 import subprocess
 from pathlib import Path
@@ -5,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from pipelines.runtime import storage
 from pipelines.runtime.errors import PipelineError, StorageError
+from pipelines.runtime.storage import Shared
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
+
+NAMES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
 
 
 @pytest.fixture
@@ -115,6 +120,157 @@ def test_the_digests_are_those_of_sha256sum(tmp_path, parts):
 def test_a_checkpoint_holds_no_pickle(tmp_path, parts):
     save(tmp_path, parts, 1)
     folder = checkpoint.path_of(tmp_path, 1)
-    names = ["SHA256SUMS", "state.json", "tensors.safetensors"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    assert sorted(path.name for path in folder.iterdir()) == NAMES
     json.loads((folder / "state.json").read_text())
+
+
+def steps(folder) -> list[int]:
+    return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder)]
+
+
+def test_what_is_saved_in_shared_storage_is_what_is_resumed_from_it(shared, parts):
+    save(shared.claimed(), parts, 1)
+    (path,) = checkpoint.checkpoints(shared)
+    assert {*shared.files()} == {"owner", *(f"{path.name}/{name}" for name in NAMES)}
+    model = torch.nn.Linear(3, 3)
+    optimizer = torch.optim.AdamW(model.parameters())
+    snapshot = checkpoint.resume(shared, model, optimizer, "key", print)
+    assert snapshot == Snapshot(1, [{"step": 1}], 1, 1.5, "key")
+    assert torch.equal(model.weight, parts[0].weight)
+    weights = checkpoint.read_weights(path)
+    assert torch.equal(weights["weight"], parts[0].weight)
+    assert checkpoint.resume(shared / "none", *parts, "key", print) is None
+
+
+def test_the_newest_two_and_the_best_are_kept_in_shared_storage(shared, parts):
+    mine = shared.claimed()
+    for step in range(1, 6):
+        save(mine, parts, step, best_step=min(step, 2))
+    assert steps(shared) == [2, 4, 5]
+    save(mine, parts, 3, best_step=2)  # what lies ahead was passed over
+    assert steps(shared) == [2, 3]
+    assert len(shared.files()) == 1 + 2 * 3
+
+
+@pytest.mark.parametrize("uploaded", [0, 1, 2])
+def test_an_upload_cut_short_is_no_checkpoint_and_the_next_one_clears_it_away(
+    shared, parts, uploaded, monkeypatch
+):
+    mine = shared.claimed()
+    save(mine, parts, 1)
+    upload, calls = storage._upload, itertools.count()
+
+    def killed(*to):
+        if next(calls) == uploaded:
+            raise KeyboardInterrupt
+        upload(*to)
+
+    with monkeypatch.context() as context:
+        context.setattr(storage, "_upload", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(mine, parts, 2)
+    assert len([file for file in shared.files() if file.startswith("00000002")]) == uploaded
+    assert steps(shared) == [1]
+    assert checkpoint.resume(shared, *parts, "key", pytest.fail).step == 1
+    save(shared.claimed(), parts, 3, best_step=3)
+    assert steps(shared) == [1, 3]
+    assert not [file for file in shared.files() if file.startswith("00000002")]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "altered", "missing", "digests"])
+def test_a_damaged_object_is_passed_over(shared, parts, damage):
+    mine = shared.claimed()
+    save(mine, parts, 1)
+    save(mine, parts, 2)
+    newest = checkpoint.checkpoints(shared)[-1]
+    if damage == "truncate":
+        newest.put_text("tensors.safetensors", "short")
+    elif damage == "altered":
+        state = newest.get_text("state.json")
+        newest.put_text("state.json", state.replace('"seconds": 1.5', '"seconds": 2.5'))
+    elif damage == "digests":
+        newest.put_text("SHA256SUMS", "")
+    else:
+        (newest / "tensors.safetensors")._do("written", storage._delete_file)
+    said: list[str] = []
+    assert checkpoint.resume(shared, *parts, "key", said.append).step == 1
+    (text,) = said
+    assert text.startswith(f"{newest}: damaged checkpoint")
+    with pytest.raises(PipelineError, match="damaged"):
+        checkpoint.read_weights(newest)
+    assert checkpoint.resume(shared, *parts, "key", said.append, step=2) is None
+    save(shared.claimed(), parts, 2)
+    assert steps(shared) == [1, 2]
+    assert checkpoint.resume(shared, *parts, "key", pytest.fail).step == 2
+
+
+def filled(parts, value: float):
+    torch.nn.init.constant_(parts[0].weight, value)
+    return parts
+
+
+@pytest.mark.parametrize("moment", ["its files are uploaded", "it knows what to remove"])
+def test_a_writer_that_was_frozen_neither_tears_nor_removes_what_the_next_one_wrote(
+    shared, parts, monkeypatch, moment
+):
+    """It wakes when another has gone on from its last checkpoint."""
+    old = shared.claimed()
+    save(old, filled(parts, 1), 1)
+    upload, files, awake = storage._upload, Shared.files, iter([False])
+
+    def freeze() -> None:
+        if next(awake, True):
+            return
+        begun = checkpoint.resume(shared, *parts, "key", pytest.fail).step
+        new = shared.claimed()
+        for step in range(begun + 1, begun + 4):
+            save(new, filled(parts, 10 + step), step, best_step=begun + 1)
+
+    def uploaded(system, path, source) -> None:
+        upload(system, path, source)
+        if moment == "its files are uploaded" and source.name == "tensors.safetensors":
+            freeze()
+
+    def listed(folder) -> set[str]:
+        found = files(folder)
+        if moment == "it knows what to remove":
+            freeze()
+        return found
+
+    monkeypatch.setattr(storage, "_upload", uploaded)
+    monkeypatch.setattr(Shared, "files", listed)
+    with pytest.raises(PipelineError, match="another process trains here"):
+        save(old, filled(parts, 2), 2)
+    found = checkpoint.checkpoints(shared)
+    assert len(found) == 3
+    for path in found:
+        weight = checkpoint.read_weights(path)["weight"]
+        assert weight.unique() == 10 + checkpoint.step_of(path)
+
+
+def test_of_two_writers_of_one_step_each_leaves_a_whole_checkpoint(shared, parts):
+    """As when both looked at the owner before either wrote its digests."""
+    first, second = shared.claimed(), shared.claimed()
+    for writer, value in [(first, 1), (second, 2)]:
+        shared.put_text("owner", writer.owner)
+        save(writer, filled(parts, value), 5)
+        save(writer, filled(parts, value), 5)
+    assert steps(shared) == [5]  # the one who wrote last clears away the other's
+    (path,) = checkpoint.checkpoints(shared)
+    assert path.name.endswith(second.owner)
+    assert checkpoint.read_weights(path)["weight"].unique() == 2
+
+
+def test_shared_storage_that_is_away_is_not_taken_for_a_damaged_checkpoint(
+    shared, parts, monkeypatch
+):
+    mine = shared.claimed()
+    save(mine, parts, 1)
+    save(mine, parts, 2)
+
+    def away(*_):
+        raise StorageError("away")
+
+    monkeypatch.setattr(Shared, "get", away)
+    with pytest.raises(StorageError, match="away"):
+        checkpoint.resume(shared, *parts, "key", pytest.fail)
