@@ -22,7 +22,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.job.cli import submit
 from ruamel.yaml import YAML
 
-from pipelines.runtime.cluster import require
+from pipelines.runtime.cluster import Node, require, slots
 from pipelines.runtime.config import Config, load
 
 ROOT = Path(__file__).parents[2]
@@ -123,14 +123,13 @@ def as_rays_autoscaler_reads(job: dict[str, Any]) -> dict[str, Any]:
     return _derive_autoscaling_config_from_ray_cr(cluster)
 
 
-def resources(cluster: dict[str, Any]) -> dict[str, float]:
-    """What all nodes of an autoscaler's configuration have together from the beginning."""
-    total: dict[str, float] = {}
-    for name, kind in cluster["available_node_types"].items():
-        nodes = 1 if name == cluster["head_node_type"] else kind["min_workers"]
-        for resource, amount in kind["resources"].items():
-            total[resource] = total.get(resource, 0) + nodes * amount
-    return total
+def nodes(cluster: dict[str, Any]) -> list[Node]:
+    """What an autoscaler's configuration has from the beginning."""
+    return [
+        Node(name, kind["resources"]["CPU"], kind["resources"].get("GPU", 0))
+        for name, kind in cluster["available_node_types"].items()
+        for _ in range(1 if name == cluster["head_node_type"] else kind["min_workers"])
+    ]
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -151,7 +150,7 @@ def configured(command: list[str]) -> Config:
 def test_ray_up_is_what_rays_own_validation_takes(ray_up):
     prepared = prepare_config(copy.deepcopy(ray_up))
     validate_config(prepared)
-    assert prepared["head_setup_commands"] == ray_up["head_setup_commands"]
+    assert prepared["setup_commands"] == prepared["head_setup_commands"] == []
     ray_up["available_node_types"]["worker"]["minworkers"] = 4
     with pytest.raises(jsonschema.ValidationError, match="minworkers"):
         validate_config(prepare_config(ray_up))
@@ -179,11 +178,10 @@ def test_the_pods_are_valid_by_the_schemas_of_kubernetes(job):
 
 
 def test_rays_autoscaler_reads_the_ray_jobs_cluster(job):
-    assert resources(as_rays_autoscaler_reads(job)) == {
-        "CPU": 16,
-        "GPU": 4,
-        "memory": (32 + 4 * 24) << 30,
-    }
+    read = as_rays_autoscaler_reads(job)
+    assert [(node.cpus, node.gpus) for node in nodes(read)] == [(0, 0), *[(4, 1)] * 4]
+    memory = {kind["resources"]["memory"] for kind in read["available_node_types"].values()}
+    assert memory == {32 << 30, 24 << 30}
     containers(job)[-1]["resources"] = {}
     with pytest.raises(ValueError, match="CPU"):
         as_rays_autoscaler_reads(job)
@@ -192,9 +190,15 @@ def test_rays_autoscaler_reads_the_ray_jobs_cluster(job):
 def test_the_ray_jobs_entry_point_is_a_sweep_that_fits_its_cluster(job):
     config = configured(shlex.split(job["spec"]["entrypoint"]))
     assert config.storage.startswith("s3://")
-    available = resources(as_rays_autoscaler_reads(job))
-    require(available, config.resources, "resources")
-    require(available, config.fit.resources, "fit.resources")
+    cluster = nodes(as_rays_autoscaler_reads(job))
+    assert slots(cluster, config.resources) == 4
+    require(cluster, config.fit.resources, "fit.resources")
+    assert sum(node.room(config.fit.resources) for node in cluster) == config.fit.resources.most
+
+
+def test_the_chapters_experiment_fits_what_ray_up_makes(ray_up):
+    config = load([str(ROOT / "experiments" / "enwik8.yaml")])
+    assert slots(nodes(prepare_config(ray_up)), config.resources) == 4
 
 
 def test_the_clusters_have_their_size_from_the_beginning(ray_up, job):
@@ -217,6 +221,7 @@ def test_the_image_has_the_python_and_the_packages_of_the_lock(job):
     assert environment["dependencies"][0] == f"python={python}"
     assert "pip install --no-cache-dir --requirement /tmp/requirements.lock" in DOCKERFILE
     assert job["spec"]["rayClusterSpec"]["rayVersion"] == LOCK["ray"]
+    assert "boto3" in LOCK  # with which ray up's head starts the others
 
 
 def test_the_image_holds_what_it_copies_and_knows_its_commit(ray_up, job):
