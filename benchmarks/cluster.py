@@ -1,16 +1,18 @@
 """What more workers gain, and what a driver carries.
 
-python benchmarks/cluster.py [--only workers | slots ...] [--rounds 3] [--slots 200]
+python benchmarks/cluster.py [--only workers | slots | writes ...] [--rounds 3] [--slots 200]
 
 `workers` trains 6x512 under Ray Train with one and two workers of one thread each, in turn, at the
 same global batch, and compares losses of one, two and four. `slots` drives a search whose trials
 have no model: that many at once on this machine, first such that end at once, then such that sleep
-and report as trials do. The table goes to stdout as Markdown.
+and report as trials do. `writes` stores reports one after the other in a file and through a
+tracking server. The table goes to stdout as Markdown.
 """
 
 import argparse
 import json
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -21,7 +23,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-PARTS = ("workers", "slots")
+PARTS = ("workers", "slots", "writes")
+WRITES = 200
 WORKERS = (1, 2, 4)
 REPORTS = 8
 ROWS = 6
@@ -66,6 +69,8 @@ def main() -> None:
         if "slots" in arguments.only:
             for reports, trials in ((1, 5 * arguments.slots), (REPORTS, 2 * arguments.slots)):
                 _measure_slots(Path(folder), arguments.slots, reports, trials)
+        if "writes" in arguments.only:
+            _measure_writes(Path(folder))
 
 
 def _measure_workers(folder: Path, rounds: int) -> None:
@@ -98,6 +103,36 @@ def _measure_slots(folder: Path, slots: int, reports: int, trials: int) -> None:
     _row("- the driver's processor time", f"{1000 * found['cpu'] / trials:.0f} ms a trial")
     _row("- points written", f"{points / wall:,.0f} per second, {found['database'] / 1e6:.0f} MB")
     _row("- the driver's memory at the end", f"{found['memory'] / 1e6:.0f} MB")
+
+
+def _measure_writes(folder: Path) -> None:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{found.getsockname()[1]}"
+    server = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "mlflow", "server", "--workers", "1"),
+            *("--port", uri.rpartition(":")[2], "--backend-store-uri", f"sqlite:///{folder}/s.db"),
+            *("--artifacts-destination", f"{folder}/artifacts"),
+        ],
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        for name, where in (("a SQLite file", "sqlite:///mlflow.db"), ("a tracking server", uri)):
+            stored = _run_child("writes", {"uri": where}, folder)
+            _row(
+                f"reports of {ROWS} rows stored in {name}, one writer",
+                f"{WRITES / stored['wall']:.0f} per second",
+            )
+    finally:
+        server.terminate()
+        server.wait()
 
 
 def _run_child(name: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
@@ -254,7 +289,37 @@ def _slots(config: dict[str, Any]) -> None:
     )
 
 
-CHILDREN = {"workers": _workers, "slots": _slots}
+def _writes(config: dict[str, Any]) -> None:
+    """Prints how long it takes to store reports, one after the other, as a search's writer does."""
+    from pipelines.runtime.errors import ConfigError
+    from pipelines.runtime.tracking import Store, Writer
+
+    os.environ["MLFLOW_TRACKING_URI"] = config["uri"]
+    deadline = time.monotonic() + 120
+    while True:
+        try:
+            store = Store.open("bench", Path("runs").absolute())
+            break
+        except ConfigError:  # the server is still starting
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.5)
+    assert store is not None
+    run_id = store.create("trial", "writes", "writes")
+    writer = Writer(store)
+    writer.write(run_id, [])
+    started = time.perf_counter()
+    for report in range(WRITES):
+        rows = [
+            {"step": report * ROWS + i, "time": time.time(), **dict.fromkeys(METRICS, 1.0)}
+            for i in range(ROWS)
+        ]
+        writer.write(run_id, rows)
+    writer.close()
+    print(json.dumps({"wall": time.perf_counter() - started}))
+
+
+CHILDREN = {"workers": _workers, "slots": _slots, "writes": _writes}
 
 if __name__ == "__main__":
     main()
