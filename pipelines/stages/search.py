@@ -19,6 +19,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
@@ -219,6 +220,7 @@ def _run_trials(
         closing(recorder),
     ):
         cluster = join(dashboard=config.resources.most > 1)
+        _keep_keys()
         require(cluster, config.resources, "resources")
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(config)),
@@ -245,6 +247,13 @@ def _run_trials(
             if recorder.refused is None:
                 raise
             raise recorder.refused from None
+
+
+def _keep_keys() -> None:
+    """Tune would send AWS's keys along with its actors, and Ray's agents write what is sent into
+    their logs. Each node has its own."""
+    sent = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
 
 
 def _request(config: Config) -> tune.PlacementGroupFactory:

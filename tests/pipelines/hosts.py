@@ -257,6 +257,7 @@ def _head(
                 *(str(BIN / "ray"), "start", "--block", "--head", "--num-cpus=0"),
                 *("--node-ip-address", own, "--port", str(port), "--temp-dir", str(disk / "ray")),
                 *("--dashboard-host", own, "--dashboard-port", str(dashboard)),
+                *("--dashboard-agent-listen-port", str(free_port())),
                 *("--include-dashboard", "true", "--disable-usage-stats"),
                 *("--object-store-memory", str(200 << 20)),
             ],
