@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test test-cluster test-faults check bench bench-sweep
+.PHONY: install sweep test test-cluster test-faults check bench bench-sweep bench-cluster
 
 install: .venv/.installed
 
@@ -29,6 +29,9 @@ bench: .venv/.bench
 
 bench-sweep: install
 	$(BIN)/python benchmarks/sweep.py
+
+bench-cluster: install
+	$(BIN)/python benchmarks/cluster.py
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'
