@@ -186,7 +186,7 @@ class Shared:
     def put_text(self, name: str, text: str, *, patient: bool = True) -> None:
         """Write a small file."""
         with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / name
+            path = Path(scratch) / "text"
             path.write_text(text)
             (self / name)._do("written", _upload, path, patient=patient)
 

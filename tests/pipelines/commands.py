@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import requests
 
+from pipelines.runtime.storage import Shared
 from pipelines.runtime.tracking import Store
 from pipelines.training import checkpoint
 
@@ -47,6 +48,7 @@ class Folder:
 
     def __init__(self, path: Path, text: Path, experiment: str = EXPERIMENT) -> None:
         self.path = path
+        path.mkdir(exist_ok=True)
         (path / "tiny.yaml").write_text(experiment.format(text=text))
         self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         self._process: subprocess.Popen[str] | None = None
@@ -178,7 +180,12 @@ def assert_whole(store: Store, runs: list, log_every: int = 10) -> None:
 
 def training(folder: Folder) -> tuple[dict[str, bytes], list[dict[str, float]]]:
     """The bits of each tensor, and the history without times, of train.py's last checkpoint."""
-    snapshot, tensors = checkpoint._read(max(folder.path.glob("runs/fits/*/0*")))
+    return saved(max(folder.path.glob("runs/fits/*/0*")))
+
+
+def saved(path: Path | Shared) -> tuple[dict[str, bytes], list[dict[str, float]]]:
+    """The same of a checkpoint."""
+    snapshot, tensors = checkpoint._read(path)
     clocks = ("time", "seconds", "tokens_per_second", "peak_memory_bytes")
     rows = [{k: v for k, v in row.items() if k not in clocks} for row in snapshot.history]
     return {name: value.numpy().tobytes() for name, value in tensors.items()}, rows

@@ -7,7 +7,18 @@ import sys
 
 import pytest
 
-from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder
+from pipelines.runtime.storage import Storage
+from pipelines.training import checkpoint
+from tests.pipelines.commands import (
+    ROOT,
+    WAIT_SECONDS,
+    Folder,
+    assert_whole,
+    saved,
+    training,
+    wait_until,
+)
+from tests.pipelines.conftest import KEYS
 
 
 @pytest.mark.parametrize(
@@ -22,6 +33,12 @@ from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder
         ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
         ("sweep.py", [f"{ROOT}/experiments/enwik8.yaml", "--dry-run"], "4 CPUs and 1 GPUs; the"),
         ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
+        ("train.py", ["storage=s3://AKIA:secret@bucket/x"], "storage: expected a folder, or a URI"),
+        (
+            "sweep.py",
+            ["storage=s3://b/x", "tensorboard=true"],
+            "tensorboard: expected storage to be",
+        ),
         ("train.py", ["--from-version", "1", "a.yaml"], "got a.yaml as well"),
         ("train.py", ["--from-version", "1"], "there is no "),
         ("generate.py", ["--prompt", "a", "--model", "nobody"], "there is no "),
@@ -65,6 +82,46 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert "Traceback" not in process.stderr
     assert len(process.stderr.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bucket_that_is_not_there_is_one_line_and_leaves_nothing(
+    tmp_path, text, s3, object_store
+):
+    folder = Folder(tmp_path / "here", text)
+    code, out, err = folder.run("train.py", "tiny.yaml", f"storage={object_store.uri('none/x')}")
+    assert (code, out) == (2, "")
+    assert re.fullmatch(
+        r"storage: s3://none/x/probe-.+: cannot be written: .+NO_SUCH_BUCKET.+\n", err
+    )
+    assert [path.name for path in folder.path.iterdir()] == ["tiny.yaml"]
+
+
+def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_generates(
+    tmp_path, text, s3
+):
+    command = ("train.py", "tiny.yaml", "train.evals=16")
+    alone, folder = Folder(tmp_path / "alone", text), Folder(tmp_path / "killed", text)
+    code, _, err = alone.run(*command)
+    assert code == 0, err
+    shared = Storage.of(s3).folder
+    process = folder.start(*command, f"storage={s3}")
+    wait_until(lambda: sum(name.endswith("SHA256SUMS") for name in shared.files()) > 1, process)
+    process.kill()
+    process.communicate()
+    code, out, err = folder.run(*command, f"storage={s3}")
+    assert code == 0, err
+    assert "goes on from step" in out
+    assert not (folder.path / "runs").exists()
+    (run,) = {name.split("/")[1] for name in shared.files() if name.startswith("fits/")}
+    assert saved(checkpoint.checkpoints(shared / "fits" / run)[-1]) == training(alone)
+    assert_whole(folder.store(), folder.store().find("train"))
+    uri = re.search(r"models:/m-\w+", out).group()
+    code, written, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
+    assert (code, err) == (0, f"{uri}\n")
+    kept = [path.read_bytes() for path in folder.path.rglob("*") if path.is_file()]
+    told = b"".join([*kept, out.encode(), written.encode()])
+    assert s3.partition("?")[0].encode() in told
+    assert not any(KEYS[name].encode() in told for name in KEYS if "KEY" in name)
 
 
 def test_train_makes_a_model_that_generates(tmp_path, text):

@@ -62,6 +62,23 @@ def test_a_corpus_of_three_files_is_restored_by_its_fingerprint(held_out, tmp_pa
     assert again.run(context(held_out, tmp_path), {}) == found
 
 
+def test_a_corpus_in_shared_storage_is_restored_without_its_files(
+    held_out, shared, tmp_path, monkeypatch
+):
+    held_out = held_out.replace({"storage": str(shared)})
+    here = Context(held_out, shared, None, Progress(), pipeline_run="")
+    found = corpus.corpus(here, {})
+    for name in ("train", "validation", "test"):
+        (tmp_path / name).unlink()
+    corpus._measured.cache_clear()
+    again = corpus.again(found["name"], found["fingerprint"])
+    assert again.peek(held_out) == found
+    assert again.run(here, {}) == found
+    with corpus.test_bytes(held_out, found["fingerprint"]) as path:
+        assert path.read_bytes() == b"test" * 100
+    assert not path.exists()
+
+
 def test_held_out_files_that_have_changed_are_not_the_corpus_of_before(held_out, tmp_path):
     found = corpus.look(held_out)
     (tmp_path / "test").write_bytes(b"Test" * 100)

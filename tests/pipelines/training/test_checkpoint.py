@@ -254,7 +254,6 @@ def test_of_two_writers_of_one_step_each_leaves_a_whole_checkpoint(shared, parts
     for writer, value in [(first, 1), (second, 2)]:
         shared.put_text("owner", writer.owner)
         save(writer, filled(parts, value), 5)
-        save(writer, filled(parts, value), 5)
     assert steps(shared) == [5]  # the one who wrote last clears away the other's
     (path,) = checkpoint.checkpoints(shared)
     assert path.name.endswith(second.owner)

@@ -1,5 +1,6 @@
 import hashlib
 import re
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,17 @@ import pytest
 
 from pipelines.runtime.config import DataConfig
 from pipelines.runtime.corpora import CORPORA, Original, Source
-from pipelines.runtime.errors import ConfigError
-from pipelines.training.data import Batches, development, measure, open_bytes, prepare, sealed_test
+from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.storage import borrowed
+from pipelines.training.data import (
+    Batches,
+    development,
+    kept,
+    measure,
+    open_bytes,
+    prepare,
+    sealed_test,
+)
 
 
 def of_files(path: Path) -> DataConfig:
@@ -57,6 +67,43 @@ def test_no_module_of_the_search_or_the_training_opens_the_test_split():
         "pipelines/stages/promote.py",
         "pipelines/promote.py",
     }
+
+
+def test_from_shared_storage_each_node_maps_a_copy_of_its_own(text, shared, tmp_path, monkeypatch):
+    corpus = measure(of_files(text), seq_len=32)
+    prepare(of_files(text), corpus, shared)
+    prepare(of_files(text), corpus, tmp_path / "here")
+    files = development(shared, corpus.fingerprint)
+    test = sealed_test(shared, corpus.fingerprint)
+    for node in ("a", "b"):
+        (tmp_path / node).mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / node))
+        with borrowed(test) as path:
+            parts = [bytes(open_bytes(file)) for file in (files.train, files.validation)]
+            parts.append(path.read_bytes())
+        assert b"".join(parts) == text.read_bytes()
+        copies = [found for found in (tmp_path / node).rglob("*") if not found.is_dir()]
+        sizes = sorted(copy.stat().st_size for copy in copies if copy.suffix != ".lock")
+        assert sizes == sorted([corpus.sizes["train"], corpus.sizes["validation"]])
+    splits = {"train": files.train, "validation": files.validation, "test": test}
+    assert kept(shared, corpus.fingerprint) == splits
+    assert kept(shared, "another") is None
+    assert "sealed" not in str(files)
+
+
+def test_splits_in_shared_storage_are_put_there_once_and_again_if_one_is_torn(text, shared):
+    corpus = measure(of_files(text), seq_len=32)
+    prepare(of_files(text), corpus, shared)
+    prepare(DataConfig(corpus="files", path="none"), corpus, shared)
+    files = shared.files()
+    assert len(files) == 6
+    name = f"corpora/{corpus.fingerprint}/validation.bin"
+    shared.put_text(name, "torn")
+    prepare(of_files(text), corpus, shared)
+    assert (shared / name).size() == corpus.sizes["validation"]
+    shared.remove()
+    with pytest.raises(PipelineError, match=r"train\.bin.*: is gone; run the same command again"):
+        development(shared, corpus.fingerprint)
 
 
 def test_a_torn_split_is_written_again(text, tmp_path):

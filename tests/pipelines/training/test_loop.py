@@ -11,6 +11,7 @@ import torch
 
 from dca import registry
 from pipelines.runtime.config import Config
+from pipelines.runtime.dag import storage_path
 from pipelines.runtime.errors import PipelineError
 from pipelines.training import checkpoint, loop
 from pipelines.training.data import Development, development, measure, prepare
@@ -145,6 +146,40 @@ def test_stopped_between_evaluations_it_goes_on_from_a_checkpoint_there(
     assert history(resumed) == whole
     ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def shared_corpus(config: Config, shared) -> Development:
+    found = measure(config.data, seq_len=config.train.seq_len)
+    prepare(config.data, found, shared)
+    return development(shared, found.fingerprint)
+
+
+def test_resumed_from_shared_storage_a_run_is_bitwise_one_in_a_folder_that_never_stopped(
+    config, corpus, shared_corpus, shared, tmp_path
+):
+    whole = history(train(config, corpus, tmp_path / "whole", print))
+    first = train(config, shared_corpus, shared / "fits" / "1", print)
+    next(first)
+    next(first)
+    first.close()
+    assert history(train(config, shared_corpus, shared / "fits" / "1", print)) == whole
+    ours, theirs = tensors(shared / "fits" / "1"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_in_shared_storage_who_comes_later_goes_on_and_the_other_stops(
+    config, shared_corpus, shared
+):
+    first = train(config, shared_corpus, shared / "run", print)
+    next(first)
+    second = train(config, shared_corpus, shared / "run", print)
+    rows = history([next(second)])
+    with pytest.raises(PipelineError, match=r"run.*: another process trains here"):
+        next(first)
+    assert [row["step"] for row in rows + history(second)][-1] == config.train.steps
+    assert [checkpoint.step_of(p) for p in checkpoint.checkpoints(shared / "run")] == [12, 16]
 
 
 def test_one_process_trains_in_a_folder(config, corpus, tmp_path, monkeypatch):
@@ -422,6 +457,22 @@ def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(config, cor
     assert resume(step=4).step == 4
     assert resume(step=8) is None
     assert "00000008: damaged checkpoint" in said[0]
+
+
+def test_two_workers_go_on_from_the_same_object(config, s3, tmp_path):
+    config = config.replace({"storage": s3})
+    shared = storage_path(config)
+    found = measure(config.data, seq_len=config.train.seq_len)
+    prepare(config.data, found, shared)
+    files = development(shared, found.fingerprint)
+    first = train(config, files, shared / "run", print)
+    begun = [next(first)[-1]["step"], next(first)[-1]["step"]]
+    first.close()
+    together(config, files, shared / "run", tmp_path / "group")
+    (rows,) = train(config, files, shared / "run", print)
+    evaluated = [row["step"] for row in rows if "val_bits_per_byte" in row]
+    assert evaluated == config.train.eval_steps
+    assert evaluated[:2] == begun
 
 
 def test_two_workers_lose_patience_together(config, corpus, tmp_path):

@@ -3,11 +3,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dca import build_model
 from pipelines.runtime.config import Config, validate
-from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.errors import ConfigError, PipelineError
+from pipelines.runtime.storage import Storage
 from pipelines.training import loop
 from pipelines.training.data import Development, development, measure, prepare
 from pipelines.training.start import pin, read_start
@@ -67,6 +68,26 @@ def test_a_pinned_start_outlives_its_source(data, trained):
     (trained / "artifacts" / "model.safetensors").write_bytes(b"")
     after = read_start(config.train.start_from)
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_start_is_pinned_in_shared_storage_and_found_there_again(data, trained, shared):
+    data["storage"] = str(shared)
+    planned = pin(config_of(data, {}, trained), write=False)
+    assert shared.files() == set()
+    config = pin(config_of(data, {}, trained))
+    assert config == planned
+    assert Storage.of(config.train.start_from).shared
+    before = load_file(trained / "artifacts" / "model.safetensors")
+    (trained / "artifacts" / "model.safetensors").unlink()
+    after = read_start(config.train.start_from)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert pin(config) == config
+    assert len(shared.files()) == 4
+    shared.remove()
+    with pytest.raises(PipelineError, match=r"train\.start_from: .*: is gone"):
+        read_start(config.train.start_from)
+    with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
+        pin(config)
 
 
 def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, monkeypatch):
