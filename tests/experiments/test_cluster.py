@@ -20,6 +20,7 @@ from ray.autoscaler._private.kuberay.autoscaling_config import (
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.dashboard.modules.job.cli import submit
+from ray.scripts.scripts import cli as ray_cli
 from ruamel.yaml import YAML
 
 from pipelines.runtime.cluster import Node, require, slots
@@ -270,13 +271,18 @@ def test_no_secret_is_in_a_file(job):
 
 
 def test_the_chapters_commands_are_what_their_programs_take():
-    found = [c for block in re.findall(r"```\n(.*?)```", CHAPTER, re.S) for c in commands(block)]
+    found = [
+        c for block in re.findall(r"```\n(.*?)```", CHAPTER, re.S) for c in commands(block) if c
+    ]
     submitted = [c[3:] for c in found if c[:3] == ["ray", "job", "submit"]]
     served = [c[2:] for c in found if c[:2] == ["mlflow", "server"]]
     swept = [c[c.index("python") :] for c in found if "pipelines/sweep.py" in c]
     assert submitted
     assert served
     assert len(swept) > len(submitted)
+    for _, command, *arguments in (c for c in found if c[0] == "ray" and c[1] != "job"):
+        named = ray_cli.commands[command].make_context(command, arguments).params
+        assert "cluster_config_file" not in named or (ROOT / named["cluster_config_file"]).is_file()
     for arguments in submitted:
         taken = submit.make_context("submit", arguments).params
         assert taken["working_dir"] == "."
