@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -28,9 +29,9 @@ FLAGS = (
 )
 REPORT = (
     *("summary", "leaderboard", "importance", "history", "parallel", "slices", "curves", "pruning"),
-    *("winner", "mixing", "samples", "lineage", "next"),
+    *("failures", "winner", "mixing", "samples", "lineage", "next"),
 )
-"""Sections of the report on a sweep that has pruned trials or not, and no failed one."""
+"""Sections of the report, which has each of them whatever there is to tell."""
 SEARCHED = ("train.learning_rate", "model.residual", "model.last_k", "val_bits_per_byte")
 SWEEP = ("sweep.py", "tiny.yaml", "train.tokens=16384", "fit.tokens=16384")
 
@@ -57,16 +58,19 @@ class Browser:
         self.driver.get(address)
 
     def click(self, path: str) -> None:
-        """Press what is at an XPath, once it is there; also if something lies over its edge."""
-        self.driver.execute_script("arguments[0].click()", self.wait(path)[0])
+        """Press what is at an XPath, once it is there, drawn by itself or not."""
+        self.driver.execute_script("arguments[0].click()", self.wait(path, drawn=False)[0])
 
-    def wait(self, path: str) -> list[WebElement]:
-        """The visible elements at an XPath, once there is one."""
+    def wait(self, path: str, *, drawn: bool = True) -> list[WebElement]:
+        """The elements at an XPath, once there is one, that are drawn."""
 
-        def shown(driver: webdriver.Chrome) -> list[WebElement]:
-            return [e for e in driver.find_elements(By.XPATH, path) if e.is_displayed()]
+        def found(driver: webdriver.Chrome) -> list[WebElement]:
+            elements = driver.find_elements(By.XPATH, path)
+            return [element for element in elements if element.is_displayed() or not drawn]
 
-        return WebDriverWait(self.driver, PAGE_SECONDS).until(shown, path)
+        again = (StaleElementReferenceException,)
+        waiting = WebDriverWait(self.driver, PAGE_SECONDS, ignored_exceptions=again)
+        return waiting.until(found, path)
 
     @property
     def text(self) -> str:
