@@ -11,7 +11,13 @@ from pipelines.runtime.config import Config, validate
 
 TALLY = pytest.StashKey[Counter]()
 """What the tests with kills at random moments have counted."""
-LONGEST = ("test_promotion.py", "test_sweep.py", "test_faults.py", "test_registry.py")
+LONGEST = (
+    "test_promotion.py",
+    "test_browser.py",
+    "test_sweep.py",
+    "test_faults.py",
+    "test_registry.py",
+)
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
 

@@ -1,5 +1,6 @@
 """Commands that need no Ray: bad input, one training run."""
 
+import json
 import os
 import re
 import subprocess
@@ -41,6 +42,8 @@ from tests.pipelines.conftest import KEYS
         ),
         ("train.py", ["--from-version", "1", "a.yaml"], "got a.yaml as well"),
         ("train.py", ["--from-version", "1"], "there is no "),
+        ("sweep.py", ["--json", "--dry-run"], "--json: expected without --dry-run"),
+        ("train.py", ["--json", "--quiet"], "not allowed with argument --json"),
         ("generate.py", ["--prompt", "a", "--model", "nobody"], "there is no "),
         ("generate.py", ["--prompt", ""], "--prompt: expected"),
         ("generate.py", ["--prompt", "a", "--prompt", ""], "number 2 has none"),
@@ -132,6 +135,21 @@ def test_train_makes_a_model_that_generates(tmp_path, text):
     code, out, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
     assert (code, err) == (0, f"{uri}\n")
     assert out.startswith("a ")
+
+
+def test_a_machine_reads_a_training_and_quiet_there_is_its_result_alone(tmp_path, text):
+    folder = Folder(tmp_path, text)
+    command = ("train.py", "tiny.yaml", "train.tokens=8192")
+    code, out, err = folder.run(*command, "--json")
+    assert (code, err) == (0, "")
+    told = [json.loads(line) for line in out.splitlines()]
+    assert [row["state"] for row in told if row["event"] == "stage"] == ["begun", "done"] * 2
+    assert any(row["event"] == "progress" and row["of_steps"] == 32 for row in told)
+    result = told[-1]
+    assert result["event"] == "result"
+    code, out, err = folder.run(*command, "--quiet")
+    assert (code, out, err) == (0, f"{result['text']}\n", "")
+    assert result["outputs"]["train"]["model_uri"] in out
 
 
 def test_a_logged_transformer_can_be_trained_on_as_dca(tmp_path, text):

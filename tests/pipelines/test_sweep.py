@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
+import optuna
 import pytest
 
 from pipelines.runtime.registry import Registry
@@ -65,6 +68,36 @@ def test_the_best_complete_trial_is_marked_and_trained_by_two_workers(swept):
     assert fit.data.params["train.learning_rate"] == best.data.params["train.learning_rate"]
     assert fit.data.params["train.tokens"] == "131072"
     assert json.loads(fit.data.tags["dca.outputs"])["workers"] == "2"
+
+
+def test_optunas_study_is_an_artifact_and_has_every_trial_as_it_ended(swept, tmp_path):
+    store = swept[0].store()
+    (search,) = store.find("search")
+    path = store.client.download_artifacts(search.info.run_id, "study.db", str(tmp_path))
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{path}")
+    runs = {int(run.data.tags["dca.trial"]): run for run in store.find("trial")}
+    assert [trial.number for trial in study.trials] == sorted(runs) == [0, 1, 2, 3]
+    for trial in study.trials:
+        run = runs[trial.number]
+        assert trial.state.name.lower() == run.data.tags["dca.state"]
+        assert trial.user_attrs["mlflow_run"] == run.info.run_id
+        assert trial.params == json.loads(run.data.tags["dca.values"])
+    assert study.best_trial.user_attrs["mlflow_run"] == search.data.tags["dca.best_run"]
+
+
+def test_runs_say_what_they_are_and_the_command_in_a_note_trains_a_trial(swept):
+    folder, _ = swept
+    store = folder.store()
+    trial = next(run for run in store.find("trial") if run.data.tags["dca.state"] == "complete")
+    note = trial.data.tags["mlflow.note.content"]
+    fetch, train = re.findall(r"^(?:mlflow|python) .*$", note, re.M)
+    fetched = folder.python(f"import mlflow.cli; mlflow.cli.cli({shlex.split(fetch)[1:]})")
+    assert fetched.returncode == 0, fetched.stderr
+    _, script, *arguments = shlex.split(train)
+    code, out, err = folder.run(Path(script).name, *arguments, "--json")
+    assert code == 0, err
+    result = json.loads(out.splitlines()[-1])["outputs"]["train"]
+    assert result["val_bits_per_byte"] == trial.data.metrics["best_val_bits_per_byte"]
 
 
 def test_the_screen_shows_the_result_the_baselines_and_what_to_run_next(swept):
@@ -182,13 +215,22 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     experiment = EXPERIMENT.replace("log_uniform: [1e-4, 1e-2]", "choice: [1e-2, 1e30]")
     experiment = experiment.replace("tokens: 65536", "tokens: 8192")
     folder = Folder(tmp_path, text, experiment)
-    code, _, err = folder.run("sweep.py", "tiny.yaml", "--until", "select")
-    assert code == 0, err
+    code, out, err = folder.run("sweep.py", "tiny.yaml", "--until", "select", "--json")
+    assert (code, err) == (0, "")
+    told = [json.loads(line) for line in out.splitlines()]
+    ends = {row["trial"]: row for row in told if row["event"] == "trial"}
+    assert {row["event"] for row in told} == {"stage", "trial", "progress"}
+    assert told[-1] | {"stage": "select", "state": "done"} == told[-1]
     states = {run.data.params["train.learning_rate"]: run for run in folder.trials()}
     failed = states["1e+30"]
     assert (failed.info.status, failed.data.tags["dca.state"]) == ("FAILED", "failed")
     assert "the gradient is not finite" in failed.data.tags["dca.reason"]
     assert "best_val_bits_per_byte" not in failed.data.metrics
+    number = int(failed.data.tags["dca.trial"])
+    assert ends[number]["reason"] == failed.data.tags["dca.reason"]
+    assert {ends[int(run.data.tags["dca.trial"])]["state"] for run in folder.trials()} == {
+        run.data.tags["dca.state"] for run in folder.trials()
+    }
     code, _out, err = folder.run(
         "sweep.py", "tiny.yaml", "--until", "select", "train.learning_rate=1e30", "search.space={}"
     )
