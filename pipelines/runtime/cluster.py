@@ -89,6 +89,10 @@ def join(*, dashboard: bool = False) -> Cluster:
 
     if not ray.is_initialized():
         _join(ray, dashboard=dashboard)
+    return _alive(ray)
+
+
+def _alive(ray: Any) -> Cluster:
     return [
         Node(
             node["NodeManagerAddress"],
@@ -152,6 +156,7 @@ def survey(config: Config) -> Cluster:
     if len(cluster) > 1:
         _refuse(_not_shared(config, len(cluster)))
         _refuse(_differences(config, cluster))
+        return join()  # a node that died lately has been found out
     return cluster
 
 
@@ -230,6 +235,8 @@ def _differences(config: Config, cluster: Cluster) -> Iterator[str]:
         try:
             problem, versions = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
+            if node not in _alive(ray):
+                continue
             yield f"node {node.address}: cannot be used: {str(error).strip().splitlines()[-1]}"
             continue
         if problem:
