@@ -94,10 +94,11 @@ class Storage:
         if isinstance(self.folder, Path):
             return
         name = f"probe-{uuid.uuid4().hex}"
+        file = self.folder / name
         try:
-            self.folder.put_text(name, name, patient=False)
-            found = self.folder.get_text(name, patient=False)
-            (self.folder / name)._do("written", _delete_file, patient=False)
+            file.write_text(name, patient=False)
+            found = file.read_text(patient=False)
+            file._do("written", _delete_file, patient=False)
         except (StorageError, FileNotFoundError) as error:
             raise ConfigError(f"storage: {error}") from None
         if found != name:
@@ -138,13 +139,13 @@ class Shared:
         who lost it finds out by `require_owner`.
         """
         mine = replace(self, owner=uuid.uuid4().hex[:12])
-        self.put_text(OWNER, mine.owner)
+        (self / OWNER).write_text(mine.owner)
         return mine
 
     def require_owner(self) -> None:
         """Raise PipelineError if another process has claimed the folder since, or it is gone."""
         try:
-            owner = self.get_text(OWNER)
+            owner = (self / OWNER).read_text()
         except FileNotFoundError:
             owner = ""
         if owner != self.owner:
@@ -183,21 +184,21 @@ class Shared:
         for name in names:
             (self / name)._do("read", _download, folder / name)
 
-    def put_text(self, name: str, text: str, *, patient: bool = True) -> None:
-        """Write a small file."""
+    def write_text(self, text: str, *, patient: bool = True) -> None:
+        """Write a small file of this name."""
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / "text"
             path.write_text(text)
-            (self / name)._do("written", _upload, path, patient=patient)
+            self._do("written", _upload, path, patient=patient)
 
-    def get_text(self, name: str, *, patient: bool = True) -> str:
-        """A small file. Raises FileNotFoundError if it is missing."""
+    def read_text(self, *, patient: bool = True) -> str:
+        """The small file of this name. Raises FileNotFoundError if there is none."""
 
         def read(system: Any, path: str) -> str:
             with system.open_input_stream(path) as stream:
                 return str(stream.read(), "utf-8")
 
-        return (self / name)._do("read", read, patient=patient)
+        return self._do("read", read, patient=patient)
 
     def size(self) -> int:
         """Bytes of the file of this name. Raises FileNotFoundError if there is none."""
@@ -262,19 +263,21 @@ File = Path | SharedFile
 def put_file(path: Path, place: Shared) -> None:
     """Upload a file, and behind it its digest as NAME.sha256: only then it is there."""
     place._do("written", _upload, path)
-    parent = Shared(place.root, place.path.rpartition("/")[0])
-    parent.put_text(f"{place.name}.sha256", f"{digest(path)}  {place.name}\n")
+    _digest_of(place).write_text(f"{digest(path)}  {place.name}\n")
 
 
 def file_at(place: Folder) -> File | None:
     """The file of that name in storage; None if it is not there, or not yet."""
     if isinstance(place, Path):
         return place if place.exists() else None
-    parent = Shared(place.root, place.path.rpartition("/")[0])
     try:
-        return SharedFile(place, parent.get_text(f"{place.name}.sha256")[:64], place.size())
+        return SharedFile(place, _digest_of(place).read_text()[:64], place.size())
     except FileNotFoundError:
         return None
+
+
+def _digest_of(place: Shared) -> Shared:
+    return Shared(place.root, f"{place.path}.sha256")
 
 
 def size_of(file: File) -> int:

@@ -117,7 +117,7 @@ def test_a_store_that_is_away_for_some_seconds_is_waited_for(s3, object_store, t
 def test_what_a_store_refuses_is_not_tried_again(s3, object_store):
     object_store.log.lines.clear()
     with pytest.raises(StorageError, match=r"cannot be written: .*NO_SUCH_BUCKET"):
-        Shared(object_store.uri("nowhere")).put_text("a", "b")
+        (Shared(object_store.uri("nowhere")) / "a").write_text("b")
     assert object_store.log.lines == ["POST /nowhere/a?uploads"]
 
 
@@ -128,7 +128,7 @@ def test_a_file_is_there_once_its_digest_is(shared, tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as killed:
-        killed.setattr(Shared, "put_text", die)
+        killed.setattr(Shared, "write_text", die)
         with pytest.raises(KeyboardInterrupt):
             put_file(written(tmp_path / "text"), place)
     assert shared.files() == {"some/file.bin"}
@@ -180,7 +180,7 @@ def test_a_file_that_is_no_longer_what_it_was_is_refused(shared, tmp_path, monke
     monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path))
     put_file(written(tmp_path / "text"), shared / "file.bin")
     file = file_at(shared / "file.bin")
-    shared.put_text("file.bin", "other")
+    (shared / "file.bin").write_text("other")
     with pytest.raises(PipelineError, match=r"file\.bin.*: damaged: size or sha256 is not"):
         here(file)
     shared.remove()

@@ -184,12 +184,12 @@ def test_a_damaged_object_is_passed_over(shared, parts, damage):
     save(mine, parts, 2)
     newest = checkpoint.checkpoints(shared)[-1]
     if damage == "truncate":
-        newest.put_text("tensors.safetensors", "short")
+        (newest / "tensors.safetensors").write_text("short")
     elif damage == "altered":
-        state = newest.get_text("state.json")
-        newest.put_text("state.json", state.replace('"seconds": 1.5', '"seconds": 2.5'))
+        state = (newest / "state.json").read_text()
+        (newest / "state.json").write_text(state.replace('"seconds": 1.5', '"seconds": 2.5'))
     elif damage == "digests":
-        newest.put_text("SHA256SUMS", "")
+        (newest / "SHA256SUMS").write_text("")
     else:
         (newest / "tensors.safetensors")._do("written", storage._delete_file)
     said: list[str] = []
@@ -252,7 +252,7 @@ def test_of_two_writers_of_one_step_each_leaves_a_whole_checkpoint(shared, parts
     """As when both looked at the owner before either wrote its digests."""
     first, second = shared.claimed(), shared.claimed()
     for writer, value in [(first, 1), (second, 2)]:
-        shared.put_text("owner", writer.owner)
+        (shared / "owner").write_text(writer.owner)
         save(writer, filled(parts, value), 5)
     assert steps(shared) == [5]  # the one who wrote last clears away the other's
     (path,) = checkpoint.checkpoints(shared)

@@ -98,7 +98,7 @@ def test_splits_in_shared_storage_are_put_there_once_and_again_if_one_is_torn(te
     files = shared.files()
     assert len(files) == 6
     name = f"corpora/{corpus.fingerprint}/validation.bin"
-    shared.put_text(name, "torn")
+    (shared / name).write_text("torn")
     prepare(of_files(text), corpus, shared)
     assert (shared / name).size() == corpus.sizes["validation"]
     shared.remove()
