@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+import requests
 
-from tests.pipelines.commands import ROOT, below, free_port, start_and_wait, stop, wait_until
+from tests.pipelines.commands import ROOT, free_port, start_and_wait, stop, wait_until
 
 BIN = Path(sys.executable).parent
 NETWORK = "10.214.73"
@@ -51,10 +52,6 @@ class Host:
     @property
     def address(self) -> str:
         return f"{NETWORK}.{self.number}"
-
-    def answers(self) -> bool:
-        """Whether its raylet has joined the cluster."""
-        return bool(self.process and below(self.process, "ray::RuntimeEnvAgent"))
 
     def kill(self) -> None:
         """As if its plug had been pulled: all its processes at once, its disk and its network."""
@@ -95,6 +92,13 @@ class Cluster:
         """Those that were not killed."""
         return [host for host in self.hosts if host.process and host.process.poll() is None]
 
+    def nodes(self) -> int:
+        """How many machines Ray knows to be there, the head being one."""
+        try:
+            return requests.get(f"{self.dashboard}/api/v0/nodes", timeout=5).text.count('"ALIVE"')
+        except requests.RequestException:
+            return 0
+
     def add(self) -> Host:
         """One more machine, of one CPU."""
         host = Host(2 + len(self.hosts), Path(tempfile.mkdtemp(prefix="dcagpt-", dir="/tmp")))
@@ -134,7 +138,9 @@ def cluster(path: Path, *, hosts: int, hidden: Path) -> Iterator[Cluster]:
         )
         stack.callback(lambda: [host.end() for host in made.hosts])
         for _ in range(hosts):
-            made.add()
+            last = made.add()
+            assert last.process
+        wait_until(lambda: made.nodes() == hosts + 1, last.process)
         yield made
 
 

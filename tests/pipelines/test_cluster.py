@@ -71,8 +71,6 @@ def assert_ended_well(folder: Folder, experiment: str, model: str) -> None:
 
 def test_a_node_killed_in_the_middle_costs_what_its_trial_did_since_its_checkpoint(there, folder):
     made, _ = there
-    for host in made.hosts:
-        wait_until(lambda host=host: host.answers(), host.process)
     process = sweep(folder, made)
     wait_until(lambda: any("tokens" in run.data.metrics for run in folder.trials()), process)
     wait_until(lambda: any(trains(host) for host in made.hosts), process)
