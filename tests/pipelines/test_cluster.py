@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,22 +121,27 @@ def test_a_job_that_does_not_say_where_results_go_is_refused(there, folder):
 
 
 def test_a_fit_shrinks_and_grows_with_the_cluster(there, folder):
+    """Two workers, of which one's node is killed; one goes on, until there is another node."""
     made, _ = there
-    for host in made.alive[1:]:
+    for host in made.alive[2:]:
         host.kill()
-    (first,) = made.alive
+    first, second = made.alive
     process = folder.start(
         *("train.py", "tiny.yaml", f"storage={made.storage}", "experiment=elastic"),
-        *("resources.workers=[1,2]", "train.tokens=4000000", "train.batch_tokens=1024"),
-        *("model.dim=64", "train.evals=400", "train.log_every_steps=10"),
+        *("resources.workers=[1,2]", "train.tokens=51200000", "train.batch_tokens=1024"),
+        *("train.evals=1000",),
     )
-    wait_until(lambda: trains(first), process)
-    second = made.add()
-    wait_until(lambda: trains(second), process)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err
-    assert re.search(r"goes on from step \d+/", out)
+    wait_until(lambda: trains(first) and trains(second), process)
     store = folder.store("elastic")
+    wait_until(lambda: any("tokens" in run.data.metrics for run in store.find("train")), process)
+    second.kill()
+    wait_until(lambda: trains(first), process)
+    third = made.add()
+    wait_until(lambda: trains(first) and trains(third), process)
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert len(re.findall(r"goes on from step \d+/50000", out)) >= 2
     assert_whole(store, store.find("train"))
 
 
