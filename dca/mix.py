@@ -75,9 +75,9 @@ def mix_plain(
     Weights per token and feature never exist: the sum is split into sum_i b_i * f_i, whose weights
     have no token axis, and sum_i s_i f_i, whose weights s_i = relu(w . f_i) have no feature axis.
     """
-    scores = [] if w_od is None else [_scores(f_btd, w_od, norm=norm) for f_btd in entries]
+    scores_bto = [] if w_od is None else [scores(f_btd, w_od, norm=norm) for f_btd in entries]
     mixtures = [
-        _weighted_sum(entries, b_nd, [s_bto[..., o, None] for s_bto in scores])
+        _weighted_sum(entries, b_nd, [s_bto[..., o, None] for s_bto in scores_bto])
         for o, b_nd in enumerate(b_ond.to(entries[0].dtype).unbind())
     ]
     width = entries[0].shape[-1:]
@@ -88,8 +88,8 @@ def mix_plain(
     return mixtures[0], normed, entries
 
 
-def _scores(f_btd: Tensor, w_od: Tensor, *, norm: bool) -> Tensor:
-    """relu(w . f) for every output: [b, t, o]."""
+def scores(f_btd: Tensor, w_od: Tensor, *, norm: bool) -> Tensor:
+    """relu(w . f) of an entry [b, t, d] for every output: [b, t, o]."""
     s_bto = F.linear(f_btd, w_od.to(f_btd.dtype))
     if norm:
         s_bto = s_bto * torch.rsqrt(f_btd.square().mean(-1, keepdim=True) + NORM_EPS)

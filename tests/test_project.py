@@ -18,8 +18,14 @@ from tests.pipelines.commands import needs_ray, turn
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
-RANKS = {"dca": 0, "pipelines.runtime": 1, "pipelines.training": 2, "pipelines.stages": 3}
-COMMAND = 4
+RANKS = {
+    "dca": 0,
+    "pipelines.runtime": 1,
+    "pipelines.training": 2,
+    "pipelines.reporting": 3,
+    "pipelines.stages": 4,
+}
+COMMAND = 5
 
 
 def pins(lines: list[str]) -> dict[str, str]:
@@ -77,7 +83,15 @@ def test_imports_go_one_way(path):
                 "pipelines/runtime/packaged_model.py",
             },
         ),
-        ("optuna", {"pipelines/stages/study.py"}),
+        (
+            "optuna",
+            {
+                "pipelines/reporting/judgement.py",
+                "pipelines/runtime/space.py",
+                "pipelines/stages/study.py",
+            },
+        ),
+        ("matplotlib", {"pipelines/reporting/figures.py", "pipelines/reporting/page.py"}),
         ("tensorboardX", {"pipelines/runtime/tensorboard.py"}),
         ("triton", {"dca/mix_triton.py", "dca/mix_triton_kernels.py"}),
         (
@@ -169,7 +183,7 @@ def test_the_readmes_commands_run(tmp_path):
 
 
 def test_every_option_of_the_commands_is_in_the_readme():
-    for command in ("sweep", "train", "generate", "promote"):
+    for command in ("sweep", "train", "generate", "promote", "report"):
         text = (ROOT / "pipelines" / f"{command}.py").read_text()
         for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text):
             assert option in README, f"{command}.py {option}"

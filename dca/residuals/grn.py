@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from dca.block import Block, ReadOut
 from dca.config import ModelConfig
-from dca.mix import mix, sum_and_norm
+from dca.mix import mix, scores, sum_and_norm
 from dca.registry import residual
 
 
@@ -94,6 +94,13 @@ class GRN(ReadOut):
         gains = [norm.weight for norm in norms]
         skip_btd, normed, entries = mix(stack.entries, self.b_ond, self.w_od, gains, norm=self.norm)
         return skip_btd, normed, Stack(entries, stack.recent, stack.last_k)
+
+    def input_weights(self, stack: Stack) -> Tensor:
+        """What the stack adds to b, averaged over batch and time: [o, n]; 0 without a w."""
+        if self.w_od is None:
+            return torch.zeros(self.b_ond.shape[:2])
+        means = [scores(f_btd, self.w_od, norm=self.norm).mean((0, 1)) for f_btd in stack.entries]
+        return torch.stack(means, 1)
 
     def forward(self, state: Stack, norm: nn.RMSNorm) -> Tensor:
         """The read-out: the one combination after its norm."""

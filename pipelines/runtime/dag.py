@@ -28,6 +28,8 @@ Outputs = dict[str, Any]
 """Small JSON; worth nothing without the paths or URIs in `files` and the model at `model_uri`."""
 
 ROOT = Path(__file__).parents[2]
+STAGE_TAG = "dca.stage.{}"
+"""Of a pipeline's run: the run that holds a stage's result, its own or an earlier pipeline's."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,7 @@ def _run(
                     store.end(node.run.info.run_id)  # killed before it could
                 told = {"stage": stage.name, "state": "reused", "outputs": node.outputs}
                 context.progress.line(f"{stage.name:9} reused", "stage", **told)
+                store.tag(pipeline_run, {STAGE_TAG.format(stage.name): str(node.identity)})
             else:
                 told = {"stage": stage.name, "state": "begun", "reason": node.reason}
                 context.progress.line(f"{stage.name:9} {node.reason}", "stage", **told)
@@ -220,6 +223,7 @@ def _compute(node: Node, context: Context, done: Mapping[str, Node]) -> None:
         node.identity = digest(node.outputs)
         return
     node.identity = run_id = _open_run(node, context)
+    store.tag(context.pipeline_run, {STAGE_TAG.format(stage.name): run_id})
     try:
         node.outputs = stage.run(replace(context, run_id=run_id), needs)
     except BaseException as error:

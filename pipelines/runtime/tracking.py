@@ -400,6 +400,10 @@ class Store:
         """A small text artifact."""
         self.client.log_text(run_id, text, file)
 
+    def log_files(self, run_id: str, folder: Path, name: str) -> None:
+        """The files of a folder, as artifacts in a folder of that name."""
+        self.client.log_artifacts(run_id, str(folder), name)
+
     def read_text(self, run_id: str, file: str) -> str:
         """A text artifact that was logged."""
         return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{file}"))

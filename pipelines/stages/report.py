@@ -1,10 +1,12 @@
-"""report: what was found, where it is and what to run next, in one screen."""
+"""report: what was found, where it is and what to run next: one screen, and one HTML page."""
 
 import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.reporting.findings import findings_of
+from pipelines.reporting.page import publish
 from pipelines.runtime.dag import Context, Outputs, Stage
 from pipelines.runtime.progress import clock
 from pipelines.runtime.tracking import tracking_uri
@@ -12,7 +14,9 @@ from pipelines.stages.sample import FILE
 
 
 def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
-    """Print the report and keep it with the pipeline's run."""
+    """Print the report and write the page; both are kept with the pipeline's run."""
+    with context.progress.working("report: drawing"):
+        page = publish(findings_of(context.store, context.pipeline_run))
     text = "\n".join(
         [
             *_found(context, needs),
@@ -22,7 +26,7 @@ def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             "",
             context.store.read_text(needs["sample"]["run_id"], FILE),
             "",
-            *_next(context, needs),
+            *_next(context, needs, page),
         ]
     )
     context.store.log_text(context.pipeline_run, text, "report.txt")
@@ -74,7 +78,7 @@ def _bits_per_byte(needs: Mapping[str, Outputs]) -> list[str]:
     ]
 
 
-def _next(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
+def _next(context: Context, needs: Mapping[str, Outputs], page: Path) -> list[str]:
     """Commands that go on from here."""
     name, uri, champion = needs["promote"]["model"], tracking_uri(), needs["promote"]["champion"]
     model = name if champion is not None else f"{name}/{needs['register']['version']}"
@@ -84,6 +88,7 @@ def _next(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
         else f"champion  none yet; python {_command('promote.py')} promote VERSION decides again",
         f"runs      {uri}, experiment {context.config.experiment}",
         f"files     {context.storage}",
+        f"report    {page}",
         "next      mlflow ui" if uri.startswith("sqlite") else f"next      open {uri}",
         f"          python {_command('generate.py')} --model {model} "
         f"--prompt {shlex.quote(context.config.generate.prompts[0])}",

@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
 from optuna.trial import TrialState, create_trial
 from ray.tune.search import Searcher
 
 from pipelines.runtime.config import Config, Dimension, SearchConfig, condition_order
+from pipelines.runtime.space import distribution
 
 STATES = {
     "complete": TrialState.COMPLETE,
@@ -66,7 +61,7 @@ class Space:
         space = config.search.space
         self._config = config
         self._dimensions = {key: space[key] for key in condition_order(space)}
-        self.distributions = {key: _distribution(space[key]) for key in space}
+        self.distributions = {key: distribution(space[key]) for key in space}
 
     def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
         """Values of the keys that apply."""
@@ -98,17 +93,6 @@ def _suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
         return trial.suggest_float(key, *dimension.log_uniform, log=True)
     assert dimension.uniform is not None
     return trial.suggest_float(key, *dimension.uniform)
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    if dimension.choice is not None:
-        return CategoricalDistribution(dimension.choice)
-    if dimension.int is not None:
-        return IntDistribution(*dimension.int)
-    if dimension.log_uniform is not None:
-        return FloatDistribution(*dimension.log_uniform, log=True)
-    assert dimension.uniform is not None
-    return FloatDistribution(*dimension.uniform)
 
 
 def build_study(
