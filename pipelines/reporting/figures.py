@@ -31,7 +31,7 @@ from pipelines.reporting.judgement import (
 )
 from pipelines.reporting.mixing import OUT, Mixing
 
-WIDTH = 6.0
+WIDTH = 5.0
 """Inches: what a phone shows of it can be read."""
 INK, GREY, LIGHT = "#111111", "#6b6b6b", "#bdbdbd"
 SHADES = "cividis"
@@ -154,7 +154,6 @@ def parallel(found: Findings) -> Figure:
         axes.plot(heights, color=shades.to_rgba(values[number]), linewidth=1.2, alpha=0.85)
         if number == found.winner:
             axes.plot(heights, color="black", linewidth=2.4, linestyle="--", zorder=5)
-            axes.annotate(f"trial {number}", (0, heights[0]), (4, 4), textcoords="offset points")
     for place, key in enumerate(keys):
         _ticks(axes, found, key, place)
     low, high = (f"{end:.3f}" for end in ends)
@@ -295,8 +294,10 @@ def curves(found: Findings) -> Figure:
         axes.set_ylabel("bits per byte")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         _zoom(axes, found.curves["bits_per_byte"])
-    if grouped:
-        panels[0].legend(loc="upper right")
+    shown = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
+    if shown:
+        order = [name for name in lines if name in shown]
+        panels[0].legend([shown[name] for name in order], order, loc="upper right")
     return figure
 
 
@@ -333,7 +334,7 @@ def pruning(found: Findings) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="x", visible=False)
     if len(table):
-        axes.legend(loc="upper right")
+        figure.legend(loc="outside upper right", ncols=2)
     return figure
 
 
@@ -381,7 +382,7 @@ def mixed(weights: Mixing) -> Figure:
         return _axes(1.0)[0]
     parts = {"b": table["b"]}
     if table["added"].notna().all():
-        parts["b + input-dependent part"] = table["b"] + table["added"]
+        parts["b + input"] = table["b"] + table["added"]
     outputs = list(dict.fromkeys(table["output"]))
     layers = max(table["layer"].nunique(), 1)
     height = (0.26 if layers > 12 else 0.34) * layers + 1.0
@@ -394,8 +395,8 @@ def mixed(weights: Mixing) -> Figure:
             # the read-out has one output, which is shown below the first
             shown = table["output"].isin([head, *([OUT] if column == 0 else [])])
             _heat(axes, table[shown].assign(value=values[shown]), table, norm)
-            axes.set_title(f"{head}: {part}" if column == 0 else head, fontsize=9, loc="left")
-        panels[row * len(heads)].set_ylabel("layer")
+            axes.set_title(head, fontsize=9, loc="left")
+        panels[row * len(heads)].set_ylabel(f"layer: {part}", fontsize=9)
     bar = figure.colorbar(
         ScalarMappable(norm, SHADES), ax=panels, location="bottom", aspect=40, shrink=0.8, pad=0.02
     )

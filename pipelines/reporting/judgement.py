@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 from scipy import stats
 
@@ -76,7 +76,8 @@ class Importance:
     """How much of the trials' differences each searched key explains."""
 
     shares: pd.DataFrame
-    """A row a key, most important first: share (of the variance, 0 to 1), trials."""
+    """A row a key, most important first: share (of the variance, 0 to 1; NaN if it cannot be told),
+    trials, always (whether it applied in all trials)."""
     tokens: int = 0
     """Bytes after which the trials were compared."""
     note: str = ""
@@ -87,7 +88,8 @@ def importance(found: Findings) -> Importance:
     """fANOVA over the trials at equal budget. A conditional key is judged, beside those that
     always apply, among the trials in which it did."""
     tokens, values = comparable(found)
-    nothing = pd.DataFrame({"share": [], "trials": []})
+    columns = ["share", "trials", "always"]
+    nothing = pd.DataFrame([], columns=columns)
     if not found.keys:
         return Importance(nothing, tokens, "nothing was searched")
     if len(values) < FEWEST:
@@ -100,15 +102,15 @@ def importance(found: Findings) -> Importance:
     rows = {}
     if always:
         shares = _fanova(found, table, values, always)
-        rows = {key: (share, len(table)) for key, share in shares.items()}
+        rows = {key: (share, len(table), True) for key, share in shares.items()}
     for key in [key for key in found.keys if key not in always]:
         active = table[table[key] != INACTIVE]
         keys = [*(k for k in always if not _constant(active, k)), key]
         if len(active) >= FEWEST and np.ptp(values[active.index]) >= 1e-9:
-            rows[key] = (_fanova(found, active, values, keys).get(key, 0.0), len(active))
+            rows[key] = (_fanova(found, active, values, keys).get(key, 0.0), len(active), False)
         else:
-            rows[key] = (math.nan, len(active))
-    shares = pd.DataFrame.from_dict(rows, orient="index", columns=["share", "trials"])
+            rows[key] = (math.nan, len(active), False)
+    shares = pd.DataFrame.from_dict(rows, orient="index", columns=columns)
     return Importance(shares.sort_values("share", ascending=False, kind="stable"), tokens)
 
 
@@ -137,7 +139,7 @@ def _fanova(
         ]
     )
     evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
-    shares = get_param_importances(study, evaluator=evaluator, params=varied)
+    shares = evaluator.evaluate(study, params=varied)
     return {key: float(shares.get(key, 0.0)) for key in keys}
 
 

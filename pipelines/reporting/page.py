@@ -94,6 +94,8 @@ def write(found: Findings, folder: Path) -> Path:
         old.unlink(missing_ok=True)
     sections = compose(found)
     for picture in (picture for section in sections for picture in section.pictures):
+        picture.figure.draw_without_rendering()
+        picture.figure.set_layout_engine("none")  # it was computed: once, not for each file
         png = folder / f"{picture.name}.png"
         picture.figure.savefig(png, dpi=DOTS_PER_INCH)
         picture.markup = _markup(picture, png)
@@ -259,8 +261,8 @@ def _importance(found: Findings, known: Importance) -> Section:
     section.paragraphs = [
         f"Optuna's fANOVA: a random forest learns bits per byte after {known.tokens:,} bytes, "
         "which all of these trials reached, from the searched keys; a key's share is the part of "
-        "the forest's variance that it explains by itself. A key that does not always apply is "
-        "judged among the trials in which it did."
+        "the forest's variance that it explains by itself, the rest being the work of several. A "
+        "key that does not always apply is judged among the trials in which it did."
     ]
     section.pictures = [
         Picture(

@@ -47,13 +47,17 @@ def _what_mattered(known: Importance) -> str:
     if known.note or shares.empty:
         reason = known.note or "no key could be compared"
         return f"Which hyperparameter mattered most cannot be said: {reason}."
-    key, (share, trials) = shares.index[0], shares.iloc[0]
-    others = [f"{name} {100 * row['share']:.0f} %" for name, row in shares.iloc[1:3].iterrows()]
+    first = shares[shares["always"]] if shares["always"].any() else shares
+    key, trials, share = first.index[0], int(first["trials"].iloc[0]), first["share"].iloc[0]
+    others = [
+        f"{name} {100 * row['share']:.0f} %{'' if row['always'] else ' where it applies'}"
+        for name, row in shares.drop(key).head(2).iterrows()
+    ]
     then = f" (then {', '.join(others)})" if others else ""
     few = "; with so few trials that is a hint" if trials < FEW_TRIALS else ""
     return (
         f"{key} mattered most: it explains {100 * share:.0f} % of the differences between "
-        f"{int(trials)} trials{then}, judged after {known.tokens:,} bytes of training, which "
+        f"{trials} trials{then}, judged after {known.tokens:,} bytes of training, which "
         f"all of them reached{few}."
     )
 

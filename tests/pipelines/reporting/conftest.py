@@ -1,0 +1,42 @@
+"""A store of one's own, and findings made up in it."""
+
+from collections.abc import Callable, Sequence
+
+import pytest
+
+from pipelines.reporting.findings import Findings, findings
+from pipelines.runtime.config import Config, validate
+from pipelines.runtime.tracking import Store
+from tests.pipelines.stored import Made, store_sweep
+
+SPACE = {
+    "train.learning_rate": {"log_uniform": [1e-4, 1e-1]},
+    "model.residual": {"choice": ["standard", "dca"]},
+    "model.last_k": {"choice": [1, 2, None], "when": {"model.residual": "dca"}},
+}
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch) -> Store:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.chdir(tmp_path)
+    found = Store.open("tiny", tmp_path / "runs")
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def searched(data) -> Config:
+    """An experiment with a conditional space."""
+    return validate(data | {"search": {"space": SPACE, "trials": 8}}, source="test")
+
+
+@pytest.fixture
+def made(store) -> Callable[..., Findings]:
+    """What is found of a sweep with these trials."""
+
+    def make(config: Config, trials: Sequence[Made], **options) -> Findings:
+        store_sweep(store, config, trials, **options)
+        return findings(config.experiment)
+
+    return make

@@ -1,0 +1,148 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from pipelines.reporting.findings import findings
+from pipelines.reporting.judgement import ranking
+from pipelines.reporting.mixing import entry_names, mixing
+from pipelines.reporting.page import publish, write
+from pipelines.runtime.config import load, validate
+from tests.pipelines.stored import Made, store_sweep
+
+SECTIONS = [
+    *("summary", "leaderboard", "importance", "history", "parallel", "slices", "curves"),
+    *("pruning", "failures", "winner", "mixing", "samples", "lineage", "next"),
+]
+
+
+class Outline(HTMLParser):
+    """The ids of headings, and what the page would load from elsewhere."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.loaded: list[str] = []
+        self.ids: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        if tag == "h2":
+            self.headings.append(given["id"])
+        if "id" in given:
+            self.ids.append(given["id"])
+        found = [given.get(name) or "" for name in ("src", "href", "xlink:href")]
+        self.loaded += [one for one in found if one and not one.startswith(("#", "data:"))]
+        self.loaded += [tag] if tag in ("script", "iframe", "object", "embed") else []
+
+
+def standard(rate: float, bits: list[float], state: str = "complete", reason: str = "") -> Made:
+    return Made({"train.learning_rate": rate, "model.residual": "standard"}, bits, state, reason)
+
+
+def dca(rate: float, last_k: int | None, bits: list[float], state: str = "complete") -> Made:
+    values = {"train.learning_rate": rate, "model.residual": "dca", "model.last_k": last_k}
+    return Made(values, bits, state)
+
+
+MIXED = [
+    standard(1e-3, [4, 3, 2.5, 2.0]),
+    dca(2e-3, None, [4, 3, 2.5, 1.9]),
+    dca(5e-3, 2, [5, 4], "pruned"),
+    standard(3e-2, [], "failed", "diverged at step 3: <script>alert(1)</script>"),
+    standard(9e-2, [5.0], "unfinished"),
+    dca(8e-3, 1, [5, 4.5, 3.9], "pruned"),
+]
+
+
+def test_the_page_needs_nothing_else_and_has_every_section(store, searched, tmp_path):
+    store_sweep(store, searched, MIXED, winner=1)
+    path = write(findings("tiny"), tmp_path / "page")
+    page = path.read_text()
+    outline = Outline(page)
+    assert outline.headings == SECTIONS
+    assert outline.loaded == []
+    assert len(outline.ids) == len(set(outline.ids))
+    assert "&lt;script&gt;alert(1)" in page
+    assert {"history.png", "parallel.png", "slices.png", "curves.png"} <= {
+        file.name for file in path.parent.iterdir()
+    }
+    assert "Trial 1 won with 1.9000 bits per byte, 0.1000 better than trial 0" in page
+
+
+CASES = {
+    "no trial": ({}, [], None),
+    "one trial": ({}, [standard(1e-3, [3, 2, 1.5, 1.2])], 0),
+    "all equal": ({}, [standard(1e-3, [2, 2, 2, 2])] * 5, 0),
+    "all pruned": ({}, [standard(10**-i, [3, 2 + i], "pruned") for i in (1, 2, 3, 4)], 0),
+    "all failed": ({}, [standard(1e-3, [], "failed", "no memory")] * 2, None),
+    "no space": ({"space": {}}, [Made({}, [3, 2, 1.5, 1.2]), Made({}, [3, 2, 1.5, 1.2])], 0),
+    "unfinished": ({}, MIXED, None),
+    "two objectives": (
+        {"second_objective": "parameters", "scheduler": {"name": "none"}},
+        [dca(1e-3 * i, 1 + i % 2, [3, 2, 2, 2 - 0.1 * i]) for i in range(1, 6)],
+        4,
+    ),
+    "one value": (
+        {"space": {"model.depth": {"choice": [2]}, "train.weight_decay": {"uniform": [0, 1]}}},
+        [
+            Made({"model.depth": 2, "train.weight_decay": 0.2 * i}, [3, 2, 2, 1 + i])
+            for i in range(5)
+        ],
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_whatever_a_sweep_has_found_there_is_a_page(case, store, data, searched, tmp_path):
+    search, trials, winner = CASES[case]
+    base = searched.search.model_dump(mode="json", exclude_defaults=True)
+    config = validate(data | {"search": base | search}, source="test")
+    store_sweep(store, config, trials, winner=winner)
+    page = write(findings("tiny"), tmp_path / "page").read_text()
+    assert Outline(page).headings == SECTIONS
+    assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S).lower().split()
+
+
+def test_the_yaml_beside_the_page_is_the_experiment(store, searched, tmp_path):
+    store_sweep(store, searched, MIXED, winner=1)
+    write(findings("tiny"), tmp_path / "page")
+    assert load([str(tmp_path / "page" / "tiny.yaml")]) == searched
+
+
+def test_a_report_replaces_the_one_before_and_is_an_artifact_of_the_pipelines_run(store, searched):
+    run = store_sweep(store, searched, MIXED, winner=1)
+    path = publish(findings("tiny"))
+    (path.parent / "old.png").write_text("")
+    assert publish(findings("tiny")) == path
+    names = {file.path for file in store.client.list_artifacts(run, "report")}
+    assert {"report/report.html", "report/history.png", "report/tiny.yaml"} <= names
+    assert not (path.parent / "old.png").exists()
+
+
+def test_null_and_what_did_not_apply_are_told_apart(store, searched):
+    store_sweep(store, searched, MIXED, winner=1)
+    values = findings("tiny").trials["model.last_k"]
+    assert values.tolist() == ["n/a", None, 2, "n/a", "n/a", 1]
+
+
+def test_the_two_hundred_trials_of_the_leaderboard_are_counted(store, searched, tmp_path):
+    trials = [standard(1e-3 + 1e-5 * i, [3, 2, 2, 2 - 0.001 * i]) for i in range(60)]
+    store_sweep(store, searched, trials, winner=59)
+    found = findings("tiny")
+    assert ranking(found).index[0] == 59
+    assert "the best 50 of 60" in write(found, tmp_path / "page").read_text()
+
+
+def test_entries_have_the_same_column_in_every_layer():
+    assert entry_names(1, 1, 2) == [("embedding", 0)]
+    assert entry_names(3, 3, 2) == [("embedding", 0), ("2 back", 2), ("1 back", 3)]
+    assert entry_names(4, 5, 2) == [("embedding", 0), ("older", 1), ("2 back", 2), ("1 back", 3)]
+    assert entry_names(3, 3, None) == [("embedding", 0), ("block 1", 1), ("block 2", 2)]
+
+
+def test_without_a_model_there_is_no_mixing_and_it_says_so(store, searched):
+    store_sweep(store, searched, MIXED)
+    assert "no model has been trained" in mixing(findings("tiny")).note
