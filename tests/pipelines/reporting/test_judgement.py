@@ -60,7 +60,7 @@ def test_a_key_that_alone_decides_is_the_most_important(searched, made):
     known = importance(made(searched, trials))
     shares = known.shares["share"]
     assert shares["train.learning_rate"] > 0.8
-    assert shares["model.residual"] < 0.1
+    assert shares["model.residual"] < 0.2
     assert known.shares.loc["model.last_k", "trials"] == 6
     assert not known.shares.loc["model.last_k", "always"]
 
