@@ -14,8 +14,9 @@ from typing import Any
 import pandas as pd
 
 from pipelines.runtime.config import Config, run_params, validate
-from pipelines.runtime.dag import EXPERIMENT, STAGE_TAG
+from pipelines.runtime.dag import STAGE_TAG
 from pipelines.runtime.errors import ConfigError, nearest, one_line
+from pipelines.runtime.notes import EXPERIMENT
 from pipelines.runtime.package import LINEAGE
 from pipelines.runtime.plain_yaml import parse
 from pipelines.runtime.registry import Registry

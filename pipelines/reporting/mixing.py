@@ -17,9 +17,10 @@ from torch import Tensor
 
 from dca.residuals.grn import GRN, Stack
 from pipelines.reporting.findings import Findings
+from pipelines.runtime.dag import storage_path
 from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.package import fetch, load
-from pipelines.training.data import development, open_bytes, windows
+from pipelines.training.data import kept, open_bytes, windows
 from pipelines.training.evaluation import to_ids
 
 TEXTS = 16
@@ -83,11 +84,11 @@ def _grns(model: Any) -> Iterator[tuple[str, GRN]]:
 
 def _text(found: Findings) -> Tensor | None:
     """Windows spread over the validation split, [TEXTS, seq_len]; None if it is gone."""
-    storage, seq_len = Path(found.config.storage).absolute(), found.config.train.seq_len
-    path = development(storage, found.lineage["corpus"]["fingerprint"]).validation
-    if not path.exists():
+    seq_len = found.config.train.seq_len
+    splits = kept(storage_path(found.config), found.lineage["corpus"]["fingerprint"])
+    if splits is None:
         return None
-    data = open_bytes(path)
+    data = open_bytes(splits["validation"])
     starts = np.linspace(0, len(data) - seq_len - 1, TEXTS).astype(np.int64)
     return to_ids(windows(data, starts, seq_len)[:, :-1], torch.device("cpu"))
 

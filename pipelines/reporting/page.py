@@ -27,6 +27,7 @@ from pipelines.reporting.judgement import (
 from pipelines.reporting.mixing import Mixing, mixing
 from pipelines.reporting.words import Command, commands, differences, file, gate, repeated, summary
 from pipelines.runtime.config import to_yaml
+from pipelines.runtime.dag import storage_path
 from pipelines.runtime.progress import clock
 from pipelines.runtime.tracking import tracking_uri
 
@@ -108,10 +109,11 @@ def write(found: Findings, folder: Path) -> Path:
 def publish(found: Findings) -> Path:
     """Write the report into the experiment's storage, and keep it with the pipeline's MLflow run.
 
-    Returns the page's path.
+    Into the current folder, if storage is not a folder of this machine. Returns the page's path.
     """
-    storage = Path(found.config.storage).absolute()
-    path = write(found, storage / "reports" / found.config.experiment)
+    storage = storage_path(found.config)
+    here = storage if isinstance(storage, Path) else Path.cwd()
+    path = write(found, here / "reports" / found.config.experiment)
     found.store.log_files(found.pipeline.info.run_id, path.parent, "report")
     return path
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.runtime.config import Config, run_params, to_yaml
-from pipelines.runtime.dag import EXPERIMENT, STAGE_TAG
+from pipelines.runtime.dag import STAGE_TAG
+from pipelines.runtime.notes import EXPERIMENT
 from pipelines.runtime.plain_yaml import flatten
 from pipelines.runtime.tracking import Store, Writer
 
