@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from pipelines.runtime.config import Config, run_params, to_yaml
@@ -83,10 +84,11 @@ def store_training(store: Store, config: Config, bits: float) -> str:
     """A finished run of train.py, of the configuration as it is."""
     run = store.create(
         "train",
-        f"train {config.model_dump_json()}",
+        f"train {bits} {config.model_dump_json()}",
         "train",
         params=dict(flatten(run_params(config))),
     )
+    store.log_corpus(run, {"name": "files", "fingerprint": CORPUS}, train=Path(__file__))
     store.log_metrics(run, {f"best_{config.train.best_metric}": bits})
     store.tag(run, {"dca.outputs": "{}"})
     store.end(run)
