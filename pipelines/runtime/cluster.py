@@ -16,6 +16,7 @@ import torch
 
 from pipelines.runtime.config import Config, Resources
 from pipelines.runtime.errors import ConfigError
+from pipelines.runtime.storage import Storage
 from pipelines.runtime.tracking import COMMIT, tracking_uri
 
 ENVIRONMENT = {
@@ -197,7 +198,7 @@ def _left_to_chance(config: Config) -> Iterator[str]:
     """What a job's disposable working directory cannot be asked for."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
         yield "MLFLOW_TRACKING_URI: expected in a Ray job, whose working directory is discarded"
-    if "://" not in config.storage and not Path(config.storage).is_absolute():
+    if Storage.of(config.storage).is_local and not Path(config.storage).is_absolute():
         yield (
             f"storage: expected a URI or an absolute path in a Ray job, got {config.storage}: "
             "its working directory is discarded"
@@ -213,7 +214,7 @@ def _not_shared(config: Config, nodes: int) -> Iterator[str]:
             f"MLFLOW_TRACKING_URI={uri}: a file serves one machine, the cluster has {nodes}; "
             "start `mlflow server` on a database and set MLFLOW_TRACKING_URI=http://HOST:PORT"
         )
-    if "://" not in config.storage:
+    if Storage.of(config.storage).is_local:
         yield (
             f"storage: {config.storage} is a folder of one machine, the cluster has {nodes}; "
             "expected storage=s3://BUCKET/PATH, or storage=file:///PATH of a folder that every "
@@ -228,8 +229,11 @@ def _differences(config: Config, cluster: Cluster) -> Iterator[str]:
 
     look = ray.remote(num_cpus=0)(_look)
     there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in cluster]
-    asked = [look.options(scheduling_strategy=node).remote(config.storage) for node in there]
-    ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
+    with Storage.of(config.storage).marked() as mark:
+        asked = [
+            look.options(scheduling_strategy=node).remote(config.storage, mark) for node in there
+        ]
+        ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
     here = _versions()
     for node, answer in zip(cluster, asked, strict=True):
         try:
@@ -249,12 +253,10 @@ def _differences(config: Config, cluster: Cluster) -> Iterator[str]:
                 )
 
 
-def _look(storage: str) -> tuple[str | None, dict[str, str]]:
+def _look(storage: str, mark: str) -> tuple[str | None, dict[str, str]]:
     """On a node: what is wrong with its way to the storage, and what it has installed."""
-    from pipelines.runtime.storage import Storage
-
     try:
-        Storage.of(storage).probe()
+        Storage.of(storage).probe(mark)
     except ConfigError as error:
         return str(error), _versions()
     return None, _versions()

@@ -80,13 +80,21 @@ class Storage:
         """Whether it is a plain path, which other nodes do not see, or not as the same folder."""
         return isinstance(self.folder, Path)
 
-    @property
-    def shared(self) -> bool:
-        """Whether it is a URI: every node is to see it."""
-        return not self.is_local
+    @contextmanager
+    def marked(self) -> Iterator[str]:
+        """A tiny file where a URI points to, for the time of a block; its name, for `probe`."""
+        assert isinstance(self.folder, Shared)
+        name = f"mark-{uuid.uuid4().hex}"
+        file = self.folder / name
+        file.write_text(name)
+        try:
+            yield name
+        finally:
+            file._do("written", _delete_file)
 
-    def probe(self) -> None:
-        """Write, read and remove a tiny object where a URI points to, from this very process.
+    def probe(self, mark: str | None = None) -> None:
+        """Write, read and remove a tiny object where a URI points to, from this very process; find
+        the `mark` that another node has left.
 
         Raises ConfigError, within seconds, if that fails. A folder of this machine is made, and
         found to be unusable, where it is first needed.
@@ -99,10 +107,13 @@ class Storage:
             file.write_text(name, patient=False)
             found = file.read_text(patient=False)
             file._do("written", _delete_file, patient=False)
+            marked = mark is None or (self.folder / mark).exists()
         except (StorageError, FileNotFoundError) as error:
             raise ConfigError(f"storage: {error}") from None
         if found != name:
             raise ConfigError(f"storage: {self.folder}: what is written there is not read back")
+        if not marked:
+            raise ConfigError(f"storage: {self.folder} is another folder than on the head node")
 
 
 @dataclass(frozen=True)

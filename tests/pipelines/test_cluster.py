@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.runtime.registry import Registry
+from pipelines.runtime.tracking import Store
 from tests.pipelines.commands import ROOT, Folder, assert_whole, below, wait_until
 from tests.pipelines.hosts import BIN, KEYS, Cluster, Host, cluster, missing
 
@@ -131,18 +132,27 @@ def test_a_fit_shrinks_and_grows_with_the_cluster(there, folder):
         *("resources.workers=[1,2]", "train.tokens=51200000", "train.batch_tokens=1024"),
         *("train.evals=1000",),
     )
-    wait_until(lambda: trains(first) and trains(second), process)
     store = folder.store("elastic")
-    wait_until(lambda: any("tokens" in run.data.metrics for run in store.find("train")), process)
+
+    def goes_on(*hosts: Host) -> None:
+        before = trained(store)
+        wait_until(lambda: trained(store) > before and all(map(trains, hosts)), process)
+
+    goes_on(first, second)
     second.kill()
-    wait_until(lambda: trains(first), process)
+    goes_on(first)
     third = made.add()
-    wait_until(lambda: trains(first) and trains(third), process)
+    goes_on(first, third)
+    goes_on(first, third)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
     assert len(re.findall(r"goes on from step \d+/50000", out)) >= 2
     assert_whole(store, store.find("train"))
+
+
+def trained(store: Store) -> float:
+    return max((run.data.metrics.get("tokens", 0.0) for run in store.find("train")), default=0.0)
 
 
 def test_no_secret_is_in_a_log_or_in_the_tracking_store(there, folder):

@@ -25,9 +25,9 @@ def written(path: Path, content: bytes = b"bytes") -> Path:
 def test_a_path_is_of_this_machine_and_a_uri_of_every_node(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert Storage.of("runs").folder == tmp_path / "runs"
-    assert (Storage.of("runs").is_local, Storage.of("runs").shared) == (True, False)
+    assert Storage.of("runs").is_local
     for uri in ("s3://bucket/a/b?region=eu-west-1", "gs://bucket", f"file://{tmp_path}/"):
-        assert (Storage.of(uri).is_local, Storage.of(uri).shared) == (False, True)
+        assert not Storage.of(uri).is_local
 
 
 def test_a_shared_folder_is_a_small_value_that_names_its_place():
@@ -209,3 +209,12 @@ def test_what_is_there_exists_and_what_is_removed_does_not(shared, tmp_path):
     storage.remove(shared)
     assert not storage.exists(str(shared / "a"))
     storage.remove(shared)
+
+
+def test_a_folder_of_one_name_that_is_not_the_same_everywhere_is_found_out(tmp_path):
+    here, elsewhere = (Storage.of(f"file://{tmp_path}/{name}") for name in ("here", "elsewhere"))
+    with here.marked() as mark:
+        here.probe(mark)
+        with pytest.raises(ConfigError, match="elsewhere is another folder than on the head node"):
+            elsewhere.probe(mark)
+    assert not list((tmp_path / "here").iterdir())

@@ -76,7 +76,7 @@ def test_a_start_is_pinned_in_shared_storage_and_found_there_again(data, trained
     assert shared.files() == set()
     config = pin(config_of(data, {}, trained))
     assert config == planned
-    assert Storage.of(config.train.start_from).shared
+    assert not Storage.of(config.train.start_from).is_local
     before = load_file(trained / "artifacts" / "model.safetensors")
     (trained / "artifacts" / "model.safetensors").unlink()
     after = read_start(config.train.start_from)
