@@ -214,6 +214,7 @@ def test_the_models_page_has_its_results_and_its_version(browser, address, store
 def test_the_report_is_whole_and_complains_of_nothing(browser, store, tmp_path):
     (pipeline,) = store.find("pipeline")
     folder = store.client.download_artifacts(pipeline.info.run_id, "report", str(tmp_path))
+    browser.errors()  # of MLflow's pages
     for name, width in {"report": WIDTH, "report-phone": PHONE_WIDTH}.items():
         browser.open((Path(folder) / "report.html").as_uri(), width=width)
         for section in REPORT:
