@@ -108,7 +108,7 @@ def test_a_notebook_runs_on_the_finished_sweep(path, swept):
 
 
 def executed(path: Path, folder: Folder) -> tuple[int, str]:
-    """How many figures a notebook shows on a folder's sweep, and what it prints or shows as text."""
+    """How many figures a notebook shows on a folder's sweep, and its text outputs."""
     environment = {k: v for k, v in folder.environment.items() if k != "PYTEST_CURRENT_TEST"}
     environment |= {"DCA_FOLDER": str(folder.path), "DCA_EXPERIMENT": EXPERIMENTS[path.stem]}
     notebook = nbformat.read(path, 4)
