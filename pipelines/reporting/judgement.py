@@ -19,7 +19,7 @@ CONFIDENCE = 0.95
 """Of the intervals over seeds."""
 FEWEST = 4
 """Trials below which nothing is said of importance."""
-TREES = 16
+TREES = 32
 """Of fANOVA's forest: 200 trials of six keys take it about a second."""
 MOST_TRIALS = 500
 """That fANOVA is given: its time grows with them."""
