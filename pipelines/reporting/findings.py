@@ -208,14 +208,15 @@ def _stages(store: Store, pipeline: Run) -> dict[str, Run]:
 def _trials(config: Config, runs: Sequence[Run], named: Mapping[str, str]) -> pd.DataFrame:
     columns = ["number", "run_id", "state", "reason", "bits_per_byte", "second", "tokens", "steps"]
     columns += ["seconds", "parameters", "front", "configuration", *config.search.space]
-    rows = [_trial(config, run, named[run.info.run_id]) for run in runs]
+    one = config.replace({"search.space": {}})  # else each trial would have the space checked
+    rows = [_trial(one, [*config.search.space], run, named[run.info.run_id]) for run in runs]
     table = pd.DataFrame(rows, columns=columns, dtype=object)  # or null would become NaN
     reals, integers = ("bits_per_byte", "second", "seconds"), ("tokens", "steps", "parameters")
     kinds = dict.fromkeys(reals, "float") | dict.fromkeys((*integers, "number"), "int")
     return table.astype(kinds | {"front": "bool"}).set_index("number")
 
 
-def _trial(config: Config, run: Run, configuration: str) -> dict[str, Any]:
+def _trial(config: Config, keys: Sequence[str], run: Run, configuration: str) -> dict[str, Any]:
     tags, metrics = run.data.tags, run.data.metrics
     values = json.loads(tags["dca.values"])
     tokens, seconds = int(metrics.get("tokens", 0)), metrics.get("seconds", 0.0)
@@ -240,7 +241,7 @@ def _trial(config: Config, run: Run, configuration: str) -> dict[str, Any]:
         "parameters": parameters,
         "front": tags.get("dca.front") == "true",
         "configuration": configuration,
-        **{key: values.get(key, INACTIVE) for key in config.search.space},
+        **{key: values.get(key, INACTIVE) for key in keys},
     }
 
 

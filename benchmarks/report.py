@@ -1,0 +1,94 @@
+"""What the report of a large sweep costs: seconds of `pipelines/report.py`, and what it weighs.
+
+python benchmarks/report.py [--trials 200]
+
+The sweep is made up and put into a tracking store directly: six searched keys, twenty evaluations,
+three in four trials stopped early. The command is then run as people run it, in a process of its
+own. One row of Markdown goes to stdout.
+"""
+
+import argparse
+import os
+import platform
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+EVALS = 20
+SPACE = {
+    "train.learning_rate": {"log_uniform": [1e-4, 1e-1]},
+    "train.weight_decay": {"uniform": [0.0, 0.3]},
+    "model.depth": {"int": [2, 12]},
+    "model.heads": {"choice": [2, 4, 8]},
+    "model.residual": {"choice": ["standard", "dca"]},
+    "model.last_k": {"choice": [1, 2, 4, None], "when": {"model.residual": "dca"}},
+}
+EXPERIMENT: dict[str, Any] = {
+    "experiment": "bench",
+    "model": {"dim": 64},
+    "train": {"tokens": 2**20, "evals": EVALS},
+    "search": {"space": SPACE},
+}
+
+
+def main() -> None:
+    """Make the sweep, run the command, print the row."""
+    parser = argparse.ArgumentParser(description="What the report of a large sweep costs.")
+    parser.add_argument("--trials", type=int, default=200)
+    trials = parser.parse_args().trials
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        _store(trials)
+        before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        command = [sys.executable, str(ROOT / "pipelines" / "report.py"), "bench"]
+        page = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+        spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        megabytes = Path(page).stat().st_size / 1e6
+    print(f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}\n")
+    print("| trials | seconds | CPU seconds | MB of the page |\n|---|---|---|---|")
+    print(f"| {trials} | {seconds:.1f} | {spent:.1f} | {megabytes:.2f} |")
+
+
+def _store(trials: int) -> None:
+    """A search with so many trials in the tracking store of this folder."""
+    sys.path.insert(0, str(ROOT))  # for the tests' made-up sweeps
+    from pipelines.runtime.config import validate
+    from pipelines.runtime.tracking import Store
+    from tests.pipelines.stored import store_sweep
+
+    config = validate(EXPERIMENT | {"storage": str(Path("runs").resolve())}, source="bench")
+    store = Store.open("bench", Path("runs").resolve())
+    assert store is not None
+    chance = random.Random(0)
+    store_sweep(store, config, [_trial(chance, number) for number in range(trials)], winner=0)
+
+
+def _trial(chance: random.Random, number: int) -> Any:
+    """One with values from the space and a curve that falls."""
+    from tests.pipelines.stored import Made
+
+    values = {
+        "train.learning_rate": 10 ** chance.uniform(-4, -1),
+        "train.weight_decay": chance.uniform(0, 0.3),
+        "model.depth": chance.randint(2, 12),
+        "model.heads": chance.choice([2, 4, 8]),
+        "model.residual": chance.choice(["standard", "dca"]),
+    }
+    if values["model.residual"] == "dca":
+        values["model.last_k"] = chance.choice([1, 2, 4, None])
+    pruned = number % 4 > 0
+    end = chance.uniform(1.5, 2.5)
+    bits = [end + 4 / n for n in range(1, (chance.randint(2, 10) if pruned else EVALS) + 1)]
+    return Made(values, bits, "pruned" if pruned else "complete")
+
+
+if __name__ == "__main__":
+    main()
