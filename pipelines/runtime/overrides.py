@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from pipelines.runtime.compose import EXTENDS
 from pipelines.runtime.errors import ConfigError, nearest, one_line
 from pipelines.runtime.plain_yaml import DEEPEST, flatten, parse
 
@@ -76,6 +77,8 @@ def _change(override: str, grid_keys: Collection[str]) -> Change:
     parts = key.split(".")
     if not key.isprintable() or not all(parts) or len(parts) > DEEPEST:
         raise ConfigError(f"{where}: expected a key such as train.tokens before the =")
+    if key == EXTENDS:
+        raise ConfigError(f"{where}: expected in a file alone")
     values = _values(text, where)
     if len(values) == 1:
         return Change(key, values[0])

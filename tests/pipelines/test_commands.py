@@ -30,9 +30,21 @@ from tests.pipelines.conftest import KEYS
         ("sweep.py", ["--until", "fitt"], "invalid choice: 'fitt'"),
         ("sweep.py", ["seed=1", "--until", "fit", "seed=x"], "command line: seed: "),
         ("sweep.py", ["data={corpus: files, path: none.txt}"], "none.txt: no such file"),
-        ("sweep.py", ["resources.cpus_per_worker=99"], "99 CPUs each need 99 CPUs"),
-        ("sweep.py", ["fit.resources.gpus_per_worker=1"], "GPUs; the cluster has"),
-        ("sweep.py", [f"{ROOT}/experiments/enwik8.yaml", "--dry-run"], "4 CPUs and 1 GPUs; the"),
+        (
+            "sweep.py",
+            ["resources.cpus_per_worker=99"],
+            "workers=1 of 99 CPUs each; there is room for 0",
+        ),
+        (
+            "sweep.py",
+            ["fit.resources.gpus_per_worker=1"],
+            "fit.resources: workers=2 of 1 CPUs and 1 GPUs each",
+        ),
+        (
+            "sweep.py",
+            [f"{ROOT}/experiments/enwik8.yaml", "--dry-run"],
+            "workers=1 of 4 CPUs and 1 GPUs each",
+        ),
         ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
         ("train.py", ["storage=s3://AKIA:secret@bucket/x"], "storage: expected a folder, or a URI"),
         (
@@ -87,6 +99,29 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("command", ["sweep.py", "train.py"])
+def test_an_idle_tpu_is_told_before_anything_else(tmp_path, text, command):
+    folder = Folder(tmp_path, text)
+    folder.environment |= {"TPU_NAME": "local", "CUDA_VISIBLE_DEVICES": ""}
+    code, _, err = folder.run(command, "tiny.yaml", "resources.cpus_per_worker=999")
+    tpu, refused = err.splitlines()
+    assert code == 2
+    assert (
+        tpu == "this machine looks like a TPU host, but torch_xla is not installed: using the CPU"
+    )
+    assert "999 CPUs each" in refused
+
+
+@pytest.mark.parametrize("command", ["sweep.py", "train.py"])
+def test_what_cannot_fit_is_refused_before_it_runs(tmp_path, text, command):
+    folder = Folder(tmp_path, text)
+    code, out, err = folder.run(command, "tiny.yaml", "model.dim=262144")
+    assert (code, out) == (2, "")
+    assert err.startswith("model.dim: ") and "expected a smaller model.dim" in err
+    assert len(err.splitlines()) == 1
+    assert [path.name for path in folder.path.iterdir()] == ["tiny.yaml"]
+
+
 def test_a_bucket_that_is_not_there_is_one_line_and_leaves_nothing(
     tmp_path, text, s3, object_store
 ):
@@ -129,8 +164,11 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
 
 def test_train_makes_a_model_that_generates(tmp_path, text):
     folder = Folder(tmp_path, text)
-    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=8192", "model.dim=32")
+    command = ("train.py", "tiny.yaml", "train.tokens=8192", "model.dim=32", "tensorboard=true")
+    code, out, err = folder.run(*command)
     assert code == 0, err
+    (events,) = folder.path.glob("runs/tensorboard/tiny/*/events*")
+    assert events.read_bytes().count(b"val_bits_per_byte") == 8
     uri = re.search(r"models:/m-\w+", out).group()
     code, out, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
     assert (code, err) == (0, f"{uri}\n")

@@ -263,11 +263,13 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
     space = "{model.depth: {int: [1, 2]}, train.learning_rate: {choice: [1e-4, 1e-2]}}"
     common = ("sweep.py", "tiny.yaml", "train.tokens=4096", f"search.space={space}", "--until")
     common += ("select", "search.scheduler.name=none", "search.second_objective=parameters")
+    common += ("tensorboard=true",)
     code, _, err = folder.run(*common, "search.sampler.name=grid", "search.trials=null")
     assert code == 0, err
     keys = ("model.depth", "train.learning_rate")
     tried = {tuple(run.data.params[key] for key in keys) for run in folder.trials()}
     assert tried == {(d, r) for d in ("1", "2") for r in ("0.0001", "0.01")}
+    assert len([*tmp_path.glob("runs/tensorboard/tiny/*/events*")]) == 4
     front = {
         run.data.params["model.depth"] for run in folder.trials() if "dca.front" in run.data.tags
     }

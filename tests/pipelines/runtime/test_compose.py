@@ -289,6 +289,11 @@ def test_a_comma_list_that_makes_no_grid_is_one_clear_line(tmp_path, override, e
     assert len(message.splitlines()) == 1
 
 
+def test_the_command_line_extends_nothing(tmp_path):
+    message = problem(tmp_path, "extends=part.yaml", part="seed: 1", e=FILE)
+    assert message == "command line: extends=part.yaml: expected in a file alone"
+
+
 def test_only_a_sweep_takes_comma_lists(tmp_path):
     assert "is a grid, for sweep.py" in problem(tmp_path, "model.depth=2,4", e=FILE)
     with pytest.raises(ConfigError, match=r"^command line: promote.model=a,b: a comma"):

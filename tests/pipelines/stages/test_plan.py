@@ -65,6 +65,7 @@ def test_no_trial_starts_beyond_a_budget(searched):
     assert simulate(searched.replace({"search.max_tokens": 1}), [], Second(), 1, 0).trials == 1
     by_clock = searched.replace({"search.max_seconds": 17})
     assert simulate(by_clock, [], Second(), 1, 0).trials == 2
+    assert simulate(by_clock, [], Second(), 1, 0, before=10).trials == 1
 
 
 def test_larger_trials_take_longer_between_the_measured_sizes(config):

@@ -289,6 +289,15 @@ def test_a_sampler_stays_in_the_space_and_goes_on_elsewhere_after_a_resume(confi
     assert len({values["train.learning_rate"] for values in first + rest}) == 12
 
 
+def test_every_sampler_has_a_way_of_its_own(config):
+    known = stored_as([{"model.depth": 2, "train.learning_rate": n * 1e-4} for n in range(1, 9)])
+    drawn = []
+    for sampler in SAMPLERS:
+        own = plain(config).replace({"search.sampler.name": sampler})
+        drawn += draw(searcher_of(own, known)[0], 1)
+    assert len({values["train.learning_rate"] for values in drawn}) == len(SAMPLERS)
+
+
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes"])
 def test_what_an_earlier_search_found_is_where_the_next_one_begins(config, sampler):
     config = plain(config).replace({"search.sampler.name": sampler})

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from dca import model as model_module
 from dca import registry
+from dca.architectures.gpt import GPT
 from pipelines.runtime.config import Config
 from pipelines.runtime.dag import storage_path
 from pipelines.runtime.errors import PipelineError
@@ -105,6 +107,45 @@ def test_with_dropout_too_a_resumed_run_is_bitwise_the_whole_one(
     assert history(train(config, corpus, tmp_path / "parts", print)) == whole
     ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_activations_are_computed_again_where_the_configuration_says_so(
+    config, corpus, tmp_path, monkeypatch
+):
+    calls: list[int] = []
+    again = model_module.checkpoint
+    monkeypatch.setattr(
+        model_module, "checkpoint", lambda *a, **k: calls.append(1) or again(*a, **k)
+    )
+    next(train(config, corpus, tmp_path / "kept", print))
+    assert calls == []
+    config = config.replace({"train.activation_checkpointing": True})
+    next(train(config, corpus, tmp_path / "again", print))
+    assert len(calls) >= config.model.depth * config.train.eval_steps[0]
+
+
+def test_compiled_and_resumed_a_run_trains_and_averages_as_an_eager_one(
+    config, corpus, tmp_path, monkeypatch
+):
+    """A compiler that gives every graph back as it is stands for the one of PyTorch."""
+    config = config.replace({"train.ema_decay": 0.9})
+    eager = history(train(config, corpus, tmp_path / "eager", print))
+    graphs: list[torch.fx.GraphModule] = []
+    compiled = GPT.compile
+    monkeypatch.setattr(
+        GPT, "compile", lambda model: compiled(model, backend=lambda g, _: graphs.append(g) or g)
+    )
+    config = config.replace({"train.compile": True})
+    torch._dynamo.reset()
+    first = train(config, corpus, tmp_path / "compiled", print)
+    next(first)
+    first.close()
+    trained = len(graphs)
+    rows = history(train(config, corpus, tmp_path / "compiled", print))
+    assert 0 < trained < len(graphs)
+    assert rows[-1].keys() == eager[-1].keys()
+    assert list(rows[-1].values()) == pytest.approx(list(eager[-1].values()), rel=1e-3)
+    assert tensors(tmp_path / "compiled").keys() == tensors(tmp_path / "eager").keys()
 
 
 def test_every_seed_step_and_rank_drops_other_features():
@@ -333,6 +374,14 @@ def test_the_averaged_weights_are_the_ones_that_are_packaged(config, corpus, tmp
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
 
+def test_an_average_that_forgets_at_once_is_of_the_last_weights(config, corpus, tmp_path):
+    plain = history(train(config, corpus, tmp_path / "plain", print))
+    forgetful = config.replace({"train.ema_decay": 1e-6})
+    averaged = history(train(forgetful, corpus, tmp_path / "averaged", print))
+    ours, theirs = (rows[-1]["val_bits_per_byte"] for rows in (averaged, plain))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
 def test_averaged_weights_resume_bitwise(config, corpus, tmp_path):
     averaged = config.replace(AVERAGED)
     whole = history(train(averaged, corpus, tmp_path / "whole", print))
@@ -351,6 +400,8 @@ def test_the_utilisation_is_of_all_that_the_device_could_do(config, corpus, tmp_
     row = next(train(config, corpus, tmp_path / "known", print))[-1]
     needed = 3 * config.model.flops_per_token(32) * row["tokens_per_second"]
     assert row["mfu"] == pytest.approx(needed / 1e12)
+    alone, two = (loop._utilisation_of(config, torch.device("cpu"), n)(1e3) for n in (1, 2))
+    assert alone["mfu"] == 2 * two["mfu"] > 0
     monkeypatch.undo()
     assert "mfu" not in next(train(config, corpus, tmp_path / "unknown", print))[-1]
 

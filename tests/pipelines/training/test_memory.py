@@ -2,12 +2,13 @@
 
 import pytest
 
+from pipelines.runtime.cluster import Node
 from pipelines.runtime.config import Config, validate
 from pipelines.runtime.errors import ConfigError
 from pipelines.training import memory, probe
 from pipelines.training.memory import largest, machine_bytes, peak_bytes, require_memory
 
-HERE = {"CPU": 2.0, "GPU": 0.0}
+HERE = [Node("here", 2)]
 
 
 @pytest.fixture
@@ -32,6 +33,12 @@ def test_workers_share_a_batch_and_its_memory(small):
     assert peak_bytes(two, on_gpu=False) < peak_bytes(small, on_gpu=False)
     micro = small.replace({"train.micro_batch_tokens": 256})
     assert peak_bytes(micro, on_gpu=False) < peak_bytes(two, on_gpu=False)
+
+
+def test_activations_computed_again_are_not_kept(small):
+    deep = small.replace({"model.depth": 24})
+    again = deep.replace({"train.activation_checkpointing": True})
+    assert peak_bytes(again, on_gpu=True) < peak_bytes(deep, on_gpu=True) / 2
 
 
 def test_workers_that_train_together_are_timed_together(config, monkeypatch):

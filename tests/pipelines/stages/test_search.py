@@ -1,0 +1,50 @@
+"""What a search remembers of itself; its trials are run by the tests of the commands."""
+
+import pytest
+
+from pipelines.runtime.config import Config
+from pipelines.runtime.dag import Context
+from pipelines.runtime.errors import PipelineError
+from pipelines.runtime.progress import Progress
+from pipelines.runtime.tracking import Store
+from pipelines.stages import search as module
+from pipelines.stages.search import _Recorder, search
+from pipelines.stages.study import Space
+from pipelines.training.data import measure, prepare
+
+
+@pytest.fixture
+def begun(config: Config, tmp_path, monkeypatch) -> tuple[Context, dict]:
+    """A search that another start has begun, and what it needs."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    config = config.replace({"search.max_seconds": 20})
+    store = Store.open("tiny", tmp_path / "runs")
+    found = measure(config.data, seq_len=config.train.seq_len)
+    prepare(config.data, found, tmp_path / "runs")
+    pipeline, run = (store.create(kind, kind, kind) for kind in ("pipeline", "search"))
+    context = Context(config, tmp_path / "runs", store, Progress(), pipeline, run)
+    corpus = {"fingerprint": found.fingerprint, "name": "files", "bytes": found.sizes}
+    return context, {"corpus": corpus}
+
+
+def start(context: Context, needs: dict, seconds: float) -> None:
+    """One of the search's starts, which lasts so long and ends no trial."""
+    before = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
+    recorder = _Recorder(context, needs["corpus"], Space(context.config), [], before)
+    recorder._started -= seconds
+    recorder.close()
+
+
+def test_the_seconds_of_a_search_add_up_over_its_starts(begun, monkeypatch):
+    context, needs = begun
+    given: list[float] = []
+    monkeypatch.setattr(module, "_run_trials", lambda *arguments: given.append(arguments[-1]))
+    for seconds in (6, 6, 6):
+        start(context, needs, seconds)
+        with pytest.raises(PipelineError, match=r"no trial began within search\.max_seconds"):
+            search(context, needs)
+    assert given == pytest.approx([6, 12, 18], abs=1)
+    start(context, needs, 6)
+    with pytest.raises(PipelineError):
+        search(context, needs)
+    assert len(given) == 3
