@@ -204,16 +204,9 @@ def _workers(config: dict[str, Any]) -> None:
     print(json.dumps({"speeds": speeds, "differences": differences}))
 
 
-def _slots(config: dict[str, Any]) -> None:
-    """Prints the wall and processor time, memory and database of a search without models."""
-    import psutil
+def _idle(reports: int) -> Any:
+    """A trial without a model."""
     from ray import tune
-
-    from pipelines.runtime import dag
-    from pipelines.runtime.config import validate
-    from pipelines.stages import corpus, search
-
-    reports = config["reports"]
 
     class Idle(tune.Trainable):
         """A trial that reports what a trial would, and sleeps instead of training."""
@@ -243,7 +236,21 @@ def _slots(config: dict[str, Any]) -> None:
             self._done = 0
             return True
 
-    setattr(search, "Trial", Idle)  # noqa: B010
+    return Idle
+
+
+def _slots(config: dict[str, Any]) -> None:
+    """Prints the wall and processor time, memory and database of a search without models."""
+    import psutil
+    from ray import tune
+
+    from pipelines.runtime import dag
+    from pipelines.runtime.config import validate
+    from pipelines.stages import corpus, search
+
+    reports = config["reports"]
+
+    setattr(search, "Trial", _idle(reports))  # noqa: B010
     setattr(tune, "with_parameters", lambda trainable, **_: trainable)  # noqa: B010
     data = {
         "experiment": "bench",

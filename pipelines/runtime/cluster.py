@@ -152,20 +152,15 @@ def survey(config: Config) -> Cluster:
     if _is_job():
         _refuse(_left_to_chance(config))
     if not os.environ.get("RAY_ADDRESS"):
-        return this_machine()
+        found = torch.accelerator.current_accelerator(check_available=True)
+        gpus = torch.accelerator.device_count() if found and found.type in RAYS_GPUS else 0
+        return [Node("this machine", os.cpu_count() or 1, gpus)]
     cluster = join()
     if len(cluster) > 1:
         _refuse(_not_shared(config, len(cluster)))
         _refuse(_differences(config, cluster))
         return join()  # a node that died lately has been found out
     return cluster
-
-
-def this_machine() -> Cluster:
-    """The only node of a cluster of one's own."""
-    found = torch.accelerator.current_accelerator(check_available=True)
-    gpus = torch.accelerator.device_count() if found and found.type in RAYS_GPUS else 0
-    return [Node("this machine", os.cpu_count() or 1, gpus)]
 
 
 def slots(cluster: Cluster, resources: Resources) -> int:

@@ -82,8 +82,12 @@ class Storage:
 
     @contextmanager
     def marked(self) -> Iterator[str]:
-        """A tiny file where a URI points to, for the time of a block; its name, for `probe`."""
+        """A tiny file where a URI points to, for the time of a block; its name, for `probe`.
+
+        Raises ConfigError, within seconds, if it cannot be put there.
+        """
         assert isinstance(self.folder, Shared)
+        self.probe()  # who writes at once would wait long for a store that is not there
         name = f"mark-{uuid.uuid4().hex}"
         file = self.folder / name
         file.write_text(name)

@@ -300,12 +300,12 @@ class _Run:
         micro_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
         parts = ids.split(micro_tokens // self.config.seq_len)
         total = torch.zeros((), device=self.device)
-        mean = self.config.batch_tokens / self.config.seq_len / self.world
+        mean_sequences = self.config.batch_tokens / self.config.seq_len / self.world
         for number, part in enumerate(parts, 1):
             with self._no_sync(number < len(parts)), autocast(self.device):
                 logits_btv = self.forward(part[:, :-1])
                 loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), part[:, 1:].flatten())
-                loss = loss * (len(part) / mean)
+                loss = loss * (len(part) / mean_sequences)
                 loss.backward()
             total += loss.detach()
         return total

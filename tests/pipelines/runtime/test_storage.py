@@ -90,8 +90,8 @@ def test_what_cannot_be_used_is_one_line_within_seconds(s3, object_store, what):
     requests.post(authority, data=b"0" if what == "other keys" else b"inf")
     started = time.monotonic()
     try:
-        with pytest.raises(ConfigError, match=expected) as error:
-            Storage.of(uri).probe()
+        with pytest.raises(ConfigError, match=expected) as error, Storage.of(uri).marked():
+            pass
     finally:
         requests.post(authority, data=b"inf")
     assert time.monotonic() < started + 20
