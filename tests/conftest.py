@@ -19,6 +19,7 @@ LONGEST = (
     "test_registry.py",
 )
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
+os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
 
 

@@ -130,6 +130,8 @@ def _stored(store: Store, run: Run, config: Config) -> StoredTrial:
 
 def _curve(store: Store, run: Run, metric: str) -> dict[int, float]:
     evaluated = store.history(run.info.run_id, "val_bits_per_byte")
+    if not evaluated:  # nor is it sure to have parameters, if a kill came right after it was made
+        return {}
     same = metric == "val_bits_per_byte"
     history = evaluated if same else store.history(run.info.run_id, metric)
     batch_tokens = int(run.data.params["train.batch_tokens"])

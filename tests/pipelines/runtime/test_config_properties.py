@@ -368,6 +368,8 @@ def test_any_search_space_is_taken_or_refused(space):
         assert all(key.startswith(("model.", "train.")) for key in space)
 
 
+GPUS = st.floats(0, 1e300).map(lambda gpus: gpus if gpus <= 1 else float(int(gpus)))
+"""A fraction of one, or whole ones."""
 COUNTS = st.integers(1, 10**30)
 WIDTHS = st.integers(1, 64).map(lambda number: number * 8)
 PRINTED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -378,7 +380,7 @@ GOOD = st.fixed_dictionaries(
         "seed": st.integers(0, 2**31 - 1),
         "storage": PRINTED.filter(lambda text: "://" not in text),
         "data": st.builds(lambda path: {"corpus": "files", "path": path}, PRINTED),
-        "resources": st.builds(lambda gpus: {"gpus_per_worker": gpus}, st.floats(0, 1e300)),
+        "resources": st.builds(lambda gpus: {"gpus_per_worker": gpus}, GPUS),
         "model": st.fixed_dictionaries(
             {},
             optional={

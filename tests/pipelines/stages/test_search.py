@@ -8,7 +8,7 @@ from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.progress import Progress
 from pipelines.runtime.tracking import Store
 from pipelines.stages import search as module
-from pipelines.stages.search import _Recorder, search
+from pipelines.stages.search import _Recorder, search, trials_of
 from pipelines.stages.study import Space
 from pipelines.training.data import measure, prepare
 
@@ -48,3 +48,12 @@ def test_the_seconds_of_a_search_add_up_over_its_starts(begun, monkeypatch):
     with pytest.raises(PipelineError):
         search(context, needs)
     assert len(given) == 3
+
+
+def test_a_trial_whose_run_was_made_just_before_a_kill_is_known_without_its_parameters(begun):
+    context, _ = begun
+    tags = {"dca.trial": "0", "dca.values": '{"train.learning_rate": 0.001}'}
+    run = context.store.create("trial", "made", "made", parent=context.run_id, tags=tags)
+    (trial,) = trials_of(context.store, context.run_id, context.config)
+    assert (trial.run_id, trial.state, trial.tokens, trial.curve) == (run, None, 0, {})
+    assert trial.values == {"train.learning_rate": 0.001}
