@@ -18,7 +18,9 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
+    Tag,
     ValidationError,
     model_validator,
 )
@@ -51,10 +53,18 @@ class Section(BaseModel):
     )
 
 
+UNION = ("(one)", "(two)")
+"""Of the ways to give workers; in an error's path, but not a key."""
+Workers = Annotated[
+    Annotated[Positive, Tag(UNION[0])] | Annotated[tuple[Positive, Positive], Tag(UNION[1])],
+    Discriminator(lambda value: UNION[isinstance(value, list | tuple)]),
+]
+
+
 class Resources(Section):
     """What one trial, or the fit, takes from the cluster."""
 
-    workers: Positive | tuple[Positive, Positive] = 1
+    workers: Workers = 1
     """Training processes; more than one train data-parallel under Ray Train. [least, most], not of
     trials: as many as there is room for, while nodes come and go."""
     cpus_per_worker: Positive = 1
@@ -673,7 +683,7 @@ def validate(data: Mapping[str, Any], *, source: str, layers: Sequence[Layer] = 
 def _problems(error: ValidationError) -> Iterator[str]:
     """`key: what was wrong and what was expected`, a line each."""
     for problem in error.errors(include_url=False):
-        path = [str(part) for part in problem["loc"]]
+        path = [str(part) for part in problem["loc"] if part not in UNION]
         message = problem["msg"].removeprefix("Value error, ")
         key = ".".join(part or '""' for part in path)
         if problem["type"] == "json_invalid":
@@ -699,7 +709,8 @@ def _nearest_key(path: list[str]) -> str:
     prefix = "".join(f"{parent}." for parent in parents)
     siblings = {key[len(prefix) :].split(".")[0] for key in FIELDS if key.startswith(prefix)}
     siblings |= set() if parents else {EXTENDS}
-    close = difflib.get_close_matches(leaf, sorted(siblings), n=1)
+    longer = [name for name in sorted(siblings) if len(leaf) > 2 and name.startswith(leaf)]
+    close = difflib.get_close_matches(leaf, sorted(siblings), n=1) or longer
     names = [f"{prefix}{name}" for name in close]
     names += [key for key in FIELDS if key.split(".")[-1] == leaf]
     return f"; did you mean {names[0]}?" if names else ""

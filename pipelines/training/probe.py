@@ -24,6 +24,7 @@ from pipelines.runtime.errors import PipelineError
 from pipelines.training import loop
 from pipelines.training.data import Development
 from pipelines.training.device import pick_device
+from pipelines.training.memory import peak_bytes
 
 NICENESS = 15
 """Ray's default for its workers."""
@@ -50,11 +51,14 @@ class Measured:
 
 
 def measure(configs: Sequence[Config], *, at_once: int) -> list[Measured]:
-    """Train each configuration, in order, in `at_once` copies of `resources.most` processes.
+    """Train each configuration in `at_once` copies of `resources.most` processes.
 
+    Those that need most memory come last: a process's peak is that of all it has done before.
     Raises PipelineError if a process dies, which is how running out of memory ends.
     """
     workers = configs[0].resources.most
+    order = sorted(range(len(configs)), key=lambda i: peak_bytes(configs[i], on_gpu=False))
+    hungrier = [configs[i] for i in order]
     with (
         tempfile.TemporaryDirectory() as scratch,
         ProcessPoolExecutor(
@@ -63,14 +67,15 @@ def measure(configs: Sequence[Config], *, at_once: int) -> list[Measured]:
     ):
         corpus = _noise(Path(scratch), max(config.train.seq_len for config in configs))
         tasks = [
-            pool.submit(_work, configs, corpus, Path(scratch) / str(copy), rank, number)
+            pool.submit(_work, hungrier, corpus, Path(scratch) / str(copy), rank, number)
             for number, (copy, rank) in enumerate(np.ndindex(at_once, workers))
         ]
         try:
             found = [task.result() for task in tasks]
         except BrokenProcessPool:
             raise PipelineError("the timed steps ended early: was the memory enough?") from None
-    return [_slowest(same) for same in zip(*found, strict=True)]
+    slowest = dict(zip(order, map(_slowest, zip(*found, strict=True)), strict=True))
+    return [slowest[i] for i in range(len(configs))]
 
 
 def _noise(folder: Path, seq_len: int) -> Development:

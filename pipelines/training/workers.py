@@ -125,6 +125,9 @@ def _trainer(
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
+    if resources.least < resources.most:
+        # A dead node is counted for a while, and a place on it waited for: not for minutes.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(RESIZE_SECONDS)
     return TorchTrainer(
         _work,
         train_loop_config={
