@@ -20,6 +20,7 @@ import requests
 from pipelines.runtime.storage import Shared
 from pipelines.runtime.tracking import Store
 from pipelines.training import checkpoint
+from tests.pipelines.stored import put_database
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240
@@ -46,9 +47,14 @@ generate: {{max_new_tokens: 20}}
 class Folder:
     """A working folder with an experiment in it."""
 
-    def __init__(self, path: Path, text: Path, experiment: str = EXPERIMENT) -> None:
+    def __init__(
+        self, path: Path, text: Path, experiment: str = EXPERIMENT, *, fresh: bool = False
+    ) -> None:
+        """`fresh`: without the database that a first command makes in some seconds."""
         self.path = path
         path.mkdir(exist_ok=True)
+        if not fresh:
+            put_database(path / "mlflow.db")
         (path / "tiny.yaml").write_text(experiment.format(text=text))
         self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
         self._process: subprocess.Popen[str] | None = None
@@ -108,8 +114,7 @@ class Folder:
         return store
 
     def trials(self) -> list:
-        there = "MLFLOW_TRACKING_URI" in self.environment or (self.path / "mlflow.db").exists()
-        return self.store().find("trial") if there else []
+        return self.store().find("trial")
 
 
 def needs_ray(command: str, *arguments: str) -> str:
@@ -193,10 +198,13 @@ def saved(path: Path | Shared) -> tuple[dict[str, bytes], list[dict[str, float]]
 
 def start_server(path: Path, port: int) -> subprocess.Popen[bytes]:
     """An MLflow server that keeps everything in a folder and hands artifacts through."""
+    database = path / "server.db"
+    if not database.exists():
+        put_database(database)
     return start_and_wait(
         [
             *("server", "--port", str(port), "--workers", "1"),
-            *("--backend-store-uri", f"sqlite:///{path}/server.db"),
+            *("--backend-store-uri", f"sqlite:///{database}"),
             *("--artifacts-destination", f"{path}/server"),
         ],
         f"http://127.0.0.1:{port}/health",

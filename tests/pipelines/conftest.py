@@ -13,6 +13,8 @@ import requests
 from moto.server import ThreadedMotoServer
 
 from pipelines.runtime.storage import Shared, Storage
+from pipelines.runtime.tracking import Store
+from tests.pipelines.stored import put_database
 
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIA0KEYOFTESTS",
@@ -29,6 +31,22 @@ def environment() -> Iterator[None]:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture
+def tracking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URI of an empty tracking store, for this process too."""
+    uri = put_database(tmp_path / "mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+@pytest.fixture
+def store(tracking: str, tmp_path: Path) -> Store:
+    """The same, opened for an experiment called tiny."""
+    found = Store.open("tiny", tmp_path / "runs")
+    assert found is not None
+    return found
 
 
 class Log(logging.Handler):

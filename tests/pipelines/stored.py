@@ -1,6 +1,8 @@
-"""Sweeps put into a tracking store directly, with results that are made up, in a moment."""
+"""Tracking stores, and sweeps with results that are made up, there in a moment."""
 
+import functools
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,10 +12,24 @@ from pipelines.runtime.config import Config, run_params, to_yaml
 from pipelines.runtime.dag import STAGE_TAG
 from pipelines.runtime.notes import EXPERIMENT
 from pipelines.runtime.plain_yaml import flatten
-from pipelines.runtime.tracking import Store, Writer
+from pipelines.runtime.tracking import Store, Writer, connect
 
 CORPUS = "0" * 32
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+def put_database(path: Path) -> str:
+    """An empty database for MLflow, which takes seconds to make one; returns its URI."""
+    path.write_bytes(_empty_database())
+    return f"sqlite:///{path}"
+
+
+@functools.cache
+def _empty_database() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "mlflow.db")
+        connect(f"sqlite:///{path}")
+        return path.read_bytes()
 
 
 @dataclass

@@ -21,7 +21,7 @@ from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, ass
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, text) -> tuple[Folder, str]:
     """A sweep interrupted by Ctrl-C and SIGKILL in its search and in its fit, then finished."""
-    folder = Folder(tmp_path_factory.mktemp("sweep"), text)
+    folder = Folder(tmp_path_factory.mktemp("sweep"), text, fresh=True)
     code, _, err = folder.stop_when(lambda: len(folder.checkpoints()) > 0, signal.SIGINT)
     assert code == 130
     assert re.search(r"run the same command again to go on:\n +python \S+/sweep.py tiny.yaml", err)

@@ -17,12 +17,10 @@ SPACE = {
 
 
 @pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+def store(store, tmp_path, monkeypatch) -> Store:
+    """Where it is looked for by default."""
     monkeypatch.chdir(tmp_path)
-    found = Store.open("tiny", tmp_path / "runs")
-    assert found is not None
-    return found
+    return store
 
 
 @pytest.fixture

@@ -7,10 +7,7 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.dag import Stage
 from pipelines.runtime.tracking import Store
 
-
-@pytest.fixture(autouse=True)
-def tracking(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 
 class Pipeline:

@@ -20,6 +20,7 @@ from pipelines.runtime.packaged_model import DEFAULTS, SUMS, _characters, digest
 from pipelines.runtime.tracking import Store, download_model
 from pipelines.training.evaluation import bits_per_byte
 from tests.pipelines.packages import log_untrained
+from tests.pipelines.stored import put_database
 
 TEXT = "the small cat saw a sea of été, and then 日本 as well. "
 
@@ -28,7 +29,7 @@ TEXT = "the small cat saw a sea of été, and then 日本 as well. "
 def model_id(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("packaged")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", put_database(folder / "mlflow.db"))
         store = Store.open("tiny", folder / "runs")
         config = validate(
             {

@@ -16,12 +16,6 @@ from tests.pipelines.commands import tracking_server
 PROMOTIONS, VERSIONS, AT_ONCE = 50, 5, 8
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return Store.open("tiny", tmp_path / "runs")
-
-
 def register(store: Store, count: int = 1) -> Registry:
     """A registry with versions of models without files."""
     registry = Registry(store.client, "tiny")

@@ -8,7 +8,7 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.dag import _inputs
 from pipelines.runtime.errors import StorageError
 from pipelines.runtime.tensorboard import EventFiles
-from pipelines.runtime.tracking import Store, Writer
+from pipelines.runtime.tracking import Writer
 from pipelines.stages import STAGES, train
 
 
@@ -53,9 +53,7 @@ def test_a_disk_that_refuses_is_one_error(tmp_path):
         EventFiles(tmp_path, "e").write("run", rows(1))
 
 
-def test_what_goes_to_mlflow_goes_to_the_event_files_too(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    store = Store.open("e", tmp_path)
+def test_what_goes_to_mlflow_goes_to_the_event_files_too(store, tmp_path):
     run = store.create("trial", "k", "e trial 0")
     for _ in range(2):
         events = EventFiles(tmp_path, "e")

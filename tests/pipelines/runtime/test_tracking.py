@@ -18,12 +18,6 @@ from pipelines.runtime.tracking import (
 )
 
 
-@pytest.fixture
-def store(tmp_path, monkeypatch) -> Store:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    return Store.open("tiny", tmp_path / "runs")
-
-
 def rows(*steps: int) -> list[dict]:
     return [
         {"step": step, "time": 1e9 + step, "train_bits_per_byte": float(step), "tokens": step}

@@ -14,10 +14,7 @@ from pipelines.runtime.progress import Progress
 from pipelines.stages import corpus
 from pipelines.training.data import sealed_test
 
-
-@pytest.fixture(autouse=True)
-def tracking(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+pytestmark = pytest.mark.usefixtures("tracking")
 
 
 @pytest.fixture

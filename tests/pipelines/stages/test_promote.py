@@ -14,7 +14,6 @@ from pipelines.runtime.package import Damaged
 from pipelines.runtime.progress import Progress
 from pipelines.runtime.registry import CHAMPION, Overtaken, Registry
 from pipelines.runtime.score import Score, block_edges
-from pipelines.runtime.tracking import Store
 from pipelines.stages import promote as stage
 from pipelines.stages.promote import decide, force, promote, rollback
 from pipelines.training.data import sealed_test
@@ -24,9 +23,7 @@ TEXT_BYTES = 60_001
 
 
 @pytest.fixture
-def context(config, tmp_path, monkeypatch) -> Context:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    store = Store.open("tiny", tmp_path / "runs")
+def context(config, store, tmp_path) -> Context:
     return Context(config, tmp_path / "runs", store, Progress(), pipeline_run="")
 
 

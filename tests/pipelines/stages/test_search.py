@@ -6,7 +6,6 @@ from pipelines.runtime.config import Config
 from pipelines.runtime.dag import Context
 from pipelines.runtime.errors import PipelineError
 from pipelines.runtime.progress import Progress
-from pipelines.runtime.tracking import Store
 from pipelines.stages import search as module
 from pipelines.stages.search import _Recorder, search, trials_of
 from pipelines.stages.study import Space
@@ -14,11 +13,9 @@ from pipelines.training.data import measure, prepare
 
 
 @pytest.fixture
-def begun(config: Config, tmp_path, monkeypatch) -> tuple[Context, dict]:
+def begun(config: Config, store, tmp_path) -> tuple[Context, dict]:
     """A search that another start has begun, and what it needs."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     config = config.replace({"search.max_seconds": 20})
-    store = Store.open("tiny", tmp_path / "runs")
     found = measure(config.data, seq_len=config.train.seq_len)
     prepare(config.data, found, tmp_path / "runs")
     pipeline, run = (store.create(kind, kind, kind) for kind in ("pipeline", "search"))
