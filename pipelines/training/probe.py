@@ -26,8 +26,8 @@ from pipelines.training.data import Development
 from pipelines.training.device import pick_device
 from pipelines.training.memory import peak_bytes
 
-NICENESS = 15
-"""Ray's default for its workers."""
+NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
+"""Ray's for its workers."""
 TIMED_SECONDS = 2.0
 """Time for one configuration, after the warm-up; a started stretch is not cut."""
 STEPS = 4

@@ -20,6 +20,7 @@ import requests
 from pipelines.runtime.storage import Shared
 from pipelines.runtime.tracking import Store
 from pipelines.training import checkpoint
+from tests.pipelines.forked import Command
 from tests.pipelines.stored import put_database
 
 ROOT = Path(__file__).parents[2]
@@ -57,21 +58,13 @@ class Folder:
             put_database(path / "mlflow.db")
         (path / "tiny.yaml").write_text(experiment.format(text=text))
         self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-        self._process: subprocess.Popen[str] | None = None
+        self._process: Command | None = None
 
-    def start(self, command: str, *arguments: str) -> subprocess.Popen[str]:
+    def start(self, command: str, *arguments: str) -> Command:
         mine = self._process is not None and self._process.poll() is None
         with turn("" if mine else needs_ray(command, *arguments)) as lock:
-            self._process = subprocess.Popen(
-                [sys.executable, str(ROOT / "pipelines" / command), *arguments],
-                cwd=self.path,
-                env=self.environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                preexec_fn=_hear_interrupts,
-                pass_fds=lock,
-            )
+            script = ROOT / "pipelines" / command
+            self._process = Command(script, arguments, self.path, self.environment, lock)
         return self._process
 
     def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
@@ -140,12 +133,7 @@ def turn(need: str) -> Iterator[list[int]]:
         yield [file.fileno()]
 
 
-def _hear_interrupts() -> None:
-    """Tests that a shell runs in the background would start commands that ignore Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) -> None:
+def wait_until(condition: Callable[[], object], process: Command | subprocess.Popen[bytes]) -> None:
     """Wait for a condition while a command runs."""
     deadline = time.monotonic() + WAIT_SECONDS
     while not condition():
@@ -154,7 +142,7 @@ def wait_until(condition: Callable[[], object], process: subprocess.Popen[str]) 
         time.sleep(0.1)
 
 
-def below(process: subprocess.Popen, *names: str) -> list[psutil.Process]:
+def below(process: Command | subprocess.Popen[bytes], *names: str) -> list[psutil.Process]:
     """The living descendants of a command that are called like one of that."""
     found = []
     try:

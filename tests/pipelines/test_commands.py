@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import subprocess
-import sys
 
 import pytest
 
@@ -20,6 +18,7 @@ from tests.pipelines.commands import (
     wait_until,
 )
 from tests.pipelines.conftest import KEYS
+from tests.pipelines.forked import Command
 
 
 @pytest.mark.parametrize(
@@ -83,19 +82,13 @@ from tests.pipelines.conftest import KEYS
 def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     tmp_path, command, arguments, expected
 ):
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "pipelines" / command), *arguments],
-        cwd=tmp_path,
-        env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
-        capture_output=True,
-        text=True,
-        timeout=WAIT_SECONDS,
-        stdin=subprocess.DEVNULL,
-    )
-    assert process.returncode == 2, process.stderr
-    assert expected in process.stderr
-    assert "Traceback" not in process.stderr
-    assert len(process.stderr.strip().splitlines()) == 1
+    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
+    process = Command(ROOT / "pipelines" / command, arguments, tmp_path, environment)
+    _, err = process.communicate(timeout=WAIT_SECONDS)
+    assert process.returncode == 2, err
+    assert expected in err
+    assert "Traceback" not in err
+    assert len(err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -157,7 +157,7 @@ VALUES = st.one_of(
 )
 
 
-@many(400)
+@many(130)
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
 def test_any_value_in_any_place_is_taken_or_refused(changes):
     data = whole()
@@ -166,7 +166,7 @@ def test_any_value_in_any_place_is_taken_or_refused(changes):
     assert outcome(lambda: validate(data, source="here"), "here")
 
 
-@many(150)
+@many(50)
 @given(place=st.sampled_from(PLACES), value=st.sampled_from([{"x": {}}, [[]]]))
 def test_a_value_of_the_wrong_type_is_refused_with_its_key(place, value):
     data = whole()
@@ -176,7 +176,7 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key(place, value):
     assert message.startswith(f"here: {'.'.join(place)}")
 
 
-@many(300)
+@many(100)
 @given(section=st.sampled_from(SECTIONS), key=KEYS, value=VALUES)
 def test_an_unknown_key_anywhere_is_refused(section, key, value):
     data = whole()
@@ -193,7 +193,7 @@ def near_misses(draw: st.DrawFn) -> tuple[tuple, str]:
     return place, name[:at] + draw(st.sampled_from(["", name[at] * 2, "Z"])) + name[at + 1 :]
 
 
-@many(150)
+@many(50)
 @given(near_miss=near_misses())
 def test_a_key_with_a_slip_of_the_pen_is_refused_with_the_nearest(near_miss):
     place, slip = near_miss
@@ -240,7 +240,7 @@ def in_flow(place: tuple, snippet: str) -> str:
     return f"{sections}{place[-1]}: {snippet}{'}' * (len(place) - 1)}"
 
 
-@many(400)
+@many(130)
 @given(place=st.sampled_from(PLACES), snippet=SNIPPETS, flow=st.booleans())
 def test_any_yaml_in_any_place_of_a_file_is_read_or_refused(file, place, snippet, flow):
     if flow:
@@ -251,7 +251,7 @@ def test_any_yaml_in_any_place_of_a_file_is_read_or_refused(file, place, snippet
     assert read(file, f"experiment: odd\n{text}\n")
 
 
-@many(300)
+@many(100)
 @given(
     changes=st.lists(
         st.tuples(
@@ -273,7 +273,7 @@ def test_a_damaged_file_is_read_or_refused(file, changes):
     assert read(file, text)
 
 
-@many(100)
+@many(40)
 @given(content=st.binary(max_size=40), at=st.integers(0, len(TEXT)))
 def test_bytes_in_a_file_are_read_or_refused(file, content, at):
     assert read(file, content)
@@ -287,7 +287,7 @@ OVERRIDE_KEYS = st.one_of(
 )
 
 
-@many(300)
+@many(100)
 @given(
     overrides=st.lists(
         st.builds("{}={}".format, OVERRIDE_KEYS, SNIPPETS | st.sampled_from(TEXTS)),
@@ -304,7 +304,7 @@ def test_any_change_on_the_command_line_is_taken_or_refused(file, overrides, gri
 PRINTABLE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=5)
 
 
-@many(150)
+@many(50)
 @given(
     values=st.lists(
         st.integers(1, 10**30) | st.none() | st.floats(1e-300, 1e300) | PRINTABLE,
@@ -320,7 +320,7 @@ def test_any_values_between_commas_are_the_values_of_the_grid(values):
     assert change.value == values
 
 
-@many(200)
+@many(60)
 @given(place=st.sampled_from([*PLACES, ("extends",)]), snippet=SNIPPETS)
 def test_any_part_is_taken_or_refused(file, place, snippet):
     part = file.with_name("part.yaml")
@@ -329,7 +329,7 @@ def test_any_part_is_taken_or_refused(file, place, snippet):
     assert outcome(lambda: load([str(file)]), file, part)
 
 
-@many(100)
+@many(40)
 @given(arguments=st.lists(st.sampled_from(TEXTS) | st.text(max_size=8), max_size=3))
 def test_any_arguments_are_taken_or_refused(arguments):
     names = [one_line(Path(argument)) for argument in arguments]
@@ -358,7 +358,7 @@ SPACES = st.dictionaries(
 )
 
 
-@many(400)
+@many(130)
 @given(space=SPACES)
 def test_any_search_space_is_taken_or_refused(space):
     data = {"experiment": "odd", "search": {"space": space}}
@@ -423,7 +423,7 @@ GOOD = st.fixed_dictionaries(
 )
 
 
-@many(150)
+@many(50)
 @given(data=GOOD)
 def test_a_valid_configuration_is_the_same_after_a_round_trip_and_in_a_file(file, data):
     config = validate(data, source="here")
@@ -439,14 +439,14 @@ def test_a_printed_configuration_is_read_as_the_same(file, data):
     assert read(file, to_yaml(config)) == config
 
 
-@many(100)
+@many(40)
 @given(text=st.sampled_from(PLAIN) | st.text(max_size=8))
 def test_any_printed_text_is_read_as_the_same(text):
     text = text.encode("utf-8", "ignore").decode()  # without halves of characters
     assert parse(dump({"a": text, text: [text]}), source="here") == {"a": text, text: [text]}
 
 
-@many(100)
+@many(40)
 @given(data=GOOD, workers=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_a_valid_configuration_can_be_shrunk_with_any_number_of_workers(file, data, workers):
     batch = 256 * math.lcm(*range(1, 10))

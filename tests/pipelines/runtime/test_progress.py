@@ -231,7 +231,7 @@ def test_ctrl_c_leaves_a_clean_terminal():
     terminal = Terminal(60)
     terminal.until("█▃▁", times=2)
     terminal.process.send_signal(signal.SIGINT)
-    rows = terminal.end().splitlines()
+    rows = [row for row in terminal.end().splitlines() if row]
     assert rows[:3] == [
         "trial 3 complete",
         "from below",

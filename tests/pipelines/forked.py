@@ -1,0 +1,107 @@
+"""A command in a process that is forked from one with its libraries in memory.
+
+Each of them takes half a dozen seconds to import what every command imports; hundreds are run.
+"""
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+PRELOADED = (
+    *("pipelines.promote", "pipelines.generate", "pipelines.report", "pipelines.train"),
+    *("pipelines.runtime.config", "pipelines.runtime.registry", "pipelines.stages.search"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("mlflow.pyfunc", "tests.pipelines.forked"),
+)
+"""Not Ray: it reads the environment when it is imported."""
+_FORKS = multiprocessing.get_context("forkserver")
+
+
+class Command:
+    """What `subprocess.Popen` would be of `python SCRIPT ARGUMENTS`, in text mode, output piped."""
+
+    def __init__(
+        self, script: Path, arguments: Sequence[str], cwd: Path, environment: dict[str, str],
+        inherited: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        _FORKS.set_forkserver_preload(list(PRELOADED))
+        self._output = tempfile.TemporaryDirectory()
+        kept = [Connection(os.dup(descriptor)) for descriptor in inherited]
+        argv = [str(script), *arguments]
+        task = (argv, cwd, environment, Path(self._output.name), kept)
+        self._process = _FORKS.Process(target=_become, args=task)
+        self._process.start()
+        for connection in kept:
+            connection.close()
+        self.args = argv
+
+    @property
+    def pid(self) -> int:
+        """As the system knows it."""
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """How it has ended: less than 0 by a signal."""
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        """The same, for those who expect a method."""
+        return self.returncode
+
+    def send_signal(self, number: int) -> None:
+        """Unless it has ended."""
+        if self.returncode is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """At once."""
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; returns standard output and standard error."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout or 0, *self._written())
+        return self._written()
+
+    def _written(self) -> tuple[str, str]:
+        out, err = (Path(self._output.name, name).read_text() for name in ("out", "err"))
+        return out, err
+
+
+def _become(
+    argv: list[str], cwd: Path, environment: dict[str, str], output: Path, kept: list[Connection]
+) -> None:
+    """Be the command, with nothing of the process that this one was forked from."""
+    for number, name in ((1, "out"), (2, "err")):
+        descriptor = os.open(output / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(descriptor, number)
+        os.close(descriptor)
+    for connection in kept:
+        os.set_inheritable(connection.fileno(), True)
+    sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  buffered as for a pipe
+    sys.argv[:] = argv
+    folder = Path(argv[0]).parent
+    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path) != folder.parent)]
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(environment)
+    tempfile.tempdir = None
+    multiprocessing.set_start_method(None, force=True)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+    finally:
+        threading._shutdown()  # as at the end of any Python
+        atexit._run_exitfuncs()
