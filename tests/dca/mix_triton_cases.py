@@ -70,7 +70,7 @@ class Case:
                 )  # fmt: skip
 
 
-SHAPES = list(itertools.product([1, 3], [1, 2, 4, 7], [16, 48, 64]))
+SHAPES = list(itertools.product([1, 3], [1, 4, 7], [16, 48]))
 
 
 @pytest.mark.parametrize(("o", "n", "d"), SHAPES)

@@ -23,7 +23,9 @@ PRELOADED = (
     *("mlflow.pyfunc", "tests.pipelines.forked"),
 )
 """Not Ray: it reads the environment when it is imported."""
-_FORKS = multiprocessing.get_context("forkserver")
+METHOD = "forkserver"
+_FORKS = multiprocessing.get_context(METHOD)
+_FORKS.set_forkserver_preload(list(PRELOADED))
 
 
 class Command:
@@ -33,7 +35,6 @@ class Command:
         self, script: Path, arguments: Sequence[str], cwd: Path, environment: dict[str, str],
         inherited: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        _FORKS.set_forkserver_preload(list(PRELOADED))
         self._output = tempfile.TemporaryDirectory()
         kept = [Connection(os.dup(descriptor)) for descriptor in inherited]
         argv = [str(script), *arguments]
@@ -92,8 +93,7 @@ def _become(
         os.set_inheritable(connection.fileno(), True)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  buffered as for a pipe
     sys.argv[:] = argv
-    folder = Path(argv[0]).parent
-    sys.path[:] = [str(folder), *(path for path in sys.path if Path(path) != folder.parent)]
+    sys.path.insert(0, str(Path(argv[0]).parent))
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)

@@ -107,7 +107,7 @@ def test_an_idle_tpu_is_told_before_anything_else(tmp_path, text, command):
 
 @pytest.mark.parametrize("command", ["sweep.py", "train.py"])
 def test_what_cannot_fit_is_refused_before_it_runs(tmp_path, text, command):
-    folder = Folder(tmp_path, text)
+    folder = Folder(tmp_path, text, fresh=True)
     code, out, err = folder.run(command, "tiny.yaml", "model.dim=262144")
     assert (code, out) == (2, "")
     assert err.startswith("model.dim: ") and "expected a smaller model.dim" in err
@@ -118,7 +118,7 @@ def test_what_cannot_fit_is_refused_before_it_runs(tmp_path, text, command):
 def test_a_bucket_that_is_not_there_is_one_line_and_leaves_nothing(
     tmp_path, text, s3, object_store
 ):
-    folder = Folder(tmp_path / "here", text)
+    folder = Folder(tmp_path / "here", text, fresh=True)
     code, out, err = folder.run("train.py", "tiny.yaml", f"storage={object_store.uri('none/x')}")
     assert (code, out) == (2, "")
     assert re.fullmatch(

@@ -39,6 +39,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     assert_whole(folder.store(), folder.trials())
 
 
+@pytest.mark.faults  # a minute
 def test_a_trial_that_always_crashes_is_recorded_with_its_reason(tmp_path, text):
     """One at a time, so that it is the first that is killed each time."""
     folder = Folder(tmp_path, text)
@@ -138,7 +139,7 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(t
 
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, text):
     folder = Folder(tmp_path, text)
-    process = folder.start("train.py", "tiny.yaml", "train.tokens=655360", "train.evals=64")
+    process = folder.start("train.py", "tiny.yaml", "train.tokens=262144", "train.evals=64")
     saved = lambda: sorted(folder.path.glob("runs/fits/*/0*"))  # noqa: E731
     wait_until(lambda: len(saved()) >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -148,7 +149,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     newest = saved()[-1]
     state = json.loads((newest / "state.json").read_text())
     (newest / "state.json").write_text(json.dumps(state | {"seconds": 0.0}))
-    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=655360", "train.evals=64")
+    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=262144", "train.evals=64")
     assert code == 0, err
     assert f"{newest}: damaged checkpoint: a digest does not match; using the one before" in out
     assert_whole(folder.store(), folder.store().find("train"))

@@ -239,6 +239,7 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     assert err.count("the gradient is not finite") == 4
 
 
+@pytest.mark.faults  # two minutes
 def test_trials_of_several_workers_are_stopped_early_without_hanging(tmp_path, text):
     folder = Folder(tmp_path, text)
     code, _out, err = folder.run(

@@ -21,6 +21,7 @@ from pipelines.training.evaluation import bits_per_byte, compressors
 from pipelines.training.loop import Diverged, best_row, finished, train
 from pipelines.training.optimizer import build_optimizer
 from pipelines.training.trial import Trial
+from tests.pipelines import forked
 
 UNTIMED = (
     "step",
@@ -453,8 +454,16 @@ def test_the_best_row_is_the_earliest_smallest_evaluated_one():
 
 
 def _worker(
-    rank: int, world: int, config: Config, corpus: Development, folder: Path, group: Path, stop: int
+    rank: int,
+    world: int,
+    config: Config,
+    corpus: Development,
+    folder: Path,
+    group: Path,
+    stop: int,
+    environment: dict[str, str],
 ) -> None:
+    os.environ.update(environment)  # it has that of the process it was forked from
     torch.distributed.init_process_group("gloo", f"file://{group}", rank=rank, world_size=world)
     run = train(config, corpus, folder, lambda _: None)
     for _ in itertools.islice(run, stop):
@@ -476,8 +485,8 @@ def together(
     workers: int = 2,
 ) -> None:
     """Train with some workers, for some evaluations."""
-    work = (workers, config, corpus, folder, group, stop)
-    torch.multiprocessing.spawn(_worker, work, nprocs=workers)
+    work = (workers, config, corpus, folder, group, stop, dict(os.environ))
+    torch.multiprocessing.start_processes(_worker, work, workers, start_method=forked.METHOD)
 
 
 def test_two_workers_resumed_are_bitwise_two_that_never_stopped(config, corpus, tmp_path):

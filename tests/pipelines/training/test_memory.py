@@ -13,7 +13,13 @@ HERE = [Node("here", 2)]
 
 @pytest.fixture
 def small(config: Config) -> Config:
-    sizes = {"model.dim": 128, "model.heads": 4, "model.depth": 4, "train.evals": 1}
+    sizes = {
+        "model.dim": 128,
+        "model.heads": 4,
+        "model.depth": 4,
+        "train.evals": 1,
+        "train.eval_tokens": 4096,
+    }
     return config.replace(sizes | {"train.batch_tokens": 2048, "train.seq_len": 256})
 
 
