@@ -25,14 +25,14 @@ MOST_TRIALS = 500
 """That fANOVA is given: its time grows with them."""
 
 
-def comparable(found: Findings) -> tuple[int, pd.Series]:
-    """The most bytes that every trial with a result was trained on, and its best value by then.
+def comparable(found: Findings, *numbers: int) -> tuple[int, pd.Series]:
+    """The most bytes that each of these trials was trained on, and its best value by then.
 
-    Early stopping leaves trials at unequal depth: only there can all of them be compared. 0 and
-    nothing without trials.
+    Without numbers, of every trial with a result. Early stopping leaves trials at unequal depth:
+    only there can all of them be compared. 0 and nothing without trials.
     """
     ended = found.trials.index[found.trials["state"].isin(["complete", "pruned"])]
-    curves = found.curves[found.curves["number"].isin(ended)]
+    curves = found.curves[found.curves["number"].isin(numbers or ended)]
     if curves.empty:
         return 0, pd.Series(dtype=float)
     tokens = int(curves.groupby("number")["tokens"].max().min())
@@ -210,8 +210,7 @@ def duel(found: Findings) -> Duel | None:
     winner, second = int(ranked.index[0]), int(ranked.index[1])
     tokens, values = int(budgets(found)[winner]), ranked["bits_per_byte"]
     if (ranked["state"].iloc[:2] != "complete").any():
-        tokens, values = comparable(found)
-        second = int(values.drop(winner).idxmin())
+        tokens, values = comparable(found, winner, second)
     gap = float(values[second] - values[winner])
     a, b = seeds(found, winner, second)
     if min(len(a), len(b)) < 2:

@@ -73,7 +73,8 @@ def _how_sure(found: Findings) -> str:
         parts.append("there was no other trial to beat")
     else:
         where = f"after {pair.tokens:,} bytes"
-        parts.append(f"{pair.gap:.4f} better than trial {pair.second}, the next best, {where}")
+        how = "better" if pair.gap >= 0 else "worse"
+        parts.append(f"{abs(pair.gap):.4f} {how} than trial {pair.second}, the next, {where}")
         parts.append(_over_seeds(pair))
     return f"{', '.join(parts)}; {gate(found)}."
 

@@ -119,15 +119,29 @@ def test_the_win_is_as_sure_as_its_seeds(store, searched):
     assert "so that it is better" in summary(findings("tiny"))[1]
 
 
-def test_a_runner_up_that_was_stopped_early_is_compared_where_it_was_stopped(searched, made):
+@pytest.mark.parametrize(
+    ("bits", "gap", "words"),
+    [
+        ([3.2, 2.9], 0.4, "0.4000 better than trial 1, the next, after"),
+        ([3.2, 2.4], -0.1, "0.1000 worse than trial 1, the next, after"),
+    ],
+)
+def test_a_runner_up_that_was_stopped_early_is_compared_where_it_was_stopped(
+    bits, gap, words, searched, made
+):
     found = made(
         searched,
-        [trial(1e-3, [3.0, 2.5, 2.1, 2.0]), trial(1e-2, [3.2, 2.9], "pruned")],
+        [
+            trial(1e-3, [3.0, 2.5, 2.1, 2.0]),
+            trial(1e-2, bits, "pruned"),
+            trial(1e-1, [2.9], "pruned"),  # ahead of both, and no further
+        ],
         winner=0,
     )
     pair = duel(found)
     assert pair.tokens == searched.train.eval_steps[1] * searched.train.batch_tokens
-    assert pair.gap == pytest.approx(0.4)
+    assert (pair.second, pair.gap) == (1, pytest.approx(gap))
+    assert words in summary(found)[1]
 
 
 def test_an_experiment_that_is_not_there_is_named_with_the_nearest(store, searched, made):
