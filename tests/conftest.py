@@ -13,7 +13,7 @@ TALLY = pytest.StashKey[Counter]()
 """What the tests with kills at random moments have counted."""
 LONGEST = (
     "test_promotion.py",
-    "test_browser.py",
+    "test_report.py",
     "test_sweep.py",
     "test_faults.py",
     "test_registry.py",

@@ -95,10 +95,9 @@ def write(found: Findings, folder: Path) -> Path:
         old.unlink(missing_ok=True)
     sections = compose(found)
     for picture in (picture for section in sections for picture in section.pictures):
-        picture.figure.draw_without_rendering()
-        picture.figure.set_layout_engine("none")  # it was computed: once, not for each file
         png = folder / f"{picture.name}.png"
         picture.figure.savefig(png, dpi=DOTS_PER_INCH)
+        picture.figure.set_layout_engine("none")  # it was computed: once, not for each file
         picture.markup = _markup(picture, png)
     (folder / file(found)).write_text(to_yaml(found.config))
     path = folder / PAGE

@@ -1,16 +1,21 @@
-"""The report of a real sweep, and the notebooks on it, as people get them."""
+"""What people see of a real sweep: MLflow's pages and the report in a browser, the notebooks."""
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from selenium.webdriver.common.by import By
 
 from pipelines.reporting.findings import findings
 from pipelines.reporting.mixing import OUT, mixing
 from pipelines.runtime.config import load
-from tests.pipelines.commands import EXPERIMENT, ROOT, Folder
+from pipelines.runtime.dag import STAGE_TAG
+from pipelines.runtime.tracking import Run, Store
+from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser
+from tests.pipelines.commands import EXPERIMENT, ROOT, Folder, free_port, start_and_wait, stop
 
 CHANGES = {
     "tokens: 65536": "tokens: 8192",
@@ -18,60 +23,88 @@ CHANGES = {
     "workers: 2": "workers: 1",
     "[standard, dca]": "[dca, grn_v2]",
 }
+ROW = "//div[@role='row' and .//a[{}]]"
+"""The XPath of a run's row on the runs page, by what its link is."""
+WRITTEN = ("runs", "reports", "tiny", "report.html")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+REPORT = (
+    *("summary", "leaderboard", "importance", "history", "parallel", "slices", "curves", "pruning"),
+    *("failures", "winner", "mixing", "samples", "lineage", "next"),
+)
+"""Sections of the report, which has each of them whatever there is to tell."""
+SEARCHED = ("train.learning_rate", "model.residual", "model.last_k", "val_bits_per_byte")
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, text) -> tuple[Folder, str]:
-    """A sweep whose winner is of DCA and was trained with a second seed, and its page."""
+def swept(tmp_path_factory, text) -> Folder:
+    """A sweep of residual kinds that mix."""
     experiment = EXPERIMENT
     for old, new in CHANGES.items():
         experiment = experiment.replace(old, new)
     folder = Folder(tmp_path_factory.mktemp("report"), text, experiment)
     code, out, err = folder.run("sweep.py", "tiny.yaml")
     assert code == 0, err
-    page = re.findall(r"^report +(.*)$", out, re.M)[-1]
-    assert (folder.path / "runs" / "reports" / "tiny" / "report.html").samefile(page)
-    code, _, err = folder.run("train.py", "--from-version", "1", "seed=1")
+    path = re.findall(r"^report +(.*)$", out, re.M)[-1]
+    assert folder.path.joinpath(*WRITTEN).samefile(path)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(swept: Folder) -> Path:
+    """Of the report, after the winner was trained with a second seed."""
+    written = swept.path.joinpath(*WRITTEN)
+    before = written.read_text()
+    code, _, err = swept.run("train.py", "--from-version", "1", "seed=1")
     assert code == 0, err
-    code, out, err = folder.run("report.py", "tiny")
-    assert (code, out.strip()) == (0, page), err
-    return folder, page
+    code, out, err = swept.run("report.py", "tiny")
+    assert (code, out.strip()) == (0, str(written)), err
+    assert written.read_text() != before
+    return written
 
 
-def test_the_files_of_the_report_are_artifacts_of_the_pipelines_run(swept):
-    folder, _ = swept
-    store = folder.store()
-    names = [
-        {file.path for file in store.client.list_artifacts(run.info.run_id, "report")}
+@pytest.fixture(scope="module")
+def store(swept: Folder) -> Store:
+    return swept.store()
+
+
+@pytest.fixture(scope="module")
+def pipeline(store: Store) -> Run:
+    """The sweep's; train.py has one, too."""
+    searched = STAGE_TAG.format("search")
+    (run,) = [run for run in store.find("pipeline") if searched in run.data.tags]
+    return run
+
+
+def test_the_files_of_the_report_are_artifacts_of_the_pipelines_run(store, pipeline, page):
+    names = {
+        run.info.run_id: {
+            file.path for file in store.client.list_artifacts(run.info.run_id, "report")
+        }
         for run in store.find("pipeline")
-    ]
-    (found,) = [one for one in names if one]
+    }
+    found = names.pop(pipeline.info.run_id)
     expected = {"leaderboard", "history", "parallel", "slices", "curves", "pruning", "mixing"}
     assert {f"report/{name}.png" for name in expected} <= found
     assert {"report/report.html", "report/tiny.yaml"} <= found
+    assert list(names.values()) == [set()]
 
 
-def test_the_page_tells_how_sure_the_win_is_and_how_to_reproduce_it(swept):
-    folder, path = swept
-    page = re.sub(r"<svg.*?</svg>", "", open(path).read(), flags=re.S)  # noqa: SIM115,PTH123
-    (fit,) = folder.store().find("fit")
-    assert "version 1 promoted: " in page
-    assert "python pipelines/train.py --from-version dca-gpt/1 seed=$seed" in page
-    assert fit.info.run_id in page
-    assert len(re.findall(r"<td>[A-Z]</td><td>[^<]*</td><td class=\"number\">2</td>", page)) == 1
+def test_the_page_tells_how_sure_the_win_is_and_how_to_reproduce_it(store, page):
+    text = re.sub(r"<svg.*?</svg>", "", page.read_text(), flags=re.S)
+    (fit,) = store.find("fit")
+    assert "version 1 promoted: " in text
+    assert "python pipelines/train.py --from-version dca-gpt/1 seed=$seed" in text
+    assert fit.info.run_id in text
+    assert len(re.findall(r"<td>[A-Z]</td><td>[^<]*</td><td class=\"number\">2</td>", text)) == 1
 
 
-def test_the_configuration_beside_the_page_is_the_one_that_was_run(swept):
-    folder, path = swept
-    beside = load([path.replace("report.html", "tiny.yaml")])
-    assert beside == load([str(folder.path / "tiny.yaml")])
+def test_the_configuration_beside_the_page_is_the_one_that_was_run(swept, page):
+    beside = load([str(page.with_name("tiny.yaml"))])
+    assert beside == load([str(swept.path / "tiny.yaml")])
 
 
-def test_the_learned_weights_are_those_of_the_packaged_model(swept, monkeypatch):
-    folder, _ = swept
-    folder.store()
-    monkeypatch.chdir(folder.path)
+def test_the_learned_weights_are_those_of_the_packaged_model(swept, store, monkeypatch):
+    monkeypatch.chdir(swept.path)
     found = mixing(findings("tiny"))
     table = found.weights
     heads = {"q", "k", "v"} if "k" in set(table["output"]) else {"all"}
@@ -93,11 +126,9 @@ EXPERIMENTS = {"01_quickstart": "tiny.yaml", "02_analyse_sweep": "tiny", "03_ins
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs_on_the_finished_sweep(path, swept):
-    folder, _ = swept
-    store = folder.store()
+def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
     before = {kind: len(store.find(kind)) for kind in ("search", "trial", "fit")}
-    shown, text = executed(path, folder)
+    shown, text = executed(path, swept)
     assert shown >= {"01_quickstart": 2, "02_analyse_sweep": 5, "03_inside_dca": 1}[path.stem]
     assert {
         "01_quickstart": "search    reused",
@@ -117,3 +148,110 @@ def executed(path: Path, folder: Folder) -> tuple[int, str]:
     outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
     shown = sum("image/png" in out.get("data", {}) for out in outputs)
     return shown, "".join(out.get("text") or str(out.get("data", "")) for out in outputs)
+
+
+@pytest.fixture(scope="module")
+def address(swept: Folder) -> Iterator[str]:
+    """Of MLflow's UI on what the sweep has left."""
+    port = free_port()
+    arguments = ["server", "--port", str(port), "--workers", "1"]
+    arguments += ["--backend-store-uri", f"sqlite:///{swept.path}/mlflow.db"]
+    server = start_and_wait(arguments, f"http://127.0.0.1:{port}/health", swept.path)
+    yield f"http://127.0.0.1:{port}"
+    stop(server)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    if not (CHROMIUM and DRIVER):
+        pytest.skip("no chromium and chromedriver: apt-get install chromium chromium-driver")
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.driver.quit()
+
+
+def row(name: str) -> str:
+    """The XPath of a run's row on the runs page."""
+    return ROW.format(f"normalize-space(.)='{name}'")
+
+
+def rows(browser: Browser) -> list[str]:
+    """The names on the runs page, from top to bottom."""
+    found = browser.wait("//div[@role='row' and .//a[contains(@href, '/runs/')]]")
+    found.sort(key=lambda element: int(element.get_attribute("row-index")))
+    return [element.find_element(By.TAG_NAME, "a").text for element in found]
+
+
+def unfold(browser: Browser, row: str) -> None:
+    browser.click(f"{row}//button[contains(@data-component-id, 'runnamecellrenderer')]")
+
+
+def test_the_runs_page_nests_the_trials_under_their_search_and_compares_them(
+    browser, address, store, pipeline
+):
+    browser.open(f"{address}/#/experiments/{store.experiment_id}/runs")
+    browser.wait(row("tiny pipeline"))
+    assert set(rows(browser)) == {"tiny pipeline"}
+    unfold(browser, ROW.format(f"contains(@href, '{pipeline.info.run_id}')"))
+    browser.wait(row("tiny fit"))
+    assert "tiny trial 0" not in rows(browser)
+    unfold(browser, row("tiny search"))
+    browser.wait(row("tiny trial 0"))
+    names, trials = rows(browser), [f"tiny trial {number}" for number in (3, 2, 1, 0)]
+    assert names[names.index("tiny search") :] == ["tiny search", *trials]
+    browser.picture("runs")
+    for name in trials:
+        browser.click(f"{row(name)}//input[contains(@aria-label, 'row selection')]")
+    browser.click("//button[normalize-space(.)='Compare']")
+    axes = [f"//*[name()='text' and text()='{name}']" for name in SEARCHED]
+    for axis in axes:
+        browser.wait(axis)
+    browser.picture("compare")
+    assert "Comparing 4 Runs" in browser.text
+
+
+def test_a_search_says_what_it_is_and_has_the_study(browser, address, store):
+    (search,) = store.find("search")
+    page = f"{address}/#/experiments/{store.experiment_id}/runs/{search.info.run_id}"
+    browser.open(page)
+    browser.see("4 trials of 8,192 bytes over", "best_val_bits_per_byte", "files training")
+    browser.picture("search")
+    browser.open(f"{page}/artifacts")
+    browser.see("study.db")
+
+
+def test_the_registry_shows_the_champion_and_where_it_comes_from(browser, address, store, pipeline):
+    browser.open(f"{address}/#/models/dca-gpt")
+    browser.see("@ champion", "Version 1", "python pipelines/generate.py --model dca-gpt")
+    browser.picture("registry")
+    browser.open(f"{address}/#/models/dca-gpt/versions/1")
+    browser.see("@ champion", "bits per byte of the test split")
+    (search,), (fit,) = store.find("search"), store.find("fit")
+    for text, run in {"search": search, "fit": fit, "pipeline": pipeline}.items():
+        browser.wait(f"//a[normalize-space(.)='{text}' and contains(@href, '{run.info.run_id}')]")
+    browser.picture("version")
+    browser.open(browser.wait("//a[normalize-space(.)='search']")[0].get_attribute("href"))
+    browser.see("tiny search", "train.learning_rate")
+
+
+def test_the_models_page_has_its_results_and_its_version(browser, address, store):
+    (fit,) = store.find("fit")
+    (output,) = fit.outputs.model_outputs
+    browser.open(f"{address}/#/experiments/{store.experiment_id}/models/{output.model_id}")
+    browser.see(
+        "test_bits_per_byte", "best_val_bits_per_byte", "tiny evaluate", "files test", "dca-gpt"
+    )
+    assert "Not registered" not in browser.text
+    browser.picture("model")
+
+
+def test_the_report_is_whole_and_complains_of_nothing(browser, store, pipeline, tmp_path):
+    folder = store.client.download_artifacts(pipeline.info.run_id, "report", str(tmp_path))
+    browser.errors()  # of MLflow's pages
+    for name, width in {"report": WIDTH, "report-phone": PHONE_WIDTH}.items():
+        browser.open((Path(folder) / "report.html").as_uri(), width=width)
+        for section in REPORT:
+            browser.wait(f"//*[@id='{section}']")
+        assert browser.errors() == []
+        browser.picture(name)
+        assert browser.overflow() <= 0

@@ -1,0 +1,79 @@
+"""A real browser that looks at one page. What was on the screen is left in build/screenshots."""
+
+import shutil
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.pipelines.commands import ROOT
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+SCREENSHOTS = ROOT / "build" / "screenshots"
+PAGE_SECONDS = 60
+WIDTH, HEIGHT, PHONE_WIDTH = 1600, 1200, 390
+"""Of the window, in pixels."""
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--disable-dev-shm-usage",
+)
+
+
+class Browser:
+    """Chromium, looking at one page."""
+
+    def __init__(self, profile: Path) -> None:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(CHROMIUM)
+        for flag in (*FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        self.driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+
+    def open(self, address: str, *, width: int = WIDTH) -> None:
+        size = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False}
+        self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        self.driver.get(address)
+
+    def click(self, path: str) -> None:
+        """Press what is at an XPath, once it is there, drawn by itself or not."""
+        self.driver.execute_script("arguments[0].click()", self.wait(path, drawn=False)[0])
+
+    def wait(self, path: str, *, drawn: bool = True) -> list[WebElement]:
+        """The elements at an XPath, once there is one, that are drawn."""
+
+        def found(driver: webdriver.Chrome) -> list[WebElement]:
+            elements = driver.find_elements(By.XPATH, path)
+            return [element for element in elements if element.is_displayed() or not drawn]
+
+        again = (StaleElementReferenceException,)
+        waiting = WebDriverWait(self.driver, PAGE_SECONDS, ignored_exceptions=again)
+        return waiting.until(found, path)
+
+    @property
+    def text(self) -> str:
+        return self.driver.find_element(By.TAG_NAME, "body").text
+
+    def see(self, *texts: str) -> None:
+        """Wait until the page shows them all."""
+        waiting = WebDriverWait(self.driver, PAGE_SECONDS)
+        waiting.until(lambda _: all(text in self.text for text in texts), f"{texts}")
+
+    def overflow(self) -> int:
+        """Pixels by which the page is wider than the window."""
+        wide = "const page = document.documentElement; return page.scrollWidth - page.clientWidth"
+        return int(self.driver.execute_script(wide))
+
+    def picture(self, name: str) -> None:
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.driver.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
+
+    def errors(self) -> list[str]:
+        """What the page has complained about since this was last asked."""
+        return [
+            row["message"] for row in self.driver.get_log("browser") if row["level"] == "SEVERE"
+        ]
