@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from pipelines.runtime.config import reference
 from tests.pipelines.commands import needs_ray, turn
+from tests.pipelines.forked import Command
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -167,19 +168,12 @@ def test_the_readmes_commands_run(tmp_path):
     for name in ("pipelines", "experiments"):
         (tmp_path / name).symlink_to(ROOT / name)
     for command in commands():
-        arguments = shlex.split(command)
-        with turn(needs_ray(*arguments)) as lock:
-            result = subprocess.run(
-                [sys.executable, *arguments],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=300,
-                pass_fds=lock,
-            )
-        assert result.returncode == 0, f"{command}\n{result.stderr}"
-        assert "Traceback" not in result.stdout + result.stderr, command
+        script, *arguments = shlex.split(command)
+        with turn(needs_ray(script, *arguments)) as lock:
+            process = Command(tmp_path / script, arguments, tmp_path, environment, lock)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, f"{command}\n{err}"
+        assert "Traceback" not in out + err, command
 
 
 def test_every_option_of_the_commands_is_in_the_readme():

@@ -20,9 +20,8 @@ PRELOADED = (
     *("pipelines.promote", "pipelines.generate", "pipelines.report", "pipelines.train"),
     *("pipelines.runtime.config", "pipelines.runtime.registry", "pipelines.stages.search"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("mlflow.pyfunc", "tests.pipelines.forked"),
+    *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.forked"),
 )
-"""Not Ray: it reads the environment when it is imported."""
 METHOD = "forkserver"
 _FORKS = multiprocessing.get_context(METHOD)
 _FORKS.set_forkserver_preload(list(PRELOADED))
