@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
@@ -148,12 +149,15 @@ def parallel(found: Findings) -> Figure:
     shades = ScalarMappable(norm, SHADES)
     scales = [_scale(found, key) for key in keys]
     ends = _ends(values)
+    lines = []
     for number in values.sort_values(ascending=False).index:
         heights = [scale(table.at[number, key]) for scale, key in zip(scales, keys, strict=True)]
         heights.append((values[number] - ends[0]) / (ends[1] - ends[0]))
-        axes.plot(heights, color=shades.to_rgba(values[number]), linewidth=1.2, alpha=0.85)
+        lines.append([*enumerate(heights)])
         if number == found.winner:
             axes.plot(heights, color="black", linewidth=2.4, linestyle="--", zorder=5)
+    colors = shades.to_rgba(values.sort_values(ascending=False))
+    axes.add_collection(LineCollection(lines, colors=colors, linewidths=1.2, alpha=0.85, zorder=2))
     for place, key in enumerate(keys):
         _ticks(axes, found, key, place)
     low, high = (f"{end:.3f}" for end in ends)
@@ -284,12 +288,15 @@ def curves(found: Findings) -> Figure:
         ("steps", "bytes read", "seconds of training"),
         strict=True,
     ):
+        grey = []
         for name, rows in grouped:
-            x, y = rows[column], rows["bits_per_byte"]
+            points = rows[[column, "bits_per_byte"]].to_numpy()
             if name in lines:
-                axes.plot(x, y, lines[name], color=INK, linewidth=1.5, label=name, zorder=3)
+                axes.plot(*points.T, lines[name], color=INK, linewidth=1.5, label=name, zorder=3)
             else:
-                axes.plot(x, y, color=LIGHT, linewidth=0.8)
+                grey.append(points)
+        axes.add_collection(LineCollection(grey, colors=LIGHT, linewidths=0.8, zorder=2))
+        axes.autoscale_view()
         axes.set_xlabel(label)
         axes.set_ylabel("bits per byte")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
