@@ -149,15 +149,15 @@ def parallel(found: Findings) -> Figure:
     shades = ScalarMappable(norm, SHADES)
     scales = [_scale(found, key) for key in keys]
     ends = _ends(values)
-    lines = []
-    for number in values.sort_values(ascending=False).index:
+    lines, ordered = [], values.sort_values(ascending=False)  # the best are drawn over the others
+    for number, value in ordered.items():
         heights = [scale(table.at[number, key]) for scale, key in zip(scales, keys, strict=True)]
-        heights.append((values[number] - ends[0]) / (ends[1] - ends[0]))
+        heights.append((value - ends[0]) / (ends[1] - ends[0]))
         lines.append([*enumerate(heights)])
         if number == found.winner:
             axes.plot(heights, color="black", linewidth=2.4, linestyle="--", zorder=5)
-    colors = shades.to_rgba(values.sort_values(ascending=False))
-    axes.add_collection(LineCollection(lines, colors=colors, linewidths=1.2, alpha=0.85, zorder=2))
+    look: dict[str, Any] = {"colors": shades.to_rgba(ordered), "linewidths": 1.2, "alpha": 0.85}
+    axes.add_collection(LineCollection(lines, **look, zorder=2))
     for place, key in enumerate(keys):
         _ticks(axes, found, key, place)
     low, high = (f"{end:.3f}" for end in ends)

@@ -1,10 +1,11 @@
 """A real browser that looks at one page. What was on the screen is left in build/screenshots."""
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 from selenium import webdriver
-from selenium.common.exceptions import StaleElementReferenceException
+from selenium.common.exceptions import StaleElementReferenceException, TimeoutException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
@@ -58,10 +59,17 @@ class Browser:
     def text(self) -> str:
         return self.driver.find_element(By.TAG_NAME, "body").text
 
-    def see(self, *texts: str) -> None:
-        """Wait until the page shows them all."""
-        waiting = WebDriverWait(self.driver, PAGE_SECONDS)
-        waiting.until(lambda _: all(text in self.text for text in texts), f"{texts}")
+    def missing(self, *texts: str) -> list[str]:
+        """Which of them the page does not show, however long it is waited for."""
+        left = list(texts)
+
+        def none_left(_: webdriver.Chrome) -> bool:
+            left[:] = [text for text in texts if text not in self.text]
+            return not left
+
+        with suppress(TimeoutException):
+            WebDriverWait(self.driver, PAGE_SECONDS).until(none_left)
+        return left
 
     def overflow(self) -> int:
         """Pixels by which the page is wider than the window."""

@@ -22,6 +22,7 @@ PRELOADED = (
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.forked"),
 )
+"""`torch._dynamo` is imported by the first optimizer that is made."""
 METHOD = "forkserver"
 _FORKS = multiprocessing.get_context(METHOD)
 _FORKS.set_forkserver_preload(list(PRELOADED))
