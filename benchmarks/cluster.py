@@ -157,7 +157,7 @@ def _row(name: str, value: str) -> None:
 def _local_cluster(cpus: int) -> Iterator[None]:
     """A Ray of this process with as many CPUs as it is told."""
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    from pipelines.runtime.cluster import ENVIRONMENT
+    from pipelines.cluster.connection import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     import ray
@@ -171,16 +171,16 @@ def _local_cluster(cpus: int) -> Iterator[None]:
 
 def _workers(config: dict[str, Any]) -> None:
     """Prints the speed of one and two workers by round, and how far losses are apart."""
-    from pipelines.runtime.config import validate
-    from pipelines.training.data import development, measure, prepare
+    from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
+    from pipelines.experiment import read_experiment
 
-    large, small = (validate(data, source="benchmark") for data in (LARGE, SMALL))
-    corpus = measure(large.data, seq_len=large.train.seq_len)
-    prepare(large.data, corpus, Path("runs").absolute())
-    there = development(Path("runs").absolute(), corpus.fingerprint)
+    large, small = (read_experiment(data, source="benchmark") for data in (LARGE, SMALL))
+    corpus = measure_corpus(large.data, seq_len=large.train.seq_len)
+    write_splits(large.data, corpus, Path("runs").absolute())
+    there = train_val_splits(Path("runs").absolute(), corpus.fingerprint)
     speeds: dict[int, list[float]] = {1: [], 2: []}
     with _local_cluster(max(WORKERS)):
-        from pipelines.training.workers import train_with_workers
+        from pipelines.cluster.workers import train_with_workers
 
         def train(config: Any, workers: int, name: str) -> list[dict[str, float]]:
             config = config.replace({"resources.workers": workers})
@@ -244,13 +244,14 @@ def _slots(config: dict[str, Any]) -> None:
     import psutil
     from ray import tune
 
-    from pipelines.runtime import dag
-    from pipelines.runtime.config import validate
+    from pipelines.engine import dag
+    from pipelines.experiment import read_experiment
+    from pipelines.search import recorder
     from pipelines.stages import corpus, search
 
     reports = config["reports"]
 
-    setattr(search, "Trial", _idle(reports))  # noqa: B010
+    setattr(recorder, "Trial", _idle(reports))  # noqa: B010
     setattr(tune, "with_parameters", lambda trainable, **_: trainable)  # noqa: B010
     data = {
         "experiment": "bench",
@@ -264,7 +265,7 @@ def _slots(config: dict[str, Any]) -> None:
     }
     ends: list[float] = []
     begins: list[float] = []
-    started, ended = search._Recorder.on_trial_start, search._Recorder.on_trial_complete
+    started, ended = recorder.Recorder.on_trial_start, recorder.Recorder.on_trial_complete
 
     def note_start(*args: Any, **kwargs: Any) -> None:
         begins.append(time.time())
@@ -274,9 +275,9 @@ def _slots(config: dict[str, Any]) -> None:
         ends.append(time.time())
         ended(*args, **kwargs)
 
-    setattr(search._Recorder, "on_trial_start", note_start)  # noqa: B010
-    setattr(search._Recorder, "on_trial_complete", note_end)  # noqa: B010
-    loaded = validate(data, source="benchmark")
+    setattr(recorder.Recorder, "on_trial_start", note_start)  # noqa: B010
+    setattr(recorder.Recorder, "on_trial_complete", note_end)  # noqa: B010
+    loaded = read_experiment(data, source="benchmark")
     own = psutil.Process()
     with _local_cluster(config["slots"]), redirect_stdout(sys.stderr):
         before = sum(own.cpu_times()[:2])
@@ -298,8 +299,9 @@ def _slots(config: dict[str, Any]) -> None:
 
 def _writes(config: dict[str, Any]) -> None:
     """Prints how long it takes to store reports, one after the other, as a search's writer does."""
-    from pipelines.runtime.errors import ConfigError
-    from pipelines.runtime.tracking import Store, Writer
+    from pipelines.console.errors import ConfigError
+    from pipelines.tracking.store import Store
+    from pipelines.tracking.writer import Writer
 
     os.environ["MLFLOW_TRACKING_URI"] = config["uri"]
     deadline = time.monotonic() + 120

@@ -32,7 +32,7 @@ from torch.nn import functional as F
 
 from dca import ModelConfig, build_model, generate
 from dca.residuals.grn import stack_entries
-from pipelines.runtime.config import TrainConfig
+from pipelines.training.config import TrainConfig
 from pipelines.training.device import autocast
 from pipelines.training.optimizer import build_optimizer
 

@@ -60,11 +60,11 @@ def main() -> None:
 def _store(trials: int) -> None:
     """A search with so many trials in the tracking store of this folder."""
     sys.path.insert(0, str(ROOT))  # for the tests' made-up sweeps
-    from pipelines.runtime.config import validate
-    from pipelines.runtime.tracking import Store
+    from pipelines.experiment import read_experiment
+    from pipelines.tracking.store import Store
     from tests.pipelines.stored import store_sweep
 
-    config = validate(EXPERIMENT | {"storage": str(Path("runs").resolve())}, source="bench")
+    config = read_experiment(EXPERIMENT | {"storage": str(Path("runs").resolve())}, source="bench")
     store = Store.open("bench", Path("runs").resolve())
     assert store is not None
     chance = random.Random(0)

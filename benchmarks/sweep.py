@@ -167,10 +167,10 @@ def _row(name: str, value: str) -> None:
 
 
 def _load(config: dict[str, Any]) -> Any:
-    from pipelines.runtime.config import validate
+    from pipelines.experiment import read_experiment
 
     data = {k: v for k, v in config.items() if k in EXPERIMENT}
-    loaded = validate(data, source="benchmark")
+    loaded = read_experiment(data, source="benchmark")
     tokens = config.get("tokens", loaded.train.batch_tokens)
     return loaded.replace(
         {
@@ -182,12 +182,12 @@ def _load(config: dict[str, Any]) -> Any:
 
 
 def _corpus(config: Any) -> Any:
-    from pipelines.training.data import development, measure, prepare
+    from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
 
     storage = Path("script-runs").absolute()
-    found = measure(config.data, seq_len=config.train.seq_len)
-    prepare(config.data, found, storage)
-    return development(storage, found.fingerprint)
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, storage)
+    return train_val_splits(storage, found.fingerprint)
 
 
 def _calibrate(config: dict[str, Any]) -> None:
@@ -237,7 +237,7 @@ def _script(config: dict[str, Any]) -> None:
 
 def _spans(config: dict[str, Any]) -> None:
     """Prints when each trial of the sweep in this folder trained, from MLflow."""
-    from pipelines.runtime.tracking import Store
+    from pipelines.tracking.store import Store
 
     store = Store.open("bench", Path("runs").absolute())
     assert store is not None
@@ -255,7 +255,8 @@ def _no_op(config: dict[str, Any]) -> None:
     import psutil
     from ray import tune
 
-    from pipelines.runtime import dag
+    from pipelines.engine import dag
+    from pipelines.search import recorder
     from pipelines.stages import corpus, search
 
     class NoOp(tune.Trainable):
@@ -276,14 +277,14 @@ def _no_op(config: dict[str, Any]) -> None:
             return True
 
     memory: list[tuple[float, int]] = []
-    ended = search._Recorder.on_trial_complete
+    ended = recorder.Recorder.on_trial_complete
 
     def watch(*args: Any, **kwargs: Any) -> None:
         memory.append((time.time(), psutil.Process().memory_info().rss))
         ended(*args, **kwargs)
 
-    setattr(search._Recorder, "on_trial_complete", watch)  # noqa: B010
-    setattr(search, "Trial", NoOp)  # noqa: B010
+    setattr(recorder.Recorder, "on_trial_complete", watch)  # noqa: B010
+    setattr(recorder, "Trial", NoOp)  # noqa: B010
     loaded = _load(EXPERIMENT | {"trials": NO_OPS, "threads": 1})
     with redirect_stdout(sys.stderr):
         dag.run([corpus.STAGE, search.STAGE], loaded, work="no-op", until=None, fresh=False)

@@ -10,13 +10,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from dca import registry
+from dca.errors import FieldError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only language model over bytes.
 
-    Raises ValueError, naming the field, for a shape that cannot be built.
+    Raises FieldError for a shape that cannot be built.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -60,26 +61,27 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "ff_mult", "vocab", "hyper_streams"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+                raise FieldError(name, f"expected at least 1, got {getattr(self, name)}")
         for names in (registry.architecture, registry.residual):
             names[getattr(self, names.field)]  # which raises for an unknown name
         if self.last_k is not None and self.last_k < 1:
-            raise ValueError(f"last_k: expected at least 1 or null, got {self.last_k}")
+            raise FieldError("last_k", f"expected at least 1 or null, got {self.last_k}")
         object.__setattr__(self, "attention_windows", tuple(self.attention_windows))  # from JSON
         if not self.attention_windows or any(
             w is not None and w < 1 for w in self.attention_windows
         ):
-            raise ValueError(
-                "attention_windows: expected a list of positions of at least 1 or null, "
-                f"got {list(self.attention_windows)}"
+            raise FieldError(
+                "attention_windows",
+                "expected a list of positions of at least 1 or null, "
+                f"got {list(self.attention_windows)}",
             )
         if not 0 <= self.grn_init_std < float("inf"):
-            raise ValueError(f"grn_init_std: expected at least 0, got {self.grn_init_std}")
+            raise FieldError("grn_init_std", f"expected at least 0, got {self.grn_init_std}")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected at least 0 and less than 1, got {self.dropout}")
+            raise FieldError("dropout", f"expected at least 0 and less than 1, got {self.dropout}")
         if self.dim % (2 * self.heads):
-            raise ValueError(
-                f"heads: dim / heads must be an even number, got {self.dim} / {self.heads}"
+            raise FieldError(
+                "heads", f"dim / heads must be an even number, got {self.dim} / {self.heads}"
             )
 
     def window(self, block: int) -> int | None:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from importlib import import_module
 from typing import Any, TypeVar
 
+from dca.errors import FieldError
+
 C = TypeVar("C", bound=type)
 
 
@@ -32,12 +34,11 @@ class Registry:
         return add
 
     def __getitem__(self, name: str) -> Any:
-        """The class of a name. Raises ValueError, with the nearest valid one, if there is none."""
+        """The class of a name. Raises FieldError, with the nearest valid one."""
         if name not in self._classes:
-            near = difflib.get_close_matches(str(name), self._classes, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            (near,) = difflib.get_close_matches(str(name), self._classes, n=1) or [""]
             known = ", ".join(self.names)
-            raise ValueError(f"{self.field}: expected one of {known}, got {name!r}{hint}")
+            raise FieldError(self.field, f"expected one of {known}, got {name!r}", near)
         return self._classes[name]
 
     @property

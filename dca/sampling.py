@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from dca.errors import FieldError
 from dca.model import LanguageModel
 
 COLD = 1e-6
@@ -54,7 +55,7 @@ def stream(
     """Yield the new ids [b] one position at a time; arguments and errors as for `generate`."""
     check_sampling(max_new_tokens, temperature, top_k, top_p)
     if ids_bt.shape[1] == 0:
-        raise ValueError("prompt: expected at least one byte")
+        raise FieldError("prompt", "expected at least one byte")
     return _steps(model, ids_bt, max_new_tokens, temperature, top_k, top_p, generator)
 
 
@@ -63,13 +64,13 @@ def check_sampling(
 ) -> None:
     """Raise ValueError, naming the parameter, if one is out of range."""
     if max_new_tokens < 0:
-        raise ValueError(f"max_new_tokens: expected at least 0, got {max_new_tokens}")
+        raise FieldError("max_new_tokens", f"expected at least 0, got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
-        raise ValueError(f"temperature: expected a number of at least 0, got {temperature}")
+        raise FieldError("temperature", f"expected a number of at least 0, got {temperature}")
     if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: expected at least 1, got {top_k}")
+        raise FieldError("top_k", f"expected at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p: expected more than 0 and at most 1, got {top_p}")
+        raise FieldError("top_p", f"expected more than 0 and at most 1, got {top_p}")
 
 
 @torch.inference_mode()

@@ -9,19 +9,21 @@ import itertools
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
+from pipelines.console.command import DONE, Parser, run_command
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
 
 SEPARATOR = 20 * "-"
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Load the model and write its text as it comes."""
-    arguments = _arguments()
+    arguments = _parse(argv)
     scored = None if arguments.score is None else _read(arguments.score)
     prompts = _prompts(arguments) if scored is None else []
     with _loaded(arguments.model) as (packaged, label):
@@ -30,10 +32,11 @@ def main() -> None:
             _generate(packaged, prompts, label, arguments)
         else:
             _score(packaged, scored, label, arguments)
+    return DONE
 
 
 def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse.Namespace) -> None:
-    from pipelines.runtime.packaged_model import DEFAULTS
+    from pipelines.registry.packaged_model import DEFAULTS
 
     given = {name: getattr(arguments, name) for name in DEFAULTS}
     options = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
@@ -43,7 +46,9 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
         for seed in (seeds[0], seeds[-1]):
             packaged.check(prompts, seed=seed, **options)
     except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-')}") from None
+        field, message = getattr(error, "field", ""), getattr(error, "message", str(error))
+        key = f"--{field.replace('_', '-')}" if field else ""
+        raise ConfigError(Problem(message, key)) from None
     for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
         parts = packaged.continuation(prompt, seed=seed, **options)
         if arguments.json:
@@ -72,17 +77,17 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
 @contextmanager
 def _loaded(model: str) -> Iterator[tuple[Any, str]]:
     """The packaged model and what it is called, from a folder or the registry."""
-    from pipelines.runtime.package import fetch, load, local_folder
+    from pipelines.registry.package import fetch_model, load_model, local_folder
 
     with tempfile.TemporaryDirectory() as scratch:
         folder, label = local_folder(model), model
         if folder is None:
-            from pipelines.runtime.registry import resolve
-            from pipelines.runtime.tracking import connect_existing
+            from pipelines.registry.resolve import resolve_model
+            from pipelines.tracking.client import connect_existing
 
-            model_id, label = resolve(connect_existing(), model, name="dca-gpt")
-            folder = fetch(model_id, Path(scratch))
-        yield load(folder), label
+            model_id, label = resolve_model(connect_existing(), model, name="dca-gpt")
+            folder = fetch_model(model_id, Path(scratch))
+        yield load_model(folder), label
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
@@ -120,7 +125,7 @@ def _read(file: str) -> bytes:
         raise ConfigError(f"{one_line(file) or 'no file'}: cannot be read: {reason}") from None
 
 
-def _arguments() -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="generate.py",
         description="Text from a model: a continuation of each prompt, as it is written.",
@@ -140,7 +145,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--stop", metavar="TEXT", help="end before this text")
     parser.add_argument("--score", metavar="FILE", help="bits per byte of a text, no generation")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each text")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.prompt and arguments.prompts is not None:
         raise ConfigError("--prompts: expected without --prompt")
     if arguments.score is not None and (arguments.prompt or arguments.prompts):
@@ -155,4 +160,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == "__main__":
-    run_command(main, resumes=False)
+    sys.exit(run_command(main, sys.argv))

@@ -10,17 +10,19 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
+from pipelines.console.command import DONE, Parser, run_command
+from pipelines.console.errors import ConfigError
+from pipelines.console.text import one_line
 
 if TYPE_CHECKING:
-    from pipelines.runtime.registry import Registry
+    from pipelines.registry.versions import Registry
 
 WIDE = 200
 """Columns of a table that is not shown in a terminal."""
@@ -30,11 +32,11 @@ DIGITS = 12
 """Of a commit."""
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Check the input first: the libraries behind the registry take seconds to load."""
-    arguments = _arguments()
-    from pipelines.runtime.registry import Registry
-    from pipelines.runtime.tracking import connect_existing
+    arguments = _parse(argv)
+    from pipelines.registry.versions import Registry
+    from pipelines.tracking.client import connect_existing
 
     commands: dict[str, Callable[[Registry, argparse.Namespace], None]] = {
         "list": _list,
@@ -46,13 +48,14 @@ def main() -> None:
     registry = Registry(connect_existing(), arguments.model)
     registry.versions()  # bad input first: a name that is not registered
     commands[arguments.command](registry, arguments)
+    return DONE
 
 
 def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
     aliases = registry.aliases()
     rows = [_row(version, aliases) for version in reversed(registry.versions())]
     if arguments.json:
-        from pipelines.runtime.package import LINEAGE
+        from pipelines.registry.package import LINEAGE
 
         for row in rows:
             row["lineage"] = registry.read(row["version"], LINEAGE)
@@ -120,8 +123,8 @@ def _compare(registry: "Registry", arguments: argparse.Namespace) -> None:
 
 
 def _facts(registry: "Registry", version: int) -> dict[str, dict[Any, Any]]:
-    from pipelines.runtime.package import CONFIG, LINEAGE
-    from pipelines.runtime.plain_yaml import flatten
+    from pipelines.config.yaml_text import flatten
+    from pipelines.registry.package import CONFIG, LINEAGE
 
     found = registry.get(version)
     run, tags = found.run_id, found.tags
@@ -140,14 +143,14 @@ def _facts(registry: "Registry", version: int) -> dict[str, dict[Any, Any]]:
 
 
 def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
-    from pipelines.runtime.tracking import alone
-    from pipelines.stages.promote import PATIENCE_SECONDS, force
+    from pipelines.registry.gate import PATIENCE_SECONDS, force
+    from pipelines.tracking.locks import exclusive_lock
 
     version = registry.find(arguments.version)
     if arguments.force is None:
         decision = _gate(registry, version, arguments)
     else:
-        with alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
+        with exclusive_lock(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
             reason = one_line(arguments.force.strip())
             decision = force(registry, version, reason, dry=arguments.dry_run)
     champion = registry.standing(settle=not arguments.dry_run).champion
@@ -159,11 +162,11 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
 
 
 def _gate(registry: "Registry", version: int, arguments: argparse.Namespace) -> Any:
-    from pipelines.runtime.config import changed
-    from pipelines.runtime.package import CONFIG
-    from pipelines.runtime.tracking import alone
+    from pipelines.experiment import read_experiment
+    from pipelines.registry.gate import PATIENCE_SECONDS, decide
+    from pipelines.registry.package import CONFIG
     from pipelines.stages.corpus import test_bytes
-    from pipelines.stages.promote import PATIENCE_SECONDS, decide
+    from pipelines.tracking.locks import exclusive_lock
 
     data, tags = registry.read(version, CONFIG), registry.get(version).tags
     if data is None or "promote" not in tags:
@@ -172,21 +175,21 @@ def _gate(registry: "Registry", version: int, arguments: argparse.Namespace) -> 
             "it has no configuration: --force REASON promotes it all the same"
         )
     data["promote"] = json.loads(tags["promote"])  # as they were on registering, not on training
-    config = changed(data, arguments.changes, source=f"{registry.name} version {version}")
+    config = read_experiment(data, arguments.changes, source=f"{registry.name} version {version}")
     fingerprint = tags["test.fingerprint"]
     print(f"evaluating version {version} on the test bytes {fingerprint}", file=sys.stderr)
     with (
         test_bytes(config, fingerprint) as test,
-        alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS),
+        exclusive_lock(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS),
     ):
         return decide(registry, version, config.promote, test, fingerprint, dry=arguments.dry_run)
 
 
 def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
-    from pipelines.runtime.tracking import alone
-    from pipelines.stages.promote import PATIENCE_SECONDS, rollback
+    from pipelines.registry.gate import PATIENCE_SECONDS, rollback
+    from pipelines.tracking.locks import exclusive_lock
 
-    with alone(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
+    with exclusive_lock(f"champion of {registry.name}", wait_seconds=PATIENCE_SECONDS):
         before, after = rollback(registry, one_line(arguments.reason), dry=arguments.dry_run)
     if arguments.json:
         row = {"champion": after, "instead_of": before, "dry_run": arguments.dry_run}
@@ -266,7 +269,7 @@ def _ago(then_seconds: float) -> str:
     return f"{max(seconds, 0) // size:.0f} {unit}"
 
 
-def _arguments() -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="promote.py", description="The registered model and its champion.")
     common = Parser(add_help=False)
     common.add_argument("--model", default="dca-gpt", help="registered model (dca-gpt)")
@@ -296,7 +299,7 @@ def _arguments() -> argparse.Namespace:
     )
     rollback.add_argument("--reason", default="no reason given", help="kept in the history")
     commands.add_parser("history", parents=[common], help="every move of the champion")
-    arguments, more = parser.parse_known_args()  # key=value may come before and after options
+    arguments, more = parser.parse_known_args(argv)  # key=value may come before and after options
     arguments.changes = [*getattr(arguments, "changes", []), *more]
     _check(arguments)
     return arguments
@@ -324,4 +327,4 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main, resumes=False)
+    sys.exit(run_command(main, sys.argv))

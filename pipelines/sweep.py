@@ -7,14 +7,20 @@ Running the same command again goes on where the last one stopped and reuses wha
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipelines.runtime.config import Config, Resources, load, to_yaml
-from pipelines.runtime.errors import ConfigError, Parser, run_command
-from pipelines.runtime.progress import Progress, add_options, speak
+from pipelines.console.command import DONE, Parser, run_command
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.options import add_output_options, output_mode
+from pipelines.console.progress import Progress
+from pipelines.experiment import Experiment, load
 
 if TYPE_CHECKING:
-    from pipelines.runtime.cluster import Cluster  # which takes seconds: it imports torch
+    from pipelines.cluster.capacity import Cluster  # which takes seconds: it imports torch
+    from pipelines.engine.stage import Invocation
+    from pipelines.stages.corpus import CorpusStage
+    from pipelines.training.config import Resources
 
 STAGE_NAMES = [
     *("corpus", "search", "select", "fit", "evaluate"),
@@ -22,53 +28,132 @@ STAGE_NAMES = [
 ]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Check the input first: the libraries behind the stages take seconds to load."""
-    arguments = _arguments()
-    speak(arguments)
-    config = load(arguments.arguments, smoke=arguments.smoke, grids=True)
-    if config.resources.least < config.resources.most:
-        raise ConfigError(
-            f"resources.workers: expected one number, got {config.resources.shown}: "
-            "trials of several sizes cannot be compared; fit.resources.workers may be a range"
+    arguments = _parse(argv)
+    progress = Progress(output_mode(arguments))
+    experiment = load(arguments.arguments, smoke=arguments.smoke, grids=True)
+    resources = experiment.resources
+    if resources.min_workers < resources.max_workers:
+        message = (
+            f"expected one number, got {resources.shown}: trials of several sizes cannot be "
+            "compared; fit.resources.workers may be a range"
         )
+        raise ConfigError(Problem(message, "resources.workers"))
     if arguments.print_config:
-        print(to_yaml(config), end="")
-        return
-    from pipelines.runtime import dag
-    from pipelines.runtime.cluster import require, survey
-    from pipelines.runtime.storage import Storage
-    from pipelines.stages import STAGES, corpus
-    from pipelines.stages.search import earlier_trials
+        print(experiment.to_yaml(), end="")
+        return DONE
+    from pipelines.cluster.connection import ray_session
+    from pipelines.engine.stage import Invocation
+    from pipelines.stages.corpus import CorpusStage
+
+    with ray_session():
+        invocation, corpus = Invocation.of(__file__, argv, progress), CorpusStage(progress.mode)
+        experiment, cluster = _checked(experiment, corpus, write=not arguments.dry_run)
+        if arguments.dry_run:
+            _plan(experiment, corpus, cluster, progress, arguments)
+        else:
+            _run(experiment, corpus, invocation, arguments)
+    return DONE
+
+
+def _checked(
+    experiment: Experiment, corpus: "CorpusStage", *, write: bool
+) -> tuple[Experiment, "Cluster"]:
+    """The experiment with its initial weights resolved, and a cluster that it fits. Raises
+    ConfigError before anything has started."""
+    from pipelines.cluster.capacity import require_capacity
+    from pipelines.cluster.inspection import inspect_cluster
+    from pipelines.cluster.memory import require_memory
+    from pipelines.search.resume import earlier_trials
+    from pipelines.search.space import largest_trial
+    from pipelines.stages.preparation import resolve_start
+    from pipelines.storage.location import Storage
     from pipelines.training.device import unused_tpu
-    from pipelines.training.memory import largest, require_memory
-    from pipelines.training.start import pin
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    cluster = survey(config)
-    require(cluster, config.resources, "resources")
-    require(cluster, config.fit.resources, "fit.resources")
-    worst = largest(config)
-    require_memory(worst, cluster, trials=config.search.trial_count)
-    require_memory(worst.fit_config(), cluster)
-    if not arguments.dry_run:
-        Storage.of(config.storage).probe()
-    config = pin(config, searched=config.search.space, write=not arguments.dry_run)
-    if config.search.warm_start:
-        earlier_trials(config, corpus.look(config)["fingerprint"])
-    if arguments.dry_run:
-        nodes = dag.plan(STAGES, config, until=arguments.until, fresh=arguments.fresh)
-        _print_plan(config, nodes, cluster)
-        from pipelines.stages.plan import estimate
-
-        print(*estimate(config, nodes, cluster, Progress().line), sep="\n")
-    else:
-        work = f"experiment {config.experiment}"
-        dag.run(STAGES, config, work=work, until=arguments.until, fresh=arguments.fresh)
+    task, fit = experiment.search_task(), experiment.fit
+    cluster = inspect_cluster(experiment.storage)
+    require_capacity(cluster, experiment.resources, "resources")
+    require_capacity(cluster, fit.resources, "fit.resources")
+    worst = largest_trial(task)
+    require_memory(worst, cluster, trials=task.search.trial_count)
+    require_memory(worst.replace({"resources": fit.resources.model_dump()}), cluster)
+    if write:
+        Storage.of(experiment.storage).probe()
+    experiment = resolve_start(experiment, searched=task.search.space, write=write)
+    if task.search.warm_start:
+        earlier_trials(experiment.search_task(), corpus.preview(experiment)["fingerprint"])
+    return experiment, cluster
 
 
-def _arguments() -> argparse.Namespace:
+def _run(
+    experiment: Experiment,
+    corpus: "CorpusStage",
+    invocation: "Invocation",
+    arguments: argparse.Namespace,
+) -> None:
+    from pipelines.engine import dag
+    from pipelines.stages import sweep_stages
+    from pipelines.tracking.descriptions import describe_pipeline
+
+    name = experiment.experiment
+    dag.run(
+        sweep_stages(corpus),
+        experiment,
+        invocation,
+        work=f"experiment {name}",
+        about=describe_pipeline(name, experiment.promote.model, invocation.argv),
+        until=arguments.until,
+        fresh=arguments.fresh,
+    )
+
+
+def _plan(
+    experiment: Experiment,
+    corpus: "CorpusStage",
+    cluster: "Cluster",
+    progress: Progress,
+    arguments: argparse.Namespace,
+) -> None:
+    """Print what would be done, and what it takes."""
+    from pipelines.cost.estimate import estimate
+    from pipelines.engine import dag
+    from pipelines.stages import sweep_stages
+
+    nodes = dag.plan(sweep_stages(corpus), experiment, until=arguments.until, fresh=arguments.fresh)
+    _print_plan(experiment, nodes, cluster)
+    sizes = corpus.preview(experiment)["bytes"]
+    print(*estimate(experiment, sizes, nodes, cluster, progress.log), sep="\n")
+
+
+def _print_plan(experiment: Experiment, nodes: list[Any], cluster: "Cluster") -> None:
+    from pipelines.cluster.capacity import max_concurrent_jobs
+
+    for node in nodes:
+        print(f"{node.stage.name:9} {'reuse' if node.reused else 'run':6} {node.reason}")
+    search, train = experiment.search, experiment.train
+    at_once = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
+    print(
+        f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
+        f"{search.sampler.name} and {search.scheduler.name}, each with "
+        f"{_show(experiment.resources)}, at most {at_once} at once"
+    )
+    tokens = experiment.fit.tokens or train.tokens
+    print(f"fit:    {tokens:,} bytes with {_show(experiment.fit.resources)}")
+    for node in cluster:
+        room = node.worker_capacity(experiment.resources)
+        print(f"node:   {node}, room for {room} workers of trials")
+
+
+def _show(resources: "Resources") -> str:
+    text = f"{resources.shown} x {resources.cpus_per_worker} CPUs"
+    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+    return text + gpus
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="sweep.py",
         description="Search, train the winner, register, promote and generate.",
@@ -93,32 +178,9 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--fresh", action="store_true", help="compute everything again")
     parser.add_argument("--smoke", action="store_true", help="every stage in seconds, tiny")
-    add_options(parser)
-    return parser.parse_intermixed_args()
-
-
-def _print_plan(config: Config, nodes: list[Any], cluster: "Cluster") -> None:
-    from pipelines.runtime.cluster import slots
-
-    for node in nodes:
-        print(f"{node.stage.name:9} {'reuse' if node.reused else 'run':6} {node.reason}")
-    search, train = config.search, config.train
-    print(
-        f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
-        f"{search.sampler.name} and {search.scheduler.name}, each with {_show(config.resources)}, "
-        f"at most {min(slots(cluster, config.resources), search.trial_count)} at once"
-    )
-    tokens = config.fit.tokens or train.tokens
-    print(f"fit:    {tokens:,} bytes with {_show(config.fit.resources)}")
-    for node in cluster:
-        print(f"node:   {node}, room for {node.room(config.resources)} workers of trials")
-
-
-def _show(resources: Resources) -> str:
-    text = f"{resources.shown} x {resources.cpus_per_worker} CPUs"
-    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return text + gpus
+    add_output_options(parser)
+    return parser.parse_intermixed_args(argv)
 
 
 if __name__ == "__main__":
-    run_command(main, resumes=True)
+    sys.exit(run_command(main, sys.argv, resumes=True))

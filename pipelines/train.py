@@ -8,13 +8,19 @@ Running the same command again goes on where the last one stopped.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pipelines.runtime.config import Config, changed, load, to_yaml
-from pipelines.runtime.errors import ConfigError, Parser, one_line, run_command
-from pipelines.runtime.progress import Progress, add_options, speak
+from pipelines.console.command import DONE, Parser, run_command
+from pipelines.console.errors import ConfigError
+from pipelines.console.options import add_output_options, output_mode
+from pipelines.console.progress import Progress
+from pipelines.console.text import one_line
+from pipelines.experiment import Experiment, load, read_experiment
+
+if TYPE_CHECKING:
+    from pipelines.engine.stage import Invocation
 
 
 @dataclass(frozen=True)
@@ -26,40 +32,64 @@ class Version:
     lineage: dict[str, Any]
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> int:
     """Check the input first: the libraries behind the stages take seconds to load."""
-    arguments = _arguments()
-    speak(arguments)
+    arguments = _parse(argv)
+    progress = Progress(output_mode(arguments))
     again = None if arguments.from_version is None else _version(arguments)
-    config = _config(arguments, again)
+    experiment = _experiment(arguments, again)
     if arguments.print_config:
-        print(to_yaml(config), end="")
-        return
-    from pipelines.runtime import dag
-    from pipelines.runtime.cluster import require, survey
-    from pipelines.runtime.storage import Storage
-    from pipelines.stages import corpus, train
+        print(experiment.to_yaml(), end="")
+        return DONE
+    from pipelines.cluster.connection import ray_session
+    from pipelines.engine.stage import Invocation
+
+    invocation = Invocation.of(__file__, argv, progress)
+    with ray_session():
+        outputs = _run(experiment, again, invocation, fresh=arguments.fresh)
+    progress.result("\n".join(_result(outputs["train"], again, invocation)), outputs)
+    return DONE
+
+
+def _run(
+    experiment: Experiment, again: Version | None, invocation: "Invocation", *, fresh: bool
+) -> dict[str, Any]:
+    """Check that the training fits, and run its stages."""
+    from pipelines.cluster.capacity import require_capacity
+    from pipelines.cluster.inspection import inspect_cluster
+    from pipelines.cluster.memory import require_memory
+    from pipelines.engine import dag
+    from pipelines.engine.cache import json_digest
+    from pipelines.stages import train
+    from pipelines.stages.corpus import CorpusStage
+    from pipelines.stages.preparation import resolve_start
+    from pipelines.storage.location import Storage
+    from pipelines.tracking.descriptions import describe_pipeline
     from pipelines.training.device import unused_tpu
-    from pipelines.training.memory import require_memory
-    from pipelines.training.start import pin
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    cluster = survey(config)
-    require(cluster, config.resources, "resources")
-    require_memory(config, cluster)
-    Storage.of(config.storage).probe()
-    first = corpus.STAGE
+    cluster = inspect_cluster(experiment.storage)
+    require_capacity(cluster, experiment.resources, "resources")
+    require_memory(experiment.training_run(), cluster)
+    Storage.of(experiment.storage).probe()
+    fingerprint = None
     if again:
-        first = corpus.again(**again.lineage["corpus"])
-        _tell_differences(again)
-    stages, config = [first, train.STAGE], pin(config)
-    work = f"training {dag.digest(config.model_dump(mode='json'))[:8]}"
-    outputs = dag.run(stages, config, work=work, until=None, fresh=arguments.fresh)
-    Progress().result("\n".join(_result(outputs["train"], again)), outputs)
+        fingerprint = again.lineage["corpus"]["fingerprint"]
+        _print_differences(again)
+    corpus = CorpusStage(invocation.progress.mode, fingerprint=fingerprint)
+    experiment = resolve_start(experiment)
+    return dag.run(
+        [corpus.stage, train.STAGE],
+        experiment,
+        invocation,
+        work=f"training {json_digest(experiment.model_dump(mode='json'))[:8]}",
+        about=describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv),
+        fresh=fresh,
+    )
 
 
-def _result(result: dict[str, Any], again: Version | None) -> list[str]:
+def _result(result: dict[str, Any], again: Version | None, invocation: "Invocation") -> list[str]:
     """What was trained, and what to run next."""
     verdict = [] if again is None else [f"weights    {_verdict(again, result['model_uri'])}"]
     return [
@@ -67,33 +97,35 @@ def _result(result: dict[str, Any], again: Version | None) -> list[str]:
         f"bytes, {result['parameters']:,} parameters",
         f"model      {result['model_uri']}",
         *verdict,
-        f"next       python {Path(sys.argv[0]).parent / 'generate.py'} "
+        f"next       python {invocation.script('generate.py')} "
         f"--model {result['model_uri']} --prompt 'def '",
     ]
 
 
-def _config(arguments: argparse.Namespace, again: Version | None) -> Config:
+def _experiment(arguments: argparse.Namespace, again: Version | None) -> Experiment:
     if again is None:
         return load(arguments.arguments, smoke=arguments.smoke)
-    return changed(again.config, arguments.arguments, source=again.label)
+    data = {**again.config, "search": {}}  # of another space than its values may now be in
+    return read_experiment(data, arguments.arguments, source=again.label)
 
 
 def _version(arguments: argparse.Namespace) -> Version:
-    from pipelines.runtime.package import CONFIG, LINEAGE
-    from pipelines.runtime.registry import resolve
-    from pipelines.runtime.tracking import connect_existing, read_with_model
+    from pipelines.registry.package import CONFIG, LINEAGE
+    from pipelines.registry.resolve import resolve_model
+    from pipelines.tracking.client import connect_existing
+    from pipelines.tracking.models import read_model_json
 
-    model_id, label = resolve(connect_existing(), arguments.from_version, name="dca-gpt")
-    config, lineage = (read_with_model(model_id, file) for file in (CONFIG, LINEAGE))
+    model_id, label = resolve_model(connect_existing(), arguments.from_version, name="dca-gpt")
+    config, lineage = (read_model_json(model_id, file) for file in (CONFIG, LINEAGE))
     if not config or not lineage:
         raise ConfigError(f"--from-version: {label}: expected a model with {CONFIG} and {LINEAGE}")
     return Version(label, config, lineage)
 
 
-def _tell_differences(again: Version) -> None:
+def _print_differences(again: Version) -> None:
     """What is not as it was, and may keep the weights from being bit for bit the same."""
-    from pipelines.runtime.package import hardware
-    from pipelines.runtime.tracking import provenance
+    from pipelines.registry.package import hardware
+    from pipelines.tracking.provenance import provenance
 
     now, then = {**provenance(), **hardware()}, again.lineage
     then = {**then["provenance"], **then["hardware"]}
@@ -106,17 +138,17 @@ def _tell_differences(again: Version) -> None:
 
 
 def _verdict(again: Version, uri: str) -> str:
-    from pipelines.runtime.package import LINEAGE
-    from pipelines.runtime.tracking import read_with_model
+    from pipelines.registry.package import LINEAGE
+    from pipelines.tracking.models import read_model_json
 
-    made = read_with_model(uri.removeprefix("models:/"), LINEAGE)
+    made = read_model_json(uri.removeprefix("models:/"), LINEAGE)
     if made["run"] == again.lineage["run"]:
         return f"those of {again.label}, which is this very run; --fresh trains it again"
     same = made["weights_sha256"] == again.lineage["weights_sha256"]
     return f"{'bit for bit those' if same else 'other than those'} of {again.label}"
 
 
-def _arguments() -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="train.py", description="Train one model, without a search.")
     parser.add_argument(
         "arguments",
@@ -126,16 +158,16 @@ def _arguments() -> argparse.Namespace:
         "as in model.dim=128 train.learning_rate=1e-3",
     )
     parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
-    parser.add_argument("--fresh", action="store_true", help="train again what is remembered")
+    parser.add_argument("--fresh", action="store_true", help="train again what is cached")
     parser.add_argument("--smoke", action="store_true", help="train for seconds, tiny")
-    add_options(parser)
+    add_output_options(parser)
     parser.add_argument(
         "--from-version",
         metavar="VERSION",
         help="train again what a version was trained as: a number, latest or @ALIAS of "
         "dca-gpt, NAME/VERSION, NAME@ALIAS",
     )
-    arguments = parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args(argv)
     files = [argument for argument in arguments.arguments if "=" not in argument]
     if arguments.from_version is not None and (files or arguments.smoke):
         what = one_line(files[0]) if files else "--smoke"
@@ -144,4 +176,4 @@ def _arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    run_command(main, resumes=True)
+    sys.exit(run_command(main, sys.argv, resumes=True))

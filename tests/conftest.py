@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.config import Config, validate
+from pipelines.experiment import Experiment, read_experiment
 
 TALLY = pytest.StashKey[Counter]()
 """What the tests with kills at random moments have counted."""
@@ -55,8 +55,8 @@ def data(text: Path, tmp_path: Path) -> dict:
 
 
 @pytest.fixture
-def config(data: dict) -> Config:
-    return validate(data, source="test")
+def config(data: dict) -> Experiment:
+    return read_experiment(data, source="test")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

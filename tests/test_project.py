@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.runtime.config import reference
+from pipelines.experiment import reference
 from tests.pipelines.commands import needs_ray, turn
 from tests.pipelines.forked import Command
 

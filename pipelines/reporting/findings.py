@@ -13,21 +13,18 @@ from typing import Any
 
 import pandas as pd
 
-from pipelines.runtime.config import Config, run_params, validate
-from pipelines.runtime.dag import STAGE_TAG
-from pipelines.runtime.errors import ConfigError, nearest, one_line
-from pipelines.runtime.notes import EXPERIMENT
-from pipelines.runtime.package import LINEAGE
-from pipelines.runtime.plain_yaml import parse
-from pipelines.runtime.registry import Registry
-from pipelines.runtime.tracking import (
-    Run,
-    Store,
-    connect_existing,
-    plain,
-    read_with_model,
-    tracking_uri,
-)
+from pipelines.config.yaml_text import parse
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import nearest, one_line
+from pipelines.experiment import Experiment, read_experiment
+from pipelines.registry.package import LINEAGE
+from pipelines.registry.versions import Registry
+from pipelines.tracking.client import Run, connect_existing
+from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.models import read_model_json
+from pipelines.tracking.schema import EXPERIMENT_FILE, STAGE_TAG
+from pipelines.tracking.store import Store
+from pipelines.tracking.uri import tracking_uri
 
 CHAIN = ("search", "select", "fit", "evaluate")
 """Stages of which each needs the run of the one before it."""
@@ -41,7 +38,7 @@ INACTIVE = "n/a"
 class Findings:
     """One pipeline run of an experiment, what its stages hold, and its relatives' results."""
 
-    config: Config
+    config: Experiment
     store: Store
     pipeline: Run
     stages: dict[str, Run]
@@ -98,8 +95,8 @@ class Findings:
 
     def configuration(self, values: Mapping[str, Any], tokens: int | None = None) -> str:
         """What `trials` and `results` call the configuration with these values of some keys."""
-        base = run_params(self.config) | ({"train.tokens": tokens} if tokens else {})
-        params = {key: plain(value) for key, value in (base | dict(values)).items()}
+        base = self.config.training_run().params | ({"train.tokens": tokens} if tokens else {})
+        params = {key: encode_param(value) for key, value in (base | dict(values)).items()}
         return _configuration(params, str(self.lineage["corpus"]["fingerprint"]))
 
 
@@ -110,10 +107,8 @@ def findings(experiment: str) -> Findings:
     """
     names = [found.name for found in connect_existing().search_experiments()]
     if experiment not in names:
-        raise ConfigError(
-            f"{one_line(experiment)}: no such experiment in {tracking_uri()}"
-            f"{nearest(experiment, names)}"
-        )
+        message = f"{one_line(experiment)}: no such experiment in {tracking_uri()}"
+        raise ConfigError(Problem(message, nearest=nearest(experiment, names)))
     store = Store.open(experiment, Path.cwd(), create=False)
     pipelines = store.find("pipeline") if store else []
     searched = [run for run in pipelines if STAGE_TAG.format("search") in run.data.tags]
@@ -126,8 +121,8 @@ def findings_of(store: Store, pipeline_run: str) -> Findings:
     """What hangs under one pipeline run. Raises ConfigError if its configuration is gone."""
     pipelines = {run.info.run_id: run for run in store.find("pipeline")}
     pipeline = pipelines[pipeline_run]
-    text = store.read_text(pipeline_run, EXPERIMENT)
-    config = validate(parse(text, source=EXPERIMENT), source=EXPERIMENT)
+    text = store.read_text(pipeline_run, EXPERIMENT_FILE)
+    config = read_experiment(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
     stages = _stages(store, pipeline)
     fits = [*store.find("fit"), *store.find("train")]
     searches = {run.info.run_id: run for run in store.find("search")}
@@ -175,7 +170,7 @@ def _with_model(found: Findings, corpus: str) -> Findings:
     }
     version, decision = None, {}
     if uri:
-        lineage = read_with_model(uri.removeprefix("models:/"), LINEAGE) or lineage
+        lineage = read_model_json(uri.removeprefix("models:/"), LINEAGE) or lineage
         registry = Registry(found.store.client, found.config.promote.model)
         try:
             versions = [v for v in registry.versions() if v.source == uri]
@@ -205,22 +200,21 @@ def _stages(store: Store, pipeline: Run) -> dict[str, Run]:
     return found
 
 
-def _trials(config: Config, runs: Sequence[Run], named: Mapping[str, str]) -> pd.DataFrame:
+def _trials(config: Experiment, runs: Sequence[Run], named: Mapping[str, str]) -> pd.DataFrame:
     columns = ["number", "run_id", "state", "reason", "bits_per_byte", "second", "tokens", "steps"]
     columns += ["seconds", "parameters", "front", "configuration", *config.search.space]
-    one = config.replace({"search.space": {}})  # else each trial would have the space checked
-    rows = [_trial(one, [*config.search.space], run, named[run.info.run_id]) for run in runs]
+    rows = [_trial(config, run, named[run.info.run_id]) for run in runs]
     table = pd.DataFrame(rows, columns=columns, dtype=object)  # or null would become NaN
     reals, integers = ("bits_per_byte", "second", "seconds"), ("tokens", "steps", "parameters")
     kinds = dict.fromkeys(reals, "float") | dict.fromkeys((*integers, "number"), "int")
     return table.astype(kinds | {"front": "bool"}).set_index("number")
 
 
-def _trial(config: Config, keys: Sequence[str], run: Run, configuration: str) -> dict[str, Any]:
+def _trial(config: Experiment, run: Run, configuration: str) -> dict[str, Any]:
     tags, metrics = run.data.tags, run.data.metrics
     values = json.loads(tags["dca.values"])
     tokens, seconds = int(metrics.get("tokens", 0)), metrics.get("seconds", 0.0)
-    parameters = config.replace(values).model.parameter_count()
+    parameters = config.training_run(values).model.parameter_count()
     second = {
         "parameters": parameters,
         "bytes_per_second": tokens / seconds if seconds else float("nan"),
@@ -241,12 +235,12 @@ def _trial(config: Config, keys: Sequence[str], run: Run, configuration: str) ->
         "parameters": parameters,
         "front": tags.get("dca.front") == "true",
         "configuration": configuration,
-        **{key: values.get(key, INACTIVE) for key in keys},
+        **{key: values.get(key, INACTIVE) for key in config.search.space},
     }
 
 
 def _curves(
-    store: Store, config: Config, trials: Sequence[Run], fits: Sequence[Run]
+    store: Store, config: Experiment, trials: Sequence[Run], fits: Sequence[Run]
 ) -> pd.DataFrame:
     columns = ["name", "number", "step", "tokens", "seconds", "bits_per_byte", "best"]
     rows = [row for run in trials for row in _curve(store, config, run, f"trial {_number(run)}")]
@@ -254,7 +248,7 @@ def _curves(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _curve(store: Store, config: Config, run: Run, name: str) -> list[dict[str, Any]]:
+def _curve(store: Store, config: Experiment, run: Run, name: str) -> list[dict[str, Any]]:
     run_id, metric = run.info.run_id, config.train.best_metric
     if not run.data.metrics.get("val_bits_per_byte"):
         return []

@@ -13,7 +13,7 @@ from optuna.trial import create_trial
 from scipy import stats
 
 from pipelines.reporting.findings import INACTIVE, Findings
-from pipelines.runtime.space import distribution
+from pipelines.search.space import distribution
 
 CONFIDENCE = 0.95
 """Of the intervals over seeds."""
@@ -226,7 +226,7 @@ def seeds(found: Findings, winner: int, second: int) -> tuple[np.ndarray, np.nda
     by = found.results.groupby("configuration")["bits_per_byte"]
     groups = {str(name): group.to_numpy() for name, group in by}
     nothing = np.empty(0)
-    budget = found.config.fit_config().train.tokens
+    budget = found.config.fit_run().train.tokens
     long = [
         groups.get(found.configuration(whole(found, n), budget), nothing) for n in (winner, second)
     ]

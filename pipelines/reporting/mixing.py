@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from dca.residuals.grn import GRN, Stack
+from pipelines.console.errors import PipelineError
+from pipelines.data.batches import open_bytes, windows
+from pipelines.data.splits import find_splits
+from pipelines.registry.package import fetch_model, load_model
 from pipelines.reporting.findings import Findings
-from pipelines.runtime.dag import storage_path
-from pipelines.runtime.errors import PipelineError
-from pipelines.runtime.package import fetch, load
-from pipelines.training.data import kept, open_bytes, windows
+from pipelines.storage.location import storage_folder
 from pipelines.training.evaluation import to_ids
 
 TEXTS = 16
@@ -53,8 +54,8 @@ def mixing(found: Findings) -> Mixing:
         return _nothing("no model has been trained to its end yet")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = fetch(uri.removeprefix("models:/"), Path(scratch) / "model")
-            model = load(folder).model
+            folder = fetch_model(uri.removeprefix("models:/"), Path(scratch) / "model")
+            model = load_model(folder).model
         except (PipelineError, ValueError) as error:
             return _nothing(f"the model could not be read: {error}")
         grns = dict(_grns(model))
@@ -85,7 +86,9 @@ def _grns(model: Any) -> Iterator[tuple[str, GRN]]:
 def _text(found: Findings) -> Tensor | None:
     """Windows spread over the validation split, [TEXTS, seq_len]; None if it is gone."""
     seq_len = found.config.train.seq_len
-    splits = kept(storage_path(found.config), found.lineage["corpus"]["fingerprint"])
+    splits = find_splits(
+        storage_folder(found.config.storage), found.lineage["corpus"]["fingerprint"]
+    )
     if splits is None:
         return None
     data = open_bytes(splits["validation"])

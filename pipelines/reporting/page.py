@@ -15,6 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from pipelines.console.text import format_duration
 from pipelines.reporting import figures
 from pipelines.reporting.findings import Findings
 from pipelines.reporting.judgement import (
@@ -26,10 +27,8 @@ from pipelines.reporting.judgement import (
 )
 from pipelines.reporting.mixing import Mixing, mixing
 from pipelines.reporting.words import Command, commands, differences, file, gate, repeated, summary
-from pipelines.runtime.config import to_yaml
-from pipelines.runtime.dag import storage_path
-from pipelines.runtime.progress import clock
-from pipelines.runtime.tracking import tracking_uri
+from pipelines.storage.location import storage_folder
+from pipelines.tracking.uri import tracking_uri
 
 PAGE = "report.html"
 DOTS_PER_INCH = 150
@@ -99,7 +98,7 @@ def write(found: Findings, folder: Path) -> Path:
         picture.figure.savefig(png, dpi=DOTS_PER_INCH)
         picture.figure.set_layout_engine("none")  # it was computed: once, not for each file
         picture.markup = _markup(picture, png)
-    (folder / file(found)).write_text(to_yaml(found.config))
+    (folder / file(found)).write_text(found.config.to_yaml())
     path = folder / PAGE
     path.write_text(_render(found, sections), encoding="utf-8")
     return path
@@ -110,7 +109,7 @@ def publish(found: Findings) -> Path:
 
     Into the current folder, if storage is not a folder of this machine. Returns the page's path.
     """
-    storage = storage_path(found.config)
+    storage = storage_folder(found.config.storage)
     here = storage if isinstance(storage, Path) else Path.cwd()
     path = write(found, here / "reports" / found.config.experiment)
     found.store.log_files(found.pipeline.info.run_id, path.parent, "report")
@@ -357,7 +356,7 @@ def _pruning(found: Findings) -> Section:
     section.paragraphs = [
         f"{less.trials} of {len(found.trials)} trials were stopped early: {less.tokens:,} bytes, "
         f"{100 * less.share:.0f} % of those of all to their end, were not trained on, which is "
-        f"about {clock(less.seconds)} of training, added up over the trials, each at its own pace."
+        f"about {format_duration(less.seconds)} of training, added up over the trials, each at its own pace."
         if less.trials
         else f"No trial was stopped early (scheduler {name})."
     ]
@@ -506,7 +505,7 @@ def _lineage(found: Findings) -> Section:
 
 
 def _next(found: Findings) -> Section:
-    configuration = {"name": file(found), "text": to_yaml(found.config)}
+    configuration = {"name": file(found), "text": found.config.to_yaml()}
     section = Section("next", "What next", commands=commands(found), file=configuration)
     section.paragraphs = [
         "From the folder that has the tracking database, with the project's pipelines/ in it; "

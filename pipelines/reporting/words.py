@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.config.yaml_text import PLAIN_WORD
+from pipelines.experiment import FIELDS
 from pipelines.reporting.findings import Findings
 from pipelines.reporting.judgement import (
     CONFIDENCE,
@@ -17,9 +19,8 @@ from pipelines.reporting.judgement import (
     ranking,
     whole,
 )
-from pipelines.runtime.config import FIELDS
-from pipelines.runtime.plain_yaml import WORD
-from pipelines.runtime.tracking import plain, tracking_uri
+from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.uri import tracking_uri
 
 FEW_TRIALS = 20
 """Below which importance is called a hint."""
@@ -168,7 +169,7 @@ def commands(found: Findings) -> list[Command]:
         rows.append(
             Command("Search on from what these trials have taught", [_sweep(found, *changes)])
         )
-    budget = MORE * found.config.fit_config().train.tokens
+    budget = MORE * found.config.fit_run().train.tokens
     rows.append(
         Command(
             "Train the winner longer; the search is reused", [_sweep(found, f"fit.tokens={budget}")]
@@ -230,20 +231,20 @@ def _changes(found: Findings, number: int) -> list[str]:
 
 def _yaml(value: Any) -> str:
     """A value as `key=value` takes it."""
-    if isinstance(value, str) and WORD.fullmatch(value):
+    if isinstance(value, str) and PLAIN_WORD.fullmatch(value):
         return value
-    return plain(value) if not isinstance(value, str) else f'"{value}"'
+    return encode_param(value) if not isinstance(value, str) else f'"{value}"'
 
 
 def differences(found: Findings) -> list[tuple[str, str, str]]:
     """Keys of the winner's training that are not the defaults: key, default, value."""
     values = {} if found.winner is None else whole(found, found.winner)
-    config = found.config.replace(values).fit_config() if values else found.config.fit_config()
+    config = found.config.fit_run(values) if values else found.config.fit_run()
     told = ("seed", "data.", "model.", "train.")
     rows = []
     for key, default in FIELDS.items():
         if key.startswith(told) and (value := config.get(key)) != default:
-            shown = [plain(one) for one in (default, _listed(value))]
+            shown = [encode_param(one) for one in (default, _listed(value))]
             if shown[0] != shown[1]:
                 rows.append((key, shown[0], shown[1]))
     return rows

@@ -1,8 +1,7 @@
-"""The DAG of an experiment, one file per stage."""
+"""The nodes of an experiment's DAG, one file each; the commands sweep.py and train.py run them."""
 
-from pipelines.runtime.dag import Stage
+from pipelines.engine.stage import Stage
 from pipelines.stages import (
-    corpus,
     evaluate,
     fit,
     promote,
@@ -12,8 +11,10 @@ from pipelines.stages import (
     search,
     select,
 )
+from pipelines.stages.corpus import CorpusStage
 
-STAGES: list[Stage] = [
-    module.STAGE
-    for module in (corpus, search, select, fit, evaluate, register, promote, sample, report)
-]
+
+def sweep_stages(corpus: CorpusStage) -> list[Stage]:
+    """The stages of a sweep over a corpus."""
+    others = (search, select, fit, evaluate, register, promote, sample, report)
+    return [corpus.stage, *(module.STAGE for module in others)]

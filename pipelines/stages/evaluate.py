@@ -3,25 +3,26 @@
 from collections.abc import Mapping
 from dataclasses import asdict
 
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.score import FILE, score
-from pipelines.runtime.storage import borrowed
-from pipelines.runtime.tracking import keep_with_model
-from pipelines.training.data import sealed_test
+from pipelines.data.splits import sealed_test
+from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.experiment import Experiment
+from pipelines.registry.score import FILE, score
+from pipelines.storage.files import temporary_copy
+from pipelines.tracking.models import write_model_json
 from pipelines.training.evaluation import compressors
 
 
-def evaluate(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+def evaluate(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Bits per byte of the packaged model, read back from the store, and of the baselines."""
     fingerprint = needs["corpus"]["fingerprint"]
     file = sealed_test(context.storage, fingerprint)
     model_id = needs["fit"]["model_uri"].removeprefix("models:/")
     context.store.log_corpus(context.run_id, needs["corpus"], test=file)
     context.store.log_use(context.run_id, model_id)
-    with context.progress.working("evaluate: the test split"), borrowed(file) as path:
+    with context.progress.working("evaluate: the test split"), temporary_copy(file) as path:
         found = score(model_id, path)
         baselines = compressors(path)
-    keep_with_model(model_id, FILE.format(fingerprint), asdict(found))
+    write_model_json(model_id, FILE.format(fingerprint), asdict(found))
     context.store.log_metrics(
         context.run_id,
         {"test_bits_per_byte": found.bits_per_byte},
@@ -41,9 +42,9 @@ def evaluate(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 STAGE = Stage(
     name="evaluate",
     run=evaluate,
-    needs=("corpus", "fit"),
+    depends_on=("corpus", "fit"),
     sources=(
-        "pipelines/runtime/score.py",
+        "pipelines/registry/score.py",
         "pipelines/training/evaluation.py",
         "pipelines/stages/evaluate.py",
     ),

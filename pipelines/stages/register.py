@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping
 
-from pipelines.runtime import notes
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.package import LINEAGE
-from pipelines.runtime.registry import Registry
-from pipelines.runtime.tracking import read_with_model
+from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.experiment import Experiment
+from pipelines.registry.package import LINEAGE
+from pipelines.registry.versions import Registry
+from pipelines.tracking import descriptions
+from pipelines.tracking.models import read_model_json
 
 
-def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+def register(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Make, or find, the candidate's version, with its lineage and its test result as tags."""
     fit, tested, selected = needs["fit"], needs["evaluate"], needs["select"]
     trial = context.store.client.get_run(selected["run_id"])
-    lineage = read_with_model(fit["model_uri"].removeprefix("models:/"), LINEAGE)
+    lineage = read_model_json(fit["model_uri"].removeprefix("models:/"), LINEAGE)
     packages = [
         f"{name.removeprefix('version.')} {value}"
         for name, value in lineage["provenance"].items()
@@ -48,9 +49,12 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
             "val.bits_per_byte": repr(fit["val_bits_per_byte"]),
             "parameters": str(fit["parameters"]),
         },
-        notes.of_version(
+        descriptions.describe_version(
             tested["test_bits_per_byte"],
-            [notes.link(name, context.store.experiment_id, run) for name, run in runs.items()],
+            [
+                descriptions.run_link(name, context.store.experiment_id, run)
+                for name, run in runs.items()
+            ],
             fit["model_uri"],
         ),
     )
@@ -68,6 +72,6 @@ def register(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 STAGE = Stage(
     name="register",
     run=register,
-    needs=("corpus", "select", "fit", "evaluate"),
-    remembered=False,
+    depends_on=("corpus", "select", "fit", "evaluate"),
+    cached=False,
 )

@@ -1,19 +1,19 @@
 """report: what was found, where it is and what to run next: one screen, and one HTML page."""
 
 import shlex
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipelines.console.text import format_duration
+from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.experiment import Experiment
 from pipelines.reporting.findings import findings_of
 from pipelines.reporting.page import publish
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.progress import clock
-from pipelines.runtime.tracking import tracking_uri
 from pipelines.stages.sample import FILE
+from pipelines.tracking.uri import tracking_uri
 
 
-def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+def report(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Print the report and write the page; both are kept with the pipeline's run."""
     with context.progress.working("report: drawing"):
         page = publish(findings_of(context.store, context.pipeline_run))
@@ -34,7 +34,7 @@ def report(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     return {}
 
 
-def _found(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
+def _found(context: Context[Experiment], needs: Mapping[str, Outputs]) -> list[str]:
     """The search, its winner, the fit and the gate, a line each."""
     states = needs["search"]["trials"]
     trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
@@ -46,13 +46,13 @@ def _found(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
         f"{context.config.experiment}: {sum(states.values())} trials ({trials})",
         f"winner   trial {chosen['trial']}, {chosen['objective']:.4f} bits per byte: {values}",
         f"trained  {fit['parameters']:,} parameters on {fit['tokens']:,} bytes with "
-        f"{fit['workers']} workers in {clock(fit['seconds'])}, "
+        f"{fit['workers']} workers in {format_duration(fit['seconds'])}, "
         f"validation {fit['val_bits_per_byte']:.4f} bits per byte",
         f"gate     version {needs['register']['version']} {gate['decision']}",
     ]
 
 
-def _front(context: Context, needs: Mapping[str, Outputs]) -> list[str]:
+def _front(context: Context[Experiment], needs: Mapping[str, Outputs]) -> list[str]:
     """The trials that none beats in both objectives, if there are two."""
     second = context.config.search.second_objective
     if second is None:
@@ -78,30 +78,26 @@ def _bits_per_byte(needs: Mapping[str, Outputs]) -> list[str]:
     ]
 
 
-def _next(context: Context, needs: Mapping[str, Outputs], page: Path) -> list[str]:
+def _next(context: Context[Experiment], needs: Mapping[str, Outputs], page: Path) -> list[str]:
     """Commands that go on from here."""
     name, uri, champion = needs["promote"]["model"], tracking_uri(), needs["promote"]["champion"]
     model = name if champion is not None else f"{name}/{needs['register']['version']}"
     return [
         f"champion  models:/{name}@champion (version {champion})"
         if champion is not None
-        else f"champion  none yet; python {_command('promote.py')} promote VERSION decides again",
+        else f"champion  none yet; python {context.invocation.script('promote.py')} promote VERSION decides again",
         f"runs      {uri}, experiment {context.config.experiment}",
         f"files     {context.storage}",
         f"report    {page}",
         "next      mlflow ui" if uri.startswith("sqlite") else f"next      open {uri}",
-        f"          python {_command('generate.py')} --model {model} "
+        f"          python {context.invocation.script('generate.py')} --model {model} "
         f"--prompt {shlex.quote(context.config.generate.prompts[0])}",
     ]
-
-
-def _command(name: str) -> Path:
-    return Path(sys.argv[0]).parent / name
 
 
 STAGE = Stage(
     name="report",
     run=report,
-    needs=("corpus", "search", "select", "fit", "evaluate", "register", "promote", "sample"),
-    remembered=False,
+    depends_on=("corpus", "search", "select", "fit", "evaluate", "register", "promote", "sample"),
+    cached=False,
 )

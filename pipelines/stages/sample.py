@@ -5,14 +5,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 
-from pipelines.runtime.dag import ROOT, Context, Outputs, Stage
-from pipelines.runtime.errors import PipelineError
+from pipelines.console.errors import PipelineError
+from pipelines.engine.stage import ROOT, Context, Outputs, Stage
+from pipelines.experiment import Experiment
 
 FILE = "samples.txt"
 SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
 
 
-def sample(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+def sample(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Continue the configured prompts; the texts are an artifact of the stage's run."""
     champion = needs["promote"]["champion"]
     if champion is None:
@@ -25,7 +26,7 @@ def sample(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     return {"model_uri": uri, "run_id": context.run_id}
 
 
-def _generate(context: Context, uri: str) -> list[str]:
+def _generate(context: Context[Experiment], uri: str) -> list[str]:
     """In a process of its own: the champion has its own `dca`."""
     options = context.config.generate
     command = [
@@ -46,7 +47,7 @@ def _generate(context: Context, uri: str) -> list[str]:
 STAGE = Stage(
     name="sample",
     run=sample,
-    needs=("promote",),
-    reads=("seed", "generate"),
+    depends_on=("promote",),
+    config_keys=("seed", "generate"),
     sources=("pipelines/generate.py", "pipelines/stages/sample.py"),
 )

@@ -1,21 +1,18 @@
 """select: the best trial of the search, among equals."""
 
-import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.runtime.errors import PipelineError
-from pipelines.stages.search import stored_trials
-from pipelines.stages.study import StoredTrial
+from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.experiment import Experiment
+from pipelines.search.ranking import best_trial, pareto_front
+from pipelines.search.resume import stored_trials
 
 
-def select(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+def select(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Choose the winner and mark it, in MLflow, on itself and on its search."""
     metric = context.config.train.best_metric
     search_run = needs["search"]["search_run"]
-    trials = stored_trials(context, search_run)
+    trials = stored_trials(context, context.config.search_task(), search_run)
     winner = best_trial(trials)
     assert winner.objective is not None
     context.store.tag(
@@ -23,7 +20,7 @@ def select(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     )
     context.store.log_metrics(search_run, {f"best_{metric}": winner.objective})
     context.store.tag(winner.run_id, {"dca.best": "true"})
-    front = front_of(trials, context.config.search.second_objective)
+    front = pareto_front(trials, context.config.search.second_objective)
     for trial in front:
         context.store.tag(trial.run_id, {"dca.front": "true"})
     return {
@@ -35,54 +32,10 @@ def select(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
     }
 
 
-def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
-    """The smallest objective among trials of the same depth.
-
-    Those that used their whole budget rank; a pruned one never outranks them. If none did, those
-    that reached the deepest rung that several reached rank among themselves. Raises PipelineError
-    if no trial has a number.
-    """
-    ranked = [t for t in trials if t.objective is not None and t.state == "complete"]
-    if not ranked:
-        pruned = [t for t in trials if t.objective is not None and t.state == "pruned"]
-        ranked = _deepest(pruned)
-    if not ranked:
-        raise PipelineError("select: no trial has a result")
-    return min(ranked, key=lambda trial: (trial.objective, trial.number))
-
-
-def front_of(trials: Sequence[StoredTrial], second: str | None) -> list[StoredTrial]:
-    """Complete trials that none beats in both objectives, best in bits per byte first."""
-    sign = -1 if second == "bytes_per_second" else 1
-    points = [
-        (trial.objective, sign * trial.second, trial.number, trial)
-        for trial in trials
-        if trial.state == "complete" and trial.objective is not None and trial.second is not None
-    ]
-    front: list[StoredTrial] = []
-    least = math.inf
-    for _, value, _, trial in sorted(points):
-        if value < least:
-            least = value
-            front.append(trial)
-    return front
-
-
-def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
-    """Trials at the largest budget in tokens that two reached, judged by their value there."""
-    reached = Counter(tokens for trial in pruned for tokens in trial.curve)
-    shared = [tokens for tokens, count in reached.items() if count > 1]
-    if not shared:
-        deepest = max((trial.tokens for trial in pruned), default=0)
-        return [trial for trial in pruned if trial.tokens == deepest]
-    rung = max(shared)
-    return [replace(trial, objective=trial.curve[rung]) for trial in pruned if rung in trial.curve]
-
-
 STAGE = Stage(
     name="select",
     run=select,
-    needs=("search",),
-    reads=("train.best_metric", "search.second_objective"),
-    sources=("pipelines/stages/select.py",),
+    depends_on=("search",),
+    config_keys=("train.best_metric", "search.second_objective"),
+    sources=("pipelines/search/ranking.py", "pipelines/stages/select.py"),
 )

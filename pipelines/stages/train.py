@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping
 
-from pipelines.runtime.dag import Context, Outputs, Stage
-from pipelines.stages.fit import describe_run, package, train_recorded
+from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.experiment import Experiment
+from pipelines.stages.recorded_training import (
+    TRAINING_SOURCES,
+    describe_run,
+    package,
+    train_recorded,
+)
 
 
-def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
+def train(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Train, resuming what a killed command began; package the best checkpoint."""
-    config, corpus = context.config, needs["corpus"]
+    config, corpus = context.config.training_run(), needs["corpus"]
     folder = context.storage / "fits" / context.run_id
     describe_run(context.store, context.run_id, config, context.storage, corpus)
     history = train_recorded(context, config, corpus, folder, key="resources")
@@ -18,14 +24,13 @@ def train(context: Context, needs: Mapping[str, Outputs]) -> Outputs:
 STAGE = Stage(
     name="train",
     run=train,
-    needs=("corpus",),
-    reads=("seed", "model", "train"),
+    depends_on=("corpus",),
+    config_keys=("seed", "model", "train"),
     sources=(
-        "dca",
-        "pipelines/training",
-        "pipelines/stages/fit.py",
+        *TRAINING_SOURCES,
         "pipelines/stages/train.py",
-        "pipelines/runtime/package.py",
-        "pipelines/runtime/packaged_model.py",
+        "pipelines/stages/recorded_training.py",
+        "pipelines/registry/package.py",
+        "pipelines/registry/packaged_model.py",
     ),
 )

@@ -22,19 +22,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.runtime.errors import PipelineError, StorageError
-from pipelines.runtime.storage import DIGESTS, Folder, Shared, digest
+from pipelines.console.errors import PipelineError, StorageError
+from pipelines.storage.files import DIGESTS_FILE, sha256_of
+from pipelines.storage.remote import Folder, RemoteDirectory
+from pipelines.training.history import Row
 
 KEEP_LATEST = 2
 """Newest checkpoints kept: one to resume from and the one before it, should that be damaged."""
 
 FILES = ("state.json", "tensors.safetensors")
 
-Row = dict[str, float]
-"""One row of a run's history: `step` and metrics."""
 
-
-class Damaged(PipelineError):
+class DamagedCheckpointError(PipelineError):
     """A checkpoint is not as it was written; the one before it may be."""
 
 
@@ -91,7 +90,7 @@ def _save_here(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> 
         raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
 
 
-def _save_shared(folder: Shared, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+def _save_shared(folder: RemoteDirectory, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
     target = folder / f"{snapshot.step:08d}-{folder.owner}"
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -100,7 +99,7 @@ def _save_shared(folder: Shared, tensors: dict[str, Tensor], snapshot: Snapshot)
             raise StorageError(f"{scratch}: cannot be written: {error}") from error
         target.put(Path(scratch), *FILES)
         folder.require_owner()
-        target.put(Path(scratch), DIGESTS)
+        target.put(Path(scratch), DIGESTS_FILE)
 
 
 def _tensors(
@@ -117,7 +116,7 @@ def _tensors(
 def _write(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(vars(snapshot)))
-    (folder / DIGESTS).write_text(_digests(folder))
+    (folder / DIGESTS_FILE).write_text(_digests(folder))
 
 
 def resume(
@@ -138,7 +137,7 @@ def resume(
     for path in reversed(checkpoints(folder)) if step is None else _of_step(folder, step):
         try:
             snapshot, tensors = _read(path)
-        except Damaged as error:
+        except DamagedCheckpointError as error:
             say(f"{error}; using the one before it")
             continue
         if snapshot.config != config:
@@ -186,7 +185,7 @@ def checkpoints(folder: Folder) -> Sequence[Folder]:
 def _complete(files: Iterable[str]) -> list[str]:
     """The names of the checkpoints that some files in shared storage make, oldest first."""
     paths = [file.split("/") for file in files]
-    return sorted(path[0] for path in paths if path[0][0].isdigit() and path[1:] == [DIGESTS])
+    return sorted(path[0] for path in paths if path[0][0].isdigit() and path[1:] == [DIGESTS_FILE])
 
 
 def _of_step(folder: Folder, step: int) -> Sequence[Folder]:
@@ -201,19 +200,19 @@ def _read(path: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
         return _read_here(path, path)
     with tempfile.TemporaryDirectory() as scratch:
         with suppress(FileNotFoundError):  # it is missed below
-            path.get(Path(scratch), DIGESTS, *FILES)
+            path.get(Path(scratch), DIGESTS_FILE, *FILES)
         return _read_here(Path(scratch), path)
 
 
 def _read_here(path: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
     """Read a checkpoint or its copy; errors name where it came from."""
     try:
-        if (path / DIGESTS).read_text() != _digests(path):
-            raise Damaged(f"{name}: damaged checkpoint: a digest does not match")
+        if (path / DIGESTS_FILE).read_text() != _digests(path):
+            raise DamagedCheckpointError(f"{name}: damaged checkpoint: a digest does not match")
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         return Snapshot(**state), load_file(path / "tensors.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise Damaged(f"{name}: damaged checkpoint: {error}") from error
+        raise DamagedCheckpointError(f"{name}: damaged checkpoint: {error}") from error
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -221,7 +220,7 @@ def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _digests(folder: Path) -> str:
-    return "".join(f"{digest(folder / name)}  {name}\n" for name in FILES)
+    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in FILES)
 
 
 def _sync(path: Path) -> None:
@@ -241,7 +240,7 @@ def _prune(folder: Path, snapshot: Snapshot) -> None:
             shutil.rmtree(path_of(folder, step))
 
 
-def _prune_shared(folder: Shared, snapshot: Snapshot) -> None:
+def _prune_shared(folder: RemoteDirectory, snapshot: Snapshot) -> None:
     """The same, and remove what others, or an earlier start, have left unfinished.
 
     What is removed was there while the folder was ours: never the work of a later owner.

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional as F
 
-from pipelines.training.data import Bytes, open_bytes, windows
+from pipelines.data.batches import Bytes, open_bytes, windows
 from pipelines.training.device import autocast, widest_float
 
 

@@ -1,13 +1,11 @@
 """AdamW with its parameter groups, and the learning-rate schedule."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dca.residuals.grn import GRN
-from pipelines.runtime.config import TrainConfig
+from pipelines.training.config import TrainConfig
 from pipelines.training.device import FUSED
 
 
@@ -58,21 +56,3 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
     """
     keep = min(decay, (1 + step) / (10 + step))
     get_ema_multi_avg_fn(keep)(list(average.parameters()), list(model.parameters()), step)
-
-
-def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Learning rate of step `step` (from 0): linear warmup to the peak, then `config.schedule`."""
-    steps, last = config.steps, config.steps - 1
-    warmup_steps = round(config.warmup_fraction * steps)
-    if config.schedule == "inverse_sqrt":
-        warmup_steps = max(1, warmup_steps)
-    if step < warmup_steps:
-        return config.learning_rate * (step + 1) / warmup_steps
-    if config.schedule == "inverse_sqrt":
-        return config.learning_rate * math.sqrt(warmup_steps / (step + 1))
-    if config.schedule == "wsd":
-        share = min(1.0, (last - step) / round(max(1, config.decay_share * steps)))
-    else:
-        progress = (step - warmup_steps) / max(1, last - warmup_steps)
-        share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return config.learning_rate * (config.final_share + (1 - config.final_share) * share)

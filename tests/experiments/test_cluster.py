@@ -23,8 +23,8 @@ from ray.dashboard.modules.job.cli import submit
 from ray.scripts.scripts import cli as ray_cli
 from ruamel.yaml import YAML
 
-from pipelines.runtime.cluster import Node, require, slots
-from pipelines.runtime.config import Config, load
+from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
+from pipelines.experiment import Experiment, load
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "cluster"
@@ -139,7 +139,7 @@ def commands(text: str) -> Iterator[list[str]]:
         yield shlex.split(line, comments=True)
 
 
-def configured(command: list[str]) -> Config:
+def configured(command: list[str]) -> Experiment:
     """What a `python pipelines/sweep.py ...` is a run of."""
     python, script, *arguments = (word.removeprefix("/dca-gpt/") for word in command)
     assert python == "python"
@@ -158,10 +158,10 @@ def test_ray_up_is_what_rays_own_validation_takes(ray_up):
 
 
 def test_the_ray_job_has_fields_of_a_ray_job_alone(job):
-    jsonschema.validate(job, RAY_JOB)
+    jsonschema.read_experiment(job, RAY_JOB)
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("maxReplicas")
     with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
-        jsonschema.validate(job, RAY_JOB)
+        jsonschema.read_experiment(job, RAY_JOB)
 
 
 def test_the_pods_are_valid_by_the_schemas_of_kubernetes(job):
@@ -172,10 +172,10 @@ def test_the_pods_are_valid_by_the_schemas_of_kubernetes(job):
             "metadata": job["metadata"],
             "template": group["template"],
         }
-        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+        kubernetes_validate.read_experiment(pod, KUBERNETES, strict=True)
         group["template"]["spec"]["containers"][0]["imagee"] = "x"
         with pytest.raises(kubernetes_validate.ValidationError, match="imagee"):
-            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+            kubernetes_validate.read_experiment(pod, KUBERNETES, strict=True)
 
 
 def test_rays_autoscaler_reads_the_ray_jobs_cluster(job):
@@ -192,14 +192,16 @@ def test_the_ray_jobs_entry_point_is_a_sweep_that_fits_its_cluster(job):
     config = configured(shlex.split(job["spec"]["entrypoint"]))
     assert config.storage.startswith("s3://")
     cluster = nodes(as_rays_autoscaler_reads(job))
-    assert slots(cluster, config.resources) == 4
-    require(cluster, config.fit.resources, "fit.resources")
-    assert sum(node.room(config.fit.resources) for node in cluster) == config.fit.resources.most
+    assert max_concurrent_jobs(cluster, config.resources) == 4
+    require_capacity(cluster, config.fit.resources, "fit.resources")
+    assert (
+        sum(node.room(config.fit.resources) for node in cluster) == config.fit.resources.max_workers
+    )
 
 
 def test_the_chapters_experiment_fits_what_ray_up_makes(ray_up):
     config = load([str(ROOT / "experiments" / "enwik8.yaml")])
-    assert slots(nodes(prepare_config(ray_up)), config.resources) == 4
+    assert max_concurrent_jobs(nodes(prepare_config(ray_up)), config.resources) == 4
 
 
 def test_the_clusters_have_their_size_from_the_beginning(ray_up, job):

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 
-from pipelines.runtime.config import Config, load
-from pipelines.stages.study import Space, build_study
+from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
+from pipelines.experiment import Experiment, load
+from pipelines.search.space import Space
+from pipelines.search.study import build_study
 from pipelines.sweep import _arguments
-from pipelines.training.data import development, measure, prepare
-from pipelines.training.loop import finished, train
+from pipelines.training.history import finished
+from pipelines.training.loop import train
 from tests.pipelines.commands import ROOT
 
 FOLDER = ROOT / "experiments"
@@ -19,7 +21,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 COMMANDS = re.findall(r"^(python .*)$", INDEX, re.M)
 
 
-def asked(command: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+def asked(command: str, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """The configuration that a command of the index runs."""
     _, script, *arguments = shlex.split(command)
     assert script == "pipelines/sweep.py"
@@ -74,15 +76,15 @@ def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
     stages behind the search are the same for all, and the README's commands run them."""
     changes = ["data.corpus=files", f"data.path={text}", "resources={}", "train.compile=false"]
     config = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
-    found = measure(config.data, seq_len=config.train.seq_len)
-    prepare(config.data, found, tmp_path)
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, tmp_path)
     space = Space(config)
     study = build_study(config, space, [], [])
     tried = []
     for number in range(config.search.trial_count):
         values = space.suggest(study.ask())
         tried.append(tuple(values.items()))
-        corpus, folder = development(tmp_path, found.fingerprint), tmp_path / str(number)
+        corpus, folder = train_val_splits(tmp_path, found.fingerprint), tmp_path / str(number)
         rows = [
             row for rows in train(config.replace(values), corpus, folder, print) for row in rows
         ]

@@ -17,8 +17,8 @@ from pathlib import Path
 import psutil
 import requests
 
-from pipelines.runtime.storage import Shared
-from pipelines.runtime.tracking import Store
+from pipelines.storage.remote import RemoteDirectory
+from pipelines.tracking.store import Store
 from pipelines.training import checkpoint
 from tests.pipelines.forked import Command
 from tests.pipelines.stored import put_database
@@ -176,7 +176,7 @@ def training(folder: Folder) -> tuple[dict[str, bytes], list[dict[str, float]]]:
     return saved(max(folder.path.glob("runs/fits/*/0*")))
 
 
-def saved(path: Path | Shared) -> tuple[dict[str, bytes], list[dict[str, float]]]:
+def saved(path: Path | RemoteDirectory) -> tuple[dict[str, bytes], list[dict[str, float]]]:
     """The same of a checkpoint."""
     snapshot, tensors = checkpoint._read(path)
     clocks = ("time", "seconds", "tokens_per_second", "peak_memory_bytes")

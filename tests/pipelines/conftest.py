@@ -12,8 +12,9 @@ import pytest
 import requests
 from moto.server import ThreadedMotoServer
 
-from pipelines.runtime.storage import Shared, Storage
-from pipelines.runtime.tracking import Store
+from pipelines.storage.location import Storage
+from pipelines.storage.remote import RemoteDirectory
+from pipelines.tracking.store import Store
 from tests.pipelines.stored import put_database
 
 KEYS = {
@@ -106,9 +107,9 @@ def s3(object_store: ObjectStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.fixture(params=["s3", "file"])
-def shared(request: pytest.FixtureRequest, tmp_path: Path) -> Shared:
+def shared(request: pytest.FixtureRequest, tmp_path: Path) -> RemoteDirectory:
     """An empty folder in each kind of shared storage."""
     kind = request.getfixturevalue("s3") if request.param == "s3" else f"file://{tmp_path}/shared"
     folder = Storage.of(kind).folder
-    assert isinstance(folder, Shared)
+    assert isinstance(folder, RemoteDirectory)
     return folder

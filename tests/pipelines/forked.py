@@ -18,7 +18,7 @@ from pathlib import Path
 
 PRELOADED = (
     *("pipelines.promote", "pipelines.generate", "pipelines.report", "pipelines.train"),
-    *("pipelines.runtime.config", "pipelines.runtime.registry", "pipelines.stages.search"),
+    *("pipelines.experiment", "pipelines.registry.versions", "pipelines.stages.search"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.forked"),
 )

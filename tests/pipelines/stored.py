@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.runtime.config import Config, run_params, to_yaml
-from pipelines.runtime.dag import STAGE_TAG
-from pipelines.runtime.notes import EXPERIMENT
-from pipelines.runtime.plain_yaml import flatten
-from pipelines.runtime.tracking import Store, Writer, connect
+from pipelines.config.yaml_text import flatten
+from pipelines.experiment import Experiment
+from pipelines.tracking.client import connect
+from pipelines.tracking.schema import EXPERIMENT_FILE, STAGE_TAG
+from pipelines.tracking.store import Store
+from pipelines.tracking.writer import Writer
 
 CORPUS = "0" * 32
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
@@ -43,13 +44,13 @@ class Made:
 
 
 def store_sweep(
-    store: Store, config: Config, trials: Sequence[Made], *, winner: int | None = None
+    store: Store, config: Experiment, trials: Sequence[Made], *, winner: int | None = None
 ) -> str:
     """The pipeline run of a search with these trials; `winner` is what select found."""
     name = f"{config.experiment} {config.seed}"
     data = config.model_dump(mode="json")
     pipeline = store.create("pipeline", f"{name} pipeline", "pipeline", params=data)
-    store.log_text(pipeline, to_yaml(config), EXPERIMENT)
+    store.log_text(pipeline, config.to_yaml(), EXPERIMENT_FILE)
     search = store.create(
         "search", f"{name} search", "search", parent=pipeline, params={"corpus": CORPUS}
     )
@@ -66,9 +67,9 @@ def store_sweep(
 
 
 def _store_trial(
-    store: Store, writer: Writer, config: Config, search: str, number: int, trial: Made
+    store: Store, writer: Writer, config: Experiment, search: str, number: int, trial: Made
 ) -> None:
-    params = run_params(config) | dict.fromkeys(config.search.space, "n/a") | trial.values
+    params = config.params | dict.fromkeys(config.search.space, "n/a") | trial.values
     tags = {"dca.trial": str(number), "dca.values": json.dumps(trial.values)}
     run = store.create(
         "trial", f"{search}/{number}", f"trial {number}", parent=search, params=params, tags=tags
@@ -96,13 +97,13 @@ def _store_trial(
     writer.finish(run, STATUSES[trial.state], {k: v for k, v in told.items() if v}, summary)
 
 
-def store_training(store: Store, config: Config, bits: float) -> str:
+def store_training(store: Store, config: Experiment, bits: float) -> str:
     """A finished run of train.py, of the configuration as it is."""
     run = store.create(
         "train",
         f"train {bits} {config.model_dump_json()}",
         "train",
-        params=dict(flatten(run_params(config))),
+        params=dict(flatten(config)).params,
     )
     store.log_corpus(run, {"name": "files", "fingerprint": CORPUS}, train=Path(__file__))
     store.log_metrics(run, {f"best_{config.train.best_metric}": bits})

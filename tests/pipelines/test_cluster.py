@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.runtime.registry import Registry
-from pipelines.runtime.tracking import Store
+from pipelines.registry.versions import Registry
+from pipelines.tracking.store import Store
 from tests.pipelines.commands import ROOT, Folder, assert_whole, below, wait_until
 from tests.pipelines.hosts import BIN, KEYS, Cluster, Host, cluster, missing
 

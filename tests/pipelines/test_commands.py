@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from pipelines.runtime.storage import Storage
+from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
 from tests.pipelines.commands import (
     ROOT,

@@ -103,7 +103,7 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
     folder = Folder(tmp_path, text)
     code = f"{LIMITED}; sys.argv[0] = {str(folder.path)!r}; " + (
         "from pipelines.train import main; "
-        "from pipelines.runtime.errors import run_command; run_command(main, resumes=True)"
+        "from pipelines.console.command import run_command; run_command(main, resumes=True)"
     )
     result = folder.python(code, "tiny.yaml", "model.dim=256", "model.depth=3", "train.evals=32")
     assert result.returncode == 1, result.stderr

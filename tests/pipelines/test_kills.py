@@ -8,7 +8,7 @@ from collections import Counter
 import psutil
 import pytest
 
-from pipelines.runtime.registry import Registry
+from pipelines.registry.versions import Registry
 from tests.conftest import TALLY
 from tests.pipelines.commands import (
     TRIAL,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import requests
 
-from pipelines.runtime.registry import CHAMPION, Registry
+from pipelines.registry.versions import CHAMPION, Registry
 from tests.pipelines.commands import (
     ROOT,
     Folder,

@@ -94,7 +94,7 @@ def test_what_a_file_adds_is_trained_packaged_and_writes_text(project, choice):
 
 CHECK = """
 import json, sys
-from pipelines.runtime.config import Config, load, reference
+from pipelines.experiment import Config, load, reference
 load(["tiny.yaml", "search.space.model.residual={choice: [dca, embedding_again]}"])
 fields = Config.model_json_schema()["$defs"]["ModelConfig"]["properties"]
 print(json.dumps({"names": fields["residual"]["enum"], "reference": reference()}))

@@ -13,8 +13,8 @@ from pathlib import Path
 import optuna
 import pytest
 
-from pipelines.runtime.registry import Registry
-from pipelines.runtime.tracking import Store
+from pipelines.registry.versions import Registry
+from pipelines.tracking.store import Store
 from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from pipelines.experiment import Experiment
 from pipelines.reporting.findings import Findings, findings
-from pipelines.runtime.config import Config, validate
-from pipelines.runtime.tracking import Store
+from pipelines.tracking.store import Store
 from tests.pipelines.stored import Made, store_sweep
 
 SPACE = {
@@ -24,16 +24,16 @@ def store(store, tmp_path, monkeypatch) -> Store:
 
 
 @pytest.fixture
-def searched(data) -> Config:
+def searched(data) -> Experiment:
     """An experiment with a conditional space."""
-    return validate(data | {"search": {"space": SPACE, "trials": 8}}, source="test")
+    return read_experiment(data | {"search": {"space": SPACE, "trials": 8}}, source="test")
 
 
 @pytest.fixture
 def made(store) -> Callable[..., Findings]:
     """What is found of a sweep with these trials."""
 
-    def make(config: Config, trials: Sequence[Made], **options) -> Findings:
+    def make(config: Experiment, trials: Sequence[Made], **options) -> Findings:
         store_sweep(store, config, trials, **options)
         return findings(config.experiment)
 

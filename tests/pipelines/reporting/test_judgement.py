@@ -3,10 +3,10 @@ import math
 import pytest
 from scipy import stats
 
+from pipelines.console.errors import ConfigError
 from pipelines.reporting.findings import findings
 from pipelines.reporting.judgement import comparable, duel, importance, over_seeds, ranking, saved
 from pipelines.reporting.words import repeated, summary
-from pipelines.runtime.errors import ConfigError
 from tests.pipelines.stored import Made, store_sweep, store_training
 
 

@@ -3,11 +3,11 @@ from html.parser import HTMLParser
 
 import pytest
 
+from pipelines.experiment import load
 from pipelines.reporting.findings import findings
 from pipelines.reporting.judgement import ranking
 from pipelines.reporting.mixing import entry_names, mixing
 from pipelines.reporting.page import publish, write
-from pipelines.runtime.config import load, validate
 from tests.pipelines.stored import Made, store_sweep
 
 SECTIONS = [
@@ -99,7 +99,7 @@ CASES = {
 def test_whatever_a_sweep_has_found_there_is_a_page(case, store, data, searched, tmp_path):
     search, trials, winner = CASES[case]
     base = searched.search.model_dump(mode="json", exclude_defaults=True)
-    config = validate(data | {"search": base | search}, source="test")
+    config = read_experiment(data | {"search": base | search}, source="test")
     store_sweep(store, config, trials, winner=winner)
     page = write(findings("tiny"), tmp_path / "page").read_text()
     assert Outline(page).headings == SECTIONS

@@ -6,28 +6,28 @@ from pathlib import Path
 import pytest
 
 from pipelines import promote
-from pipelines.runtime import dag
-from pipelines.runtime.config import Config, validate
-from pipelines.runtime.dag import Context
-from pipelines.runtime.errors import ConfigError
-from pipelines.runtime.progress import Progress
+from pipelines.console.errors import ConfigError
+from pipelines.console.progress import Progress
+from pipelines.data.splits import sealed_test
+from pipelines.engine import dag
+from pipelines.engine.stage import Context
+from pipelines.experiment import Experiment
 from pipelines.stages import corpus
-from pipelines.training.data import sealed_test
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
 
 @pytest.fixture
-def held_out(data, tmp_path) -> Config:
+def held_out(data, tmp_path) -> Experiment:
     """A configuration with a text for each split."""
     for name in ("train", "validation", "test"):
         (tmp_path / name).write_bytes(name.encode() * 100)
     paths = {f"{name}_path": str(tmp_path / name) for name in ("validation", "test")}
     files = {"corpus": "files", "path": str(tmp_path / "train"), **paths}
-    return validate({**data, "data": files}, source="test")
+    return read_experiment({**data, "data": files}, source="test")
 
 
-def context(config: Config, tmp_path: Path) -> Context:
+def context(config: Experiment, tmp_path: Path) -> Context:
     """Without a tracking store: this stage leaves nothing there."""
     return Context(config, tmp_path / "runs", None, Progress(), pipeline_run="")
 

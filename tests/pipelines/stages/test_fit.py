@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from pipelines.runtime.errors import PipelineError
-from pipelines.stages.fit import _best
+from pipelines.console.errors import PipelineError
+from pipelines.stages.recorded_training import _best
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
 

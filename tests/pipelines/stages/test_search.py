@@ -2,22 +2,24 @@
 
 import pytest
 
-from pipelines.runtime.config import Config
-from pipelines.runtime.dag import Context
-from pipelines.runtime.errors import PipelineError
-from pipelines.runtime.progress import Progress
+from pipelines.console.errors import PipelineError
+from pipelines.console.progress import Progress
+from pipelines.data.splits import measure_corpus, write_splits
+from pipelines.engine.stage import Context
+from pipelines.experiment import Experiment
+from pipelines.search.recorder import Recorder
+from pipelines.search.resume import trials_of
+from pipelines.search.space import Space
 from pipelines.stages import search as module
-from pipelines.stages.search import _Recorder, search, trials_of
-from pipelines.stages.study import Space
-from pipelines.training.data import measure, prepare
+from pipelines.stages.search import search
 
 
 @pytest.fixture
-def begun(config: Config, store, tmp_path) -> tuple[Context, dict]:
+def begun(config: Experiment, store, tmp_path) -> tuple[Context, dict]:
     """A search that another start has begun, and what it needs."""
     config = config.replace({"search.max_seconds": 20})
-    found = measure(config.data, seq_len=config.train.seq_len)
-    prepare(config.data, found, tmp_path / "runs")
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, tmp_path / "runs")
     pipeline, run = (store.create(kind, kind, kind) for kind in ("pipeline", "search"))
     context = Context(config, tmp_path / "runs", store, Progress(), pipeline, run)
     corpus = {"fingerprint": found.fingerprint, "name": "files", "bytes": found.sizes}
@@ -27,7 +29,7 @@ def begun(config: Config, store, tmp_path) -> tuple[Context, dict]:
 def start(context: Context, needs: dict, seconds: float) -> None:
     """One of the search's starts, which lasts so long and ends no trial."""
     before = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    recorder = _Recorder(context, needs["corpus"], Space(context.config), [], before)
+    recorder = Recorder(context, needs["corpus"], Space(context.config), [], before)
     recorder._started -= seconds
     recorder.close()
 

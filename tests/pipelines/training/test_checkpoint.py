@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.runtime import storage
-from pipelines.runtime.errors import PipelineError, StorageError
-from pipelines.runtime.storage import Shared
+from pipelines.console.errors import PipelineError, StorageError
+from pipelines.storage import remote
+from pipelines.storage.remote import RemoteDirectory
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
 
@@ -158,7 +158,7 @@ def test_an_upload_cut_short_is_no_checkpoint_and_the_next_one_clears_it_away(
 ):
     mine = shared.claimed()
     save(mine, parts, 1)
-    upload, calls = storage._upload, itertools.count()
+    upload, calls = remote.upload, itertools.count()
 
     def killed(*to):
         if next(calls) == uploaded:
@@ -166,7 +166,7 @@ def test_an_upload_cut_short_is_no_checkpoint_and_the_next_one_clears_it_away(
         upload(*to)
 
     with monkeypatch.context() as context:
-        context.setattr(storage, "_upload", killed)
+        context.setattr(remote, "_upload", killed)
         with pytest.raises(KeyboardInterrupt):
             save(mine, parts, 2)
     assert len([file for file in shared.files() if file.startswith("00000002")]) == uploaded
@@ -191,7 +191,7 @@ def test_a_damaged_object_is_passed_over(shared, parts, damage):
     elif damage == "digests":
         (newest / "SHA256SUMS").write_text("")
     else:
-        (newest / "tensors.safetensors")._do("written", storage._delete_file)
+        (newest / "tensors.safetensors")._do("written", remote.delete_file)
     said: list[str] = []
     assert checkpoint.resume(shared, *parts, "key", said.append).step == 1
     (text,) = said
@@ -216,7 +216,7 @@ def test_a_writer_that_was_frozen_neither_tears_nor_removes_what_the_next_one_wr
     """It wakes when another has gone on from its last checkpoint."""
     old = shared.claimed()
     save(old, filled(parts, 1), 1)
-    upload, files, awake = storage._upload, Shared.files, iter([False])
+    upload, files, awake = remote.upload, RemoteDirectory.files, iter([False])
 
     def freeze() -> None:
         if next(awake, True):
@@ -237,8 +237,8 @@ def test_a_writer_that_was_frozen_neither_tears_nor_removes_what_the_next_one_wr
             freeze()
         return found
 
-    monkeypatch.setattr(storage, "_upload", uploaded)
-    monkeypatch.setattr(Shared, "files", listed)
+    monkeypatch.setattr(remote, "_upload", uploaded)
+    monkeypatch.setattr(RemoteDirectory, "files", listed)
     with pytest.raises(PipelineError, match="another process trains here"):
         save(old, filled(parts, 2), 2)
     found = checkpoint.checkpoints(shared)
@@ -270,6 +270,6 @@ def test_shared_storage_that_is_away_is_not_taken_for_a_damaged_checkpoint(
     def away(*_):
         raise StorageError("away")
 
-    monkeypatch.setattr(Shared, "get", away)
+    monkeypatch.setattr(RemoteDirectory, "get", away)
     with pytest.raises(StorageError, match="away"):
         checkpoint.resume(shared, *parts, "key", pytest.fail)

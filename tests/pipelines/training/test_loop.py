@@ -12,15 +12,17 @@ import torch
 from dca import model as model_module
 from dca import registry
 from dca.architectures.gpt import GPT
-from pipelines.runtime.config import Config
-from pipelines.runtime.dag import storage_path
-from pipelines.runtime.errors import PipelineError
-from pipelines.training import checkpoint, loop
-from pipelines.training.data import Development, development, measure, prepare
+from pipelines.console.errors import PipelineError
+from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
+from pipelines.experiment import Experiment
+from pipelines.search.trial import Trial
+from pipelines.storage.location import storage_folder
+from pipelines.training import checkpoint, loop, trainer
 from pipelines.training.evaluation import bits_per_byte, compressors
-from pipelines.training.loop import Diverged, best_row, finished, train
+from pipelines.training.history import best_row, finished
+from pipelines.training.loop import train
 from pipelines.training.optimizer import build_optimizer
-from pipelines.training.trial import Trial
+from pipelines.training.trainer import DivergedError
 from tests.pipelines import forked
 
 UNTIMED = (
@@ -34,10 +36,10 @@ UNTIMED = (
 
 
 @pytest.fixture
-def corpus(config: Config, tmp_path) -> Development:
-    found = measure(config.data, seq_len=config.train.seq_len)
-    prepare(config.data, found, tmp_path)
-    return development(tmp_path, found.fingerprint)
+def corpus(config: Experiment, tmp_path) -> TrainValSplits:
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, tmp_path)
+    return train_val_splits(tmp_path, found.fingerprint)
 
 
 def history(run) -> list[dict]:
@@ -150,7 +152,7 @@ def test_compiled_and_resumed_a_run_trains_and_averages_as_an_eager_one(
 
 
 def test_every_seed_step_and_rank_drops_other_features():
-    seeds = {loop.step_seed(*at) for at in itertools.product(range(2), range(11), range(2))}
+    seeds = {trainer.step_seed(*at) for at in itertools.product(range(2), range(11), range(2))}
     assert len(seeds) == 2 * 11 * 2
 
 
@@ -170,14 +172,14 @@ def test_stopped_between_evaluations_it_goes_on_from_a_checkpoint_there(
     """Bitwise; two rows make an evaluation, and the killed run ends after an odd number of them."""
     whole = history(train(config, corpus, tmp_path / "whole", print))
     often = config.replace({"failures.checkpoint_seconds": 1e-6})
-    train_until, calls = loop._Run._train_until, itertools.count()
+    train_until, calls = trainer.Trainer._train_until, itertools.count()
 
     def killed(run, stop):
         if next(calls) == stop_after:
             raise KeyboardInterrupt
         return train_until(run, stop)
 
-    monkeypatch.setattr(loop._Run, "_train_until", killed)
+    monkeypatch.setattr(trainer.Trainer, "_train_until", killed)
     with pytest.raises(KeyboardInterrupt):
         list(train(often, corpus, tmp_path / "parts", print))
     monkeypatch.undo()
@@ -191,10 +193,10 @@ def test_stopped_between_evaluations_it_goes_on_from_a_checkpoint_there(
 
 
 @pytest.fixture
-def shared_corpus(config: Config, shared) -> Development:
-    found = measure(config.data, seq_len=config.train.seq_len)
-    prepare(config.data, found, shared)
-    return development(shared, found.fingerprint)
+def shared_corpus(config: Experiment, shared) -> TrainValSplits:
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, shared)
+    return train_val_splits(shared, found.fingerprint)
 
 
 def test_resumed_from_shared_storage_a_run_is_bitwise_one_in_a_folder_that_never_stopped(
@@ -225,7 +227,7 @@ def test_in_shared_storage_who_comes_later_goes_on_and_the_other_stops(
 
 
 def test_one_process_trains_in_a_folder(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(trainer, "LOCK_SECONDS", 0.1)
     first = train(config, corpus, tmp_path / "run", print)
     next(first)
     with pytest.raises(PipelineError, match="run: another process trains here"):
@@ -255,8 +257,8 @@ def test_a_process_that_yields_nothing_for_too_long_ends_itself_and_says_where()
 
 def test_a_watch_ends_with_what_it_watches(config, corpus, tmp_path):
     rows = [["a"], ["b"]]
-    assert list(loop.watched((row for row in rows), None)) == rows
-    watched = loop.watched(train(config, corpus, tmp_path / "run", print), 600)
+    assert list(loop.with_watchdog((row for row in rows), None)) == rows
+    watched = loop.with_watchdog(train(config, corpus, tmp_path / "run", print), 600)
     assert history(watched)[-1]["step"] == config.train.steps
 
 
@@ -278,7 +280,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, corpus, tmp_
 def test_a_non_finite_gradient_stops_the_run_before_the_update(
     config, corpus, tmp_path, monkeypatch
 ):
-    backward = loop._Run._backward
+    backward = trainer.Trainer._backward
 
     def poisoned(run, ids):
         loss = backward(run, ids)
@@ -286,10 +288,10 @@ def test_a_non_finite_gradient_stops_the_run_before_the_update(
             run.model.head.weight.grad[0, 0] = math.nan
         return loss
 
-    monkeypatch.setattr(loop._Run, "_backward", poisoned)
+    monkeypatch.setattr(trainer.Trainer, "_backward", poisoned)
     steps = config.replace({"train.evals": 1, "train.log_every_steps": 16})
-    run = loop._Run(steps, corpus, tmp_path / "run", print)
-    with pytest.raises(Diverged, match="diverged at step 7"):
+    run = trainer.Trainer(steps, corpus, tmp_path / "run", print)
+    with pytest.raises(DivergedError, match="diverged at step 7"):
         run.train_to_next_evaluation()
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
     (step,) = {int(state["step"]) for state in run.optimizer.state.values()}
@@ -397,11 +399,11 @@ def test_averaged_weights_resume_bitwise(config, corpus, tmp_path):
 
 
 def test_the_utilisation_is_of_all_that_the_device_could_do(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "peak_flops", lambda _: 1e12)
+    monkeypatch.setattr(trainer, "peak_flops", lambda _: 1e12)
     row = next(train(config, corpus, tmp_path / "known", print))[-1]
     needed = 3 * config.model.flops_per_token(32) * row["tokens_per_second"]
     assert row["mfu"] == pytest.approx(needed / 1e12)
-    alone, two = (loop._utilisation_of(config, torch.device("cpu"), n)(1e3) for n in (1, 2))
+    alone, two = (trainer.utilisation_of(config, torch.device("cpu"), n)(1e3) for n in (1, 2))
     assert alone["mfu"] == 2 * two["mfu"] > 0
     monkeypatch.undo()
     assert "mfu" not in next(train(config, corpus, tmp_path / "unknown", print))[-1]
@@ -456,8 +458,8 @@ def test_the_best_row_is_the_earliest_smallest_evaluated_one():
 def _worker(
     rank: int,
     world: int,
-    config: Config,
-    corpus: Development,
+    config: Experiment,
+    corpus: TrainValSplits,
     folder: Path,
     group: Path,
     stop: int,
@@ -476,8 +478,8 @@ def _worker(
 
 
 def together(
-    config: Config,
-    corpus: Development,
+    config: Experiment,
+    corpus: TrainValSplits,
     folder: Path,
     group: Path,
     *,
@@ -510,7 +512,7 @@ def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(config, cor
     model = loop.build_model(config.model)
     optimizer = build_optimizer(model, config.train)
     said: list[str] = []
-    key = loop._Run(config, corpus, tmp_path / "run", print).key
+    key = trainer.Trainer(config, corpus, tmp_path / "run", print).key
     resume = functools.partial(
         checkpoint.resume, tmp_path / "run", model, optimizer, key, said.append
     )
@@ -521,10 +523,10 @@ def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(config, cor
 
 def test_two_workers_go_on_from_the_same_object(config, s3, tmp_path):
     config = config.replace({"storage": s3})
-    shared = storage_path(config)
-    found = measure(config.data, seq_len=config.train.seq_len)
-    prepare(config.data, found, shared)
-    files = development(shared, found.fingerprint)
+    shared = storage_folder(config.storage)
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, shared)
+    files = train_val_splits(shared, found.fingerprint)
     first = train(config, files, shared / "run", print)
     begun = [next(first)[-1]["step"], next(first)[-1]["step"]]
     first.close()

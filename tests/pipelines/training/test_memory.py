@@ -2,17 +2,20 @@
 
 import pytest
 
-from pipelines.runtime.cluster import Node
-from pipelines.runtime.config import Config, validate
-from pipelines.runtime.errors import ConfigError
-from pipelines.training import memory, probe
-from pipelines.training.memory import largest, machine_bytes, peak_bytes, require_memory
+from pipelines.cluster.capacity import Node
+from pipelines.cluster.memory import machine_bytes, require_memory
+from pipelines.console.errors import ConfigError
+from pipelines.cost import timing
+from pipelines.experiment import Experiment, read_experiment
+from pipelines.search.space import largest_trial
+from pipelines.training import memory
+from pipelines.training.memory import peak_bytes
 
 HERE = [Node("here", 2)]
 
 
 @pytest.fixture
-def small(config: Config) -> Config:
+def small(config: Experiment) -> Experiment:
     sizes = {
         "model.dim": 128,
         "model.heads": 4,
@@ -24,11 +27,11 @@ def small(config: Config) -> Config:
 
 
 def test_the_formula_is_within_a_quarter_of_what_processes_show(small, monkeypatch):
-    monkeypatch.setattr(probe, "TIMED_SECONDS", 0.1)
+    monkeypatch.setattr(timing, "TIMED_SECONDS", 0.1)
     standard = {"model.residual": "standard", "model.dim": 384}
     long = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192}
     sizes = [small.replace(long | {"model.last_k": 4}), small.replace(standard), small]
-    for size, found in zip(sizes, probe.measure(sizes, at_once=1), strict=True):
+    for size, found in zip(sizes, timing.time_steps(sizes, at_once=1), strict=True):
         expected = peak_bytes(size, on_gpu=False)
         assert expected == pytest.approx(found.peak_bytes, rel=0.25)
         own, theirs = (peak - memory.PROCESS_BYTES for peak in (expected, found.peak_bytes))
@@ -51,8 +54,8 @@ def test_activations_computed_again_are_not_kept(small):
 
 
 def test_workers_that_train_together_are_timed_together(config, monkeypatch):
-    monkeypatch.setattr(probe, "TIMED_SECONDS", 0.1)
-    (found,) = probe.measure([config.replace({"resources.workers": 2})], at_once=1)
+    monkeypatch.setattr(timing, "TIMED_SECONDS", 0.1)
+    (found,) = timing.time_steps([config.replace({"resources.workers": 2})], at_once=1)
     assert found.step_seconds > 0
 
 
@@ -66,7 +69,7 @@ def test_the_largest_size_of_the_space_counts(data):
             "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
         }
     }
-    worst = largest(validate(data, source="test"))
+    worst = largest_trial(read_experiment(data, source="test"))
     assert (worst.model.depth, worst.model.residual, worst.model.last_k) == (9, "dca", 4)
     assert worst.train.micro_batch_tokens == 256
 
@@ -78,7 +81,7 @@ def test_the_largest_size_may_be_one_that_has_a_condition(data):
             "model.depth": {"int": [2, 60], "when": {"model.residual": "standard"}},
         }
     }
-    worst = largest(validate(data, source="test"))
+    worst = largest_trial(read_experiment(data, source="test"))
     assert (worst.model.depth, worst.model.residual) == (60, "standard")
 
 

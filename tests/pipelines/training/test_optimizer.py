@@ -5,13 +5,10 @@ import pytest
 import torch
 
 from dca import build_model
-from pipelines.runtime.config import Config, TrainConfig
-from pipelines.training.optimizer import (
-    build_optimizer,
-    learning_rate_at,
-    update,
-    update_average,
-)
+from pipelines.experiment import Experiment
+from pipelines.training.config import TrainConfig
+from pipelines.training.optimizer import build_optimizer, update, update_average
+from pipelines.training.schedule import learning_rate_at
 
 
 def test_only_linear_matrices_decay(config):
@@ -26,7 +23,7 @@ def test_only_linear_matrices_decay(config):
     assert len(names) == len(decayed["params"]) + sum(len(kinds) for kinds in kept)
 
 
-def schedule(config: Config, steps: int = 100, **values) -> list[float]:
+def schedule(config: Experiment, steps: int = 100, **values) -> list[float]:
     """The learning rate of every step, as a share of the peak."""
     changes = {f"train.{key}": value for key, value in values.items()}
     train: TrainConfig = config.replace({"train.tokens": 256 * steps, **changes}).train

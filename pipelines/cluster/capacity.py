@@ -1,0 +1,59 @@
+"""The Ray cluster: one of this machine's own, or the one RAY_ADDRESS names."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pipelines.console.errors import ConfigError
+from pipelines.training.config import Resources
+
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, with what Ray may use of it."""
+
+    address: str
+    cpus: float
+    gpus: float = 0
+    id: str = ""
+    """Ray's."""
+
+    def __str__(self) -> str:
+        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
+        return f"{self.address} ({self.cpus:g} CPUs{gpus})"
+
+    def worker_capacity(self, resources: Resources) -> int:
+        """How many workers of these resources fit: none is spread over nodes, or over GPUs unless
+        it has whole ones."""
+        by_cpus = int(self.cpus // resources.cpus_per_worker)
+        each = resources.gpus_per_worker
+        if not each:
+            return by_cpus
+        if each < 1:
+            return min(by_cpus, int(self.gpus) * int(1 / each + ROUNDING))
+        return min(by_cpus, int(self.gpus // each))
+
+
+Cluster = Sequence[Node]
+
+
+def max_concurrent_jobs(cluster: Cluster, resources: Resources) -> int:
+    """How many jobs of these resources fit the cluster at once, each with its least workers.
+
+    A job's workers may be on several nodes; they get their places all at once or not at all.
+    """
+    return sum(node.worker_capacity(resources) for node in cluster) // resources.min_workers
+
+
+def require_capacity(cluster: Cluster, resources: Resources, key: str) -> None:
+    """Raise ConfigError if one job of these resources does not fit the cluster."""
+    if max_concurrent_jobs(cluster, resources) >= 1:
+        return
+    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+    room = sum(node.worker_capacity(resources) for node in cluster)
+    nodes = ", ".join(map(str, cluster))
+    raise ConfigError(
+        f"{key}: workers={resources.min_workers} of {resources.cpus_per_worker} CPUs{gpus} each; "
+        f"there is room for {room} of them on {nodes}"
+    )

@@ -1,0 +1,160 @@
+"""Ray Train: the training loop in several processes, seen from outside as one iterator."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch.config import _TorchBackend
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from pipelines.cluster.mailbox import Mailbox, next_post
+from pipelines.console.errors import PipelineError, StorageError
+from pipelines.data.splits import TrainValSplits
+from pipelines.storage.remote import Folder
+from pipelines.training.config import TrainingRun
+from pipelines.training.device import pick_device
+from pipelines.training.history import Row
+from pipelines.training.loop import train, with_watchdog
+from pipelines.training.trainer import DivergedError
+
+RESIZE_SECONDS = 60
+"""Between two looks for room for more workers, where there may be more."""
+CONTROLLER_FAILURES = 3
+"""A request the cluster cannot fulfil fails after this many tries instead of waiting for ever."""
+
+
+def train_with_workers(
+    config: TrainingRun, corpus: TrainValSplits, folder: Folder, say: Callable[[str], None]
+) -> Generator[list[Row]]:
+    """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
+
+    Yields what rank 0 yields; after one has died or hung, all start again from the last checkpoint,
+    as often as `config.failures` allows. With a range of workers they also do when there is room
+    for more. Closing the iterator stops the workers at their next
+    evaluation and waits for them, so that their resources are free again. Rows travel through an
+    actor rather than through `ray.train.report`, which hands over one report per health check
+    (2 s). Raises PipelineError, or Diverged, when the training failed for good.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
+        trainer = _trainer(config, corpus, folder, mailbox, Path(scratch))
+        fit = pool.submit(trainer.fit)
+        try:
+            while (post := next_post(mailbox, fit)) is not None:
+                if isinstance(post, DivergedError):
+                    raise post
+                if isinstance(post, str):
+                    say(post)
+                else:
+                    yield post
+                ray.get(mailbox.answer.remote(True))
+        except KeyboardInterrupt:
+            ray.shutdown()  # at once: the workers are at most an evaluation past a checkpoint
+            raise
+        finally:
+            if ray.is_initialized():
+                ray.get(mailbox.stop.remote())
+            error = fit.exception()
+    if error is not None:
+        raise _explain(error) from error
+
+
+def _trainer(
+    config: TrainingRun, corpus: TrainValSplits, folder: Folder, mailbox: Any, scratch: Path
+) -> TorchTrainer:
+    resources = config.resources
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        per_worker["GPU"] = resources.gpus_per_worker
+    if resources.min_workers < resources.max_workers:
+        # A dead node is counted for a while, and a place on it waited for: not for minutes.
+        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(RESIZE_SECONDS)
+    return TorchTrainer(
+        _work,
+        train_loop_config={
+            "config": config,
+            "corpus": corpus,
+            "folder": folder,
+            "mailbox": mailbox,
+        },
+        torch_config=_Torch(),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=resources.workers,
+            elastic_resize_monitor_interval_s=RESIZE_SECONDS,
+            use_gpu=resources.gpus_per_worker > 0,
+            resources_per_worker=per_worker,
+        ),
+        run_config=ray.train.RunConfig(
+            name=uuid.uuid4().hex,  # never a name that Train would resume from by itself
+            storage_path=str(scratch),
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.failures.retries, controller_failure_limit=CONTROLLER_FAILURES
+            ),
+        ),
+    )
+
+
+class _Torch(TorchConfig):
+    """PyTorch's process group, which finds its way between nodes."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """What Ray Train starts."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        worker_group.execute(_use_own_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def _use_own_interface() -> None:
+    """Have gloo talk over the interface of the node's address: the host's name may stand for a
+    loopback address, where other machines find nobody (ray-project/ray#37461)."""
+    own = ray.util.get_node_ip_address()
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == own for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+
+
+def _work(task: dict[str, Any]) -> None:
+    """What every worker runs; Ray Train has made the process group."""
+    config, mailbox, first = task["config"], task["mailbox"], dist.get_rank() == 0
+
+    def say(text: str) -> None:
+        if first:
+            ray.get(mailbox.post.remote(text))
+
+    run = train(config, task["corpus"], task["folder"], say)
+    try:
+        for rows in with_watchdog(run, config.failures.timeout_seconds):
+            go_on = torch.ones((), device=pick_device())
+            if first:
+                go_on *= ray.get(mailbox.post.remote(rows))
+            dist.broadcast(go_on, src=0)
+            if not go_on:
+                return
+    except DivergedError as error:  # on every rank at the same step; starting again would not help
+        if first:
+            ray.get(mailbox.post.remote(error))
+
+
+def _explain(error: BaseException) -> PipelineError:
+    """The reason under Ray Train's wrapping, as one line."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    reason = str(failures[0] if failures else error).strip().splitlines()[-1]
+    kind, _, message = reason.partition(": ")
+    if kind.endswith(StorageError.__name__):
+        return StorageError(message)
+    return PipelineError(f"training failed: {reason}")

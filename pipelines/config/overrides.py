@@ -1,0 +1,56 @@
+"""Changes from the command line: `key=value`, and `key=a,b,c` for several values of a key."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+from pipelines.config.compose import EXTENDS
+from pipelines.config.yaml_text import MAX_DEPTH, parse
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
+
+
+class Change(NamedTuple):
+    """One key and its value, or its values."""
+
+    key: str
+    value: Any
+    is_list: bool = False
+    """Whether `value` is the list of values that stood between commas."""
+    text: str = ""
+    """As it was typed."""
+
+
+def read_changes(overrides: Sequence[str]) -> list[Change]:
+    """The changes that a command line asks for, in its order. Raises ConfigError."""
+    return [_change(override) for override in overrides]
+
+
+def _change(override: str) -> Change:
+    key, _, text = override.partition("=")
+    where = f"command line: {one_line(override)}"
+    parts = key.split(".")
+    if not key.isprintable() or not all(parts) or len(parts) > MAX_DEPTH:
+        message = "expected a key such as train.tokens before the ="
+        raise ConfigError(Problem(message, source=where))
+    if key == EXTENDS:
+        raise ConfigError(Problem("expected in a file alone", source=where))
+    values = _values(text, where)
+    if len(values) == 1:
+        return Change(key, values[0], text=override)
+    if any(isinstance(value, list | dict) for value in values):
+        message = "expected a number, a word or null between commas"
+        raise ConfigError(Problem(message, source=where))
+    if len({(isinstance(value, bool), value) for value in values}) < len(values):  # 0 is 0.0
+        raise ConfigError(Problem("expected each value once", source=where))
+    return Change(key, values, is_list=True, text=override)
+
+
+def _values(text: str, where: str) -> list[Any]:
+    """What stands between the commas outside brackets, braces and quotes, as YAML sees them."""
+    if "," in text:
+        with suppress(ConfigError):  # then it is one value, right or wrong
+            values: list[Any] = parse(f"[{text}\n]", source=where)
+            if len(values) > 1:
+                return values
+    return [parse(text, source=where)]

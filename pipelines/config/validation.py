@@ -1,0 +1,46 @@
+"""Plain data to a section, or every problem of it at once."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from pipelines.config.compose import Layer, source_of
+from pipelines.config.problems import problems_of
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def validate(
+    model: type[M],
+    data: Mapping[str, Any],
+    *,
+    source: str = "",
+    layers: Sequence[Layer] = (),
+    check: Callable[[M], Iterable[Problem]] = lambda _: (),
+) -> M:
+    """A section of the type `model` from plain data. Raises ConfigError with every problem.
+
+    `check` finds the problems of a section whose fields are valid one by one. The source of a
+    problem is the last of the `layers` with its key, or else `source` as a whole.
+    """
+    try:
+        text = json.dumps(data)
+    except (TypeError, ValueError, RecursionError) as error:
+        reason = one_line(error).partition("; use sys.")[0]  # without Python's hint on huge ints
+        message = f"expected text keys and plain values: {reason}"
+        raise ConfigError(Problem(message, source=source)) from None
+    try:
+        section = model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        problems = problems_of(error, model)
+    else:
+        problems = list(check(section))
+        if not problems:
+            return section
+    find = source_of(layers, default=source)
+    raise ConfigError(*(replace(p, source=p.source or find(p.key)) for p in problems))

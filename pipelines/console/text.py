@@ -1,0 +1,31 @@
+"""Text for people: one line of foreign text, the nearest valid name, values and durations."""
+
+import difflib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+
+def one_line(text: object) -> str:
+    """Foreign text in a message: no line break or terminal code, and at most 500 characters."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:500])
+    return line if len(line) < 500 else f"{line[:497]}..."
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """The valid name closest to an unknown one; empty if none is close."""
+    found = difflib.get_close_matches(name, list(valid), n=1)
+    return found[0] if found else ""
+
+
+def format_value(value: Any) -> str:
+    """A value in a message, as JSON of at most 60 characters."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,40 @@
+"""How a download is shown: a bar on a terminal, lines elsewhere."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich import progress
+
+from pipelines.console.progress import Progress
+from pipelines.console.updates import OutputMode, ProgressUpdate
+
+
+@contextmanager
+def download_progress(
+    name: str, done: int, size: int, mode: OutputMode
+) -> Iterator[Callable[[int], None]]:
+    """Show a download for the time of a block, which is given a function that takes the bytes so
+    far.
+
+    On standard error: what a command prints may be JSON.
+    """
+    lines = Progress(mode, stderr=True)
+    columns = (
+        *(progress.TextColumn("{task.description}"), progress.BarColumn()),
+        *(progress.DownloadColumn(), progress.TransferSpeedColumn()),
+        progress.TimeRemainingColumn(),
+    )
+    shown = mode is not OutputMode.QUIET and lines.console.is_interactive
+    with progress.Progress(*columns, console=lines.console, disable=not shown) as bar:
+        task = bar.add_task(f"downloading {name}", total=size, completed=done)
+
+        def show(done: int) -> None:
+            bar.update(task, completed=done)
+            if bar.disable:
+                text = f"downloading {name}: {done / 1e6:,.1f} of {size / 1e6:,.1f} MB"
+                lines.update(
+                    ProgressUpdate(text, {"download": name, "bytes": done, "of_bytes": size})
+                )
+
+        show(done)
+        yield show

@@ -1,0 +1,63 @@
+"""The section `data`: which text, and how it is split."""
+
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticKnownError
+
+from dca.errors import FieldError
+from pipelines.config.section import Section
+from pipelines.data.corpora import CORPORA
+
+
+def _registered(name: str) -> str:
+    if name not in CORPORA:
+        names = " or ".join(repr(name) for name in CORPORA)
+        raise PydanticKnownError("literal_error", {"expected": names})
+    return name
+
+
+CorpusName = Annotated[
+    str,
+    AfterValidator(_registered),
+    Field(json_schema_extra=lambda schema: schema.update(enum=list(CORPORA))),
+]
+"""A Literal of the names that are registered when it is asked."""
+
+
+class DataConfig(Section):
+    """The text: bytes, split into train, validation and a sealed test split; 90/5/5 unless the last
+    two are given."""
+
+    corpus: CorpusName = "python-stdlib"
+    """`python-stdlib` is on every machine; `enwik8` is downloaded where it is missing; `files` are
+    your own."""
+    path: str | None = None
+    """`files`: a file, folder or glob. `enwik8`: the folder it lies in (default: data)."""
+    validation_path: Annotated[str, Field(min_length=1)] | None = None
+    """`files`: the validation split, a file, folder or glob; `data.path` is then all for training.
+    null: the split is cut from `data.path`."""
+    test_path: Annotated[str, Field(min_length=1)] | None = None
+    """The same for the test split; both or neither."""
+
+    @model_validator(mode="after")
+    def _paths_suit_the_corpus(self) -> "DataConfig":
+        source = CORPORA[self.corpus]
+        if source.needs_path and not self.path:
+            where = f"with data.corpus={self.corpus}"
+            raise FieldError("path", f"expected a file, folder or glob {where}")
+        if not source.takes_path and self.path is not None:
+            raise FieldError("path", f"{self.corpus} takes none; did you mean data.corpus=files?")
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_files_come_together(self) -> "DataConfig":
+        names = ("validation_path", "test_path")
+        for name, other in (names, names[::-1]):
+            if getattr(self, name) is None:
+                continue
+            if self.corpus != "files":
+                raise FieldError(name, f"expected data.corpus=files, got {self.corpus}")
+            if getattr(self, other) is None:
+                raise FieldError(name, f"expected data.{other} as well")
+        return self

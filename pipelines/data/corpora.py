@@ -1,0 +1,103 @@
+"""Texts by name: each is a function that yields its bytes, registered by `@corpus`.
+
+What a name means is all that is here; how a text is measured, split and kept is not.
+"""
+
+import hashlib
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import TypeVar
+
+from pipelines.console.updates import OutputMode
+from pipelines.data.files import find_files, read_files
+from pipelines.data.originals import Original, find_original, read_original
+
+Read = Callable[..., Iterable[bytes]]
+"""From `data.path`, where it takes one, to the bytes in chunks of any length."""
+R = TypeVar("R", bound=Read)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A registered corpus."""
+
+    read: Read
+    known: Original | None = None
+    """What the text is, if that is known without reading it."""
+
+    @property
+    def takes_path(self) -> bool:
+        """Whether `data.path` may be given: the function has a parameter."""
+        return self._path is not None
+
+    @property
+    def needs_path(self) -> bool:
+        """Whether `data.path` must be given: the parameter has no default."""
+        return self._path is not None and self._path.default is Parameter.empty
+
+    def fetch(self, path: str | None, mode: OutputMode) -> None:
+        """Download what is missing; nothing for a text that is found on this machine."""
+        if self.known is not None and self._path is not None:
+            find_original(self.known, Path(path or self._path.default), mode)
+
+    @property
+    def _path(self) -> Parameter | None:
+        return next(iter(signature(self.read).parameters.values()), None)
+
+
+CORPORA: dict[str, Source] = {}
+"""Every corpus by its name in `data.corpus`."""
+
+
+def corpus(name: str, *, known: Original | None = None) -> Callable[[R], R]:
+    """Register a function as the corpus `name`. Raises ValueError if the name is taken.
+
+    `data.path` is its argument: it must be given if the parameter has no default, and cannot be if
+    there is no parameter. An OSError that it raises is told as bad input.
+    """
+    if name in CORPORA:
+        raise ValueError(f"the corpus {name} is registered already")
+
+    def register(read: R) -> R:
+        CORPORA[name] = Source(read, known)
+        return read
+
+    return register
+
+
+@corpus("python-stdlib")
+def python_stdlib() -> Iterator[bytes]:
+    """The running interpreter's library without its tests, modules in the order of a hash."""
+    root = Path(sysconfig.get_path("stdlib"))
+    skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    names = [
+        path.relative_to(root).as_posix()
+        for path in root.rglob("*.py")
+        if not skipped & set(path.relative_to(root).parts)
+    ]
+    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        yield (root / name).read_bytes()
+
+
+ENWIK8 = Original(
+    name="enwik8",
+    url="http://mattmahoney.net/dc/enwik8.zip",
+    zip_bytes=36_445_475,
+    text_bytes=100_000_000,
+    sha256="2b49720ec4d78c3c9fabaee6e4179a5e997302b3a70029f30f2d582218c024a8",
+)
+
+
+@corpus("enwik8", known=ENWIK8)
+def enwik8(path: str = "data") -> Iterator[bytes]:
+    """The first 100 MB of the English Wikipedia of 2006-03-03."""
+    return read_original(ENWIK8, Path(path))
+
+
+@corpus("files")
+def files(path: str) -> Iterator[bytes]:
+    """The user's files in the order of their paths."""
+    return read_files(find_files(path, key="data.path"))

@@ -1,0 +1,93 @@
+"""What a stage of the DAG is: a named function, what it depends on, and what it may use."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from pipelines.console.progress import Progress
+from pipelines.storage.remote import Folder
+from pipelines.tracking.store import Store
+
+Outputs = dict[str, Any]
+"""Small JSON; worth nothing without the paths or URIs in `files` and the model at `model_uri`."""
+
+ROOT = Path(__file__).parents[2]
+
+
+class PipelineConfig(Protocol):
+    """What the DAG reads of a configuration; a stage names the keys that it reads itself."""
+
+    @property
+    def experiment(self) -> str:
+        """The experiment's name in the tracking store."""
+
+    @property
+    def storage(self) -> str:
+        """Where files are kept."""
+
+    def model_dump(self, *, mode: str) -> dict[str, Any]:
+        """All of it as plain data."""
+
+    def to_yaml(self) -> str:
+        """All of it as an experiment of its own."""
+
+
+C = TypeVar("C", bound=PipelineConfig)
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of a command: as it was typed, and where its output goes."""
+
+    argv: Sequence[str]
+    """The path of the script and its arguments."""
+    progress: Progress
+
+    @classmethod
+    def of(cls, script: str, arguments: Sequence[str], progress: Progress) -> "Invocation":
+        """Of a script's `__file__`, named as from the current folder where it lies below it."""
+        path = Path(script)
+        here = Path.cwd()
+        named = path.relative_to(here) if path.is_relative_to(here) else path
+        return cls((str(named), *arguments), progress)
+
+    def script(self, name: str) -> Path:
+        """Another command, by the path by which this one was called."""
+        return Path(self.argv[0]).parent / name
+
+
+@dataclass(frozen=True)
+class Context(Generic[C]):
+    """What a stage may use besides its needs."""
+
+    config: C
+    storage: Folder
+    store: Store
+    invocation: Invocation
+    pipeline_run: str
+    """The MLflow run that all others hang under."""
+    run_id: str = ""
+    """The run of a cached stage."""
+
+    @property
+    def progress(self) -> Progress:
+        """Where output goes."""
+        return self.invocation.progress
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One node of the DAG."""
+
+    name: str
+    run: Callable[[Context[Any], Mapping[str, Outputs]], Outputs]
+    depends_on: tuple[str, ...] = ()
+    """Stages whose outputs it receives."""
+    config_keys: tuple[str, ...] = ()
+    """Configuration keys or sections that its result depends on."""
+    sources: tuple[str, ...] = ()
+    """Files and folders of this project that its result depends on."""
+    cached: bool = True
+    preview: Callable[[Any], Outputs] | None = None
+    """Outputs of a stage that always runs, found out without side effects."""

@@ -1,0 +1,285 @@
+"""One experiment: its sections, the rules between them, and how a command line becomes one.
+
+Each section is defined beside the component that reads it. Used by the stages, the report and the
+commands; printed as a table or as a JSON schema by `python -m pipelines.experiment`.
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, model_validator
+
+from dca import ModelConfig
+from dca.errors import FieldError
+from pipelines.config import schema as config_schema
+from pipelines.config.compose import EXTENDS, Layer, merge, read_layers
+from pipelines.config.overrides import Change, read_changes
+from pipelines.config.section import Section, set_key
+from pipelines.config.validation import validate
+from pipelines.config.yaml_text import dump, flatten
+from pipelines.console.command import Parser, run_command
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import nearest, one_line
+from pipelines.data.config import DataConfig
+from pipelines.registry.config import GenerateConfig, PromoteConfig
+from pipelines.search.checks import (
+    FIXED,
+    TRAINING_KEYS,
+    listed_point_problems,
+    search_problems,
+    space_problems,
+)
+from pipelines.search.config import FitConfig, SearchConfig, SearchTask
+from pipelines.storage.location import Place
+from pipelines.training.config import (
+    FailuresConfig,
+    Resources,
+    TrainConfig,
+    TrainingRun,
+    check_batch,
+    check_vocabulary,
+)
+
+QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+RUN_SECTIONS = tuple(TrainingRun.model_fields)
+
+
+class Experiment(Section):
+    """One experiment."""
+
+    dotted: ClassVar[tuple[str, ...]] = ("search.space",)
+
+    experiment: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]+$")]
+    """Name; also the MLflow experiment's."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the weights, the order of the data and the sampler."""
+    storage: Annotated[Place, Field(min_length=1)] = "runs"
+    """For the corpus, checkpoints and artifacts: a folder, or what every node sees, as
+    s3://bucket/folder, gs://bucket/folder or file:///mnt/folder (see docs/storage.md)."""
+    tensorboard: bool = False
+    """Whether to write what goes to MLflow as TensorBoard events too, below storage, which is then
+    a folder."""
+    resources: Resources = Resources()
+    """Of one trial."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    search: SearchConfig = SearchConfig()
+    fit: FitConfig = FitConfig()
+    failures: FailuresConfig = FailuresConfig()
+    promote: PromoteConfig = PromoteConfig()
+    generate: GenerateConfig = GenerateConfig()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> "Experiment":
+        for resources in (self.resources, self.fit.resources):
+            check_batch(self.train, resources)
+        if self.tensorboard and "://" in self.storage:
+            raise FieldError("tensorboard", "expected storage to be a folder: events are appended")
+        if self.fit.tokens is not None and self.fit.tokens < self.train.batch_tokens:
+            raise FieldError(
+                "fit.tokens",
+                f"expected at least one step of train.batch_tokens = {self.train.batch_tokens}, "
+                f"got {self.fit.tokens}",
+            )
+        check_vocabulary(self.model)
+        return self
+
+    def training_run(self, values: Mapping[str, Any] | None = None) -> TrainingRun:
+        """The configuration of one trial: the base, with these values of searched keys.
+
+        Raises ConfigError if the values do not go together.
+        """
+        run = TrainingRun(**{name: getattr(self, name) for name in RUN_SECTIONS})
+        return run.replace(values) if values else run
+
+    def fit_run(self, values: Mapping[str, Any] | None = None) -> TrainingRun:
+        """The final training: a trial's values with the fit's budget and resources."""
+        fit = {
+            "train.tokens": self.fit.tokens or self.train.tokens,
+            "resources": self.fit.resources.model_dump(),
+        }
+        return self.training_run({**(values or {}), **fit})
+
+    def search_task(self) -> SearchTask:
+        """What the search reads."""
+        base = self.training_run()
+        return SearchTask(self.experiment, self.storage, self.tensorboard, base, self.search)
+
+    def with_run(self, run: TrainingRun) -> dict[str, Any]:
+        """This experiment as plain data, with a run's sections in place of its own."""
+        return {**self.model_dump(mode="json"), **run.model_dump(mode="json")}
+
+    def to_yaml(self) -> str:
+        """The whole configuration, defaults included, as an experiment of its own."""
+        data = self.model_dump(mode="json")
+        data["search"]["space"] = {
+            key: dimension.model_dump(mode="json", exclude_defaults=True)
+            for key, dimension in self.search.space.items()
+        }
+        return dump(data)
+
+
+FIELDS = dict(flatten(Experiment(experiment="x").model_dump(mode="json")))
+"""Every dotted key that has one value, with its default."""
+
+
+def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) -> Experiment:
+    """The experiment a command line asks for: [EXPERIMENT.yaml] [key=value ...].
+
+    Without a file it is experiments/quickstart.yaml; values are YAML. With `grids` a key of model
+    or train may have several, key=a,b: the search is then the grid of these. Raises ConfigError.
+    """
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1 or "" in files:
+        expected = "expected at most one experiment and key=value changes to it"
+        message = f"{expected}, got {one_line(json.dumps(files))}"
+        raise ConfigError(Problem(message, source="command line"))
+    path = Path(files[0]) if files else QUICKSTART
+    overrides = [argument for argument in arguments if "=" in argument]
+    layers = read_layers(path)
+    experiment = _changed(layers, overrides, grids=grids)
+    if not smoke:
+        return experiment
+    try:
+        return _shrink(experiment)
+    except ConfigError as error:  # a space that the tiny sizes do not suit
+        problems = (replace(problem, source="--smoke") for problem in error.problems)
+        raise ConfigError(*problems) from None
+
+
+def read_experiment(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
+) -> Experiment:
+    """The experiment of plain data with `key=value` changes. Raises ConfigError."""
+    return _changed([Layer(source, data)], overrides)
+
+
+def _changed(
+    layers: Sequence[Layer], overrides: Sequence[str], *, grids: bool = False
+) -> Experiment:
+    data = merge(layers, dotted=Experiment.dotted)
+    given: dict[str, Any] = {}
+    for change in _as_search(read_changes(overrides), grids=grids):
+        set_key(given, change.key, change.value, dotted=Experiment.dotted)
+        set_key(data, change.key, change.value, dotted=Experiment.dotted)
+        if not change.key.startswith("search."):  # a key that is given a value is not searched
+            for key, _ in flatten({change.key: change.value}):
+                _space(data).pop(key, None)
+    return validate(
+        Experiment,
+        data,
+        source=layers[-1].source,
+        layers=[*layers, Layer("command line", given)],
+        check=problems,
+    )
+
+
+def problems(experiment: Experiment) -> Iterator[Problem]:
+    """What is wrong with the search of an experiment whose fields are valid one by one."""
+    search, base = experiment.search, experiment.training_run()
+    found = [*space_problems(search.space, base), *search_problems(search)]
+    yield from found or listed_point_problems(search, base)
+
+
+def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:
+    """The same changes, several values of a key as a dimension of a grid search.
+
+    Of a file's search its scheduler and its limits stay beside a grid.
+    """
+    if not any(change.is_list for change in changes):
+        return list(changes)
+    grid_search = [
+        Change("search.space", {}),
+        Change("search.sampler.name", "grid"),
+        Change("search.trials", None),
+        Change("search.try_first", []),
+        Change("search.warm_start", []),
+    ]
+    return [*grid_search, *(_dimension(c, grids) if c.is_list else c for c in changes)]
+
+
+def _dimension(change: Change, grids: bool) -> Change:
+    keys = TRAINING_KEYS if grids else []
+    where = f"command line: {one_line(change.text)}"
+    if change.key not in keys:
+        message = (
+            "a comma list is a grid, for sweep.py, over a key of model or train; text with a comma "
+            "needs quotes"
+        )
+        raise ConfigError(Problem(message, source=where, nearest=nearest(change.key, keys)))
+    return Change(f"search.space.{change.key}", {"choice": change.value})
+
+
+def _space(data: Mapping[str, Any]) -> dict[str, Any]:
+    search = data.get("search")
+    space = search.get("space") if isinstance(search, dict) else None
+    return space if isinstance(space, dict) else {}
+
+
+def _shrink(experiment: Experiment) -> Experiment:
+    """A run of seconds through every stage, under names of its own: no real champion is touched."""
+    workers = math.lcm(experiment.resources.max_workers, experiment.fit.resources.max_workers)
+    train, model, search = experiment.train, experiment.model, experiment.search
+    batch = train.seq_len * workers * math.ceil(4 / workers)
+    changes = {
+        "experiment": f"{experiment.experiment}-smoke",
+        "promote.model": f"{experiment.promote.model}-smoke",
+        "model.dim": min(model.dim, 8 * model.heads),
+        "model.depth": min(model.depth, 2),
+        "train.batch_tokens": batch,
+        "train.micro_batch_tokens": None,
+        "train.tokens": 12 * batch,
+        "train.evals": 4,
+        "train.eval_tokens": 4 * train.seq_len,
+        "train.log_every_steps": 3,
+        "search.trials": min(search.trial_count, 3),
+        "search.try_first": search.try_first[:3],
+        "search.warm_start": [],
+        "fit.tokens": 16 * batch,
+        "generate.max_new_tokens": min(experiment.generate.max_new_tokens, 40),
+    }
+    data = experiment.model_dump(mode="json")
+    for key, value in changes.items():
+        set_key(data, key, value)
+    return validate(Experiment, data, check=problems)
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of an experiment or of a part of one, from the fields: for editors."""
+    found = Experiment.model_json_schema()
+    del found["required"]  # a part is no whole experiment
+    space = found["$defs"]["SearchConfig"]["properties"]["space"]
+    space["propertyNames"] = {"enum": [key for key in TRAINING_KEYS if key not in FIXED]}
+    space["additionalProperties"] = {"anyOf": [space["additionalProperties"], {"type": "null"}]}
+    found["$defs"]["Dimension"]["properties"]["when"]["propertyNames"] = {"enum": list(FIELDS)}
+    file = {"type": "string", "minLength": 1}
+    extends = {
+        "anyOf": [file, {"type": "array", "items": file}],
+        "description": "Files to build on, relative to this one: later wins, this one over all.",
+    }
+    found["properties"] = {EXTENDS: extends, **found["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def reference() -> str:
+    """Every key with its default and meaning, as the table in docs/configuration.md."""
+    return config_schema.reference(Experiment.model_json_schema(), FIELDS)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print what the documentation and editors show of the fields."""
+    parser = Parser(prog="python -m pipelines.experiment", description=main.__doc__)
+    parser.add_argument("--schema", action="store_true", help="the text of experiments/schema.json")
+    arguments = parser.parse_args(argv)
+    print(json.dumps(schema(), indent=2) if arguments.schema else reference())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

@@ -1,0 +1,47 @@
+"""The sections `promote` and `generate`: the gate in front of the champion, and its sample."""
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from dca.errors import FieldError
+from pipelines.config.section import Positive, Section
+
+
+class PromoteConfig(Section):
+    """The registry and the gate in front of its champion."""
+
+    model: Annotated[str, Field(pattern=r"^[^/:.%\"'@]*[^/:.%\"'@0-9][^/:.%\"'@]*$")] = "dca-gpt"
+    """Name of the registered model: not a number, and without / : . % @ and quotes. The log of its
+    champions is registered beside it as NAME-champions."""
+    min_improvement: Annotated[float, Field(ge=0)] = 0.0
+    """Bits per byte by which a challenger must beat the champion on the test split."""
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    """With which it must: of a bootstrap over blocks of the test text."""
+    max_parameters: Positive | None = None
+    """Most parameters of a champion; null: any number."""
+    min_bytes_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Least speed of writing one text, on the machine that decides; null: any."""
+    max_latency_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time from a prompt of 64 bytes to the first byte written; null: any."""
+
+    @model_validator(mode="after")
+    def _not_a_log(self) -> "PromoteConfig":
+        if self.model.endswith("-champions"):
+            raise FieldError("model", f"{self.model} would be the log of another model's champions")
+        return self
+
+
+class GenerateConfig(Section):
+    """The sample at the end of the pipeline."""
+
+    prompts: list[Annotated[str, Field(min_length=1)]] = ["def "]
+    """Texts to continue."""
+    max_new_tokens: Positive = 200
+    """Bytes to write for each."""
+    temperature: Annotated[float, Field(ge=0)] = 0.8
+    """Divides the logits; 0 takes the likeliest byte."""
+    top_k: Positive | None = 40
+    """Sample from this many likeliest bytes; null from all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Sample from the likeliest bytes that together have this probability; null from all."""

@@ -1,0 +1,128 @@
+"""Where a training begins, if not with random weights: at a model trained before."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from dca import ModelConfig, build_model
+from dca.model import load_weights
+from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.registry.package import fetch_model, local_folder
+from pipelines.registry.resolve import resolve_model
+from pipelines.storage.files import file_at, put_file
+from pipelines.storage.location import Storage
+from pipelines.storage.remote import Folder, RemoteDirectory
+from pipelines.tracking.client import connect_existing
+from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
+
+SHAPE = (
+    *("architecture", "dim", "depth", "heads", "ff_mult", "vocab"),
+    *("attention_windows", "tied_embeddings"),
+)
+MIXING = ("residual", "last_k", "grn_norm", "hyper_streams")
+"""What must agree besides, unless the model to start from is `standard`."""
+
+
+def resolve_initial_weights(
+    source: str,
+    model: ModelConfig,
+    storage: Folder,
+    *,
+    registered: str,
+    searched: Collection[str] = (),
+    write: bool = True,
+) -> str:
+    """A copy in storage of the model that `train.start_from` names, called by its weights' digest.
+
+    Resumed and cached work then means these weights, wherever they came from. An alias is read
+    anew by every command; `registered` is the model whose versions a bare number means. Raises
+    ConfigError if there is no such model, or if it does not fit `model` with any of the `searched`
+    keys changed.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder(source, registered, Path(scratch))
+        weights = _find(source, folder)
+        _check(model, source, weights, searched)
+        with weights.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
+        target = storage / "starts" / digest
+        if write and file_at(target / WEIGHTS) is None:
+            _copy(weights.parent, target)
+    return str(target)
+
+
+def _folder(source: str, registered: str, scratch: Path) -> Path:
+    try:
+        shared = Storage.of(source).folder if "://" in source else None
+        if isinstance(shared, RemoteDirectory):
+            with suppress(FileNotFoundError):  # it is missed where it is looked for
+                shared.get(scratch, DESCRIPTION, WEIGHTS)
+            return scratch
+        if found := local_folder(source):
+            return found
+        model_id, _ = resolve_model(connect_existing(), source, name=registered)
+        return fetch_model(model_id, scratch)
+    except (ConfigError, PipelineError) as error:
+        raise ConfigError(f"train.start_from: {error}") from None
+
+
+def _find(source: str, folder: Path) -> Path:
+    found = sorted(folder.rglob(WEIGHTS))
+    if len(found) != 1 or not found[0].with_name(DESCRIPTION).is_file():
+        raise ConfigError(
+            f"train.start_from: {source}: expected a models:/ URI, or a folder with one {WEIGHTS} "
+            f"and its {DESCRIPTION}"
+        )
+    return found[0]
+
+
+def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[str]) -> None:
+    """Refuse weights that do not fit the model, or some model of the search."""
+    try:
+        given = ModelConfig(**json.loads(weights.with_name(DESCRIPTION).read_text())["model"])
+        with safe_open(weights, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        load_weights(build_model(given), tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(
+            f"train.start_from: {source}: expected a model of this project: {reason}"
+        ) from None
+    for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):
+        key, value = f"model.{field}", getattr(given, field)
+        if key in searched:
+            message = f"not with train.start_from={source}, whose {key} is {_show(value)}"
+            raise ConfigError(Problem(message, f"search.space.{key}"))
+        if getattr(model, field) != value:
+            given_here = _show(getattr(model, field))
+            message = f"expected {_show(value)}, as train.start_from={source} has it"
+            raise ConfigError(Problem(f"{message}, got {given_here}", key))
+
+
+def _show(value: object) -> str:
+    return json.dumps(value)
+
+
+def _copy(folder: Path, target: Folder) -> None:
+    """All or nothing: a copy that was cut short never bears the target's name, or has no digest."""
+    if not isinstance(target, Path):
+        for name in (DESCRIPTION, WEIGHTS):
+            put_file(folder / name, target / name)
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        unfinished = Path(scratch) / target.name
+        unfinished.mkdir()
+        for name in (WEIGHTS, DESCRIPTION):
+            shutil.copy(folder / name, unfinished)
+        try:
+            unfinished.rename(target)
+        except OSError:
+            if not target.exists():  # else another process was faster, with the same bytes
+                raise

@@ -1,0 +1,118 @@
+"""What a packaged model scores on a text, by its own code in a process of its own.
+
+    python -m pipelines.registry.score MODEL_FOLDER TEXT RESULT.json
+
+Python keeps the first `dca` it imports: models of different sources can be compared no other way.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipelines.console.errors import PipelineError
+from pipelines.console.text import one_line
+from pipelines.registry.package import fetch_model, load_model
+
+FEWEST_BLOCKS, MOST_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
+FILE = "scores/{}.json"
+"""Among a model's files: its score on the test text of that fingerprint."""
+TIMED_BYTES, TIMED_ROUNDS = 64, 3
+
+
+@dataclass(frozen=True)
+class Score:
+    """A model on a text."""
+
+    block_bits: list[float]
+    """Total -log2 p of each block of the text, in order; blocks as `block_edges` cuts them."""
+    text_bytes: int
+    """Bytes of the text; all but the first are predicted."""
+    parameters: int
+    """Of the model, every tied tensor once."""
+    bytes_per_second: float
+    """Written greedily, one text at a time, after the first byte; the best of some rounds."""
+    latency_seconds: float
+    """From a prompt of 64 bytes to the first byte; the best of some rounds."""
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Mean over the predicted bytes; not finite if the model's answers are not."""
+        return float(sum(self.block_bits)) / (self.text_bytes - 1)
+
+    @staticmethod
+    def read(data: Any, text_bytes: int) -> "Score | None":
+        """A score of a text of that size from JSON; None if it is none, or has other blocks."""
+        try:
+            found = Score(**data)
+        except TypeError:
+            return None
+        blocks = len(block_edges(text_bytes)) - 1
+        fits = found.text_bytes == text_bytes and len(found.block_bits) == blocks
+        return found if fits else None
+
+
+def block_edges(text_bytes: int) -> list[int]:
+    """Cuts the predicted bytes of a text into equal blocks: first edge 0, last text_bytes - 1."""
+    predicted = text_bytes - 1
+    blocks = min(predicted, MOST_BLOCKS, max(FEWEST_BLOCKS, predicted // BLOCK_BYTES))
+    return [predicted * i // blocks for i in range(blocks + 1)]
+
+
+def score(model_id: str, text: Path) -> Score:
+    """Fetch a logged model and score it. Raises PipelineError if it is damaged or fails."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, result = (
+            fetch_model(model_id, Path(scratch) / "model"),
+            Path(scratch) / "score.json",
+        )
+        child = subprocess.run(
+            [sys.executable, "-m", __name__, str(folder), str(text), str(result)],
+            capture_output=True,
+            text=True,
+        )
+        if child.returncode:
+            lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
+            raise PipelineError(f"models:/{model_id}: cannot be scored: {one_line(lines[-1])}")
+        return Score(**json.loads(result.read_text()))
+
+
+def _measure(packaged: Any, text: Path) -> Score:
+    packaged.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    data = np.memmap(text, dtype=np.uint8, mode="r")
+    bits = packaged.bits(data)
+    blocks = np.add.reduceat(bits, block_edges(len(data))[:-1])
+    rounds = [_timed(packaged, bytes(data[:TIMED_BYTES])) for _ in range(TIMED_ROUNDS)]
+    return Score(
+        block_bits=blocks.tolist(),
+        text_bytes=len(data),
+        parameters=sum(tensor.numel() for tensor in packaged.model.parameters()),
+        bytes_per_second=max(TIMED_BYTES / rest for _, rest in rounds),
+        latency_seconds=min(first for first, _ in rounds),
+    )
+
+
+def _timed(packaged: Any, prompt: bytes) -> tuple[float, float]:
+    """Seconds to the first byte, and from it to the last."""
+    ids_bt = torch.tensor([list(prompt)], device=next(packaged.model.parameters()).device)
+    start = time.perf_counter()
+    new = packaged.dca.stream(
+        packaged.model, ids_bt, max_new_tokens=TIMED_BYTES + 1, temperature=0.0
+    )
+    next(new).item()
+    first = time.perf_counter()
+    for ids_b in new:
+        ids_b.item()
+    return first - start, time.perf_counter() - first
+
+
+if __name__ == "__main__":
+    folder, text, result = map(Path, sys.argv[1:])
+    Path(result).write_text(json.dumps(asdict(_measure(load_model(folder), text))))

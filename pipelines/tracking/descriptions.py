@@ -1,0 +1,133 @@
+"""What the MLflow UI says of an experiment, of its runs and of its models: Markdown.
+
+Each says what it is, how to have it again, and where to look next.
+"""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.tracking.schema import EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE
+
+
+@dataclass(frozen=True)
+class Descriptions:
+    """What a pipeline's page and its experiment's page show."""
+
+    experiment: str
+    pipeline: str
+
+
+def describe_pipeline(experiment: str, model: str, argv: Sequence[str]) -> Descriptions:
+    """Of an experiment, on top of its runs, and of the run of a pipeline started by `argv`."""
+    link = f"[{model}](#/models/{model})"
+    return Descriptions(
+        _paragraphs(
+            f"Each *pipeline* is one configuration of `{experiment}`, from the text to the "
+            "champion. Below it are its stages, and below a *search* its trials. Less bits per "
+            f"byte is better. The report is in a pipeline's artifacts, `{REPORT_FILE}`; the model "
+            f"is {link}.",
+            "To compare the trials of a search, select them and press *Compare*.",
+        ),
+        _paragraphs(
+            f"One configuration of `{experiment}`. The same command again reuses what is done:",
+            _code(shlex.join(["python", *argv])),
+            f"The whole configuration is the artifact `{EXPERIMENT_FILE}`, an experiment by "
+            f"itself; the report, once all is done, is `{REPORT_FILE}`. The model is {link}.",
+        ),
+    )
+
+
+def describe_search(
+    run_id: str, keys: Sequence[str], *, trials: int, tokens: int, sampler: str, scheduler: str
+) -> str:
+    """Of a search's run."""
+    searched = ", ".join(f"`{key}`" for key in keys) or "nothing"
+    return _paragraphs(
+        f"{trials} trials of {tokens:,} bytes over {searched}. `{sampler}` proposes them, the "
+        f"scheduler is `{scheduler}`. The best one is in the tag `dca.best_run`; how each ended is "
+        "its tag `dca.state`.",
+        f"Optuna's study is the artifact `{STUDY_FILE}`:",
+        _code(
+            _download(run_id, STUDY_FILE),
+            "pip install optuna-dashboard",
+            f"optuna-dashboard sqlite:///{STUDY_FILE}",
+        ),
+    )
+
+
+def describe_trial(number: int, search: str, pipeline_run: str, values: Mapping[str, Any]) -> str:
+    """Of a trial's run; `search` links to its search."""
+    return _paragraphs(
+        f"Trial {number} of {search}. By itself, and to its whole budget, it is trained by",
+        _train(pipeline_run, values),
+    )
+
+
+def describe_fit(values: Mapping[str, Any], tokens: int, trial: str, pipeline_run: str) -> str:
+    """Of the run that trains the winner to `tokens`; `values` are all that make it so, `trial` is
+    a link to its trial."""
+    return _paragraphs(
+        f"The winner, {trial}, trained on {tokens:,} bytes. The same without a search:",
+        _train(pipeline_run, values),
+    )
+
+
+def describe_model(name: str) -> str:
+    """Of a registered model."""
+    return _paragraphs(
+        "Deep Cross Attention language models of bytes. `challenger` is the newest version, "
+        "`champion` the one that won on the sealed test bytes; every move of the champion is a "
+        f"version of [{name}-champions](#/models/{name}-champions).",
+        _code(
+            f"python pipelines/generate.py --model {name} --prompt TEXT",
+            f"python pipelines/promote.py list --model {name}",
+        ),
+    )
+
+
+def describe_champions(name: str) -> str:
+    """Of the log of a registered model's champions."""
+    return _paragraphs(
+        f"Every move of the champion of [{name}](#/models/{name}), a version each. It is read by",
+        _code(f"python pipelines/promote.py history --model {name}"),
+    )
+
+
+def describe_version(test_bits_per_byte: float, lineage: Sequence[str], uri: str) -> str:
+    """Of a model's version: its result, the runs it comes from as links, and its URI."""
+    return _paragraphs(
+        f"{test_bits_per_byte:.4f} bits per byte of the test split. From {' → '.join(lineage)}; "
+        f"the report is the pipeline's artifact `{REPORT_FILE}`. The same model once more, from its own "
+        "configuration and text:",
+        _code(f"python pipelines/train.py --from-version {uri}"),
+    )
+
+
+def run_link(text: str, experiment_id: str, run_id: str) -> str:
+    """To a run."""
+    return f"[{text}](#/experiments/{experiment_id}/runs/{run_id})"
+
+
+def _paragraphs(*parts: str) -> str:
+    """Paragraphs, each a line: MLflow's pages keep line breaks."""
+    return "\n\n".join(parts)
+
+
+def _train(pipeline_run: str, values: Mapping[str, Any]) -> str:
+    changes = [
+        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in values.items()
+    ]
+    command = ["python", "pipelines/train.py", EXPERIMENT_FILE, *changes]
+    return _code(_download(pipeline_run, EXPERIMENT_FILE), shlex.join(command))
+
+
+def _download(run_id: str, file: str) -> str:
+    return f"mlflow artifacts download --run-id {run_id} --artifact-path {file} --dst-path ."
+
+
+def _code(*lines: str) -> str:
+    return "\n".join(["```", *lines, "```"])

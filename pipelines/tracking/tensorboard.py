@@ -1,0 +1,72 @@
+"""TensorBoard's event files, beside MLflow: a folder for each run."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.summary_pb2 import Summary
+
+from pipelines.console.errors import StorageError
+
+
+class EventFiles:
+    """The curves of an experiment's runs in <storage>/tensorboard/<experiment>/<run>.
+
+    A run that is taken up again tells its whole history first: its folder is then written anew, so
+    that no crash leaves a gap or a duplicate.
+    """
+
+    def __init__(self, storage: Path, experiment: str) -> None:
+        self._folder = storage / "tensorboard" / experiment
+        self._files: dict[str, EventsWriter] = {}
+        self._told: dict[str, float] = {}
+        """The last step of each run."""
+
+    def write(self, run: str, rows: Iterable[Mapping[str, float]]) -> None:
+        """Write those rows of a run, in the order of their steps, that are not there yet.
+
+        Raises StorageError if the disk does not take them.
+        """
+        try:
+            file = self._files.get(run) or self._open(run)
+            for row in rows:
+                if row["step"] > self._told.get(run, -1):
+                    file.write_event(_event(row))
+                    self._told[run] = row["step"]
+            file.flush()
+        except OSError as error:
+            raise StorageError(f"{self._folder / run}: cannot be written: {error}") from error
+
+    def _open(self, run: str) -> EventsWriter:
+        folder = self._folder / run
+        if folder.exists():
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+        self._files[run] = EventsWriter(str(folder / "events"))
+        return self._files[run]
+
+    def end(self, run: str) -> None:
+        """Close the file of a run that has ended."""
+        if file := self._files.pop(run, None):
+            file.close()
+
+    def close(self) -> None:
+        """Close every file."""
+        for run in list(self._files):
+            self.end(run)
+
+
+def event_files(storage: str, experiment: str, *, enabled: bool) -> EventFiles | None:
+    """The event files of an experiment if it wants any; its storage is then no URI."""
+    return EventFiles(Path(storage).absolute(), experiment) if enabled else None
+
+
+def _event(row: Mapping[str, float]) -> Event:
+    values = [
+        Summary.Value(tag=key, simple_value=value)
+        for key, value in row.items()
+        if key not in ("step", "time")
+    ]
+    return Event(step=int(row["step"]), wall_time=row["time"], summary=Summary(value=values))

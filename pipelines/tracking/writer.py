@@ -1,0 +1,125 @@
+"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
+
+A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
+events, so that a command that was killed finds its own work again. Whoever needs the store while it
+is locked or away waits for it; histories are written behind the back of the training.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from mlflow.entities import RunTag
+
+from pipelines.console.errors import PipelineError
+from pipelines.tracking.encoding import ROWS_PER_BATCH, Row, metric_entities
+from pipelines.tracking.retries import cancel_retries
+from pipelines.tracking.schema import RESULT_METRIC, STEP_METRIC
+from pipelines.tracking.store import Store
+
+if TYPE_CHECKING:
+    from pipelines.tracking.tensorboard import EventFiles
+
+
+class Writer:
+    """Makes, writes and ends runs, in order, on a thread of its own; every row once.
+
+    Rows are told apart by their step, so that a resumed run may replay its history.
+    """
+
+    def __init__(self, store: Store, events: "EventFiles | None" = None) -> None:
+        """`events` get the same rows."""
+        self._store, self._events = store, events
+        self._names: dict[str, str] = {}
+        """Of the runs' event files: told apart by the start of their ids."""
+        self._seen: dict[str, set[int]] = {}
+        self._torn: set[str] = set()
+        """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._pending: list[Future[Any]] = []
+
+    def open(self, make: Callable[[], str]) -> Future[str]:
+        """Queue the making, or taking up, of a run; tells its id once it is stored."""
+        return self._submit(make)
+
+    def write(self, run_id: str, rows: Iterable[Row]) -> None:
+        """Queue rows; returns at once."""
+        self._submit(self._write, run_id, list(rows))
+
+    def finish(
+        self, run_id: str, status: str, tags: Mapping[str, str], summary: Row | None = None
+    ) -> None:
+        """Queue the end of a run, behind its rows, with tags and metrics that sum it up.
+
+        `summary` has `step` and `time`: told twice, it is stored once.
+        """
+        self._submit(self._finish, run_id, status, dict(tags), summary)
+
+    def then(self, work: Callable[[], None], run_id: str = "") -> None:
+        """Queue work behind what was told before; left out if some of the run is not stored."""
+        self._submit(lambda: None if run_id in self._torn else work())
+
+    def close(self) -> None:
+        """Wait until everything is stored. Raises PipelineError if something could not be.
+
+        A second Ctrl-C ends the waiting for a store that is away.
+        """
+        try:
+            self._thread.shutdown(wait=True)
+        except KeyboardInterrupt:
+            cancel_retries.set()
+            raise
+        if self._events:
+            self._events.close()
+        for future in self._pending:
+            if isinstance(error := future.exception(), PipelineError):
+                raise error
+            if error:
+                raise PipelineError(f"MLflow did not take a run's history: {error}") from error
+
+    def _submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
+        self._pending = [f for f in self._pending if not f.done() or f.exception()]
+        self._pending.append(self._thread.submit(work, *args))
+        return self._pending[-1]
+
+    def _write(self, run_id: str, rows: list[Row]) -> None:
+        if run_id in self._torn:
+            return
+        try:
+            self._store_rows(run_id, rows)
+            if self._events:
+                self._events.write(self._name(run_id), rows)
+        except Exception:
+            self._torn.add(run_id)
+            raise
+
+    def _name(self, run_id: str) -> str:
+        if run_id not in self._names:
+            name = self._store.client.get_run(run_id).info.run_name
+            self._names[run_id] = f"{name} {run_id[:8]}"
+        return self._names[run_id]
+
+    def _store_rows(self, run_id: str, rows: list[Row]) -> None:
+        client = self._store.client
+        if run_id not in self._seen:
+            self._seen[run_id] = set(self._store.history(run_id, STEP_METRIC))
+        seen = self._seen[run_id]
+        new = [row for row in rows if int(row["step"]) not in seen]
+        for first in range(0, len(new), ROWS_PER_BATCH):
+            batch = new[first : first + ROWS_PER_BATCH]
+            metrics = sorted(metric_entities(batch), key=lambda metric: metric.key != RESULT_METRIC)
+            client.log_batch(run_id, metrics=metrics)
+            seen.update(int(row["step"]) for row in batch)
+
+    def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
+        if run_id in self._torn:
+            return
+        self._store.client.log_batch(
+            run_id,
+            metrics=list(metric_entities([summary] if summary else [])),
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        self._store.end(run_id, status)  # last: a run that ended has its state
+        self._seen.pop(run_id, None)
+        if self._events and run_id in self._names:
+            self._events.end(self._names.pop(run_id))

@@ -1,0 +1,248 @@
+"""The sections that one training run reads, and the run as a whole."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from dca import ModelConfig
+from dca.errors import FieldError
+from pipelines.compat.pydantic import UNION_TAGS
+from pipelines.config.section import Fraction, Positive, Section
+from pipelines.config.yaml_text import flatten
+from pipelines.data.config import DataConfig
+from pipelines.storage.location import Place
+
+Workers = Annotated[
+    Annotated[Positive, Tag(UNION_TAGS[0])]
+    | Annotated[tuple[Positive, Positive], Tag(UNION_TAGS[1])],
+    Discriminator(lambda value: UNION_TAGS[isinstance(value, list | tuple)]),
+]
+
+
+class Resources(Section):
+    """What one trial, or the fit, takes from the cluster."""
+
+    workers: Workers = 1
+    """Training processes; more than one train data-parallel under Ray Train. [least, most], not of
+    trials: as many as there is room for, while nodes come and go."""
+    cpus_per_worker: Positive = 1
+    """CPU cores, and PyTorch threads, of each worker."""
+    gpus_per_worker: Annotated[float, Field(ge=0)] = 0
+    """GPUs of each worker; a fraction shares one between trials."""
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> "Resources":
+        if self.min_workers > self.max_workers:
+            raise FieldError(
+                "workers", f"expected [least, most], got [{self.min_workers}, {self.max_workers}]"
+            )
+        if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
+            raise FieldError(
+                "gpus_per_worker", f"expected a whole number above 1, got {self.gpus_per_worker}"
+            )
+        return self
+
+    @property
+    def min_workers(self) -> int:
+        """Workers without which there is no training."""
+        return self.workers if isinstance(self.workers, int) else self.workers[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers that are used if there is room."""
+        return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+    @property
+    def shown(self) -> str:
+        """The workers for people to read."""
+        return (
+            str(self.max_workers)
+            if self.min_workers == self.max_workers
+            else f"{self.min_workers} to {self.max_workers}"
+        )
+
+
+class TrainConfig(Section):
+    """One training run."""
+
+    start_from: Place | None = None
+    """Trained model to start from: a models:/ URI (better a version than an alias, which moves) or
+    a folder. A `standard` one starts any residual kind, with the same function at first."""
+    tokens: Positive = 400_000
+    """Training budget, in bytes read."""
+    seq_len: Positive = 256
+    """Context of training and evaluation, in bytes."""
+    batch_tokens: Positive = 2048
+    """Bytes of one optimizer step, over all workers; a multiple of seq_len."""
+    micro_batch_tokens: Positive | None = None
+    """Bytes of one forward pass of a worker; gradients accumulate up to batch_tokens."""
+    learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    """Peak of the schedule, reached at the end of the warmup."""
+    schedule: Literal["cosine", "inverse_sqrt", "wsd"] = "cosine"
+    """After a linear warmup: half a cosine; peak * sqrt(warmup steps / step), as the DCA paper
+    trains; or stable and then a linear decay, as in MiniCPM (arXiv 2404.06395)."""
+    warmup_fraction: Fraction = 0.1
+    """Share of the steps spent warming up."""
+    final_learning_rate_fraction: Fraction | None = None
+    """Learning rate of the last step, as a share of the peak, with cosine and wsd; null: 0.1."""
+    decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the steps that wsd decays over; null: 0.2 (arXiv 2405.18392)."""
+    grn_b_rate: Annotated[float, Field(gt=0)] = 10.0
+    """Learning rate of the mixtures' b, in multiples of learning_rate: b has far to go from 1."""
+    grn_w_rate: Annotated[float, Field(gt=0)] = 0.1
+    """The same for w, of which one step moves the weights of whole entries."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """AdamW's, on the matrices of linear layers only."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """AdamW's decay of the gradient's mean."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    """AdamW's decay of the gradient's square."""
+    grad_clip: Annotated[float, Field(gt=0)] = 1.0
+    """Largest global norm of the gradient."""
+    evals: Positive = 8
+    """Evaluations, evenly spaced, the last one at the end; each writes a checkpoint."""
+    eval_tokens: Positive | None = 65_536
+    """Bytes of the validation split read by each evaluation, spread over it; null reads all."""
+    best_metric: Literal["val_bits_per_byte", "train_bits_per_byte"] = "val_bits_per_byte"
+    """What the best checkpoint, and the search, minimise."""
+    patience: Positive | None = None
+    """Evaluations in a row without a new best of best_metric after which training ends, and counts
+    as complete; null: never."""
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Evaluate and package an exponential moving average of the weights: the share of it kept at
+    each step, and less in the first ones; null: the weights themselves."""
+    log_every_steps: Positive = 10
+    """Steps between two rows of the training curve."""
+    activation_checkpointing: bool = False
+    """Whether a block's activations are computed again in the backward pass instead of kept: less
+    memory, and about a third more time."""
+    compile: bool = False
+    """Whether to use torch.compile; on a CPU it gains little, see the README's Speed."""
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "TrainConfig":
+        if self.batch_tokens % self.seq_len:
+            raise FieldError(
+                "batch_tokens",
+                f"expected a multiple of seq_len = {self.seq_len}, got {self.batch_tokens}",
+            )
+        micro = self.micro_batch_tokens
+        if micro is not None and (micro % self.seq_len or self.batch_tokens % micro):
+            raise FieldError(
+                "micro_batch_tokens",
+                f"expected a multiple of seq_len = {self.seq_len} "
+                f"that divides batch_tokens = {self.batch_tokens}, got {micro}",
+            )
+        if self.tokens < self.batch_tokens:
+            raise FieldError(
+                "tokens",
+                f"expected at least one step of batch_tokens = {self.batch_tokens}, "
+                f"got {self.tokens}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> "TrainConfig":
+        if self.schedule == "inverse_sqrt" and not self.warmup_fraction:
+            raise FieldError("warmup_fraction", "expected more than 0 with schedule = inverse_sqrt")
+        if self.schedule == "inverse_sqrt" and self.final_learning_rate_fraction is not None:
+            raise FieldError(
+                "final_learning_rate_fraction",
+                "expected null with schedule = inverse_sqrt, which ends where its steps do",
+            )
+        if self.schedule != "wsd" and self.decay_fraction is not None:
+            raise FieldError("decay_fraction", f"expected null with schedule = {self.schedule}")
+        if self.schedule == "wsd" and self.warmup_fraction + self.decay_share > 1:
+            raise FieldError(
+                "decay_fraction",
+                f"expected at most 1 together with warmup_fraction = "
+                f"{self.warmup_fraction}, got {self.decay_share}",
+            )
+        return self
+
+    @property
+    def final_share(self) -> float:
+        """`final_learning_rate_fraction`, resolved."""
+        given = self.final_learning_rate_fraction
+        return 0.1 if given is None else given
+
+    @property
+    def decay_share(self) -> float:
+        """`decay_fraction`, resolved."""
+        return self.decay_fraction or 0.2
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the budget; a started step is not cut."""
+        return -(-self.tokens // self.batch_tokens)
+
+    @property
+    def eval_steps(self) -> list[int]:
+        """Steps after which to evaluate, ascending; the last is the last step."""
+        count = min(self.evals, self.steps)
+        return [self.steps * (i + 1) // count for i in range(count)]
+
+
+class FailuresConfig(Section):
+    """What a crash may cost, and how often work is tried again after one."""
+
+    retries: Annotated[int, Field(ge=0)] = 2
+    """Times a trial, or a fit's workers, start again from the last checkpoint after a crash, an
+    exception, running out of memory or a timeout. A diverged trial does not."""
+    timeout_seconds: Positive | None = None
+    """Longest time from one evaluation to the next, loading included, before the training process
+    counts as hung and is ended; null waits for ever."""
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 300
+    """Time after which a checkpoint is due; every evaluation writes one too."""
+
+
+class TrainingRun(Section):
+    """One training run: all that training, a trial of a search or a final fit reads."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Of the weights, the order of the data and the sampler."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    train: TrainConfig = TrainConfig()
+    resources: Resources = Resources()
+    failures: FailuresConfig = FailuresConfig()
+
+    @model_validator(mode="after")
+    def _workers_share_a_batch(self) -> "TrainingRun":
+        check_batch(self.train, self.resources)
+        return self
+
+    @model_validator(mode="after")
+    def _symbols_are_bytes(self) -> "TrainingRun":
+        check_vocabulary(self.model)
+        return self
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Its dotted parameters in the tracking store: the same keys for every run."""
+        data = self.model_dump(mode="json", include={"seed", "data", "model", "train"})
+        return dict(flatten(data))
+
+
+def check_batch(train: TrainConfig, resources: Resources) -> None:
+    """Raise FieldError if the workers cannot share the sequences of a batch."""
+    sequences = train.batch_tokens // train.seq_len
+    fewest, most = resources.min_workers, resources.max_workers
+    if fewest == most and sequences % most:
+        raise FieldError(
+            "train.batch_tokens",
+            f"expected a multiple of {most} workers x seq_len = {train.seq_len}, "
+            f"got {train.batch_tokens}",
+        )
+    if sequences < most:
+        raise FieldError(
+            "train.batch_tokens",
+            f"expected a sequence of seq_len = {train.seq_len} for each of {most} workers or "
+            f"more, got {train.batch_tokens}",
+        )
+
+
+def check_vocabulary(model: ModelConfig) -> None:
+    """Raise FieldError unless the model reads bytes."""
+    if model.vocab != 256:
+        raise FieldError("model.vocab", f"expected 256, one for each byte, got {model.vocab}")

@@ -1,0 +1,300 @@
+"""Experiments made of several files, and changes from the command line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pipelines.config.compose import MOST_FILES
+from pipelines.console.errors import ConfigError
+from pipelines.experiment import Experiment, load, read_experiment
+
+ROOT = Path(__file__).parents[3]
+README = (ROOT / "README.md").read_text()
+SPACE = """\
+search:
+  space:
+    train.learning_rate: {log_uniform: [1e-3, 1e-2]}
+    model.depth: {int: [2, 6]}
+    model.last_k: {choice: [1, 2, 4], when: {model.residual: dca}}
+"""
+
+
+def write(folder: Path, **files: str) -> Path:
+    """Files by name, `__` for a folder; the path of the last one."""
+    for name, text in files.items():
+        path = folder / f"{name.replace('__', '/')}.yaml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    return path
+
+
+def composed(folder: Path, *overrides: str, grids: bool = False, **files: str) -> Experiment:
+    return load([str(write(folder, **files)), *overrides], grids=grids)
+
+
+def problem(folder: Path, *overrides: str, grids: bool = False, **files: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        composed(folder, *overrides, grids=grids, **files)
+    return str(error.value).replace(f"{folder}/", "")
+
+
+def test_later_parts_win_and_the_files_own_keys_win_over_all(tmp_path):
+    config = composed(
+        tmp_path,
+        a="model: {dim: 16, depth: 2, heads: 2}",
+        b="model: {depth: 3, heads: 4}\nseed: 5",
+        e="model: {heads: 1}\nextends: [a.yaml, b.yaml]\nexperiment: e",
+    )
+    assert (config.model.dim, config.model.depth, config.model.heads, config.seed) == (16, 3, 1, 5)
+
+
+def test_names_of_parts_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
+    files = {
+        "base": "seed: 7\nmodel: {depth: 2}",
+        "model__big": "extends: ../base.yaml\nmodel: {depth: 9}",
+        "sub__e": "extends: ../model/big.yaml\nexperiment: e",
+    }
+    path = write(tmp_path, **files)
+    monkeypatch.chdir(path.parent)
+    config = load(["e.yaml"])
+    assert (config.seed, config.model.depth) == (7, 9)
+
+
+def test_a_part_that_two_parts_share_counts_where_the_later_one_brings_it(tmp_path):
+    config = composed(
+        tmp_path,
+        base="seed: 1",
+        a="extends: base.yaml\nseed: 2",
+        b="extends: base.yaml",
+        e="extends: [a.yaml, b.yaml]\nexperiment: e",
+    )
+    assert config.seed == 1
+
+
+def test_lists_and_dimensions_are_replaced_whole_and_null_takes_a_dimension_out(tmp_path):
+    own = (
+        "extends: part.yaml\nexperiment: e\nmodel: {attention_windows: [8]}\n"
+        "search: {space: {model.depth: {choice: [2, 3]}, model.last_k: null}}"
+    )
+    config = composed(tmp_path, part=f"model: {{attention_windows: [1, null]}}\n{SPACE}", e=own)
+    assert config.model.attention_windows == (8,)
+    space = config.model_dump(mode="json", exclude_unset=True)["search"]["space"]
+    assert space == {
+        "train.learning_rate": {"log_uniform": [0.001, 0.01]},
+        "model.depth": {"choice": [2, 3]},
+    }
+
+
+def test_null_takes_no_dimension_out_that_is_not_there(tmp_path):
+    own = "extends: part.yaml\nexperiment: e\nsearch: {space: {model.dim: null}}"
+    assert problem(tmp_path, part=SPACE, e=own).startswith("e.yaml: search.space.model.dim: ")
+
+
+@pytest.mark.parametrize(
+    ("own", "part", "expected"),
+    [
+        ("extends: e.yaml", "", "e.yaml: extends: goes in a circle: e.yaml -> e.yaml"),
+        (
+            "extends: part.yaml",
+            "extends: [data/../e.yaml]",
+            "part.yaml: extends: goes in a circle: e.yaml -> part.yaml -> data/../e.yaml",
+        ),
+        (
+            "extends: prat.yaml",
+            "",
+            "e.yaml: extends: prat.yaml: no such file; did you mean part.yaml?",
+        ),
+        (
+            "extends: date/text.yaml",
+            "",
+            "e.yaml: extends: date/text.yaml: no such file; did you mean data/text.yaml?",
+        ),
+        ("extends: part.yaml", "- seed", 'part.yaml: expected keys and values, got ["seed"]'),
+        ("extends: part.yaml", "", "part.yaml: expected keys and values, got null"),
+        ("extends: part.yaml", "seed: [\n", "part.yaml:2: not valid YAML: "),
+        ("extends: data", "", "e.yaml: extends: data: cannot be read as UTF-8 text: Is a direc"),
+        ("extends: 3", "", "e.yaml: extends: expected a file or a list of files, got 3"),
+        ("extends:", "", "e.yaml: extends: expected a file or a list of files, got null"),
+        ("extends: ['']", "", 'e.yaml: extends: expected a file or a list of files, got [""]'),
+        ("model: {extends: part.yaml}", "", "e.yaml: model.extends: unknown key"),
+        ("extend: part.yaml", "", "e.yaml: extend: unknown key; did you mean extends?"),
+    ],
+)
+def test_a_part_that_cannot_be_used_is_one_line_with_who_names_it(tmp_path, own, part, expected):
+    files = {"data__text": "seed: 1", "part": part, "e": f"experiment: e\n{own}"}
+    message = problem(tmp_path, **files)
+    assert message.startswith(expected)
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("length", "names"), [(60, "{0}.yaml"), (40, "[{0}.yaml, {0}.yaml]")])
+def test_parts_without_end_are_refused_soon(tmp_path, length, names):
+    """Each part extends the one before, once or twice: that would be 2**40 files to read."""
+    write(tmp_path, p0="seed: 1")
+    for i in range(1, length + 1):
+        write(tmp_path, **{f"p{i}": f"extends: {names.format(f'p{i - 1}')}"})
+    message = problem(tmp_path, e=f"experiment: e\nextends: p{length}.yaml")
+    assert message.endswith(f"extends: expected at most {MOST_FILES} files in one experiment")
+
+
+def test_each_problem_names_the_file_in_which_its_value_stands(tmp_path):
+    lines = problem(
+        tmp_path,
+        "model.ff_mult=wide",
+        data="data: {path: 3}\nmodel: {dim: 1.5}\nseed: x\nsearch: {trials: many}",
+        model="model: {dim: 2.5, depht: 1, attention_windows: [1, x]}",
+        e="extends: [data.yaml, model.yaml]\nseed: y\n"
+        "search: {space: {model.depth: {int: [1, x]}}}",
+    ).splitlines()
+    assert sorted(line.partition(": input")[0] for line in lines) == [
+        "command line: model.ff_mult",
+        "data.yaml: data.path",
+        "data.yaml: search.trials",
+        "e.yaml: experiment: missing",
+        "e.yaml: search.space.model.depth.int.1",
+        "e.yaml: seed",
+        "model.yaml: model.attention_windows.1",
+        "model.yaml: model.depht: unknown key; did you mean model.depth?",
+        "model.yaml: model.dim",
+    ]
+
+
+def test_problems_between_keys_name_the_file_of_the_key_at_fault(tmp_path):
+    own = "extends: part.yaml\nexperiment: e"
+    assert problem(tmp_path, part="model: {heads: 3}", e=own).startswith("part.yaml: model.heads: ")
+    space = "search: {space: {model.heads: {int: [3, 4]}}}"
+    assert problem(tmp_path, part=space, e=own).startswith("part.yaml: search.space.model.heads: ")
+    message = problem(tmp_path, part="resources: {workers: 3}", e=own)
+    assert message.startswith("e.yaml: train.batch_tokens: expected a multiple of 3 workers")
+
+
+def test_a_change_does_not_leak_through_an_alias(tmp_path):
+    text = "experiment: e\nresources: &r {workers: 2}\nfit: {resources: *r}"
+    config = composed(tmp_path, "resources.workers=1", e=text)
+    assert (config.resources.workers, config.fit.resources.workers) == (1, 2)
+
+
+def test_the_readmes_example_composes(tmp_path):
+    for path in (ROOT / "experiments").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (example,) = re.findall(r"```yaml\n(extends.*?)```", README, re.S)
+    config = composed(tmp_path, mine=example)
+    assert (config.data.corpus, config.model.dim) == ("enwik8", 128)
+    assert set(config.search.space) == {"train.learning_rate", "model.last_k"}
+
+
+FILE = f"experiment: e\nmodel: {{depth: 5}}\n{SPACE}  trials: 7\n  scheduler: {{name: none}}\n"
+
+
+def test_comma_lists_are_a_grid_over_exactly_their_keys(tmp_path):
+    grid = (
+        "train.learning_rate=1e-4,3e-4",
+        "model.residual=dca,standard",
+        "model.last_k=1,null # all",
+    )
+    config = composed(tmp_path, *grid, grids=True, e=FILE)
+    assert {key: dimension.choice for key, dimension in config.search.space.items()} == {
+        "train.learning_rate": [1e-4, 3e-4],
+        "model.residual": ["dca", "standard"],
+        "model.last_k": [1, None],
+    }
+    assert (config.search.sampler.name, config.search.trial_count) == ("grid", 8)
+    assert config.search.scheduler.name == "none"
+    assert config.model.depth == 5
+
+
+def test_the_command_line_may_say_more_about_its_grid(tmp_path):
+    config = composed(
+        tmp_path,
+        *("search.trials=3", "model.depth=1,2", "model.heads=1,2", "search.sampler.name=random"),
+        grids=True,
+        e=FILE,
+    )
+    assert (config.search.trials, config.search.sampler.name) == (3, "random")
+    assert set(config.search.space) == {"model.depth", "model.heads"}
+
+
+def test_a_grid_leaves_behind_what_belongs_to_the_space_of_the_file(tmp_path):
+    text = f"{FILE}  try_first: [{{model.depth: 3}}]\n  warm_start: [before]\n"
+    config = composed(tmp_path, "model.depth=2,4", grids=True, e=text)
+    assert (config.search.try_first, config.search.warm_start) == ([], [])
+
+
+def test_the_readmes_grid_has_four_trials():
+    (command,) = re.findall(
+        r"^python pipelines/sweep.py (.*quickstart.yaml.*=.*,.*)$", README, re.M
+    )
+    name, *grid = command.split()
+    config = load([str(ROOT / name), *grid], grids=True)
+    assert (config.search.sampler.name, config.search.trial_count) == ("grid", 4)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("model.attention_windows=[64,null]", "model.attention_windows", (64, None)),
+        ('generate.prompts=["a, b"]', "generate.prompts", ["a, b"]),
+        ("generate.prompts=['a', 'b, c']", "generate.prompts", ["a", "b, c"]),
+        ('storage="a, b"', "storage", "a, b"),
+        ("storage=a # b, c", "storage", "a"),
+        ("search.space.model.dim={choice: [8, 16]}", "search.space", None),
+        ("promote={model: a, confidence: 0.9}", "promote.model", "a"),
+    ],
+)
+def test_commas_inside_brackets_braces_and_quotes_make_a_value(tmp_path, override, key, value):
+    config = composed(tmp_path, override, grids=True, e=FILE)
+    assert config.search.sampler.name == "tpe"
+    assert value is None or config.get(key) == value
+
+
+def test_a_key_with_a_value_on_the_command_line_is_no_longer_searched(tmp_path):
+    config = composed(tmp_path, "model.depth=3", e=FILE)
+    assert set(config.search.space) == {"train.learning_rate", "model.last_k"}
+    assert config.model.depth == 3
+    config = composed(tmp_path, "model={last_k: 4, heads: 2}", e=FILE)
+    assert set(config.search.space) == {"train.learning_rate", "model.depth"}
+
+
+def test_the_last_change_of_a_key_counts(tmp_path):
+    searched = "search.space.model.depth={int: [1, 2]}"
+    assert "model.depth" in composed(tmp_path, "model.depth=3", searched, e=FILE).search.space
+    assert "model.depth" not in composed(tmp_path, searched, "model.depth=3", e=FILE).search.space
+    gone = composed(tmp_path, searched, "search.space.model.depth=null", e=FILE)
+    assert "model.depth" not in gone.search.space
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("seed=1,2", "seed=1,2: a comma list is a grid, for sweep.py, over a key of model or tr"),
+        ("learning_rate=1e-4,3e-4", "needs quotes; did you mean train.learning_rate?"),
+        ("data.path=a, b.txt", "text with a comma needs quotes"),
+        ("model.dpeth=2,4", "needs quotes; did you mean model.depth?"),
+        ("model.attention_windows=[64],[8]", "expected a number, a word or null between commas"),
+        ("model.depth=2,4,2", "model.depth=2,4,2: expected each value once"),
+        ("train.learning_rate=1e-3,0.001", "expected each value once"),
+        ("train.weight_decay=0,0.0", "expected each value once"),
+        ("model.depth=2,,4", 'model.depth: input should be a valid integer, got "2,,4"'),
+        ("model.depth=2,x", "search.space.model.depth: model.depth: input should be a valid int"),
+        ("model.residual=dca,standrad", "did you mean standard?"),
+        ("train.tokens=4096,8192", "search.space.train.tokens: cannot be searched"),
+        ("model.depth=[2,4", "not valid YAML"),
+    ],
+)
+def test_a_comma_list_that_makes_no_grid_is_one_clear_line(tmp_path, override, expected):
+    message = problem(tmp_path, override, grids=True, e=FILE)
+    assert message.startswith("command line: ")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+def test_the_command_line_extends_nothing(tmp_path):
+    message = problem(tmp_path, "extends=part.yaml", part="seed: 1", e=FILE)
+    assert message == "command line: extends=part.yaml: expected in a file alone"
+
+
+def test_only_a_sweep_takes_comma_lists(tmp_path):
+    assert "is a grid, for sweep.py" in problem(tmp_path, "model.depth=2,4", e=FILE)
+    with pytest.raises(ConfigError, match=r"^command line: promote.model=a,b: a comma"):
+        read_experiment({"experiment": "e"}, ["promote.model=a,b"], source="version 1")

@@ -1,0 +1,256 @@
+"""What a command tells: to a terminal, a log file, a machine, or nobody."""
+
+import argparse
+import io
+import json
+import os
+import pty
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
+from fcntl import ioctl
+from pathlib import Path
+
+import pyte
+import pytest
+from rich.console import Console
+
+from pipelines.console import panel, progress
+from pipelines.console.errors import ConfigError
+from pipelines.console.panel import SPARKLINE, SPARKS, Panel, sparkline
+from pipelines.console.progress import Progress
+from pipelines.console.updates import Bar, ProgressUpdate
+
+SEARCH = ProgressUpdate(
+    text="search: 4/8 trials (4 complete), 2 running, best 2.5408 (trial 1), about 0:55 left",
+    data={"stage": "search", "best": 2.5408},
+    bars=[
+        Bar("search", 0.6, "4/8 trials, about 0:55 left"),
+        Bar("trial 4", 0.25, "2.9505, 9,470 bytes/s"),
+        Bar("trial 11", 0.0, "begins"),
+    ],
+    note="4 complete, 2 running, best 2.5408 (trial 1), 9,470 bytes/s",
+    curve=[4.0, 3.0, 2.5408],
+)
+
+
+@pytest.fixture
+def speak() -> Iterator[Callable[[str], Progress]]:
+    """A command's panel, as its option makes it."""
+
+    def choose(option: str) -> Progress:
+        options = {"quiet": option == "--quiet", "json": option == "--json"}
+        progress.configure_output(argparse.Namespace(**options))
+        return Progress()
+
+    yield choose
+    choose("")
+
+
+def tell_everything(told: Progress) -> None:
+    told.line("search    new", "stage", stage="search", state="begun")
+    with told.working("starting"):
+        told.live(SEARCH)
+        told.live(SEARCH)
+    told.line("  a checkpoint is damaged")
+    told.result("winner: trial 1", {"select": {"trial": 1}})
+
+
+def test_a_log_file_gets_lines_and_not_each_of_what_goes_on(speak, capsys):
+    told = speak("")
+    tell_everything(told)
+    told.live(SEARCH)
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert out == "search    new\n  a checkpoint is damaged\n\nwinner: trial 1\n"
+    told._last -= 31
+    told.live(SEARCH)
+    assert capsys.readouterr().out == f"  {SEARCH.text}\n"
+
+
+def test_quiet_there_is_the_result_alone(speak, capsys):
+    tell_everything(speak("--quiet"))
+    assert capsys.readouterr() == ("winner: trial 1\n", "")
+
+
+def test_a_machine_gets_an_object_a_line(speak, capsys):
+    tell_everything(speak("--json"))
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert all(abs(row.pop("time") - time.time()) < 60 for row in rows)
+    assert rows == [
+        {"event": "stage", "stage": "search", "state": "begun"},
+        {"event": "progress", "stage": "search", "best": 2.5408},
+        {"event": "note", "text": "a checkpoint is damaged"},
+        {"event": "result", "text": "winner: trial 1", "outputs": {"select": {"trial": 1}}},
+    ]
+
+
+def test_a_plan_is_for_people():
+    with pytest.raises(ConfigError, match="--json: expected without --dry-run"):
+        progress.configure_output(argparse.Namespace(json=True, quiet=False, dry_run=True))
+
+
+def drawn(width: int, height: int = 24, encoding: str = "utf-8") -> list[str]:
+    file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    console = Console(file=file, force_terminal=True, width=width, height=height, no_color=True)
+    console.print(Panel(SEARCH, console))
+    file.seek(0)
+    return [line.rstrip() for line in file.read().splitlines()]
+
+
+def test_the_panel_has_a_bar_for_the_search_and_for_each_running_trial():
+    search, four, eleven, note = drawn(80)
+    assert search.startswith("search ")
+    assert search.endswith("4/8 trials, about 0:55 left")
+    assert search.count("━") > 2 * four.count("━") > 0 == eleven.count("━")
+    assert four.endswith("2.9505, 9,470 bytes/s")
+    assert eleven.startswith("trial 11 ")
+    assert note.endswith("4 complete, 2 running, best 2.5408 (trial 1), 9,470 bytes/s █▃▁")
+
+
+@pytest.mark.parametrize("width", [20, 40, 79, 300])
+def test_the_panel_fits_the_terminal(width):
+    rows = drawn(width)
+    assert max(len(row) for row in rows) <= min(width, panel.WIDEST)
+    assert "trial 1" in "".join(rows)
+
+
+def test_of_more_trials_than_rows_the_first_are_shown_and_the_note():
+    rows = drawn(80, height=6)
+    assert [row.split()[0] for row in rows[:2]] == ["search", "trial"]
+    assert "best 2.5408" in rows[-1]
+    assert len(rows) == 3
+
+
+def test_without_unicode_there_is_no_curve():
+    text = "\n".join(drawn(80, encoding="ascii"))
+    assert "best 2.5408" in text
+    assert not set(SPARKS) & set(text)
+
+
+def test_a_curve_ends_with_its_last_point_and_shows_its_extremes():
+    assert sparkline([]) == sparkline([3.0]) == ""
+    assert sparkline([2.0, 2.0]) == SPARKS[0] * 2
+    assert sparkline([3.0, 2.0, 1.0]) == "█▅▁"
+    long = sparkline([*range(1000), 0])
+    assert len(long) == SPARKLINE
+    assert (long[0], long[-2], long[-1]) == ("▁", "█", "▁")
+
+
+SCRIPT = """
+import sys, time
+from pipelines.console.command import run_command
+from pipelines.console.progress import Progress
+from tests.pipelines.runtime.test_progress import SEARCH
+
+def main():
+    told = Progress()
+    with told.working("starting Ray"):
+        told.line("trial 3 complete")
+        told.live(SEARCH)
+        print("from below")
+        time.sleep(float(sys.argv[1]))
+    told.result("winner: trial 1", {})
+
+run_command(main, resumes=True)
+"""
+
+
+class Terminal:
+    """A command in a terminal, and what is on its screen."""
+
+    def __init__(self, seconds: float, columns: int = 80, **environment: str) -> None:
+        self.screen = pyte.Screen(columns, 24)
+        self.raw = b""
+        self._stream = pyte.ByteStream(self.screen)
+        self._end, theirs = pty.openpty()
+        self.resize(columns)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SCRIPT, str(seconds)],
+            **{"stdin": theirs, "stdout": theirs, "stderr": theirs},
+            cwd=Path(__file__).parents[3],
+            env={**os.environ, "TERM": "xterm-256color", **environment},
+        )
+        os.close(theirs)
+
+    def resize(self, columns: int) -> None:
+        ioctl(self._end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+        self.screen.resize(24, columns)
+
+    def until(self, text: str, times: int = 1) -> str:
+        """Read until a text was drawn so often; the screen."""
+        return self._read(lambda: self.raw.count(text.encode()) >= times)
+
+    def end(self) -> str:
+        """Read until the command has ended; the screen."""
+        return self._read(lambda: False)
+
+    def _read(self, enough: Callable[[], bool]) -> str:
+        while not enough():
+            try:
+                part = os.read(self._end, 4096)
+            except OSError:  # nobody writes any more
+                break
+            self.raw += part
+            self._stream.feed(part)
+        return self.text
+
+    @property
+    def text(self) -> str:
+        return "\n".join(row.rstrip() for row in self.screen.display).rstrip()
+
+
+def test_a_terminal_shows_what_goes_on_and_keeps_what_stays():
+    terminal = Terminal(0.6)
+    rows = terminal.until("█▃▁").splitlines()
+    assert rows[:2] == ["trial 3 complete", "from below"]
+    rows = terminal.end().splitlines()
+    assert rows == ["trial 3 complete", "from below", "", "winner: trial 1"]
+    assert not terminal.screen.cursor.hidden
+    assert terminal.process.wait() == 0
+
+
+@pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TTY_INTERACTIVE": "0"}])
+def test_a_terminal_that_cannot_draw_gets_lines(environment):
+    terminal = Terminal(0, **environment)
+    rows = terminal.end().splitlines()
+    assert rows == ["trial 3 complete", "from below", "", "winner: trial 1"]
+    assert b"\x1b" not in terminal.raw
+
+
+def test_who_wants_no_colour_gets_none():
+    terminal = Terminal(0.4, NO_COLOR="1")
+    assert "search   ━" in terminal.until("█▃▁")
+    terminal.end()
+    assert not [code for code in terminal.raw.split(b"\x1b[")[1:] if code[:1] == b"3"]
+
+
+def test_ctrl_c_leaves_a_clean_terminal():
+    terminal = Terminal(60)
+    terminal.until("█▃▁", times=2)
+    terminal.process.send_signal(signal.SIGINT)
+    rows = [row for row in terminal.end().splitlines() if row]
+    assert rows[:3] == [
+        "trial 3 complete",
+        "from below",
+        "interrupted; run the same command again to go on:",
+    ]
+    assert not terminal.screen.cursor.hidden
+    assert terminal.process.wait() == 130
+
+
+def test_a_terminal_that_becomes_narrow_shows_the_panel_as_it_fits():
+    terminal = Terminal(60)
+    terminal.until("█▃▁")
+    terminal.resize(40)
+    terminal.screen.reset()
+    terminal.raw = b""
+    shown = terminal.until("█▃▁", times=2)
+    assert "trial 11" in shown
+    assert max(len(row) for row in shown.splitlines()) <= 40
+    terminal.process.kill()
+    terminal.process.wait()

@@ -1,0 +1,237 @@
+"""A download against a real server that cuts the line, ignores Range, has something else."""
+
+import fcntl
+import os
+import re
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import tenacity
+
+from pipelines.console.errors import PipelineError, StorageError
+from pipelines.data import download as module
+from pipelines.data.download import ATTEMPTS, CHUNK_BYTES, download
+
+CONTENT = bytes(range(256)) * 4096 + b"the end"
+HALF = len(CONTENT) // 2
+
+
+class Server(ThreadingHTTPServer):
+    """Serves CONTENT, and remembers where each request wanted it to begin."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.content = CONTENT
+        self.ranges = True
+        self.cuts = 0
+        """Answers that end after half of what they promise."""
+        self.errors = 0
+        """Answers that are 503, before any other."""
+        self.interrupts = False
+        """Whether the answer stops halfway until somebody presses Ctrl-C."""
+        self.begins: list[int] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/text.zip"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        begin = int(re.fullmatch(r"bytes=(\d+)-", self.headers["Range"])[1])
+        self.server.begins.append(begin)
+        if self.server.errors:
+            self.server.errors -= 1
+            self.send_error(503)
+            return
+        whole = len(self.server.content)
+        if begin >= whole:
+            self.send_error(416)
+            return
+        begin = begin if self.server.ranges else 0
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin}-{whole - 1}/{whole}")
+        self.send_header("Content-Length", str(whole - begin))
+        self.end_headers()
+        with suppress(ConnectionError):  # who presses Ctrl-C does not wait for the rest
+            self._send(self.server.content[begin:])
+
+    def _send(self, body: bytes) -> None:
+        if self.server.cuts > 0 or self.server.interrupts:
+            self.server.cuts -= 1
+            body = body[: len(body) // 2]
+        self.wfile.write(body)
+        self.wfile.flush()
+        if self.server.interrupts:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.connection.recv(1)  # until the other side has gone
+
+    def log_message(self, *_) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch) -> Iterator[Server]:
+    monkeypatch.setattr(module._complete.retry, "wait", tenacity.wait_none())
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def path(tmp_path) -> Path:
+    return tmp_path / "data" / "text.zip"
+
+
+def part_of(path: Path) -> Path:
+    return path.with_name("text.zip.part")
+
+
+def test_a_file_is_fetched_into_a_folder_that_is_made(server, path):
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_connection_that_is_cut_goes_on_where_it_was(server, path):
+    server.cuts = 2
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    first, second, third = server.begins
+    assert first == 0 < HALF - CHUNK_BYTES <= second <= HALF < third
+
+
+def test_a_server_that_ignores_range_starts_again(server, path):
+    server.cuts, server.ranges = 1, False
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    first, second = server.begins
+    assert first == 0 < second
+
+
+def test_a_server_in_trouble_is_asked_again(server, path):
+    server.errors = ATTEMPTS - 1
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+
+
+def test_a_later_command_goes_on_with_the_part(server, path):
+    server.cuts = ATTEMPTS
+    with pytest.raises(PipelineError, match="run the same command again"):
+        download(server.url, path, len(CONTENT))
+    assert not path.exists()
+    there = part_of(path).read_bytes()
+    assert there == CONTENT[: len(there)]
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert server.begins[ATTEMPTS:] == [len(there)]
+
+
+def test_ctrl_c_keeps_the_part(server, path):
+    server.interrupts = True
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            download(server.url, path, len(CONTENT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not path.exists()
+    there = part_of(path).read_bytes()
+    assert there == CONTENT[: len(there)]
+    server.interrupts = False
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(("there", "asked"), [(CONTENT, []), (CONTENT + b"more", [0])])
+def test_a_part_that_is_whole_is_taken_and_one_that_is_too_long_is_not(server, path, there, asked):
+    path.parent.mkdir()
+    part_of(path).write_bytes(there)
+    download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert server.begins == asked
+
+
+def test_a_page_instead_of_the_file_is_refused_at_once_and_the_part_kept(server, path):
+    path.parent.mkdir()
+    part_of(path).write_bytes(CONTENT[:HALF])
+    server.content, server.ranges = b"<html>please log in</html>" * 100_000, False
+    with pytest.raises(PipelineError, match=r"expected Content-Length: 1048583, got 2600000; run"):
+        download(server.url, path, len(CONTENT))
+    server.ranges = True
+    with pytest.raises(PipelineError, match=r"expected Content-Range: .*/1048583, got .*/2600000"):
+        download(server.url, path, len(CONTENT))
+    assert part_of(path).read_bytes() == CONTENT[:HALF]
+    assert server.begins == [HALF, HALF]
+
+
+def test_without_a_network_one_line_says_what_to_put_where(server, path):
+    url = server.url
+    server.server_close()
+    with pytest.raises(PipelineError) as error:
+        download(url, path, len(CONTENT))
+    message = str(error.value)
+    assert message == (
+        f"{url}: the download failed (ConnectionError); run the same command again, "
+        f"or put text.zip into {path.parent}"
+    )
+
+
+def test_an_address_without_the_file_is_not_tried_again(server, path):
+    server.content = b""
+    with pytest.raises(PipelineError, match="HTTP 416 Requested Range Not Satisfiable; run"):
+        download(server.url, path, len(CONTENT))
+    assert server.begins == [0]
+
+
+def test_two_processes_do_not_write_one_part(server, path):
+    path.parent.mkdir()
+    with part_of(path).open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(PipelineError, match="another process downloads it"):
+            download(server.url, path, len(CONTENT))
+    assert server.begins == []
+
+
+def test_a_disk_that_does_not_take_the_file_is_named(server, path):
+    path.parent.write_bytes(b"a file where the folder should be")
+    with pytest.raises(StorageError, match=r"text\.zip\.part: cannot be written: "):
+        download(server.url, path, len(CONTENT))
+
+
+def test_a_file_is_whole_on_the_disk_before_it_gets_its_name(server, path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(
+        os, "fsync", lambda _: synced.append((part_of(path).stat().st_size, path.exists()))
+    )
+    download(server.url, path, len(CONTENT))
+    assert synced == [(len(CONTENT), False)]
+
+
+def test_a_terminal_gets_a_bar(server, path, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    download(server.url, path, len(CONTENT))
+    captured = capsys.readouterr()
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", captured.err)
+    assert re.search(r"downloading text\.zip ━+ 1\.0/1\.0 MB ", shown)
+    assert captured.out == ""
+
+
+def test_a_log_file_gets_plain_lines(server, path, capsys):
+    part_of(path).parent.mkdir()
+    part_of(path).write_bytes(CONTENT[:HALF])
+    download(server.url, path, len(CONTENT))
+    captured = capsys.readouterr()
+    assert captured.err.strip() == "downloading text.zip: 0.5 of 1.0 MB"
+    assert captured.out == ""

@@ -1,0 +1,149 @@
+import json
+
+import pytest
+
+from pipelines.engine import dag
+from pipelines.engine.stage import Stage
+from pipelines.experiment import Experiment
+from pipelines.storage import location
+from pipelines.tracking.store import Store
+
+pytestmark = pytest.mark.usefixtures("tracking")
+
+
+class Pipeline:
+    """Counts the runs of its stages: a source that always runs, two that are remembered."""
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.source, self.broken = 1, False
+
+    def stages(self) -> list[Stage]:
+        return [
+            Stage("c", self._c, needs=("a", "b"), reads=("promote",)),
+            Stage("b", self._b, needs=("a",), reads=("train", "seed"), sources=("dca",)),
+            Stage("a", self._a, remembered=False, peek=lambda _: {"source": self.source}),
+        ]
+
+    def _a(self, context, needs):
+        self.ran.append("a")
+        return {"source": self.source}
+
+    def _b(self, context, needs):
+        self.ran.append("b")
+        if self.broken:
+            raise RuntimeError("broken")
+        file = context.storage / f"{context.run_id}.txt"
+        file.write_text("x")
+        return {"files": [str(file)], "source": needs["a"]["source"]}
+
+    def _c(self, context, needs):
+        self.ran.append("c")
+        return {"sum": needs["b"]["source"]}
+
+    def run(self, config: Experiment, until: str | None = None, fresh: bool = False) -> list[str]:
+        self.ran = []
+        dag.run(self.stages(), config, work="test", until=until, fresh=fresh)
+        return self.ran
+
+
+@pytest.fixture
+def pipeline() -> Pipeline:
+    return Pipeline()
+
+
+def test_stages_run_after_their_needs_and_are_remembered(pipeline, config):
+    assert pipeline.run(config) == ["a", "b", "c"]
+    assert pipeline.run(config) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("promote.min_improvement", 0.1, ["a", "c"]),
+        ("train.learning_rate", 0.1, ["a", "b", "c"]),
+        ("seed", 7, ["a", "b", "c"]),
+        ("generate.max_new_tokens", 7, ["a"]),
+        ("resources.cpus_per_worker", 2, ["a"]),
+    ],
+)
+def test_a_change_runs_again_only_what_depends_on_it(pipeline, config, key, value, expected):
+    pipeline.run(config)
+    assert pipeline.run(config.replace({key: value})) == expected
+
+
+def test_a_changed_source_runs_again_what_follows(pipeline, config):
+    pipeline.run(config)
+    pipeline.source = 2
+    assert pipeline.run(config) == ["a", "b", "c"]
+
+
+def test_a_result_whose_files_are_gone_is_computed_again(pipeline, config):
+    pipeline.run(config)
+    (file,) = location.storage_folder(config.storage).glob("*.txt")
+    file.unlink()
+    assert pipeline.run(config) == ["a", "b", "c"]
+
+
+def test_until_stops_after_a_stage_and_fresh_forgets(pipeline, config):
+    assert pipeline.run(config, until="b") == ["a", "b"]
+    assert pipeline.run(config) == ["a", "c"]
+    assert pipeline.run(config, fresh=True) == ["a", "b", "c"]
+    assert pipeline.run(config) == ["a"]
+    assert pipeline.run(config, until="b", fresh=True) == ["a", "b"]
+    assert pipeline.run(config) == ["a", "c"]
+
+
+def test_a_failed_stage_goes_on_in_the_same_run(pipeline, config):
+    pipeline.broken = True
+    with pytest.raises(RuntimeError, match="broken"):
+        pipeline.run(config)
+    store = Store.open(config.experiment, location.storage_folder(config.storage))
+    (failed,) = store.find("b")
+    assert (failed.info.status, failed.data.tags["dca.reason"]) == ("FAILED", "broken")
+    pipeline.broken = False
+    assert pipeline.run(config) == ["a", "b", "c"]
+    (finished,) = store.find("b")
+    assert finished.info.run_id == failed.info.run_id
+    assert finished.info.status == "FINISHED"
+
+
+def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, config):
+    """Killed between the end of the run and the tag that makes it count."""
+    pipeline.run(config)
+    store = Store.open(config.experiment, location.storage_folder(config.storage))
+    (run,) = store.find("b")
+    store.client.delete_tag(run.info.run_id, "dca.outputs")
+    assert pipeline.run(config) == ["a", "b"]
+    assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
+
+
+def test_the_plan_says_what_would_run_and_why_and_writes_nothing(pipeline, config):
+    nodes = dag.plan(pipeline.stages(), config, until=None, fresh=False)
+    assert [(node.stage.name, node.reused) for node in nodes] == [
+        ("a", False),
+        ("b", False),
+        ("c", False),
+    ]
+    assert not location.storage_folder(config.storage).exists()
+    pipeline.run(config)
+    assert pipeline.ran == ["a", "b", "c"]
+    changed = config.replace({"train.learning_rate": 0.5})
+    _, b, c = dag.plan(pipeline.stages(), changed, until=None, fresh=False)
+    assert b.reason == "train.learning_rate: 0.01 -> 0.5"
+    assert c.reason == "follows b"
+    _, b, c = dag.plan(pipeline.stages(), config, until=None, fresh=False)
+    assert (b.reused, c.reused) == (True, True)
+    _, b, c = dag.plan(pipeline.stages(), config, until=None, fresh=True)
+    assert (b.reused, c.reused) == (False, False)
+
+
+def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, config):
+    pipeline.run(config)
+    store = Store.open(config.experiment, location.storage_folder(config.storage))
+    (parent,), (b,) = store.find("pipeline"), store.find("b")
+    assert b.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    assert json.loads(b.data.tags["dca.outputs"])["source"] == 1
+    assert parent.data.params["train.learning_rate"] == "0.01"
+    for tag in ("version.torch", "version.ray", "version.python", "mlflow.source.git.commit"):
+        assert parent.data.tags[tag]

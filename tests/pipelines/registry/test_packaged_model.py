@@ -1,0 +1,232 @@
+import importlib.util
+import math
+import py_compile
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.registry.package import FILES, fetch_model, load_model
+from pipelines.registry.packaged_model import DEFAULTS, SUMS, _characters, digest, until
+from pipelines.tracking.models import download_model
+from pipelines.tracking.store import Store
+from pipelines.training.evaluation import bits_per_byte
+from tests.pipelines.packages import log_untrained
+from tests.pipelines.stored import put_database
+
+TEXT = "the small cat saw a sea of été, and then 日本 as well. "
+
+
+@pytest.fixture(scope="module")
+def model_id(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("packaged")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", put_database(folder / "mlflow.db"))
+        store = Store.open("tiny", folder / "runs")
+        config = read_experiment(
+            {
+                "experiment": "tiny",
+                "model": {"dim": 16, "depth": 2, "heads": 2},
+                "train": {"seq_len": 32, "batch_tokens": 256},
+            },
+            source="test",
+        )
+        _, uri = log_untrained(store, config)
+        yield uri.removeprefix("models:/")
+
+
+@pytest.fixture
+def folder(model_id, tmp_path) -> Path:
+    """A copy to be tampered with."""
+    return fetch_model(model_id, tmp_path / "copy")
+
+
+@pytest.fixture(scope="module")
+def packaged(model_id, tmp_path_factory):
+    return load_model(fetch_model(model_id, tmp_path_factory.mktemp("loaded")))
+
+
+def test_every_byte_but_the_first_is_scored_once(packaged):
+    data = np.frombuffer(TEXT.encode() * 7, dtype=np.uint8)
+    bits = packaged.bits(data)
+    assert len(bits) == len(data) - 1
+    whole = (len(data) - 1) // 32 * 32
+    expected = bits_per_byte(packaged.model, data, seq_len=32)
+    assert bits[:whole].mean() == pytest.approx(expected, rel=1e-6)
+    rest = bits_per_byte(packaged.model, data[whole:], seq_len=len(data) - whole - 1)
+    assert bits[whole:].mean() == pytest.approx(rest, rel=1e-6)
+    assert len(packaged.bits(data[:1])) == 0
+
+
+def test_a_table_of_prompts_gives_texts_and_their_prompts_log_likelihoods(packaged):
+    table = pd.DataFrame({"prompt": ["the é", "a"]})
+    answer = packaged.predict(None, table, {"max_new_tokens": 8})
+    assert list(answer.columns) == ["text", "log_likelihood"]
+    options = {**DEFAULTS, "max_new_tokens": 8}
+    for prompt, text in zip(table["prompt"], answer["text"], strict=True):
+        assert text == prompt + "".join(packaged.continuation(prompt, **options))
+    nats = packaged.bits(np.frombuffer("the é".encode(), dtype=np.uint8)).sum() * math.log(2)
+    assert list(answer["log_likelihood"]) == pytest.approx([-nats, 0.0])
+    some = packaged.predict(None, table[table["prompt"] == "a"], {"max_new_tokens": 8})
+    assert some["text"].to_dict() == {1: answer["text"][1]}  # its rows are those of the table
+    one = packaged.predict(None, {"prompt": np.str_("the é")}, {"max_new_tokens": 8})
+    assert one["text"].tolist() == answer["text"].tolist()[:1]  # JSON's "inputs", without a list
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "expected"),
+    [
+        ("", {}, "prompt: expected 1 to"),
+        (None, {}, "prompt: expected text, got"),
+        ("x" * 65_537, {}, "prompt: expected 1 to"),
+        ("a", {"max_new_tokens": -1}, "max_new_tokens: "),
+        ("a", {"max_new_tokens": 10**9}, "max_new_tokens: expected at most"),
+        ("a", {"temperature": float("nan")}, "temperature: "),
+        ("a", {"top_k": 0}, "top_k: "),
+        ("a", {"top_p": 1.5}, "top_p: "),
+        ("a", {"seed": -1}, "seed: "),
+    ],
+)
+def test_what_cannot_be_continued_is_an_invalid_parameter(packaged, prompt, options, expected):
+    with pytest.raises(MlflowException, match=expected) as raised:
+        packaged.predict(None, pd.DataFrame({"prompt": [prompt]}), options)
+    assert raised.value.get_http_status_code() == 400
+
+
+def test_the_signature_is_typed_and_has_an_example(folder):
+    model = Model.load(folder)
+    assert model.signature.inputs.input_names() == ["prompt"]
+    assert model.signature.outputs.input_names() == ["text", "log_likelihood"]
+    kinds = {spec.name: spec.dtype.name for spec in model.signature.params.params}
+    assert kinds == {
+        "max_new_tokens": "long",
+        "temperature": "double",
+        "top_k": "long",
+        "top_p": "double",
+        "seed": "long",
+        "stop": "string",
+    }
+    assert model.load_input_example(str(folder))["prompt"].tolist() == ["def ", "class "]
+
+
+@pytest.mark.parametrize("cut", range(1, 6))
+def test_a_text_ends_before_the_stop_wherever_it_is_cut_into_parts(cut):
+    text = "one stop two stop"
+    parts = [text[i : i + cut] for i in range(0, len(text), cut)]
+    assert "".join(until(" stop", iter(parts))) == "one"
+    assert "".join(until("sto!", iter(parts))) == text
+    assert "".join(until("", iter(parts))) == text
+    assert list(until("xyz", iter(["a", "x", "xy"]))) == ["a", "x", "xy"]
+
+
+def test_no_character_is_cut(packaged):
+    codes = "é日".encode()
+    assert "".join(_characters(iter(codes))) == "é日"
+    assert "".join(_characters(iter(codes[:-1]))) == "é"
+    assert "".join(_characters(iter(b"a\xffb"))) == "a\N{REPLACEMENT CHARACTER}b"
+    hot = {**DEFAULTS, "temperature": 50.0, "top_k": 256, "max_new_tokens": 300}
+    for text in packaged.continuation("a", **hot):
+        assert text.encode().decode() == text
+
+
+def altered(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        *("artifacts/model/model.safetensors", "artifacts/model/config.json"),
+        *("code/dca/model.py", "packaged_model.py"),
+    ],
+)
+def test_an_altered_file_is_refused_by_name(folder, file):
+    altered(folder / file)
+    with pytest.raises(PipelineError, match=f"{file} was altered"):
+        load_model(folder)
+    (folder / file).unlink()
+    with pytest.raises(PipelineError, match=f"{file} is missing"):
+        load_model(folder)
+
+
+def test_code_that_was_added_is_refused(folder):
+    (folder / "code" / "torch.py").write_text("print('gotcha')")
+    with pytest.raises(PipelineError, match=r"code/torch\.py was added"):
+        load_model(folder)
+
+
+def test_what_mlflow_would_load_instead_is_refused(folder):
+    description = folder / "MLmodel"
+    before = description.read_text()
+    (folder / "evil.py").write_text("raise SystemExit('gotcha')")
+    path = re.search(r"model_code_path: (.*)", before)[1]
+    description.write_text(before.replace(path, "evil.py"))
+    with pytest.raises(PipelineError, match="MLmodel was altered"):
+        load_model(folder)
+    for garbage in ("garbage: [", "a: 1", "[]", "\N{NULL}"):
+        description.write_text(garbage)
+        with pytest.raises(PipelineError, match="MLmodel was altered"):
+            load_model(folder)
+    shutil.copytree(folder / FILES, folder / "artifacts" / "other")
+    description.write_text(before.replace("path: artifacts/model", "path: artifacts/other"))
+    with pytest.raises(ValueError, match=r"MLmodel was altered: .* from .*artifacts/other"):
+        load_model(folder)
+
+
+def test_a_cache_with_other_code_is_not_read_and_none_is_left(folder):
+    source = folder / "code" / "dca" / "sampling.py"
+    cache = Path(importlib.util.cache_from_source(str(source)))
+    cache.parent.mkdir()
+    evil = folder.parent / "evil.py"
+    evil.write_text("raise SystemExit('gotcha')")
+    py_compile.compile(
+        str(evil), str(cache), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+    )
+    code = f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})"
+    child = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder.parent, capture_output=True, text=True
+    )
+    assert child.returncode == 0, child.stderr
+    assert list(cache.parent.iterdir()) == [cache]
+
+
+def test_mlflow_itself_refuses_altered_weights(folder):
+    """Whoever loads the model with MLflow alone is protected too."""
+    altered(folder / FILES / "model.safetensors")
+    code = f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})"
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert child.returncode == 1
+    assert "model.safetensors was altered" in child.stderr
+
+
+def test_digests_rewritten_to_match_are_refused_by_the_one_in_the_store(model_id, tmp_path):
+    stored, _ = download_model(model_id, tmp_path / "where")
+    assert stored.is_relative_to(tmp_path)
+    origin = Path(Model.load(stored).artifact_path.removeprefix("file:"))
+    weights, sums = origin / FILES / "model.safetensors", origin / FILES / SUMS
+    before = weights.read_bytes(), sums.read_text()
+    try:
+        altered(weights)
+        rows = [row for row in before[1].splitlines() if "model.safetensors" not in row]
+        rows.append(f"{digest(weights)}  {(FILES / 'model.safetensors').as_posix()}")
+        sums.write_text("\n".join(rows) + "\n")
+        with pytest.raises(PipelineError, match="not the one that was logged"):
+            fetch_model(model_id, tmp_path / "fetched")
+    finally:
+        weights.write_bytes(before[0])
+        sums.write_text(before[1])
+
+
+def test_a_folder_without_a_model_is_bad_input(tmp_path):
+    with pytest.raises(ConfigError, match="expected a packaged model"):
+        load_model(tmp_path)

@@ -1,0 +1,433 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from pipelines.config.yaml_text import parse
+from pipelines.console.errors import ConfigError
+from pipelines.experiment import FIELDS, QUICKSTART, Experiment, load, schema
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
+PARTS = sorted(
+    path for path in (ROOT / "experiments").glob("*/*.yaml") if path.parent.name != "cluster"
+)
+SCHEMA = ROOT / "experiments" / "schema.json"
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: e\ntrain: {learning_rate: 1e-3}\n")
+    return file
+
+
+def problem(*arguments: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        load([str(argument) for argument in arguments])
+    return str(error.value)
+
+
+def test_numbers_are_read_as_in_yaml_1_2(path):
+    assert load([path.as_posix()]).train.learning_rate == 0.001
+    assert load([path.as_posix(), "train.learning_rate=3e-4"]).train.learning_rate == 0.0003
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("model.dimm=3", "model.dimm: unknown key; did you mean model.dim?"),
+        ("learning_rate=1", "learning_rate: unknown key; did you mean train.learning_rate?"),
+        ("train.ema=0.9", "train.ema: unknown key; did you mean train.ema_decay?"),
+        ("resources.workers=0", "resources.workers: input should be greater than or equal to 1"),
+        ("resources.workers=[1, 2, 3]", "resources.workers: tuple should have at most 2 items"),
+        ("resources.workers=[2, 1]", "resources.workers: expected [least, most], got [2, 1]"),
+        ("train.tokens=many", 'train.tokens: input should be a valid integer, got "many"'),
+        ("train.compile=no", 'train.compile: input should be a valid boolean, got "no"'),
+        ("model.residual=dcaa", "did you mean dca?"),
+        ("model.heads=3", "model.heads: dim / heads must be an even number, got 128 / 3"),
+        ("train.batch_tokens=100", "train.batch_tokens: expected a multiple of seq_len = 256"),
+        ("model=3", "model: "),
+        ("data.corpus=files", "data.path: expected a file, folder or glob"),
+        ("promote.model=a/b", "promote.model: "),
+        ("promote.model='3'", "promote.model: "),
+        ("promote.model=a-champions", "promote.model: a-champions would be the log of"),
+        ("promote.confidence=1", "promote.confidence: "),
+        ("resources.workers=3", "train.batch_tokens: expected a multiple of 3 workers"),
+        ("fit.resources.workers=16", "train.batch_tokens: expected a multiple of 16 workers"),
+        ("train.learning_rate=.inf", "train.learning_rate: "),
+        ("model.heads=[1", "not valid YAML"),
+        ("experiment=a/b", "experiment: "),
+        ("fit.tokens=100", "fit.tokens: expected at least one step"),
+        ("storage=s4://bucket/x", "storage: expected a folder, or a URI like s3://"),
+        ("storage={a: s3://bucket/x, tensorboard: true}", "storage: input should be a valid str"),
+        ("model.grn_init_std=.nan", "model.grn_init_std: "),
+        ("model.vocab=100", "model.vocab: expected 256"),
+        ("seed=&a [*a]", "expected text keys and plain values"),
+    ],
+)
+def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override, expected):
+    message = problem(path, override)
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("key", "dimension", "expected"),
+    [
+        ("model.depht", "{int: [1, 2]}", "no such configuration key; did you mean model.depth?"),
+        ("seed", "{int: [1, 2]}", "expected a key of model or train"),
+        ("model.depth", "{int: [2, 1]}", "expected low < high"),
+        ("model.depth", "{int: [1, 2], choice: [1]}", "expected exactly one of"),
+        ("model.depth", "{}", "expected exactly one of"),
+        ("model.depth", "{choice: []}", "expected at least one value"),
+        ("model.depth", "{choice: [1, two]}", "model.depth: input should be a valid integer"),
+        ("model.heads", "{int: [4, 5]}", "dim / heads must be an even number"),
+        ("model.dim", "{int: [128, 136]}", "dim / heads must be an even number, got 129 / 4"),
+        ("train.learning_rate", "{log_uniform: [0, 1]}", "expected low > 0"),
+        (
+            "model.last_k",
+            "{int: [1, 2], when: {model.residul: dca}}",
+            "did you mean model.residual?",
+        ),
+        ("model.last_k", "{int: [1, 2], when: {model.last_k: 1}}", "cannot depend on itself"),
+        ("model.last_k", "{ints: [1, 2]}", "unknown key"),
+        ("model.last_k", "{int: [1, 2], when: {model.residual: dcaa}}", "did you mean dca?"),
+        ("train.tokens", "{int: [4096, 8192]}", "cannot be searched"),
+        ("train.best_metric", "{choice: [train_bits_per_byte]}", "cannot be searched"),
+    ],
+)
+def test_a_search_space_is_checked_against_the_fields(path, key, dimension, expected):
+    message = problem(path, f"search.space.{key}={dimension}")
+    assert f"search.space.{key}" in message
+    assert expected in message
+
+
+NUMBERS = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"int": [1, 4]}}
+GRID = {"model.depth": {"int": [1, 4]}}
+CHOICE = {"model.residual": {"choice": ["standard", "dca"]}}
+CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
+
+
+@pytest.mark.parametrize(
+    ("space", "search", "where", "expected"),
+    [
+        (NUMBERS, {"sampler": {"name": "grid"}}, "space.train.learning_rate", "choice or int"),
+        (CONDITION, {"sampler": {"name": "grid"}}, "sampler.name", "knows no conditions"),
+        (GRID, {"sampler": {"name": "grid"}, "trials": 5}, "trials", "at most 4, the points"),
+        (GRID, {"sampler": {"name": "grid"}, "try_first": [{}]}, "try_first", "its own order"),
+        (CHOICE | CONDITION, {"sampler": {"name": "gp"}}, "sampler.name", "expected tpe, random"),
+        (NUMBERS | CHOICE, {"sampler": {"name": "cmaes"}}, "space.model.residual", "numbers"),
+        (GRID, {"sampler": {"name": "cmaes"}}, "sampler.name", "two searched keys or more, got 1"),
+        (NUMBERS, {"second_objective": "parameters"}, "scheduler.name", "expected none with"),
+        (
+            NUMBERS,
+            {"second_objective": "parameters", "scheduler": {"name": "median"}},
+            "scheduler.name",
+            "got median",
+        ),
+        (
+            NUMBERS,
+            {
+                "second_objective": "parameters",
+                "scheduler": {"name": "none"},
+                "sampler": {"name": "cmaes"},
+            },
+            "sampler.name",
+            "knows one objective",
+        ),
+        (
+            {"train.batch_tokens": {"choice": [256, 512]}},
+            {"scheduler": {"name": "median"}},
+            "scheduler.name",
+            "expected asha or none",
+        ),
+        (
+            {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}},
+            {"sampler": {"name": "grid"}},
+            "space",
+            "a point of it cannot be: model.heads: dim / heads must be an even number, got 20 / 4",
+        ),
+        (
+            {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}},
+            {"try_first": [{"model.heads": 4, "model.dim": 20}]},
+            "try_first",
+            "a point of it cannot be",
+        ),
+        (NUMBERS, {"second_objective": "params"}, "second_objective", "did you mean parameters?"),
+        (NUMBERS, {"warm_start": ["a"], "sampler": {"name": "qmc"}}, "warm_start", "not learn"),
+        (NUMBERS, {"try_first": [{"model.dept": 2}]}, "try_first.0", "did you mean model.depth?"),
+        (NUMBERS, {"try_first": [{}, {"model.depth": 5}]}, "try_first.1.model.depth", "its range"),
+        (NUMBERS, {"try_first": [{"model.depth": 2.0}]}, "try_first.0.model.depth", "got 2.0"),
+        (NUMBERS, {"try_first": [{}] * 9}, "try_first", "at most search.trials = 8"),
+        (
+            CHOICE | CONDITION,
+            {"try_first": [{"model.last_k": 1, "model.residual": "standard"}]},
+            "try_first.0.model.last_k",
+            'not searched with model.residual = "standard"',
+        ),
+    ],
+)
+def test_what_a_search_cannot_do_together_is_refused(config, space, search, where, expected):
+    with pytest.raises(ConfigError) as raised:
+        config.replace({"search": {"space": space, **search}})
+    (line,) = [one for one in str(raised.value).splitlines() if f"search.{where}: " in one]
+    assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("train", "where", "expected"),
+    [
+        ({"schedule": "cosin"}, "schedule", "did you mean cosine?"),
+        ({"decay_fraction": 0.2}, "decay_fraction", "expected null with schedule = cosine"),
+        ({"schedule": "inverse_sqrt", "warmup_fraction": 0}, "warmup_fraction", "more than 0"),
+        (
+            {"schedule": "inverse_sqrt", "final_learning_rate_fraction": 0.1},
+            "final_learning_rate_fraction",
+            "expected null with schedule = inverse_sqrt",
+        ),
+        (
+            {"schedule": "wsd", "warmup_fraction": 0.5, "decay_fraction": 0.6},
+            "decay_fraction",
+            "at most 1 together with warmup_fraction = 0.5, got 0.6",
+        ),
+        ({"schedule": "wsd", "decay_fraction": 0}, "decay_fraction", "greater than 0"),
+        ({"patience": 0}, "patience", "greater than or equal to 1"),
+        ({"ema_decay": 1}, "ema_decay", "less than 1"),
+    ],
+)
+def test_what_a_training_cannot_do_together_is_refused(config, train, where, expected):
+    with pytest.raises(ConfigError) as raised:
+        config.replace({f"train.{key}": value for key, value in train.items()})
+    (line,) = str(raised.value).splitlines()
+    assert f"train.{where}: " in line and expected in line
+
+
+def test_a_key_of_one_schedule_is_searched_under_its_condition(config):
+    decay = {"uniform": [0.1, 0.5]}
+    schedules = {"train.schedule": {"choice": ["cosine", "inverse_sqrt", "wsd"]}}
+    conditional = decay | {"when": {"train.schedule": "wsd"}}
+    config.replace({"search.space": schedules | {"train.decay_fraction": conditional}})
+    with pytest.raises(ConfigError, match="expected null with schedule = cosine"):
+        config.replace({"search.space": {"train.decay_fraction": decay}})
+    with pytest.raises(ConfigError, match=r"train\.patience: cannot be searched"):
+        config.replace({"search.space": {"train.patience": {"int": [1, 2]}}})
+
+
+def test_a_grid_has_as_many_trials_as_points_and_other_searches_eight(config):
+    space = GRID | {"train.learning_rate": {"choice": [1e-3, 2e-3]}}
+    assert config.replace({"search": {"space": space}}).search.trial_count == 8
+    grid = {"space": space, "sampler": {"name": "grid"}}
+    assert config.replace({"search": {**grid, "trials": 5}}).search.trial_count == 5
+    assert config.replace({"search": grid}).search.trial_count == 8
+    assert config.replace({"search": {**grid, "space": GRID}}).search.trial_count == 4
+
+
+def test_all_problems_of_a_file_are_reported_together(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("experiment: e\nseed: x\nmodel: {dim: 1.5}\ntrain: {tokns: 5}\n")
+    lines = problem(file).splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(f"{file}: ") for line in lines)
+
+
+def test_a_problem_of_the_command_line_is_not_blamed_on_the_file(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("experiment: e\nseed: x\n")
+    first, second = problem(file, "model.dim=wide").splitlines()
+    assert first.startswith(f"{file}: seed: ")
+    assert second.startswith("command line: model.dim: ")
+
+
+def test_a_duplicate_key_and_a_syntax_error_name_the_line(tmp_path):
+    file = tmp_path / "bad.yaml"
+    file.write_text("experiment: e\nseed: 1\nseed: 2\n")
+    assert problem(file).startswith(f"{file}:3: ")
+    file.write_text("experiment: e\nmodel: [\n")
+    assert problem(file).startswith(f"{file}:")
+
+
+@pytest.mark.parametrize("content", ["", "- a\n", "text", "\x00", "experiment:\n"])
+def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
+    file = tmp_path / "bad.yaml"
+    file.write_text(content)
+    assert str(file) in problem(file)
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    assert "did you mean experiments/quickstart.yaml?" in problem("experiments/quickstrat.yaml")
+    assert "no such file" in problem(tmp_path / "none.yaml")
+
+
+def test_a_replaced_value_is_validated_and_survives_a_round_trip(config):
+    changed = config.replace({"model.dim": 32, "train.learning_rate": 0.5})
+    assert (changed.model.dim, changed.train.learning_rate) == (32, 0.5)
+    assert read_experiment(changed.model_dump(mode="json"), source="again") == changed
+    with pytest.raises(ConfigError):
+        config.replace({"model.dim": 31})
+
+
+def test_the_fit_has_its_own_budget_and_resources(config):
+    fit = config.replace({"fit": {"tokens": 8192, "resources": {"workers": 2}}}).fit_config()
+    assert (fit.train.tokens, fit.resources.workers) == (8192, 2)
+    assert config.fit_config().train.tokens == config.train.tokens
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
+def test_every_shipped_experiment_is_valid_as_it_is_and_shrunk(path):
+    assert load([str(path)]).experiment
+    small = load([str(path)], smoke=True)
+    assert small.experiment.endswith("-smoke")
+    assert small.promote.model.endswith("-smoke")
+
+
+@pytest.mark.parametrize("path", PARTS, ids=str)
+def test_every_shipped_part_is_valid_alone_and_over_the_quickstart(path, tmp_path):
+    assert load([str(path), "experiment=part"]) != load(["experiment=part"])
+    both = tmp_path / "e.yaml"
+    both.write_text(f"extends: [{QUICKSTART}, {path}]")
+    assert load([str(both)]).experiment == "quickstart"
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *PARTS], ids=str)
+def test_every_shipped_yaml_names_the_schema_and_says_what_it_is(path):
+    first, second, _ = path.read_text().split("\n", 2)
+    assert first.startswith("# yaml-language-server: $schema=")
+    assert (path.parent / first.partition("=")[2]).resolve() == SCHEMA
+    assert second.startswith("# ")
+
+
+def complaints(text: str) -> list[str]:
+    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    return [error.message for error in validator.iter_errors(parse(text, source="test"))]
+
+
+def test_the_shipped_schema_is_that_of_the_fields():
+    wanted = f"{json.dumps(schema(), indent=2)}\n"
+    command = "python -m pipelines.experiment --schema > experiments/schema.json"
+    assert SCHEMA.read_text() == wanted, command
+    jsonschema.Draft202012Validator.check_schema(schema())
+
+
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *PARTS], ids=str)
+def test_every_shipped_yaml_is_valid_by_the_schema(path):
+    assert complaints(path.read_text()) == []
+
+
+def test_the_schema_takes_any_whole_configuration(config):
+    assert complaints(json.dumps(config.model_dump(mode="json"))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {dimm: 3}", "'dimm' was unexpected"),
+        ("modle: {}", "'modle' was unexpected"),
+        ("model: {dim: wide}", "'wide' is not of type 'integer'"),
+        ("model: {residual: dcaa}", "'dcaa' is not one of ['dca', "),
+        ("data: {corpus: enwik9}", "'enwik9' is not one of ["),
+        ("extends: 3", "3 is not valid under any"),
+        ("search: {space: {model.depht: {int: [1, 2]}}}", "'model.depht' is not one of ["),
+        ("search: {space: {train.tokens: {int: [1, 2]}}}", "'train.tokens' is not one of ["),
+        ("search: {space: {model.depth: {ints: [1, 2]}}}", "is not valid under any"),
+        ("search: {space: {model.depth: {int: [1, 2], when: {x: 1}}}}", "is not valid under any"),
+    ],
+)
+def test_the_schema_shows_an_editor_the_slip(text, expected):
+    (message,) = complaints(text)
+    assert expected in message
+
+
+def test_the_schema_takes_parts_and_what_takes_a_dimension_out():
+    assert complaints("extends: [a.yaml, b.yaml]\nsearch: {space: {model.depth: null}}") == []
+
+
+def test_the_schema_describes_every_field_with_its_default():
+    def fields(section, prefix=""):
+        for name, field in section["properties"].items():
+            kind = whole["$defs"].get(field.get("$ref", "").rpartition("/")[2])
+            if kind:
+                yield from fields(kind, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}", field
+
+    whole = json.loads(SCHEMA.read_text())
+    found = dict(fields(whole))
+    assert set(found) == {"extends", *FIELDS}
+    assert all(field["description"] for field in found.values())
+    assert {key: field["default"] for key, field in found.items() if "default" in field} == {
+        key: value for key, value in FIELDS.items() if key != "experiment"
+    }
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own, which ends with the libraries it has imported."""
+    script = (
+        "import runpy, sys; sys.argv = sys.argv[1:]; "
+        "sys.path[0] = sys.argv[0].rpartition('/')[0]; "
+        "runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("sweep.py", ["train.learning_rate=1e-4,3e-4", "model.depth=2,4"]),
+        ("train.py", ["train.compile=true", "--smoke"]),
+    ],
+)
+def test_a_printed_configuration_is_an_experiment_with_the_same_result(
+    name, overrides, path, tmp_path
+):
+    result = command(str(ROOT / "pipelines" / name), str(path), "--print-config", *overrides)
+    assert result.returncode == 0, result.stderr
+    assert not {"ray", "mlflow", "optuna", "pandas"} & set(result.stderr.split())
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(result.stdout)
+    assert "uniform: null" not in result.stdout  # a dimension is what it is
+    smoke = "--smoke" in overrides
+    changes = [override for override in overrides if "=" in override]
+    assert load([str(saved)]) == load([str(path), *changes], smoke=smoke, grids=True)
+
+
+def test_a_printed_configuration_is_checked_first(path):
+    grid = "model.depth=2,4"
+    result = command(str(ROOT / "pipelines" / "train.py"), str(path), "--print-config", grid)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"command line: {grid}: a comma list is a grid, for sweep.py")
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_evaluations_are_evenly_spaced_and_the_last_is_at_the_end(config):
+    assert config.train.eval_steps == [4, 8, 12, 16]
+    assert config.replace({"train.evals": 99}).train.eval_steps == list(range(1, 17))
+
+
+def test_a_configuration_cannot_be_changed(config):
+    with pytest.raises(ValueError, match="frozen"):
+        config.seed = 1
+
+
+def test_every_field_is_documented():
+    def undocumented(model, prefix=""):
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if hasattr(kind, "model_fields"):
+                yield from undocumented(kind, f"{prefix}{name}.")
+            elif name != "model" and not field.description:
+                yield f"{prefix}{name}"
+
+    assert list(undocumented(Experiment)) == []
+    assert "train.learning_rate" in FIELDS
