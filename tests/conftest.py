@@ -1,4 +1,4 @@
-"""A small corpus, made, not found, and a configuration that trains on it in a second."""
+"""Fixtures for all tests: a small generated corpus, and an experiment that trains on it quickly."""
 
 import os
 import random
@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.experiment import Experiment, read_experiment
+from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
-"""What the tests with kills at random moments have counted."""
+"""Counts from the tests that kill processes at random moments."""
 LONGEST = (
     "test_promotion.py",
     "test_report.py",
@@ -36,7 +37,7 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(text: Path, tmp_path: Path) -> dict:
-    """A configuration as YAML would give it."""
+    """The small experiment as plain data, as read from YAML."""
     return {
         "experiment": "tiny",
         "storage": str(tmp_path / "runs"),
@@ -55,12 +56,25 @@ def data(text: Path, tmp_path: Path) -> dict:
 
 
 @pytest.fixture
-def config(data: dict) -> Experiment:
+def experiment(data: dict) -> Experiment:
+    """The small experiment, validated."""
     return read_experiment(data, source="test")
 
 
+@pytest.fixture
+def config(experiment: Experiment) -> Experiment:
+    """Former name of `experiment`."""
+    return experiment
+
+
+@pytest.fixture
+def run(experiment: Experiment) -> TrainingRun:
+    """The small experiment's base configuration of one training."""
+    return experiment.training_run()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What takes longest begins first: `make test` runs three files at a time."""
+    """Start the longest test files first: `make test` runs three files at a time."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
