@@ -19,7 +19,7 @@ from rich.table import Table
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError
-from pipelines.console.text import one_line
+from pipelines.console.text import format_value, one_line
 
 if TYPE_CHECKING:
     from pipelines.registry.versions import Registry
@@ -116,7 +116,7 @@ def _compare(registry: "Registry", arguments: argparse.Namespace) -> None:
         return
     names = [f"version {version}" for version in pair]
     for part in parts:
-        differ = [[key, *map(_show, row)] for key, row in found[part].items()]
+        differ = [[key, *map(_cell, row)] for key, row in found[part].items()]
         _table([part, *names], differ or [["no difference", "", ""]])
     curve_rows = [[f"{int(tokens):,}", *map(_bits, row)] for tokens, row in found["curves"].items()]
     _table(["validation bits per byte after bytes", *names], curve_rows)
@@ -216,7 +216,7 @@ def _history(registry: "Registry", arguments: argparse.Namespace) -> None:
                 time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(promotion.seconds)),
                 promotion.user,
                 str(promotion.version),
-                _show(promotion.previous),
+                "-" if promotion.previous is None else str(promotion.previous),
                 promotion.action,
                 promotion.reason,
             ]
@@ -254,12 +254,8 @@ def _bits(value: Any) -> str:
     return "" if value is None else f"{float(value):.4f}"
 
 
-def _show(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() else f"{value:.6g}"
-    return str(value)
+def _cell(value: Any) -> str:
+    return "-" if value is None else format_value(value, digits=6)
 
 
 def _ago(then_seconds: float) -> str:

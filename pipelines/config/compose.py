@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pipelines.config.yaml_text import MAX_CHARACTERS, parse
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import format_value, nearest, one_line
+from pipelines.console.text import nearest, one_line, quote_value
 
 EXTENDS = "extends"
 MAX_FILES = 50
@@ -87,12 +87,12 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
         raise _problem(f"expected at most {MAX_FILES} files in one experiment", above)
     data = parse(text, source=str(path))
     if not isinstance(data, dict):
-        message = f"expected keys and values, got {format_value(data)}"
+        message = f"expected keys and values, got {quote_value(data)}"
         raise ConfigError(Problem(message, source=str(path)))
     names = data.pop(EXTENDS, [])
     for name in names if isinstance(names, list) else [names]:
         if not isinstance(name, str) or not name:
-            message = f"expected a file or a list of files, got {format_value(names)}"
+            message = f"expected a file or a list of files, got {quote_value(names)}"
             raise ConfigError(Problem(message, EXTENDS, str(path)))
         _read(path.parent / name, (*above, path), layers)
     layers.append(Layer(str(path), data))

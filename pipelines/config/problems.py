@@ -10,7 +10,7 @@ from dca.errors import FieldError
 from pipelines.compat.pydantic import UNKNOWN_KEY, union_member
 from pipelines.config.compose import EXTENDS
 from pipelines.console.errors import Problem
-from pipelines.console.text import format_value, nearest
+from pipelines.console.text import nearest, quote_value
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -35,7 +35,7 @@ def _problem(detail: Any, schema: dict[str, Any]) -> Problem:
             return Problem(cause.message, where, nearest=cause.nearest)
         return Problem(str(cause), key)
     given = detail["input"]
-    expected = f"{message[0].lower()}{message[1:]}, got {format_value(given)}"
+    expected = f"{message[0].lower()}{message[1:]}, got {quote_value(given)}"
     choices = _field(schema, path).get("enum", []) if kind == "literal_error" else []
     return Problem(expected, key, nearest=nearest(str(given), map(str, choices)))
 

@@ -18,10 +18,24 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return found[0] if found else ""
 
 
-def format_value(value: Any) -> str:
-    """A value in a message, as JSON of at most 60 characters."""
+def quote_value(value: Any) -> str:
+    """A value in an error message, as in `got ...`: JSON of at most 60 characters."""
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def format_value(value: Any, *, digits: int = 4) -> str:
+    """A value for people, in a table, a label or a line of progress.
+
+    Text is shown as it is, a fraction with so many significant digits, a whole number in full and
+    anything else as JSON.
+    """
+    if isinstance(value, str):
+        return value
+    value = value.item() if hasattr(value, "item") else value  # a number of NumPy or pandas
+    if not isinstance(value, float):
+        return json.dumps(value, default=str)
+    return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
 
 
 def format_duration(seconds: float) -> str:

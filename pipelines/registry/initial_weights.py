@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from dca import ModelConfig, build_model
 from dca.model import load_weights
 from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
 from pipelines.registry.resolve import resolve_model
 from pipelines.storage.files import file_at, put_file
@@ -97,16 +98,12 @@ def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[
     for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):
         key, value = f"model.{field}", getattr(given, field)
         if key in searched:
-            message = f"not with train.start_from={source}, whose {key} is {_show(value)}"
+            message = f"not with train.start_from={source}, whose {key} is {quote_value(value)}"
             raise ConfigError(Problem(message, f"search.space.{key}"))
         if getattr(model, field) != value:
-            given_here = _show(getattr(model, field))
-            message = f"expected {_show(value)}, as train.start_from={source} has it"
+            given_here = quote_value(getattr(model, field))
+            message = f"expected {quote_value(value)}, as train.start_from={source} has it"
             raise ConfigError(Problem(f"{message}, got {given_here}", key))
-
-
-def _show(value: object) -> str:
-    return json.dumps(value)
 
 
 def _copy(folder: Path, target: Folder) -> None:

@@ -21,6 +21,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
+from pipelines.console.text import format_value
 from pipelines.reporting.findings import INACTIVE, Findings
 from pipelines.reporting.judgement import (
     Importance,
@@ -200,7 +201,7 @@ def _ticks(axes: Axes, found: Findings, key: str, place: int) -> None:
     dimension, scale = found.config.search.space[key], _scale(found, key)
     bounds = dimension.log_uniform or dimension.uniform or dimension.int
     for value in dimension.choice or bounds or ():
-        _write(axes, place, scale(value), _text(value))
+        _write(axes, place, scale(value), format_value(value))
     if (found.trials[key] == INACTIVE).any():
         _write(axes, place, scale(INACTIVE), INACTIVE)
 
@@ -208,10 +209,6 @@ def _ticks(axes: Axes, found: Findings, key: str, place: int) -> None:
 def _write(axes: Axes, x: float, y: float, text: str) -> None:
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "pad": 0.8}
     axes.text(x + 0.03, y, text, fontsize=8, va="center", bbox=box, zorder=6)
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _ends(values: pd.Series) -> tuple[float, float]:

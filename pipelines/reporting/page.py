@@ -15,7 +15,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from pipelines.console.text import format_duration
+from pipelines.console.text import format_duration, format_value
 from pipelines.reporting import figures
 from pipelines.reporting.findings import Findings
 from pipelines.reporting.judgement import (
@@ -199,7 +199,7 @@ def _leaderboard(found: Findings) -> Section:
                 *([_number(row["second"])] if second else []),
                 *_seeds(row["n"], row["mean"], row["low"], row["high"]),
                 *(f"{row['tokens']:,}", f"{row['parameters']:,}"),
-                *(_value(row[key]) for key in found.keys),
+                *(format_value(row[key]) for key in found.keys),
             ]
             for number, row in table.head(MOST_ROWS).iterrows()
         ]
@@ -521,13 +521,7 @@ def _seeds(n: Any, mean: float, low: float, high: float) -> list[str]:
 
 
 def _values(found: Findings, row: pd.Series) -> str:
-    return ", ".join(f"{key}={_value(row[key])}" for key in found.keys)
-
-
-def _value(value: Any) -> str:
-    if value is None:
-        return "null"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{key}={format_value(row[key])}" for key in found.keys)
 
 
 def _bits(value: float) -> str:

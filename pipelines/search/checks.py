@@ -10,7 +10,7 @@ from itertools import islice
 
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import format_value, nearest
+from pipelines.console.text import nearest, quote_value
 from pipelines.search.config import Choice, Dimension, SearchConfig, condition_order
 from pipelines.training.config import TrainingRun
 
@@ -145,11 +145,11 @@ def _point_problems(
             yield Problem(f"{key} is not searched", where, nearest=nearest(key, space))
             continue
         if not space[key].contains(value):
-            message = f"expected a value of its range, got {format_value(value)}"
+            message = f"expected a value of its range, got {quote_value(value)}"
             yield Problem(message, f"{where}.{key}")
         for other, wanted in space[key].when.items():
             if point.get(other, wanted) != wanted:
-                message = f"not searched with {other} = {format_value(point[other])}"
+                message = f"not searched with {other} = {quote_value(point[other])}"
                 yield Problem(message, f"{where}.{key}")
 
 

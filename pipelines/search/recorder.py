@@ -18,6 +18,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
 from pipelines.console.errors import StorageError
+from pipelines.console.text import format_value
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context, Outputs
 from pipelines.search.config import SearchTask
@@ -211,7 +212,7 @@ class Recorder(tune.Callback):
             partial(remove, trial_folder(trials_folder(self._context), number)), run_id
         )
         values = trial.config["values"]
-        shown = ", ".join(f"{key}={_short(value)}" for key, value in values.items())
+        shown = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
         self._context.progress.log(
             f"  trial {number} {state}: {outcome}  ({shown})",
             "trial",
@@ -229,7 +230,3 @@ def _reason(trial: TuneTrial) -> str:
     named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
     reason = (named or lines)[-1]
     return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", reason)[:1000]  # without the error's module
-
-
-def _short(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)

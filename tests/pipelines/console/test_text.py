@@ -1,0 +1,59 @@
+"""Text for people: one line of foreign text, the nearest valid name, values and durations."""
+
+import numpy as np
+import pytest
+
+from pipelines.console.text import (
+    format_duration,
+    format_value,
+    nearest,
+    one_line,
+    quote_value,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "null"),
+        (True, "true"),
+        ("a b", "a b"),
+        ([1, "b"], '[1, "b"]'),
+        (12_345_678, "12345678"),
+        (12_345_678.0, "12345678"),
+        (0.000123456, "0.0001235"),
+        (2.3, "2.3"),
+        (float("nan"), "nan"),
+        (1e300, "1e+300"),
+        (np.int64(3), "3"),
+        (np.bool_(False), "false"),
+        (np.float64(1.23456), "1.235"),
+    ],
+)
+def test_a_value_is_shown_as_people_write_it(value, shown):
+    assert format_value(value) == shown
+
+
+def test_more_digits_of_a_fraction_are_shown_on_request():
+    assert format_value(2.3456789, digits=6) == "2.34568"
+
+
+def test_a_quoted_value_distinguishes_text_from_numbers_and_is_short():
+    assert [quote_value("1"), quote_value(1)] == ['"1"', "1"]
+    assert len(quote_value("x" * 100)) == 60
+    assert quote_value("x" * 100).endswith("...")
+
+
+def test_foreign_text_is_one_line_of_at_most_500_characters():
+    assert one_line("a\nb\x1b[0m") == "a\\nb\\x1b[0m"
+    assert len(one_line("x" * 501)) == 500
+
+
+def test_the_nearest_name_is_a_close_one_or_none():
+    assert nearest("dpeth", ["dim", "depth"]) == "depth"
+    assert nearest("something", ["dim", "depth"]) == ""
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
+def test_a_duration_has_hours_only_if_it_lasts_one(seconds, shown):
+    assert format_duration(seconds) == shown
