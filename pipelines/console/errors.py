@@ -46,5 +46,9 @@ class PipelineError(Exception):
     """Work that failed although the input was good. Exit code 1."""
 
 
+class DamagedError(PipelineError):
+    """A checkpoint or a packaged model is not as it was written: reading it again does not help."""
+
+
 class StorageError(PipelineError):
     """The disk did not take a file: trying again would not help, making room does."""

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import requests
-import tenacity
 
 from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.retries import RetryPolicy
 from pipelines.console.transfer import download_progress
 from pipelines.console.updates import OutputMode
 
@@ -34,7 +34,7 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists():  # another process was faster
                 return
-            _complete(url, file, size, show)
+            RETRIES.call(_complete, url, file, size, show)
             file.flush()
             os.fsync(file.fileno())
             part.replace(path)
@@ -46,18 +46,15 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
         raise StorageError(f"{part}: cannot be written: {error.strerror}") from error
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     if not isinstance(error, requests.RequestException) or isinstance(error, _OtherFile):
         return False
     return error.response is None or error.response.status_code >= 500
 
 
-@tenacity.retry(
-    retry=tenacity.retry_if_exception(_may_pass),
-    wait=tenacity.wait_exponential(),
-    stop=tenacity.stop_after_attempt(ATTEMPTS),
-    reraise=True,
-)
+RETRIES = RetryPolicy(_is_transient, max_attempts=ATTEMPTS, name="download")
+
+
 def _complete(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> None:
     """Append what is missing, or write all of it where the server cannot begin in the middle."""
     begin = file.seek(0, os.SEEK_END)

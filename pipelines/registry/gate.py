@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.engine.cache import json_digest
 from pipelines.registry.config import PromoteConfig
-from pipelines.registry.package import DamagedModelError
 from pipelines.registry.score import FILE, Score, block_edges, score
 from pipelines.registry.versions import ChampionState, ConcurrentPromotionError, Registry
 from pipelines.tracking.provenance import provenance
@@ -123,7 +122,7 @@ def _judge(
 
     try:
         mine = score(registry.model_id(version), test)
-    except DamagedModelError as error:
+    except DamagedError as error:
         return outcome(False, f"it cannot be read back: {error}")
     numbers |= {
         "bits_per_byte": mine.bits_per_byte,

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError
 from pipelines.console.text import one_line
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import SUMS, digest, uncached, verify
@@ -30,10 +30,6 @@ REQUIREMENTS = [
     f"{name}=={version(name)}"
     for name in ("torch", "safetensors", "einops", "numpy", "pandas", "mlflow")
 ]
-
-
-class DamagedModelError(PipelineError):
-    """A model is not as it was packaged: trying again would not help."""
 
 
 def log_package(
@@ -104,20 +100,20 @@ def _files(folder: Path) -> list[Path]:
 def fetch_model(model_id: str, folder: Path) -> Path:
     """Copy a logged model into a folder and check it; where it lies.
 
-    Raises PipelineError if it is gone, Damaged if it is not what was logged.
+    Raises PipelineError if it is gone, DamagedError if it is not what was logged.
     """
     folder.mkdir(exist_ok=True)
     copy, expected = download_model(model_id, folder)
     _check(copy, f"models:/{model_id}")
     if expected is not None and digest(copy / FILES / SUMS) != expected:
-        raise DamagedModelError(f"models:/{model_id}: its {SUMS} is not the one that was logged")
+        raise DamagedError(f"models:/{model_id}: its {SUMS} is not the one that was logged")
     return copy
 
 
 def load_model(folder: Path) -> Any:
     """The packaged model in a folder, checked before any of its code runs.
 
-    Raises ConfigError if none is there, Damaged if it is not as it was packaged.
+    Raises ConfigError if none is there, DamagedError if it is not as it was packaged.
     """
     if not (folder / "MLmodel").is_file():
         raise ConfigError(f"{folder}: expected a packaged model: there is no MLmodel in it")
@@ -143,13 +139,13 @@ def _check(folder: Path, name: str) -> None:
     try:
         verify(folder)
     except ValueError as error:
-        raise DamagedModelError(f"{name}: {error}") from None
+        raise DamagedError(f"{name}: {error}") from None
     try:
         how = parse((folder / "MLmodel").read_text(), source="MLmodel")["flavors"][
             "python_function"
         ]
         found = how["loader_module"], Path(how["model_code_path"]).name, how["code"]
     except (ConfigError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DamagedModelError(f"{name}: MLmodel was altered: {error!r}") from None
+        raise DamagedError(f"{name}: MLmodel was altered: {error!r}") from None
     if found != ("mlflow.pyfunc.loaders.code_model", Path(packaged_model.__file__).name, "code"):
-        raise DamagedModelError(f"{name}: MLmodel was altered: it loads {found}")
+        raise DamagedError(f"{name}: MLmodel was altered: it loads {found}")

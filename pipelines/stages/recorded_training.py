@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipelines.cluster.capacity import require_capacity
 from pipelines.cluster.connection import connect
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.console.text import format_duration
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.data.splits import train_val_splits
@@ -23,7 +23,7 @@ from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
 from pipelines.training import checkpoint, loop
-from pipelines.training.checkpoint import DamagedCheckpointError, step_of
+from pipelines.training.checkpoint import step_of
 from pipelines.training.config import TrainingRun
 from pipelines.training.history import Row, best_row, finished
 
@@ -149,7 +149,7 @@ def _best(
         path = next(path for path in left if step_of(path) == best["step"])
         try:
             return best, checkpoint.read_weights(path)
-        except DamagedCheckpointError as error:
+        except DamagedError as error:
             say(f"{error}; using the next best")
             left.remove(path)
     raise PipelineError(f"{folder}: no checkpoint is sound; --fresh trains again")

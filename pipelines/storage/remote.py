@@ -8,7 +8,6 @@ digests follow last, and without them it is not there. Keys and passwords are ne
 pyarrow reads them from the environment.
 """
 
-import logging
 import re
 import tempfile
 import uuid
@@ -19,16 +18,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-import tenacity
-
 from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.retries import RetryPolicy
 from pipelines.console.text import one_line
 
 OWNER = "owner"
 """The object that names whoever writes into a shared folder now."""
 PATIENCE_SECONDS = 600
 """How long an object store may be away before it counts as a disk that refuses."""
-MOST_SECONDS_BETWEEN_TRIES = 10
+MAX_PAUSE_SECONDS = 10
 CHUNK_BYTES = 1 << 24
 REFUSED = re.compile(
     r"ACCESS_DENIED|NO_SUCH_|INVALID_|SIGNATURE|NOT_FOUND|EXPIRED|DENIED|UNAUTHENTICATED"
@@ -157,7 +155,9 @@ class RemoteDirectory:
         try:
             system, root = connect(self.root)
             path = f"{root}/{self.path}".rstrip("/")
-            return (_patiently(work) if patient else work)(system, path, *args)
+            return (
+                _RETRIES.call(work, system, path, *args) if patient else work(system, path, *args)
+            )
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             if isinstance(error, FileNotFoundError) and what == "read":
                 raise
@@ -173,7 +173,7 @@ def connect(root: str) -> tuple[Any, str]:
     from pyarrow import fs  # 0.3 s, which a folder of this machine does not need
 
     if root.startswith("gs:"):  # S3 gives up after some seconds by itself
-        root += f"{'&' if '?' in root else '?'}retry_limit_seconds={MOST_SECONDS_BETWEEN_TRIES}"
+        root += f"{'&' if '?' in root else '?'}retry_limit_seconds={MAX_PAUSE_SECONDS}"
     return fs.FileSystem.from_uri(root)
 
 
@@ -214,21 +214,14 @@ def delete_file(system: Any, path: str) -> None:
     system.delete_file(path)
 
 
-def _may_pass(error: BaseException) -> bool:
+def _is_transient(error: BaseException) -> bool:
     """Errors of this machine have a number."""
     return isinstance(error, OSError) and error.errno is None and not REFUSED.search(str(error))
 
 
-def _tell(state: tenacity.RetryCallState) -> None:
-    if state.attempt_number == 1:
-        error = state.outcome and state.outcome.exception()
-        logging.getLogger(__name__).warning("storage: %s; trying again", one_line(error))
-
-
-_patiently = tenacity.retry(
-    retry=tenacity.retry_if_exception(_may_pass),
-    wait=tenacity.wait_random_exponential(max=MOST_SECONDS_BETWEEN_TRIES),
-    stop=tenacity.stop_after_delay(PATIENCE_SECONDS),
-    before_sleep=_tell,
-    reraise=True,
+_RETRIES = RetryPolicy(
+    _is_transient,
+    max_pause_seconds=MAX_PAUSE_SECONDS,
+    max_seconds=PATIENCE_SECONDS,
+    name="storage",
 )

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.errors import DamagedError, StorageError
 from pipelines.storage.files import DIGESTS_FILE, sha256_of
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.training.history import Row
@@ -31,10 +31,6 @@ KEEP_LATEST = 2
 """Newest checkpoints kept: one to resume from and the one before it, should that be damaged."""
 
 FILES = ("state.json", "tensors.safetensors")
-
-
-class DamagedCheckpointError(PipelineError):
-    """A checkpoint is not as it was written; the one before it may be."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +133,7 @@ def resume(
     for path in reversed(checkpoints(folder)) if step is None else _of_step(folder, step):
         try:
             snapshot, tensors = _read(path)
-        except DamagedCheckpointError as error:
+        except DamagedError as error:
             say(f"{error}; using the one before it")
             continue
         if snapshot.config != config:
@@ -159,7 +155,7 @@ def resume(
 def read_weights(path: Folder) -> dict[str, Tensor]:
     """The weights that were evaluated: their average if one is kept, else the model's.
 
-    Raises Damaged if the checkpoint is, StorageError if shared storage cannot be read.
+    Raises DamagedError if the checkpoint is, StorageError if shared storage cannot be read.
     """
     tensors = _read(path)[1]
     return _under(tensors, "average.") or _under(tensors, "model.")
@@ -208,11 +204,11 @@ def _read_here(path: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
     """Read a checkpoint or its copy; errors name where it came from."""
     try:
         if (path / DIGESTS_FILE).read_text() != _digests(path):
-            raise DamagedCheckpointError(f"{name}: damaged checkpoint: a digest does not match")
+            raise DamagedError(f"{name}: damaged checkpoint: a digest does not match")
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         return Snapshot(**state), load_file(path / "tensors.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise DamagedCheckpointError(f"{name}: damaged checkpoint: {error}") from error
+        raise DamagedError(f"{name}: damaged checkpoint: {error}") from error
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -7,11 +7,11 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import tenacity
 
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.data import download as module
@@ -80,7 +80,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
-    monkeypatch.setattr(module._complete.retry, "wait", tenacity.wait_none())
+    monkeypatch.setattr(module, "RETRIES", replace(module.RETRIES, pause_seconds=0))
     with Server() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.progress import Progress
 from pipelines.data.splits import sealed_test
 from pipelines.engine.stage import ROOT, Context
 from pipelines.registry import gate as stage
 from pipelines.registry import package
 from pipelines.registry.gate import decide, force, promote, rollback
-from pipelines.registry.package import DamagedModelError
 from pipelines.registry.score import Score, block_edges
 from pipelines.registry.versions import CHAMPION, ConcurrentPromotionError, Registry
 from tests.pipelines.packages import log_untrained
@@ -188,7 +187,7 @@ def test_limits_hold_whoever_is_champion(versions, facts, settings, reason, ther
 
 def test_a_version_that_cannot_be_read_back_is_not_promoted_and_the_reason_is_kept(versions):
     version = versions.add(1.0)
-    versions.scores[versions.registry.model_id(version)] = DamagedModelError("altered")
+    versions.scores[versions.registry.model_id(version)] = DamagedError("altered")
     assert versions.sweep(version) == "not promoted: it cannot be read back: altered"
     assert versions.champion is None
 

@@ -1,0 +1,71 @@
+"""Repeating what a database, a server or an object store could not do now.
+
+Used by the tracking store, the model registry, shared storage and downloads. Each states which
+errors are transient and how long they are waited out; the repeating is the same for all.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import tenacity
+
+from pipelines.console.text import one_line
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Which failures of a call are repeated, and how long.
+
+    A call must be safe to repeat: its answer may be lost after its work is done.
+    """
+
+    is_transient: Callable[[BaseException], bool]
+    """Whether the same call may succeed later."""
+    pause_seconds: float = 1.0
+    """Longest first pause; it doubles with each further one. Pauses are random, so that several
+    callers do not return at the same moment."""
+    max_pause_seconds: float = 60.0
+    max_seconds: float | None = None
+    """From the first call until its failure is final; None: no limit."""
+    max_attempts: int | None = None
+    """Calls in all; None: no limit."""
+    cancelled: threading.Event | None = None
+    """Set, it ends a pause at once and makes the next failure final."""
+    name: str = ""
+    """With it the first failure of a call is logged; empty: none is."""
+
+    def call(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """The result of `work`, repeated while its failures are transient.
+
+        Raises its last error once the limits are reached, and any other error at once.
+        """
+        return self._retrying()(work, *args, **kwargs)
+
+    def _retrying(self) -> tenacity.Retrying:
+        stop: Any = tenacity.stop_never
+        if self.max_seconds is not None:
+            stop = tenacity.stop_after_delay(self.max_seconds)
+        if self.max_attempts is not None:
+            stop |= tenacity.stop_after_attempt(self.max_attempts)
+        sleep: Any = tenacity.nap.sleep
+        if self.cancelled is not None:
+            stop |= tenacity.stop_when_event_set(self.cancelled)
+            sleep = tenacity.sleep_using_event(self.cancelled)
+        return tenacity.Retrying(
+            retry=tenacity.retry_if_exception(self.is_transient),
+            wait=tenacity.wait_random_exponential(self.pause_seconds, self.max_pause_seconds),
+            stop=stop,
+            sleep=sleep,
+            before_sleep=self._log_first,
+            reraise=True,
+        )
+
+    def _log_first(self, state: tenacity.RetryCallState) -> None:
+        if self.name and state.attempt_number == 1:
+            error = state.outcome and state.outcome.exception()
+            logging.getLogger(__name__).warning("%s: %s; trying again", self.name, one_line(error))

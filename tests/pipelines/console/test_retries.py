@@ -1,0 +1,64 @@
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from pipelines.console.retries import RetryPolicy
+
+
+class Work:
+    """Fails some times, then returns what it was called with."""
+
+    def __init__(self, failures: int, error: type[Exception] = ConnectionError) -> None:
+        self.failures, self.error, self.calls = failures, error, 0
+
+    def __call__(self, *args: int, **kwargs: int) -> tuple:
+        self.calls += 1
+        if self.calls <= self.failures:
+            raise self.error(f"failure {self.calls}")
+        return args, kwargs
+
+
+POLICY = RetryPolicy(lambda error: isinstance(error, ConnectionError), pause_seconds=0)
+
+
+def test_a_transient_failure_is_repeated_and_the_first_one_logged(caplog):
+    work = Work(2)
+    assert replace(POLICY, name="store").call(work, 1, b=2) == ((1,), {"b": 2})
+    assert work.calls == 3
+    assert [record.message for record in caplog.records] == ["store: failure 1; trying again"]
+
+
+def test_without_a_name_nothing_is_logged(caplog):
+    POLICY.call(Work(1))
+    assert caplog.records == []
+
+
+def test_another_failure_is_final_at_once():
+    work = Work(1, ValueError)
+    with pytest.raises(ValueError, match="failure 1"):
+        POLICY.call(work)
+    assert work.calls == 1
+
+
+def test_the_last_failure_is_raised_after_so_many_attempts_or_seconds():
+    work = Work(9)
+    with pytest.raises(ConnectionError, match="failure 3"):
+        replace(POLICY, max_attempts=3).call(work)
+    with pytest.raises(ConnectionError, match="failure 4"):
+        replace(POLICY, max_seconds=0).call(work)
+
+
+def test_a_cancelled_policy_ends_its_pause_and_repeats_nothing():
+    cancelled = threading.Event()
+    work, policy = Work(9), replace(POLICY, pause_seconds=1e4, max_pause_seconds=1e4)
+    timer = threading.Timer(0.2, cancelled.set)
+    timer.start()
+    started = time.monotonic()
+    with pytest.raises(ConnectionError):
+        replace(policy, cancelled=cancelled).call(work)
+    assert time.monotonic() - started < 60
+    assert work.calls == 2
+    with pytest.raises(ConnectionError, match="failure 3"):
+        replace(policy, cancelled=cancelled).call(work)
