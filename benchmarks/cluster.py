@@ -157,7 +157,7 @@ def _row(name: str, value: str) -> None:
 def _local_cluster(cpus: int) -> Iterator[None]:
     """A Ray of this process with as many CPUs as it is told."""
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    from pipelines.cluster.connection import ENVIRONMENT
+    from pipelines.compat.ray import ENVIRONMENT
 
     os.environ.update(ENVIRONMENT)
     import ray

@@ -1,9 +1,12 @@
-"""The Ray cluster: one of this machine's own, or the one RAY_ADDRESS names."""
+"""How many workers and jobs fit the nodes of a cluster at once.
+
+Used by the commands to refuse what cannot run, and by the search to limit concurrent trials.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.training.config import Resources
 
 ROUNDING = 1e-9
@@ -11,7 +14,7 @@ ROUNDING = 1e-9
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, with what Ray may use of it."""
+    """A machine of the cluster, with the resources that Ray may use."""
 
     address: str
     cpus: float
@@ -24,8 +27,8 @@ class Node:
         return f"{self.address} ({self.cpus:g} CPUs{gpus})"
 
     def worker_capacity(self, resources: Resources) -> int:
-        """How many workers of these resources fit: none is spread over nodes, or over GPUs unless
-        it has whole ones."""
+        """How many workers of these resources fit: a worker's CPUs are of one node, and its GPU is
+        one or a part of one, or several whole ones."""
         by_cpus = int(self.cpus // resources.cpus_per_worker)
         each = resources.gpus_per_worker
         if not each:
@@ -39,21 +42,26 @@ Cluster = Sequence[Node]
 
 
 def max_concurrent_jobs(cluster: Cluster, resources: Resources) -> int:
-    """How many jobs of these resources fit the cluster at once, each with its least workers.
+    """How many jobs of these resources fit the cluster at once, each with its smallest number of
+    workers.
 
-    A job's workers may be on several nodes; they get their places all at once or not at all.
+    A job's workers may be on several nodes; they are all placed at once or not at all.
     """
-    return sum(node.worker_capacity(resources) for node in cluster) // resources.min_workers
+    return _worker_capacity(cluster, resources) // resources.min_workers
 
 
 def require_capacity(cluster: Cluster, resources: Resources, key: str) -> None:
-    """Raise ConfigError if one job of these resources does not fit the cluster."""
+    """Raise ConfigError if one job of these resources, given by `key`, does not fit the cluster."""
     if max_concurrent_jobs(cluster, resources) >= 1:
         return
     gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    room = sum(node.worker_capacity(resources) for node in cluster)
-    nodes = ", ".join(map(str, cluster))
-    raise ConfigError(
-        f"{key}: workers={resources.min_workers} of {resources.cpus_per_worker} CPUs{gpus} each; "
-        f"there is room for {room} of them on {nodes}"
+    message = (
+        f"workers={resources.min_workers} of {resources.cpus_per_worker} CPUs{gpus} each; "
+        f"there is room for {_worker_capacity(cluster, resources)} of them on "
+        f"{', '.join(map(str, cluster))}"
     )
+    raise ConfigError(Problem(message, key))
+
+
+def _worker_capacity(cluster: Cluster, resources: Resources) -> int:
+    return sum(node.worker_capacity(resources) for node in cluster)

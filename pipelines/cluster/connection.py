@@ -1,130 +1,158 @@
-"""The Ray cluster: one of this machine's own, or the one RAY_ADDRESS names."""
+"""Start a Ray cluster on this machine, or connect to the one that RAY_ADDRESS names.
+
+The commands open a `ray_session`; the search and the training stages `connect` when they need Ray.
+"""
 
 import logging
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pipelines.cluster.capacity import Cluster, Node
-from pipelines.console.errors import ConfigError
+from pipelines.compat import ray as names
+from pipelines.console.errors import ConfigError, Problem
 
-ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # default 2 s: how late the end of a run is seen
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",  # default 60 s: too short on a busy laptop
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # one process less for every run
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # progress is ours to print
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that diverged has no objective
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # MLflow is the record
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is ours to handle
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # no GPU asked for, no GPU seen
-}
-CONNECT_SECONDS = 5
-LOCAL_ENVIRONMENT = {
-    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",  # default 60: how late a killed Ray is noticed
-    "RAY_memory_monitor_refresh_ms": "0",  # its way to end a trial ends Tune; the kernel's does not
-}
-"""Of a cluster of this machine only."""
+PROBE_SECONDS = 5
+"""How long the address of a cluster may take to accept a connection."""
 ROOT = Path(__file__).parents[2]
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+"""Ray and Tune install handlers of their own for these."""
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """The time in which a command may `connect`: at its end Ray is left, and the environment is as
-    it was, so that the next command in this process finds no trace of this one."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        shutdown()
-        for name in set(os.environ) - set(before):
-            if name.startswith(("RAY_", "TUNE_")):
-                del os.environ[name]
+    """The scope of one command, within which it may `connect`.
+
+    At its end Ray is shut down, and the environment, the signal handlers and the levels of Ray's
+    loggers are as before: the next command in this process starts as in one of its own.
+    """
+    environment = dict(os.environ)
+    levels = {name: logging.getLogger(name).level for name in names.LOGGERS}
+    with _handlers_restored():
+        try:
+            yield
+        finally:
+            shutdown()
+            _restore_environment(environment)
+            for name, level in levels.items():
+                logging.getLogger(name).setLevel(level)
+
+
+def cluster_address() -> str | None:
+    """The cluster to connect to; None for one of this machine."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def is_ray_job() -> bool:
+    """Whether `ray job submit` has started this command, in a copy of the working directory."""
+    return names.JOB_CONFIG in os.environ
 
 
 def connect(*, dashboard: bool = False) -> Cluster:
-    """Start or join a Ray cluster, unless this process is in one; returns its nodes.
+    """Connect to the Ray cluster, unless this process is connected; returns its nodes.
 
-    Where trials have several workers, one that is started needs a `dashboard`: only then does Ray
-    Train free the resources of workers whose trial was stopped. It is eight processes more. Raises
-    ConfigError if RAY_ADDRESS answers to nobody.
+    Args:
+        dashboard: Whether a cluster that is started gets one. Trials of several workers need it:
+            Ray Train frees the resources of workers whose trial was stopped only with a dashboard,
+            which is eight more processes.
+
+    Raises:
+        ConfigError: If there is no cluster at RAY_ADDRESS.
+
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    _set_defaults(names.ENVIRONMENT)
     import ray
 
     if not ray.is_initialized():
-        _join(ray, dashboard=dashboard)
+        _initialize(ray, dashboard=dashboard)
     return alive_nodes(ray)
+
+
+def shutdown() -> None:
+    """Disconnect from Ray; a cluster that `connect` has started ends."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
 
 
 def alive_nodes(ray: Any) -> Cluster:
     """The nodes that Ray counts as alive."""
     return [
         Node(
-            node["NodeManagerAddress"],
-            node["Resources"].get("CPU", 0),
-            node["Resources"].get("GPU", 0),
-            node["NodeID"],
+            node[names.NODE_ADDRESS],
+            node[names.NODE_RESOURCES].get("CPU", 0),
+            node[names.NODE_RESOURCES].get("GPU", 0),
+            node[names.NODE_ID],
         )
         for node in ray.nodes()
-        if node["Alive"]
+        if node[names.NODE_ALIVE]
     ]
 
 
-def _join(ray: Any, *, dashboard: bool) -> None:
-    address = os.environ.get("RAY_ADDRESS")
+def _initialize(ray: Any, *, dashboard: bool) -> None:
+    address = cluster_address()
     settings: dict[str, Any]
     if address:
         _probe(address)
-        settings = {"address": address, "runtime_env": _environment_of_nodes()}
-    else:  # never a cluster that nobody named; its processes inherit the environment
-        for name, value in LOCAL_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
+        settings = {"address": address, "runtime_env": _runtime_env()}
+    else:  # never a cluster that was found by chance; its processes inherit the environment
+        _set_defaults(names.LOCAL_ENVIRONMENT)
         settings = {"address": "local", "include_dashboard": dashboard}
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    for name in ("ray", "ray.tune", "ray.train"):
+    for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    try:
-        ray.init(**settings, log_to_driver=False, logging_level="ERROR", configure_logging=True)
-    except ConnectionError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: {error}") from None
-    finally:
-        signal.signal(signal.SIGTERM, on_terminate)  # Ray puts its own in the place
+    with _handlers_restored():
+        try:
+            ray.init(**settings, log_to_driver=False, logging_level="ERROR", configure_logging=True)
+        except ConnectionError as error:
+            raise ConfigError(Problem(str(error), f"RAY_ADDRESS={address}")) from None
 
 
-def _environment_of_nodes() -> dict[str, Any]:
-    """What the processes of other machines get from here: settings and code, never credentials,
-    which Ray would write into its logs."""
+def _runtime_env() -> dict[str, Any]:
+    """Settings and code for the processes of other machines. Never credentials: Ray would write
+    them into its logs."""
     if is_ray_job():  # whose nodes have its working directory
-        return {"env_vars": ENVIRONMENT}
+        return {"env_vars": names.ENVIRONMENT}
     code = [str(ROOT / "dca"), str(ROOT / "pipelines")]
-    return {"env_vars": ENVIRONMENT, "py_modules": code, "excludes": ["__pycache__"]}
-
-
-def shutdown() -> None:
-    """End what `join` has begun: a cluster of this command's own ends with it."""
-    if ray := sys.modules.get("ray"):
-        ray.shutdown()
-
-
-def is_ray_job() -> bool:
-    """Whether `ray job submit` has started this command, in a copy of the working directory."""
-    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    return {"env_vars": names.ENVIRONMENT, "py_modules": code, "excludes": ["__pycache__"]}
 
 
 def _probe(address: str) -> None:
-    """Ray waits for minutes at a wrong address; look first whether anybody listens."""
+    """Try to connect to the address: Ray would wait for minutes at a wrong one."""
     if address in ("auto", "local") or "://" in address:
         return
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: nobody answers there ({error})") from None
+        message = f"no Ray cluster answers there ({error}); expected HOST:PORT of a head node"
+        raise ConfigError(Problem(message, f"RAY_ADDRESS={address}")) from None
+
+
+def _set_defaults(variables: dict[str, str]) -> None:
+    for name, value in variables.items():
+        os.environ.setdefault(name, value)
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in set(os.environ) - set(before):
+        del os.environ[name]
+    os.environ.update(before)
+
+
+@contextmanager
+def _handlers_restored() -> Iterator[None]:
+    """Put the handlers of signals back after a block; only the main thread may set any."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,108 +1,127 @@
-"""The Ray cluster: one of this machine's own, or the one RAY_ADDRESS names."""
+"""What a cluster offers, and whether its nodes have what the configuration needs in common.
+
+Used by the commands before anything starts: a difference between nodes is found in seconds.
+"""
 
 import os
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
+from typing import Any
 
 import torch
 
 from pipelines.cluster.capacity import Cluster, Node
-from pipelines.cluster.connection import alive_nodes, connect, is_ray_job
-from pipelines.console.errors import ConfigError
+from pipelines.cluster.connection import alive_nodes, cluster_address, connect, is_ray_job
+from pipelines.compat.ray import last_line
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.storage.location import Storage
 from pipelines.tracking.schema import COMMIT
 from pipelines.tracking.uri import tracking_uri
 
-RAYS_GPUS = ("cuda", "xpu")
-"""PyTorch's names of what Ray calls GPUs."""
-LOOK_SECONDS = 120
-"""Within which every node must have answered: its first process loads torch."""
+RAY_GPU_TYPES = ("cuda", "xpu")
+"""PyTorch's names of the devices that Ray calls GPUs."""
+INSPECTION_SECONDS = 120
+"""Limit for the answer of a node: its first process imports torch."""
 PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
-"""What must be the same on every node for what travels between them to be understood."""
+"""Packages of which every node needs the same version: their objects travel between nodes."""
 
 
 def inspect_cluster(storage: str) -> Cluster:
-    """The nodes that `join` would find, without starting Ray on this machine.
+    """The nodes that `connect` would return, without starting Ray on this machine.
 
-    Raises ConfigError if there are several, and they do not have in common what the configuration
-    needs: tracking store, storage, packages. So it does in a `ray job submit` that leaves to chance
-    where results go.
+    Args:
+        storage: The configured storage, which all nodes must reach.
+
+    Raises:
+        ConfigError: If there are several nodes without a common tracking store, storage or set of
+            packages, or if a `ray job submit` does not give tracking store, storage and commit.
+
     """
     if is_ray_job():
-        _refuse(_left_to_chance(storage))
-    if not os.environ.get("RAY_ADDRESS"):
+        _refuse(_missing_in_job(storage))
+    if not cluster_address():
         found = torch.accelerator.current_accelerator(check_available=True)
-        gpus = torch.accelerator.device_count() if found and found.type in RAYS_GPUS else 0
+        gpus = torch.accelerator.device_count() if found and found.type in RAY_GPU_TYPES else 0
         return [Node("this machine", os.cpu_count() or 1, gpus)]
     cluster = connect()
-    if len(cluster) > 1:
-        _refuse(_not_shared(storage, len(cluster)))
-        _refuse(_differences(storage, cluster))
-        return connect()  # a node that died lately has been found out
-    return cluster
+    if len(cluster) == 1:
+        return cluster
+    _refuse(_not_shared(storage, len(cluster)))
+    _refuse(_differences(storage, cluster))
+    return connect()  # without nodes that were found dead meanwhile
 
 
-def _left_to_chance(storage: str) -> Iterator[str]:
-    """What a job's disposable working directory cannot be asked for."""
+def _missing_in_job(storage: str) -> Iterator[Problem]:
+    """What a Ray job must be given, because its working directory is a temporary copy."""
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        yield "MLFLOW_TRACKING_URI: expected in a Ray job, whose working directory is discarded"
+        message = "expected in a Ray job, whose working directory is discarded"
+        yield Problem(message, "MLFLOW_TRACKING_URI")
     if Storage.of(storage).is_local and not Path(storage).is_absolute():
-        yield (
-            f"storage: expected a URI or an absolute path in a Ray job, got {storage}: "
+        message = (
+            f"expected a URI or an absolute path in a Ray job, got {storage}: "
             "its working directory is discarded"
         )
+        yield Problem(message, "storage")
     if not os.environ.get(COMMIT):
-        yield f"{COMMIT}: expected in a Ray job, which has no .git: the commit that was submitted"
+        yield Problem("expected in a Ray job, which has no .git: the commit submitted", COMMIT)
 
 
-def _not_shared(storage: str, nodes: int) -> Iterator[str]:
-    """What serves one machine only."""
+def _not_shared(storage: str, nodes: int) -> Iterator[Problem]:
+    """Tracking store and storage that serve one machine only."""
     if (uri := tracking_uri()).startswith("sqlite:"):
-        yield (
-            f"MLFLOW_TRACKING_URI={uri}: a file serves one machine, the cluster has {nodes}; "
+        message = (
+            f"a file serves one machine, the cluster has {nodes}; "
             "start `mlflow server` on a database and set MLFLOW_TRACKING_URI=http://HOST:PORT"
         )
+        yield Problem(message, f"MLFLOW_TRACKING_URI={uri}")
     if Storage.of(storage).is_local:
-        yield (
-            f"storage: {storage} is a folder of one machine, the cluster has {nodes}; "
+        message = (
+            f"{storage} is a folder of one machine, the cluster has {nodes}; "
             "expected storage=s3://BUCKET/PATH, or storage=file:///PATH of a folder that every "
             "node has mounted"
         )
+        yield Problem(message, "storage")
 
 
-def _differences(storage: str, cluster: Cluster) -> Iterator[str]:
+def _differences(storage: str, cluster: Cluster) -> Iterator[Problem]:
     """Nodes that cannot use the storage, or have other packages than this one."""
     import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0)(_look)
-    there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in cluster]
-    with Storage.of(storage).marked() as mark:
-        asked = [look.options(scheduling_strategy=node).remote(storage, mark) for node in there]
-        ray.wait(asked, num_returns=len(asked), timeout=LOOK_SECONDS)
-    here = _versions()
-    for node, answer in zip(cluster, asked, strict=True):
+    own = _versions()
+    for node, answer in _inspect_nodes(ray, storage, cluster):
+        where = f"node {node.address}"
         try:
             problem, versions = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
-            if node not in alive_nodes(ray):
-                continue
-            yield f"node {node.address}: cannot be used: {str(error).strip().splitlines()[-1]}"
+            if node in alive_nodes(ray):
+                yield Problem(f"cannot be used: {last_line(error)}", where)
             continue
         if problem:
-            yield f"node {node.address}: {problem}"
-        for name in here:
-            if versions[name] != here[name]:
-                yield (
-                    f"node {node.address}: {name} {versions[name]}; "
-                    f"expected {here[name]}, as here, on every node"
-                )
+            yield Problem(problem, where)
+        for name in own:
+            if versions[name] != own[name]:
+                expected = f"expected {own[name]}, as here, on every node"
+                yield Problem(f"{name} {versions[name]}; {expected}", where)
 
 
-def _look(storage: str, mark: str) -> tuple[str | None, dict[str, str]]:
-    """On a node: what is wrong with its way to the storage, and what it has installed."""
+def _inspect_nodes(ray: Any, storage: str, cluster: Cluster) -> list[tuple[Node, Any]]:
+    """Each node with the reference to the result of `_inspect_node` there."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    inspect = ray.remote(num_cpus=0)(_inspect_node)
+    there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in cluster]
+    with Storage.of(storage).marked() as mark:
+        answers = [
+            inspect.options(scheduling_strategy=node).remote(storage, mark) for node in there
+        ]
+        ray.wait(answers, num_returns=len(answers), timeout=INSPECTION_SECONDS)
+    return list(zip(cluster, answers, strict=True))
+
+
+def _inspect_node(storage: str, mark: str) -> tuple[str | None, dict[str, str]]:
+    """On a node: what is wrong with its access to the storage, and its packages' versions."""
     try:
         Storage.of(storage).probe(mark)
     except ConfigError as error:
@@ -120,7 +139,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _refuse(problems: Iterator[str]) -> None:
-    """Raise ConfigError with all of them, one a line."""
+def _refuse(problems: Iterator[Problem]) -> None:
+    """Raise ConfigError with all of the problems, if there are any."""
     if found := list(problems):
-        raise ConfigError("\n".join(found))
+        raise ConfigError(*found)

@@ -13,10 +13,10 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.torch.config import _TorchBackend
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.mailbox import Mailbox, next_post
+from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker_exception
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
@@ -78,7 +78,7 @@ def _trainer(
         per_worker["GPU"] = resources.gpus_per_worker
     if resources.min_workers < resources.max_workers:
         # A dead node is counted for a while, and a place on it waited for: not for minutes.
-        os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(RESIZE_SECONDS)
+        os.environ[START_TIMEOUT] = str(RESIZE_SECONDS)
     return TorchTrainer(
         _work,
         train_loop_config={
@@ -105,18 +105,12 @@ def _trainer(
 
 
 class _Torch(TorchConfig):
-    """PyTorch's process group, which finds its way between nodes."""
+    """PyTorch's process group, over the interface of each node's own address."""
 
     @property
-    def backend_cls(self) -> type[_TorchBackend]:
+    def backend_cls(self) -> type[Any]:
         """What Ray Train starts."""
-        return _Backend
-
-
-class _Backend(_TorchBackend):
-    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        worker_group.execute(_use_own_interface)
-        super().on_start(worker_group, backend_config)
+        return torch_backend(_use_own_interface)
 
 
 def _use_own_interface() -> None:
@@ -151,10 +145,8 @@ def _work(task: dict[str, Any]) -> None:
 
 
 def _explain(error: BaseException) -> PipelineError:
-    """The reason under Ray Train's wrapping, as one line."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    reason = str(failures[0] if failures else error).strip().splitlines()[-1]
-    kind, _, message = reason.partition(": ")
-    if kind.endswith(StorageError.__name__):
-        return StorageError(message)
-    return PipelineError(f"training failed: {reason}")
+    """The reason under Ray Train's wrapping, as one line; a full disk as it was raised."""
+    cause = worker_exception(error)
+    if isinstance(cause, StorageError):
+        return cause
+    return PipelineError(f"training failed: {last_line(cause)}")

@@ -24,7 +24,7 @@ EVAL_WINDOWS = 32
 def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     """Most memory that one worker of this configuration holds: on a GPU its tensors alone."""
     parameters = config.model.parameter_count()
-    tokens = _micro_tokens(config)
+    tokens = micro_tokens(config)
     averages = 4 * parameters if config.train.ema_decay else 0
     training = STATE_COPIES * 4 * parameters + tokens * _token_bytes(config, on_gpu=on_gpu)
     saving = (3 if on_gpu else SAVED_COPIES) * 4 * parameters
@@ -58,7 +58,7 @@ def _evaluation_bytes(config: TrainingRun) -> int:
     return 4 * windows * train.seq_len * (model.dim * live + 3 * model.vocab)
 
 
-def _micro_tokens(config: TrainingRun) -> int:
+def micro_tokens(config: TrainingRun) -> int:
     """Bytes of one forward pass of a worker."""
     share = config.train.batch_tokens // config.resources.min_workers
     return min(share, config.train.micro_batch_tokens or share)

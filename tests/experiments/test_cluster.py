@@ -241,9 +241,9 @@ def test_the_image_holds_what_it_copies_and_knows_its_commit(ray_up, job):
 
 
 KNOWN = {
-    "MLFLOW_TRACKING_URI": "pipelines/runtime/tracking.py",
-    "DCA_GPT_COMMIT": "pipelines/runtime/tracking.py",
-    "RAY_ADDRESS": "pipelines/runtime/cluster.py",
+    "MLFLOW_TRACKING_URI": "pipelines/tracking/uri.py",
+    "DCA_GPT_COMMIT": "pipelines/tracking/schema.py",
+    "RAY_ADDRESS": "pipelines/cluster/connection.py",
 }
 LIBRARIES = {
     *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),

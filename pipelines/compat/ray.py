@@ -1,0 +1,91 @@
+"""Names of Ray that are private, or that only its sources document.
+
+Used by pipelines.cluster, pipelines.cost and pipelines.search, of which some run without Ray: it is
+imported by the functions that need it.
+"""
+
+from collections.abc import Callable
+from traceback import format_exception_only
+from typing import Any
+
+
+ENVIRONMENT = {
+    # How often Ray Train's controller polls its workers (default 2 s): the delay at a run's end.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    # How long workers may take to start (default 60 s): too short on a busy laptop.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    # An actor per training run that watches for preempted nodes.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # Prometheus metrics of Ray Train, which are not read.
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Tune's own progress output: `pipelines.console` prints progress.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # Trials would change to a folder of their own, and relative paths would break.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    # Tune would refuse the result of a trial that diverged: it has no objective.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # CSV, JSON and TensorBoard files of each trial: the results are in MLflow.
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Tune's handler of Ctrl-C: `pipelines.console.command` handles it.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # A worker that requests no GPU would see all of them.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+"""Settings of the driver, and of the processes that it starts on any node."""
+LOCAL_ENVIRONMENT = {
+    # Seconds until a process exits whose Ray was killed (default 60).
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
+    # Ray's memory monitor ends Tune with the trial that it kills; the kernel's does not.
+    "RAY_memory_monitor_refresh_ms": "0",
+}
+"""Settings of a cluster that is started on this machine only."""
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+"""Set anew for elastic training: a place on a dead node must not be waited for for minutes."""
+NICENESS = "RAY_worker_niceness"
+"""How much nicer than Ray its worker processes are."""
+DEFAULT_NICENESS = 15
+"""Of Ray's workers: steps that are timed without Ray run as nice as they."""
+JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets it, under this odd name, in a process that `ray job submit` has started."""
+HEAD_NODE = "node:__internal_head__"
+"""A resource that the head node alone has."""
+LOGGERS = ("ray", "ray.tune", "ray.train")
+"""Loggers with a level of their own."""
+NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (
+    *("Alive", "NodeID", "NodeManagerAddress", "Resources"),
+)
+"""Keys of an entry of `ray.nodes()`, which no documentation lists."""
+
+
+def torch_backend(prepare: Callable[[], None]) -> type[Any]:
+    """Ray Train's backend for PyTorch, with `prepare` called in each worker before the process
+    group is made. There is no public hook at that moment."""
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        """Prepared workers."""
+
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(prepare)
+            super().on_start(worker_group, backend_config)
+
+    return Backend
+
+
+def worker_exception(error: BaseException) -> BaseException:
+    """The exception that ended a training: the first worker's own under Ray Train's wrapping, or
+    the error as it is where no worker raised one.
+
+    Ray Train keeps a worker's exception, without a public accessor, beside its traceback as text.
+    """
+    failures = list(getattr(error, "worker_failures", {}).values())
+    failure: BaseException = failures[0] if failures else error
+    return getattr(failure, "_base_exc", failure)
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of an error's text, where Ray puts the cause below a traceback; of others
+    their type and message."""
+    remote = type(error).__module__.partition(".")[0] == "ray"
+    text = str(error) if remote else "".join(format_exception_only(error))
+    return (text.strip() or type(error).__name__).splitlines()[-1]

@@ -1,0 +1,150 @@
+"""What pipelines.compat.ray relies on is still what Ray does."""
+
+import inspect
+import logging
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import ray
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray._private import accelerators, ray_constants
+from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal import constants as train_constants
+from ray.train.v2._internal.util import construct_user_exception_with_traceback
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.tune import tune
+from ray.tune.constants import TUNE_ENV_VARS
+from ray.tune.execution import tune_controller
+from ray.tune.experimental import output
+from ray.tune.utils import callback
+
+from pipelines.compat import ray as compat
+from tests.pipelines.commands import turn
+
+TRAIN = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "HEALTH_CHECK_INTERVAL_S_ENV_VAR",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "WORKER_GROUP_START_TIMEOUT_S_ENV_VAR",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "ENABLE_PREEMPTION_WATCHER_ENV_VAR",
+    "RAY_TRAIN_METRICS_ENABLED": "METRICS_ENABLED_ENV_VAR",
+}
+TUNE = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": tune_controller,
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": callback,
+    "TUNE_DISABLE_SIGINT_HANDLER": tune,
+}
+OTHERS = {
+    "RAY_AIR_NEW_OUTPUT",
+    "RAY_CHDIR_TO_TRIAL_DIR",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+}
+BINARY = Path(ray.__file__).parent / "core" / "src" / "ray"
+
+
+def test_every_variable_of_the_environment_is_tested_here():
+    assert set(compat.ENVIRONMENT) == {*TRAIN, *TUNE, *OTHERS}
+
+
+@pytest.mark.parametrize(("name", "constant"), TRAIN.items())
+def test_ray_train_reads_the_variable(name, constant):
+    assert getattr(train_constants, constant) == name
+
+
+@pytest.mark.parametrize(("name", "module"), TUNE.items())
+def test_tune_reads_the_variable(name, module):
+    assert name in TUNE_ENV_VARS
+    assert name in inspect.getsource(module)
+
+
+def test_the_variable_turns_tunes_own_output_off(monkeypatch):
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", "1")
+    assert output.get_air_verbosity(1) is not None
+    monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", compat.ENVIRONMENT["RAY_AIR_NEW_OUTPUT"])
+    assert output.get_air_verbosity(1) is None
+
+
+def test_trials_keep_the_working_folder_and_workers_without_a_gpu_see_none():
+    names = {RAY_CHDIR_TO_TRIAL_DIR, accelerators.RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO_ENV_VAR}
+    assert OTHERS - {"RAY_AIR_NEW_OUTPUT"} == names
+
+
+@pytest.mark.parametrize("name", compat.LOCAL_ENVIRONMENT)
+@pytest.mark.parametrize("program", ["gcs/gcs_server", "raylet/raylet"])
+def test_the_compiled_programs_contain_the_variable(name, program):
+    assert name.encode() in (BINARY / program).read_bytes()
+
+
+def test_names_of_the_environment_and_of_resources():
+    assert compat.NICENESS == ray_constants.RAY_WORKER_NICENESS
+    assert compat.START_TIMEOUT in compat.ENVIRONMENT
+    assert compat.JOB_CONFIG == RAY_JOB_CONFIG_JSON_ENV_VAR
+    assert compat.HEAD_NODE == HEAD_NODE_RESOURCE_NAME
+
+
+def test_a_cluster_of_this_machine_has_the_names_and_the_niceness(monkeypatch):
+    monkeypatch.delenv(compat.NICENESS, raising=False)
+    with turn("beside others"):
+        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+        try:
+            (node,) = ray.nodes()
+            nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
+        finally:
+            ray.shutdown()
+    assert node[compat.NODE_ALIVE] is True
+    assert isinstance(node[compat.NODE_ADDRESS], str)
+    assert isinstance(node[compat.NODE_ID], str)
+    assert node[compat.NODE_RESOURCES]["CPU"] == 1
+    assert compat.HEAD_NODE in node[compat.NODE_RESOURCES]
+    assert nice == min(19, os.nice(0) + compat.DEFAULT_NICENESS)
+
+
+def test_the_loggers_are_those_of_ray():
+    modules = {name: logging.getLogger(name) for name in compat.LOGGERS}
+    assert ray.logger.name.startswith("ray")
+    assert tune.logger.name.startswith("ray.tune")
+    assert all(logger is logging.getLogger(name) for name, logger in modules.items())
+
+
+def test_a_workers_own_exception_is_found_below_the_wrapping():
+    own = ValueError("no such thing")
+    error = WorkerGroupError("text", {1: construct_user_exception_with_traceback(own)})
+    error = pickle.loads(pickle.dumps(error))  # as it comes from the controller's process
+    found = compat.worker_exception(error)
+    assert isinstance(found, ValueError)
+    assert compat.last_line(found) == "ValueError: no such thing"
+
+
+def test_an_error_without_a_workers_exception_is_the_reason_itself():
+    dead = ray.exceptions.ActorDiedError()
+    assert compat.worker_exception(WorkerGroupError("text", {0: dead})) is dead
+    assert compat.last_line(dead).startswith("The actor died")
+    late = ControllerError(TimeoutError("waited\nfor workers"))
+    assert compat.worker_exception(late) is late
+    assert compat.last_line(late) == "for workers"
+
+
+def test_workers_are_prepared_before_the_process_group_is_made(monkeypatch):
+    called: list[str] = []
+
+    def prepare() -> None:
+        called.append("prepared")
+
+    class Group:
+        def execute(self, function, *arguments, **named):
+            function(*arguments, **named)
+
+    original = TorchConfig().backend_cls
+    monkeypatch.setattr(original, "on_start", lambda *_: called.append("process group"))
+    backend = compat.torch_backend(prepare)
+    assert issubclass(backend, original)
+    backend().on_start(Group(), TorchConfig())
+    assert called == ["prepared", "process group"]
+
+
+def test_the_group_of_workers_runs_a_function_in_each():
+    from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
+
+    assert list(inspect.signature(WorkerGroup.execute).parameters)[:2] == ["self", "fn"]
