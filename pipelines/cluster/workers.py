@@ -1,4 +1,7 @@
-"""Ray Train: the training loop in several processes, seen from outside as one iterator."""
+"""The training loop in several processes under Ray Train, as one iterator of rows.
+
+Used by the search for trials of several workers, and by the stages that train.
+"""
 
 import os
 import tempfile
@@ -15,7 +18,7 @@ import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from pipelines.cluster.mailbox import Mailbox, next_post
+from pipelines.cluster.mailbox import Mailbox, next_message
 from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker_exception
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.data.splits import TrainValSplits
@@ -27,36 +30,40 @@ from pipelines.training.loop import train, with_watchdog
 from pipelines.training.trainer import DivergedError
 
 RESIZE_SECONDS = 60
-"""Between two looks for room for more workers, where there may be more."""
+"""Interval of elastic training between two checks for resources for more workers."""
 CONTROLLER_FAILURES = 3
-"""A request the cluster cannot fulfil fails after this many tries instead of waiting for ever."""
+"""Attempts to start the workers, after which resources that the cluster lacks are an error."""
 
 
 def train_with_workers(
-    config: TrainingRun, corpus: TrainValSplits, folder: Folder, say: Callable[[str], None]
+    config: TrainingRun, corpus: TrainValSplits, folder: Folder, log: Callable[[str], None]
 ) -> Generator[list[Row]]:
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
-    Yields what rank 0 yields; after one has died or hung, all start again from the last checkpoint,
-    as often as `config.failures` allows. With a range of workers they also do when there is room
-    for more. Closing the iterator stops the workers at their next
-    evaluation and waits for them, so that their resources are free again. Rows travel through an
-    actor rather than through `ray.train.report`, which hands over one report per health check
-    (2 s). Raises PipelineError, or Diverged, when the training failed for good.
+    Yields the rows of rank 0. After a worker has died or hung, all start again from the last
+    checkpoint, as often as `config.failures` allows; with a range of workers also when there are
+    resources for more. Closing the iterator stops the workers at their next evaluation and waits
+    until their resources are free. Rows are passed through an actor rather than through
+    `ray.train.report`, which passes one report per health check (2 s).
+
+    Raises:
+        DivergedError: If the loss is no longer finite.
+        PipelineError: If the training failed, and no attempt is left.
+
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = Mailbox.options(scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = Mailbox.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
         trainer = _trainer(config, corpus, folder, mailbox, Path(scratch))
         fit = pool.submit(trainer.fit)
         try:
-            while (post := next_post(mailbox, fit)) is not None:
-                if isinstance(post, DivergedError):
-                    raise post
-                if isinstance(post, str):
-                    say(post)
+            while (message := next_message(mailbox, fit)) is not None:
+                if isinstance(message, DivergedError):
+                    raise message
+                if isinstance(message, str):
+                    log(message)
                 else:
-                    yield post
+                    yield message
                 ray.get(mailbox.answer.remote(True))
         except KeyboardInterrupt:
             ray.shutdown()  # at once: the workers are at most an evaluation past a checkpoint
@@ -77,17 +84,13 @@ def _trainer(
     if resources.gpus_per_worker:
         per_worker["GPU"] = resources.gpus_per_worker
     if resources.min_workers < resources.max_workers:
-        # A dead node is counted for a while, and a place on it waited for: not for minutes.
+        # Ray counts a dead node for a while, and waits for a place on it: not for minutes.
         os.environ[START_TIMEOUT] = str(RESIZE_SECONDS)
+    task = {"config": config, "corpus": corpus, "folder": folder, "mailbox": mailbox}
     return TorchTrainer(
         _work,
-        train_loop_config={
-            "config": config,
-            "corpus": corpus,
-            "folder": folder,
-            "mailbox": mailbox,
-        },
-        torch_config=_Torch(),
+        train_loop_config=task,
+        torch_config=_TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
@@ -104,7 +107,7 @@ def _trainer(
     )
 
 
-class _Torch(TorchConfig):
+class _TorchConfig(TorchConfig):
     """PyTorch's process group, over the interface of each node's own address."""
 
     @property
@@ -114,8 +117,8 @@ class _Torch(TorchConfig):
 
 
 def _use_own_interface() -> None:
-    """Have gloo talk over the interface of the node's address: the host's name may stand for a
-    loopback address, where other machines find nobody (ray-project/ray#37461)."""
+    """Make gloo use the interface of the node's address: the host's name may stand for a loopback
+    address, which other machines cannot reach (ray-project/ray#37461)."""
     own = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if any(address.address == own for address in addresses):
@@ -126,11 +129,11 @@ def _work(task: dict[str, Any]) -> None:
     """What every worker runs; Ray Train has made the process group."""
     config, mailbox, first = task["config"], task["mailbox"], dist.get_rank() == 0
 
-    def say(text: str) -> None:
+    def log(text: str) -> None:
         if first:
             ray.get(mailbox.post.remote(text))
 
-    run = train(config, task["corpus"], task["folder"], say)
+    run = train(config, task["corpus"], task["folder"], log)
     try:
         for rows in with_watchdog(run, config.failures.timeout_seconds):
             go_on = torch.ones((), device=pick_device())
@@ -139,7 +142,7 @@ def _work(task: dict[str, Any]) -> None:
             dist.broadcast(go_on, src=0)
             if not go_on:
                 return
-    except DivergedError as error:  # on every rank at the same step; starting again would not help
+    except DivergedError as error:  # on every rank at the same step; another attempt would, too
         if first:
             ray.get(mailbox.post.remote(error))
 

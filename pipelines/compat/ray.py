@@ -8,7 +8,6 @@ from collections.abc import Callable
 from traceback import format_exception_only
 from typing import Any
 
-
 ENVIRONMENT = {
     # How often Ray Train's controller polls its workers (default 2 s): the delay at a run's end.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
