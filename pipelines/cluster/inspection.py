@@ -112,7 +112,7 @@ def _inspect_nodes(ray: Any, storage: str, cluster: Cluster) -> list[tuple[Node,
 
     inspect = ray.remote(num_cpus=0)(_inspect_node)
     there = [NodeAffinitySchedulingStrategy(node.id, soft=False) for node in cluster]
-    with Storage.of(storage).marked() as mark:
+    with Storage.of(storage).write_sentinel() as mark:
         answers = [
             inspect.options(scheduling_strategy=node).remote(storage, mark) for node in there
         ]

@@ -1,6 +1,5 @@
 """Where a training begins, if not with random weights: at a model trained before."""
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -16,6 +15,7 @@ from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
 from pipelines.registry.resolve import resolve_model
+from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import file_at, put_file
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import Folder, RemoteDirectory
@@ -50,9 +50,7 @@ def resolve_initial_weights(
         folder = _folder(source, registered, Path(scratch))
         weights = _find(source, folder)
         _check(model, source, weights, searched)
-        with weights.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()[:32]
-        target = storage / "starts" / digest
+        target = storage / "starts" / sha256_of(weights)[:32]
         if write and file_at(target / WEIGHTS) is None:
             _copy(weights.parent, target)
     return str(target)

@@ -18,7 +18,8 @@ from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError
 from pipelines.console.text import one_line
 from pipelines.registry import packaged_model
-from pipelines.registry.packaged_model import SUMS, digest, uncached, verify
+from pipelines.registry.packaged_model import SUMS, uncached, verify
+from pipelines.storage.digests import format_digests, sha256_of
 from pipelines.tracking.models import download_model, load_pyfunc, log_model
 from pipelines.tracking.provenance import provenance
 
@@ -49,7 +50,7 @@ def log_package(
         save_file(weights, model / "model.safetensors")
         lineage = {
             "run": run_id,
-            "weights_sha256": digest(model / "model.safetensors"),
+            "weights_sha256": sha256_of(model / "model.safetensors"),
             "corpus": {key: corpus[key] for key in ("name", "fingerprint")},
             "provenance": provenance(),
             "hardware": hardware(),
@@ -61,8 +62,9 @@ def log_package(
         places = {path: Path("code/dca") / path.relative_to(sources) for path in _files(sources)}
         places |= {path: FILES / path.name for path in _files(model)}
         places[code] = Path(code.name)
-        rows = (f"{digest(path)}  {place.as_posix()}\n" for path, place in places.items())
-        (model / SUMS).write_text("".join(rows))
+        (model / SUMS).write_text(
+            format_digests({place.as_posix(): path for path, place in places.items()})
+        )
         return log_model(
             run_id,
             code=code,
@@ -72,7 +74,7 @@ def log_package(
             requirements=REQUIREMENTS,
             params=params,
             example=packaged_model.example(),
-            digest=digest(model / SUMS),
+            digest=sha256_of(model / SUMS),
         )
 
 
@@ -105,7 +107,7 @@ def fetch_model(model_id: str, folder: Path) -> Path:
     folder.mkdir(exist_ok=True)
     copy, expected = download_model(model_id, folder)
     _check(copy, f"models:/{model_id}")
-    if expected is not None and digest(copy / FILES / SUMS) != expected:
+    if expected is not None and sha256_of(copy / FILES / SUMS) != expected:
         raise DamagedError(f"models:/{model_id}: its {SUMS} is not the one that was logged")
     return copy
 

@@ -1,15 +1,9 @@
-"""Where corpora, checkpoints and starts are kept: in a folder of this machine, or where every node
-sees them.
+"""Files in storage: a path of this machine, or a remote file with its digest; and local copies.
 
-A plain path is a `Path`: what is written there is renamed into its place, synced and locked. A URI
-is a `Shared` folder, in an object store or on a file system that is mounted everywhere. There,
-nothing is renamed and nobody waits for a lock: what belongs together gets a name of its own, its
-digests follow last, and without them it is not there. Keys and passwords are never part of a URI:
-pyarrow reads them from the environment.
+Used by data for corpora, by training and the registry for weights, by tracking for what it lists.
 """
 
 import getpass
-import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,47 +15,45 @@ from pathlib import Path
 from filelock import FileLock
 
 from pipelines.console.errors import PipelineError, StorageError
-from pipelines.storage.remote import Folder, RemoteDirectory, download, upload
-
-DIGESTS_FILE = "SHA256SUMS"
-"""The file, in the format of sha256sum, that vouches for those beside it."""
+from pipelines.storage.digests import sha256_of
+from pipelines.storage.remote import Folder, RemoteDirectory
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file in shared storage, and what is to be found in it: a handle for any node."""
+    """A file that every node sees, with the digest and size of its content."""
 
     place: RemoteDirectory
     sha256: str
     size: int
 
     def fetch(self, path: Path) -> None:
-        """Copy it to a path of this machine. Raises PipelineError if it is not what it was."""
+        """Copy it to a path of this machine. Raises PipelineError if its content has changed."""
         try:
-            self.place._do("read", download, path)
+            self.place.download(path)
         except FileNotFoundError:
             raise PipelineError(f"{self.place}: is gone") from None
         if not self.is_copied_to(path):
             raise PipelineError(f"{self.place}: damaged: size or sha256 is not what it was")
 
     def is_copied_to(self, path: Path) -> bool:
-        """Whether a file of this machine has its bytes."""
+        """Whether a file of this machine has the same content."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
-        return _sha256(path, path.stat().st_mtime_ns) == self.sha256
+        return _cached_sha256(path, path.stat().st_mtime_ns) == self.sha256
 
 
 File = Path | RemoteFile
 
 
 def put_file(path: Path, place: RemoteDirectory) -> None:
-    """Upload a file, and behind it its digest as NAME.sha256: only then it is there."""
-    place._do("written", upload, path)
+    """Upload a file and then its digest as NAME.sha256; without that it does not count as there."""
+    place.upload(path)
     _digest_of(place).write_text(f"{sha256_of(path)}  {place.name}\n")
 
 
 def file_at(place: Folder) -> File | None:
-    """The file of that name in storage; None if it is not there, or not yet."""
+    """The file of that name in storage; None if it is not there or not complete."""
     if isinstance(place, Path):
         return place if place.exists() else None
     try:
@@ -85,10 +77,10 @@ def uri_of(file: File) -> str:
 
 
 def local_copy(file: File) -> Path:
-    """The file itself, or a copy on this machine, made once for all its processes and kept.
+    """The file itself, or a copy on this machine that is kept and shared by all processes.
 
-    The copy has the digest of its bytes as its name; it is checked before each process's first use
-    and made anew if it is damaged. Raises StorageError if it cannot be made.
+    The copy is named after the digest of its content. Each process checks it before its first use
+    and makes it again if it is damaged. Raises StorageError if it cannot be written.
     """
     if isinstance(file, Path):
         return file
@@ -108,7 +100,7 @@ def local_copy(file: File) -> Path:
 
 @contextmanager
 def temporary_copy(file: File) -> Iterator[Path]:
-    """The file itself, or a copy on this machine for the time of a block."""
+    """The file itself, or a copy on this machine that is deleted at the end of the block."""
     if isinstance(file, Path):
         yield file
         return
@@ -119,7 +111,7 @@ def temporary_copy(file: File) -> Iterator[Path]:
 
 
 def remove(folder: Folder) -> None:
-    """Remove a folder that is no longer needed. What cannot be removed is in nobody's way."""
+    """Remove a folder that is no longer needed; what cannot be removed is left, without error."""
     if isinstance(folder, Path):
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -127,13 +119,7 @@ def remove(folder: Folder) -> None:
         folder.remove()
 
 
-def sha256_of(path: Path) -> str:
-    """The sha256 of a file of this machine."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 @cache
-def _sha256(path: Path, mtime_ns: int) -> str:
-    """Read once by each process, as long as the file is not touched."""
+def _cached_sha256(path: Path, mtime_ns: int) -> str:
+    """The digest, computed once in each process until the file changes (`mtime_ns`)."""
     return sha256_of(path)

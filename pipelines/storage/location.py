@@ -1,11 +1,8 @@
-"""Where corpora, checkpoints and starts are kept: in a folder of this machine, or where every node
-sees them.
+"""The configured place of storage: a folder of this machine, or a URI of one that every node sees.
 
-A plain path is a `Path`: what is written there is renamed into its place, synced and locked. A URI
-is a `Shared` folder, in an object store or on a file system that is mounted everywhere. There,
-nothing is renamed and nobody waits for a lock: what belongs together gets a name of its own, its
-digests follow last, and without them it is not there. Keys and passwords are never part of a URI:
-pyarrow reads them from the environment.
+A plain path becomes a `Path`; a URI becomes a `RemoteDirectory`. Keys and passwords are never part
+of a URI: pyarrow reads them from the environment. Used by the configuration, the commands and the
+check of the cluster's nodes.
 """
 
 import re
@@ -19,7 +16,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from pipelines.console.errors import ConfigError, StorageError
-from pipelines.storage.remote import Folder, RemoteDirectory, delete_file
+from pipelines.storage.remote import Folder, RemoteDirectory
 
 URI = re.compile(
     r"((s3|gs)://[\w.-]+|file:///[\w.=+-]+)(/[\w.=+-]+)*/?"
@@ -29,7 +26,7 @@ URI = re.compile(
 
 
 def check_uri(text: str) -> None:
-    """Raise ValueError, which does not repeat it, if a URI is none that this project can use."""
+    """Raise ValueError for an unsupported URI, without repeating it: it may hold a key."""
     if "://" in text and not URI.fullmatch(text):
         raise ValueError(
             "expected a folder, or a URI like s3://bucket/folder?region=eu-west-1 (s3, gs, file; "
@@ -40,73 +37,72 @@ def check_uri(text: str) -> None:
 
 @dataclass(frozen=True)
 class Storage:
-    """The place that `storage` names."""
+    """The place that the configuration key `storage` names."""
 
-    folder: "Folder"
+    folder: Folder
 
     @classmethod
     def of(cls, text: str) -> "Storage":
-        """From the configuration's text. Raises ConfigError if it cannot be one."""
+        """The storage of a path or URI. Raises ConfigError for an unsupported URI."""
         try:
             check_uri(text)
         except ValueError as error:
             raise ConfigError(f"storage: {error}") from None
-        # absolute: Ray's processes work elsewhere
+        # absolute: Ray's processes have other working directories
         return cls(RemoteDirectory(text) if "://" in text else Path(text).absolute())
 
     @property
     def is_local(self) -> bool:
-        """Whether it is a plain path, which other nodes do not see, or not as the same folder."""
+        """Whether it is a plain path, which other nodes may not see as the same folder."""
         return isinstance(self.folder, Path)
 
     @contextmanager
-    def marked(self) -> Iterator[str]:
-        """A tiny file where a URI points to, for the time of a block; its name, for `probe`.
+    def write_sentinel(self) -> Iterator[str]:
+        """A small file in remote storage until the end of the block; yields its name for `probe`.
 
-        Raises ConfigError, within seconds, if it cannot be put there.
+        Raises ConfigError, within seconds, if it cannot be written.
         """
         assert isinstance(self.folder, RemoteDirectory)
-        self.probe()  # who writes at once would wait long for a store that is not there
-        name = f"mark-{uuid.uuid4().hex}"
+        self.probe()  # fails within seconds; the write below would retry for minutes
+        name = f"sentinel-{uuid.uuid4().hex}"
         file = self.folder / name
         file.write_text(name)
         try:
             yield name
         finally:
-            file._do("written", delete_file)
+            file.delete_file()
 
-    def probe(self, mark: str | None = None) -> None:
-        """Write, read and remove a tiny object where a URI points to, from this very process; find
-        the `mark` that another node has left.
+    def probe(self, sentinel: str | None = None) -> None:
+        """Write, read and delete a small file in remote storage, from this process.
 
-        Raises ConfigError, within seconds, if that fails. A folder of this machine is made, and
-        found to be unusable, where it is first needed.
+        Also look for the `sentinel` that another node has written. Raises ConfigError, within
+        seconds, if any of it fails. Does nothing for a folder of this machine, which is created at
+        its first use.
         """
         if isinstance(self.folder, Path):
             return
         name = f"probe-{uuid.uuid4().hex}"
         file = self.folder / name
         try:
-            file.write_text(name, patient=False)
-            found = file.read_text(patient=False)
-            file._do("written", delete_file, patient=False)
-            marked = mark is None or (self.folder / mark).exists()
+            file.write_text(name, retry=False)
+            content = file.read_text(retry=False)
+            file.delete_file(retry=False)
+            same = sentinel is None or (self.folder / sentinel).exists()
         except (StorageError, FileNotFoundError) as error:
             raise ConfigError(f"storage: {error}") from None
-        if found != name:
+        if content != name:
             raise ConfigError(f"storage: {self.folder}: what is written there is not read back")
-        if not marked:
+        if not same:
             raise ConfigError(f"storage: {self.folder} is another folder than on the head node")
 
 
 def exists(text: str) -> bool:
-    """Whether a path or URI names something that is there."""
-    folder = Storage.of(text).folder
-    return folder.exists()
+    """Whether a path or URI names an existing file or folder."""
+    return Storage.of(text).folder.exists()
 
 
 def storage_folder(text: str) -> Folder:
-    """The folder that `storage` names, for any process on any node that sees it."""
+    """The folder of a path or URI. Raises ConfigError for an unsupported URI."""
     return Storage.of(text).folder
 
 

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.console.errors import DamagedError, StorageError
-from pipelines.storage.files import DIGESTS_FILE, sha256_of
+from pipelines.storage.digests import DIGESTS_FILE, verify_digests, write_digests
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.training.history import Row
 
@@ -112,7 +112,7 @@ def _tensors(
 def _write(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "tensors.safetensors")
     (folder / "state.json").write_text(json.dumps(vars(snapshot)))
-    (folder / DIGESTS_FILE).write_text(_digests(folder))
+    write_digests(folder, FILES)
 
 
 def resume(
@@ -203,8 +203,7 @@ def _read(path: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
 def _read_here(path: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
     """Read a checkpoint or its copy; errors name where it came from."""
     try:
-        if (path / DIGESTS_FILE).read_text() != _digests(path):
-            raise DamagedError(f"{name}: damaged checkpoint: a digest does not match")
+        verify_digests(path, FILES)
         state: dict[str, Any] = json.loads((path / "state.json").read_text())
         return Snapshot(**state), load_file(path / "tensors.safetensors")
     except (OSError, ValueError, TypeError, SafetensorError) as error:
@@ -213,10 +212,6 @@ def _read_here(path: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-
-def _digests(folder: Path) -> str:
-    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in FILES)
 
 
 def _sync(path: Path) -> None:

@@ -6,22 +6,16 @@ launcher's affair.
 """
 
 import faulthandler
-from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager
-from pathlib import Path
+from collections.abc import Callable, Generator
+from contextlib import closing, nullcontext
 
-from filelock import FileLock, Timeout
-
-from pipelines.console.errors import PipelineError, StorageError
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
+from pipelines.storage.writer_lock import writer_lock
 from pipelines.training.config import TrainingRun
 from pipelines.training.evaluation import rank_and_world
 from pipelines.training.history import Row, finished
 from pipelines.training.trainer import Trainer
-
-LOCK_SECONDS = 60
-"""How long the process before this one, killed or cut off, may take to let go of its folder."""
 
 
 def train(
@@ -34,7 +28,8 @@ def train(
     In a process group every rank must iterate; only rank 0 writes. `say` hears what a person should
     know. Raises Diverged with the step, StorageError if a checkpoint cannot be written.
     """
-    with _writer_lock(folder) as mine:
+    lock = writer_lock(folder) if rank_and_world()[0] == 0 else nullcontext(folder)
+    with lock as mine:
         run = Trainer(config, corpus, mine, say)
         if rows := run.new_rows():
             yield rows
@@ -66,24 +61,3 @@ def with_watchdog(run: Generator[list[Row]], seconds: int | None) -> Generator[l
             if rows is None:
                 return
             yield rows
-
-
-@contextmanager
-def _writer_lock(folder: Folder) -> Iterator[Folder]:
-    """One process writes into a folder: the one before may not have noticed its end yet. It is
-    waited for; from shared storage, which it may never reach again, it is shut out."""
-    if rank_and_world()[0] != 0:
-        yield folder
-        return
-    if not isinstance(folder, Path):
-        yield folder.claimed()
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise PipelineError(f"{folder}: another process trains here") from None
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error}") from error
-    with lock:
-        yield folder

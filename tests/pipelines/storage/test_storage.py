@@ -13,6 +13,7 @@ import requests
 
 from pipelines.console.errors import ConfigError, PipelineError, StorageError
 from pipelines.storage import files, location
+from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import RemoteFile, file_at, local_copy, put_file
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
@@ -92,7 +93,7 @@ def test_what_cannot_be_used_is_one_line_within_seconds(s3, object_store, what):
     requests.post(authority, data=b"0" if what == "other keys" else b"inf")
     started = time.monotonic()
     try:
-        with pytest.raises(ConfigError, match=expected) as error, Storage.of(uri).marked():
+        with pytest.raises(ConfigError, match=expected) as error, Storage.of(uri).write_sentinel():
             pass
     finally:
         requests.post(authority, data=b"inf")
@@ -137,7 +138,7 @@ def test_a_file_is_there_once_its_digest_is(shared, tmp_path, monkeypatch):
     assert file_at(place) is None
     put_file(tmp_path / "text", place)
     found = file_at(place)
-    assert found == RemoteFile(place, files.sha256_of(tmp_path / "text"), 5)
+    assert found == RemoteFile(place, sha256_of(tmp_path / "text"), 5)
 
 
 def _open(file: RemoteFile, node: str, start, sizes) -> None:
@@ -215,8 +216,8 @@ def test_what_is_there_exists_and_what_is_removed_does_not(shared, tmp_path):
 
 def test_a_folder_of_one_name_that_is_not_the_same_everywhere_is_found_out(tmp_path):
     here, elsewhere = (Storage.of(f"file://{tmp_path}/{name}") for name in ("here", "elsewhere"))
-    with here.marked() as mark:
-        here.probe(mark)
+    with here.write_sentinel() as sentinel:
+        here.probe(sentinel)
         with pytest.raises(ConfigError, match="elsewhere is another folder than on the head node"):
-            elsewhere.probe(mark)
+            elsewhere.probe(sentinel)
     assert not list((tmp_path / "here").iterdir())

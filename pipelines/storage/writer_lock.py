@@ -1,0 +1,36 @@
+"""One writing process for a folder in storage. Used by the training loop."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from pipelines.console.errors import PipelineError, StorageError
+from pipelines.storage.remote import Folder
+
+LOCK_SECONDS = 60
+"""Longest wait for the lock of a process that was killed or cut off and is still ending."""
+
+
+@contextmanager
+def writer_lock(folder: Folder) -> Iterator[Folder]:
+    """The folder, for the caller to write into until the end of the block.
+
+    A folder of this machine is locked by a file in it: an earlier writer is waited for, and
+    PipelineError is raised if it does not end. A remote folder, whose earlier writer may be out of
+    reach, is claimed: the earlier writer fails at its next write. Raises StorageError if the lock
+    cannot be written.
+    """
+    if not isinstance(folder, Path):
+        yield folder.claimed()
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / "lock").acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise PipelineError(f"{folder}: another process trains here") from None
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
+    with lock:
+        yield folder
