@@ -143,7 +143,7 @@ def _best(
 ) -> tuple[Row, dict[str, Tensor]]:
     """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is."""
     evaluated = {row["step"]: row for row in history if "val_bits_per_byte" in row}
-    left = [path for path in checkpoint.checkpoints(folder) if step_of(path) in evaluated]
+    left = [path for path in checkpoint.list_checkpoints(folder) if step_of(path) in evaluated]
     while left:
         best = best_row([evaluated[step_of(path)] for path in left], metric)
         path = next(path for path in left if step_of(path) == best["step"])

@@ -178,7 +178,7 @@ def training(folder: Folder) -> tuple[dict[str, bytes], list[dict[str, float]]]:
 
 def saved(path: Path | RemoteDirectory) -> tuple[dict[str, bytes], list[dict[str, float]]]:
     """The same of a checkpoint."""
-    snapshot, tensors = checkpoint._read(path)
+    snapshot, tensors = checkpoint.read(path)
     clocks = ("time", "seconds", "tokens_per_second", "peak_memory_bytes")
     rows = [{k: v for k, v in row.items() if k not in clocks} for row in snapshot.history]
     return {name: value.numpy().tobytes() for name, value in tensors.items()}, rows

@@ -144,7 +144,7 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     assert "goes on from step" in out
     assert not (folder.path / "runs").exists()
     (run,) = {name.split("/")[1] for name in shared.files() if name.startswith("fits/")}
-    assert saved(checkpoint.checkpoints(shared / "fits" / run)[-1]) == training(alone)
+    assert saved(checkpoint.list_checkpoints(shared / "fits" / run)[-1]) == training(alone)
     assert_whole(folder.store(), folder.store().find("train"))
     uri = re.search(r"models:/m-\w+", out).group()
     code, written, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)

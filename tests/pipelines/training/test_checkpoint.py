@@ -46,7 +46,7 @@ def test_what_is_saved_is_what_is_resumed(tmp_path, parts):
 def test_the_newest_two_and_the_best_are_kept(tmp_path, parts):
     for step in range(1, 6):
         save(tmp_path, parts, step, best_step=min(step, 2))
-    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [2, 4, 5]
+    assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 4, 5]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "state", "altered", "missing", "digests"])
@@ -80,7 +80,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, p
 def test_a_checkpoint_half_written_is_none(tmp_path, parts):
     save(tmp_path, parts, 1)
     (tmp_path / ".00000002").mkdir()
-    assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["00000001"]
+    assert [path.name for path in checkpoint.list_checkpoints(tmp_path)] == ["00000001"]
     save(tmp_path, parts, 3)
     assert not (tmp_path / ".00000002").exists()
     assert checkpoint.resume(tmp_path / "none", *parts, "key", print) is None
@@ -97,7 +97,7 @@ def test_what_lies_ahead_of_the_newest_is_dropped(tmp_path, parts):
     """Damaged, or of another configuration: it must not outlive what the run needs."""
     for step in (8, 9, 3, 4):
         save(tmp_path, parts, step, best_step=3)
-    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path)] == [3, 4]
+    assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path)] == [3, 4]
 
 
 def test_a_disk_that_refuses_is_one_error_and_leaves_what_was_there(tmp_path, parts):
@@ -125,12 +125,12 @@ def test_a_checkpoint_holds_no_pickle(tmp_path, parts):
 
 
 def steps(folder) -> list[int]:
-    return [checkpoint.step_of(path) for path in checkpoint.checkpoints(folder)]
+    return [checkpoint.step_of(path) for path in checkpoint.list_checkpoints(folder)]
 
 
 def test_what_is_saved_in_shared_storage_is_what_is_resumed_from_it(shared, parts):
     save(shared.claimed(), parts, 1)
-    (path,) = checkpoint.checkpoints(shared)
+    (path,) = checkpoint.list_checkpoints(shared)
     assert {*shared.files()} == {"owner", *(f"{path.name}/{name}" for name in NAMES)}
     model = torch.nn.Linear(3, 3)
     optimizer = torch.optim.AdamW(model.parameters())
@@ -182,7 +182,7 @@ def test_a_damaged_object_is_passed_over(shared, parts, damage):
     mine = shared.claimed()
     save(mine, parts, 1)
     save(mine, parts, 2)
-    newest = checkpoint.checkpoints(shared)[-1]
+    newest = checkpoint.list_checkpoints(shared)[-1]
     if damage == "truncate":
         (newest / "tensors.safetensors").write_text("short")
     elif damage == "altered":
@@ -241,7 +241,7 @@ def test_a_writer_that_was_frozen_neither_tears_nor_removes_what_the_next_one_wr
     monkeypatch.setattr(RemoteDirectory, "files", listed)
     with pytest.raises(PipelineError, match="another process trains here"):
         save(old, filled(parts, 2), 2)
-    found = checkpoint.checkpoints(shared)
+    found = checkpoint.list_checkpoints(shared)
     assert len(found) == 3
     for path in found:
         weight = checkpoint.read_weights(path)["weight"]
@@ -255,7 +255,7 @@ def test_of_two_writers_of_one_step_each_leaves_a_whole_checkpoint(shared, parts
         (shared / "owner").write_text(writer.owner)
         save(writer, filled(parts, value), 5)
     assert steps(shared) == [5]  # the one who wrote last clears away the other's
-    (path,) = checkpoint.checkpoints(shared)
+    (path,) = checkpoint.list_checkpoints(shared)
     assert path.name.endswith(second.owner)
     assert checkpoint.read_weights(path)["weight"].unique() == 2
 

@@ -47,7 +47,7 @@ def history(run) -> list[dict]:
 
 
 def tensors(folder) -> dict[str, torch.Tensor]:
-    return checkpoint._read(checkpoint.checkpoints(folder)[-1])[1]
+    return checkpoint.read(checkpoint.list_checkpoints(folder)[-1])[1]
 
 
 def test_it_learns_and_reports_every_evaluation(config, corpus, tmp_path):
@@ -183,7 +183,7 @@ def test_stopped_between_evaluations_it_goes_on_from_a_checkpoint_there(
     with pytest.raises(KeyboardInterrupt):
         list(train(often, corpus, tmp_path / "parts", print))
     monkeypatch.undo()
-    (newest, *_) = reversed(checkpoint.checkpoints(tmp_path / "parts"))
+    (newest, *_) = reversed(checkpoint.list_checkpoints(tmp_path / "parts"))
     assert int(newest.name) == 2 * stop_after
     resumed = list(train(often, corpus, tmp_path / "parts", print))
     assert all("val_bits_per_byte" in rows[-1] for rows in resumed)
@@ -223,7 +223,7 @@ def test_in_shared_storage_who_comes_later_goes_on_and_the_other_stops(
     with pytest.raises(PipelineError, match=r"run.*: another process trains here"):
         next(first)
     assert [row["step"] for row in rows + history(second)][-1] == config.train.steps
-    assert [checkpoint.step_of(p) for p in checkpoint.checkpoints(shared / "run")] == [12, 16]
+    assert [checkpoint.step_of(p) for p in checkpoint.list_checkpoints(shared / "run")] == [12, 16]
 
 
 def test_one_process_trains_in_a_folder(config, corpus, tmp_path, monkeypatch):
@@ -296,7 +296,7 @@ def test_a_non_finite_gradient_stops_the_run_before_the_update(
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
     (step,) = {int(state["step"]) for state in run.optimizer.state.values()}
     assert step == 6
-    assert checkpoint.checkpoints(tmp_path / "run") == []
+    assert checkpoint.list_checkpoints(tmp_path / "run") == []
 
 
 STUCK = {"train.learning_rate": 1e-30, "train.patience": 1}
@@ -371,7 +371,7 @@ def test_averaging_changes_what_is_evaluated_and_not_what_is_trained(config, cor
 def test_the_averaged_weights_are_the_ones_that_are_packaged(config, corpus, tmp_path):
     rows = history(train(config.replace(AVERAGED), corpus, tmp_path, print))
     model = loop.build_model(config.model)
-    model.load_state_dict(checkpoint.read_weights(checkpoint.checkpoints(tmp_path)[-1]))
+    model.load_state_dict(checkpoint.read_weights(checkpoint.list_checkpoints(tmp_path)[-1]))
     data = loop.open_bytes(corpus.validation)
     assert bits_per_byte(model, data, seq_len=32, tokens=512) == rows[-1]["val_bits_per_byte"]
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
@@ -497,7 +497,7 @@ def test_two_workers_resumed_are_bitwise_two_that_never_stopped(config, corpus, 
     config = config.replace({"train.ema_decay": 0.9})
     together(config, corpus, tmp_path / "whole", tmp_path / "a")
     together(config, corpus, tmp_path / "parts", tmp_path / "b", stop=2)
-    newest = checkpoint.checkpoints(tmp_path / "parts")[-1]
+    newest = checkpoint.list_checkpoints(tmp_path / "parts")[-1]
     (newest / "state.json").write_text("{}")
     together(config, corpus, tmp_path / "parts", tmp_path / "c")
     ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
@@ -540,7 +540,7 @@ def test_two_workers_go_on_from_the_same_object(config, s3, tmp_path):
 def test_two_workers_lose_patience_together(config, corpus, tmp_path):
     stuck = config.replace(STUCK)
     together(stuck, corpus, tmp_path / "run", tmp_path / "group")
-    assert [int(path.name) for path in checkpoint.checkpoints(tmp_path / "run")] == [4, 8]
+    assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path / "run")] == [4, 8]
     (rows,) = train(stuck, corpus, tmp_path / "run", print)
     assert rows[-1]["step"] == 8
 

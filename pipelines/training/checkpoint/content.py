@@ -1,0 +1,88 @@
+"""What a checkpoint contains: the tensors of a run and its snapshot, as files with digests."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipelines.console.errors import DamagedError
+from pipelines.storage.digests import verify_digests, write_digests
+from pipelines.storage.remote import Folder
+from pipelines.training.history import Row
+
+TENSORS_FILE, STATE_FILE = "tensors.safetensors", "state.json"
+FILES = (STATE_FILE, TENSORS_FILE)
+"""The files with digests, in the order in which they are uploaded."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint holds besides tensors."""
+
+    step: int
+    history: list[Row]
+    best_step: int
+    seconds: float
+    """Training time so far, over all starts of the run."""
+    config: str
+    """Digest of the configuration: a run is never resumed with another one."""
+
+
+def collect_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, average: nn.Module | None
+) -> dict[str, Tensor]:
+    """The tensors of a run by names that begin with `model.`, `average.` or `optimizer.INDEX.`."""
+    tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
+    if average is not None:
+        tensors |= {f"average.{name}": value for name, value in average.state_dict().items()}
+    for index, state in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+    return tensors
+
+
+def restore_tensors(
+    tensors: dict[str, Tensor],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: nn.Module | None,
+) -> None:
+    """Load what `collect_tensors` returned into a model, its optimizer and their average."""
+    model.load_state_dict(with_prefix(tensors, "model."))
+    if average is not None:
+        average.load_state_dict(with_prefix(tensors, "average."))
+    states: dict[int, dict[str, Tensor]] = {}
+    for name, value in with_prefix(tensors, "optimizer.").items():
+        index, _, key = name.partition(".")
+        states.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
+
+
+def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with a prefix, by the rest of the name."""
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def write_files(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+    """Write a checkpoint's files and their digests into a folder of this machine."""
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / TENSORS_FILE)
+    (folder / STATE_FILE).write_text(json.dumps(vars(snapshot)))
+    write_digests(folder, FILES)
+
+
+def read_files(folder: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
+    """The snapshot and tensors of a checkpoint on this machine, or of the local copy of one.
+
+    `name` is the original's. Raises DamagedError, which names it, if a file is missing or altered.
+    """
+    try:
+        verify_digests(folder, FILES)
+        state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
+        return Snapshot(**state), load_file(folder / TENSORS_FILE)
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        raise DamagedError(f"{name}: damaged checkpoint: {error}") from error

@@ -1,0 +1,79 @@
+"""Reading checkpoints: to resume a run, or to take the weights that it evaluated."""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.console.errors import DamagedError
+from pipelines.storage.digests import DIGESTS_FILE
+from pipelines.storage.remote import Folder
+from pipelines.training.checkpoint.content import (
+    FILES,
+    Snapshot,
+    read_files,
+    restore_tensors,
+    with_prefix,
+)
+from pipelines.training.checkpoint.layout import checkpoints_of_step, list_checkpoints
+
+
+def resume(
+    folder: Folder,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: str,
+    log: Callable[[str], None],
+    *,
+    average: nn.Module | None = None,
+    step: int | None = None,
+) -> Snapshot | None:
+    """Load the newest intact checkpoint of a run, or that of a step, and return its snapshot.
+
+    Args:
+        folder: The run's folder.
+        model: Loaded in place, as are `optimizer` and `average`.
+        optimizer: As `build_optimizer` makes it for the model.
+        config: Digest of the configuration; a checkpoint of another one is passed over.
+        log: Called with a line for every checkpoint that is passed over, and why.
+        average: The averaged model, if the configuration keeps one.
+        step: The only step to look for.
+
+    Returns None if there is no such checkpoint. Raises StorageError if remote storage cannot be
+    read: the checkpoints there may be intact.
+    """
+    paths = list_checkpoints(folder) if step is None else checkpoints_of_step(folder, step)
+    for path in reversed(paths):
+        try:
+            snapshot, tensors = read(path)
+        except DamagedError as error:
+            log(f"{error}; using the one before it")
+            continue
+        if snapshot.config != config:
+            log(f"{path}: of another configuration; not used")
+            continue
+        restore_tensors(tensors, model, optimizer, average)
+        return snapshot
+    return None
+
+
+def read_weights(path: Folder) -> dict[str, Tensor]:
+    """The weights that were evaluated: their average if one is kept, else the model's.
+
+    Raises DamagedError if the checkpoint is, StorageError if remote storage cannot be read.
+    """
+    tensors = read(path)[1]
+    return with_prefix(tensors, "average.") or with_prefix(tensors, "model.")
+
+
+def read(path: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
+    """A checkpoint's snapshot and tensors. Raises as `read_weights`."""
+    if isinstance(path, Path):
+        return read_files(path, path)
+    with tempfile.TemporaryDirectory() as scratch:
+        with suppress(FileNotFoundError):  # reported as damaged below
+            path.get(Path(scratch), DIGESTS_FILE, *FILES)
+        return read_files(Path(scratch), path)

@@ -1,0 +1,106 @@
+"""Writing a checkpoint, and removing those that are neither among the newest nor the best."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipelines.console.errors import StorageError
+from pipelines.storage.digests import DIGESTS_FILE
+from pipelines.storage.remote import Folder, RemoteDirectory
+from pipelines.training.checkpoint.content import FILES, Snapshot, collect_tensors, write_files
+from pipelines.training.checkpoint.layout import complete_names, list_checkpoints, path_of
+
+KEEP_LATEST = 2
+"""Newest checkpoints kept: one to resume from, and the one before it in case that is damaged."""
+
+
+def save(
+    folder: Folder,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    snapshot: Snapshot,
+    average: nn.Module | None = None,
+) -> None:
+    """Write a run's checkpoint of `snapshot.step` into its folder, and remove those not needed.
+
+    The caller holds the folder's `writer_lock`. Raises StorageError if the storage refuses,
+    PipelineError if another process has claimed a remote folder since; earlier checkpoints are then
+    still there.
+    """
+    tensors = collect_tensors(model, optimizer, average)
+    if isinstance(folder, Path):
+        _save_local(folder, tensors, snapshot)
+        _prune_local(folder, snapshot)
+    else:
+        _save_remote(folder, tensors, snapshot)
+        _prune_remote(folder, snapshot)
+
+
+def _save_local(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+    """Write under a temporary name, sync to disk, rename."""
+    target = path_of(folder, snapshot.step)
+    temporary = folder / f".{target.name}"
+    try:
+        for unfinished in folder.glob(".[0-9]*"):
+            shutil.rmtree(unfinished)
+        temporary.mkdir(parents=True)
+        write_files(temporary, tensors, snapshot)
+        for path in (*temporary.iterdir(), temporary):
+            _sync(path)
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
+
+
+def _save_remote(folder: RemoteDirectory, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+    """Upload the files, then the digests, which make it a checkpoint, if the claim still holds."""
+    target = folder / f"{snapshot.step:08d}-{folder.owner}"
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            write_files(Path(scratch), tensors, snapshot)
+        except (OSError, SafetensorError) as error:
+            raise StorageError(f"{scratch}: cannot be written: {error}") from error
+        target.put(Path(scratch), *FILES)
+        folder.require_owner()
+        target.put(Path(scratch), DIGESTS_FILE)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _prune_local(folder: Path, snapshot: Snapshot) -> None:
+    """Keep the newest and the best. Later steps were passed over on resume and are not needed."""
+    steps = [int(path.name) for path in list_checkpoints(folder)]
+    latest = [step for step in steps if step <= snapshot.step][-KEEP_LATEST:]
+    for step in steps:
+        if step not in (*latest, snapshot.best_step):
+            shutil.rmtree(path_of(folder, step))
+
+
+def _prune_remote(folder: RemoteDirectory, snapshot: Snapshot) -> None:
+    """The same, and remove what other writers or earlier starts have left unfinished.
+
+    All that is removed was listed before the claim was checked: never the work of a later owner.
+    """
+    files = folder.files()
+    folder.require_owner()
+    complete = sorted(complete_names(files), key=lambda name: name.endswith(folder.owner))
+    by_step = {int(name[:8]): name for name in complete}  # of one step, the one of this writer
+    latest = sorted(step for step in by_step if step <= snapshot.step)[-KEEP_LATEST:]
+    kept = {by_step[step] for step in (*latest, snapshot.best_step) if step in by_step}
+    for name in {file.partition("/")[0] for file in files} - kept:
+        if name[0].isdigit():
+            (folder / name).remove()
