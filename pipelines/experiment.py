@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -89,6 +89,13 @@ class Experiment(Section):
             )
         check_vocabulary(self.model)
         return self
+
+    def replace(self, values: Mapping[str, Any]) -> Self:
+        """The same with some dotted keys changed, its search checked too. Raises ConfigError."""
+        replaced = super().replace(values)
+        if found := list(problems(replaced)):
+            raise ConfigError(*found)
+        return replaced
 
     def training_run(self, values: Mapping[str, Any] | None = None) -> TrainingRun:
         """The configuration of one trial: the base, with these values of searched keys.

@@ -1,4 +1,6 @@
-"""The machinery of configuration: YAML text, composition, overrides, sections, problems, schema.
+"""The machinery of configuration: YAML text, composition of files, overrides, strict sections,
+problems and the JSON schema.
 
-It knows no section; every component defines its own, and pipelines/experiment.py assembles them.
+It defines no section: every component defines its own with it, and pipelines/experiment.py
+assembles them.
 """

@@ -1,7 +1,8 @@
 """One experiment made of several YAML files: `extends`, and which file a value comes from.
 
-A file's parts come before it, each after what it extends itself; later wins. Mappings are merged
-key by key; anything else, lists and the dimensions of a search space among it, is replaced whole.
+Used by pipelines/experiment.py. The files that a file extends come before it, each after those it
+extends itself; later wins. Mappings are merged key by key; anything else is replaced as a whole,
+lists and the dimensions of a search space among it.
 """
 
 import re
@@ -19,16 +20,16 @@ MAX_FILES = 50
 
 
 class Layer(NamedTuple):
-    """What one file says, without what it extends."""
+    """The keys and values of one file, without those it extends."""
 
     source: str
     data: Mapping[str, Any]
 
 
 def read_layers(path: Path) -> list[Layer]:
-    """The layers of a file: the parts it extends, in the order in which they win, and itself last.
+    """The layers of a file, of which later ones win: those of the files it extends, then its own.
 
-    Names in `extends` are relative to the file they stand in. Raises ConfigError.
+    Names in `extends` are relative to the file that contains them. Raises ConfigError.
     """
     layers: list[Layer] = []
     _read(path, (), layers)
@@ -36,35 +37,36 @@ def read_layers(path: Path) -> list[Layer]:
 
 
 def merge(layers: Sequence[Layer], *, dotted: Collection[str] = ()) -> dict[str, Any]:
-    """All layers in one, in mappings of its own: changing them changes no layer.
+    """All layers in one, in new mappings: changing them changes no layer.
 
-    `dotted` are the mappings whose own keys are dotted, and whose values are whole.
+    `dotted` are the mappings whose own keys are dotted, and whose values are replaced as a whole.
     """
-    places = {tuple(name.split(".")) for name in dotted}
+    paths = {tuple(name.split(".")) for name in dotted}
     merged: dict[str, Any] = {}
     for layer in layers:
-        merged = _over(merged, layer.data, places)
+        merged = _merge_two(merged, layer.data, paths)
     return merged
 
 
 def source_of(layers: Sequence[Layer], *, default: str) -> Callable[[str], str]:
-    """From a problem's dotted key to its source: the last layer with that key.
+    """A function from a problem's dotted key to its source, the last layer with that key.
 
-    A key that stands in no layer has its default value: then the whole does not fit together.
+    A key of no layer has its default value: it is the experiment as a whole that is wrong, which
+    has the source `default`.
     """
-    whole: dict[str, str] = {}
-    items: dict[str, str] = {}
+    sources: dict[str, str] = {}
+    leaves: dict[str, str] = {}
     for layer in layers:
         for key, value in _keys(layer.data):
-            whole[key] = layer.source
+            sources[key] = layer.source
             if not isinstance(value, Mapping):  # a list, whose items have longer keys
-                items[key] = layer.source
+                leaves[key] = layer.source
 
     def find(key: str) -> str:
-        if key in whole:
-            return whole[key]
+        if key in sources:
+            return sources[key]
         ends = [match.start() for match in re.finditer(r"\.", key)]
-        return next((items[key[:end]] for end in reversed(ends) if key[:end] in items), default)
+        return next((leaves[key[:end]] for end in reversed(ends) if key[:end] in leaves), default)
 
     return find
 
@@ -78,13 +80,14 @@ def _keys(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
-    """Append the layers of a file that is named by the last of the files `above`."""
+    """Append the layers of a file; `above` are the files that lead to it through `extends`."""
     text = _text(path, above)
     if any(path.samefile(file) for file in above):
-        circle = " -> ".join(one_line(file) for file in (*above, path))
-        raise _problem(f"cyclic: {circle}", above)
+        cycle = " -> ".join(one_line(file) for file in (*above, path))
+        raise ConfigError(Problem(f"cyclic: {cycle}", EXTENDS, str(above[-1])))
     if len(above) + len(layers) == MAX_FILES:
-        raise _problem(f"expected at most {MAX_FILES} files in one experiment", above)
+        message = f"expected at most {MAX_FILES} files in one experiment"
+        raise ConfigError(Problem(message, EXTENDS, str(above[-1])))
     data = parse(text, source=str(path))
     if not isinstance(data, dict):
         message = f"expected keys and values, got {quote_value(data)}"
@@ -99,45 +102,48 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
 
 
 def _text(path: Path, above: tuple[Path, ...]) -> str:
-    name = one_line(path)
+    """The text of a file that is named by the last of the files `above`."""
     try:
         with path.open(encoding="utf-8") as file:
             return file.read(MAX_CHARACTERS + 1)  # enough to be refused: a device has no end
     except FileNotFoundError:
-        near = nearest(str(path), _neighbours(path))
-        raise _problem(f"{name}: no such file", above, one_line(near)) from None
+        found = nearest(str(path), _neighbours(path))
+        raise _file_problem("no such file", path, above, found) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
         reason = getattr(error, "strerror", None) or one_line(error)
-        raise _problem(f"{name}: cannot be read as UTF-8 text: {reason}", above) from None
+        raise _file_problem(f"cannot be read as UTF-8 text: {reason}", path, above) from None
 
 
-def _problem(message: str, above: tuple[Path, ...], nearest: str = "") -> ConfigError:
-    """A problem of a file that was named on the command line, or by the last of those above."""
-    source, key = (str(above[-1]), EXTENDS) if above else ("", "")
-    return ConfigError(Problem(message, key, source, nearest))
+def _file_problem(
+    message: str, path: Path, above: tuple[Path, ...], nearest: str = ""
+) -> ConfigError:
+    """A problem of a file, as one of the file that names it, if any does."""
+    if not above:
+        return ConfigError(Problem(message, source=str(path), nearest=nearest))
+    return ConfigError(Problem(f"{one_line(path)}: {message}", EXTENDS, str(above[-1]), nearest))
 
 
 def _neighbours(path: Path) -> list[str]:
-    """Experiments where a missing one was looked for, or in the folders beside a missing folder."""
+    """Files in the folder of a missing file, or in the folders beside a missing folder."""
     folder = path.parent
     found = folder.glob("*.yaml") if folder.is_dir() else folder.parent.glob("*/*.yaml")
     return [str(file) for file in sorted(found)]
 
 
-def _over(
-    below: Mapping[str, Any],
-    above: Mapping[str, Any],
+def _merge_two(
+    earlier: Mapping[str, Any],
+    later: Mapping[str, Any],
     dotted: Collection[tuple[str, ...]],
-    place: tuple[str, ...] = (),
+    path: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
+    merged = dict(earlier)
+    for key, value in later.items():
         old = merged.get(key)
-        if place in dotted and value is None and old is not None:
+        if path in dotted and value is None and old is not None:
             del merged[key]
-        elif place not in dotted and isinstance(value, dict):
+        elif path not in dotted and isinstance(value, dict):
             inner = old if isinstance(old, dict) else {}
-            merged[key] = _over(inner, value, dotted, (*place, key))
+            merged[key] = _merge_two(inner, value, dotted, (*path, key))
         else:
             merged[key] = value
     return merged

@@ -1,4 +1,7 @@
-"""Changes from the command line: `key=value`, and `key=a,b,c` for several values of a key."""
+"""Changes from the command line: `key=value`, and `key=a,b,c` for several values of a key.
+
+Used by pipelines/experiment.py, for every command that takes changes.
+"""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,18 +14,18 @@ from pipelines.console.text import one_line
 
 
 class Change(NamedTuple):
-    """One key and its value, or its values."""
+    """A dotted key and its new value."""
 
     key: str
     value: Any
     is_list: bool = False
-    """Whether `value` is the list of values that stood between commas."""
+    """Whether `value` is a list of several values that were separated by commas."""
     text: str = ""
-    """As it was typed."""
+    """The argument as it was typed."""
 
 
 def read_changes(overrides: Sequence[str]) -> list[Change]:
-    """The changes that a command line asks for, in its order. Raises ConfigError."""
+    """The changes of a command line, in its order. Raises ConfigError."""
     return [_change(override) for override in overrides]
 
 
@@ -34,7 +37,7 @@ def _change(override: str) -> Change:
         message = "expected a key such as train.tokens before the ="
         raise ConfigError(Problem(message, source=where))
     if key == EXTENDS:
-        raise ConfigError(Problem("expected in a file alone", source=where))
+        raise ConfigError(Problem("expected in a file only", source=where))
     values = _values(text, where)
     if len(values) == 1:
         return Change(key, values[0], text=override)
@@ -47,9 +50,9 @@ def _change(override: str) -> Change:
 
 
 def _values(text: str, where: str) -> list[Any]:
-    """What stands between the commas outside brackets, braces and quotes, as YAML sees them."""
+    """The YAML values between the commas outside brackets, braces and quotes."""
     if "," in text:
-        with suppress(ConfigError):  # then it is one value, right or wrong
+        with suppress(ConfigError):  # it is one value then, valid or not
             values: list[Any] = parse(f"[{text}\n]", source=where)
             if len(values) > 1:
                 return values

@@ -1,80 +1,66 @@
-"""From pydantic's errors to problems: the key, what was expected, the nearest valid name."""
+"""Pydantic's errors as problems: the key, what was expected, the nearest valid name."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from dca.errors import FieldError
-from pipelines.compat.pydantic import UNKNOWN_KEY, union_member
+from pipelines.compat.pydantic import (
+    FROM_VALIDATOR,
+    INVALID_JSON,
+    LITERAL,
+    MISSING,
+    UNKNOWN_KEY,
+    cause,
+    expectation,
+    key_path,
+)
 from pipelines.config.compose import EXTENDS
+from pipelines.config.schema import Schema, choices, field_at, field_keys
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
-    """The problems of data that is no `model`."""
+    """The problems of data that is no `model`, one for each error."""
     schema = model.model_json_schema()
     return [_problem(detail, schema) for detail in error.errors(include_url=False)]
 
 
-def _problem(detail: Any, schema: dict[str, Any]) -> Problem:
-    path = [str(part) for part in detail["loc"] if not union_member(part)]
-    key, kind, message = ".".join(part or '""' for part in path), detail["type"], detail["msg"]
-    if kind == "json_invalid":
-        return Problem(f"expected text keys and plain values: {detail['ctx']['error']}")
+def _problem(detail: Mapping[str, Any], schema: Schema) -> Problem:
+    path, kind = key_path(detail), detail["type"]
+    key = ".".join(part or '""' for part in path)
+    if kind == INVALID_JSON:
+        return Problem(f"expected text keys and plain values: {cause(detail)}")
     if kind in UNKNOWN_KEY:
         return Problem("unknown key", key, nearest=_nearest_key(path, schema))
-    if kind == "missing":
+    if kind == MISSING:
         return Problem("missing", key)
-    if kind == "value_error":
-        cause = detail["ctx"]["error"]
-        if isinstance(cause, FieldError):
-            where = ".".join([*path, cause.field])
-            return Problem(cause.message, where, nearest=cause.nearest)
-        return Problem(str(cause), key)
+    if kind == FROM_VALIDATOR:
+        return _validator_problem(cause(detail), key)
     given = detail["input"]
-    expected = f"{message[0].lower()}{message[1:]}, got {quote_value(given)}"
-    choices = _field(schema, path).get("enum", []) if kind == "literal_error" else []
-    return Problem(expected, key, nearest=nearest(str(given), map(str, choices)))
+    listed = choices(schema, field_at(schema, path)) if kind == LITERAL else []
+    message = f"{expectation(detail)}, got {quote_value(given)}"
+    return Problem(message, key, nearest=nearest(str(given), map(str, listed)))
 
 
-def field_keys(schema: Mapping[str, Any], prefix: str = "", at: Any = None) -> list[str]:
-    """The dotted keys of a schema's fields, sections included as their fields."""
-    keys = []
-    for name, field in (at or schema).get("properties", {}).items():
-        below = _resolved(schema, field)
-        inner = field_keys(schema, f"{prefix}{name}.", below) if "properties" in below else []
-        keys += inner or [f"{prefix}{name}"]
-    return keys
+def _validator_problem(error: ValueError, key: str) -> Problem:
+    """The problem of the section or field `key` that a validator found."""
+    if isinstance(error, FieldError):
+        field = f"{key}.{error.field}" if key else error.field
+        return Problem(error.message, field, nearest=error.nearest)
+    return Problem(str(error), key)
 
 
-def _nearest_key(path: list[str], schema: dict[str, Any]) -> str:
+def _nearest_key(path: Sequence[str], schema: Schema) -> str:
     """The valid sibling closest to an unknown key, else the same name in another section."""
     *parents, leaf = path
-    prefix = "".join(f"{parent}." for parent in parents)
-    keys = field_keys(schema)
-    siblings = {key[len(prefix) :].split(".")[0] for key in keys if key.startswith(prefix)}
-    siblings |= set() if parents else {EXTENDS}
-    longer = [name for name in sorted(siblings) if len(leaf) > 2 and name.startswith(leaf)]
-    close = difflib.get_close_matches(leaf, sorted(siblings), n=1) or longer
-    names = [f"{prefix}{name}" for name in close]
-    names += [key for key in keys if key.split(".")[-1] == leaf]
-    return names[0] if names else ""
-
-
-def _field(schema: dict[str, Any], path: list[str]) -> dict[str, Any]:
-    """The schema of the field at a path; empty where there is none."""
-    found: dict[str, Any] = schema
-    for part in path:
-        found = _resolved(schema, found)
-        below = found.get("properties", {}).get(part) or found.get("additionalProperties")
-        found = below if isinstance(below, dict) else {}
-    return _resolved(schema, found)
-
-
-def _resolved(schema: Mapping[str, Any], field: Mapping[str, Any]) -> dict[str, Any]:
-    """What a reference stands for."""
-    name = field.get("$ref", "").rpartition("/")[2]
-    return dict(schema.get("$defs", {}).get(name, field) if name else field)
+    siblings = sorted(field_at(schema, parents).get("properties", {}))
+    siblings += [] if parents else [EXTENDS]
+    longer = [name for name in siblings if len(leaf) > 2 and name.startswith(leaf)]
+    close = difflib.get_close_matches(leaf, siblings, n=1) or longer
+    if close:
+        return ".".join([*parents, close[0]])
+    return next((key for key in field_keys(schema) if key.split(".")[-1] == leaf), "")

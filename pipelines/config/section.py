@@ -1,4 +1,7 @@
-"""The base of every part of a configuration: typed, frozen, strict; keys are dotted."""
+"""The base class of every section of a configuration: typed, frozen and strict.
+
+Used by the config modules of all packages and by pipelines/experiment.py.
+"""
 
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self
@@ -12,9 +15,9 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A part of the configuration: no unknown key, no conversion, no change afterwards.
+    """A part of a configuration: no unknown key, no conversion of types, no change afterwards.
 
-    Every component that reads options defines its section in its own package. A validator raises
+    Every component that reads options defines its section in its own package. Its validators raise
     dca.errors.FieldError, which names the field.
     """
 
@@ -27,7 +30,7 @@ class Section(BaseModel):
         protected_namespaces=(),
     )
     dotted: ClassVar[tuple[str, ...]] = ()
-    """Mappings whose own keys are dotted, as `search.space`."""
+    """Mappings whose own keys are dotted, such as `search.space`."""
 
     def get(self, key: str) -> Any:
         """The value of a dotted key."""
@@ -45,9 +48,9 @@ class Section(BaseModel):
 
 
 def set_key(data: dict[str, Any], key: str, value: Any, *, dotted: Collection[str] = ()) -> None:
-    """Set a dotted key in plain data, making the sections it lies in.
+    """Set a dotted key in plain data, adding the sections above it.
 
-    Null takes a key out of a mapping whose keys are `dotted` themselves.
+    None removes a key from a mapping whose own keys are `dotted`.
     """
     mapping = next((name for name in dotted if key.startswith(f"{name}.")), None)
     if mapping:

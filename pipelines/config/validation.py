@@ -1,4 +1,7 @@
-"""Plain data to a section, or every problem of it at once."""
+"""Plain data to a typed section, or all of its problems at once.
+
+Used by the sections themselves and by pipelines/experiment.py.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +28,14 @@ def validate(
 ) -> M:
     """A section of the type `model` from plain data. Raises ConfigError with every problem.
 
-    `check` finds the problems of a section whose fields are valid one by one. The source of a
-    problem is the last of the `layers` with its key, or else `source` as a whole.
+    Args:
+        model: The section's type.
+        data: Its keys and values, as read from YAML.
+        source: Of a problem whose key is in none of the layers.
+        layers: The files and the command line that `data` is made of: the source of a problem is
+            the last one with its key.
+        check: Finds the problems of a section whose fields are valid one by one.
+
     """
     try:
         text = json.dumps(data)

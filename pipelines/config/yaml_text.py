@@ -1,6 +1,7 @@
-"""YAML 1.2 text to plain values: text, numbers, true, false, null, lists and mappings.
+"""YAML 1.2 text to plain values and back: text, numbers, true, false, null, lists and mappings.
 
-Any text, however odd, is read or refused within seconds.
+Used wherever an experiment or a part of one is read or printed. Any text, however odd, is read or
+refused within seconds.
 """
 
 import io
@@ -9,13 +10,19 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.composer import MaxDepthExceededError
-from ruamel.yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
-from ruamel.yaml.representer import SafeRepresenter
 
+from pipelines.compat.ruamel import (
+    TAG,
+    UNREADABLE,
+    PlainConstructor,
+    PlainRepresenter,
+    TooDeepError,
+    make_dumper,
+    make_loader,
+    refusal,
+)
 from pipelines.console.errors import ConfigError, Problem
 
 MAX_CHARACTERS = 32_768
@@ -28,11 +35,6 @@ PLAIN_WORD = re.compile(r"\w[\w./-]*", re.ASCII)
 MAX_INLINE_KEYS = 3
 """Keys of a mapping that is written on one line."""
 
-KINDS = {"null", "bool", "int", "float", "str", "seq", "map"}
-TEXT = {"timestamp", "value"}
-"""What YAML 1.1 called a date and `=`, and YAML 1.2 calls text."""
-TAG = "tag:yaml.org,2002:"
-
 
 def parse(text: str, *, source: str) -> Any:
     """The value of a YAML text. Raises ConfigError naming the source and, if it has many, the line.
@@ -42,19 +44,15 @@ def parse(text: str, *, source: str) -> Any:
     if len(text) > MAX_CHARACTERS:
         message = f"expected at most {MAX_CHARACTERS:,} characters of YAML"
         raise ConfigError(Problem(message, source=source))
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Constructor = _Constructor
-    yaml.max_depth = MAX_DEPTH
-    yaml.composer.warn_double_anchors = False  # YAML lets an anchor be defined again
     try:
-        return yaml.load(text)
-    except MaxDepthExceededError as error:
+        return make_loader(_Constructor, max_depth=MAX_DEPTH).load(text)
+    except TooDeepError as error:
         where, problem = error.problem_mark, f"expected at most {MAX_DEPTH} levels"
     except MarkedYAMLError as error:
         where, problem = error.problem_mark, error.problem or str(error)
     except YAMLError as error:
         where, problem = None, str(error)
-    except (ValueError, LookupError, OverflowError, AssertionError):  # "\UFFFFFFFF", %YAML 1.3
+    except UNREADABLE:  # such as "\UFFFFFFFF" and %YAML 1.3
         where, problem = None, "no such character or version"
     line = f":{where.line + 1}" if where and "\n" in text else ""
     message = f"not valid YAML: {problem.splitlines()[0]}"
@@ -63,12 +61,8 @@ def parse(text: str, *, source: str) -> Any:
 
 def dump(data: Mapping[str, Any]) -> str:
     """A YAML text of plain values, in their order, that `parse` reads as the same values."""
-    yaml = YAML(typ="safe", pure=True)
-    yaml.Representer = _Representer
-    yaml.default_flow_style = None
-    yaml.width = MAX_CHARACTERS
     text = io.StringIO()
-    yaml.dump(data, text)
+    make_dumper(_Representer, width=MAX_CHARACTERS).dump(data, text)
     return text.getvalue()
 
 
@@ -81,48 +75,31 @@ def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-class _Constructor(SafeConstructor):
-    """Makes the values of a tree of nodes."""
+class _Constructor(PlainConstructor):
+    """Makes the values of a document that is small and could be written as JSON."""
 
-    construct_scalar = BaseConstructor.construct_scalar  # without the mapping {=: 1} standing for 1
+    def check_document(self, node: Node) -> None:
+        """Refuse a document that would take years: ten aliases of ten aliases of ten aliases..."""
+        if _count_values(node, {}) > MAX_CHARACTERS:
+            raise refusal(f"expected at most {MAX_CHARACTERS:,} values, aliases written out", node)
 
-    def construct_undefined(self, node: Node) -> None:
-        """Refuse a type such as !!binary, !!set or !!python/object."""
-        raise ConstructorError(
-            None, None, f"expected a plain value, got the tag {node.tag}", node.start_mark
-        )
-
-    yaml_constructors = {
-        **{TAG + kind: getattr(SafeConstructor, f"construct_yaml_{kind}") for kind in KINDS},
-        **{TAG + kind: SafeConstructor.construct_yaml_str for kind in TEXT},
-        None: construct_undefined,
-    }
-
-    def construct_document(self, node: Node) -> Any:
-        """Refuse first what would take for ever: ten aliases of ten aliases of ten aliases..."""
-        if _written_out(node, {}) > MAX_CHARACTERS:
-            problem = f"expected at most {MAX_CHARACTERS:,} values, aliases written out"
-            raise ConstructorError(None, None, problem, node.start_mark)
-        return super().construct_document(node)
-
-    def construct_non_recursive_object(self, node: Node, tag: str | None = None) -> Any:
-        """Refuse what JSON could not say: `!!int x`, half a character, an int of 5,000 digits."""
+    def construct_value(self, node: Node, tag: str | None) -> Any:
+        """Refuse what JSON cannot hold: `!!int x`, half a character, an int of 5,000 digits."""
         try:
-            value = super().construct_non_recursive_object(node, tag)
+            value = super().construct_value(node, tag)
             str(value).encode("utf-16", "surrogatepass").decode("utf-16")
         except (ValueError, LookupError):
-            kind, shown = str(node.tag).removeprefix(TAG), json.dumps(node.value)[:60]
-            problem = f"expected a valid {kind}, got {shown}"
-            raise ConstructorError(None, None, problem, node.start_mark) from None
+            kind, given = str(node.tag).removeprefix(TAG), json.dumps(node.value)[:60]
+            raise refusal(f"expected a valid {kind}, got {given}", node) from None
         return value
 
 
-class _Representer(SafeRepresenter):
+class _Representer(PlainRepresenter):
     """Writes innermost lists, and short innermost mappings, on one line."""
 
     def represent_mapping(self, tag: Any, mapping: Any, flow_style: bool | None = None) -> Any:
-        """Keep the order (of pairs: a mapping would be sorted); a long one has a line for each."""
-        node = super().represent_mapping(tag, list(mapping.items()), flow_style=flow_style)
+        """Give each pair of a long mapping a line of its own."""
+        node = super().represent_mapping(tag, mapping, flow_style=flow_style)
         node.flow_style = node.flow_style and len(mapping) <= MAX_INLINE_KEYS
         return node
 
@@ -132,23 +109,21 @@ class _Representer(SafeRepresenter):
             style = '"'
         return super().represent_scalar(tag, value, style=style, anchor=anchor)
 
-    def ignore_aliases(self, data: Any) -> bool:
-        """Write everything out."""
-        return True
 
+def _count_values(node: Node, counts: dict[Node, int]) -> int:
+    """Values of a node where every alias is written out; `counts` are those found so far.
 
-def _written_out(node: Node, known: dict[Node, int]) -> int:
-    """Values of a node where every alias is written out. Raises ConstructorError."""
-    if node not in known:
-        known[node] = 0
+    Raises ConstructorError for a key that is no scalar and for a value inside itself.
+    """
+    if node not in counts:
+        counts[node] = 0
         children = node.value if isinstance(node, SequenceNode) else []
         if isinstance(node, MappingNode):
             children = [child for pair in node.value for child in pair]
             keys = [key for key, _ in node.value if not isinstance(key, ScalarNode)]
             if keys:
-                raise ConstructorError(None, None, "expected text keys", keys[0].start_mark)
-        known[node] = 1 + sum(_written_out(child, known) for child in children)
-    if not known[node]:  # not finished: it is an alias inside what it names
-        problem = "expected text keys and plain values, got a value inside itself"
-        raise ConstructorError(None, None, problem, node.start_mark)
-    return known[node]
+                raise refusal("expected text keys", keys[0])
+        counts[node] = 1 + sum(_count_values(child, counts) for child in children)
+    if not counts[node]:  # not finished: it is an alias inside what it names
+        raise refusal("expected text keys and plain values, got a value inside itself", node)
+    return counts[node]

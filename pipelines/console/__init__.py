@@ -1,4 +1,5 @@
-"""What every command shares: arguments, exit codes, errors, progress and JSON events.
+"""What every command shares: arguments, exit codes, errors, text for people, progress and JSON
+events.
 
-Used by the commands and by whatever reports problems or progress; knows no other package.
+Used by the commands, and by every package that raises an error for the user or reports progress.
 """

@@ -1,4 +1,4 @@
-"""What every command shares: arguments, signals and exit codes."""
+"""Arguments, signals and exit codes of every command; used at the end of each command's file."""
 
 import argparse
 import os
@@ -15,7 +15,7 @@ DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
 class Parser(argparse.ArgumentParser):
-    """Arguments whose mistakes are bad input like any other: one line."""
+    """A parser of arguments that raises ConfigError, so that a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
         """Raise ConfigError."""
@@ -27,14 +27,20 @@ def run_command(
 ) -> int:
     """Run a command's `main` with the arguments behind `argv[0]`; returns the exit code.
 
-    A failure that was foreseen is its message and nothing else; an unforeseen one keeps its
-    traceback. SIGTERM is handled as Ctrl-C. With `resumes` an interrupted command names the
-    command that goes on where it stopped.
+    Of an error for the user only the message is printed; any other error keeps its traceback.
+    SIGTERM interrupts as Ctrl-C does; its former handler is restored at the end.
+
+    Args:
+        main: Takes the arguments without the command's own name and returns an exit code.
+        argv: As in sys.argv.
+        resumes: Whether running the same command again resumes an interrupted one, which is then
+            printed with the message.
+
     """
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = main(argv[1:])
-        sys.stdout.flush()  # here, where a disk that is full is one line
+        sys.stdout.flush()  # before the exit of Python, so that a full disk is one line
         return code
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
@@ -56,7 +62,7 @@ def run_command(
 
 
 def _drop_output() -> None:
-    """Discard what could not be written: Python would try it once more at the exit."""
+    """Discard what could not be written: Python would try to write it again at its exit."""
     try:
         sys.stdout.flush()
     except OSError:

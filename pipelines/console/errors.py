@@ -1,4 +1,7 @@
-"""What a command may fail with; `pipelines.console.command` turns each into its exit code."""
+"""The errors that are meant for the user, and the problems of an input as objects.
+
+Raised by every package; pipelines.console.command prints them and returns their exit codes.
+"""
 
 import errno
 from dataclasses import dataclass
@@ -6,44 +9,46 @@ from dataclasses import dataclass
 from pipelines.console.text import one_line
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
-"""Full, over quota, read-only, not ours, too large, broken."""
+"""Error numbers of a disk that is full, over quota, read-only, not ours or broken, and of a file
+that is too large for it."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong with the input. Rendered by `str`, once, where it is shown."""
+    """One thing that is wrong with the input; `str` writes it, once, where it is printed."""
 
     message: str
-    """What is expected and what was given."""
+    """What was expected and what was given."""
     key: str = ""
     """The dotted configuration key, or the option, as in --prompt."""
     source: str = ""
-    """The file it stands in, or `command line`."""
+    """The file that contains the key, or `command line`."""
     nearest: str = ""
     """The valid name closest to an unknown one."""
 
     def __str__(self) -> str:
         """`source: key: message; did you mean NEAREST?`, in one line."""
-        hint = f"; did you mean {self.nearest}?" if self.nearest else ""
-        what = one_line(": ".join(filter(None, [self.key, self.message])) + hint)
-        return f"{one_line(self.source)}: {what}" if self.source else what
+        hint = f"; did you mean {one_line(self.nearest)}?" if self.nearest else ""
+        message = one_line(self.message, limit=1000)  # with room for a path and what is wrong
+        where = [one_line(part) for part in (self.source, self.key) if part]
+        return ": ".join([*where, message]) + hint
 
 
 class ConfigError(Exception):
     """Bad input. Exit code 2."""
 
     def __init__(self, *problems: Problem | str) -> None:
-        """A text is a problem of which nothing else is known."""
+        """Each of `problems` is an object, or the message of one without a key."""
         super().__init__(*problems)
         self.problems = [Problem(p) if isinstance(p, str) else p for p in problems]
 
     def __str__(self) -> str:
-        """The problems, a line each."""
+        """The problems, each on a line."""
         return "\n".join(map(str, self.problems))
 
 
 class PipelineError(Exception):
-    """Work that failed although the input was good. Exit code 1."""
+    """Work that failed although the input is valid. Exit code 1."""
 
 
 class DamagedError(PipelineError):
@@ -51,4 +56,4 @@ class DamagedError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """The disk did not take a file: trying again would not help, making room does."""
+    """A file that could not be written: a new attempt does not help, but space on the disk does."""

@@ -1,4 +1,4 @@
-"""The output options that the commands of minutes share."""
+"""The output options --quiet and --json; used by the commands that take minutes."""
 
 import argparse
 
@@ -9,12 +9,12 @@ from pipelines.console.updates import OutputMode
 def add_output_options(parser: argparse.ArgumentParser) -> None:
     """Add --quiet and --json."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--quiet", action="store_true", help="print the result and nothing else")
-    group.add_argument("--json", action="store_true", help="print an object a line, for machines")
+    group.add_argument("--quiet", action="store_true", help="print only the result")
+    group.add_argument("--json", action="store_true", help="print one JSON object a line")
 
 
 def output_mode(arguments: argparse.Namespace) -> OutputMode:
-    """The mode that the options ask for. Raises ConfigError if they do not go together."""
+    """The mode of the given options. Raises ConfigError if they exclude one another."""
     plain = [name for name in ("print_config", "dry_run") if getattr(arguments, name, False)]
     if arguments.json and plain:
         raise ConfigError(Problem(f"expected without --{plain[0].replace('_', '-')}", "--json"))

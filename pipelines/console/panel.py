@@ -1,4 +1,7 @@
-"""The live panel of a terminal: bars, a note and a small curve."""
+"""The live panel of a terminal: bars, a note and a small curve.
+
+Used by pipelines.console.progress, which redraws it in place.
+"""
 
 from collections.abc import Sequence
 
@@ -10,33 +13,33 @@ from rich.text import Text
 
 from pipelines.console.updates import Bar, ProgressUpdate
 
-WIDEST = 100
-"""Columns of the panel: longer bars say no more."""
+MAX_WIDTH = 100
+"""Columns of the panel: longer bars show no more."""
 SPARKS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 16
-"""Columns of a curve."""
+"""Columns of a curve at most."""
 NOTE_ROWS = 4
-"""Of the panel, kept free of bars."""
+"""Rows of the terminal that bars leave free for the note."""
 
 
 class Panel:
-    """What is going on, as a terminal shows it: as wide as it is now, and no higher."""
+    """The latest update of a command's progress, no wider and no higher than the terminal is."""
 
-    def __init__(self, now: ProgressUpdate, console: Console) -> None:
-        self.now = now
+    def __init__(self, shown: ProgressUpdate, console: Console) -> None:
+        self.shown = shown
         self._spinner = Spinner("line" if console.options.ascii_only else "dots")
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        now, width = self.now, min(options.max_width, WIDEST)
-        if now.bars:
-            yield _bar_table(now.bars[: max(1, console.height - NOTE_ROWS)], width)
-        curve = "" if options.ascii_only else sparkline(now.curve)
-        self._spinner.update(text=Text(f"{now.note or now.text} {curve}".rstrip()))
+        shown, width = self.shown, min(options.max_width, MAX_WIDTH)
+        if shown.bars:
+            yield _bar_table(shown.bars[: max(1, console.height - NOTE_ROWS)], width)
+        curve = "" if options.ascii_only else sparkline(shown.curve)
+        self._spinner.update(text=Text(f"{shown.note or shown.text} {curve}".rstrip()))
         yield self._spinner
 
 
 def _bar_table(bars: Sequence[Bar], width: int) -> Table:
-    """Bars one below the other; where it is narrow, it is they that become shorter."""
+    """Bars one below the other; on a narrow terminal the bars become shorter, not the texts."""
     grid = Table.grid(padding=(0, 1), expand=True)
     grid.width = width
     grid.add_column(no_wrap=True)
@@ -48,7 +51,7 @@ def _bar_table(bars: Sequence[Bar], width: int) -> Table:
 
 
 def sparkline(curve: Sequence[float]) -> str:
-    """A curve in a few characters, the last point among them; nothing of less than two."""
+    """A curve in at most 16 characters, the last point included; empty for less than two points."""
     if len(curve) < 2:
         return ""
     step = max(1.0, (len(curve) - 1) / (SPARKLINE - 1))

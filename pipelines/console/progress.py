@@ -1,7 +1,8 @@
 """Console, log-file and JSON progress of one command.
 
-On a terminal a panel is redrawn in place; in a log file its text is written now and then. A machine
-(`--json`) reads an object a line. With `--quiet` nothing is written but the result.
+A command makes one `Progress` and passes it to whatever takes minutes. On a terminal a panel is
+redrawn in place; in a log file its text is written from time to time. With `--json` each line is an
+object; with `--quiet` only the result is printed.
 """
 
 import json
@@ -18,7 +19,7 @@ from pipelines.console.updates import OutputMode, ProgressUpdate
 
 
 class Progress:
-    """Where one command reports what it does: the screen, a log file or a machine."""
+    """The progress of one command, printed in its output mode."""
 
     def __init__(self, mode: OutputMode = OutputMode.TEXT, *, stderr: bool = False) -> None:
         self.console = Console(highlight=False, stderr=stderr)
@@ -27,20 +28,20 @@ class Progress:
         self._last = 0.0
 
     def log(self, text: str, event: str = "note", /, **data: Any) -> None:
-        """A line that stays; for a machine an event with its data, or a note with the text."""
+        """Print a line; with --json an event with its data, or a note with the text."""
         if self.mode is OutputMode.TEXT:
             self._print(text)
         else:
             self.emit_event(event, **(data or {"text": text.strip()}))
 
     def emit_event(self, event: str, **data: Any) -> None:
-        """Write an event, an object a line, for a machine; nothing in other modes."""
+        """Print an event as an object on a line; nothing in other modes."""
         if self.mode is OutputMode.JSON:
             row = {"event": event, "time": round(time.time(), 3), **data}
             print(json.dumps(row, default=str), flush=True)
 
     def result(self, text: str, outputs: Mapping[str, Any]) -> None:
-        """What the command was run for; printed even with --quiet."""
+        """Print the result of the command, in every mode."""
         self.emit_event("result", text=text, outputs=outputs)
         if self.mode is OutputMode.TEXT:
             self._print("")
@@ -48,20 +49,21 @@ class Progress:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        """Uncut: long lines are copied from a screen, too; rich counts the rows of a panel."""
+        """Print long lines whole, to be copied; above a panel they are wrapped, as rich counts the
+        rows."""
         self.console.print(text, markup=False, soft_wrap=self._panel is None)
 
-    def update(self, now: ProgressUpdate) -> None:
-        """What is going on now."""
+    def update(self, update: ProgressUpdate) -> None:
+        """Show how far the work is: in the panel, or as a line if the last one is long ago."""
         if self._panel is not None:
-            self._panel.now = now
+            self._panel.shown = update
         elif time.monotonic() - self._last > self.mode.value:
             self._last = time.monotonic()
-            self.log(f"  {now.text}", "progress", **now.data)
+            self.log(f"  {update.text}", "progress", **update.data)
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
-        """A live panel for the time of a block, with a text until there is more to show."""
+        """Show a live panel for the time of a block, with a text until the first update."""
         self._last = time.monotonic() if self.mode is OutputMode.TEXT else 0.0
         if not (self.mode is OutputMode.TEXT and self.console.is_interactive):
             yield

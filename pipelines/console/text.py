@@ -1,4 +1,7 @@
-"""Text for people: one line of foreign text, the nearest valid name, values and durations."""
+"""Text for people: one line of foreign text, the nearest valid name, values and durations.
+
+Used wherever a message, a table or a line of progress is written.
+"""
 
 import difflib
 import json
@@ -6,10 +9,10 @@ from collections.abc import Iterable
 from typing import Any
 
 
-def one_line(text: object) -> str:
-    """Foreign text in a message: no line break or terminal code, and at most 500 characters."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:500])
-    return line if len(line) < 500 else f"{line[:497]}..."
+def one_line(text: object, *, limit: int = 500) -> str:
+    """Foreign text in a message: without line breaks and terminal codes, at most `limit` long."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:limit])
+    return line if len(line) < limit else f"{line[: limit - 3]}..."
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:

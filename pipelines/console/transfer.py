@@ -1,4 +1,4 @@
-"""How a download is shown: a bar on a terminal, lines elsewhere."""
+"""Progress of a download: a bar on a terminal, lines elsewhere; used by pipelines.data.download."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,10 +13,16 @@ from pipelines.console.updates import OutputMode, ProgressUpdate
 def download_progress(
     name: str, done: int, size: int, mode: OutputMode
 ) -> Iterator[Callable[[int], None]]:
-    """Show a download for the time of a block, which is given a function that takes the bytes so
-    far.
+    """Show a download for the time of a block; yields a function to call with the bytes so far.
 
-    On standard error: what a command prints may be JSON.
+    On standard error, since standard output may be JSON.
+
+    Args:
+        name: The file's.
+        done: Bytes that are there already.
+        size: Bytes of the whole file.
+        mode: With QUIET nothing is shown.
+
     """
     lines = Progress(mode, stderr=True)
     columns = (

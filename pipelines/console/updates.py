@@ -1,4 +1,7 @@
-"""What is reported while a command works, and in which form; used by whatever takes minutes."""
+"""What a command reports of its progress, and in which mode.
+
+Used by whatever takes minutes; printed by pipelines.console.progress. Loads no library.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +10,7 @@ from typing import Any
 
 
 class OutputMode(Enum):
-    """In which form a command reports; the value is the seconds between two progress lines."""
+    """How a command reports; the value is the time between two progress lines, in seconds."""
 
     TEXT = 30.0
     QUIET = float("inf")
@@ -16,23 +19,25 @@ class OutputMode(Enum):
 
 @dataclass(frozen=True)
 class Bar:
-    """How far something is, from 0 to 1."""
+    """A progress bar."""
 
     name: str
     share: float
+    """Done so far, from 0 to 1."""
     note: str
+    """Behind the bar."""
 
 
 @dataclass(frozen=True)
 class ProgressUpdate:
-    """How far the work of a command is."""
+    """The state of a command's work at one time."""
 
     text: str
-    """All of it in a line, for a log file."""
+    """The state in one line, for a log file."""
     data: Mapping[str, Any] = field(default_factory=dict)
-    """All of it for a machine."""
+    """The state as values, for --json."""
     bars: Sequence[Bar] = ()
     note: str = ""
-    """What the bars do not say, for a terminal; if empty, the text."""
+    """What the bars do not show, for a terminal; if empty, the text is shown."""
     curve: Sequence[float] = ()
     """Drawn after the note."""

@@ -3,9 +3,9 @@
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, model_validator
-from pydantic_core import PydanticKnownError
 
 from dca.errors import FieldError
+from pipelines.compat.pydantic import literal_error
 from pipelines.config.section import Section
 from pipelines.data.corpora import CORPORA
 
@@ -13,7 +13,7 @@ from pipelines.data.corpora import CORPORA
 def _registered(name: str) -> str:
     if name not in CORPORA:
         names = " or ".join(repr(name) for name in CORPORA)
-        raise PydanticKnownError("literal_error", {"expected": names})
+        raise literal_error(names)
     return name
 
 
@@ -22,7 +22,7 @@ CorpusName = Annotated[
     AfterValidator(_registered),
     Field(json_schema_extra=lambda schema: schema.update(enum=list(CORPORA))),
 ]
-"""A Literal of the names that are registered when it is asked."""
+"""A Literal of the names that are registered when a value is checked."""
 
 
 class DataConfig(Section):

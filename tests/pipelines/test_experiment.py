@@ -9,7 +9,7 @@ import pytest
 
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError
-from pipelines.experiment import FIELDS, QUICKSTART, Experiment, load, schema
+from pipelines.experiment import FIELDS, QUICKSTART, Experiment, load, read_experiment, schema
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -117,7 +117,12 @@ CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"
     ("space", "search", "where", "expected"),
     [
         (NUMBERS, {"sampler": {"name": "grid"}}, "space.train.learning_rate", "choice or int"),
-        (CONDITION, {"sampler": {"name": "grid"}}, "sampler.name", "knows no conditions"),
+        (
+            CONDITION,
+            {"sampler": {"name": "grid"}},
+            "sampler.name",
+            "does not support conditional keys",
+        ),
         (GRID, {"sampler": {"name": "grid"}, "trials": 5}, "trials", "at most 4, the points"),
         (GRID, {"sampler": {"name": "grid"}, "try_first": [{}]}, "try_first", "its own order"),
         (CHOICE | CONDITION, {"sampler": {"name": "gp"}}, "sampler.name", "expected tpe, random"),
@@ -138,7 +143,7 @@ CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"
                 "sampler": {"name": "cmaes"},
             },
             "sampler.name",
-            "knows one objective",
+            "supports one objective",
         ),
         (
             {"train.batch_tokens": {"choice": [256, 512]}},
@@ -150,13 +155,14 @@ CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"
             {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}},
             {"sampler": {"name": "grid"}},
             "space",
-            "a point of it cannot be: model.heads: dim / heads must be an even number, got 20 / 4",
+            "invalid point of the search space: model.heads: dim / heads must be an even "
+            "number, got 20 / 4",
         ),
         (
             {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}},
             {"try_first": [{"model.heads": 4, "model.dim": 20}]},
             "try_first",
-            "a point of it cannot be",
+            "invalid point of the search space",
         ),
         (NUMBERS, {"second_objective": "params"}, "second_objective", "did you mean parameters?"),
         (NUMBERS, {"warm_start": ["a"], "sampler": {"name": "qmc"}}, "warm_start", "not learn"),
@@ -172,9 +178,9 @@ CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"
         ),
     ],
 )
-def test_what_a_search_cannot_do_together_is_refused(config, space, search, where, expected):
+def test_what_a_search_cannot_do_together_is_refused(experiment, space, search, where, expected):
     with pytest.raises(ConfigError) as raised:
-        config.replace({"search": {"space": space, **search}})
+        experiment.replace({"search": {"space": space, **search}})
     (line,) = [one for one in str(raised.value).splitlines() if f"search.{where}: " in one]
     assert expected in line
 
@@ -200,31 +206,31 @@ def test_what_a_search_cannot_do_together_is_refused(config, space, search, wher
         ({"ema_decay": 1}, "ema_decay", "less than 1"),
     ],
 )
-def test_what_a_training_cannot_do_together_is_refused(config, train, where, expected):
+def test_what_a_training_cannot_do_together_is_refused(experiment, train, where, expected):
     with pytest.raises(ConfigError) as raised:
-        config.replace({f"train.{key}": value for key, value in train.items()})
+        experiment.replace({f"train.{key}": value for key, value in train.items()})
     (line,) = str(raised.value).splitlines()
     assert f"train.{where}: " in line and expected in line
 
 
-def test_a_key_of_one_schedule_is_searched_under_its_condition(config):
+def test_a_key_of_one_schedule_is_searched_under_its_condition(experiment):
     decay = {"uniform": [0.1, 0.5]}
     schedules = {"train.schedule": {"choice": ["cosine", "inverse_sqrt", "wsd"]}}
     conditional = decay | {"when": {"train.schedule": "wsd"}}
-    config.replace({"search.space": schedules | {"train.decay_fraction": conditional}})
+    experiment.replace({"search.space": schedules | {"train.decay_fraction": conditional}})
     with pytest.raises(ConfigError, match="expected null with schedule = cosine"):
-        config.replace({"search.space": {"train.decay_fraction": decay}})
+        experiment.replace({"search.space": {"train.decay_fraction": decay}})
     with pytest.raises(ConfigError, match=r"train\.patience: cannot be searched"):
-        config.replace({"search.space": {"train.patience": {"int": [1, 2]}}})
+        experiment.replace({"search.space": {"train.patience": {"int": [1, 2]}}})
 
 
-def test_a_grid_has_as_many_trials_as_points_and_other_searches_eight(config):
+def test_a_grid_has_as_many_trials_as_points_and_other_searches_eight(experiment):
     space = GRID | {"train.learning_rate": {"choice": [1e-3, 2e-3]}}
-    assert config.replace({"search": {"space": space}}).search.trial_count == 8
+    assert experiment.replace({"search": {"space": space}}).search.trial_count == 8
     grid = {"space": space, "sampler": {"name": "grid"}}
-    assert config.replace({"search": {**grid, "trials": 5}}).search.trial_count == 5
-    assert config.replace({"search": grid}).search.trial_count == 8
-    assert config.replace({"search": {**grid, "space": GRID}}).search.trial_count == 4
+    assert experiment.replace({"search": {**grid, "trials": 5}}).search.trial_count == 5
+    assert experiment.replace({"search": grid}).search.trial_count == 8
+    assert experiment.replace({"search": {**grid, "space": GRID}}).search.trial_count == 4
 
 
 def test_all_problems_of_a_file_are_reported_together(tmp_path):
@@ -263,18 +269,18 @@ def test_a_missing_file_names_the_nearest(tmp_path):
     assert "no such file" in problem(tmp_path / "none.yaml")
 
 
-def test_a_replaced_value_is_validated_and_survives_a_round_trip(config):
-    changed = config.replace({"model.dim": 32, "train.learning_rate": 0.5})
+def test_a_replaced_value_is_validated_and_survives_a_round_trip(experiment):
+    changed = experiment.replace({"model.dim": 32, "train.learning_rate": 0.5})
     assert (changed.model.dim, changed.train.learning_rate) == (32, 0.5)
     assert read_experiment(changed.model_dump(mode="json"), source="again") == changed
     with pytest.raises(ConfigError):
-        config.replace({"model.dim": 31})
+        experiment.replace({"model.dim": 31})
 
 
-def test_the_fit_has_its_own_budget_and_resources(config):
-    fit = config.replace({"fit": {"tokens": 8192, "resources": {"workers": 2}}}).fit_config()
+def test_the_fit_has_its_own_budget_and_resources(experiment):
+    fit = experiment.replace({"fit": {"tokens": 8192, "resources": {"workers": 2}}}).fit_run()
     assert (fit.train.tokens, fit.resources.workers) == (8192, 2)
-    assert config.fit_config().train.tokens == config.train.tokens
+    assert experiment.fit_run().train.tokens == experiment.train.tokens
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=str)
@@ -318,8 +324,8 @@ def test_every_shipped_yaml_is_valid_by_the_schema(path):
     assert complaints(path.read_text()) == []
 
 
-def test_the_schema_takes_any_whole_configuration(config):
-    assert complaints(json.dumps(config.model_dump(mode="json"))) == []
+def test_the_schema_takes_any_whole_configuration(experiment):
+    assert complaints(json.dumps(experiment.model_dump(mode="json"))) == []
 
 
 @pytest.mark.parametrize(
@@ -410,14 +416,14 @@ def test_a_printed_configuration_is_checked_first(path):
     assert len(result.stderr.splitlines()) == 1
 
 
-def test_evaluations_are_evenly_spaced_and_the_last_is_at_the_end(config):
-    assert config.train.eval_steps == [4, 8, 12, 16]
-    assert config.replace({"train.evals": 99}).train.eval_steps == list(range(1, 17))
+def test_evaluations_are_evenly_spaced_and_the_last_is_at_the_end(experiment):
+    assert experiment.train.eval_steps == [4, 8, 12, 16]
+    assert experiment.replace({"train.evals": 99}).train.eval_steps == list(range(1, 17))
 
 
-def test_a_configuration_cannot_be_changed(config):
+def test_a_configuration_cannot_be_changed(experiment):
     with pytest.raises(ValueError, match="frozen"):
-        config.seed = 1
+        experiment.seed = 1
 
 
 def test_every_field_is_documented():

@@ -1,4 +1,4 @@
-"""Thousands of odd configurations: each is a Config or one clear line, and soon."""
+"""Thousands of odd configurations: each is an Experiment or one clear line, and soon."""
 
 import datetime
 import json
@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from dca import registry
 from pipelines.config.overrides import read_changes
-from pipelines.config.yaml_text import MOST, dump, parse
+from pipelines.config.yaml_text import MAX_CHARACTERS, dump, parse
 from pipelines.console.errors import ConfigError
 from pipelines.console.text import one_line
 from pipelines.experiment import FIELDS, Experiment, load, read_experiment
@@ -47,7 +47,7 @@ def many(examples: int) -> settings:
 
 
 def outcome(call: Callable[[], Experiment], *sources: object) -> Experiment | str:
-    """A frozen Config, or an error's message of which each line names one of the sources."""
+    """A frozen Experiment, or an error's message of which each line names one of the sources."""
     started = time.process_time()
     try:
         result: Experiment | str = call()
@@ -316,9 +316,10 @@ PRINTABLE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_siz
 )
 def test_any_values_between_commas_are_the_values_of_the_grid(values):
     texts = [json.dumps(value, ensure_ascii=False) for value in values]
-    assert read_changes([f"a={', '.join(texts)}"], grid_keys=["a"])[-1].value == {"choice": values}
-    (change,) = read_changes([f"a=[{','.join(texts)}]"], grid_keys=[])
-    assert change.value == values
+    (change,) = read_changes([f"a={', '.join(texts)}"])
+    assert (change.value, change.is_list) == (values, True)
+    (change,) = read_changes([f"a=[{','.join(texts)}]"])
+    assert (change.value, change.is_list) == (values, False)
 
 
 @many(60)
@@ -427,17 +428,17 @@ GOOD = st.fixed_dictionaries(
 @many(50)
 @given(data=GOOD)
 def test_a_valid_configuration_is_the_same_after_a_round_trip_and_in_a_file(file, data):
-    config = read_experiment(data, source="here")
-    dumped = config.model_dump(mode="json")
-    assert read_experiment(dumped, source="again") == config
-    assert read(file, json.dumps(dumped)) == config
+    experiment = read_experiment(data, source="here")
+    dumped = experiment.model_dump(mode="json")
+    assert read_experiment(dumped, source="again") == experiment
+    assert read(file, json.dumps(dumped)) == experiment
 
 
 @many(40)
 @given(data=GOOD)
 def test_a_printed_configuration_is_read_as_the_same(file, data):
-    config = read_experiment(data, source="here")
-    assert read(file, config.to_yaml()) == config
+    experiment = read_experiment(data, source="here")
+    assert read(file, experiment.to_yaml()) == experiment
 
 
 @many(40)
@@ -515,7 +516,7 @@ def test_a_valid_configuration_can_be_shrunk_with_any_number_of_workers(file, da
         ("seed: " + "{a: " * 5_000, ":2: not valid YAML: expected at most 50 levels"),
         ("seed:\n" + "- " * 10_000, ":3: not valid YAML: expected at most 50 levels"),
         ("? " * 10_000, ":2: not valid YAML: expected at most 50 levels"),
-        ("storage: " + "x" * MOST, ": expected at most 32,768 characters of YAML"),
+        ("storage: " + "x" * MAX_CHARACTERS, ": expected at most 32,768 characters of YAML"),
     ],
     ids=lambda text: ascii(text[:40]),
 )
@@ -548,9 +549,9 @@ def test_odd_yaml_is_refused_with_the_place_and_the_reason(file, text, expected)
     ],
 )
 def test_odd_yaml_that_is_valid_means_what_yaml_1_2_says(file, text, key, expected, recwarn):
-    config = read(file, f"\ufeffexperiment: e\n{text}\n")
-    assert isinstance(config, Experiment), config
-    value = config.get(key)
+    experiment = read(file, f"\ufeffexperiment: e\n{text}\n")
+    assert isinstance(experiment, Experiment), experiment
+    value = experiment.get(key)
     assert (value, type(value)) == (expected, type(expected))
     assert not recwarn
 
@@ -579,7 +580,7 @@ def test_odd_yaml_that_is_valid_means_what_yaml_1_2_says(file, text, key, expect
         ("storage=caf\udce9", "storage=caf\\udce9: not valid YAML: unacceptable character"),
         ("seed=[1", "seed=[1: not valid YAML: "),
         ("seed=0x" + "f" * 9000, "not valid YAML: expected a valid int"),
-        ("storage=" + "x" * MOST + "x", "expected at most 32,768 characters"),
+        ("storage=" + "x" * MAX_CHARACTERS + "x", "expected at most 32,768 characters"),
     ],
     ids=lambda text: ascii(text[:40]),
 )
@@ -664,7 +665,7 @@ WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
 )
 def test_a_long_file_is_read_or_refused_soon(file, text):
     text = f"experiment: e\n{text}\n"
-    assert len(text) <= MOST
+    assert len(text) <= MAX_CHARACTERS
     read(file, text)
 
 
@@ -676,4 +677,4 @@ def test_conditions_in_a_circle_are_refused(file):
     )
     assert isinstance(read(file, text), Experiment)
     message = read(file, text.replace("train.evals: 1", "train.compile: true"))
-    assert "search.space: conditions go in a circle: " in message
+    assert "search.space: cyclic `when` conditions: " in message

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.config.compose import MOST_FILES
+from pipelines.config.compose import MAX_FILES
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment, load, read_experiment
 
@@ -40,13 +40,18 @@ def problem(folder: Path, *overrides: str, grids: bool = False, **files: str) ->
 
 
 def test_later_parts_win_and_the_files_own_keys_win_over_all(tmp_path):
-    config = composed(
+    experiment = composed(
         tmp_path,
         a="model: {dim: 16, depth: 2, heads: 2}",
         b="model: {depth: 3, heads: 4}\nseed: 5",
         e="model: {heads: 1}\nextends: [a.yaml, b.yaml]\nexperiment: e",
     )
-    assert (config.model.dim, config.model.depth, config.model.heads, config.seed) == (16, 3, 1, 5)
+    assert (
+        experiment.model.dim,
+        experiment.model.depth,
+        experiment.model.heads,
+        experiment.seed,
+    ) == (16, 3, 1, 5)
 
 
 def test_names_of_parts_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
@@ -57,19 +62,19 @@ def test_names_of_parts_are_relative_to_the_file_that_names_them(tmp_path, monke
     }
     path = write(tmp_path, **files)
     monkeypatch.chdir(path.parent)
-    config = load(["e.yaml"])
-    assert (config.seed, config.model.depth) == (7, 9)
+    experiment = load(["e.yaml"])
+    assert (experiment.seed, experiment.model.depth) == (7, 9)
 
 
 def test_a_part_that_two_parts_share_counts_where_the_later_one_brings_it(tmp_path):
-    config = composed(
+    experiment = composed(
         tmp_path,
         base="seed: 1",
         a="extends: base.yaml\nseed: 2",
         b="extends: base.yaml",
         e="extends: [a.yaml, b.yaml]\nexperiment: e",
     )
-    assert config.seed == 1
+    assert experiment.seed == 1
 
 
 def test_lists_and_dimensions_are_replaced_whole_and_null_takes_a_dimension_out(tmp_path):
@@ -77,9 +82,9 @@ def test_lists_and_dimensions_are_replaced_whole_and_null_takes_a_dimension_out(
         "extends: part.yaml\nexperiment: e\nmodel: {attention_windows: [8]}\n"
         "search: {space: {model.depth: {choice: [2, 3]}, model.last_k: null}}"
     )
-    config = composed(tmp_path, part=f"model: {{attention_windows: [1, null]}}\n{SPACE}", e=own)
-    assert config.model.attention_windows == (8,)
-    space = config.model_dump(mode="json", exclude_unset=True)["search"]["space"]
+    experiment = composed(tmp_path, part=f"model: {{attention_windows: [1, null]}}\n{SPACE}", e=own)
+    assert experiment.model.attention_windows == (8,)
+    space = experiment.model_dump(mode="json", exclude_unset=True)["search"]["space"]
     assert space == {
         "train.learning_rate": {"log_uniform": [0.001, 0.01]},
         "model.depth": {"choice": [2, 3]},
@@ -94,11 +99,11 @@ def test_null_takes_no_dimension_out_that_is_not_there(tmp_path):
 @pytest.mark.parametrize(
     ("own", "part", "expected"),
     [
-        ("extends: e.yaml", "", "e.yaml: extends: goes in a circle: e.yaml -> e.yaml"),
+        ("extends: e.yaml", "", "e.yaml: extends: cyclic: e.yaml -> e.yaml"),
         (
             "extends: part.yaml",
             "extends: [data/../e.yaml]",
-            "part.yaml: extends: goes in a circle: e.yaml -> part.yaml -> data/../e.yaml",
+            "part.yaml: extends: cyclic: e.yaml -> part.yaml -> data/../e.yaml",
         ),
         (
             "extends: prat.yaml",
@@ -135,7 +140,7 @@ def test_parts_without_end_are_refused_soon(tmp_path, length, names):
     for i in range(1, length + 1):
         write(tmp_path, **{f"p{i}": f"extends: {names.format(f'p{i - 1}')}"})
     message = problem(tmp_path, e=f"experiment: e\nextends: p{length}.yaml")
-    assert message.endswith(f"extends: expected at most {MOST_FILES} files in one experiment")
+    assert message.endswith(f"extends: expected at most {MAX_FILES} files in one experiment")
 
 
 def test_each_problem_names_the_file_in_which_its_value_stands(tmp_path):
@@ -171,17 +176,17 @@ def test_problems_between_keys_name_the_file_of_the_key_at_fault(tmp_path):
 
 def test_a_change_does_not_leak_through_an_alias(tmp_path):
     text = "experiment: e\nresources: &r {workers: 2}\nfit: {resources: *r}"
-    config = composed(tmp_path, "resources.workers=1", e=text)
-    assert (config.resources.workers, config.fit.resources.workers) == (1, 2)
+    experiment = composed(tmp_path, "resources.workers=1", e=text)
+    assert (experiment.resources.workers, experiment.fit.resources.workers) == (1, 2)
 
 
 def test_the_readmes_example_composes(tmp_path):
     for path in (ROOT / "experiments").iterdir():
         (tmp_path / path.name).symlink_to(path)
     (example,) = re.findall(r"```yaml\n(extends.*?)```", README, re.S)
-    config = composed(tmp_path, mine=example)
-    assert (config.data.corpus, config.model.dim) == ("enwik8", 128)
-    assert set(config.search.space) == {"train.learning_rate", "model.last_k"}
+    experiment = composed(tmp_path, mine=example)
+    assert (experiment.data.corpus, experiment.model.dim) == ("enwik8", 128)
+    assert set(experiment.search.space) == {"train.learning_rate", "model.last_k"}
 
 
 FILE = f"experiment: e\nmodel: {{depth: 5}}\n{SPACE}  trials: 7\n  scheduler: {{name: none}}\n"
@@ -193,32 +198,32 @@ def test_comma_lists_are_a_grid_over_exactly_their_keys(tmp_path):
         "model.residual=dca,standard",
         "model.last_k=1,null # all",
     )
-    config = composed(tmp_path, *grid, grids=True, e=FILE)
-    assert {key: dimension.choice for key, dimension in config.search.space.items()} == {
+    experiment = composed(tmp_path, *grid, grids=True, e=FILE)
+    assert {key: dimension.choice for key, dimension in experiment.search.space.items()} == {
         "train.learning_rate": [1e-4, 3e-4],
         "model.residual": ["dca", "standard"],
         "model.last_k": [1, None],
     }
-    assert (config.search.sampler.name, config.search.trial_count) == ("grid", 8)
-    assert config.search.scheduler.name == "none"
-    assert config.model.depth == 5
+    assert (experiment.search.sampler.name, experiment.search.trial_count) == ("grid", 8)
+    assert experiment.search.scheduler.name == "none"
+    assert experiment.model.depth == 5
 
 
 def test_the_command_line_may_say_more_about_its_grid(tmp_path):
-    config = composed(
+    experiment = composed(
         tmp_path,
         *("search.trials=3", "model.depth=1,2", "model.heads=1,2", "search.sampler.name=random"),
         grids=True,
         e=FILE,
     )
-    assert (config.search.trials, config.search.sampler.name) == (3, "random")
-    assert set(config.search.space) == {"model.depth", "model.heads"}
+    assert (experiment.search.trials, experiment.search.sampler.name) == (3, "random")
+    assert set(experiment.search.space) == {"model.depth", "model.heads"}
 
 
 def test_a_grid_leaves_behind_what_belongs_to_the_space_of_the_file(tmp_path):
     text = f"{FILE}  try_first: [{{model.depth: 3}}]\n  warm_start: [before]\n"
-    config = composed(tmp_path, "model.depth=2,4", grids=True, e=text)
-    assert (config.search.try_first, config.search.warm_start) == ([], [])
+    experiment = composed(tmp_path, "model.depth=2,4", grids=True, e=text)
+    assert (experiment.search.try_first, experiment.search.warm_start) == ([], [])
 
 
 def test_the_readmes_grid_has_four_trials():
@@ -226,8 +231,8 @@ def test_the_readmes_grid_has_four_trials():
         r"^python pipelines/sweep.py (.*quickstart.yaml.*=.*,.*)$", README, re.M
     )
     name, *grid = command.split()
-    config = load([str(ROOT / name), *grid], grids=True)
-    assert (config.search.sampler.name, config.search.trial_count) == ("grid", 4)
+    experiment = load([str(ROOT / name), *grid], grids=True)
+    assert (experiment.search.sampler.name, experiment.search.trial_count) == ("grid", 4)
 
 
 @pytest.mark.parametrize(
@@ -243,17 +248,17 @@ def test_the_readmes_grid_has_four_trials():
     ],
 )
 def test_commas_inside_brackets_braces_and_quotes_make_a_value(tmp_path, override, key, value):
-    config = composed(tmp_path, override, grids=True, e=FILE)
-    assert config.search.sampler.name == "tpe"
-    assert value is None or config.get(key) == value
+    experiment = composed(tmp_path, override, grids=True, e=FILE)
+    assert experiment.search.sampler.name == "tpe"
+    assert value is None or experiment.get(key) == value
 
 
 def test_a_key_with_a_value_on_the_command_line_is_no_longer_searched(tmp_path):
-    config = composed(tmp_path, "model.depth=3", e=FILE)
-    assert set(config.search.space) == {"train.learning_rate", "model.last_k"}
-    assert config.model.depth == 3
-    config = composed(tmp_path, "model={last_k: 4, heads: 2}", e=FILE)
-    assert set(config.search.space) == {"train.learning_rate", "model.depth"}
+    experiment = composed(tmp_path, "model.depth=3", e=FILE)
+    assert set(experiment.search.space) == {"train.learning_rate", "model.last_k"}
+    assert experiment.model.depth == 3
+    experiment = composed(tmp_path, "model={last_k: 4, heads: 2}", e=FILE)
+    assert set(experiment.search.space) == {"train.learning_rate", "model.depth"}
 
 
 def test_the_last_change_of_a_key_counts(tmp_path):
@@ -291,7 +296,7 @@ def test_a_comma_list_that_makes_no_grid_is_one_clear_line(tmp_path, override, e
 
 def test_the_command_line_extends_nothing(tmp_path):
     message = problem(tmp_path, "extends=part.yaml", part="seed: 1", e=FILE)
-    assert message == "command line: extends=part.yaml: expected in a file alone"
+    assert message == "command line: extends=part.yaml: expected in a file only"
 
 
 def test_only_a_sweep_takes_comma_lists(tmp_path):

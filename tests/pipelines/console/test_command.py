@@ -1,45 +1,112 @@
+"""Exit codes, signals and what is printed of an error."""
+
 import errno
+import os
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from pipelines.console.command import run_command
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.command import Parser, run_command
+from pipelines.console.errors import ConfigError, PipelineError, Problem
+
+
+def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
+    def main(argv: Sequence[str]) -> int:
+        raise error
+
+    return main
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "said"),
+    ("error", "code", "message"),
     [
         (ConfigError("bad"), 2, "bad\n"),
+        (ConfigError(Problem("bad", "a.b", "e.yaml", "a.c"), "worse"), 2, "e.yaml: a.b: bad; did"),
         (PipelineError("failed"), 1, "failed\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/runs/x"), 1, "/runs/x: No space left"),
         (OSError(errno.EROFS, "Read-only file system"), 1, "disk: Read-only file system\n"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on:\n  python a"),
     ],
 )
-def test_a_foreseen_end_is_its_message_and_a_code(error, code, said, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["a.py", "b c"])
-
-    def main() -> None:
-        raise error
-
-    with pytest.raises(SystemExit) as end:
-        run_command(main, resumes=True)
-    assert end.value.code == code
-    assert capsys.readouterr().err.startswith(said)
+def test_an_expected_failure_is_its_message_and_a_code(error, code, message, capsys):
+    assert run_command(failing(error), ["a.py", "b c"], resumes=True) == code
+    assert capsys.readouterr().err.startswith(message)
 
 
-def test_an_unforeseen_error_keeps_its_traceback():
+def test_a_command_that_cannot_resume_names_no_command_to_run_again(capsys):
+    assert run_command(failing(KeyboardInterrupt()), ["a.py"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_a_command_gets_its_arguments_and_returns_its_code():
+    given = []
+
+    def main(argv: Sequence[str]) -> int:
+        given.extend(argv)
+        return 7
+
+    assert run_command(main, ["a.py", "b", "c"]) == 7
+    assert given == ["b", "c"]
+
+
+def test_an_unexpected_error_keeps_its_traceback():
     with pytest.raises(FileNotFoundError):
-        run_command(lambda: Path("/nowhere/at/all").unlink(), resumes=True)
+        run_command(failing(FileNotFoundError(errno.ENOENT, "x", "y")), ["a.py"], resumes=True)
+
+
+def test_sigterm_interrupts_a_command(capsys):
+    def main(argv: Sequence[str]) -> int:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    assert run_command(main, ["a.py"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "main",
+    [lambda _: 0, failing(ConfigError("bad")), failing(KeyboardInterrupt())],
+    ids=["done", "bad input", "interrupted"],
+)
+def test_the_handler_of_sigterm_is_restored(main):
+    def handler(*_: object) -> None:
+        """Of the process that runs the command."""
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        run_command(main, ["a.py"])
+        assert signal.getsignal(signal.SIGTERM) is handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_the_handler_of_sigterm_is_restored_after_an_unexpected_error():
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError):
+        run_command(failing(ZeroDivisionError()), ["a.py"])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_wrong_option_is_bad_input_in_one_line(capsys):
+    def main(argv: Sequence[str]) -> int:
+        parser = Parser(prog="a.py")
+        parser.add_argument("--number", type=int)
+        parser.parse_args(argv)
+        return 0
+
+    assert run_command(main, ["a.py", "--number", "x"]) == 2
+    assert capsys.readouterr().err == "--number: invalid int value: 'x'\n"
 
 
 def test_output_that_the_disk_does_not_take_is_one_line():
     code = (
+        "import sys\n"
         "from pipelines.console.command import run_command\n"
-        "run_command(lambda: print('x'), resumes=False)"
+        "sys.exit(run_command(lambda _: print('x') or 0, ['a.py']))"
     )
     with Path("/dev/full").open("w") as full:
         child = subprocess.run(

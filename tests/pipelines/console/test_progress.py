@@ -1,4 +1,4 @@
-"""What a command tells: to a terminal, a log file, a machine, or nobody."""
+"""Progress and results of a command: on a terminal, in a log file, as JSON events, with --quiet."""
 
 import argparse
 import io
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fcntl import ioctl
 from pathlib import Path
 
@@ -19,9 +19,10 @@ import pyte
 import pytest
 from rich.console import Console
 
-from pipelines.console import panel, progress
-from pipelines.console.errors import ConfigError
-from pipelines.console.panel import SPARKLINE, SPARKS, Panel, sparkline
+from pipelines.console.command import Parser
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.options import add_output_options, output_mode
+from pipelines.console.panel import MAX_WIDTH, SPARKLINE, SPARKS, Panel, sparkline
 from pipelines.console.progress import Progress
 from pipelines.console.updates import Bar, ProgressUpdate
 
@@ -38,47 +39,48 @@ SEARCH = ProgressUpdate(
 )
 
 
-@pytest.fixture
-def speak() -> Iterator[Callable[[str], Progress]]:
-    """A command's panel, as its option makes it."""
-
-    def choose(option: str) -> Progress:
-        options = {"quiet": option == "--quiet", "json": option == "--json"}
-        progress.configure_output(argparse.Namespace(**options))
-        return Progress()
-
-    yield choose
-    choose("")
+def progress_with(*options: str) -> Progress:
+    """The progress of a command that was given these options."""
+    parser = Parser()
+    add_output_options(parser)
+    return Progress(output_mode(parser.parse_args(options)))
 
 
-def tell_everything(told: Progress) -> None:
-    told.line("search    new", "stage", stage="search", state="begun")
-    with told.working("starting"):
-        told.live(SEARCH)
-        told.live(SEARCH)
-    told.line("  a checkpoint is damaged")
-    told.result("winner: trial 1", {"select": {"trial": 1}})
+def report_everything(progress: Progress) -> None:
+    progress.log("search    new", "stage", stage="search", state="begun")
+    with progress.working("starting"):
+        progress.update(SEARCH)
+        progress.update(SEARCH)
+    progress.log("  a checkpoint is damaged")
+    progress.result("winner: trial 1", {"select": {"trial": 1}})
 
 
-def test_a_log_file_gets_lines_and_not_each_of_what_goes_on(speak, capsys):
-    told = speak("")
-    tell_everything(told)
-    told.live(SEARCH)
+def test_a_log_file_gets_lines_and_few_updates(capsys):
+    progress = progress_with()
+    report_everything(progress)
+    progress.update(SEARCH)
     out, err = capsys.readouterr()
     assert err == ""
     assert out == "search    new\n  a checkpoint is damaged\n\nwinner: trial 1\n"
-    told._last -= 31
-    told.live(SEARCH)
+    progress._last -= 31
+    progress.update(SEARCH)
     assert capsys.readouterr().out == f"  {SEARCH.text}\n"
 
 
-def test_quiet_there_is_the_result_alone(speak, capsys):
-    tell_everything(speak("--quiet"))
+def test_with_quiet_only_the_result_is_printed(capsys):
+    report_everything(progress_with("--quiet"))
     assert capsys.readouterr() == ("winner: trial 1\n", "")
 
 
-def test_a_machine_gets_an_object_a_line(speak, capsys):
-    tell_everything(speak("--json"))
+def test_two_commands_of_one_process_each_have_their_own_mode(capsys):
+    quiet, text = progress_with("--quiet"), progress_with()
+    quiet.log("one")
+    text.log("two")
+    assert capsys.readouterr().out == "two\n"
+
+
+def test_with_json_each_line_is_an_object(capsys):
+    report_everything(progress_with("--json"))
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert all(abs(row.pop("time") - time.time()) < 60 for row in rows)
     assert rows == [
@@ -89,9 +91,13 @@ def test_a_machine_gets_an_object_a_line(speak, capsys):
     ]
 
 
-def test_a_plan_is_for_people():
-    with pytest.raises(ConfigError, match="--json: expected without --dry-run"):
-        progress.configure_output(argparse.Namespace(json=True, quiet=False, dry_run=True))
+@pytest.mark.parametrize("option", ["dry_run", "print_config"])
+def test_json_does_not_go_with_what_is_printed_for_people(option):
+    arguments = argparse.Namespace(json=True, quiet=False, **{option: True})
+    with pytest.raises(ConfigError) as error:
+        output_mode(arguments)
+    message = f"expected without --{option.replace('_', '-')}"
+    assert error.value.problems == [Problem(message, "--json")]
 
 
 def drawn(width: int, height: int = 24, encoding: str = "utf-8") -> list[str]:
@@ -115,7 +121,7 @@ def test_the_panel_has_a_bar_for_the_search_and_for_each_running_trial():
 @pytest.mark.parametrize("width", [20, 40, 79, 300])
 def test_the_panel_fits_the_terminal(width):
     rows = drawn(width)
-    assert max(len(row) for row in rows) <= min(width, panel.WIDEST)
+    assert max(len(row) for row in rows) <= min(width, MAX_WIDTH)
     assert "trial 1" in "".join(rows)
 
 
@@ -145,18 +151,19 @@ SCRIPT = """
 import sys, time
 from pipelines.console.command import run_command
 from pipelines.console.progress import Progress
-from tests.pipelines.runtime.test_progress import SEARCH
+from tests.pipelines.console.test_progress import SEARCH
 
-def main():
-    told = Progress()
-    with told.working("starting Ray"):
-        told.line("trial 3 complete")
-        told.live(SEARCH)
+def main(argv):
+    progress = Progress()
+    with progress.working("starting Ray"):
+        progress.log("trial 3 complete")
+        progress.update(SEARCH)
         print("from below")
-        time.sleep(float(sys.argv[1]))
-    told.result("winner: trial 1", {})
+        time.sleep(float(argv[0]))
+    progress.result("winner: trial 1", {})
+    return 0
 
-run_command(main, resumes=True)
+sys.exit(run_command(main, sys.argv, resumes=True))
 """
 
 
@@ -193,7 +200,7 @@ class Terminal:
         while not enough():
             try:
                 part = os.read(self._end, 4096)
-            except OSError:  # nobody writes any more
+            except OSError:  # the command has ended
                 break
             self.raw += part
             self._stream.feed(part)
@@ -204,7 +211,7 @@ class Terminal:
         return "\n".join(row.rstrip() for row in self.screen.display).rstrip()
 
 
-def test_a_terminal_shows_what_goes_on_and_keeps_what_stays():
+def test_a_terminal_shows_a_panel_and_keeps_the_lines():
     terminal = Terminal(0.6)
     rows = terminal.until("█▃▁").splitlines()
     assert rows[:2] == ["trial 3 complete", "from below"]
@@ -222,7 +229,7 @@ def test_a_terminal_that_cannot_draw_gets_lines(environment):
     assert b"\x1b" not in terminal.raw
 
 
-def test_who_wants_no_colour_gets_none():
+def test_no_color_is_respected():
     terminal = Terminal(0.4, NO_COLOR="1")
     assert "search   ━" in terminal.until("█▃▁")
     terminal.end()

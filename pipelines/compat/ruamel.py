@@ -1,0 +1,99 @@
+"""What pipelines/config takes from ruamel.yaml below its documented interface.
+
+ruamel.yaml documents loading and dumping; how values are made of nodes, and nodes of values, it
+lets subclasses change without describing it.
+"""
+
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import MaxDepthExceededError
+from ruamel.yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
+from ruamel.yaml.nodes import Node
+from ruamel.yaml.representer import SafeRepresenter
+
+TAG = "tag:yaml.org,2002:"
+"""What `!!` stands for in a tag of YAML's own types."""
+KINDS = {"null", "bool", "int", "float", "str", "seq", "map"}
+"""YAML's plain types, whose constructors SafeConstructor names construct_yaml_KIND."""
+YAML_1_1_KINDS = {"timestamp", "value"}
+"""What YAML 1.1 called a date and `=`; YAML 1.2 calls both text, ruamel.yaml neither."""
+UNREADABLE = (ValueError, LookupError, OverflowError, AssertionError)
+"""Errors of Python itself that escape from loading some text that is no YAML."""
+TooDeepError = MaxDepthExceededError
+"""Raised for text that is nested too deep; exported by the composer's module only."""
+
+
+def make_loader(constructor: type[SafeConstructor], *, max_depth: int) -> YAML:
+    """A loader of plain values with a constructor of ours.
+
+    Deeper nesting than `max_depth` raises TooDeepError. An anchor may be defined again, as YAML
+    allows it: the composer would warn.
+    """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Constructor = constructor
+    yaml.max_depth = max_depth
+    yaml.composer.warn_double_anchors = False
+    return yaml
+
+
+def make_dumper(representer: type[SafeRepresenter], *, width: int) -> YAML:
+    """A writer of plain values with a representer of ours; lines may be `width` long."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = representer
+    yaml.default_flow_style = None
+    yaml.width = width
+    return yaml
+
+
+def refusal(problem: str, node: Node) -> ConstructorError:
+    """The error of a node with a problem: without the two arguments for a second place."""
+    return ConstructorError(None, None, problem, node.start_mark)
+
+
+class PlainConstructor(SafeConstructor):
+    """Makes text, numbers, true, false, null, lists and mappings; refuses all other types.
+
+    A subclass gives `check_document` and `construct_value`, which are called from methods whose
+    names and arguments ruamel.yaml does not document.
+    """
+
+    construct_scalar = BaseConstructor.construct_scalar  # without the mapping {=: 1} standing for 1
+
+    def construct_undefined(self, node: Node) -> None:
+        """Refuse a type such as !!binary, !!set or !!python/object."""
+        raise refusal(f"expected a plain value, got the tag {node.tag}", node)
+
+    yaml_constructors = {
+        **{TAG + kind: getattr(SafeConstructor, f"construct_yaml_{kind}") for kind in KINDS},
+        **{TAG + kind: SafeConstructor.construct_yaml_str for kind in YAML_1_1_KINDS},
+        None: construct_undefined,
+    }
+
+    def construct_document(self, node: Node) -> Any:
+        """The value of a whole document."""
+        self.check_document(node)
+        return super().construct_document(node)
+
+    def check_document(self, node: Node) -> None:
+        """Raise ConstructorError for a document of which no values are to be made."""
+
+    def construct_non_recursive_object(self, node: Node, tag: str | None = None) -> Any:
+        """The value of one node."""
+        return self.construct_value(node, tag)
+
+    def construct_value(self, node: Node, tag: str | None) -> Any:
+        """The value of one node; a list or mapping is filled later."""
+        return super().construct_non_recursive_object(node, tag)
+
+
+class PlainRepresenter(SafeRepresenter):
+    """Writes every value out, mappings in their own order."""
+
+    def represent_mapping(self, tag: Any, mapping: Any, flow_style: bool | None = None) -> Any:
+        """Pass the pairs: SafeRepresenter sorts what has `items`."""
+        return super().represent_mapping(tag, list(mapping.items()), flow_style=flow_style)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        """Give a value that occurs twice no anchor."""
+        return True

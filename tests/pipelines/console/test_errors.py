@@ -1,0 +1,33 @@
+"""Problems as objects, and how they are written."""
+
+import pickle
+
+from pipelines.console.errors import ConfigError, Problem
+
+
+def test_a_problem_is_written_with_what_it_has():
+    assert str(Problem("bad")) == "bad"
+    assert str(Problem("bad", "a.b")) == "a.b: bad"
+    assert str(Problem("bad", source="e.yaml")) == "e.yaml: bad"
+    assert str(Problem("bad", "a.b", "e.yaml", "a.c")) == "e.yaml: a.b: bad; did you mean a.c?"
+
+
+def test_a_problem_is_one_line_whatever_it_quotes():
+    line = str(Problem("a\nb" * 10_000, "k\x1b[0m" * 10_000, "f\n" * 10_000, "n\n" * 10_000))
+    assert line.isprintable()
+    assert len(line) < 3000
+
+
+def test_a_long_file_name_does_not_hide_what_is_wrong_with_it():
+    assert str(Problem(f"{'x' * 500}: no such file")).endswith(": no such file")
+
+
+def test_an_error_has_its_problems_and_writes_each_on_a_line():
+    error = ConfigError(Problem("bad", "a.b"), "worse")
+    assert error.problems == [Problem("bad", "a.b"), Problem("worse")]
+    assert str(error) == "a.b: bad\nworse"
+
+
+def test_an_error_keeps_its_problems_between_processes():
+    error = pickle.loads(pickle.dumps(ConfigError(Problem("bad", "a.b", "e.yaml", "a.c"))))
+    assert error.problems == [Problem("bad", "a.b", "e.yaml", "a.c")]
