@@ -2,25 +2,27 @@
 
     python pipelines/sweep.py [EXPERIMENT.yaml] [key=value ...]
 
-Running the same command again goes on where the last one stopped and reuses what is done.
+The same command again resumes an interrupted one and reuses what is done.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from pipelines.cluster.capacity import Cluster, max_concurrent_jobs, require_capacity
+from pipelines.cluster.connection import ray_session
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.experiment import Experiment, load
+from pipelines.training.config import Resources
 
-if TYPE_CHECKING:
-    from pipelines.cluster.capacity import Cluster  # which takes seconds: it imports torch
+if TYPE_CHECKING:  # MLflow and Optuna, which take seconds to import
+    from pipelines.engine.cache import PlannedStage
     from pipelines.engine.stage import Invocation
     from pipelines.stages.corpus import CorpusStage
-    from pipelines.training.config import Resources
 
 STAGE_NAMES = [
     *("corpus", "search", "select", "fit", "evaluate"),
@@ -29,63 +31,69 @@ STAGE_NAMES = [
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the input first: the libraries behind the stages take seconds to load."""
+    """Check the configuration, then run or plan the stages."""
     arguments = _parse(argv)
     progress = Progress(output_mode(arguments))
     experiment = load(arguments.arguments, smoke=arguments.smoke, grids=True)
-    resources = experiment.resources
+    _require_equal_trials(experiment.resources)
+    if arguments.print_config:
+        print(experiment.to_yaml(), end="")
+        return DONE
+    with ray_session():
+        from pipelines.engine.stage import Invocation
+        from pipelines.stages.corpus import CorpusStage
+
+        corpus = CorpusStage(progress.mode)
+        cluster = _require_resources(experiment)
+        experiment = _resolve_inputs(experiment, corpus, write=not arguments.dry_run)
+        if arguments.dry_run:
+            _plan(experiment, corpus, cluster, progress, arguments)
+        else:
+            _run(experiment, corpus, Invocation.of(__file__, argv, progress), arguments)
+    return DONE
+
+
+def _require_equal_trials(resources: Resources) -> None:
     if resources.min_workers < resources.max_workers:
         message = (
             f"expected one number, got {resources.shown}: trials of several sizes cannot be "
             "compared; fit.resources.workers may be a range"
         )
         raise ConfigError(Problem(message, "resources.workers"))
-    if arguments.print_config:
-        print(experiment.to_yaml(), end="")
-        return DONE
-    from pipelines.cluster.connection import ray_session
-    from pipelines.engine.stage import Invocation
-    from pipelines.stages.corpus import CorpusStage
-
-    with ray_session():
-        invocation, corpus = Invocation.of(__file__, argv, progress), CorpusStage(progress.mode)
-        experiment, cluster = _checked(experiment, corpus, write=not arguments.dry_run)
-        if arguments.dry_run:
-            _plan(experiment, corpus, cluster, progress, arguments)
-        else:
-            _run(experiment, corpus, invocation, arguments)
-    return DONE
 
 
-def _checked(
-    experiment: Experiment, corpus: "CorpusStage", *, write: bool
-) -> tuple[Experiment, "Cluster"]:
-    """The experiment with its initial weights resolved, and a cluster that it fits. Raises
-    ConfigError before anything has started."""
-    from pipelines.cluster.capacity import require_capacity
+def _require_resources(experiment: Experiment) -> Cluster:
+    """The cluster. Raises ConfigError if trials or the fit do not fit it."""
     from pipelines.cluster.inspection import inspect_cluster
     from pipelines.cluster.memory import require_memory
-    from pipelines.search.resume import earlier_trials
     from pipelines.search.space import largest_trial
-    from pipelines.stages.preparation import resolve_start
-    from pipelines.storage.location import Storage
     from pipelines.training.device import unused_tpu
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    task, fit = experiment.search_task(), experiment.fit
+    trial, fit = experiment.resources, experiment.fit.resources
     cluster = inspect_cluster(experiment.storage)
-    require_capacity(cluster, experiment.resources, "resources")
-    require_capacity(cluster, fit.resources, "fit.resources")
-    worst = largest_trial(task)
-    require_memory(worst, cluster, trials=task.search.trial_count)
-    require_memory(worst.replace({"resources": fit.resources.model_dump()}), cluster)
+    require_capacity(cluster, trial, "resources")
+    require_capacity(cluster, fit, "fit.resources")
+    largest = largest_trial(experiment.search_task())
+    require_memory(largest, cluster, trials=experiment.search.trial_count)
+    require_memory(largest.replace({"resources": fit.model_dump()}), cluster)
+    return cluster
+
+
+def _resolve_inputs(experiment: Experiment, corpus: "CorpusStage", *, write: bool) -> Experiment:
+    """The experiment with its initial weights as a copy in storage. Raises ConfigError if they,
+    the storage or the earlier searches that it names cannot be used."""
+    from pipelines.search.resume import earlier_trials
+    from pipelines.stages import resolve_start
+    from pipelines.storage.location import Storage
+
     if write:
         Storage.of(experiment.storage).probe()
-    experiment = resolve_start(experiment, searched=task.search.space, write=write)
-    if task.search.warm_start:
+    experiment = resolve_start(experiment, searched=experiment.search.space, write=write)
+    if experiment.search.warm_start:
         earlier_trials(experiment.search_task(), corpus.preview(experiment)["fingerprint"])
-    return experiment, cluster
+    return experiment
 
 
 def _run(
@@ -113,51 +121,52 @@ def _run(
 def _plan(
     experiment: Experiment,
     corpus: "CorpusStage",
-    cluster: "Cluster",
+    cluster: Cluster,
     progress: Progress,
     arguments: argparse.Namespace,
 ) -> None:
-    """Print what would be done, and what it takes."""
+    """Print what would run and what it would cost."""
     from pipelines.cost.estimate import estimate
     from pipelines.engine import dag
     from pipelines.stages import sweep_stages
 
-    nodes = dag.plan(sweep_stages(corpus), experiment, until=arguments.until, fresh=arguments.fresh)
-    _print_plan(experiment, nodes, cluster)
+    planned = dag.plan(
+        sweep_stages(corpus), experiment, until=arguments.until, fresh=arguments.fresh
+    )
+    _print_plan(experiment, planned, cluster)
     sizes = corpus.preview(experiment)["bytes"]
-    print(*estimate(experiment, sizes, nodes, cluster, progress.log), sep="\n")
+    print(*estimate(experiment, sizes, planned, cluster, progress.log), sep="\n")
 
 
-def _print_plan(experiment: Experiment, nodes: list[Any], cluster: "Cluster") -> None:
-    from pipelines.cluster.capacity import max_concurrent_jobs
-
-    for node in nodes:
-        print(f"{node.stage.name:9} {'reuse' if node.reused else 'run':6} {node.reason}")
+def _print_plan(
+    experiment: Experiment, planned: Sequence["PlannedStage"], cluster: Cluster
+) -> None:
+    for one in planned:
+        print(f"{one.stage.name:9} {'reuse' if one.reused else 'run':6} {one.reason}")
     search, train = experiment.search, experiment.train
-    at_once = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
+    concurrent = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
     print(
         f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
         f"{search.sampler.name} and {search.scheduler.name}, each with "
-        f"{_show(experiment.resources)}, at most {at_once} at once"
+        f"{_describe(experiment.resources)}, at most {concurrent} at once"
     )
     tokens = experiment.fit.tokens or train.tokens
-    print(f"fit:    {tokens:,} bytes with {_show(experiment.fit.resources)}")
+    print(f"fit:    {tokens:,} bytes with {_describe(experiment.fit.resources)}")
     for node in cluster:
-        room = node.worker_capacity(experiment.resources)
-        print(f"node:   {node}, room for {room} workers of trials")
+        workers = node.worker_capacity(experiment.resources)
+        print(f"node:   {node}, room for {workers} workers of trials")
 
 
-def _show(resources: "Resources") -> str:
-    text = f"{resources.shown} x {resources.cpus_per_worker} CPUs"
+def _describe(resources: Resources) -> str:
     gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return text + gpus
+    return f"{resources.shown} x {resources.cpus_per_worker} CPUs{gpus}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="sweep.py",
         description="Search, train the winner, register, promote and generate.",
-        epilog="Running the same command again goes on where the last one stopped.",
+        epilog="The same command again resumes an interrupted one and reuses what is done.",
     )
     parser.add_argument(
         "arguments",

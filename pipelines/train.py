@@ -3,7 +3,7 @@
     python pipelines/train.py [EXPERIMENT.yaml] [key=value ...]
     python pipelines/train.py --from-version VERSION [key=value ...]
 
-Running the same command again goes on where the last one stopped.
+The same command again resumes an interrupted one.
 """
 
 import argparse
@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipelines.cluster.capacity import require_capacity
+from pipelines.cluster.connection import ray_session
 from pipelines.console.command import DONE, Parser, run_command
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
 from pipelines.experiment import Experiment, load, read_experiment
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # MLflow, which takes seconds to import
     from pipelines.engine.stage import Invocation
 
 
@@ -33,38 +35,31 @@ class Version:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Check the input first: the libraries behind the stages take seconds to load."""
+    """Check the configuration, then train."""
     arguments = _parse(argv)
     progress = Progress(output_mode(arguments))
-    again = None if arguments.from_version is None else _version(arguments)
-    experiment = _experiment(arguments, again)
-    if arguments.print_config:
-        print(experiment.to_yaml(), end="")
-        return DONE
-    from pipelines.cluster.connection import ray_session
-    from pipelines.engine.stage import Invocation
-
-    invocation = Invocation.of(__file__, argv, progress)
     with ray_session():
-        outputs = _run(experiment, again, invocation, fresh=arguments.fresh)
-    progress.result("\n".join(_result(outputs["train"], again, invocation)), outputs)
+        version = None if arguments.from_version is None else _read_version(arguments.from_version)
+        experiment = _experiment(arguments, version)
+        if arguments.print_config:
+            print(experiment.to_yaml(), end="")
+            return DONE
+        from pipelines.engine.stage import Invocation
+
+        invocation = Invocation.of(__file__, argv, progress)
+        _require_resources(experiment)
+        if version:
+            _print_differences(version)
+        outputs = _run(experiment, version, invocation, fresh=arguments.fresh)
+        progress.result("\n".join(_result(outputs["train"], version, invocation)), outputs)
     return DONE
 
 
-def _run(
-    experiment: Experiment, again: Version | None, invocation: "Invocation", *, fresh: bool
-) -> dict[str, Any]:
-    """Check that the training fits, and run its stages."""
-    from pipelines.cluster.capacity import require_capacity
+def _require_resources(experiment: Experiment) -> None:
+    """Raise ConfigError if the training does not fit the cluster, or its storage is no good."""
     from pipelines.cluster.inspection import inspect_cluster
     from pipelines.cluster.memory import require_memory
-    from pipelines.engine import dag
-    from pipelines.engine.cache import json_digest
-    from pipelines.stages import train
-    from pipelines.stages.corpus import CorpusStage
-    from pipelines.stages.preparation import resolve_start
     from pipelines.storage.location import Storage
-    from pipelines.tracking.descriptions import describe_pipeline
     from pipelines.training.device import unused_tpu
 
     if line := unused_tpu():
@@ -73,10 +68,18 @@ def _run(
     require_capacity(cluster, experiment.resources, "resources")
     require_memory(experiment.training_run(), cluster)
     Storage.of(experiment.storage).probe()
-    fingerprint = None
-    if again:
-        fingerprint = again.lineage["corpus"]["fingerprint"]
-        _print_differences(again)
+
+
+def _run(
+    experiment: Experiment, version: Version | None, invocation: "Invocation", *, fresh: bool
+) -> dict[str, Any]:
+    from pipelines.engine import dag
+    from pipelines.engine.cache import json_digest
+    from pipelines.stages import resolve_start, train
+    from pipelines.stages.corpus import CorpusStage
+    from pipelines.tracking.descriptions import describe_pipeline
+
+    fingerprint = version.lineage["corpus"]["fingerprint"] if version else None
     corpus = CorpusStage(invocation.progress.mode, fingerprint=fingerprint)
     experiment = resolve_start(experiment)
     return dag.run(
@@ -89,63 +92,65 @@ def _run(
     )
 
 
-def _result(result: dict[str, Any], again: Version | None, invocation: "Invocation") -> list[str]:
+def _result(result: dict[str, Any], version: Version | None, invocation: "Invocation") -> list[str]:
     """What was trained, and what to run next."""
-    verdict = [] if again is None else [f"weights    {_verdict(again, result['model_uri'])}"]
+    weights = [] if version is None else [f"weights    {_compare(version, result['model_uri'])}"]
     return [
         f"validation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
         f"bytes, {result['parameters']:,} parameters",
         f"model      {result['model_uri']}",
-        *verdict,
+        *weights,
         f"next       python {invocation.script('generate.py')} "
         f"--model {result['model_uri']} --prompt 'def '",
     ]
 
 
-def _experiment(arguments: argparse.Namespace, again: Version | None) -> Experiment:
-    if again is None:
+def _experiment(arguments: argparse.Namespace, version: Version | None) -> Experiment:
+    if version is None:
         return load(arguments.arguments, smoke=arguments.smoke)
-    data = {**again.config, "search": {}}  # of another space than its values may now be in
-    return read_experiment(data, arguments.arguments, source=again.label)
+    data = {**version.config, "search": {}}  # whose space may not contain the version's values
+    return read_experiment(data, arguments.arguments, source=version.label)
 
 
-def _version(arguments: argparse.Namespace) -> Version:
+def _read_version(reference: str) -> Version:
     from pipelines.registry.package import CONFIG, LINEAGE
     from pipelines.registry.resolve import resolve_model
     from pipelines.tracking.client import connect_existing
     from pipelines.tracking.models import read_model_json
 
-    model_id, label = resolve_model(connect_existing(), arguments.from_version, name="dca-gpt")
+    model_id, label = resolve_model(connect_existing(), reference, name="dca-gpt")
     config, lineage = (read_model_json(model_id, file) for file in (CONFIG, LINEAGE))
     if not config or not lineage:
-        raise ConfigError(f"--from-version: {label}: expected a model with {CONFIG} and {LINEAGE}")
+        message = f"{label}: expected a model with {CONFIG} and {LINEAGE}"
+        raise ConfigError(Problem(message, "--from-version"))
     return Version(label, config, lineage)
 
 
-def _print_differences(again: Version) -> None:
-    """What is not as it was, and may keep the weights from being bit for bit the same."""
+def _print_differences(version: Version) -> None:
+    """Warn of what differs from when the version was made: the weights may then, too."""
     from pipelines.registry.package import hardware
     from pipelines.tracking.provenance import provenance
 
-    now, then = {**provenance(), **hardware()}, again.lineage
+    now, then = {**provenance(), **hardware()}, version.lineage
     then = {**then["provenance"], **then["hardware"]}
     for key in now:
-        named = key.startswith(("version.", "mlflow.source.git")) or key == "processor"
-        if named and then.get(key) != now[key]:
-            print(f"{again.label}: {key} was {then.get(key)}, is {now[key]}", file=sys.stderr)
+        compared = key.startswith(("version.", "mlflow.source.git")) or key == "processor"
+        if compared and then.get(key) != now[key]:
+            print(f"{version.label}: {key} was {then.get(key)}, is {now[key]}", file=sys.stderr)
     if then.get("git.dirty") == "true":
-        print(f"{again.label}: made with changes that were not committed", file=sys.stderr)
+        print(f"{version.label}: made with changes that were not committed", file=sys.stderr)
 
 
-def _verdict(again: Version, uri: str) -> str:
+def _compare(version: Version, uri: str) -> str:
+    """Whether the weights of a model are those of the version."""
     from pipelines.registry.package import LINEAGE
     from pipelines.tracking.models import read_model_json
 
     made = read_model_json(uri.removeprefix("models:/"), LINEAGE)
-    if made["run"] == again.lineage["run"]:
-        return f"those of {again.label}, which is this very run; --fresh trains it again"
-    same = made["weights_sha256"] == again.lineage["weights_sha256"]
-    return f"{'bit for bit those' if same else 'other than those'} of {again.label}"
+    if made["run"] == version.lineage["run"]:
+        return f"those of {version.label}, which is this very run; --fresh trains it again"
+    same = made["weights_sha256"] == version.lineage["weights_sha256"]
+    return f"{'bit for bit those' if same else 'other than those'} of {version.label}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -170,8 +175,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     arguments = parser.parse_intermixed_args(argv)
     files = [argument for argument in arguments.arguments if "=" not in argument]
     if arguments.from_version is not None and (files or arguments.smoke):
-        what = one_line(files[0]) if files else "--smoke"
-        raise ConfigError(f"--from-version: its experiment is the version's, got {what} as well")
+        given = one_line(files[0]) if files else "--smoke"
+        message = f"its experiment is the version's, got {given} as well"
+        raise ConfigError(Problem(message, "--from-version"))
     return arguments
 
 

@@ -1,10 +1,8 @@
-"""The order of the stages and their memory.
+"""Cached results of stages, found in the tracking store by a key.
 
-A stage is a function from the configuration and its needs' outputs to small JSON outputs. A
-remembered stage has a key: the hash of its name, of the configuration it reads, of its needs'
-results and of the sources it lists. A finished run with that key, whose artifacts still exist,
-stands for it. The other stages are cheap or have side effects: they run every time and are
-idempotent.
+A cached stage's key is the hash of its name, of the configuration it reads, of the results it
+depends on and of the sources it lists. A finished run with that key whose artifacts exist stands
+for the stage. Other stages are cheap or have side effects: they run every time.
 """
 
 import hashlib
@@ -21,30 +19,43 @@ from pipelines.tracking.client import Run
 from pipelines.tracking.models import model_exists
 from pipelines.tracking.store import Store
 
+MAX_TAG_CHARACTERS = 8000
+"""Of a tag's value in MLflow."""
+SOURCE_SUFFIXES = {".py", ".cpp"}
+
 
 @dataclass
-class Node:
-    """A stage in one invocation: what is known of its result."""
+class PlannedStage:
+    """A stage in one invocation, with its cached result if there is one."""
 
     stage: Stage
     inputs: dict[str, Any] = field(default_factory=dict)
-    """Everything its key is made of."""
+    """What its key is the hash of: config, needs and sources."""
     key: str | None = None
-    """Under which a remembered result is looked for."""
+    """Under which a cached result is looked up."""
     outputs: Outputs | None = None
     run: Run | None = None
-    """The MLflow run that holds the result, or that a killed command has left unfinished."""
+    """The MLflow run that holds the result, or one that was left unfinished and is resumed."""
     reason: str = ""
-    """Why it is reused or not."""
-
+    """Why the result is reused, or why the stage runs."""
     identity: str | None = None
-    """Names the result for those that need it: its run, or a digest of outputs that no run holds.
-    None while it is not known."""
+    """Of the result, for the keys of dependent stages: its run, or a digest of the outputs of a
+    stage without a run. None until it is known."""
 
     @property
     def reused(self) -> bool:
-        """Whether its result is remembered."""
+        """Whether a cached result stands for the stage."""
         return self.stage.cached and self.outputs is not None
+
+    def discard(self, reason: str) -> None:
+        """Take back what was found in the store."""
+        self.run, self.outputs, self.identity, self.reason = None, None, None, reason
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Of a new run of the stage: the inputs, unless they are too long."""
+        inputs = json.dumps(self.inputs)
+        return {"dca.inputs": inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}"}
 
 
 def json_digest(value: Any) -> str:
@@ -53,37 +64,57 @@ def json_digest(value: Any) -> str:
 
 
 def resolve(
-    stage: Stage, config: PipelineConfig, store: Store | None, done: Mapping[str, Node]
-) -> Node:
-    """Find out whether a stage's result is remembered, and if not, why not."""
+    stage: Stage,
+    config: PipelineConfig,
+    store: Store | None,
+    done: Mapping[str, PlannedStage],
+    *,
+    fresh: bool = False,
+) -> PlannedStage:
+    """Look for a cached result of a stage; writes nothing.
+
+    Args:
+        stage: The stage to plan.
+        config: Of the pipeline.
+        store: Where results are; None if there is no experiment yet.
+        done: The stages before it, by name.
+        fresh: Whether cached results are left out of account.
+
+    """
     unknown = [name for name in stage.depends_on if done[name].identity is None]
     if unknown:
-        return Node(stage, reason=f"follows {', '.join(unknown)}")
+        return PlannedStage(stage, reason=f"follows {', '.join(unknown)}")
     if not stage.cached:
         identity = json_digest(stage.preview(config)) if stage.preview else None
-        return Node(stage, identity=identity, reason="runs every time")
+        return PlannedStage(stage, identity=identity, reason="runs every time")
     inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.depends_on})
-    node = Node(stage, inputs, json_digest({"stage": stage.name, **inputs}))
-    found = store.find(stage.name, node.key) if store else []
-    if not found:
-        node.reason = _why_new(node, store)
-        return node
-    node.run, node.identity = found[0], found[0].info.run_id
-    outputs = json.loads(node.run.data.tags.get("dca.outputs", "null"))
-    if outputs is None:
-        node.reason = "goes on where it stopped"
-    elif missing := _missing(outputs):
-        node.run, node.identity, node.reason = None, None, f"{missing} is gone"
+    planned = PlannedStage(stage, inputs, json_digest({"stage": stage.name, **inputs}))
+    found = store.find(stage.name, planned.key) if store else []
+    if fresh:
+        planned.reason = "fresh"
+    elif found:
+        _take(planned, found[0])
     else:
-        node.outputs, node.reason = outputs, "remembered"
-    return node
+        planned.reason = _difference(planned, store)
+    return planned
 
 
-def invalidate(node: Node, store: Store) -> None:
-    """Let a stage be computed afresh, leaving its earlier runs in the store."""
-    for run in store.find(node.stage.name, node.key):
+def invalidate(planned: PlannedStage, store: Store) -> None:
+    """Exclude earlier runs of a stage from reuse; they stay in the store."""
+    for run in store.find(planned.stage.name, planned.key):
         store.tag(run.info.run_id, {"dca.memory": "forgotten"})
-    node.run, node.outputs, node.reason, node.identity = None, None, "fresh", None
+
+
+def _take(planned: PlannedStage, run: Run) -> None:
+    """The result of a run with the stage's key, if it is complete and its artifacts exist."""
+    planned.run, planned.identity = run, run.info.run_id
+    outputs = json.loads(run.data.tags.get("dca.outputs", "null"))
+    if outputs is None:
+        planned.reason = "resumes an unfinished run"
+    elif missing := _missing_artifact(outputs):
+        planned.discard(f"{missing} does not exist any more")
+    else:
+        planned.outputs, planned.reason = outputs, "cached"
 
 
 def _inputs(stage: Stage, config: PipelineConfig, needs: dict[str, str]) -> dict[str, Any]:
@@ -96,19 +127,18 @@ def _inputs(stage: Stage, config: PipelineConfig, needs: dict[str, str]) -> dict
 
 
 def _digest_sources(sources: Sequence[str]) -> str:
-    code = {".py", ".cpp"}
     files: list[Path] = []
     for source in sources:
-        place = ROOT / source
-        if not place.exists():
-            raise FileNotFoundError(f"{place}: a stage's key depends on it")
-        files += sorted(place.rglob("*")) if place.is_dir() else [place]
-    files = [path for path in files if path.suffix in code]
+        path = ROOT / source
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: a stage's key depends on it")
+        files += sorted(path.rglob("*")) if path.is_dir() else [path]
+    files = [path for path in files if path.suffix in SOURCE_SUFFIXES]
     return json_digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files])
 
 
-def _missing(outputs: Outputs) -> str | None:
-    """The first artifact a result refers to that no longer exists."""
+def _missing_artifact(outputs: Outputs) -> str | None:
+    """The first artifact a result refers to that does not exist."""
     for path in outputs.get("files", []):
         if not exists(path):
             return str(path)
@@ -116,20 +146,20 @@ def _missing(outputs: Outputs) -> str | None:
     return None if model is None or model_exists(model) else str(model)
 
 
-def _why_new(node: Node, store: Store | None) -> str:
+def _difference(planned: PlannedStage, store: Store | None) -> str:
     """What differs from the latest result of the same stage."""
-    latest = store.find(node.stage.name)[:1] if store else []
+    latest = store.find(planned.stage.name)[:1] if store else []
     if not latest:
         return "new"
-    before = json.loads(latest[0].data.tags.get("dca.inputs", "{}"))
-    old, new = before.get("config", {}), node.inputs["config"]
+    before, inputs = json.loads(latest[0].data.tags.get("dca.inputs", "{}")), planned.inputs
+    old, new = before.get("config", {}), inputs["config"]
     changes = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
     ]
     needs = before.get("needs", {})
-    changes += [f"{k} changed" for k, v in node.inputs["needs"].items() if needs.get(k) != v]
-    if before.get("sources") != node.inputs["sources"]:
+    changes += [f"{k} changed" for k, v in inputs["needs"].items() if needs.get(k) != v]
+    if before.get("sources") != inputs["sources"]:
         changes.append("its code changed")
     return "; ".join(changes) or "new"

@@ -1,10 +1,6 @@
-"""The order of the stages and their memory.
+"""DAG execution with cached results: one MLflow run per configuration, and one per cached stage.
 
-A stage is a function from the configuration and its needs' outputs to small JSON outputs. A
-remembered stage has a key: the hash of its name, of the configuration it reads, of its needs'
-results and of the sources it lists. A finished run with that key, whose artifacts still exist,
-stands for it. The other stages are cheap or have side effects: they run every time and are
-idempotent.
+Used by the commands that run a pipeline: sweep.py and train.py.
 """
 
 import json
@@ -13,7 +9,7 @@ from dataclasses import replace
 from graphlib import TopologicalSorter
 from typing import Any
 
-from pipelines.engine.cache import Node, invalidate, json_digest, resolve
+from pipelines.engine.cache import PlannedStage, invalidate, json_digest, resolve
 from pipelines.engine.stage import Context, Invocation, Outputs, PipelineConfig, Stage
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import Descriptions
@@ -23,7 +19,7 @@ from pipelines.tracking.store import Store
 
 
 def order(stages: Sequence[Stage], until: str | None = None) -> list[Stage]:
-    """Stages after their needs; with `until`, only that stage and what it needs."""
+    """Stages after their dependencies; with `until`, only that stage and what it depends on."""
     by_name = {stage.name: stage for stage in stages}
     wanted, todo = set(), [until] if until else list(by_name)
     while todo:
@@ -36,15 +32,12 @@ def order(stages: Sequence[Stage], until: str | None = None) -> list[Stage]:
 
 def plan(
     stages: Sequence[Stage], config: PipelineConfig, *, until: str | None, fresh: bool
-) -> list[Node]:
+) -> list[PlannedStage]:
     """What `run` would do, in order; writes nothing."""
     store = Store.open(config.experiment, storage_folder(config.storage), create=False)
-    done: dict[str, Node] = {}
+    done: dict[str, PlannedStage] = {}
     for stage in order(stages, until):
-        node = resolve(stage, config, store, done)
-        if fresh and stage.cached:
-            node.outputs, node.run, node.reason, node.identity = None, None, "fresh", None
-        done[stage.name] = node
+        done[stage.name] = resolve(stage, config, store, done, fresh=fresh)
     return list(done.values())
 
 
@@ -58,103 +51,140 @@ def run(
     until: str | None = None,
     fresh: bool = False,
 ) -> dict[str, Outputs]:
-    """Run the stages in order, reusing what is cached; returns their outputs.
+    """Run the stages in order, reusing what is cached; returns their outputs by name.
 
-    `work` names what one process at a time may do; `about` describes the experiment and this
-    pipeline in the tracking store. Raises PipelineError if another process does the same work.
+    Args:
+        stages: All of the DAG, in any order.
+        config: What they read.
+        invocation: The command, and where its output goes.
+        work: Name of the lock: one process at a time holds it.
+        about: Descriptions of the experiment and of this pipeline in the tracking store.
+        until: The last stage to run, after what it depends on; None for all.
+        fresh: Whether cached results are computed again.
+
+    Raises:
+        PipelineError: If another process holds the lock.
+
     """
     with exclusive_lock(work):
-        return _run(stages, config, invocation, about, until, fresh)
+        ordered = order(stages, until)
+        for stage in ordered:
+            if stage.preview:
+                stage.preview(config)  # bad input is found before anything is written
+        context = _open(config, invocation, about)
+        try:
+            done = _execute(ordered, context, fresh=fresh)
+        except BaseException as error:
+            context.store.fail(context.pipeline_run, error)
+            raise
+        context.store.end(context.pipeline_run)
+        return {name: planned.outputs or {} for name, planned in done.items()}
 
 
-def _run(
-    stages: Sequence[Stage],
-    config: PipelineConfig,
-    invocation: Invocation,
-    about: Descriptions,
-    until: str | None,
-    fresh: bool,
-) -> dict[str, Outputs]:
-    ordered = order(stages, until)
-    for stage in ordered:
-        if stage.preview:
-            stage.preview(config)  # bad input is found before anything is written
+def _open(
+    config: PipelineConfig, invocation: Invocation, about: Descriptions
+) -> Context[PipelineConfig]:
+    """The tracking store with the pipeline's run in it."""
     storage = storage_folder(config.storage)
     store = Store.open(config.experiment, storage)
     assert store is not None
     pipeline_run = _open_pipeline_run(store, config)
     store.describe(about.experiment)
     store.describe(about.pipeline, pipeline_run)
-    context = Context(config, storage, store, invocation, pipeline_run)
-    done: dict[str, Node] = {}
-    try:
-        for stage in ordered:
-            node = resolve(stage, config, store, done)
-            if fresh and stage.cached:
-                invalidate(node, store)
-            done[stage.name] = node
-            if node.reused:
-                if node.run is not None and node.run.info.status != "FINISHED":
-                    store.end(node.run.info.run_id)  # killed before it could
-                told = {"stage": stage.name, "state": "reused", "outputs": node.outputs}
-                context.progress.log(f"{stage.name:9} reused", "stage", **told)
-                store.tag(pipeline_run, {STAGE_TAG.format(stage.name): str(node.identity)})
-            else:
-                told = {"stage": stage.name, "state": "begun", "reason": node.reason}
-                context.progress.log(f"{stage.name:9} {node.reason}", "stage", **told)
-                _compute(node, context, done)
-                told = {"stage": stage.name, "state": "done", "outputs": node.outputs}
-                context.progress.emit_event("stage", **told)
-    except BaseException as error:
-        store.fail(pipeline_run, error)
-        raise
-    store.end(pipeline_run)
-    return {name: node.outputs or {} for name, node in done.items()}
+    return Context(config, storage, store, invocation, pipeline_run)
 
 
 def _open_pipeline_run(store: Store, config: PipelineConfig) -> str:
-    """One run per configuration: the parent of what its stages compute."""
+    """One run per configuration: the parent of the runs of its stages."""
     data = config.model_dump(mode="json")
     key = json_digest(data)
-    for found in store.find("pipeline", key):
-        run_id = str(found.info.run_id)
+    if found := store.find("pipeline", key):
+        run_id = str(found[0].info.run_id)
         store.resume(run_id, data)
-        break
     else:
         run_id = store.create("pipeline", key, f"{config.experiment} pipeline", params=data)
     store.log_text(run_id, config.to_yaml(), EXPERIMENT_FILE)
     return run_id
 
 
-def _compute(node: Node, context: Context[Any], done: Mapping[str, Node]) -> None:
-    """Run a stage; what is remembered gets an MLflow run of its own, under the pipeline's."""
-    stage, store = node.stage, context.store
+def _execute(
+    stages: Sequence[Stage], context: Context[Any], *, fresh: bool
+) -> dict[str, PlannedStage]:
+    """Compute the stages in order, or take their cached results."""
+    done: dict[str, PlannedStage] = {}
+    for stage in stages:
+        planned = resolve(stage, context.config, context.store, done, fresh=fresh)
+        if planned.reused:
+            _log(context, planned, "reused")
+            _reuse(planned, context)
+        else:
+            _log(context, planned, "begun")
+            _compute(planned, context, done)
+            _log(context, planned, "done")
+        done[stage.name] = planned
+    return done
+
+
+def _log(context: Context[Any], planned: PlannedStage, state: str) -> None:
+    """Report a stage's state: a line for people unless it is done, an event for machines."""
+    name = planned.stage.name
+    if state == "begun":
+        context.progress.log(
+            f"{name:9} {planned.reason}", "stage", stage=name, state=state, reason=planned.reason
+        )
+        return
+    data = {"stage": name, "state": state, "outputs": planned.outputs}
+    if state == "reused":
+        context.progress.log(f"{name:9} reused", "stage", **data)
+    else:
+        context.progress.emit_event("stage", **data)
+
+
+def _reuse(planned: PlannedStage, context: Context[Any]) -> None:
+    """Refer to a cached result from the pipeline's run."""
+    run = planned.run
+    if run is not None and run.info.status != "FINISHED":
+        context.store.end(run.info.run_id)  # its command was killed before it could
+    _refer(context, planned)
+
+
+def _refer(context: Context[Any], planned: PlannedStage) -> None:
+    tag = STAGE_TAG.format(planned.stage.name)
+    context.store.tag(context.pipeline_run, {tag: str(planned.identity)})
+
+
+def _compute(
+    planned: PlannedStage, context: Context[Any], done: Mapping[str, PlannedStage]
+) -> None:
+    """Run a stage; a cached one has an MLflow run of its own, under the pipeline's."""
+    stage, store = planned.stage, context.store
     needs = {name: done[name].outputs or {} for name in stage.depends_on}
     if not stage.cached:
-        node.outputs = stage.run(context, needs)
-        node.identity = json_digest(node.outputs)
+        planned.outputs = stage.run(context, needs)
+        planned.identity = json_digest(planned.outputs)
         return
-    node.identity = run_id = _open_run(node, context)
-    store.tag(context.pipeline_run, {STAGE_TAG.format(stage.name): run_id})
+    planned.identity = run_id = _open_run(planned, context)
+    _refer(context, planned)
     try:
-        node.outputs = stage.run(replace(context, run_id=run_id), needs)
+        planned.outputs = stage.run(replace(context, run_id=run_id), needs)
     except BaseException as error:
         store.fail(run_id, error)
         raise
-    store.tag(run_id, {"dca.outputs": json.dumps(node.outputs)})  # from now on the run counts
+    store.tag(run_id, {"dca.outputs": json.dumps(planned.outputs)})  # from now on it is a result
     store.end(run_id)
 
 
-def _open_run(node: Node, context: Context[Any]) -> str:
-    """A run left unfinished goes on, else a new one starts."""
-    store = context.store
-    if node.run is not None:
-        store.resume(node.run.info.run_id)
-        return str(node.run.info.run_id)
-    invalidate(node, store)
-    inputs = json.dumps(node.inputs)
-    tags = {"dca.inputs": inputs if len(inputs) <= 8000 else "{}"}
-    name = f"{context.config.experiment} {node.stage.name}"
+def _open_run(planned: PlannedStage, context: Context[Any]) -> str:
+    """The run of a stage: an unfinished one is resumed, else a new one is created."""
+    store, name = context.store, planned.stage.name
+    if planned.run is not None:
+        store.resume(planned.run.info.run_id)
+        return str(planned.run.info.run_id)
+    invalidate(planned, store)
     return store.create(
-        node.stage.name, str(node.key), name, parent=context.pipeline_run, tags=tags
+        name,
+        str(planned.key),
+        f"{context.config.experiment} {name}",
+        parent=context.pipeline_run,
+        tags=planned.tags,
     )
