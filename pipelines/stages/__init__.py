@@ -1,20 +1,46 @@
-"""The nodes of an experiment's DAG, one file each; the commands sweep.py and train.py run them."""
+"""The stages of an experiment's DAG, a module each, and what fit and train share.
 
-from pipelines.engine.stage import Stage
-from pipelines.stages import (
-    evaluate,
-    fit,
-    promote,
-    register,
-    report,
-    sample,
-    search,
-    select,
-)
-from pipelines.stages.corpus import CorpusStage
+The commands sweep.py and train.py run them with `pipelines.engine`.
+"""
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING
+
+from pipelines.experiment import Experiment
+from pipelines.storage.location import storage_folder
+
+if TYPE_CHECKING:
+    from pipelines.engine.stage import Stage
+    from pipelines.stages.corpus import CorpusStage
 
 
-def sweep_stages(corpus: CorpusStage) -> list[Stage]:
+def sweep_stages(corpus: "CorpusStage") -> list["Stage"]:
     """The stages of a sweep over a corpus."""
+    from pipelines.stages import evaluate, fit, promote, register, report, sample, search, select
+
     others = (search, select, fit, evaluate, register, promote, sample, report)
     return [corpus.stage, *(module.STAGE for module in others)]
+
+
+def resolve_start(
+    experiment: Experiment, *, searched: Collection[str] = (), write: bool = True
+) -> Experiment:
+    """The experiment with `train.start_from` as a copy in storage, made unless `write` is false.
+
+    Raises ConfigError if the weights cannot be found, or do not suit the model or one of the
+    `searched` keys.
+    """
+    source = experiment.train.start_from
+    if source is None:
+        return experiment
+    from pipelines.registry.initial_weights import resolve_initial_weights
+
+    copy = resolve_initial_weights(
+        source,
+        experiment.model,
+        storage_folder(experiment.storage),
+        registered=experiment.promote.model,
+        searched=searched,
+        write=write,
+    )
+    return experiment.replace({"train.start_from": copy})

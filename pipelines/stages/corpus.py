@@ -1,52 +1,50 @@
-"""corpus: the text, measured and split into storage. Always runs; the splits are made once."""
+"""corpus: the text, fingerprinted and split into storage. Always runs; splits are made once."""
 
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.updates import OutputMode
 from pipelines.data.fingerprint import Corpus
 from pipelines.data.splits import find_splits, measure_corpus, sealed_test, write_splits
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
-from pipelines.storage.files import File, size_of, temporary_copy
+from pipelines.storage.files import size_of, temporary_copy
 from pipelines.storage.location import storage_folder
 
 
 class CorpusStage:
-    """The corpus of one command, which reads it through once, or not at all if it has the splits
-    of an earlier `fingerprint`."""
+    """The corpus of one command: its text is read once, or not at all if storage has the splits."""
 
     def __init__(
         self, output: OutputMode = OutputMode.TEXT, *, fingerprint: str | None = None
     ) -> None:
-        """With a `fingerprint` the very bytes of an earlier run, else those of today."""
+        """With the `fingerprint` of an earlier run exactly its bytes, else the present ones."""
         self._output, self._fingerprint = output, fingerprint
         self._measured: Corpus | None = None
         self.stage = Stage(name="corpus", run=self.run, cached=False, preview=self.preview)
 
     def preview(self, experiment: Experiment) -> Outputs:
         """Name, fingerprint and sizes; writes nothing. Raises ConfigError."""
-        if self._fingerprint and (files := _find(experiment, self._fingerprint)):
-            sizes = {split: size_of(file) for split, file in files.items()}
-            return _outputs(experiment, self._fingerprint, sizes)
-        found = self.measure(experiment)
         if self._fingerprint:
-            _require(experiment, found, self._fingerprint)
+            splits = find_splits(storage_folder(experiment.storage), self._fingerprint)
+            if splits:
+                sizes = {split: size_of(file) for split, file in splits.items()}
+                return _outputs(experiment, self._fingerprint, sizes)
+        found = self._measure(experiment)
+        _require(experiment, found, self._fingerprint)
         return _outputs(experiment, found.fingerprint, found.sizes)
 
     def run(self, context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-        """Make sure that the splits are in storage."""
-        experiment = context.config
-        if not (self._fingerprint and _find(experiment, self._fingerprint)):
-            corpus = self.measure(experiment)
-            write_splits(experiment.data, corpus, context.storage, self._output)
-        return self.preview(experiment)
+        """Write the splits into storage, unless they are there."""
+        outputs = self.preview(context.config)
+        if self._measured is not None:
+            write_splits(context.config.data, self._measured, context.storage, self._output)
+        return outputs
 
-    def measure(self, experiment: Experiment) -> Corpus:
-        """What the text is today."""
+    def _measure(self, experiment: Experiment) -> Corpus:
         if self._measured is None:
             seq_len = experiment.train.seq_len
             self._measured = measure_corpus(experiment.data, seq_len=seq_len, mode=self._output)
@@ -55,19 +53,18 @@ class CorpusStage:
 
 @contextmanager
 def test_bytes(experiment: Experiment, fingerprint: str) -> Iterator[Path]:
-    """The test split of an earlier run, from storage or made again for the time of a block.
+    """The test split of an earlier run for a block, from storage or made again from the text.
 
-    Raises ConfigError if it is not in storage and `data` has other bytes today.
+    Raises ConfigError if it is not in storage and `data` has other bytes now.
     """
-    if files := _find(experiment, fingerprint):
-        with temporary_copy(files["test"]) as path:
-            yield path
-        return
-    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
-    _require(experiment, found, fingerprint)
     with tempfile.TemporaryDirectory() as scratch:
-        write_splits(experiment.data, found, Path(scratch))
-        with temporary_copy(sealed_test(Path(scratch), fingerprint)) as path:
+        folder = storage_folder(experiment.storage)
+        if not find_splits(folder, fingerprint):
+            found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+            _require(experiment, found, fingerprint)
+            folder = Path(scratch)
+            write_splits(experiment.data, found, folder)
+        with temporary_copy(sealed_test(folder, fingerprint)) as path:
             yield path
 
 
@@ -75,15 +72,11 @@ def _outputs(experiment: Experiment, fingerprint: str, sizes: Mapping[str, int])
     return {"name": experiment.data.corpus, "fingerprint": fingerprint, "bytes": dict(sizes)}
 
 
-def _find(experiment: Experiment, fingerprint: str) -> dict[str, File] | None:
-    return find_splits(storage_folder(experiment.storage), fingerprint)
-
-
-def _require(experiment: Experiment, found: Corpus, fingerprint: str) -> None:
-    if found.fingerprint != fingerprint:
-        data = experiment.data
-        raise ConfigError(
-            f"data: the corpus {fingerprint} is not in {storage_folder(experiment.storage)}, and "
-            f"{data.path or data.corpus} is {found.fingerprint} today; expected "
-            "storage=FOLDER or data.path=PATH where it still is"
+def _require(experiment: Experiment, found: Corpus, fingerprint: str | None) -> None:
+    if fingerprint and found.fingerprint != fingerprint:
+        text = experiment.data.path or experiment.data.corpus
+        message = (
+            f"the corpus {fingerprint} is not in {storage_folder(experiment.storage)}, and {text} "
+            f"is {found.fingerprint} now; expected storage=FOLDER or data.path=PATH where it is"
         )
+        raise ConfigError(Problem(message, "data"))

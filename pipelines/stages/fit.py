@@ -1,30 +1,29 @@
-"""fit: the winner trained at its full budget, and packaged."""
+"""fit: the winner of the search, trained at its full budget and packaged."""
 
 from collections.abc import Mapping
 
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.stages.recorded_training import (
+    PACKAGE_SOURCES,
     TRAINING_SOURCES,
     describe_run,
-    package,
-    train_recorded,
+    train_and_package,
 )
 from pipelines.tracking import descriptions
 from pipelines.training.config import TrainingRun
 
 
 def fit(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Train, resuming what a killed command began; package the best checkpoint."""
+    """Train the selected values; returns the packaged model and its validation loss."""
     config = context.config.fit_run(needs["select"]["values"])
-    folder = context.storage / "fits" / context.run_id
-    describe_run(context.store, context.run_id, config, context.storage, needs["corpus"])
-    _explain(context, config, needs["select"])
-    history = train_recorded(context, config, needs["corpus"], folder, key="fit.resources")
-    return package(context, config, needs["corpus"], folder, history)
+    describe_run(context, config, needs["corpus"])
+    _describe_origin(context, config, needs["select"])
+    return train_and_package(context, config, needs["corpus"], key="fit.resources")
 
 
-def _explain(context: Context[Experiment], config: TrainingRun, selected: Outputs) -> None:
+def _describe_origin(context: Context[Experiment], config: TrainingRun, selected: Outputs) -> None:
+    """Describe in MLflow which trial was selected, and with which values."""
     trial = descriptions.run_link(
         f"trial {selected['trial']}", context.store.experiment_id, selected["run_id"]
     )
@@ -42,11 +41,5 @@ STAGE = Stage(
     run=fit,
     depends_on=("corpus", "select"),
     config_keys=("seed", "model", "train", "fit.tokens"),
-    sources=(
-        *TRAINING_SOURCES,
-        "pipelines/stages/fit.py",
-        "pipelines/stages/recorded_training.py",
-        "pipelines/registry/package.py",
-        "pipelines/registry/packaged_model.py",
-    ),
+    sources=(*TRAINING_SOURCES, *PACKAGE_SOURCES, "pipelines/stages/fit.py"),
 )

@@ -1,16 +1,15 @@
-"""A training run as a stage: launched, recorded in the tracking store, packaged as a model.
+"""A training run of a stage: trained, recorded in the tracking store, packaged as a model.
 
-Used by the stages fit and train.
+Shared by the stages fit and train.
 """
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 
 from torch import Tensor
 
 from pipelines.cluster.capacity import require_capacity
-from pipelines.cluster.connection import connect
+from pipelines.cluster.connection import cluster_address, connect
 from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.console.text import format_duration
 from pipelines.console.updates import Bar, ProgressUpdate
@@ -19,7 +18,6 @@ from pipelines.engine.stage import Context, Outputs
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
 from pipelines.storage.remote import Folder
-from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
 from pipelines.training import checkpoint, loop
@@ -29,73 +27,88 @@ from pipelines.training.history import Row, best_row, finished
 
 TRAINING_SOURCES = ("dca", "pipelines/data", "pipelines/training")
 """Code that can change the numbers of a training run."""
+PACKAGE_SOURCES = (
+    "pipelines/stages/recorded_training.py",
+    "pipelines/registry/package.py",
+    "pipelines/registry/packaged_model.py",
+)
+"""Code that can change the packaged model."""
 
 
-def train_recorded(
-    context: Context[Experiment], config: TrainingRun, corpus: Outputs, folder: Folder, *, key: str
-) -> list[Row]:
-    """Train to the end, into the context's run; returns the whole history.
+def train_and_package(
+    context: Context[Experiment], config: TrainingRun, corpus: Outputs, *, key: str
+) -> Outputs:
+    """Train into the context's run, resuming an unfinished one; package the best checkpoint.
 
-    One worker trains here, unless there is a cluster, whose nodes may have what this one lacks;
-    several, and all on a cluster, train under Ray Train. `key` names the resources in errors.
+    Args:
+        context: Of the stage.
+        config: The training.
+        corpus: Outputs of the stage corpus.
+        key: The configuration key of the resources, for errors.
+
     """
+    folder = context.storage / "fits" / context.run_id
+    history = _train(context, config, corpus, folder, key)
+    return _package(context, config, corpus, folder, history)
+
+
+def describe_run(context: Context[Experiment], config: TrainingRun, corpus: Outputs) -> None:
+    """Record a training run's parameters and the text it reads."""
+    context.store.log_params(context.run_id, config.params)
     files = train_val_splits(context.storage, corpus["fingerprint"])
-    progress = context.progress
+    splits = {"training": files.train, "validation": files.validation}
+    context.store.log_corpus(context.run_id, corpus, **splits)
+
+
+def _train(
+    context: Context[Experiment], config: TrainingRun, corpus: Outputs, folder: Folder, key: str
+) -> list[Row]:
+    """Train to the end; returns the whole history.
+
+    One worker trains in this process, unless there is a cluster, whose nodes may have the GPU that
+    this machine lacks; several workers, and all on a cluster, train under Ray Train.
+    """
+    files, log = train_val_splits(context.storage, corpus["fingerprint"]), context.progress.log
     with context.progress.working("training: starting"):
-        if config.resources.max_workers == 1 and not os.environ.get("RAY_ADDRESS"):
-            run = loop.train(config, files, folder, progress.log)
+        if config.resources.max_workers == 1 and not cluster_address():
+            run = loop.train(config, files, folder, log)
         else:
             require_capacity(connect(), config.resources, key)
-            from pipelines.cluster.workers import train_with_workers  # needs Ray's environment
+            from pipelines.cluster.workers import train_with_workers  # after Ray's environment
 
-            run = train_with_workers(config, files, folder, progress.log)
+            run = train_with_workers(config, files, folder, log)
         with closing(run):
-            return record(context, run, config)
+            return _record(context, run, config)
 
 
-def describe_run(
-    store: Store, run_id: str, config: TrainingRun, storage: Folder, corpus: Outputs
-) -> None:
-    """A training run's parameters and the text it reads, in MLflow."""
-    store.log_params(run_id, config.params)
-    files = train_val_splits(storage, corpus["fingerprint"])
-    store.log_corpus(run_id, corpus, training=files.train, validation=files.validation)
-
-
-def record(
+def _record(
     context: Context[Experiment], run: Iterator[list[Row]], config: TrainingRun
 ) -> list[Row]:
-    """Drive a training run to its end, writing its rows to MLflow; returns its whole history."""
-    experiment, run_id = context.config, context.run_id
+    """Write the rows of a training run to MLflow, to its end; returns its whole history."""
+    experiment = context.config
     events = event_files(experiment.storage, experiment.experiment, enabled=experiment.tensorboard)
-    writer = Writer(context.store, events)
     history: dict[int, Row] = {}
-    try:
+    with closing(Writer(context.store, events)) as writer:
         for rows in run:
-            writer.write(run_id, rows)
+            writer.write(context.run_id, rows)
             history |= {int(row["step"]): row for row in rows}
-            last = rows[-1]
-            steps_left = config.train.steps - last["step"]
-            if finished(list(history.values()), config.train):
-                steps_left = 0
-            context.progress.update(_now(history, config.train.steps, steps_left))
-    finally:
-        writer.close()
+            context.progress.update(_progress(history, config))
     return [history[step] for step in sorted(history)]
 
 
-def _now(history: Mapping[int, Row], steps: int, steps_left: float) -> ProgressUpdate:
-    """How far the training is and how it does."""
+def _progress(history: Mapping[int, Row], config: TrainingRun) -> ProgressUpdate:
+    """Step, quality, speed and the time left."""
     rows = [row for row in history.values() if "val_bits_per_byte" in row]
-    last = rows[-1]
+    last, steps = rows[-1], config.train.steps
     step, bits, speed = int(last["step"]), last["val_bits_per_byte"], last["tokens_per_second"]
+    steps_left = 0 if finished(list(history.values()), config.train) else steps - step
     seconds = last["seconds"] / step * steps_left
-    does = f"validation {bits:.4f} bits per byte, {speed:,.0f} bytes/s"
+    quality = f"validation {bits:.4f} bits per byte, {speed:,.0f} bytes/s"
     left = f"about {format_duration(seconds)} left"
     return ProgressUpdate(
-        text=f"training: step {step}/{steps}, {does}, {left}",
+        text=f"training: step {step}/{steps}, {quality}, {left}",
         bars=[Bar("training", step / (step + steps_left), f"step {step}/{steps}, {left}")],
-        note=does,
+        note=quality,
         curve=[row["val_bits_per_byte"] for row in rows],
         data={
             "stage": "training",
@@ -108,16 +121,16 @@ def _now(history: Mapping[int, Row], steps: int, steps_left: float) -> ProgressU
     )
 
 
-def package(
+def _package(
     context: Context[Experiment],
     config: TrainingRun,
     corpus: Outputs,
     folder: Folder,
     history: list[Row],
 ) -> Outputs:
-    """Log the best checkpoint as a pyfunc model; returns the run's result."""
+    """Log the best checkpoint as a pyfunc model; returns the stage's outputs."""
     run_id, metric = context.run_id, config.train.best_metric
-    best, weights = _best(folder, history, metric, context.progress.log)
+    best, weights = best_checkpoint(folder, history, metric, context.progress.log)
     data = context.config.with_run(config)
     uri = log_package(run_id, data, config.params, weights, corpus)
     context.store.log_metrics(
@@ -138,8 +151,8 @@ def package(
     }
 
 
-def _best(
-    folder: Folder, history: list[Row], metric: str, say: Callable[[str], None]
+def best_checkpoint(
+    folder: Folder, history: list[Row], metric: str, log: Callable[[str], None]
 ) -> tuple[Row, dict[str, Tensor]]:
     """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is."""
     evaluated = {row["step"]: row for row in history if "val_bits_per_byte" in row}
@@ -150,6 +163,6 @@ def _best(
         try:
             return best, checkpoint.read_weights(path)
         except DamagedError as error:
-            say(f"{error}; using the next best")
+            log(f"{error}; using the next best")
             left.remove(path)
     raise PipelineError(f"{folder}: no checkpoint is sound; --fresh trains again")

@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 import requests
 
+from pipelines.console.progress import Progress
+from pipelines.engine.stage import Invocation
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
 from pipelines.training import checkpoint
@@ -108,6 +110,11 @@ class Folder:
 
     def trials(self) -> list:
         return self.store().find("trial")
+
+
+def invocation() -> Invocation:
+    """Of a sweep, for what runs stages without a command."""
+    return Invocation(("pipelines/sweep.py",), Progress())
 
 
 def needs_ray(command: str, *arguments: str) -> str:

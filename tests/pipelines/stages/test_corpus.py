@@ -1,18 +1,18 @@
-"""A corpus is what its fingerprint says: known without its file, restored when the data changed."""
+"""A corpus is identified by its fingerprint: restored without its text, refused if that changed."""
 
-import sys
 from pathlib import Path
 
 import pytest
 
 from pipelines import promote
 from pipelines.console.errors import ConfigError
-from pipelines.console.progress import Progress
 from pipelines.data.splits import sealed_test
 from pipelines.engine import dag
 from pipelines.engine.stage import Context
-from pipelines.experiment import Experiment
+from pipelines.experiment import Experiment, read_experiment
 from pipelines.stages import corpus
+from pipelines.stages.corpus import CorpusStage
+from tests.pipelines.commands import invocation
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
@@ -29,19 +29,23 @@ def held_out(data, tmp_path) -> Experiment:
 
 def context(config: Experiment, tmp_path: Path) -> Context:
     """Without a tracking store: this stage leaves nothing there."""
-    return Context(config, tmp_path / "runs", None, Progress(), pipeline_run="")
+    return Context(config, tmp_path / "runs", None, invocation(), pipeline_run="")
+
+
+def run(config: Experiment, tmp_path: Path, fingerprint: str | None = None) -> dict:
+    return CorpusStage(fingerprint=fingerprint).run(context(config, tmp_path), {})
 
 
 def test_a_plan_with_enwik8_neither_downloads_nor_reads(config, tmp_path):
     enwik8 = config.replace({"data": {"corpus": "enwik8", "path": str(tmp_path / "data")}})
-    (node,) = dag.plan([corpus.STAGE], enwik8, until=None, fresh=False)
-    assert node.identity is not None
+    (planned,) = dag.plan([CorpusStage().stage], enwik8, until=None, fresh=False)
+    assert planned.identity is not None
     assert not (tmp_path / "data").exists()
     assert not (tmp_path / "runs").exists()
 
 
 def test_the_test_part_that_was_given_is_the_one_that_candidates_meet(held_out, tmp_path):
-    found = corpus.corpus(context(held_out, tmp_path), {})
+    found = run(held_out, tmp_path)
     assert found["bytes"] == {"train": 500, "validation": 1000, "test": 400}
     sealed = sealed_test(tmp_path / "runs", found["fingerprint"])
     assert sealed.read_bytes() == b"test" * 100
@@ -50,26 +54,30 @@ def test_the_test_part_that_was_given_is_the_one_that_candidates_meet(held_out, 
 
 
 def test_a_corpus_of_three_files_is_restored_by_its_fingerprint(held_out, tmp_path):
-    found = corpus.look(held_out)
-    again = corpus.again(found["name"], found["fingerprint"])
-    assert again.peek(held_out) == found
-    assert again.run(context(held_out, tmp_path), {}) == found
+    found = CorpusStage().preview(held_out)
+    fingerprint = found["fingerprint"]
+    assert CorpusStage(fingerprint=fingerprint).preview(held_out) == found
+    assert run(held_out, tmp_path, fingerprint) == found
     (tmp_path / "train").unlink()  # what is in storage needs no file
-    corpus._measured.cache_clear()
-    assert again.run(context(held_out, tmp_path), {}) == found
+    assert run(held_out, tmp_path, fingerprint) == found
 
 
-def test_a_corpus_in_shared_storage_is_restored_without_its_files(
-    held_out, shared, tmp_path, monkeypatch
-):
+def test_a_command_reads_its_text_once(held_out, tmp_path, monkeypatch):
+    stage = CorpusStage()
+    found = stage.preview(held_out)
+    monkeypatch.setattr(corpus, "measure_corpus", lambda *_, **__: pytest.fail("read again"))
+    assert stage.preview(held_out) == found
+    assert stage.run(context(held_out, tmp_path), {}) == found
+
+
+def test_a_corpus_in_shared_storage_is_restored_without_its_files(held_out, shared, tmp_path):
     held_out = held_out.replace({"storage": str(shared)})
-    here = Context(held_out, shared, None, Progress(), pipeline_run="")
-    found = corpus.corpus(here, {})
+    here = Context(held_out, shared, None, invocation(), pipeline_run="")
+    found = CorpusStage().run(here, {})
     for name in ("train", "validation", "test"):
         (tmp_path / name).unlink()
-    corpus._measured.cache_clear()
-    again = corpus.again(found["name"], found["fingerprint"])
-    assert again.peek(held_out) == found
+    again = CorpusStage(fingerprint=found["fingerprint"])
+    assert again.preview(held_out) == found
     assert again.run(here, {}) == found
     with corpus.test_bytes(held_out, found["fingerprint"]) as path:
         assert path.read_bytes() == b"test" * 100
@@ -77,22 +85,26 @@ def test_a_corpus_in_shared_storage_is_restored_without_its_files(
 
 
 def test_held_out_files_that_have_changed_are_not_the_corpus_of_before(held_out, tmp_path):
-    found = corpus.look(held_out)
+    found = CorpusStage().preview(held_out)
     (tmp_path / "test").write_bytes(b"Test" * 100)
-    corpus._measured.cache_clear()
     with pytest.raises(ConfigError, match=f"the corpus {found['fingerprint']} is not in "):
-        corpus.again(found["name"], found["fingerprint"]).run(context(held_out, tmp_path), {})
+        run(held_out, tmp_path, found["fingerprint"])
     with (
-        pytest.raises(ConfigError, match=r"or data\.path=PATH where it still is"),
+        pytest.raises(ConfigError, match=r"or data\.path=PATH where it is"),
         corpus.test_bytes(held_out, found["fingerprint"]),
     ):
         pass
 
 
-def test_the_gate_may_be_told_where_each_part_is_now(monkeypatch):
+def test_the_test_split_is_made_again_where_storage_has_none(held_out):
+    found = CorpusStage().preview(held_out)
+    with corpus.test_bytes(held_out, found["fingerprint"]) as path:
+        assert path.read_bytes() == b"test" * 100
+    assert not path.exists()
+
+
+def test_the_gate_may_be_told_where_each_part_is_now():
     changes = ["data.path=a", "data.validation_path=b", "data.test_path=c"]
-    monkeypatch.setattr(sys, "argv", ["promote.py", "promote", "1", *changes])
-    assert promote._arguments().changes == changes
-    monkeypatch.setattr(sys, "argv", ["promote.py", "promote", "1", "data.corpus=files"])
+    assert promote._parse(["promote", "1", *changes]).changes == changes
     with pytest.raises(ConfigError, match=r"where the test text is: storage, data\.path, "):
-        promote._arguments()
+        promote._parse(["promote", "1", "data.corpus=files"])

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pipelines.console.errors import PipelineError
-from pipelines.stages.recorded_training import _best
+from pipelines.stages.recorded_training import best_checkpoint
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
 
@@ -26,7 +26,7 @@ def test_the_best_sound_checkpoint_is_packaged(folder):
     said: list[str] = []
 
     def packaged() -> tuple[int, float]:
-        row, weights = _best(folder, HISTORY, "val_bits_per_byte", said.append)
+        row, weights = best_checkpoint(folder, HISTORY, "val_bits_per_byte", said.append)
         return row["step"], float(weights["weight"][0, 0])
 
     assert packaged() == (2, 1)
