@@ -256,7 +256,7 @@ def _no_op(config: dict[str, Any]) -> None:
     from ray import tune
 
     from pipelines.engine import dag
-    from pipelines.search import recorder
+    from pipelines.search import run
     from pipelines.stages import corpus, search
 
     class NoOp(tune.Trainable):
@@ -277,14 +277,14 @@ def _no_op(config: dict[str, Any]) -> None:
             return True
 
     memory: list[tuple[float, int]] = []
-    ended = recorder.Recorder.on_trial_complete
+    ended = run.TrialEvents.on_trial_complete
 
     def watch(*args: Any, **kwargs: Any) -> None:
         memory.append((time.time(), psutil.Process().memory_info().rss))
         ended(*args, **kwargs)
 
-    setattr(recorder.Recorder, "on_trial_complete", watch)  # noqa: B010
-    setattr(recorder, "Trial", NoOp)  # noqa: B010
+    setattr(run.TrialEvents, "on_trial_complete", watch)  # noqa: B010
+    setattr(run, "Trial", NoOp)  # noqa: B010
     loaded = _load(EXPERIMENT | {"trials": NO_OPS, "threads": 1})
     with redirect_stdout(sys.stderr):
         dag.run([corpus.STAGE, search.STAGE], loaded, work="no-op", until=None, fresh=False)

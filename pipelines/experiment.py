@@ -27,14 +27,8 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, one_line
 from pipelines.data.config import DataConfig
 from pipelines.registry.config import GenerateConfig, PromoteConfig
-from pipelines.search.checks import (
-    FIXED,
-    TRAINING_KEYS,
-    listed_point_problems,
-    search_problems,
-    space_problems,
-)
-from pipelines.search.config import FitConfig, SearchConfig, SearchTask
+from pipelines.search.config import FitConfig, SearchConfig, SearchTask, search_problems
+from pipelines.search.space import FIXED, TRAINING_KEYS, listed_point_problems, space_problems
 from pipelines.storage.location import Place
 from pipelines.training.config import (
     FailuresConfig,

@@ -4,8 +4,12 @@ Used by pipelines.cluster, pipelines.cost and pipelines.search, of which some ru
 imported by the functions that need it.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from traceback import format_exception_only
+from types import SimpleNamespace
 from typing import Any
 
 ENVIRONMENT = {
@@ -88,3 +92,64 @@ def last_line(error: BaseException) -> str:
     remote = type(error).__module__.partition(".")[0] == "ray"
     text = str(error) if remote else "".join(format_exception_only(error))
     return (text.strip() or type(error).__name__).splitlines()[-1]
+
+
+class NotPickled:
+    """Base of a searcher or callback of Tune, which may hold threads and locks.
+
+    Tune pickles both as a Tuner is made, for `Tuner.restore`. That is never used: a resumed search
+    is built from the tracking store.
+    """
+
+    def __getstate__(self) -> dict[str, Any]:
+        """An empty state."""
+        return {}
+
+
+@contextmanager
+def without_aws_keys() -> Iterator[None]:
+    """Keep Tune from sending this process's AWS keys to its actors, in the time of a block.
+
+    Ray's agents write what is sent into their logs; each node has keys of its own. Tune has no
+    setting for the variables that it sends.
+    """
+    from ray.tune.execution import class_cache
+
+    sent = class_cache.ENV_VARS_TO_PROPAGATE
+    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
+    try:
+        yield
+    finally:
+        class_cache.ENV_VARS_TO_PROPAGATE = sent
+
+
+def trial_stub(trial_id: object, config: dict[str, Any] | None = None) -> SimpleNamespace:
+    """What Tune's ASHA reads of a trial: its id, by which the rungs keep values.
+
+    ASHA takes trials of its own Tuner only; a stub stands for one that has ended before.
+    """
+    return SimpleNamespace(trial_id=trial_id, config=config or {})
+
+
+def trial_error(trial: Any) -> BaseException:
+    """The exception that ended a trial of Tune, as it was raised in the trial's process.
+
+    `Trial.get_pickled_error` reads a copy that is made only later, with Tune's next snapshot. What
+    went wrong in Tune itself is stored as text only.
+    """
+    from ray import cloudpickle
+    from ray.tune import TuneError
+
+    if trial.pickled_error_file:
+        error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
+        return getattr(error, "cause", error)
+    return TuneError(Path(trial.error_file).read_text() if trial.error_file else "unknown error")
+
+
+def exit_detail(error: BaseException) -> str:
+    """How the process of an actor died, the first sentence of Ray's explanation; else empty.
+
+    Ray has it only in the text of the error.
+    """
+    found = re.search(r"Worker exit detail: (.+?\.)(?: |$)", str(error))
+    return found[1] if found else ""

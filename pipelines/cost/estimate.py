@@ -143,7 +143,7 @@ def _sizes(task: SearchTask) -> list[TrainingRun]:
     learns = task.search.sampler.name in LEARNERS
     drawn = with_random_sampler(task, task.base.seed) if learns else task
     space = Space(drawn)
-    study = build_study(drawn, space, [])
+    study = build_study(drawn, [])
     found: dict[str, TrainingRun] = {}
     for _ in range(max(task.search.trial_count, 64)):
         values = space.suggest(study.ask())

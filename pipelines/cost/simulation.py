@@ -19,9 +19,8 @@ from pipelines.cost.prices import CostModel, step_flops
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredTrial
 from pipelines.search.schedulers import scheduler_of
-from pipelines.search.searcher import within_budget
 from pipelines.search.space import Space
-from pipelines.search.study import STATES, build_study
+from pipelines.search.study import OPTUNA_STATES, build_study
 from pipelines.training.config import TrainingRun
 
 TRIAL_SECONDS = 0.42
@@ -62,7 +61,7 @@ def simulate(
     if search.sampler.name in LEARNERS:
         task = with_random_sampler(task, seed)
     space, rng = Space(task), random.Random(seed)
-    study = build_study(task, space, stored)
+    study = build_study(task, stored)
     done = [trial for trial in stored if trial.state is not None]
     begun = {trial.number: trial.tokens for trial in stored if trial.state is None}
     models = [trial for trial in done if trial.curve]
@@ -77,9 +76,8 @@ def simulate(
     while True:
         while left > 0 and len(queue) < at_once:
             tokens = spent + sum(one.tokens for one in running.values())
-            if left <= search.trial_count - len(stored) and not within_budget(
-                search, tokens, before + now
-            ):
+            new = left <= search.trial_count - len(stored)
+            if new and not search.within_budget(tokens, before + now):
                 break
             left -= 1
             trial = study.ask()
@@ -145,7 +143,7 @@ class _SimulatedTrial:
 
 
 def _final_state(one: _SimulatedTrial) -> Any:
-    return STATES["complete" if one.complete else "pruned"]
+    return OPTUNA_STATES["complete" if one.complete else "pruned"]
 
 
 def with_random_sampler(task: SearchTask, seed: int) -> SearchTask:

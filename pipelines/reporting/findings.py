@@ -22,7 +22,7 @@ from pipelines.registry.versions import Registry
 from pipelines.tracking.client import Run, connect_existing
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.models import read_model_json
-from pipelines.tracking.schema import EXPERIMENT_FILE, STAGE_TAG
+from pipelines.tracking.schema import EXPERIMENT_FILE, OLD_PARETO_TAG, PARETO_TAG, STAGE_TAG
 from pipelines.tracking.store import Store
 from pipelines.tracking.uri import tracking_uri
 
@@ -233,7 +233,7 @@ def _trial(config: Experiment, run: Run, configuration: str) -> dict[str, Any]:
         // int(run.data.params.get("train.batch_tokens", config.train.batch_tokens)),
         "seconds": seconds,
         "parameters": parameters,
-        "front": tags.get("dca.front") == "true",
+        "front": "true" in (tags.get(PARETO_TAG), tags.get(OLD_PARETO_TAG)),
         "configuration": configuration,
         **{key: values.get(key, INACTIVE) for key in config.search.space},
     }

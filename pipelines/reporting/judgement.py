@@ -13,7 +13,7 @@ from optuna.trial import create_trial
 from scipy import stats
 
 from pipelines.reporting.findings import INACTIVE, Findings
-from pipelines.search.space import distribution
+from pipelines.search.study import distribution
 
 CONFIDENCE = 0.95
 """Of the intervals over seeds."""

@@ -1,5 +1,5 @@
-"""The sections `search` and `fit`: which keys, how many trials, who samples, who stops, and the
-final training of the winner."""
+"""The sections `search` and `fit`: the searched keys, the number of trials, the sampler, the
+scheduler, and the final training of the winner."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -12,18 +12,19 @@ from pydantic import Field, model_validator
 
 from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
+from pipelines.console.errors import Problem
+from pipelines.console.text import nearest, quote_value
 from pipelines.training.config import Resources, TrainingRun
 
 RealRange = tuple[int | float, int | float]
-
 IntRange = tuple[int, int]
-
 Choice = bool | int | float | str | None
 
 DEFAULT_TRIALS = 8
-
-MOST_EXAMPLES = 100
-"""Width up to which every integer of a range is tried, and not only its ends."""
+LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
+"""Samplers whose proposals depend on the trials before."""
+MAX_EXAMPLES = 100
+"""Width up to which a check tries every integer of a range; of a wider one it tries the ends."""
 
 
 class Dimension(Section):
@@ -56,8 +57,8 @@ class Dimension(Section):
 
     @property
     def examples(self) -> list[Choice]:
-        """Values that between them show whether the key can take this range."""
-        if self.int is not None and self.int[1] - self.int[0] < MOST_EXAMPLES:
+        """Values on which the check of a range tries its key."""
+        if self.int is not None and self.int[1] - self.int[0] < MAX_EXAMPLES:
             return list(range(self.int[0], self.int[1] + 1))
         return list(self.choice or self.log_uniform or self.uniform or self.int or ())
 
@@ -78,53 +79,54 @@ class Dimension(Section):
 
 
 class SamplerConfig(Section):
-    """Who proposes the next trial."""
+    """How the next trial's values are chosen."""
 
     name: Literal["tpe", "gp", "cmaes", "qmc", "random", "grid"] = "tpe"
     """Optuna's tree-structured Parzen estimator, Gaussian process, CMA-ES (numbers only) or Sobol
     sequence; uniform sampling; or every point of `choice` and `int` ranges. Conditions (`when`)
     need tpe or random."""
     startup_trials: Positive = 4
-    """Random trials before tpe, gp or cmaes model anything."""
+    """Random trials before tpe, gp or cmaes use a model of the results."""
 
 
 class SchedulerConfig(Section):
-    """Who stops a trial early."""
+    """How trials are stopped early."""
 
     name: Literal["asha", "median", "none"] = "asha"
-    """Asynchronous successive halving (arXiv 1810.05934); median stopping, at whatever is worse
-    than half of the completed trials (four at least) were there; or every trial to its end."""
+    """Asynchronous successive halving (arXiv 1810.05934); median stopping, of a trial that is worse
+    than half of the completed trials (at least four) were at the same tokens; or none."""
     grace_evals: Positive = 2
     """Evaluations before a trial may be stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """asha: of this many trials at a rung, one goes on."""
+    """asha: one of so many trials at a rung continues."""
 
 
 class SearchConfig(Section):
-    """The search: which keys, how many trials, who samples, who stops."""
+    """The search: its space, number of trials, sampler, scheduler and budgets."""
 
     space: dict[str, Dimension] = {}
     """Dotted configuration keys and their ranges."""
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     trials: Positive | None = None
-    """Trials of the whole search, resumed or not; null: every point of a grid, else 8."""
+    """Trials of the whole search, over all its starts; null: every point of a grid, else 8."""
     second_objective: Literal["parameters", "bytes_per_second"] | None = None
-    """What to weigh against train.best_metric: fewer `parameters`, or more `bytes_per_second` of
-    training. The front is reported, its best in bits per byte wins. Needs scheduler none."""
+    """A second objective beside train.best_metric: fewer `parameters`, or more `bytes_per_second`
+    of training. The Pareto front is reported; its best in bits per byte wins. Needs scheduler
+    none."""
     try_first: list[dict[str, Choice]] = []
-    """Points of the space to begin with; keys that a point leaves out are sampled."""
+    """Points of the space that are tried first; keys that a point leaves out are sampled."""
     warm_start: list[str] = []
     """Experiments whose finished searches, of the same space, corpus and training, the sampler
-    learns from before it proposes anything."""
+    learns from before its first proposal."""
     max_tokens: Positive | None = None
     """Training bytes of all trials together after which no further trial starts."""
     max_seconds: Positive | None = None
-    """Wall-clock time of the search, resumed or not, after which no further trial starts."""
+    """Wall-clock time of the search, over all its starts, after which no further trial starts."""
 
     @property
     def trial_count(self) -> int:
-        """`trials`, or what null stands for."""
+        """`trials`, or its default."""
         points = self.grid_size if self.sampler.name == "grid" else DEFAULT_TRIALS
         return self.trials or points
 
@@ -139,6 +141,10 @@ class SearchConfig(Section):
         """Points of the grid that the space spans; real numbers count once."""
         return math.prod(len(dimension.grid or [None]) for dimension in self.space.values())
 
+    def within_budget(self, tokens: int, seconds: float) -> bool:
+        """Whether another trial may start after so many tokens of training and so much time."""
+        return tokens < (self.max_tokens or math.inf) and seconds < (self.max_seconds or math.inf)
+
 
 class FitConfig(Section):
     """The final training of the search's winner."""
@@ -150,7 +156,10 @@ class FitConfig(Section):
 
 @dataclass(frozen=True)
 class SearchTask:
-    """A search as its parts read it: what is trained, what is searched, under which name."""
+    """What a search reads of an experiment: its name and storage, one training run, the search.
+
+    Made by `Experiment.search_task`; so that this package need not import the experiment.
+    """
 
     experiment: str
     storage: str
@@ -159,8 +168,82 @@ class SearchTask:
     """One trial, with each searched key at the experiment's own value."""
     search: SearchConfig
 
+    @property
+    def grace_tokens(self) -> int:
+        """Bytes that a trial trains on before it may be stopped."""
+        train = self.base.train
+        evaluations = min(self.search.scheduler.grace_evals, len(train.eval_steps))
+        return train.eval_steps[evaluations - 1] * train.batch_tokens
+
 
 def condition_order(space: Mapping[str, Dimension]) -> list[str]:
     """The searched keys, each after those its conditions name. Raises CycleError."""
     graph = {key: [other for other in space[key].when if other in space] for key in space}
     return list(TopologicalSorter(graph).static_order())
+
+
+def search_problems(search: SearchConfig) -> Iterator[Problem]:
+    """Combinations of the space, sampler, scheduler and points to try first that cannot work."""
+    yield from _sampler_problems(search)
+    yield from _scheduler_problems(search)
+    if search.warm_start and search.sampler.name not in LEARNING_SAMPLERS:
+        message = f"{search.sampler.name} does not learn: expected tpe, gp or cmaes"
+        yield Problem(message, "search.warm_start")
+    if search.try_first and search.sampler.name == "grid":
+        yield Problem("expected none with a grid, which has its own order", "search.try_first")
+    if len(search.try_first) > search.trial_count:
+        message = f"expected at most search.trials = {search.trial_count} points"
+        yield Problem(message, "search.try_first")
+    for index, point in enumerate(search.try_first):
+        yield from _point_problems(search.space, point, f"search.try_first.{index}")
+
+
+def _sampler_problems(search: SearchConfig) -> Iterator[Problem]:
+    sampler, where = search.sampler.name, "search.sampler.name"
+    for key, dimension in search.space.items():
+        if dimension.when and sampler not in ("tpe", "random"):
+            message = f"{sampler} does not support conditional keys, but {key} has a `when`"
+            yield Problem(f"{message}; expected tpe, random", where)
+        if sampler == "grid" and dimension.grid is None:
+            message = "expected choice or int: a grid has no real numbers"
+            yield Problem(message, f"search.space.{key}")
+        if sampler == "cmaes" and dimension.choice is not None:
+            message = "expected numbers: cmaes does not support choice"
+            yield Problem(message, f"search.space.{key}")
+    if sampler == "cmaes" and len(search.space) < 2:
+        yield Problem(f"cmaes needs two searched keys or more, got {len(search.space)}", where)
+    if sampler == "grid" and search.trial_count > search.grid_size:
+        message = f"expected null or at most {search.grid_size}, the points of the grid"
+        yield Problem(message, "search.trials")
+    if search.second_objective and sampler == "cmaes":
+        message = "cmaes supports one objective: expected tpe, gp, qmc, random or grid"
+        yield Problem(message, where)
+
+
+def _scheduler_problems(search: SearchConfig) -> Iterator[Problem]:
+    name, where = search.scheduler.name, "search.scheduler.name"
+    if name == "median" and "train.batch_tokens" in search.space:
+        message = (
+            "median compares trials at equal tokens: expected asha or none where "
+            "train.batch_tokens is searched"
+        )
+        yield Problem(message, where)
+    if search.second_objective and name != "none":
+        message = f"expected none with search.second_objective, got {name}, which compares by one"
+        yield Problem(message, where)
+
+
+def _point_problems(
+    space: Mapping[str, Dimension], point: Mapping[str, Choice], where: str
+) -> Iterator[Problem]:
+    for key, value in point.items():
+        if key not in space:
+            yield Problem(f"{key} is not searched", where, nearest=nearest(key, space))
+            continue
+        if not space[key].contains(value):
+            message = f"expected a value of its range, got {quote_value(value)}"
+            yield Problem(message, f"{where}.{key}")
+        for other, wanted in space[key].when.items():
+            if point.get(other, wanted) != wanted:
+                message = f"not searched with {other} = {quote_value(point[other])}"
+                yield Problem(message, f"{where}.{key}")

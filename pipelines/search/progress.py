@@ -1,16 +1,19 @@
-"""The search as it stands: trials by state, the best so far, speed and time left."""
+"""What a search shows while it runs: a line for each trial that ends, and the state of the whole.
+
+Used by `run`. The whole is: trials by state, the best so far, speed and the time left.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.console.progress import Progress
-from pipelines.console.text import format_duration
+from pipelines.console.text import format_duration, format_value
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import StoredTrial
-from pipelines.search.study import STATES
+from pipelines.search.resume import STATUS_OF_STATE, StoredTrial
+from pipelines.search.trial import TrialEnd
 
 
 @dataclass
@@ -24,48 +27,72 @@ class _RunningTrial:
 
 
 class SearchProgress:
-    """Hears of the trials and shows, each time, how the search stands."""
+    """Counts the trials of a search by what happens to them, and shows each change."""
 
     def __init__(self, task: SearchTask, stored: Sequence[StoredTrial], progress: Progress) -> None:
-        """`stored` trials were begun by earlier starts of the search."""
+        """`stored` are the trials of earlier starts of the search."""
         self._task, self._progress = task, progress
-        self._counts = {s: sum(t.state == s for t in stored) for s in STATES}
+        self._counts = {s: sum(t.state == s for t in stored) for s in STATUS_OF_STATE}
         self._running: dict[int, _RunningTrial] = {}
         self._best: tuple[float, int] | None = None
+        """The best objective and its trial's number."""
         self._curve: list[float] = []
-        """The best so far, each time a trial told something."""
+        """The best objective so far, at each evaluation of any trial."""
         for trial in stored:
             if trial.state == "complete" and trial.objective is not None:
-                self._hear(trial.objective, trial.number)
-        self._first, self._started = self._ended, time.monotonic()
+                self._update_best(trial.objective, trial.number)
+        self._earlier, self._started = self._ended, time.monotonic()
 
     @property
     def _ended(self) -> int:
         return sum(self._counts.values())
 
-    def started(self, number: int) -> None:
-        """A trial begins, or begins again."""
+    def started(self, number: int, values: Mapping[str, Any]) -> None:
+        """A trial starts, or starts again."""
+        self._progress.emit_event("trial", trial=number, state="started", values=values)
         self._running[number] = _RunningTrial()
         self._show()
 
+    def noted(self, number: int, text: str) -> None:
+        """Something about a trial that a person should know."""
+        line = f"  trial {number}: {text}"
+        self._progress.log(line, "trial", trial=number, state="note", text=text)
+
     def reported(self, number: int, tokens: int, objective: float, bytes_per_second: float) -> None:
-        """A trial has trained on so many tokens; `objective` is its best by now."""
+        """A trial has trained on so many tokens; `objective` is its best so far."""
         share = min(1.0, tokens / self._task.base.train.tokens)
         self._running[number] = _RunningTrial(share, objective, bytes_per_second)
-        self._hear(objective, number)
+        self._update_best(objective, number)
         self._show()
 
-    def crashed(self, number: int) -> None:
-        """A trial waits to be started again."""
+    def crashed(self, number: int, reason: str, retry: int) -> None:
+        """A trial will start again, for the `retry`th time."""
         self._running.pop(number, None)
+        self._progress.log(
+            f"  trial {number} crashed: {reason}; goes on from its last checkpoint "
+            f"(retry {retry} of {self._task.base.failures.retries})",
+            "trial",
+            **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},
+        )
 
-    def ended(self, number: int, state: str) -> None:
+    def ended(self, number: int, values: Mapping[str, Any], run_id: str, end: TrialEnd) -> None:
         """A trial is complete, pruned or failed."""
         self._running.pop(number, None)
-        self._counts[state] += 1
+        self._counts[end.state] += 1
+        outcome, data = end.reason, dict[str, Any](reason=end.reason)
+        if end.objective is not None:
+            steps, metric = end.last_row["step"], f"best_{self._task.base.train.best_metric}"
+            outcome = f"{steps} steps, best {end.objective:.4f} bits per byte"
+            data = {"steps": steps, metric: end.objective}
+        tried = ", ".join(f"{key}={format_value(value, digits=3)}" for key, value in values.items())
+        self._progress.log(
+            f"  trial {number} {end.state}: {outcome}  ({tried})",
+            "trial",
+            **{"trial": number, "state": end.state, "values": values, "run": run_id, **data},
+        )
         self._show()
 
-    def _hear(self, objective: float, number: int) -> None:
+    def _update_best(self, objective: float, number: int) -> None:
         if self._best is None or objective < self._best[0]:
             self._best = (objective, number)
         self._curve.append(self._best[0])
@@ -79,7 +106,7 @@ class SearchProgress:
         done, seconds = f"{self._ended}/{total} trials", self._seconds_left()
         left = "" if seconds is None else f", about {format_duration(seconds)} left"
         ended = f" ({', '.join(states)})" if states else ""
-        bars = [Bar("search", self._finished / total, f"{done}{left}")]
+        bars = [Bar("search", self._trials_done / total, f"{done}{left}")]
         self._progress.update(
             ProgressUpdate(
                 text=f"search: {done}{ended}, {running}{best}{left}",
@@ -103,20 +130,20 @@ class SearchProgress:
         }
 
     @property
-    def _finished(self) -> float:
-        """In trials; one that is running counts in part."""
+    def _trials_done(self) -> float:
+        """Trials that ended, and the used part of each running one."""
         return self._ended + sum(trial.share for trial in self._running.values())
 
     def _seconds_left(self) -> float | None:
-        """None while there is nothing to go by."""
-        if self._finished <= self._first:
+        """At the rate of this start of the search; None before its first evaluation."""
+        if self._trials_done <= self._earlier:
             return None
-        rate = (self._finished - self._first) / (time.monotonic() - self._started)
-        return (self._task.search.trial_count - self._finished) / rate
+        rate = (self._trials_done - self._earlier) / (time.monotonic() - self._started)
+        return (self._task.search.trial_count - self._trials_done) / rate
 
 
 def _bar(number: int, trial: _RunningTrial) -> Bar:
     if trial.objective is None:
-        return Bar(f"trial {number}", 0.0, "begins")
+        return Bar(f"trial {number}", 0.0, "starting")
     note = f"{trial.objective:.4f}, {trial.bytes_per_second:,.0f} bytes/s"
     return Bar(f"trial {number}", trial.share, note)

@@ -1,4 +1,7 @@
-"""select: the best trial of the search, among equals."""
+"""The best trial of a search, and its Pareto front: trials are compared at equal depth only.
+
+Used by the stage select.
+"""
 
 import math
 from collections import Counter
@@ -10,11 +13,11 @@ from pipelines.search.resume import StoredTrial
 
 
 def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
-    """The smallest objective among trials of the same depth.
+    """The trial with the smallest objective among the complete ones.
 
-    Those that used their whole budget rank; a pruned one never outranks them. If none did, those
-    that reached the deepest rung that several reached rank among themselves. Raises PipelineError
-    if no trial has a number.
+    A pruned trial never outranks a complete one. If none is complete, the pruned ones are compared
+    at the deepest evaluation that two of them reached. Raises PipelineError if no trial has an
+    objective.
     """
     ranked = [t for t in trials if t.objective is not None and t.state == "complete"]
     if not ranked:
@@ -26,7 +29,7 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
 
 
 def pareto_front(trials: Sequence[StoredTrial], second: str | None) -> list[StoredTrial]:
-    """Complete trials that none beats in both objectives, best in bits per byte first."""
+    """The complete trials that no other beats in both objectives, best first."""
     sign = -1 if second == "bytes_per_second" else 1
     points = [
         (trial.objective, sign * trial.second, trial.number, trial)
@@ -34,16 +37,16 @@ def pareto_front(trials: Sequence[StoredTrial], second: str | None) -> list[Stor
         if trial.state == "complete" and trial.objective is not None and trial.second is not None
     ]
     front: list[StoredTrial] = []
-    least = math.inf
+    smallest = math.inf
     for _, value, _, trial in sorted(points):
-        if value < least:
-            least = value
+        if value < smallest:
+            smallest = value
             front.append(trial)
     return front
 
 
 def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
-    """Trials at the largest budget in tokens that two reached, judged by their value there."""
+    """The trials that reached the most tokens that two reached, with their objective there."""
     reached = Counter(tokens for trial in pruned for tokens in trial.curve)
     shared = [tokens for tokens, count in reached.items() if count > 1]
     if not shared:

@@ -1,98 +1,83 @@
-"""search: Ray Tune runs the trials that Optuna proposes, MLflow records them.
+"""The only writer of a search's runs in the tracking store: its own, and one for each trial.
 
-The tracking store is the truth. A trial's run is made, with its parameters, before the trial
-starts; a search that was killed is rebuilt from these runs and goes on with what is missing.
+The stage search uses the functions before and after its trials run, and `run` the Recorder while
+they do. The Recorder's writing is queued, in order, on a thread of its own: Ray Tune's loop waits
+for it only where a trial needs its run.
 """
 
 import json
-import math
-import re
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
-
-from pipelines.console.errors import StorageError
-from pipelines.console.text import format_value
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context, Outputs
 from pipelines.search.config import SearchTask
-from pipelines.search.progress import SearchProgress
-from pipelines.search.resume import TRIAL_KIND, StoredTrial, trials_folder
+from pipelines.search.resume import (
+    STATUS_OF_STATE,
+    TRIAL_KIND,
+    StoredTrial,
+    comparable_params,
+    trials_folder,
+)
 from pipelines.search.space import Space
-from pipelines.search.trial import trial_folder
+from pipelines.search.study import save_study
+from pipelines.search.trial import TrialEnd, trial_folder
 from pipelines.storage.files import remove
 from pipelines.tracking import descriptions
+from pipelines.tracking.schema import REASON_TAG, STATE_TAG, STUDY_FILE, TRIAL_TAG, VALUES_TAG
+from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
+from pipelines.training.history import Row
 
 ELAPSED_LOG_INTERVAL_SECONDS = 5
-"""How much of search.max_seconds a killed command may forget."""
-STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
-"""How MLflow calls the states of a trial that ended."""
+"""How much of search.max_seconds a killed command may lose."""
 
 
-class Recorder(tune.Callback):
-    """The only writer of the search's runs; also keeps the scoreboard up to date."""
-
-    retries: Callable[[int], int]
-    """How often a trial that has just failed will have been retried; 0 if it will not be."""
-    refused: StorageError | None = None
-    """Why the search ended early: no trial would have fared better."""
+class Recorder:
+    """Creates, writes and ends the runs of a search's trials, and stores the search's duration."""
 
     def __init__(
         self,
         context: Context[Any],
         task: SearchTask,
         corpus: Outputs,
-        space: Space,
-        stored: list[StoredTrial],
+        stored: Sequence[StoredTrial],
         seconds: float,
     ) -> None:
-        """`seconds` of the search have passed before."""
-        self._context, self._task, self._corpus, self._space = context, task, corpus, space
+        """A recorder for one start of a search.
+
+        Args:
+            context: The search's stage: its store and its run.
+            task: The search.
+            corpus: The outputs of the stage corpus.
+            stored: Trials of earlier starts, whose runs are opened again.
+            seconds: Duration of the earlier starts.
+
+        """
+        self._context, self._task, self._corpus, self._space = context, task, corpus, Space(task)
         self._stored = {trial.number: trial.run_id for trial in stored}
         self._writer = Writer(
             context.store, event_files(task.storage, task.experiment, enabled=task.tensorboard)
         )
         self._open: dict[int, Future[str]] = {}
-        """The runs of trials that have not ended."""
-        self._board = SearchProgress(task, stored, context.progress)
-        self._heard: dict[int, float] = {}
-        """When each running trial started or last reported."""
-        self._started = time.monotonic()
-        self._before, self._told = seconds, self._started
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune snapshots its callbacks, and nobody reads the snapshots."""
-        return {}
-
-    def close(self) -> None:
-        """Wait until everything is stored; what is still open was interrupted."""
-        for run in self._open.values():
-            self._writer.then(partial(self._interrupt, run))
-        self._tell_seconds()
-        self._writer.close()
-
-    def _tell_seconds(self) -> None:
-        """Store how long the search has taken, over all its starts."""
-        self._told = time.monotonic()
-        seconds = self._before + self._told - self._started
-        row = {"step": round(seconds), "seconds": seconds}
-        self._writer.then(partial(self._context.store.log_metrics, self._context.run_id, row))
-
-    def _interrupt(self, run: Future[str]) -> None:
-        self._context.store.end(run.result(), "KILLED")
+        """The runs of trials that have not ended, by number."""
+        self._earlier_seconds = seconds
+        self._started = self._logged = time.monotonic()
 
     def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
-        """Have the trial's run made, or the one it has taken up."""
+        """Queue the creation of a trial's run, or open its stored one; the result is the run's id.
+
+        The trial may start once the run is there: its parameters, its number and its values are
+        what a resumed search needs. The description and the corpus follow.
+        """
         run = self._open[number] = self._writer.open(partial(self._open_run, number, values))
-        self._writer.then(partial(self._complete_run, run, number, values))
+        self._writer.then(partial(self._describe, run, number, values))
         return run
 
     def _open_run(self, number: int, values: dict[str, Any]) -> str:
@@ -107,11 +92,10 @@ class Recorder(tune.Callback):
             f"{self._task.experiment} trial {number}",
             parent=self._context.run_id,
             params=params,
-            tags={"dca.trial": str(number), "dca.values": json.dumps(values)},
+            tags={TRIAL_TAG: str(number), VALUES_TAG: json.dumps(values)},
         )
 
-    def _complete_run(self, run: Future[str], number: int, values: dict[str, Any]) -> None:
-        """What the trial need not wait for: a description, the text it reads."""
+    def _describe(self, run: Future[str], number: int, values: dict[str, Any]) -> None:
         context, run_id = self._context, run.result()
         search = descriptions.run_link("the search", context.store.experiment_id, context.run_id)
         note = descriptions.describe_trial(number, search, context.pipeline_run, values)
@@ -119,114 +103,86 @@ class Recorder(tune.Callback):
         training = train_val_splits(context.storage, self._corpus["fingerprint"]).train
         context.store.log_corpus(run_id, self._corpus, training=training)
 
-    def on_trial_start(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Show it."""
-        number, values = trial.config["number"], trial.config["values"]
-        self._heard[number] = time.monotonic()
-        self._context.progress.emit_event("trial", trial=number, state="started", values=values)
-        self._board.started(number)
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        """Store the new rows, off Tune's event loop."""
-        number = trial.config["number"]
-        self._heard[number] = time.monotonic()
-        for note in result["notes"]:
-            self._context.progress.log(
-                f"  trial {number}: {note}", "trial", trial=number, state="note", text=note
-            )
-        if "failed" in result:
-            return
-        rows = result["rows"]
+    def write(self, number: int, rows: Sequence[Row]) -> None:
+        """Queue rows of a trial's history; rows that are stored already are left out."""
         self._writer.write(self._open[number].result(), rows)
-        speed = rows[-1]["tokens_per_second"]
-        self._board.reported(number, result["tokens"], result["objective"], speed)
 
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Keep count of the time, between evaluations too."""
-        if time.monotonic() > self._told + ELAPSED_LOG_INTERVAL_SECONDS:
-            self._tell_seconds()
+    def end(self, number: int, end: TrialEnd) -> str:
+        """Queue the end of a trial's run, and the removal of its checkpoints; returns the run's id.
 
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """The trial used its budget, diverged, or was stopped by the scheduler."""
-        result = trial.last_result
-        if "failed" in result:
-            self._end(trial, "failed", reason=result["failed"])
-        else:
-            self._end(trial, "complete" if result["finished"] else "pruned")
-
-    def on_trial_error(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Say that the trial starts again; else its failure has a reason and no number.
-
-        Ends the search if the disk is the reason.
+        A failed trial has a reason and no result: a failure is never a number.
         """
-        number, limit = trial.config["number"], self._task.base.failures
-        silent = time.monotonic() - self._heard.pop(number, math.inf)
-        reason = _reason(trial)
-        alone = self._task.base.resources.max_workers == 1  # else Ray Train says how it ended
-        if alone and limit.timeout_seconds and silent > limit.timeout_seconds:
-            reason = f"no evaluation within failures.timeout_seconds = {limit.timeout_seconds}"
-        if reason.startswith(StorageError.__name__):
-            self.refused = StorageError(f"trial {number}: {reason.partition(': ')[2]}")
-            raise self.refused
-        retry = self.retries(number)
-        if not retry:
-            self._end(trial, "failed", reason=reason)
-            return
-        self._board.crashed(number)
-        self._context.progress.log(
-            f"  trial {number} crashed: {reason}; goes on from its last checkpoint "
-            f"(retry {retry} of {limit.retries})",
-            "trial",
-            **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},
-        )
-
-    def _end(self, trial: TuneTrial, state: str, *, reason: str = "") -> None:
-        number, result = trial.config["number"], trial.last_result
         run_id = self._open.pop(number).result()
-        tags, summary = {"dca.state": state}, None
-        outcome, told = reason, {"reason": reason}
-        if state == "failed":
-            tags["dca.reason"] = reason
+        tags, summary = {STATE_TAG: end.state}, None
+        if end.objective is None:
+            tags[REASON_TAG] = end.reason
         else:
-            last = result["rows"][-1]
             metric = f"best_{self._task.base.train.best_metric}"
-            summary = {"step": last["step"], "time": last["time"], metric: result["objective"]}
-            told = {"steps": last["step"], metric: result["objective"]}
-            outcome = f"{last['step']} steps, best {result['objective']:.4f} bits per byte"
-        self._writer.finish(run_id, STATUSES[state], tags, summary)
-        # A trial's checkpoints serve its resumption; its end and its history are in MLflow.
-        self._writer.then(
-            partial(remove, trial_folder(trials_folder(self._context), number)), run_id
-        )
-        values = trial.config["values"]
-        shown = ", ".join(f"{key}={format_value(value)}" for key, value in values.items())
-        self._context.progress.log(
-            f"  trial {number} {state}: {outcome}  ({shown})",
-            "trial",
-            **{"trial": number, "state": state, "values": values, "run": run_id, **told},
-        )
-        self._board.ended(number, state)
+            summary = {key: end.last_row[key] for key in ("step", "time")}
+            summary[metric] = end.objective
+        self._writer.finish(run_id, STATUS_OF_STATE[end.state], tags, summary)
+        # Behind the end of the run: until then a resumed search would need the checkpoints.
+        folder = trial_folder(trials_folder(self._context), number)
+        self._writer.then(partial(remove, folder), run_id)
+        return run_id
+
+    def log_elapsed(self) -> None:
+        """Store the search's duration if it was not in the last seconds."""
+        if time.monotonic() > self._logged + ELAPSED_LOG_INTERVAL_SECONDS:
+            self._log_seconds()
+
+    def _log_seconds(self) -> None:
+        self._logged = time.monotonic()
+        seconds = self._earlier_seconds + self._logged - self._started
+        row = {"step": round(seconds), "seconds": seconds}
+        self._writer.then(partial(self._context.store.log_metrics, self._context.run_id, row))
+
+    def close(self) -> None:
+        """Mark the runs of unfinished trials as KILLED, and wait until everything is stored."""
+        for run in self._open.values():
+            self._writer.then(partial(self._interrupt, run))
+        self._log_seconds()
+        self._writer.close()
+
+    def _interrupt(self, run: Future[str]) -> None:
+        self._context.store.end(run.result(), "KILLED")
 
 
-def _reason(trial: TuneTrial) -> str:
-    """The last line of what went wrong, or how the process ended: `MemoryError: ...`."""
-    text = Path(trial.error_file).read_text().strip() if trial.error_file else "unknown"
-    if died := re.search(r"Worker exit detail: (.+?\.)(?: |$)", text):
-        return f"its process died: {died[1]}"
-    lines = [line.strip() for line in text.splitlines()]
-    named = [line for line in lines if re.match(r"[\w.]+(Error|Exception)\b", line)]
-    reason = (named or lines)[-1]
-    return re.sub(r"^(?:\w+\.)+(?=\w+: )", "", reason)[:1000]  # without the error's module
+def log_search(context: Context[Any], task: SearchTask, corpus: Outputs) -> None:
+    """Store a search's parameters, its description and its corpus, on its own run."""
+    store, run_id, fingerprint = context.store, context.run_id, corpus["fingerprint"]
+    params = comparable_params(task, fingerprint) | {"search": task.search.model_dump()}
+    store.log_params(run_id, params)
+    text = descriptions.describe_search(
+        run_id,
+        list(task.search.space),
+        trials=task.search.trial_count,
+        tokens=task.base.train.tokens,
+        sampler=task.search.sampler.name,
+        scheduler=task.search.scheduler.name,
+    )
+    store.describe(text, run_id)
+    splits = train_val_splits(context.storage, fingerprint)
+    store.log_corpus(run_id, corpus, training=splits.train, validation=splits.validation)
+
+
+def end_runs(store: Store, ended: Sequence[StoredTrial]) -> None:
+    """End the runs of trials that have a state but not its status: a kill came between the two."""
+    for trial in ended:
+        status = STATUS_OF_STATE[str(trial.state)]
+        if trial.status != status:
+            store.end(trial.run_id, status)
+
+
+def log_summary(
+    context: Context[Any], task: SearchTask, trials: Sequence[StoredTrial]
+) -> dict[str, int]:
+    """Store what a search's trials came to, and Optuna's study; returns the trials by state."""
+    counts = {state: sum(trial.state == state for trial in trials) for state in STATUS_OF_STATE}
+    tokens = sum(trial.tokens for trial in trials)
+    context.store.log_metrics(context.run_id, {"tokens": tokens, **counts})
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / STUDY_FILE
+        save_study(path, task, trials)
+        context.store.log_file(context.run_id, path)
+    return counts

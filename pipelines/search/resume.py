@@ -1,4 +1,7 @@
-"""The Optuna side of the search: the space, the sampler, and a study rebuilt from stored trials."""
+"""The trials of a search as the tracking store has them: what a resumed search continues from.
+
+Also the trials of earlier searches that `search.warm_start` names.
+"""
 
 import json
 from collections.abc import Mapping
@@ -7,24 +10,31 @@ from itertools import accumulate
 from typing import Any
 
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
 from pipelines.tracking.client import Run
 from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.schema import REASON_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
 from pipelines.tracking.store import Store
+
+TRIAL_KIND = "trial"
+STATUS_OF_STATE = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+"""The states of a trial that ended, and MLflow's status of its run."""
 
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A trial as the tracking store remembers it; `state` is None while it is unfinished."""
+    """A trial as its run in the tracking store describes it."""
 
     number: int
     run_id: str
     values: dict[str, Any]
+    """Of its searched keys."""
     state: str | None = None
+    """complete, pruned or failed; None while it has not ended."""
     objective: float | None = None
     second: float | None = None
     """The value of search.second_objective."""
@@ -41,7 +51,7 @@ class StoredTrial:
 def second_value(
     task: SearchTask, values: Mapping[str, Any], metrics: Mapping[str, float]
 ) -> float | None:
-    """A trial's search.second_objective, from its last metrics; None if the search has none."""
+    """The value of search.second_objective, from a trial's last metrics; None if there is none."""
     if task.search.second_objective == "parameters":
         return task.base.replace(values).model.parameter_count()
     if task.search.second_objective == "bytes_per_second" and metrics.get("seconds"):
@@ -49,28 +59,26 @@ def second_value(
     return None
 
 
-TRIAL_KIND = "trial"
-
-
 def stored_trials(
     context: Context[Any], task: SearchTask, search_run: str = ""
 ) -> list[StoredTrial]:
-    """The trials of a search (default: the context's) as the tracking store has them, by number."""
+    """The trials of a search, by default the context's own, by number."""
     return trials_of(context.store, search_run or context.run_id, task)
 
 
 def trials_of(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial]:
     """The trials under a search's run, by number."""
-    trials = [_stored(store, run, task) for run in store.children(search_run, TRIAL_KIND)]
+    trials = [read_trial(store, run, task) for run in store.children(search_run, TRIAL_KIND)]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def _stored(store: Store, run: Run, task: SearchTask) -> StoredTrial:
+def read_trial(store: Store, run: Run, task: SearchTask) -> StoredTrial:
+    """The trial that a run describes."""
     tags, metrics, metric = run.data.tags, run.data.metrics, task.base.train.best_metric
-    values = json.loads(tags["dca.values"])
-    state = tags.get("dca.state")
+    values = json.loads(tags[VALUES_TAG])
+    state = tags.get(STATE_TAG)
     return StoredTrial(
-        number=int(tags["dca.trial"]),
+        number=int(tags[TRIAL_TAG]),
         run_id=run.info.run_id,
         values=values,
         status=run.info.status,
@@ -78,15 +86,16 @@ def _stored(store: Store, run: Run, task: SearchTask) -> StoredTrial:
         objective=metrics.get(f"best_{metric}"),
         second=second_value(task, values, metrics) if state == "complete" else None,
         tokens=int(metrics.get("tokens", 0)),
-        curve=_curve(store, run, metric),
-        reason=tags.get("dca.reason", ""),
+        curve=best_so_far(store, run, metric),
+        reason=tags.get(REASON_TAG, ""),
         milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
     )
 
 
-def _curve(store: Store, run: Run, metric: str) -> dict[int, float]:
+def best_so_far(store: Store, run: Run, metric: str) -> dict[int, float]:
+    """The best value of a metric at each evaluation of a trial's run, by the tokens trained on."""
     evaluated = store.history(run.info.run_id, "val_bits_per_byte")
-    if not evaluated:  # nor is it sure to have parameters, if a kill came right after it was made
+    if not evaluated:  # a run without evaluations may lack its parameters: a kill came between
         return {}
     same = metric == "val_bits_per_byte"
     history = evaluated if same else store.history(run.info.run_id, metric)
@@ -96,12 +105,12 @@ def _curve(store: Store, run: Run, metric: str) -> dict[int, float]:
 
 
 def trials_folder(context: Context[Any]) -> Folder:
-    """Where the trials' checkpoints lie."""
+    """Folder of the checkpoints of a search's trials."""
     return context.storage / "trials" / context.run_id
 
 
 def comparable_params(task: SearchTask, fingerprint: str) -> dict[str, Any]:
-    """What two searches must have in common for the results of one to teach the other."""
+    """Parameters in which two searches must agree, for one to learn from the other's trials."""
     fixed = {
         key: value
         for key, value in task.base.params.items()
@@ -112,35 +121,37 @@ def comparable_params(task: SearchTask, fingerprint: str) -> dict[str, Any]:
 
 
 def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> list[StoredTrial]:
-    """Finished trials of the searches that search.warm_start names, `search_run` itself left out.
+    """The complete and pruned trials of the searches that search.warm_start names.
 
-    Raises ConfigError if an experiment has none, or none that did the same.
+    A search's own run, `search_run`, is left out. Raises ConfigError if one of the experiments has
+    no search, or none of the same space and training.
     """
-    found: list[StoredTrial] = []
     ours = {
         key: encode_param(value) for key, value in flatten(comparable_params(task, fingerprint))
     }
+    found: list[StoredTrial] = []
     for name in task.search.warm_start:
-        where = f"search.warm_start: {name}"
         store = Store.open(name, storage_folder(task.storage), create=False)
         runs = store.find("search") if store else []
         runs = [run for run in runs if run.info.run_id != search_run]
         if store is None or not runs:
-            raise ConfigError(f"{where}: no such experiment, or no search in it")
-        differences = {run.info.run_id: _difference(run.data.params, ours) for run in runs}
-        if all(differences.values()):
-            raise ConfigError(
-                f"{where}: expected a search of the same space and training, but "
-                f"{differences[runs[0].info.run_id]}"
-            )
-        for run_id, difference in differences.items():
-            trials = [] if difference else trials_of(store, run_id, task)
+            raise _warm_start_error(name, "no such experiment, or no search in it")
+        differences = [_difference(run.data.params, ours) for run in runs]
+        if all(differences):
+            expected = "expected a search of the same space and training"
+            raise _warm_start_error(name, f"{expected}, but {differences[0]}")
+        for run, difference in zip(runs, differences, strict=True):
+            trials = [] if difference else trials_of(store, run.info.run_id, task)
             found += [trial for trial in trials if trial.state in ("complete", "pruned")]
     return found
 
 
+def _warm_start_error(name: str, message: str) -> ConfigError:
+    return ConfigError(Problem(f"{name}: {message}", "search.warm_start"))
+
+
 def _difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | None:
-    """The first parameter of a search that is not ours."""
+    """How the parameters of another search differ from ours, by the first that does; else None."""
     keys = {*ours, *(key for key in theirs if key.startswith("search.space."))}
     for key in sorted(keys):
         if theirs.get(key) != ours.get(key):

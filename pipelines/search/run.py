@@ -1,88 +1,122 @@
-"""search: Ray Tune runs the trials that Optuna proposes, MLflow records them.
+"""One start of a search: its parts put together, and Ray Tune's events passed to them.
 
-The tracking store is the truth. A trial's run is made, with its parameters, before the trial
-starts; a search that was killed is rebuilt from these runs and goes on with what is missing.
+Used by the stage search. The study proposes trials through the searcher; Tune runs them; the
+recorder writes them to the tracking store; the progress shows them.
 """
 
+import math
 import tempfile
+import time
+from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
 from ray import tune
-from ray.tune.execution import class_cache
 from ray.tune.experiment import Trial as TuneTrial
 
 from pipelines.cluster.capacity import max_concurrent_jobs, require_capacity
 from pipelines.cluster.connection import connect
+from pipelines.compat.optuna import quiet
+from pipelines.compat.ray import (
+    HEAD_NODE,
+    NotPickled,
+    exit_detail,
+    last_line,
+    trial_error,
+    without_aws_keys,
+)
+from pipelines.console.errors import StorageError
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context, Outputs
 from pipelines.search.config import SearchTask
+from pipelines.search.progress import SearchProgress
 from pipelines.search.recorder import Recorder
 from pipelines.search.resume import StoredTrial, earlier_trials, trials_folder
 from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
-from pipelines.search.space import Space
 from pipelines.search.study import build_study
-from pipelines.search.trial import Trial
+from pipelines.search.trial import Trial, TrialEnd
 
-HEAD_NODE = {"node:__internal_head__": 0.001}
-"""What a trial takes whose workers take the CPUs: no CPU, or the two would wait for each other."""
+HEAD_NODE_SHARE = 0.001
+"""What a trial with several workers takes, and no CPU: it would wait for its own workers' CPUs."""
+MAX_REASON_CHARACTERS = 1000
 
 
 def run_trials(
     context: Context[Any],
     task: SearchTask,
     corpus: Outputs,
-    stored: list[StoredTrial],
+    stored: Sequence[StoredTrial],
     seconds: float,
 ) -> None:
-    """Let Ray Tune run what is missing of a search, whose `stored` trials took `seconds` so far."""
-    fingerprint = corpus["fingerprint"]
-    space = Space(task)
-    earlier = earlier_trials(task, fingerprint, context.run_id)
+    """Run the missing trials of a search.
+
+    Args:
+        context: The search's stage.
+        task: The search.
+        corpus: The outputs of the stage corpus.
+        stored: The trials of its earlier starts.
+        seconds: Duration of its earlier starts.
+
+    Raises:
+        StorageError: If the disk took no checkpoint.
+        PipelineError: If the tracking store refused something.
+
+    """
+    earlier = earlier_trials(task, corpus["fingerprint"], context.run_id)
     if earlier:
         context.progress.log(f"  learns from {len(earlier)} trials of earlier searches")
-    recorder = Recorder(context, task, corpus, space, stored, seconds)
-    searcher = StudySearcher(
-        build_study(task, space, stored, earlier),
-        space,
-        task,
-        open_run=recorder.open_run,
-        stored=stored,
-        earlier=len(earlier),
-        seconds=seconds,
-    )
-    recorder.retries = searcher.retries
+    with quiet():
+        recorder = Recorder(context, task, corpus, stored, seconds)
+        searcher = StudySearcher(
+            build_study(task, stored, earlier),
+            task,
+            open_run=recorder.open_run,
+            stored=stored,
+            earlier=len(earlier),
+            seconds=seconds,
+        )
+        events = TrialEvents(
+            task, searcher, recorder, SearchProgress(task, stored, context.progress)
+        )
+        with context.progress.working("starting Ray"), closing(recorder):
+            _run_tuner(context, task, corpus, stored, searcher, events)
+
+
+def _run_tuner(
+    context: Context[Any],
+    task: SearchTask,
+    corpus: Outputs,
+    stored: Sequence[StoredTrial],
+    searcher: StudySearcher,
+    events: "TrialEvents",
+) -> None:
+    resources = task.base.resources
     left = task.search.trial_count - sum(trial.state is not None for trial in stored)
+    cluster = connect(dashboard=resources.max_workers > 1)
+    require_capacity(cluster, resources, "resources")
     trainable = tune.with_parameters(
         Trial,
         base=task.base,
-        corpus=train_val_splits(context.storage, fingerprint),
+        corpus=train_val_splits(context.storage, corpus["fingerprint"]),
         folder=trials_folder(context),
     )
-    with (
-        context.progress.working("starting Ray"),
-        tempfile.TemporaryDirectory() as scratch,
-        closing(recorder),
-    ):
-        cluster = connect(dashboard=task.base.resources.max_workers > 1)
-        _keep_keys()
-        require_capacity(cluster, task.base.resources, "resources")
+    with tempfile.TemporaryDirectory() as scratch, without_aws_keys():
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(task)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
                 scheduler=scheduler_of(task, stored, searcher.should_prune),
-                num_samples=-1,  # the searcher knows when all are done
-                max_concurrent_trials=min(max_concurrent_jobs(cluster, task.base.resources), left),
+                num_samples=-1,  # until the searcher returns FINISHED
+                max_concurrent_trials=min(max_concurrent_jobs(cluster, resources), left),
                 reuse_actors=True,
                 trial_dirname_creator=_trial_name,
                 trial_name_creator=_trial_name,
             ),
             run_config=tune.RunConfig(
                 name=context.run_id,
-                storage_path=scratch,  # Tune's own snapshots lag and are never read
-                callbacks=[recorder],
+                storage_path=scratch,  # for Tune's own snapshots, which are never read
+                callbacks=[events],
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
                 verbose=0,
             ),
@@ -90,21 +124,14 @@ def run_trials(
         try:
             tuner.fit()
         except tune.TuneError:
-            if recorder.refused is None:
+            if events.storage_error is None:
                 raise
-            raise recorder.refused from None
-
-
-def _keep_keys() -> None:
-    """Tune would send AWS's keys along with its actors, and Ray's agents write what is sent into
-    their logs. Each node has its own."""
-    sent = class_cache.ENV_VARS_TO_PROPAGATE
-    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
+            raise events.storage_error from None
 
 
 def _request(task: SearchTask) -> tune.PlacementGroupFactory:
     if task.base.resources.max_workers > 1:
-        return tune.PlacementGroupFactory([HEAD_NODE])
+        return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
     bundle: dict[str, float] = {"CPU": task.base.resources.cpus_per_worker}
     if task.base.resources.gpus_per_worker:
         bundle["GPU"] = task.base.resources.gpus_per_worker
@@ -113,3 +140,105 @@ def _request(task: SearchTask) -> tune.PlacementGroupFactory:
 
 def _trial_name(trial: TuneTrial) -> str:
     return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
+
+
+class TrialEvents(NotPickled, tune.Callback):
+    """Passes the events of Tune's loop to the recorder and the progress."""
+
+    storage_error: StorageError | None = None
+    """The reason why the search was ended: no other trial could write its checkpoints either."""
+
+    def __init__(
+        self,
+        task: SearchTask,
+        searcher: StudySearcher,
+        recorder: Recorder,
+        progress: SearchProgress,
+    ) -> None:
+        self._task, self._searcher = task, searcher
+        self._recorder, self._progress = recorder, progress
+        self._last_report: dict[int, float] = {}
+        """When each running trial started or last reported."""
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Show that a trial starts, or starts again."""
+        number = trial.config["number"]
+        self._last_report[number] = time.monotonic()
+        self._progress.started(number, trial.config["values"])
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """Store and show a trial's new rows."""
+        number = trial.config["number"]
+        self._last_report[number] = time.monotonic()
+        for note in result["notes"]:
+            self._progress.noted(number, note)
+        if "failed" in result:
+            return
+        rows = result["rows"]
+        self._recorder.write(number, rows)
+        speed = rows[-1]["tokens_per_second"]
+        self._progress.reported(number, result["tokens"], result["objective"], speed)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Store the search's duration, between evaluations too."""
+        self._recorder.log_elapsed()
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Record a trial that used its budget, diverged, or was stopped by the scheduler."""
+        self._end(trial, TrialEnd.of(trial.last_result))
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """Record a trial that crashed, unless the searcher starts it again.
+
+        Ends the search if a checkpoint could not be written.
+        """
+        number, error = trial.config["number"], trial_error(trial)
+        if isinstance(error, StorageError):
+            self.storage_error = StorageError(f"trial {number}: {error}")
+            raise self.storage_error
+        silent = time.monotonic() - self._last_report.pop(number, math.inf)
+        reason = _timeout_reason(self._task, silent) or crash_reason(error)
+        if retry := self._searcher.retry(number):
+            self._progress.crashed(number, reason, retry)
+        else:
+            self._end(trial, TrialEnd("failed", reason=reason))
+
+    def _end(self, trial: TuneTrial, end: TrialEnd) -> None:
+        number, values = trial.config["number"], trial.config["values"]
+        run_id = self._recorder.end(number, end)
+        self._progress.ended(number, values, run_id, end)
+
+
+def _timeout_reason(task: SearchTask, silent_seconds: float) -> str:
+    """Why a trial ended that has not reported for so long; empty if that is no reason.
+
+    The watchdog ends the process of a trial with one worker; Ray Train reports those of others.
+    """
+    limit = task.base.failures.timeout_seconds
+    if task.base.resources.max_workers > 1 or not limit or silent_seconds <= limit:
+        return ""
+    return f"no evaluation within failures.timeout_seconds = {limit}"
+
+
+def crash_reason(error: BaseException) -> str:
+    """Why a trial crashed, in one line: `MemoryError: ...`, or how its process died."""
+    if detail := exit_detail(error):
+        return f"its process died: {detail}"
+    if type(error).__module__.startswith("ray."):
+        return last_line(error)[:MAX_REASON_CHARACTERS]
+    text = str(error).strip().partition("\n")[0]
+    name = type(error).__name__
+    return f"{name}: {text}"[:MAX_REASON_CHARACTERS] if text else name

@@ -1,18 +1,16 @@
-"""search: Ray Tune runs the trials that Optuna proposes, MLflow records them.
+"""The early stopping of trials: Ray Tune's ASHA, or the median stopping of the Optuna study.
 
-The tracking store is the truth. A trial's run is made, with its parameters, before the trial
-starts; a search that was killed is rebuilt from these runs and goes on with what is missing.
+Both compare trials at equal tokens, and count what stored trials had reached.
 """
 
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
 from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialScheduler
 
+from pipelines.compat.ray import trial_stub
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredTrial
-from pipelines.search.study import grace_tokens
 
 
 def scheduler_of(
@@ -20,7 +18,14 @@ def scheduler_of(
     stored: Sequence[StoredTrial],
     should_prune: Callable[[str, dict[str, Any]], bool],
 ) -> TrialScheduler:
-    """Stops trials; its rungs know what earlier starts of the search have reached."""
+    """The scheduler of a search.
+
+    Args:
+        task: The search.
+        stored: Trials of its earlier starts; their evaluations fill ASHA's rungs.
+        should_prune: The study's verdict on a trial, by Tune's id of it, with a new result.
+
+    """
     chosen, train = task.search.scheduler, task.base.train
     if chosen.name == "none":
         return FIFOScheduler()
@@ -30,59 +35,62 @@ def scheduler_of(
         metric="objective",
         mode="min",
         time_attr="tokens",
-        grace_period=grace_tokens(task),
+        grace_period=task.grace_tokens,
         max_t=train.steps * train.batch_tokens + 1,  # a rung at the end would stop finished trials
         reduction_factor=chosen.reduction_factor,
         stop_last_trials=False,
     )
     for trial in stored:
-        known = SimpleNamespace(config={"number": trial.number})
-        asha.on_trial_add(None, known)
-        asha.on_trial_result(None, known, {"curve": trial.curve.items()})
+        stub = trial_stub(trial.number, config={"number": trial.number})
+        asha.on_trial_add(None, stub)
+        asha.on_trial_result(None, stub, {"curve": trial.curve.items()})
     return asha
 
 
 class _Median(FIFOScheduler):
-    """Asks the study, which has every trial's curve, also after a resume."""
+    """Stops a trial where the study's pruner would: the study has the curves of stored trials."""
 
     def __init__(self, should_prune: Callable[[str, dict[str, Any]], bool]) -> None:
         super().__init__()
         self._should_prune = should_prune
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop it if it is worse than the median of those that completed."""
+        """Stop the trial if it is worse than the median of the completed ones."""
         stop = self._should_prune(trial.trial_id, result)
         return TrialScheduler.STOP if stop else TrialScheduler.CONTINUE
 
 
 class _Asha(AsyncHyperBandScheduler):
-    """Knows a trial by its number, and its whole curve: one that starts again, and replays what it
-    had reached, stands on each rung once, with its value there."""
+    """ASHA by the search's numbers of the trials, over every evaluation of a result.
+
+    A trial that starts again has a new id in Tune and replays its history: by its number it counts
+    once on each rung, with its value there.
+    """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """Admit a trial."""
-        super().on_trial_add(tune_controller, _numbered(trial))
+        """Add a trial to a bracket."""
+        super().on_trial_add(tune_controller, _by_number(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        """Stop it if it is too far behind on a rung that it has just reached."""
+        """Stop the trial if it is too far behind on a rung that it has just reached."""
         actions = [
             super(_Asha, self).on_trial_result(
-                tune_controller, _numbered(trial), {"tokens": tokens, "objective": objective}
+                tune_controller, _by_number(trial), {"tokens": tokens, "objective": objective}
             )
             for tokens, objective in result["curve"]
         ]
         return TrialScheduler.STOP if TrialScheduler.STOP in actions else TrialScheduler.CONTINUE
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
-        """Let it go, with what it has reached last."""
+        """Remove the trial from its bracket, after its last evaluations."""
         if "curve" in result:
             self.on_trial_result(tune_controller, trial, result)
         self.on_trial_remove(tune_controller, trial)
 
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
-        """Let it go."""
-        super().on_trial_remove(tune_controller, _numbered(trial))
+        """Remove the trial from its bracket; its values stay on the rungs."""
+        super().on_trial_remove(tune_controller, _by_number(trial))
 
 
-def _numbered(trial: Any) -> SimpleNamespace:
-    return SimpleNamespace(trial_id=trial.config["number"])
+def _by_number(trial: Any) -> Any:
+    return trial_stub(trial.config["number"])

@@ -1,4 +1,8 @@
-"""The Optuna side of the search: the space, the sampler, and a study rebuilt from stored trials."""
+"""Between Ray Tune and the Optuna study: Tune gets its trials here, the study their results.
+
+Used by `run`. Tune's own OptunaSearch is not enough: it tells a pruned trial as complete, with its
+value at a low budget, and cannot start from stored trials of a conditional space.
+"""
 
 import math
 import time
@@ -11,40 +15,44 @@ import optuna
 from optuna.trial import TrialState
 from ray.tune.search import Searcher
 
-from pipelines.search.config import SearchConfig, SearchTask
+from pipelines.compat.ray import NotPickled
+from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredTrial, second_value
 from pipelines.search.space import Space
+from pipelines.search.trial import TrialEnd
 
-BRIEFLY_SECONDS = 0.1
+RUN_WAIT_SECONDS = 0.1
 """How long Tune may wait for the next trial's run while others train."""
 
 
 @dataclass
 class PendingTrial:
-    """A trial that the study was asked for."""
+    """A trial that the study has proposed and that has not ended."""
 
+    number: int
     trial: optuna.Trial
     values: dict[str, Any]
     run: Future[str]
     """Done when its run is stored."""
     tokens: int = 0
+    """Trained on so far."""
     reported: set[int] = field(default_factory=set)
+    """Tokens at which the study has a value of it."""
     retries: int = 0
+    """Times it has crashed and started again."""
 
 
-class StudySearcher(Searcher):
-    """Lets Ray Tune ask an Optuna study, and tells the study how each trial really ended.
+class StudySearcher(NotPickled, Searcher):
+    """Proposes trials to Tune and tells the study how each of them ended.
 
-    Tune's own OptunaSearch tells an early-stopped trial as complete with its low-budget value, and
-    cannot start from stored trials of a conditional space. A trial that crashed is handed out again
-    under its number, to go on from its last checkpoint: Tune's own retries leave out trials that
-    die while they start. A trial is handed out once its run is stored; Tune does not wait for that.
+    A trial is proposed once its run is stored. One that crashed is proposed again under its number,
+    to continue from its last checkpoint: Tune's own retries leave out trials that crash while they
+    start.
     """
 
     def __init__(
         self,
         study: optuna.Study,
-        space: Space,
         task: SearchTask,
         *,
         open_run: Callable[[int, dict[str, Any]], Future[str]],
@@ -52,104 +60,115 @@ class StudySearcher(Searcher):
         earlier: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """`earlier` trials of the study are not the search's own; `seconds` of it have passed."""
+        """A searcher for one start of a search.
+
+        Args:
+            study: Built from the stored trials.
+            task: The search.
+            open_run: Starts to create, or to open again, the run of a trial's number and values.
+            stored: Trials of earlier starts of the search.
+            earlier: Number of the study's first trials that belong to other searches.
+            seconds: Duration of the earlier starts.
+
+        """
         super().__init__(metric="objective", mode="min")
-        self._study, self._space, self._task = study, space, task
+        self._study, self._space, self._task = study, Space(task), task
         self._open_run, self._earlier = open_run, earlier
-        done = [trial for trial in stored if trial.state is not None]
-        self._left = task.search.trial_count - len(done)
+        ended = [trial for trial in stored if trial.state is not None]
+        self._left = task.search.trial_count - len(ended)
         numbers = max((trial.number for trial in stored), default=-1) + 1
-        self._unfinished = numbers - len(done)
-        """Trials that an earlier start has begun: no budget keeps them from their end."""
-        self._spent = sum(trial.tokens for trial in done)
+        self._unfinished = numbers - len(ended)
+        """Trials that an earlier start has begun: they end whatever the budgets."""
+        self._tokens = sum(trial.tokens for trial in ended)
+        """Of ended trials."""
         self._seconds, self._started = seconds, math.inf
-        self._ready: list[PendingTrial] = []
-        """To be handed out: trials that crashed first, then at most one new one."""
+        self._queue: list[PendingTrial] = []
+        """Proposed next: trials that crashed first, then at most one new one."""
         self._running: dict[str, PendingTrial] = {}
+        """By Tune's id."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial's number and values; None: not yet, FINISHED: none follows."""
-        self._started = min(self._started, time.monotonic())  # Ray's start leaves room for a trial
-        if not self._ready and self._may_ask():
-            self._ready.append(self._ask())
-        if not self._ready:
+        """The next trial's number and values; None: none yet; FINISHED: none follows."""
+        self._started = min(self._started, time.monotonic())  # the start of Ray is not counted
+        if not self._queue and self._may_ask():
+            self._queue.append(self._ask())
+        if not self._queue:
             return None if self._running else Searcher.FINISHED
-        asked = self._ready[0]
-        wait([asked.run], timeout=BRIEFLY_SECONDS if self._running else None)
-        if not asked.run.done():
+        pending = self._queue[0]
+        wait([pending.run], timeout=RUN_WAIT_SECONDS if self._running else None)
+        if not pending.run.done():
             return None
-        asked.run.result()  # raises if the store refused
-        self._running[trial_id] = self._ready.pop(0)
-        return {"number": self._number(asked), "values": asked.values}
-
-    def _number(self, asked: PendingTrial) -> int:
-        return int(asked.trial.number) - self._earlier
+        pending.run.result()  # raises if the run could not be stored
+        self._running[trial_id] = self._queue.pop(0)
+        return {"number": pending.number, "values": pending.values}
 
     def _may_ask(self) -> bool:
-        tokens = self._spent + sum(asked.tokens for asked in self._running.values())
+        tokens = self._tokens + sum(pending.tokens for pending in self._running.values())
         seconds = self._seconds + time.monotonic() - self._started
         return self._left > 0 and (
-            self._unfinished > 0 or within_budget(self._task.search, tokens, seconds)
+            self._unfinished > 0 or self._task.search.within_budget(tokens, seconds)
         )
 
     def _ask(self) -> PendingTrial:
         self._left -= 1
         self._unfinished -= 1
         trial = self._study.ask()
-        values = self._space.suggest(trial)
-        return PendingTrial(trial, values, self._open_run(trial.number - self._earlier, values))
-
-    def retries(self, number: int) -> int:
-        """How often a trial that waits to start again will have been retried; of others 0."""
-        return sum(asked.retries for asked in self._ready if self._number(asked) == number)
-
-    def should_prune(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Whether the study's pruner would stop a trial with this result."""
-        self._report(self._running[trial_id], result)
-        return bool(self._running[trial_id].trial.should_prune())
+        number, values = trial.number - self._earlier, self._space.suggest(trial)
+        return PendingTrial(number, trial, values, self._open_run(number, values))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Intermediate values, at the tokens they were reached."""
+        """Report a trial's evaluations to the study, at the tokens trained on."""
         self._report(self._running[trial_id], result)
 
-    def _report(self, asked: PendingTrial, result: Mapping[str, Any]) -> None:
-        asked.tokens = result["tokens"]
-        for tokens, value in result["curve"]:
-            if tokens not in asked.reported:  # a trial that starts again replays its history
-                asked.reported.add(tokens)
-                if self._task.search.second_objective is None:
-                    asked.trial.report(value, tokens)
+    def should_prune(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether the study's pruner would stop a trial, given this result."""
+        pending = self._running[trial_id]
+        self._report(pending, result)
+        return bool(pending.trial.should_prune())
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Complete only if the budget was used; pruned if it was stopped; else failed."""
-        asked = self._running.pop(trial_id, None)
-        if asked is None:
+        """Tell the study how a trial ended, or queue it again if it crashed and may be retried."""
+        pending = self._running.pop(trial_id, None)
+        if pending is None:
             return
-        if error and asked.retries < self._task.base.failures.retries:
-            asked.retries += 1
-            self._ready.insert(0, asked)
+        if error and pending.retries < self._task.base.failures.retries:
+            pending.retries += 1
+            self._queue.insert(0, pending)
             return
-        if error or not result or "objective" not in result:
-            self._study.tell(asked.trial, state=TrialState.FAIL)
+        end = TrialEnd("failed") if error else TrialEnd.of(result or {})
+        if result and end.state != "failed":
+            self._report(pending, result)
+        self._tell(pending, end)
+        self._tokens += pending.tokens
+
+    def retry(self, number: int) -> int:
+        """Which retry of a crashed trial is queued, from 1; 0 if none is."""
+        return sum(pending.retries for pending in self._queue if pending.number == number)
+
+    def _report(self, pending: PendingTrial, result: Mapping[str, Any]) -> None:
+        pending.tokens = result["tokens"]
+        for tokens, value in result["curve"]:
+            if tokens not in pending.reported:  # a trial that starts again replays its history
+                pending.reported.add(tokens)
+                if self._task.search.second_objective is None:  # Optuna prunes by one objective
+                    pending.trial.report(value, tokens)
+
+    def _tell(self, pending: PendingTrial, end: TrialEnd) -> None:
+        """A complete trial has objectives; of a pruned one Optuna takes the last value that was
+        reported; a failed one has neither."""
+        if end.state == "complete":
+            second = second_value(self._task, pending.values, end.last_row)
+            values = [end.objective, *([] if second is None else [second])]
+            self._study.tell(pending.trial, values)
+        elif end.state == "pruned":
+            self._study.tell(pending.trial, state=TrialState.PRUNED)
         else:
-            self._report(asked, result)
-            if result["finished"]:
-                second = second_value(self._task, asked.values, result["rows"][-1])
-                values = [result["objective"], *([] if second is None else [second])]
-                self._study.tell(asked.trial, values)
-            else:
-                self._study.tell(asked.trial, state=TrialState.PRUNED)
-        self._spent += asked.tokens
+            self._study.tell(pending.trial, state=TrialState.FAIL)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the tracking store is the memory of a search."""
+        """Nothing is saved: a resumed search builds its study from the tracking store."""
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing: a resumed search makes a new searcher from the tracking store."""
-
-
-def within_budget(search: SearchConfig, tokens: int, seconds: float) -> bool:
-    """Whether the search's budgets allow another trial after so much."""
-    return tokens < (search.max_tokens or math.inf) and seconds < (search.max_seconds or math.inf)
+        """Nothing is restored: see `save`."""

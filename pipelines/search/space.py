@@ -1,68 +1,51 @@
-"""A searched key as Optuna knows it: for who proposes its values, and for who explains them."""
+"""The search space: which keys can be searched, what is wrong with a space, and its points.
+
+Used by the experiment, which checks the space as a space and each of its points as one training
+run; by the search, which draws points; and by the sweep, which needs memory for the largest.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any
+from dataclasses import replace
+from graphlib import CycleError
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
-import optuna
-from optuna.distributions import (
-    BaseDistribution,
-    CategoricalDistribution,
-    FloatDistribution,
-    IntDistribution,
-)
-
-from pipelines.console.errors import ConfigError
-from pipelines.search.config import Dimension, SearchTask, condition_order
+from pipelines.config.yaml_text import flatten
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import nearest
+from pipelines.search.config import Choice, Dimension, SearchConfig, SearchTask, condition_order
 from pipelines.training.config import TrainingRun
 from pipelines.training.memory import peak_bytes
 
+if TYPE_CHECKING:
+    import optuna
 
-def distribution(dimension: Dimension) -> BaseDistribution:
-    """The range of a dimension; its conditions are not part of it."""
-    if dimension.choice is not None:
-        return CategoricalDistribution(dimension.choice)
-    if dimension.int is not None:
-        return IntDistribution(*dimension.int)
-    if dimension.log_uniform is not None:
-        return FloatDistribution(*dimension.log_uniform, log=True)
-    assert dimension.uniform is not None
-    return FloatDistribution(*dimension.uniform)
-
-
-def largest_trial(task: SearchTask) -> TrainingRun:
-    """The configuration of the search space that needs most, each key at its worst in turn."""
-    worst = task.base
-    for key in condition_order(task.search.space):
-        dimension = task.search.space[key]
-        ends = dimension.choice or dimension.int or ()
-        reachable = all(
-            k in task.search.space or worst.get(k) == v for k, v in dimension.when.items()
-        )
-        points = [{**dimension.when, key: end} for end in ends] if reachable else []
-        sizes = [*([worst] if dimension.when else []), *_replaced(worst, points)]
-        worst = max(sizes, key=lambda one: peak_bytes(one, on_gpu=False), default=worst)
-    return worst
-
-
-def _replaced(run: TrainingRun, points: Iterable[Mapping[str, Any]]) -> Iterator[TrainingRun]:
-    """What points of the space make; those that do not go with the other keys are left out."""
-    for values in points:
-        with suppress(ConfigError):
-            yield run.replace(values)
+RUN_KEYS = list(dict(flatten(TrainingRun().model_dump(mode="json"))))
+"""Keys that one training run reads."""
+TRAINING_KEYS = [key for key in RUN_KEYS if key.startswith(("model.", "train."))]
+"""Keys of the model and its training: all but the fixed ones can be searched."""
+FIXED = {
+    *("train.start_from", "train.tokens", "train.seq_len", "train.evals", "train.eval_tokens"),
+    *("train.best_metric", "train.patience", "train.log_every_steps"),
+}
+"""Keys in which trials must agree to be comparable: they cannot be searched."""
+MAX_CHECKED_POINTS = 1000
+"""Points of a grid that are checked before the search."""
+INACTIVE = object()
+"""Value of a searched key whose condition is not met: equal to no value of a condition."""
 
 
 class Space:
-    """A search space with conditions, in an order that knows a key before what depends on it."""
+    """The points of a search space. A conditional key comes after the keys it depends on."""
 
     def __init__(self, task: SearchTask) -> None:
         space = task.search.space
         self._base = task.base
         self._dimensions = {key: space[key] for key in condition_order(space)}
-        self.distributions = {key: distribution(space[key]) for key in space}
 
-    def suggest(self, trial: optuna.Trial) -> dict[str, Any]:
-        """Values of the keys that apply."""
+    def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
+        """Values of the keys whose conditions are met, drawn by a study's sampler."""
         values: dict[str, Any] = {}
         for key, dimension in self._dimensions.items():
             if all(self._value(k, values) == wanted for k, wanted in dimension.when.items()):
@@ -71,18 +54,15 @@ class Space:
 
     def _value(self, key: str, values: Mapping[str, Any]) -> Any:
         if key in self._dimensions:
-            return values.get(key, _INACTIVE)
+            return values.get(key, INACTIVE)
         return self._base.get(key)
 
     def inactive(self, values: Mapping[str, Any]) -> list[str]:
-        """Searched keys that do not apply given these values."""
+        """Searched keys that have no value in this point."""
         return [key for key in self._dimensions if key not in values]
 
 
-_INACTIVE = object()
-
-
-def _suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
+def _suggest(trial: "optuna.Trial", key: str, dimension: Dimension) -> Any:
     if dimension.choice is not None:
         return trial.suggest_categorical(key, dimension.choice)
     if dimension.int is not None:
@@ -91,3 +71,96 @@ def _suggest(trial: optuna.Trial, key: str, dimension: Dimension) -> Any:
         return trial.suggest_float(key, *dimension.log_uniform, log=True)
     assert dimension.uniform is not None
     return trial.suggest_float(key, *dimension.uniform)
+
+
+def largest_trial(task: SearchTask) -> TrainingRun:
+    """The configuration of the space that needs most memory, found one key after the other."""
+    largest = task.base
+    for key in condition_order(task.search.space):
+        dimension = task.search.space[key]
+        ends = dimension.choice or dimension.int or ()
+        reachable = all(
+            k in task.search.space or largest.get(k) == v for k, v in dimension.when.items()
+        )
+        points = [{**dimension.when, key: end} for end in ends] if reachable else []
+        sizes = [*([largest] if dimension.when else []), *_valid_runs(largest, points)]
+        largest = max(sizes, key=lambda run: peak_bytes(run, on_gpu=False), default=largest)
+    return largest
+
+
+def _valid_runs(run: TrainingRun, points: Iterable[Mapping[str, Any]]) -> Iterator[TrainingRun]:
+    """The run with the values of each point; invalid combinations are left out."""
+    for values in points:
+        with suppress(ConfigError):
+            yield run.replace(values)
+
+
+def space_problems(space: Mapping[str, Dimension], base: TrainingRun) -> Iterator[Problem]:
+    """What is wrong with a space, each of its keys tried on the base."""
+    try:
+        condition_order(space)
+    except CycleError as error:
+        yield Problem(f"cyclic `when` conditions: {' -> '.join(error.args[1])}", "search.space")
+    for key, dimension in space.items():
+        where = f"search.space.{key}"
+        if not key.startswith(("model.", "train.")):
+            message = "expected a key of model or train"
+            yield Problem(message, where, nearest=nearest(key, RUN_KEYS))
+        elif key in FIXED:
+            yield Problem("cannot be searched: trials would no longer be comparable", where)
+        elif key not in RUN_KEYS:
+            message = "no such configuration key"
+            yield Problem(message, where, nearest=nearest(key, RUN_KEYS))
+        else:
+            yield from _dimension_problems(key, dimension, base)
+
+
+def _dimension_problems(key: str, dimension: Dimension, base: TrainingRun) -> Iterator[Problem]:
+    where = f"search.space.{key}"
+    wrong = list(_condition_problems(key, dimension.when, base))
+    met = {} if wrong else dimension.when
+    points = ({**met, key: value} for value in dimension.examples)
+    yield from (_within(where, problem) for problem in _invalid_point(base, points))
+    yield from (_within(f"{where}.when", problem) for problem in wrong)
+
+
+def _condition_problems(
+    key: str, when: Mapping[str, Choice], base: TrainingRun
+) -> Iterator[Problem]:
+    for other, wanted in when.items():
+        if other not in RUN_KEYS:
+            message = f"{other} is no configuration key of a training run"
+            yield Problem(message, nearest=nearest(other, RUN_KEYS))
+        elif other == key:
+            yield Problem("a key cannot depend on itself")
+        else:
+            yield from _invalid_point(base, [{other: wanted}])
+
+
+def _within(where: str, problem: Problem) -> Problem:
+    """A problem of a training run, reported at the key of the space that causes it."""
+    message = f"{problem.key}: {problem.message}" if problem.key else problem.message
+    return replace(problem, key=where, message=message)
+
+
+def listed_point_problems(search: SearchConfig, base: TrainingRun) -> Iterator[Problem]:
+    """The first invalid point of a grid, or of search.try_first."""
+    grid = search.sampler.name == "grid"
+    points = search.grid_points if grid else search.try_first
+    where = "search.space" if grid else "search.try_first"
+    for problem in _invalid_point(base, islice(points, MAX_CHECKED_POINTS)):
+        message = f"invalid point of the search space: {problem.key}: {problem.message}"
+        yield replace(problem, key=where, message=message)
+
+
+def _invalid_point(base: TrainingRun, points: Iterable[Mapping[str, Choice]]) -> Iterator[Problem]:
+    """What is wrong with the first of some points that is no valid training run."""
+    # No searched key depends on this list, which would be validated again for each point.
+    model = replace(base.model, attention_windows=(None,))
+    bare = base.model_copy(update={"model": model})
+    for point in points:
+        try:
+            bare.replace(point)
+        except ConfigError as error:
+            yield error.problems[0]
+            return

@@ -1,167 +1,175 @@
-"""The Optuna side of the search: the space, the sampler, and a study rebuilt from stored trials."""
+"""The Optuna study of a search: its sampler and pruner, and the stored trials it is built from.
 
-import warnings
-from collections.abc import Mapping, Sequence
+Used by `run` before a search, by the cost estimate, and by the stage after the search, which saves
+the study as a file.
+"""
+
+from collections.abc import Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState, create_trial
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from pipelines.search.config import SearchConfig, SearchTask
+from pipelines.compat import optuna as compat
+from pipelines.search.config import Dimension, SearchTask
 from pipelines.search.resume import StoredTrial
-from pipelines.search.space import Space
 
-STATES = {
+OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
     "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
-
-
+SECOND_DIRECTIONS = {None: [], "parameters": ["minimize"], "bytes_per_second": ["maximize"]}
 MEDIAN_TRIALS = 4
 """Completed trials before median stopping compares with them."""
-FEWEST_SOURCES = 10
-"""Trials of which a tenth is one."""
+MIN_SOURCE_TRIALS = 10
+"""Trials from which CMA-ES estimates its start: it takes the best tenth, one of ten."""
 
 
 def build_study(
-    task: SearchTask,
-    space: Space,
-    stored: Sequence[StoredTrial],
-    earlier: Sequence[StoredTrial] = (),
+    task: SearchTask, stored: Sequence[StoredTrial], earlier: Sequence[StoredTrial] = ()
 ) -> optuna.Study:
-    """A study that knows what the store knows.
+    """A study with the trials of the tracking store, whose next `ask` continues the search.
 
-    First come the trials of `earlier` searches; those of this one follow and keep their numbers: a
-    finished one is added with its state, an unfinished one, or a number whose run was never made,
-    waits and is asked for first. So do the points that are known beforehand. The sampler's seed
-    moves on with the trials stored, so that a resumed search does not draw its first random points
-    again.
+    The trials of `earlier` searches come first. Those of this search follow in the order of their
+    numbers: a finished one with its state; an unfinished one, and a number whose run was never
+    created, are enqueued and asked for first. So are the points that are fixed beforehand.
+
+    The sampler's seed is that of the experiment plus the number of stored trials, so that a resumed
+    search does not draw its first random points again.
     """
-    search = task.search
-    _quieten()
-    known = [_frozen(trial, space) for trial in earlier]
+    ranges = distributions(task)
+    trials = [_as_optuna(trial, ranges) for trial in earlier]
     by_number = {trial.number: trial for trial in stored}
-    points = _points(search, space, task.base.seed)
-    for number in range(max(*by_number, len(points) - 1, -1) + 1):
-        if number in by_number:
-            known.append(_frozen(by_number[number], space))
+    with compat.quiet():
+        points = _fixed_points(task, ranges)
+        for number in range(max(*by_number, len(points) - 1, -1) + 1):
+            if number in by_number:
+                trials.append(_as_optuna(by_number[number], ranges))
+            else:
+                trials.append(points[number] if number < len(points) else {})
+        ended = [trial for trial in trials if isinstance(trial, FrozenTrial)]
+        study = optuna.create_study(
+            sampler=_sampler(task, task.base.seed + len(stored), ended),
+            pruner=_pruner(task),
+            directions=_directions(task),
+        )
+    for trial in trials:
+        if isinstance(trial, FrozenTrial):
+            study.add_trial(trial)
         else:
-            known.append(_waiting(points[number] if number < len(points) else {}))
-    study = optuna.create_study(
-        sampler=_sampler(search, task.base.seed + len(stored), known),
-        pruner=_pruner(task),
-        directions=_directions(search),
-    )
-    study.add_trials(known)
+            study.enqueue_trial(trial)
     return study
-
-
-def _quieten() -> None:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def _directions(search: SearchConfig) -> list[str]:
-    return ["minimize", *SECOND_DIRECTION[search.second_objective]]
 
 
 def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> None:
     """Write ended trials into a SQLite file, as a study that Optuna and optuna-dashboard open."""
-    _quieten()
-    space, second = Space(task), task.search.second_objective
-    storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
-    study = optuna.create_study(
-        study_name=task.experiment, storage=storage, directions=_directions(task.search)
-    )
-    study.set_metric_names([task.base.train.best_metric, *([second] if second else [])])
-    for stored in trials:
-        trial = _frozen(stored, space)
-        begun, ended = (datetime.fromtimestamp(ms / 1000) for ms in stored.milliseconds)
-        trial.datetime_start, trial.datetime_complete = begun, ended
-        trial.set_user_attr("mlflow_run", stored.run_id)
-        if stored.reason:
-            trial.set_user_attr("reason", stored.reason)
-        study.add_trial(trial)
-    storage.engine.dispose()
+    ranges, second = distributions(task), task.search.second_objective
+    with compat.quiet():
+        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        study = optuna.create_study(
+            study_name=task.experiment, storage=storage, directions=_directions(task)
+        )
+        study.set_metric_names([task.base.train.best_metric, *([second] if second else [])])
+        for stored in trials:
+            trial = _as_optuna(stored, ranges)
+            assert isinstance(trial, FrozenTrial)
+            started, ended = (datetime.fromtimestamp(ms / 1000) for ms in stored.milliseconds)
+            compat.set_times(trial, started, ended)
+            trial.set_user_attr("mlflow_run", stored.run_id)
+            if stored.reason:
+                trial.set_user_attr("reason", stored.reason)
+            study.add_trial(trial)
+        compat.close(storage)
 
 
-SECOND_DIRECTION = {None: [], "parameters": ["minimize"], "bytes_per_second": ["maximize"]}
+def distributions(task: SearchTask) -> dict[str, BaseDistribution]:
+    """The range of each searched key, as Optuna's."""
+    return {key: distribution(dimension) for key, dimension in task.search.space.items()}
+
+
+def distribution(dimension: Dimension) -> BaseDistribution:
+    """The range of a searched key, without its conditions."""
+    if dimension.choice is not None:
+        return CategoricalDistribution(dimension.choice)
+    if dimension.int is not None:
+        return IntDistribution(*dimension.int)
+    if dimension.log_uniform is not None:
+        return FloatDistribution(*dimension.log_uniform, log=True)
+    assert dimension.uniform is not None
+    return FloatDistribution(*dimension.uniform)
+
+
+def _directions(task: SearchTask) -> list[str]:
+    return ["minimize", *SECOND_DIRECTIONS[task.search.second_objective]]
 
 
 def _sampler(
-    search: SearchConfig, seed: int, known: Sequence[optuna.trial.FrozenTrial]
+    task: SearchTask, seed: int, known: Sequence[FrozenTrial]
 ) -> optuna.samplers.BaseSampler:
-    startup = search.sampler.startup_trials
-    if search.sampler.name == "tpe":
+    name, startup = task.search.sampler.name, task.search.sampler.startup_trials
+    if name == "tpe":
         return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
-    if search.sampler.name == "gp":
+    if name == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
-    if search.sampler.name == "cmaes":
-        return optuna.samplers.CmaEsSampler(
-            seed=seed, n_startup_trials=startup, consider_pruned_trials=True, **_start(known)
-        )
+    if name == "cmaes":
+        return compat.cma_es(seed, startup, **_cma_es_start(known))
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-def _start(known: Sequence[optuna.trial.FrozenTrial]) -> dict[str, Any]:
-    """Where CMA-ES begins: no stored trial remembers its distribution, so it is estimated from
-    the best tenth of them (arXiv 2012.06932), or lies around the best one while they are few."""
+def _cma_es_start(known: Sequence[FrozenTrial]) -> dict[str, Any]:
+    """Where CMA-ES starts: its distribution is not stored, so it is estimated from the best tenth
+    of the trials (arXiv 2012.06932), or centred on the best one while they are few."""
     ranked = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
-    if len(ranked) >= FEWEST_SOURCES:
+    if len(ranked) >= MIN_SOURCE_TRIALS:
         return {"source_trials": ranked}
     return {"x0": min(ranked, key=lambda t: t.value).params} if ranked else {}
 
 
 def _pruner(task: SearchTask) -> optuna.pruners.BasePruner:
-    """Median stopping; ASHA is Tune's, which knows a rung's trials before they have ended."""
+    """Median stopping is the study's; ASHA is Tune's, whose rungs have the running trials too."""
     if task.search.scheduler.name != "median":
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(
-        n_startup_trials=MEDIAN_TRIALS, n_warmup_steps=grace_tokens(task)
+        n_startup_trials=MEDIAN_TRIALS, n_warmup_steps=task.grace_tokens
     )
 
 
-def grace_tokens(task: SearchTask) -> int:
-    """Bytes that a trial trains on before it may be stopped."""
-    steps = task.base.train.eval_steps
-    grace = min(task.search.scheduler.grace_evals, len(steps))
-    return steps[grace - 1] * task.base.train.batch_tokens
+def _fixed_points(task: SearchTask, ranges: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
+    """The points that do not depend on results, by trial number.
 
-
-def _points(search: SearchConfig, space: Space, seed: int) -> list[dict[str, Any]]:
-    """What is to be tried whatever comes out, by trial number: kept in no study's memory, and the
-    same after a resume."""
+    They are computed again by a resumed search, so that no sampler needs a stored state.
+    """
+    search = task.search
     if search.sampler.name == "grid":
         return list(islice(search.grid_points, search.trial_count))
     if search.sampler.name != "qmc":
-        return search.try_first
-    sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True)
-    study, trial = optuna.create_study(), create_trial(state=TrialState.WAITING)
-    drawn = [
-        sampler.sample_relative(study, trial, space.distributions)
-        for _ in range(search.trial_count)
-    ]
+        return list(search.try_first)
+    drawn = compat.quasi_random_points(ranges, search.trial_count, task.base.seed)
     return [*search.try_first, *drawn][: search.trial_count]
 
 
-def _waiting(values: Mapping[str, Any]) -> optuna.trial.FrozenTrial:
-    """A trial to be asked for, with what is decided of it."""
-    return create_trial(state=TrialState.WAITING, system_attrs={"fixed_params": dict(values)})
-
-
-def _frozen(stored: StoredTrial, space: Space) -> optuna.trial.FrozenTrial:
+def _as_optuna(
+    stored: StoredTrial, ranges: dict[str, BaseDistribution]
+) -> FrozenTrial | dict[str, Any]:
+    """An ended trial with its state, objectives and evaluations; of another one its values."""
     if stored.state is None:
-        return _waiting(stored.values)
-    multiple = stored.second is not None
-    values = [stored.objective, stored.second] if multiple else [stored.objective]
+        return stored.values
+    several = stored.second is not None
+    values = [stored.objective, stored.second] if several else [stored.objective]
     return create_trial(
-        state=STATES[stored.state],
+        state=OPTUNA_STATES[stored.state],
         params=stored.values,
-        distributions={key: space.distributions[key] for key in stored.values},
+        distributions={key: ranges[key] for key in stored.values},
         values=None if stored.state == "failed" or None in values else values,
-        intermediate_values={} if multiple else stored.curve,
+        intermediate_values={} if several else stored.curve,
     )

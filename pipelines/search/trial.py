@@ -1,13 +1,14 @@
-"""One trial of a search, as Ray Tune runs it: step by step, an evaluation each.
+"""One trial of a search, as Ray Tune runs it: an evaluation each step, and how the trial ended.
 
 A trial with one worker trains in the trial's own process, which the next trial reuses; one with
-several trains them under Ray Train. Either way Tune only ever holds an iterator of rows, and
-closing it ends the training in order and frees what it held.
+several trains them under Ray Train. In both cases the trial iterates over rows of the history, and
+closing the iterator ends the training and frees what it held.
 """
 
 import math
 from collections.abc import Generator, Mapping
 from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,19 +22,49 @@ from pipelines.training.history import Row, finished
 from pipelines.training.trainer import DivergedError
 
 
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended, for the study, its run in MLflow and the screen."""
+
+    state: str
+    """`complete`: it used its budget or its patience; `pruned`: the scheduler stopped it before;
+    `failed`: it diverged or crashed too often."""
+    reason: str = ""
+    """Of a failure."""
+    objective: float | None = None
+    """Of other trials, their best."""
+    last_row: Row = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, result: Mapping[str, Any]) -> "TrialEnd":
+        """From the last result of a trial that ended without an exception."""
+        if "objective" not in result:
+            return cls("failed", reason=result.get("failed", "no evaluation"))
+        state = "complete" if result["finished"] else "pruned"
+        return cls(state, objective=result["objective"], last_row=result["rows"][-1])
+
+
 class Trial(tune.Trainable):
-    """Trains one configuration of the space. What may succeed another time raises; a divergence
-    is a result, with `failed` as its reason and no objective."""
+    """Trains one configuration of the space.
+
+    It raises for what may succeed another time. A divergence is a result without an objective, with
+    the reason as `failed`.
+    """
 
     def setup(
         self, config: dict[str, Any], base: TrainingRun, corpus: TrainValSplits, folder: Folder
     ) -> None:
-        """Prepare the trial that `config` (its number and searched values) describes."""
+        """Prepare the trial of `config`: its number and its searched values."""
         self._base, self._corpus, self._folder = base, corpus, folder
         self._results = self._train(config["number"], config["values"])
 
     def step(self) -> dict[str, Any]:
-        """Train to the next evaluation; the first step of a resumed trial replays its history."""
+        """Train to the next evaluation; the first step of a resumed trial replays its history.
+
+        Returns the new `rows`, the `curve` of their evaluations (tokens and the best objective by
+        then), the `tokens` trained on, the `objective`, whether the trial is `finished`, and
+        `notes` for people.
+        """
         return next(self._results)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -48,20 +79,22 @@ class Trial(tune.Trainable):
         self._results.close()
 
     def _train(self, number: int, values: Mapping[str, Any]) -> Generator[dict[str, Any]]:
-        config = self._base.replace(values)
-        metric, best, notes = config.train.best_metric, math.inf, list[str]()
+        run = self._base.replace(values)
         history: list[Row] = []
-        folder = trial_folder(self._folder, number)
-        with closing(_launch(config, self._corpus, folder, notes)) as run:
+        notes: list[str] = []
+        best = math.inf
+        with closing(
+            _launch(run, self._corpus, trial_folder(self._folder, number), notes)
+        ) as training:
             try:
-                for rows in run:
+                for rows in training:
                     curve = []
                     for row in rows:
                         if "val_bits_per_byte" in row:
-                            best = min(best, row[metric])
+                            best = min(best, row[run.train.best_metric])
                             curve.append((int(row["tokens"]), best))
                     history += rows
-                    done = finished(history, config.train)
+                    done = finished(history, run.train)
                     yield {
                         "rows": rows,
                         "curve": curve,
@@ -76,18 +109,18 @@ class Trial(tune.Trainable):
 
 
 def _launch(
-    config: TrainingRun, corpus: TrainValSplits, folder: Folder, notes: list[str]
+    run: TrainingRun, corpus: TrainValSplits, folder: Folder, notes: list[str]
 ) -> Generator[list[Row]]:
-    if config.resources.max_workers == 1:
-        run = loop.train(config, corpus, folder, notes.append)
-        return loop.with_watchdog(run, config.failures.timeout_seconds)
-    from pipelines.cluster.workers import train_with_workers  # 3 s that others need not pay
+    if run.resources.max_workers == 1:
+        training = loop.train(run, corpus, folder, notes.append)
+        return loop.with_watchdog(training, run.failures.timeout_seconds)
+    from pipelines.cluster.workers import train_with_workers  # takes 3 s, for several workers only
 
-    # The search starts a trial again itself; both together would multiply.
-    once = config.replace({"failures.retries": 0})
+    # The search itself starts a crashed trial again; the two limits would multiply.
+    once = run.replace({"failures.retries": 0})
     return train_with_workers(once, corpus, folder, notes.append)
 
 
 def trial_folder(search_folder: Folder, number: int) -> Folder:
-    """Where a trial's checkpoints lie: found again by its number."""
+    """Folder of a trial's checkpoints, the same each time the trial starts."""
     return search_folder / f"trial-{number:04d}"

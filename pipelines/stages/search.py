@@ -1,81 +1,50 @@
-"""search: Ray Tune runs the trials that Optuna proposes, MLflow records them.
+"""search: run the trials of the search that are missing, and summarize all of them.
 
-The tracking store is the truth. A trial's run is made, with its parameters, before the trial
-starts; a search that was killed is rebuilt from these runs and goes on with what is missing.
+The trials are read from the tracking store before and after: a search that was killed continues
+with the same command, and one that is complete runs nothing.
 """
 
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 from pipelines.console.errors import PipelineError
-from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
-from pipelines.search.config import SearchTask
-from pipelines.search.recorder import STATUSES
-from pipelines.search.resume import comparable_params, stored_trials, trials_folder
+from pipelines.search.recorder import end_runs, log_search, log_summary
+from pipelines.search.resume import StoredTrial, stored_trials, trials_folder
 from pipelines.search.run import run_trials
-from pipelines.search.searcher import within_budget
-from pipelines.search.study import STATES, save_study
 from pipelines.stages.recorded_training import TRAINING_SOURCES
 from pipelines.storage.files import remove
-from pipelines.tracking import descriptions, schema
 
 
 def search(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Run what is missing of the search; returns how many trials ended how."""
-    task = context.config.search_task()
+    """Run the missing trials; returns how many trials ended in each state."""
+    task, corpus = context.config.search_task(), needs["corpus"]
     stored = stored_trials(context, task)
-    for trial in stored:
-        if trial.state is not None and trial.status != STATUSES[trial.state]:
-            context.store.end(trial.run_id, STATUSES[trial.state])  # killed before it could
-    fingerprint = needs["corpus"]["fingerprint"]
-    done = [trial for trial in stored if trial.state is not None]
-    spent = sum(trial.tokens for trial in done)
+    ended = [trial for trial in stored if trial.state is not None]
+    end_runs(context.store, ended)
+    log_search(context, task, corpus)
+    total, tokens = task.search.trial_count, sum(trial.tokens for trial in ended)
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    params = comparable_params(task, fingerprint) | {"search": task.search.model_dump()}
-    context.store.log_params(context.run_id, params)
-    _describe(context, task)
-    paths = train_val_splits(context.storage, fingerprint)
-    splits = {"training": paths.train, "validation": paths.validation}
-    context.store.log_corpus(context.run_id, needs["corpus"], **splits)
     if stored:
-        total = task.search.trial_count
-        context.progress.log(f"  {len(done)} of {total} trials are done")
-    begun, complete = len(stored) > len(done), len(done) == task.search.trial_count
-    if begun or (not complete and within_budget(task.search, spent, seconds)):
-        run_trials(context, task, needs["corpus"], stored, seconds)
+        context.progress.log(f"  {len(ended)} of {total} trials are done")
+    may_start = len(ended) < total and task.search.within_budget(tokens, seconds)
+    if len(ended) < len(stored) or may_start:
+        run_trials(context, task, corpus, stored, seconds)
     trials = stored_trials(context, task)
-    if any(trial.state is None for trial in trials):  # by SIGUSR1, which ends Tune's loop
+    _require_results(trials)
+    remove(trials_folder(context))
+    return {"search_run": context.run_id, "trials": log_summary(context, task, trials)}
+
+
+def _require_results(trials: Sequence[StoredTrial]) -> None:
+    """Raise PipelineError if a trial has not ended, or none has a result."""
+    if any(trial.state is None for trial in trials):  # SIGUSR1 ends Tune's loop, for example
         raise PipelineError("search: stopped early; run the same command again to go on")
     if not trials:
         raise PipelineError("search: no trial began within search.max_seconds; expected more")
-    failed = [t for t in trials if t.state == "failed"]
-    if len(failed) == len(trials):
-        reasons = "\n".join(f"  trial {t.number}: {t.reason}" for t in failed)
+    if all(trial.state == "failed" for trial in trials):
+        reasons = "\n".join(f"  trial {trial.number}: {trial.reason}" for trial in trials)
         raise PipelineError(f"search: every trial failed; --fresh tries again\n{reasons}")
-    remove(trials_folder(context))
-    counts = {state: sum(trial.state == state for trial in trials) for state in STATES}
-    context.store.log_metrics(
-        context.run_id, {"tokens": sum(trial.tokens for trial in trials), **counts}
-    )
-    with tempfile.TemporaryDirectory() as scratch:
-        save_study(Path(scratch) / schema.STUDY_FILE, task, trials)
-        context.store.log_file(context.run_id, Path(scratch) / schema.STUDY_FILE)
-    return {"search_run": context.run_id, "trials": counts}
-
-
-def _describe(context: Context[Experiment], task: SearchTask) -> None:
-    text = descriptions.describe_search(
-        context.run_id,
-        list(task.search.space),
-        trials=task.search.trial_count,
-        tokens=task.base.train.tokens,
-        sampler=task.search.sampler.name,
-        scheduler=task.search.scheduler.name,
-    )
-    context.store.describe(text, context.run_id)
 
 
 STAGE = Stage(

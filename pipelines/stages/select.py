@@ -1,4 +1,4 @@
-"""select: the best trial of the search, among equals."""
+"""select: choose the best trial of the search, and its Pareto front if it has two objectives."""
 
 from collections.abc import Mapping
 
@@ -6,23 +6,22 @@ from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import best_trial, pareto_front
 from pipelines.search.resume import stored_trials
+from pipelines.tracking.schema import BEST_RUN_TAG, BEST_TAG, BEST_TRIAL_TAG, PARETO_TAG
 
 
 def select(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Choose the winner and mark it, in MLflow, on itself and on its search."""
-    metric = context.config.train.best_metric
+    """Choose the winner and mark it in MLflow, on its own run and on its search's."""
+    task, store = context.config.search_task(), context.store
     search_run = needs["search"]["search_run"]
-    trials = stored_trials(context, context.config.search_task(), search_run)
+    trials = stored_trials(context, task, search_run)
     winner = best_trial(trials)
     assert winner.objective is not None
-    context.store.tag(
-        search_run, {"dca.best_trial": str(winner.number), "dca.best_run": winner.run_id}
-    )
-    context.store.log_metrics(search_run, {f"best_{metric}": winner.objective})
-    context.store.tag(winner.run_id, {"dca.best": "true"})
-    front = pareto_front(trials, context.config.search.second_objective)
+    store.tag(search_run, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})
+    store.log_metrics(search_run, {f"best_{task.base.train.best_metric}": winner.objective})
+    store.tag(winner.run_id, {BEST_TAG: "true"})
+    front = pareto_front(trials, task.search.second_objective)
     for trial in front:
-        context.store.tag(trial.run_id, {"dca.front": "true"})
+        store.tag(trial.run_id, {PARETO_TAG: "true"})
     return {
         "trial": winner.number,
         "run_id": winner.run_id,

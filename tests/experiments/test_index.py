@@ -78,8 +78,8 @@ def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
     config = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
     found = measure_corpus(config.data, seq_len=config.train.seq_len)
     write_splits(config.data, found, tmp_path)
-    space = Space(config)
-    study = build_study(config, space, [], [])
+    task = config.search_task()
+    space, study = Space(task), build_study(task, [])
     tried = []
     for number in range(config.search.trial_count):
         values = space.suggest(study.ask())

@@ -1,11 +1,16 @@
+import json
+
 import pytest
 
 from pipelines.console.progress import Progress
-from pipelines.console.updates import ProgressUpdate
+from pipelines.console.updates import OutputMode, ProgressUpdate
 from pipelines.experiment import read_experiment
 from pipelines.search import progress
 from pipelines.search.progress import SearchProgress
 from pipelines.search.resume import StoredTrial
+from pipelines.search.trial import TrialEnd
+
+PRUNED = TrialEnd("pruned", objective=2.9, last_row={"step": 4, "time": 1.0})
 
 
 class Screen(Progress):
@@ -13,13 +18,13 @@ class Screen(Progress):
 
     now: ProgressUpdate
 
-    def live(self, now: ProgressUpdate) -> None:
+    def update(self, now: ProgressUpdate) -> None:
         self.now = now
 
 
 @pytest.fixture
 def screen() -> Screen:
-    return Screen()
+    return Screen(OutputMode.JSON)
 
 
 @pytest.fixture
@@ -39,11 +44,12 @@ def board(data, screen, clock) -> SearchProgress:
         StoredTrial(1, "b", {}, state="failed"),
         StoredTrial(2, "c", {}),
     ]
-    return SearchProgress(read_experiment(data, source="test"), stored, screen)
+    task = read_experiment(data, source="test").search_task()
+    return SearchProgress(task, stored, screen)
 
 
-def test_what_earlier_starts_have_found_counts(board, screen):
-    board.started(2)
+def test_the_trials_of_earlier_starts_count(board, screen):
+    board.started(2, {})
     assert screen.now.text == (
         "search: 2/4 trials (1 complete, 1 failed), 1 running, best 3.0000 (trial 0)"
     )
@@ -54,8 +60,8 @@ def test_what_earlier_starts_have_found_counts(board, screen):
 def test_speed_is_that_of_all_running_trials_and_the_time_left_that_of_the_rest(
     board, screen, clock
 ):
-    board.started(2)
-    board.started(3)
+    board.started(2, {})
+    board.started(3, {})
     clock[0] += 30
     board.reported(2, 1024, 3.5, 400.0)
     board.reported(3, 2048, 2.5, 600.0)
@@ -74,14 +80,48 @@ def test_speed_is_that_of_all_running_trials_and_the_time_left_that_of_the_rest(
 
 
 def test_a_trial_that_ended_or_crashed_is_no_longer_running(board, screen, clock):
-    board.started(2)
-    board.started(3)
+    board.started(2, {})
+    board.started(3, {})
     clock[0] += 10
     board.reported(2, 1024, 2.9, 400.0)
-    board.crashed(3)
-    board.ended(2, "pruned")
+    board.crashed(3, "MemoryError", 1)
+    board.ended(2, {}, "run", PRUNED)
     assert screen.now.text == (
         "search: 3/4 trials (1 complete, 1 pruned, 1 failed), 0 running, best 2.9000 (trial 2), "
         "about 0:10 left"
     )
     assert len(screen.now.bars) == 1
+
+
+def test_a_machine_reads_an_event_for_each_change_of_a_trial(board, clock, capsys):
+    clock[0] += 10
+    board.started(2, {"train.learning_rate": 0.0123456})
+    board.noted(2, "goes on from step 3/4")
+    board.crashed(2, "MemoryError", 1)
+    board.ended(2, {}, "run", PRUNED)
+    board.ended(3, {}, "other", TrialEnd("failed", reason="diverged at step 3"))
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {event["event"] for event in events} == {"trial"}
+    assert [event["state"] for event in events] == [
+        *("started", "note", "crashed", "pruned", "failed"),
+    ]
+    _, note, crash, pruned, failed = events
+    assert note["text"] == "goes on from step 3/4"
+    assert (crash["reason"], crash["retry"]) == ("MemoryError", 1)
+    assert (pruned["run"], pruned["steps"], pruned["best_val_bits_per_byte"]) == ("run", 4, 2.9)
+    assert failed["reason"] == "diverged at step 3"
+    assert "best_val_bits_per_byte" not in failed
+
+
+def test_a_person_reads_how_a_trial_ended_and_what_it_tried(board, screen, clock, capsys):
+    clock[0] += 10
+    screen.mode = OutputMode.TEXT
+    values = {"train.learning_rate": 0.0123456, "model.residual": "dca"}
+    board.ended(2, values, "run", PRUNED)
+    board.crashed(3, "MemoryError", 1)
+    pruned, crashed = capsys.readouterr().out.splitlines()
+    tried = "(train.learning_rate=0.0123, model.residual=dca)"
+    assert pruned == f"  trial 2 pruned: 4 steps, best 2.9000 bits per byte  {tried}"
+    assert crashed == (
+        "  trial 3 crashed: MemoryError; goes on from its last checkpoint (retry 1 of 2)"
+    )

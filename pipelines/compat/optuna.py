@@ -1,0 +1,75 @@
+"""What Optuna 5 marks as experimental, or leaves without a documented way.
+
+Used by pipelines.search, whose modules load Optuna anyway.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Optuna's log lines and its ExperimentalWarning, in the time of a block.
+
+    Optuna logs to stderr, also each new study; the samplers and arguments below are experimental,
+    and so is `Study.set_metric_names`.
+    """
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def quasi_random_points(
+    distributions: Mapping[str, BaseDistribution], count: int, seed: int
+) -> list[dict[str, Any]]:
+    """The first points of a scrambled Sobol sequence in a space.
+
+    QMCSampler is experimental. Its `sample_relative` is called without a running trial: through
+    `Study.ask` the first trial would be drawn independently, outside the sequence.
+    """
+    sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True)
+    study, trial = optuna.create_study(), create_trial(state=TrialState.WAITING)
+    return [sampler.sample_relative(study, trial, dict(distributions)) for _ in range(count)]
+
+
+def cma_es(
+    seed: int,
+    startup_trials: int,
+    *,
+    source_trials: Sequence[FrozenTrial] | None = None,
+    x0: Mapping[str, Any] | None = None,
+) -> optuna.samplers.BaseSampler:
+    """CMA-ES, also from pruned trials, begun at the best of `source_trials` or at `x0`.
+
+    `consider_pruned_trials` and `source_trials` are experimental; `x0` must have the internal form
+    of a search space without a choice.
+    """
+    return optuna.samplers.CmaEsSampler(
+        seed=seed,
+        n_startup_trials=startup_trials,
+        consider_pruned_trials=True,
+        source_trials=None if source_trials is None else list(source_trials),
+        x0=None if x0 is None else dict(x0),
+    )
+
+
+def set_times(trial: FrozenTrial, started: datetime, ended: datetime) -> None:
+    """Give a trial that is not in a study yet its times: `create_trial` sets both to now."""
+    trial.datetime_start, trial.datetime_complete = started, ended
+
+
+def close(storage: optuna.storages.RDBStorage) -> None:
+    """Close a study's database file: RDBStorage has no method for it, only its SQLAlchemy engine."""
+    storage.engine.dispose()

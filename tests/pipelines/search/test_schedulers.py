@@ -1,0 +1,59 @@
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.search.schedulers import scheduler_of
+from tests.pipelines.search.trials import complete, result, searcher_of
+
+
+def never(*_) -> bool:
+    return False
+
+
+def stops(asha, number: int, *curve: tuple[int, float]) -> bool:
+    trial = SimpleNamespace(config={"number": number})
+    asha.on_trial_add(None, trial)
+    return asha.on_trial_result(None, trial, {"curve": curve}) == "STOP"
+
+
+def test_a_resumed_search_stops_trials_by_what_it_had_reached_before(searched):
+    rung = searched.train.eval_steps[1] * searched.train.batch_tokens
+    known = [complete(n, state="pruned", curve={rung: 2.0 + n / 10}) for n in range(3)]
+    assert not stops(scheduler_of(searched.search_task(), [], never), 9, (rung, 3.0))
+    assert stops(scheduler_of(searched.search_task(), known, never), 9, (rung, 3.0))
+    assert not stops(scheduler_of(searched.search_task(), known, never), 9, (rung, 1.0))
+
+
+def test_a_trial_that_starts_again_stands_on_a_rung_once_with_its_value_there(searched):
+    rung = searched.train.eval_steps[1] * searched.train.batch_tokens
+    asha = scheduler_of(searched.search_task(), [], never)
+    assert not stops(asha, 0, (rung, 3.0))
+    assert stops(asha, 1, (rung, 3.5))
+    assert not stops(asha, 2, (rung, 2.0))
+    assert not stops(asha, 0, (rung, 3.0), (2 * rung, 1.0))
+    assert asha._brackets[0]._rungs[-1][1] == {0: -3.0, 1: -3.5, 2: -2.0}
+    known = [complete(0, state=None, curve={rung: 3.0}), complete(1, curve={rung: 2.0})]
+    assert not stops(scheduler_of(searched.search_task(), known, never), 0, (rung, 3.0))
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_median_stopping_ends_what_is_worse_than_half_of_the_completed(searched, resumed):
+    searched = searched.replace(
+        {"search.scheduler.name": "median", "search.scheduler.grace_evals": 2}
+    )
+    steps = [step * searched.train.batch_tokens for step in searched.train.eval_steps]
+    curves = [{t: 4.0 + n / 10 - i / 2 for i, t in enumerate(steps)} for n in range(5)]
+    known = [
+        complete(n, curve=curve, objective=min(curve.values()), tokens=steps[-1])
+        for n, curve in enumerate(curves)
+    ]
+    searcher, _ = searcher_of(searched, known if resumed else known[:3])
+    for name, second in (("good", 3.6), ("bad", 3.8)):
+        number = searcher.suggest(name)["number"]
+        trial = SimpleNamespace(trial_id=name, config={"number": number})
+        scheduler = scheduler_of(searched.search_task(), known, searcher.should_prune)
+        early = {**result(9.0, steps[0], finished=False)}
+        assert scheduler.on_trial_result(None, trial, early) == "CONTINUE"
+        late = {**result(second, steps[1], finished=False)}
+        verdict = scheduler.on_trial_result(None, trial, late)
+        assert verdict == ("STOP" if resumed and name == "bad" else "CONTINUE")

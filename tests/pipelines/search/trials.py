@@ -1,0 +1,88 @@
+"""Searches without Ray or MLflow: a searcher for an experiment, and trials that it reads."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import optuna
+
+from pipelines.experiment import Experiment
+from pipelines.search.resume import StoredTrial
+from pipelines.search.searcher import StudySearcher
+from pipelines.search.study import build_study
+
+SPACE = {
+    "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+    "model.residual": {"choice": ["standard", "dca"]},
+    "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+}
+PLAIN = {
+    "model.depth": {"int": [1, 4]},
+    "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+}
+"""A space that every sampler but the grid supports."""
+SAMPLERS = ["tpe", "gp", "cmaes", "qmc", "random"]
+
+
+def plain(experiment: Experiment) -> Experiment:
+    return experiment.replace({"search.space": PLAIN})
+
+
+def searcher_of(
+    experiment: Experiment,
+    stored: Sequence[StoredTrial] = (),
+    earlier: Sequence[StoredTrial] = (),
+    open_run: Callable[[int, dict[str, Any]], Future[str]] | None = None,
+    **changes: Any,
+) -> tuple[StudySearcher, optuna.Study]:
+    """The searcher of a search with stored trials, and its study."""
+    task = experiment.replace(changes).search_task()
+    study = build_study(task, list(stored), list(earlier))
+    open_run = open_run or (lambda *_: created())
+    searcher = StudySearcher(study, task, open_run=open_run, stored=stored, earlier=len(earlier))
+    return searcher, study
+
+
+def created() -> Future[str]:
+    """A run that is stored."""
+    future: Future[str] = Future()
+    future.set_result("run")
+    return future
+
+
+def result(objective: float, tokens: int, *, finished: bool) -> dict:
+    curve = [(tokens, objective)]
+    row = {"tokens": float(tokens), "seconds": 2.0}
+    return {
+        "objective": objective,
+        "tokens": tokens,
+        "curve": curve,
+        "finished": finished,
+        "rows": [row],
+    }
+
+
+def complete(number: int, **changes) -> StoredTrial:
+    values = {"model.residual": "standard", "train.learning_rate": 1e-3}
+    stored = {"state": "complete", "objective": 2.0, "values": values, **changes}
+    return StoredTrial(number=number, run_id=str(number), **stored)
+
+
+def draw(searcher: StudySearcher, count: int) -> list[dict]:
+    """What the next trials try, each completed before the next is asked for."""
+    drawn = []
+    for number in range(count):
+        suggested = searcher.suggest(str(number))
+        if suggested == "FINISHED":
+            break
+        drawn.append(suggested["values"])
+        rate = suggested["values"].get("train.learning_rate", 1.0)
+        searcher.on_trial_complete(str(number), result(abs(rate - 1e-3), 4, finished=True))
+    return drawn
+
+
+def stored_as(drawn: list[dict]) -> list[StoredTrial]:
+    return [
+        complete(n, values=v, objective=abs(v["train.learning_rate"] - 1e-3))
+        for n, v in enumerate(drawn)
+    ]
