@@ -1,4 +1,4 @@
-"""Text from a model, or what a model makes of a text.
+"""Text from a model, or the bits per byte of a text under a model.
 
 python pipelines/generate.py --prompt "def " [--model MODEL]
 python pipelines/generate.py --score FILE [--model MODEL]
@@ -16,26 +16,30 @@ from typing import Any
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import one_line
 
 SEPARATOR = 20 * "-"
+MODEL = "dca-gpt"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Load the model and write its text as it comes."""
+    """Load the model and write its text as it is sampled.
+
+    Nothing here imports `dca`: a model is loaded with the sources in its own package.
+    """
     arguments = _parse(argv)
-    scored = None if arguments.score is None else _read(arguments.score)
-    prompts = _prompts(arguments) if scored is None else []
+    text = None if arguments.score is None else _read(arguments.score)
+    prompts = _prompts(arguments) if text is None else []
     with _loaded(arguments.model) as (packaged, label):
         print(label, file=sys.stderr)
-        if scored is None:
+        if text is None:
             _generate(packaged, prompts, label, arguments)
         else:
-            _score(packaged, scored, label, arguments)
+            _score(packaged, text, label, arguments)
     return DONE
 
 
 def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse.Namespace) -> None:
+    """Print every sample of every prompt, each as it is written."""
     from pipelines.registry.packaged_model import DEFAULTS
 
     given = {name: getattr(arguments, name) for name in DEFAULTS}
@@ -46,9 +50,7 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
         for seed in (seeds[0], seeds[-1]):
             packaged.check(prompts, seed=seed, **options)
     except ValueError as error:
-        field, message = getattr(error, "field", ""), getattr(error, "message", str(error))
-        key = f"--{field.replace('_', '-')}" if field else ""
-        raise ConfigError(Problem(message, key)) from None
+        raise ConfigError(_problem(error)) from None
     for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
         parts = packaged.continuation(prompt, seed=seed, **options)
         if arguments.json:
@@ -63,11 +65,20 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
         print(flush=True)
 
 
+def _problem(error: ValueError) -> Problem:
+    """What a package's check found: its `dca` has FieldError, or is older and has only a text."""
+    field = getattr(error, "field", "")
+    if not field:
+        return Problem(str(error))
+    return Problem(getattr(error, "message", ""), f"--{field.replace('_', '-')}")
+
+
 def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace) -> None:
+    """Print the bits per byte of a text."""
     import numpy as np
 
     if len(text) < 2:
-        raise ConfigError(f"--score: {arguments.score}: expected at least 2 bytes")
+        raise ConfigError(Problem(f"{arguments.score}: expected at least 2 bytes", "--score"))
     bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
     row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
     size = f"{len(text):,} bytes of {arguments.score}"
@@ -76,7 +87,7 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
 
 @contextmanager
 def _loaded(model: str) -> Iterator[tuple[Any, str]]:
-    """The packaged model and what it is called, from a folder or the registry."""
+    """The packaged model, from a folder or the registry, and a label of it."""
     from pipelines.registry.package import fetch_model, load_model, local_folder
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -84,13 +95,16 @@ def _loaded(model: str) -> Iterator[tuple[Any, str]]:
         if folder is None:
             from pipelines.registry.resolve import resolve_model
             from pipelines.tracking.client import connect_existing
+            from pipelines.tracking.models import ModelStore
 
-            model_id, label = resolve_model(connect_existing(), model, name="dca-gpt")
-            folder = fetch_model(model_id, Path(scratch))
+            models = ModelStore(connect_existing())
+            model_id, label = resolve_model(models.client, model, name=MODEL)
+            folder = fetch_model(models, model_id, Path(scratch))
         yield load_model(folder), label
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
+    """The prompts of the command line, of a file or of standard input."""
     prompts = list(arguments.prompt or [])
     if arguments.prompts is not None:
         prompts += _lines(_read(arguments.prompts), arguments.prompts)
@@ -98,14 +112,15 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
         prompts = _lines(sys.stdin.buffer.read(), "standard input")
     if not prompts or "" in prompts:
         which = f"; number {prompts.index('') + 1} has none" if prompts else ""
-        raise ConfigError(
-            "--prompt: expected at least one character, there or in each line of --prompts FILE "
+        message = (
+            "expected at least one character, there or in each line of --prompts FILE "
             f"or of standard input{which}"
         )
+        raise ConfigError(Problem(message, "--prompt"))
     try:
         "".join(prompts).encode()
     except UnicodeEncodeError as error:  # bytes of the command line that are none
-        raise ConfigError(f"--prompt: not UTF-8: {error}") from None
+        raise ConfigError(Problem(f"not UTF-8: {error}", "--prompt")) from None
     return prompts
 
 
@@ -113,7 +128,7 @@ def _lines(data: bytes, source: str) -> list[str]:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{one_line(source)}: not UTF-8: {error}") from None
+        raise ConfigError(Problem(f"not UTF-8: {error}", source=source)) from None
     return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
 
 
@@ -122,7 +137,7 @@ def _read(file: str) -> bytes:
         return Path(file).read_bytes()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{one_line(file) or 'no file'}: cannot be read: {reason}") from None
+        raise ConfigError(Problem(f"cannot be read: {reason}", source=file or "no file")) from None
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -133,7 +148,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "NAME@ALIAS, NAME/VERSION, a number, latest or @ALIAS of dca-gpt, a models:/ or runs:/ "
         "URI, the id of a run or of a logged model, or a folder.",
     )
-    parser.add_argument("--model", default="dca-gpt", help="what writes; see below")
+    parser.add_argument("--model", default=MODEL, help="the model; see below")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="a prompt a line; else standard input")
     parser.add_argument("--samples", type=_positive, default=1, help="texts of each prompt (1)")
@@ -141,15 +156,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest (0.8)")
     parser.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest bytes (40)")
     parser.add_argument("--top-p", type=float, metavar="P", help="of this probability together (1)")
-    parser.add_argument("--seed", type=int, help="of the first sample; the next add 1 (0)")
+    parser.add_argument("--seed", type=int, help="of the first sample; each further one adds 1 (0)")
     parser.add_argument("--stop", metavar="TEXT", help="end before this text")
     parser.add_argument("--score", metavar="FILE", help="bits per byte of a text, no generation")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each text")
     arguments = parser.parse_args(argv)
     if arguments.prompt and arguments.prompts is not None:
-        raise ConfigError("--prompts: expected without --prompt")
+        raise ConfigError(Problem("expected without --prompt", "--prompts"))
     if arguments.score is not None and (arguments.prompt or arguments.prompts):
-        raise ConfigError("--score: expected without --prompt and --prompts")
+        raise ConfigError(Problem("expected without --prompt and --prompts", "--score"))
     return arguments
 
 

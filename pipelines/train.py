@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.cluster.capacity import require_capacity
 from pipelines.cluster.connection import ray_session
+from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
@@ -23,6 +24,7 @@ from pipelines.experiment import Experiment, load, read_experiment
 
 if TYPE_CHECKING:  # MLflow, which takes seconds to import
     from pipelines.engine.stage import Invocation
+    from pipelines.tracking.models import ModelStore
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Version:
     label: str
     config: dict[str, Any]
     lineage: dict[str, Any]
+    models: "ModelStore"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -116,37 +119,39 @@ def _read_version(reference: str) -> Version:
     from pipelines.registry.package import CONFIG, LINEAGE
     from pipelines.registry.resolve import resolve_model
     from pipelines.tracking.client import connect_existing
-    from pipelines.tracking.models import read_model_json
+    from pipelines.tracking.models import ModelStore
 
-    model_id, label = resolve_model(connect_existing(), reference, name="dca-gpt")
-    config, lineage = (read_model_json(model_id, file) for file in (CONFIG, LINEAGE))
+    models = ModelStore(connect_existing())
+    model_id, label = resolve_model(models.client, reference, name="dca-gpt")
+    config, lineage = (models.read_json(model_id, file) for file in (CONFIG, LINEAGE))
     if not config or not lineage:
         message = f"{label}: expected a model with {CONFIG} and {LINEAGE}"
         raise ConfigError(Problem(message, "--from-version"))
-    return Version(label, config, lineage)
+    return Version(label, config, lineage, models)
 
 
 def _print_differences(version: Version) -> None:
     """Warn of what differs from when the version was made: the weights may then, too."""
     from pipelines.registry.package import hardware
     from pipelines.tracking.provenance import provenance
+    from pipelines.tracking.schema import DIRTY_TAG, VERSION_PREFIX
 
     now, then = {**provenance(), **hardware()}, version.lineage
     then = {**then["provenance"], **then["hardware"]}
     for key in now:
-        compared = key.startswith(("version.", "mlflow.source.git")) or key == "processor"
+        compared = key.startswith(VERSION_PREFIX) or key in (COMMIT_TAG, "processor")
         if compared and then.get(key) != now[key]:
             print(f"{version.label}: {key} was {then.get(key)}, is {now[key]}", file=sys.stderr)
-    if then.get("git.dirty") == "true":
+    if then.get(DIRTY_TAG) == "true":
         print(f"{version.label}: made with changes that were not committed", file=sys.stderr)
 
 
 def _compare(version: Version, uri: str) -> str:
     """Whether the weights of a model are those of the version."""
     from pipelines.registry.package import LINEAGE
-    from pipelines.tracking.models import read_model_json
+    from pipelines.tracking.models import model_id_of
 
-    made = read_model_json(uri.removeprefix("models:/"), LINEAGE)
+    made = version.models.read_json(model_id_of(uri), LINEAGE)
     if made["run"] == version.lineage["run"]:
         return f"those of {version.label}, which is this very run; --fresh trains it again"
     same = made["weights_sha256"] == version.lineage["weights_sha256"]

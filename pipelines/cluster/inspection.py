@@ -17,7 +17,7 @@ from pipelines.cluster.connection import alive_nodes, cluster_address, connect, 
 from pipelines.compat.ray import last_line
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.storage.location import Storage
-from pipelines.tracking.schema import COMMIT
+from pipelines.tracking.schema import COMMIT_VARIABLE
 from pipelines.tracking.uri import tracking_uri
 
 RAY_GPU_TYPES = ("cuda", "xpu")
@@ -64,8 +64,10 @@ def _missing_in_job(storage: str) -> Iterator[Problem]:
             "its working directory is discarded"
         )
         yield Problem(message, "storage")
-    if not os.environ.get(COMMIT):
-        yield Problem("expected in a Ray job, which has no .git: the commit submitted", COMMIT)
+    if not os.environ.get(COMMIT_VARIABLE):
+        yield Problem(
+            "expected in a Ray job, which has no .git: the commit submitted", COMMIT_VARIABLE
+        )
 
 
 def _not_shared(storage: str, nodes: int) -> Iterator[Problem]:

@@ -12,15 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.config.yaml_text import flatten
 from pipelines.engine.stage import ROOT, Outputs, PipelineConfig, Stage
 from pipelines.storage.location import exists
-from pipelines.tracking.client import Run
-from pipelines.tracking.models import model_exists
-from pipelines.tracking.store import Store
+from pipelines.tracking.store import Run, Store
 
-MAX_TAG_CHARACTERS = 8000
-"""Of a tag's value in MLflow."""
 SOURCE_SUFFIXES = {".py", ".cpp"}
 
 
@@ -92,8 +89,8 @@ def resolve(
     found = store.find(stage.name, planned.key) if store else []
     if fresh:
         planned.reason = "fresh"
-    elif found:
-        _take(planned, found[0])
+    elif store and found:
+        _take(planned, found[0], store)
     else:
         planned.reason = _difference(planned, store)
     return planned
@@ -105,13 +102,13 @@ def invalidate(planned: PlannedStage, store: Store) -> None:
         store.tag(run.info.run_id, {"dca.memory": "forgotten"})
 
 
-def _take(planned: PlannedStage, run: Run) -> None:
+def _take(planned: PlannedStage, run: Run, store: Store) -> None:
     """The result of a run with the stage's key, if it is complete and its artifacts exist."""
     planned.run, planned.identity = run, run.info.run_id
     outputs = json.loads(run.data.tags.get("dca.outputs", "null"))
     if outputs is None:
         planned.reason = "resumes an unfinished run"
-    elif missing := _missing_artifact(outputs):
+    elif missing := _missing_artifact(outputs, store):
         planned.discard(f"{missing} does not exist any more")
     else:
         planned.outputs, planned.reason = outputs, "cached"
@@ -137,13 +134,13 @@ def _digest_sources(sources: Sequence[str]) -> str:
     return json_digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files])
 
 
-def _missing_artifact(outputs: Outputs) -> str | None:
+def _missing_artifact(outputs: Outputs, store: Store) -> str | None:
     """The first artifact a result refers to that does not exist."""
     for path in outputs.get("files", []):
         if not exists(path):
             return str(path)
     model = outputs.get("model_uri")
-    return None if model is None or model_exists(model) else str(model)
+    return None if model is None or store.models.exists(model) else str(model)
 
 
 def _difference(planned: PlannedStage, store: Store | None) -> str:

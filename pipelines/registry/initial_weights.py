@@ -1,4 +1,7 @@
-"""Where a training begins, if not with random weights: at a model trained before."""
+"""The weights that `train.start_from` names, copied into storage and checked against the model.
+
+Used before the first stage of a command runs.
+"""
 
 import json
 import shutil
@@ -20,6 +23,7 @@ from pipelines.storage.files import file_at, put_file
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.tracking.client import connect_existing
+from pipelines.tracking.models import ModelStore
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
 
 SHAPE = (
@@ -39,9 +43,9 @@ def resolve_initial_weights(
     searched: Collection[str] = (),
     write: bool = True,
 ) -> str:
-    """A copy in storage of the model that `train.start_from` names, called by its weights' digest.
+    """A copy in storage of the model that `train.start_from` names, named by its weights' digest.
 
-    Resumed and cached work then means these weights, wherever they came from. An alias is read
+    Resumed and cached work then refers to these weights, wherever they came from. An alias is read
     anew by every command; `registered` is the model whose versions a bare number means. Raises
     ConfigError if there is no such model, or if it does not fit `model` with any of the `searched`
     keys changed.
@@ -60,23 +64,24 @@ def _folder(source: str, registered: str, scratch: Path) -> Path:
     try:
         shared = Storage.of(source).folder if "://" in source else None
         if isinstance(shared, RemoteDirectory):
-            with suppress(FileNotFoundError):  # it is missed where it is looked for
+            with suppress(FileNotFoundError):  # its absence is reported by the caller
                 shared.get(scratch, DESCRIPTION, WEIGHTS)
             return scratch
         if found := local_folder(source):
             return found
-        model_id, _ = resolve_model(connect_existing(), source, name=registered)
-        return fetch_model(model_id, scratch)
+        client = connect_existing()
+        model_id, _ = resolve_model(client, source, name=registered)
+        return fetch_model(ModelStore(client), model_id, scratch)
     except (ConfigError, PipelineError) as error:
-        raise ConfigError(f"train.start_from: {error}") from None
+        raise _problem(str(error)) from None
 
 
 def _find(source: str, folder: Path) -> Path:
     found = sorted(folder.rglob(WEIGHTS))
     if len(found) != 1 or not found[0].with_name(DESCRIPTION).is_file():
-        raise ConfigError(
-            f"train.start_from: {source}: expected a models:/ URI, or a folder with one {WEIGHTS} "
-            f"and its {DESCRIPTION}"
+        raise _problem(
+            f"{source}: expected a models:/ URI, or a folder with one {WEIGHTS} and its "
+            f"{DESCRIPTION}"
         )
     return found[0]
 
@@ -90,9 +95,7 @@ def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[
         load_weights(build_model(given), tensors)
     except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"train.start_from: {source}: expected a model of this project: {reason}"
-        ) from None
+        raise _problem(f"{source}: expected a model of this project: {reason}") from None
     for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):
         key, value = f"model.{field}", getattr(given, field)
         if key in searched:
@@ -104,8 +107,12 @@ def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[
             raise ConfigError(Problem(f"{message}, got {given_here}", key))
 
 
+def _problem(message: str) -> ConfigError:
+    return ConfigError(Problem(message, "train.start_from"))
+
+
 def _copy(folder: Path, target: Folder) -> None:
-    """All or nothing: a copy that was cut short never bears the target's name, or has no digest."""
+    """Copy all or nothing: one that was cut short never has the target's name, or has no digest."""
     if not isinstance(target, Path):
         for name in (DESCRIPTION, WEIGHTS):
             put_file(folder / name, target / name)

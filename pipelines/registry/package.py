@@ -1,4 +1,7 @@
-"""A trained model as files that prove themselves: packaged, logged, fetched and loaded again."""
+"""Checksummed model packages: packed, logged, fetched and loaded again.
+
+Used by the stages that train, by the gate and by the commands that load a model.
+"""
 
 import json
 import os
@@ -14,14 +17,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.compat.mlflow import CODE_LOADER
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError
 from pipelines.console.text import one_line
 from pipelines.registry import packaged_model
-from pipelines.registry.packaged_model import SUMS, uncached, verify
-from pipelines.storage.digests import format_digests, sha256_of
-from pipelines.tracking.models import download_model, load_pyfunc, log_model
-from pipelines.tracking.provenance import provenance
+from pipelines.registry.packaged_model import verify, without_bytecode_cache
+from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
+from pipelines.tracking.models import ModelStore, load_pyfunc, model_uri
+from pipelines.tracking.store import Store
 
 ROOT = Path(__file__).parents[2]
 FILES = Path("artifacts") / "model"
@@ -34,6 +38,7 @@ REQUIREMENTS = [
 
 
 def log_package(
+    store: Store,
     run_id: str,
     config: Mapping[str, Any],
     params: Mapping[str, Any],
@@ -52,7 +57,7 @@ def log_package(
             "run": run_id,
             "weights_sha256": sha256_of(model / "model.safetensors"),
             "corpus": {key: corpus[key] for key in ("name", "fingerprint")},
-            "provenance": provenance(),
+            "provenance": store.provenance,
             "hardware": hardware(),
         }
         (model / "config.json").write_text(json.dumps(config, indent=1))
@@ -62,10 +67,9 @@ def log_package(
         places = {path: Path("code/dca") / path.relative_to(sources) for path in _files(sources)}
         places |= {path: FILES / path.name for path in _files(model)}
         places[code] = Path(code.name)
-        (model / SUMS).write_text(
-            format_digests({place.as_posix(): path for path, place in places.items()})
-        )
-        return log_model(
+        listed = {place.as_posix(): path for path, place in places.items()}
+        (model / DIGESTS_FILE).write_text(format_digests(listed))
+        return store.models.log(
             run_id,
             code=code,
             code_paths=[sources],
@@ -74,7 +78,7 @@ def log_package(
             requirements=REQUIREMENTS,
             params=params,
             example=packaged_model.example(),
-            digest=sha256_of(model / SUMS),
+            digest=sha256_of(model / DIGESTS_FILE),
         )
 
 
@@ -99,16 +103,17 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
-def fetch_model(model_id: str, folder: Path) -> Path:
+def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
     """Copy a logged model into a folder and check it; where it lies.
 
     Raises PipelineError if it is gone, DamagedError if it is not what was logged.
     """
     folder.mkdir(exist_ok=True)
-    copy, expected = download_model(model_id, folder)
-    _check(copy, f"models:/{model_id}")
-    if expected is not None and sha256_of(copy / FILES / SUMS) != expected:
-        raise DamagedError(f"models:/{model_id}: its {SUMS} is not the one that was logged")
+    copy, expected = models.download(model_id, folder)
+    _check(copy, model_uri(model_id))
+    if expected is not None and sha256_of(copy / FILES / DIGESTS_FILE) != expected:
+        message = f"its {DIGESTS_FILE} is not the one that was logged"
+        raise DamagedError(f"{model_uri(model_id)}: {message}")
     return copy
 
 
@@ -120,7 +125,7 @@ def load_model(folder: Path) -> Any:
     if not (folder / "MLmodel").is_file():
         raise ConfigError(f"{folder}: expected a packaged model: there is no MLmodel in it")
     _check(folder, str(folder))
-    with uncached():
+    with without_bytecode_cache():
         return load_pyfunc(folder)
 
 
@@ -137,17 +142,16 @@ def local_folder(text: str) -> Path | None:
 
 
 def _check(folder: Path, name: str) -> None:
-    """What MLflow reads of a model is ours, and as it was."""
+    """Raise DamagedError unless all that MLflow reads of a model is as it was packaged."""
     try:
         verify(folder)
     except ValueError as error:
         raise DamagedError(f"{name}: {error}") from None
     try:
-        how = parse((folder / "MLmodel").read_text(), source="MLmodel")["flavors"][
-            "python_function"
-        ]
-        found = how["loader_module"], Path(how["model_code_path"]).name, how["code"]
+        description = parse((folder / "MLmodel").read_text(), source="MLmodel")
+        flavor = description["flavors"]["python_function"]
+        found = flavor["loader_module"], Path(flavor["model_code_path"]).name, flavor["code"]
     except (ConfigError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise DamagedError(f"{name}: MLmodel was altered: {error!r}") from None
-    if found != ("mlflow.pyfunc.loaders.code_model", Path(packaged_model.__file__).name, "code"):
+    if found != (CODE_LOADER, Path(packaged_model.__file__).name, "code"):
         raise DamagedError(f"{name}: MLmodel was altered: it loads {found}")

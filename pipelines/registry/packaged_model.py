@@ -1,7 +1,9 @@
 """The model as MLflow serves it: text in, text out. Runs wherever MLflow and torch do.
 
 MLflow copies this file into the model, next to the `dca` sources, and executes the copy on loading.
-It therefore imports nothing of this project but `dca`, and that after its digests were checked.
+It therefore imports nothing of this project but `dca`, and that after its digests were checked. The
+file's name, the names of digests and the methods that generate.py and the score call are a format:
+models that were packaged earlier have an earlier copy.
 """
 
 import codecs
@@ -36,10 +38,10 @@ DEFAULTS: dict[str, Any] = {
     "stop": "",
 }
 """Parameters of `predict`."""
-MOST_BYTES = 65_536
+MAX_BYTES = 65_536
 """Of a prompt and of its continuation: a request must not take the machine's memory."""
 SUMS = "SHA256SUMS"
-"""Beside the weights: the digests of everything that loading reads, by path from the root."""
+"""Beside the weights, in sha256sum's format: the digest of every file that loading reads."""
 BATCH = 32
 """Windows scored at a time."""
 
@@ -73,11 +75,11 @@ def verify(root: Path) -> None:
 
 
 @contextmanager
-def uncached() -> Iterator[None]:
-    """Import from sources alone: a cache beside them may hold other code, and none is left."""
+def without_bytecode_cache() -> Iterator[None]:
+    """Import from sources only: a cache beside them may have other code, and none is written."""
     before = sys.pycache_prefix
-    with tempfile.TemporaryDirectory() as nowhere:
-        sys.pycache_prefix = nowhere
+    with tempfile.TemporaryDirectory() as empty:
+        sys.pycache_prefix = empty
         try:
             yield
         finally:
@@ -87,7 +89,7 @@ def uncached() -> Iterator[None]:
 class PackagedModel(PythonModel):
     """A language model over UTF-8 bytes."""
 
-    # MLflow would nag for type hints on `predict`, and let them replace the signature; but they
+    # Else MLflow warns that `predict` has no type hints; they would replace the signature, and
     # cannot express its parameters.
     _skip_type_hint_validation = True
 
@@ -98,7 +100,7 @@ class PackagedModel(PythonModel):
         verify(root)
         if folder != root / "artifacts" / "model":
             raise ValueError(f"MLmodel was altered: it takes the weights from {folder}")
-        with uncached():
+        with without_bytecode_cache():
             dca = importlib.import_module("dca")
         _check_sources(Path(dca.__file__ or "").parent, root / "code" / "dca")
         self.dca: Any = dca
@@ -121,19 +123,20 @@ class PackagedModel(PythonModel):
         return pd.DataFrame(columns, index=getattr(model_input, "index", None))
 
     def check(self, prompts: list[Any], *, seed: int, stop: str, **sampling: Any) -> None:
-        """Raise ValueError, naming the parameter, for what cannot be continued."""
+        """Raise FieldError, a ValueError, for what cannot be continued."""
+        wrong = self.dca.errors.FieldError
         self.dca.sampling.check_sampling(**sampling)
-        if sampling["max_new_tokens"] > MOST_BYTES:
+        if sampling["max_new_tokens"] > MAX_BYTES:
             got = sampling["max_new_tokens"]
-            raise ValueError(f"max_new_tokens: expected at most {MOST_BYTES}, got {got}")
+            raise wrong("max_new_tokens", f"expected at most {MAX_BYTES}, got {got}")
         if not 0 <= seed < 2**63:
-            raise ValueError(f"seed: expected 0 to 2**63 - 1, got {seed}")
+            raise wrong("seed", f"expected 0 to 2**63 - 1, got {seed}")
         for prompt in prompts:
             if not isinstance(prompt, str):
-                raise ValueError(f"prompt: expected text, got {prompt}")
+                raise wrong("prompt", f"expected text, got {prompt}")
             size = len(_bytes(prompt))
-            if not 0 < size <= MOST_BYTES:
-                raise ValueError(f"prompt: expected 1 to {MOST_BYTES} bytes, got {size}")
+            if not 0 < size <= MAX_BYTES:
+                raise wrong("prompt", f"expected 1 to {MAX_BYTES} bytes, got {size}")
 
     def continuation(
         self,
@@ -196,7 +199,7 @@ def _characters(codes: Iterator[int]) -> Iterator[str]:
 
 
 def until(stop: str, texts: Iterator[str]) -> Iterator[str]:
-    """What comes before the first `stop`; what may be its beginning is held back."""
+    """The text before the first `stop`; what may be its beginning is yielded later or never."""
     held = ""
     for text in texts:
         held += text

@@ -1,45 +1,49 @@
-"""The model registry: versions, aliases, and who was champion when.
+"""Which logged model a text of the user means.
 
-The champion is MLflow's alias `champion`. Why it moved is a log: the versions of a second
-registered model, NAME-champions, whose numbers the registry hands out once each, in order. An entry
-says which entry it follows. Of two that follow the same one the first counts and the other is void,
-for whoever reads the log: so two promoters on two machines cannot both win, no lock is held, and a
-process killed anywhere leaves nothing to clean up. The alias is moved after the entry is written;
-if that was cut short, whoever comes next moves it.
+Used by generate.py, by train.py --from-version and by train.start_from.
 """
 
 import re
 
-from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from pipelines.compat.mlflow import MODEL_ID, RUN_ID
 from pipelines.console.errors import ConfigError
 from pipelines.console.text import one_line
-from pipelines.registry.versions import CHAMPION, Registry
-from pipelines.tracking.models import logged_model
+from pipelines.registry.champions import CHAMPION
+from pipelines.registry.versions import LATEST, Registry
+from pipelines.tracking.client import RetryingClient, first_line
+from pipelines.tracking.models import ModelStore
 
 
-def resolve_model(client: MlflowClient, text: str, *, name: str) -> tuple[str, str]:
-    """The id of the logged model that a text names, and how to call it.
+def resolve_model(client: RetryingClient, text: str, *, name: str) -> tuple[str, str]:
+    """The id of the logged model that a text names, and a label for people.
 
     Texts are NAME, NAME/VERSION, NAME@ALIAS, each also behind models:/; a number, `latest` or
     @ALIAS of the registered model `name`; models:/m-ID or m-ID; runs:/RUN/model or a run's id. A
     bare name means its champion. Raises ConfigError.
     """
-    model = re.fullmatch(r"(?:models:/)?(m-[0-9a-f]{32})", text)
-    run = re.fullmatch(r"(?:runs:/)?([0-9a-f]{32})(?:/.*)?", text)
+    model = re.fullmatch(rf"(?:models:/)?({MODEL_ID})", text)
+    run = re.fullmatch(rf"(?:runs:/)?({RUN_ID})(?:/.*)?", text)
     try:
         if model:
             client.get_logged_model(model[1])
             return model[1], f"models:/{model[1]}"
         if run:
-            client.get_run(run[1])
-            found = logged_model(run[1])
-            if found is None:
-                raise ConfigError(f"{text}: that run has logged no model")
-            return found, f"runs:/{run[1]} (models:/{found})"
+            return _of_run(client, run[1], text)
     except MlflowException as error:
-        raise ConfigError(f"{text}: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{text}: {first_line(error)}") from None
+    return _of_version(client, text, name)
+
+
+def _of_run(client: RetryingClient, run_id: str, text: str) -> tuple[str, str]:
+    found = ModelStore(client).logged_by(run_id)
+    if found is None:
+        raise ConfigError(f"{text}: that run has logged no model")
+    return found, f"runs:/{run_id} (models:/{found})"
+
+
+def _of_version(client: RetryingClient, text: str, name: str) -> tuple[str, str]:
     parts = re.fullmatch(r"(?:models:/)?([^/@:]*)([/@]?)([^/@:]*)", text)
     if parts is None or not (parts[1] or parts[2]) or bool(parts[2]) != bool(parts[3]):
         raise ConfigError(
@@ -48,7 +52,7 @@ def resolve_model(client: MlflowClient, text: str, *, name: str) -> tuple[str, s
             "logged model"
         )
     registered, which = parts[1] or name, parts[3] or CHAMPION
-    if not parts[2] and (registered.isdecimal() or registered == "latest"):
+    if not parts[2] and (registered.isdecimal() or registered == LATEST):
         registered, which = name, registered
     registry = Registry(client, registered)
     version = registry.find(which)

@@ -1,4 +1,6 @@
-"""What a packaged model scores on a text, by its own code in a process of its own.
+"""The score of a packaged model on a text, measured by its own code in a process of its own.
+
+Used by the stage evaluate and by the gate.
 
     python -m pipelines.registry.score MODEL_FOLDER TEXT RESULT.json
 
@@ -20,8 +22,9 @@ import torch
 from pipelines.console.errors import PipelineError
 from pipelines.console.text import one_line
 from pipelines.registry.package import fetch_model, load_model
+from pipelines.tracking.models import ModelStore, model_uri
 
-FEWEST_BLOCKS, MOST_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
+MIN_BLOCKS, MAX_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
 FILE = "scores/{}.json"
 """Among a model's files: its score on the test text of that fingerprint."""
 TIMED_BYTES, TIMED_ROUNDS = 64, 3
@@ -62,17 +65,18 @@ class Score:
 def block_edges(text_bytes: int) -> list[int]:
     """Cuts the predicted bytes of a text into equal blocks: first edge 0, last text_bytes - 1."""
     predicted = text_bytes - 1
-    blocks = min(predicted, MOST_BLOCKS, max(FEWEST_BLOCKS, predicted // BLOCK_BYTES))
+    blocks = min(predicted, MAX_BLOCKS, max(MIN_BLOCKS, predicted // BLOCK_BYTES))
     return [predicted * i // blocks for i in range(blocks + 1)]
 
 
-def score(model_id: str, text: Path) -> Score:
-    """Fetch a logged model and score it. Raises PipelineError if it is damaged or fails."""
+def score(models: ModelStore, model_id: str, text: Path) -> Score:
+    """Fetch a logged model and score it in a process of its own.
+
+    Raises DamagedError if it is damaged, PipelineError if it fails.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        folder, result = (
-            fetch_model(model_id, Path(scratch) / "model"),
-            Path(scratch) / "score.json",
-        )
+        folder = fetch_model(models, model_id, Path(scratch) / "model")
+        result = Path(scratch) / "score.json"
         child = subprocess.run(
             [sys.executable, "-m", __name__, str(folder), str(text), str(result)],
             capture_output=True,
@@ -80,7 +84,7 @@ def score(model_id: str, text: Path) -> Score:
         )
         if child.returncode:
             lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-            raise PipelineError(f"models:/{model_id}: cannot be scored: {one_line(lines[-1])}")
+            raise PipelineError(f"{model_uri(model_id)}: cannot be scored: {one_line(lines[-1])}")
         return Score(**json.loads(result.read_text()))
 
 

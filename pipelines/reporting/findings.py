@@ -19,11 +19,11 @@ from pipelines.console.text import nearest, one_line
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
-from pipelines.tracking.client import Run, connect_existing
+from pipelines.tracking.client import connect_existing
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.models import read_model_json
+from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import EXPERIMENT_FILE, OLD_PARETO_TAG, PARETO_TAG, STAGE_TAG
-from pipelines.tracking.store import Store
+from pipelines.tracking.store import Run, Store
 from pipelines.tracking.uri import tracking_uri
 
 CHAIN = ("search", "select", "fit", "evaluate")
@@ -170,7 +170,7 @@ def _with_model(found: Findings, corpus: str) -> Findings:
     }
     version, decision = None, {}
     if uri:
-        lineage = read_model_json(uri.removeprefix("models:/"), LINEAGE) or lineage
+        lineage = found.store.models.read_json(model_id_of(uri), LINEAGE) or lineage
         registry = Registry(found.store.client, found.config.promote.model)
         try:
             versions = [v for v in registry.versions() if v.source == uri]

@@ -22,6 +22,7 @@ from pipelines.data.splits import find_splits
 from pipelines.registry.package import fetch_model, load_model
 from pipelines.reporting.findings import Findings
 from pipelines.storage.location import storage_folder
+from pipelines.tracking.models import model_id_of
 from pipelines.training.evaluation import to_ids
 
 TEXTS = 16
@@ -54,7 +55,7 @@ def mixing(found: Findings) -> Mixing:
         return _nothing("no model has been trained to its end yet")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = fetch_model(uri.removeprefix("models:/"), Path(scratch) / "model")
+            folder = fetch_model(found.store.models, model_id_of(uri), Path(scratch) / "model")
             model = load_model(folder).model
         except (PipelineError, ValueError) as error:
             return _nothing(f"the model could not be read: {error}")

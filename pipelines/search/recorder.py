@@ -77,7 +77,7 @@ class Recorder:
         what a resumed search needs. The description and the corpus follow.
         """
         run = self._open[number] = self._writer.open(partial(self._open_run, number, values))
-        self._writer.then(partial(self._describe, run, number, values))
+        self._writer.enqueue(partial(self._describe, run, number, values))
         return run
 
     def _open_run(self, number: int, values: dict[str, Any]) -> str:
@@ -123,7 +123,7 @@ class Recorder:
         self._writer.finish(run_id, STATUS_OF_STATE[end.state], tags, summary)
         # Behind the end of the run: until then a resumed search would need the checkpoints.
         folder = trial_folder(trials_folder(self._context), number)
-        self._writer.then(partial(remove, folder), run_id)
+        self._writer.enqueue(partial(remove, folder), run_id)
         return run_id
 
     def log_elapsed(self) -> None:
@@ -135,12 +135,12 @@ class Recorder:
         self._logged = time.monotonic()
         seconds = self._earlier_seconds + self._logged - self._started
         row = {"step": round(seconds), "seconds": seconds}
-        self._writer.then(partial(self._context.store.log_metrics, self._context.run_id, row))
+        self._writer.enqueue(partial(self._context.store.log_metrics, self._context.run_id, row))
 
     def close(self) -> None:
         """Mark the runs of unfinished trials as KILLED, and wait until everything is stored."""
         for run in self._open.values():
-            self._writer.then(partial(self._interrupt, run))
+            self._writer.enqueue(partial(self._interrupt, run))
         self._log_seconds()
         self._writer.close()
 

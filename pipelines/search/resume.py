@@ -15,10 +15,9 @@ from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
-from pipelines.tracking.client import Run
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import REASON_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
-from pipelines.tracking.store import Store
+from pipelines.tracking.store import Run, Store
 
 TRIAL_KIND = "trial"
 STATUS_OF_STATE = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}

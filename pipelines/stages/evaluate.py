@@ -1,4 +1,4 @@
-"""evaluate: the candidate on the sealed test split, once, beside the compressors everybody has."""
+"""evaluate: the candidate on the sealed test split, once, beside common compressors."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.score import FILE, score
 from pipelines.storage.files import temporary_copy
-from pipelines.tracking.models import write_model_json
+from pipelines.tracking.models import model_id_of
 from pipelines.training.evaluation import compressors
 
 
@@ -16,13 +16,13 @@ def evaluate(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outp
     """Bits per byte of the packaged model, read back from the store, and of the baselines."""
     fingerprint = needs["corpus"]["fingerprint"]
     file = sealed_test(context.storage, fingerprint)
-    model_id = needs["fit"]["model_uri"].removeprefix("models:/")
+    model_id = model_id_of(needs["fit"]["model_uri"])
     context.store.log_corpus(context.run_id, needs["corpus"], test=file)
     context.store.log_use(context.run_id, model_id)
     with context.progress.working("evaluate: the test split"), temporary_copy(file) as path:
-        found = score(model_id, path)
+        found = score(context.store.models, model_id, path)
         baselines = compressors(path)
-    write_model_json(model_id, FILE.format(fingerprint), asdict(found))
+    context.store.models.write_json(model_id, FILE.format(fingerprint), asdict(found))
     context.store.log_metrics(
         context.run_id,
         {"test_bits_per_byte": found.bits_per_byte},

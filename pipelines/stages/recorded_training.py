@@ -18,6 +18,7 @@ from pipelines.engine.stage import Context, Outputs
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
 from pipelines.storage.remote import Folder
+from pipelines.tracking.models import model_id_of
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
 from pipelines.training import checkpoint, loop
@@ -132,11 +133,11 @@ def _package(
     run_id, metric = context.run_id, config.train.best_metric
     best, weights = best_checkpoint(folder, history, metric, context.progress.log)
     data = context.config.with_run(config)
-    uri = log_package(run_id, data, config.params, weights, corpus)
+    uri = log_package(context.store, run_id, data, config.params, weights, corpus)
     context.store.log_metrics(
         run_id,
         {"step": best["step"], f"best_{metric}": best[metric]},
-        model_id=uri.removeprefix("models:/"),
+        model_id=model_id_of(uri),
         dataset_name=f"{corpus['name']} validation",
         dataset_digest=corpus["fingerprint"],
     )

@@ -1,64 +1,49 @@
 """register: the candidate becomes a version of the registered model, and its challenger."""
 
 from collections.abc import Mapping
+from typing import Any
 
+from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
-from pipelines.tracking import descriptions
-from pipelines.tracking.models import read_model_json
+from pipelines.tracking.descriptions import describe_version, run_link
+from pipelines.tracking.models import model_id_of
+from pipelines.tracking.schema import (
+    DIRTY_TAG,
+    PARAMETERS_TAG,
+    PROMOTE_TAG,
+    TEST_BITS_TAG,
+    TEST_FINGERPRINT_TAG,
+    VAL_BITS_TAG,
+    VERSION_PREFIX,
+)
+
+CHALLENGER = "challenger"
+"""The alias of the newest version."""
 
 
 def register(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Make, or find, the candidate's version, with its lineage and its test result as tags."""
+    """Create, or find, the candidate's version, with its lineage and its test result as tags."""
     fit, tested, selected = needs["fit"], needs["evaluate"], needs["select"]
-    trial = context.store.client.get_run(selected["run_id"])
-    lineage = read_model_json(fit["model_uri"].removeprefix("models:/"), LINEAGE)
-    packages = [
-        f"{name.removeprefix('version.')} {value}"
-        for name, value in lineage["provenance"].items()
-        if name.startswith("version.")
-    ]
     registry = Registry(context.store.client, context.config.promote.model)
-    search_run = trial.data.tags.get("mlflow.parentRunId", "")
+    lineage = context.store.models.read_json(model_id_of(fit["model_uri"]), LINEAGE)
+    trial = context.store.client.get_run(selected["run_id"])
     runs = {
         "pipeline": context.pipeline_run,
-        "search": search_run,
+        "search": trial.data.tags.get(PARENT_RUN_TAG, ""),
         f"trial {selected['trial']}": selected["run_id"],
         "fit": fit["run_id"],
     }
+    links = [run_link(name, context.store.experiment_id, run) for name, run in runs.items()]
     version = registry.register(
         fit["model_uri"],
         fit["run_id"],
-        {
-            "promote": context.config.promote.model_dump_json(),
-            "experiment": context.config.experiment,
-            "pipeline_run": context.pipeline_run,
-            "search_run": search_run,
-            "trial_run": selected["run_id"],
-            "trial": str(selected["trial"]),
-            "fit_run": fit["run_id"],
-            "hardware": ", ".join([lineage["hardware"]["processor"], *lineage["hardware"]["gpus"]]),
-            "packages": ", ".join(packages),
-            "commit": lineage["provenance"].get("mlflow.source.git.commit", "unknown"),
-            "dirty": lineage["provenance"].get("git.dirty", "unknown"),
-            "corpus": needs["corpus"]["name"],
-            "test.fingerprint": tested["fingerprint"],
-            "test.bits_per_byte": repr(tested["test_bits_per_byte"]),
-            "val.bits_per_byte": repr(fit["val_bits_per_byte"]),
-            "parameters": str(fit["parameters"]),
-        },
-        descriptions.describe_version(
-            tested["test_bits_per_byte"],
-            [
-                descriptions.run_link(name, context.store.experiment_id, run)
-                for name, run in runs.items()
-            ],
-            fit["model_uri"],
-        ),
+        _tags(context, needs, runs["search"]) | _lineage_tags(lineage),
+        describe_version(tested["test_bits_per_byte"], links, fit["model_uri"]),
     )
-    registry.point("challenger", version)
+    registry.set_alias(CHALLENGER, version)
     context.store.log_metrics(
         context.pipeline_run,
         {
@@ -67,6 +52,43 @@ def register(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outp
         },
     )
     return {"model": registry.name, "version": version}
+
+
+def _tags(
+    context: Context[Experiment], needs: Mapping[str, Outputs], search_run: str
+) -> dict[str, str]:
+    """What the version is the result of."""
+    fit, tested, selected = needs["fit"], needs["evaluate"], needs["select"]
+    return {
+        PROMOTE_TAG: context.config.promote.model_dump_json(),
+        "experiment": context.config.experiment,
+        "pipeline_run": context.pipeline_run,
+        "search_run": search_run,
+        "trial_run": selected["run_id"],
+        "trial": str(selected["trial"]),
+        "fit_run": fit["run_id"],
+        "corpus": needs["corpus"]["name"],
+        TEST_FINGERPRINT_TAG: tested["fingerprint"],
+        TEST_BITS_TAG: repr(tested["test_bits_per_byte"]),
+        VAL_BITS_TAG: repr(fit["val_bits_per_byte"]),
+        PARAMETERS_TAG: str(fit["parameters"]),
+    }
+
+
+def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:
+    """The machine, the packages and the commit that it was trained with."""
+    made_by, hardware = lineage["provenance"], lineage["hardware"]
+    packages = [
+        f"{name.removeprefix(VERSION_PREFIX)} {value}"
+        for name, value in made_by.items()
+        if name.startswith(VERSION_PREFIX)
+    ]
+    return {
+        "hardware": ", ".join([hardware["processor"], *hardware["gpus"]]),
+        "packages": ", ".join(packages),
+        "commit": made_by.get(COMMIT_TAG, "unknown"),
+        "dirty": made_by.get(DIRTY_TAG, "unknown"),
+    }
 
 
 STAGE = Stage(

@@ -1,66 +1,141 @@
-"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
+"""A connection to the tracking store, whose calls are repeated while the store is locked or away.
 
-A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again. Whoever needs the store while it
-is locked or away waits for it; histories are written behind the back of the training.
+Used by the store, the model store and the registry. A command opens a connection of its own: what
+one command has given up waiting for, the next one in the same process waits for again.
 """
 
 import logging
 import os
+import threading
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
+from typing import Any, TypeVar
 
 import mlflow
 import requests
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.console.errors import ConfigError
+from pipelines.compat.mlflow import LOGGERS, is_transient, set_environment
+from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.retries import RetryPolicy
 from pipelines.tracking.locks import database_lock
-from pipelines.tracking.retries import RetryingClient, cancel_retries
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import database_file, tracking_uri
 
 PROBE_SECONDS = 5
+PATIENCE_SECONDS = 3600
+"""How long a store may be away before a command gives up; what it lacks is then in checkpoints."""
+MAX_PAUSE_SECONDS = 10
 
-__all__ = ["Run"]  # a name that others need for their types
+T = TypeVar("T")
 
 
-def connect(uri: str) -> MlflowClient:
-    """A client of a store that answers. Raises ConfigError in seconds if it does not."""
-    for name in ("mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="mlflow")
-    os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")  # ours know what they repeat
+class RetryingClient:
+    """An MLflow client that repeats its calls while the store is locked or away.
+
+    What creates something is not repeated: the caller must look first whether it happened.
+    """
+
+    def __init__(self, client: MlflowClient, uri: str) -> None:
+        self._client = client
+        self.uri = uri
+        self._cancelled = threading.Event()
+        self._retries = RetryPolicy(
+            is_transient,
+            pause_seconds=0.5,
+            max_pause_seconds=MAX_PAUSE_SECONDS,
+            max_seconds=PATIENCE_SECONDS,
+            cancelled=self._cancelled,
+            name="MLflow",
+        )
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._client, name)
+        if name.startswith("create_"):
+            return method
+        return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
+
+    def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Do what may safely be done twice, repeated with growing pauses.
+
+        Raises PipelineError when the patience of this call, or of another one, has run out.
+        """
+        try:
+            return self._retries.call(work, *args, **kwargs)
+        except MlflowException as error:
+            if not is_transient(error):
+                raise
+            self.cancel_retries()
+            raise PipelineError(
+                f"MLflow: {first_line(error)}; what it does not have is in the checkpoints: "
+                "run the same command again"
+            ) from error
+
+    def cancel_retries(self) -> None:
+        """Stop waiting, now and from now on: the command ends."""
+        self._cancelled.set()
+
+    def download(self, artifact_uri: str, folder: Path) -> Path:
+        """Copy an artifact, a file or a folder, into a folder; returns the copy's path."""
+        copy = self.retry(
+            mlflow.artifacts.download_artifacts,
+            artifact_uri=artifact_uri,
+            dst_path=str(folder),
+            tracking_uri=self.uri,
+            registry_uri=self.uri,
+        )
+        return Path(copy)
+
+
+def connect(uri: str) -> RetryingClient:
+    """A client of the store there. Raises ConfigError in seconds if none answers."""
     check_uri(uri)
-    cancel_retries.clear()
-    mlflow.set_tracking_uri(uri)
+    configure_mlflow(uri)
     try:
         client = MlflowClient(uri, uri)
         client.search_experiments(max_results=1)
     except (MlflowException, SQLAlchemyError) as error:
-        reason = str(error).splitlines()[0][:200]
-        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {reason}") from None
-    return cast(MlflowClient, RetryingClient(client))
+        raise _unusable(uri, first_line(error)) from None
+    return RetryingClient(client, uri)
+
+
+def connect_existing() -> RetryingClient:
+    """A client of the store as it is; creates none. Raises ConfigError if there is none."""
+    uri = tracking_uri()
+    database = database_file(uri)
+    if database and not database.exists():
+        raise _unusable(uri, f"there is no {database}")
+    with database_lock(uri):
+        return connect(uri)
+
+
+def configure_mlflow(uri: str) -> None:
+    """MLflow's state of the process, which each connection sets to the same, but for the URI."""
+    set_environment()
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", module="mlflow")  # hints for interactive use
+    mlflow.set_tracking_uri(uri)  # pyfunc.log_model takes no client
 
 
 def check_uri(uri: str) -> None:
     """Raise ConfigError in seconds if no store can answer there; writes nothing."""
     if uri.startswith(("http://", "https://")):
         _probe(uri)
-    elif uri.startswith("sqlite:///"):
-        path = Path(uri.removeprefix("sqlite:///"))
+    elif path := database_file(uri):
         if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {path} cannot be written")
+            raise _unusable(uri, f"{path} cannot be written")
         if path.is_file() and _start_of(path) not in (b"", b"SQLite"):
-            raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: {path} is no SQLite database")
+            raise _unusable(uri, f"{path} is no SQLite database")
     else:
-        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: expected sqlite:///FILE or http(s)://HOST")
+        raise _unusable(uri, "expected sqlite:///FILE or http(s)://HOST")
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of MLflow's says first, without its traces and statements."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _start_of(path: Path) -> bytes:
@@ -72,17 +147,8 @@ def _probe(uri: str) -> None:
     try:
         requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).raise_for_status()
     except requests.RequestException as error:
-        reason = type(error).__name__
-        raise ConfigError(
-            f"MLFLOW_TRACKING_URI={uri}: no tracking server answers ({reason})"
-        ) from None
+        raise _unusable(uri, f"no tracking server answers ({type(error).__name__})") from None
 
 
-def connect_existing() -> MlflowClient:
-    """A client of the store as it is; makes none. Raises ConfigError if there is none."""
-    uri = tracking_uri()
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not database.exists():
-        raise ConfigError(f"MLFLOW_TRACKING_URI={uri}: there is no {database}")
-    with database_lock(uri):
-        return connect(uri)
+def _unusable(uri: str, message: str) -> ConfigError:
+    return ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={uri}"))

@@ -1,6 +1,7 @@
-"""What the MLflow UI says of an experiment, of its runs and of its models: Markdown.
+"""Descriptions of experiments, runs and models in the MLflow UI: Markdown.
 
-Each says what it is, how to have it again, and where to look next.
+Written by the stages, the recorder and the registry. Each states what it is of, the command that
+makes it again, and links to what is next to it.
 """
 
 import json
@@ -9,20 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.compat.mlflow import model_page, run_page
 from pipelines.tracking.schema import EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE
 
 
 @dataclass(frozen=True)
 class Descriptions:
-    """What a pipeline's page and its experiment's page show."""
+    """The texts of a pipeline's page and of its experiment's page."""
 
     experiment: str
     pipeline: str
 
 
 def describe_pipeline(experiment: str, model: str, argv: Sequence[str]) -> Descriptions:
-    """Of an experiment, on top of its runs, and of the run of a pipeline started by `argv`."""
-    link = f"[{model}](#/models/{model})"
+    """Of an experiment, above its runs, and of the run of a pipeline started by `argv`."""
+    link = model_link(model)
     return Descriptions(
         _paragraphs(
             f"Each *pipeline* is one configuration of `{experiment}`, from the text to the "
@@ -80,7 +82,7 @@ def describe_model(name: str) -> str:
     return _paragraphs(
         "Deep Cross Attention language models of bytes. `challenger` is the newest version, "
         "`champion` the one that won on the sealed test bytes; every move of the champion is a "
-        f"version of [{name}-champions](#/models/{name}-champions).",
+        f"version of {model_link(f'{name}-champions')}.",
         _code(
             f"python pipelines/generate.py --model {name} --prompt TEXT",
             f"python pipelines/promote.py list --model {name}",
@@ -91,7 +93,7 @@ def describe_model(name: str) -> str:
 def describe_champions(name: str) -> str:
     """Of the log of a registered model's champions."""
     return _paragraphs(
-        f"Every move of the champion of [{name}](#/models/{name}), a version each. It is read by",
+        f"Every move of the champion of {model_link(name)}, a version each. Read it with",
         _code(f"python pipelines/promote.py history --model {name}"),
     )
 
@@ -100,15 +102,20 @@ def describe_version(test_bits_per_byte: float, lineage: Sequence[str], uri: str
     """Of a model's version: its result, the runs it comes from as links, and its URI."""
     return _paragraphs(
         f"{test_bits_per_byte:.4f} bits per byte of the test split. From {' → '.join(lineage)}; "
-        f"the report is the pipeline's artifact `{REPORT_FILE}`. The same model once more, from its own "
-        "configuration and text:",
+        f"the report is the pipeline's artifact `{REPORT_FILE}`. The same model once more, from "
+        "its own configuration and text:",
         _code(f"python pipelines/train.py --from-version {uri}"),
     )
 
 
 def run_link(text: str, experiment_id: str, run_id: str) -> str:
-    """To a run."""
-    return f"[{text}](#/experiments/{experiment_id}/runs/{run_id})"
+    """A link to a run's page."""
+    return f"[{text}]({run_page(experiment_id, run_id)})"
+
+
+def model_link(name: str) -> str:
+    """A link to a registered model's page."""
+    return f"[{name}]({model_page(name)})"
 
 
 def _paragraphs(*parts: str) -> str:

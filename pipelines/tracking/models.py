@@ -1,121 +1,132 @@
-"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
+"""Logged models of the tracking store: their files, and the runs that logged them.
 
-A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again. Whoever needs the store while it
-is locked or away waits for it; histories are written behind the back of the training.
+Used by the registry and by the stages that read or write files of a model.
 """
 
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlflow
-from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import PipelineError
+from pipelines.tracking.client import RetryingClient, configure_mlflow, first_line
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.retries import is_transient, retry_transient
-from pipelines.tracking.schema import DIGEST_TAG
+from pipelines.tracking.schema import SHA256_TAG
+
+SCHEME = "models:/"
 
 
-@retry_transient
-def log_model(
-    run_id: str,
-    *,
-    code: Path,
-    code_paths: list[Path],
-    artifacts: Mapping[str, Path],
-    signature: ModelSignature,
-    requirements: list[str],
-    params: Mapping[str, Any],
-    example: Any,
-    digest: str,
-) -> str:
-    """Log a pyfunc model from code under a run, once; returns its models:/ URI."""
-    if found := logged_model(run_id):
-        return f"models:/{found}"
-    with mlflow.start_run(run_id=run_id):
-        info = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(code),
-            code_paths=[str(path) for path in code_paths],
-            artifacts={name: str(path) for name, path in artifacts.items()},
-            signature=signature,
-            pip_requirements=requirements,
-            params={key: encode_param(value) for key, value in flatten(params)},
-            input_example=example,
-            tags={DIGEST_TAG: digest},
-        )
-    return f"models:/{info.model_id}"
+def model_uri(model_id: str) -> str:
+    """The URI of a logged model, as MLflow's own commands take it."""
+    return f"{SCHEME}{model_id}"
 
 
-@retry_transient
-def logged_model(run_id: str) -> str | None:
-    """The id of the model that a run has logged, if it has."""
-    run = mlflow.get_run(run_id)
-    for output in run.outputs.model_outputs if run.outputs else []:
-        model = mlflow.get_logged_model(output.model_id)
-        if str(model.status) == "READY":
-            return str(model.model_id)
-    return None
+def model_id_of(uri: str) -> str:
+    """The id in the URI of a logged model."""
+    return uri.removeprefix(SCHEME)
 
 
-@retry_transient
-def model_exists(uri: str) -> bool:
-    """Whether a logged model and its files are still there."""
-    try:
-        mlflow.models.get_model_info(uri)
-    except (MlflowException, OSError) as error:
-        if is_transient(error):
-            raise
-        return False
-    return True
+@dataclass(frozen=True)
+class ModelStore:
+    """The logged models of one store."""
 
+    client: RetryingClient
 
-@retry_transient
-def download_model(model_id: str, folder: Path) -> tuple[Path, str | None]:
-    """Copy a logged model's files into a folder; where they lie, and the digest told on logging.
+    def log(
+        self,
+        run_id: str,
+        *,
+        code: Path,
+        code_paths: list[Path],
+        artifacts: Mapping[str, Path],
+        signature: ModelSignature,
+        requirements: list[str],
+        params: Mapping[str, Any],
+        example: Any,
+        digest: str,
+    ) -> str:
+        """Log a pyfunc model from code under a run, once however often called; returns its URI."""
 
-    Raises PipelineError if they are gone.
-    """
-    try:
-        digest = mlflow.get_logged_model(model_id).tags.get(DIGEST_TAG)
-        uri = f"models:/{model_id}"
-        copy = mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(folder))
-    except (MlflowException, OSError) as error:
-        if is_transient(error):
-            raise
-        raise PipelineError(f"models:/{model_id}: {str(error).splitlines()[0]}") from None
-    return Path(copy), digest
+        def log_once() -> str:
+            if found := self.logged_by(run_id):
+                return found
+            configure_mlflow(self.client.uri)
+            with mlflow.start_run(run_id=run_id):
+                info = mlflow.pyfunc.log_model(
+                    name="model",
+                    python_model=str(code),
+                    code_paths=[str(path) for path in code_paths],
+                    artifacts={name: str(path) for name, path in artifacts.items()},
+                    signature=signature,
+                    pip_requirements=requirements,
+                    params={key: encode_param(value) for key, value in flatten(params)},
+                    input_example=example,
+                    tags={SHA256_TAG: digest},
+                )
+            return str(info.model_id)
+
+        return model_uri(self.client.retry(log_once))
+
+    def logged_by(self, run_id: str) -> str | None:
+        """The id of the model that a run has logged, if it has."""
+        run = self.client.get_run(run_id)
+        for output in run.outputs.model_outputs if run.outputs else []:
+            model = self.client.get_logged_model(output.model_id)
+            if model.status == LoggedModelStatus.READY:
+                return str(model.model_id)
+        return None
+
+    def exists(self, uri: str) -> bool:
+        """Whether a logged model and its files are still there."""
+        with tempfile.TemporaryDirectory() as scratch:
+            return self._fetch(model_id_of(uri), "MLmodel", Path(scratch)) is not None
+
+    def download(self, model_id: str, folder: Path) -> tuple[Path, str | None]:
+        """Copy a logged model's files into a folder; where they lie, and the digest logged with
+        them.
+
+        Raises PipelineError if they are gone.
+        """
+        try:
+            digest = self.client.get_logged_model(model_id).tags.get(SHA256_TAG)
+            return self.client.download(model_uri(model_id), folder), digest
+        except (MlflowException, OSError) as error:
+            raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
+
+    def write_json(self, model_id: str, file: str, data: Any) -> None:
+        """Store JSON among the files of a logged model, where it is downloaded with them."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = Path(scratch) / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(data, indent=1))
+            self.client.log_model_artifacts(model_id, scratch)
+
+    def read_json(self, model_id: str, file: str) -> Any:
+        """JSON among the files of a logged model; None if there is none, or it was cut short."""
+        with tempfile.TemporaryDirectory() as scratch:
+            copy = self._fetch(model_id, file, Path(scratch))
+            try:
+                return None if copy is None else json.loads(copy.read_text())
+            except ValueError:
+                return None
+
+    def _fetch(self, model_id: str, file: str, folder: Path) -> Path | None:
+        """A copy of one file of a logged model; None if the file, or the model, is not there."""
+        try:
+            location = self.client.get_logged_model(model_id).artifact_location
+            return self.client.download(f"{location}/{file}", folder)
+        except (MlflowException, OSError):
+            return None
 
 
 def load_pyfunc(folder: Path) -> Any:
     """The Python object behind the pyfunc model in a folder. Its code is executed."""
     return mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
-
-
-@retry_transient
-def write_model_json(model_id: str, file: str, data: Any) -> None:
-    """Store JSON among the files of a logged model, where whoever downloads it finds it."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(data, indent=1))
-        MlflowClient().log_model_artifacts(model_id, scratch)
-
-
-@retry_transient
-def read_model_json(model_id: str, file: str) -> Any:
-    """JSON among the files of a logged model; None if there is none, or a torn one."""
-    try:
-        location = mlflow.get_logged_model(model_id).artifact_location
-        return json.loads(mlflow.artifacts.load_text(f"{location}/{file}"))
-    except (MlflowException, OSError, ValueError) as error:
-        if is_transient(error):
-            raise
-        return None

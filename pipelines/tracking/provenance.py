@@ -1,40 +1,46 @@
-"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
-
-A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again. Whoever needs the store while it
-is locked or away waits for it; histories are written behind the back of the training.
-"""
+"""Where a run's code and numbers come from: commit, user, versions of packages."""
 
 import getpass
 import importlib.metadata
 import os
 import platform
 import subprocess
-from functools import cache
 from pathlib import Path
 
-from pipelines.tracking.schema import COMMIT
+from pipelines.compat.mlflow import (
+    COMMIT_TAG,
+    LOCAL_SOURCE,
+    SOURCE_NAME_TAG,
+    SOURCE_TYPE_TAG,
+    USER_TAG,
+)
+from pipelines.tracking.schema import COMMIT_VARIABLE, DIRTY_TAG, VERSION_PREFIX
 
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 
-@cache
 def provenance() -> dict[str, str]:
-    """Tags that say where a run's code and numbers come from, asked for once."""
-    versions = {f"version.{name}": importlib.metadata.version(name) for name in PACKAGES}
-    git = _git("rev-parse", "HEAD")
-    named = git or os.environ.get(COMMIT)
-    commit = {"mlflow.source.git.commit": named} if named else {}
-    dirty = {"git.dirty": str(bool(_git("status", "--porcelain"))).lower()} if git else {}
-    return {
-        "mlflow.user": getpass.getuser(),
-        "mlflow.source.type": "LOCAL",
-        "mlflow.source.name": "pipelines",
-        "version.python": platform.python_version(),
+    """The tags of a run that is created now. Starts git twice: call it once for many runs."""
+    versions = {f"{VERSION_PREFIX}{name}": importlib.metadata.version(name) for name in PACKAGES}
+    head = _git("rev-parse", "HEAD")
+    commit = head or os.environ.get(COMMIT_VARIABLE)
+    tags = {
+        USER_TAG: user(),
+        SOURCE_TYPE_TAG: LOCAL_SOURCE,
+        SOURCE_NAME_TAG: "pipelines",
+        f"{VERSION_PREFIX}python": platform.python_version(),
         **versions,
-        **commit,
-        **dirty,
     }
+    if commit:
+        tags[COMMIT_TAG] = commit
+    if head:
+        tags[DIRTY_TAG] = str(bool(_git("status", "--porcelain"))).lower()
+    return tags
+
+
+def user() -> str:
+    """Who runs this process."""
+    return getpass.getuser()
 
 
 def _git(*args: str) -> str:

@@ -1,22 +1,16 @@
-"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
+"""Names that the tracking store is written and read by: tags, metrics and artifacts."""
 
-A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again. Whoever needs the store while it
-is locked or away waits for it; histories are written behind the back of the training.
-"""
+KIND_TAG, KEY_TAG = "dca.kind", "dca.key"
+"""Of every run: what it is (a stage, `pipeline` or `trial`), and which one of its kind."""
+CACHE_TAG, LIVE, DISCARDED = "dca.memory", "live", "forgotten"
+"""Of every run: whether it may still be found by its key."""
+SHA256_TAG = "dca.sha256"
+"""Of a logged model: the digest of its list of digests, which its own files cannot prove."""
 
 STEP_METRIC = "train_bits_per_byte"
 """A metric that every row of a history has: its steps are the rows already stored."""
-COMMIT = "DCA_GPT_COMMIT"
-"""Names the commit where there is no .git to ask, as in a container or a Ray job."""
-NOTE_TAG = "mlflow.note.content"
-"""Where MLflow keeps the description of a run and of an experiment."""
-KIND = {"mlflow.experimentKind": "custom_model_development"}
-"""Of an experiment: its page is about training runs and models."""
 RESULT_METRIC = "val_bits_per_byte"
 """What a comparison of runs begins with: MLflow's pages show first what was stored first."""
-DIGEST_TAG = "dca.sha256"
-"""Of a logged model: the digest of its list of digests, which its own files cannot vouch for."""
 
 EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE = "experiment.yaml", "report/report.html", "study.db"
 """Artifacts: the first two of a pipeline's run, the last of a search's."""
@@ -35,3 +29,19 @@ OLD_PARETO_TAG = "dca.front"
 """The latter in older stores."""
 BEST_TRIAL_TAG, BEST_RUN_TAG = "dca.best_trial", "dca.best_run"
 """Of a search's run: the number and the run of its winner."""
+
+VERSION_PREFIX, DIRTY_TAG = "version.", "git.dirty"
+"""In a run's tags and in a package's lineage: versions of packages, by name; whether the code had
+changes that were not committed."""
+TEST_BITS_TAG, TEST_FINGERPRINT_TAG = "test.bits_per_byte", "test.fingerprint"
+"""Of a version: its result on the test split, and the corpus of that."""
+VAL_BITS_TAG, PARAMETERS_TAG = "val.bits_per_byte", "parameters"
+"""Of a version: its result on the validation split, and its size."""
+PROMOTE_TAG = "promote"
+"""Of a version: the settings of the gate when it was registered, as JSON."""
+DECISION_TAG, PROMOTED_TAG, GATE_KEY_TAG = "gate.decision", "gate.promoted", "gate.key"
+"""Of a version: the gate's last decision in a line, whether it promoted, and what it was about."""
+
+COMMIT_VARIABLE = "DCA_GPT_COMMIT"
+"""The environment variable with the commit where there is no .git, as in a container or a Ray
+job."""

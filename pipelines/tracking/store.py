@@ -1,48 +1,64 @@
-"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
+"""The runs of one experiment in the tracking store.
 
-A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again. Whoever needs the store while it
-is locked or away waits for it; histories are written behind the back of the training.
+Used by the engine, the stages and the reports. A run has a kind and a key as tags; by these a
+command that was killed finds its own work again.
 """
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import mlflow
-from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput, Param, Run, RunTag
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    LoggedModelInput,
+    Param,
+    Run,
+    RunTag,
+)
 from mlflow.exceptions import MlflowException
 
+from pipelines.compat.mlflow import (
+    DATASET_CONTEXT_TAG,
+    EXPERIMENT_KIND,
+    FAILED,
+    FINISHED,
+    KILLED,
+    MAX_PARAMS_PER_REQUEST,
+    NOTE_TAG,
+    PARENT_RUN_TAG,
+    RUNNING,
+)
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.storage.files import File, size_of, uri_of
 from pipelines.storage.remote import Folder
-from pipelines.tracking.client import check_uri, connect
-from pipelines.tracking.encoding import MOST_PARAMS, Row, encode_param, metric_entities
+from pipelines.tracking.client import RetryingClient, check_uri, connect
+from pipelines.tracking.encoding import Row, encode_param, metric_entities
 from pipelines.tracking.locks import database_lock
+from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import provenance
-from pipelines.tracking.retries import cancel_retries, retry_transient
-from pipelines.tracking.schema import KIND, NOTE_TAG
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.schema import CACHE_TAG, KEY_TAG, KIND_TAG, LIVE, REASON_TAG
+from pipelines.tracking.uri import database_file, tracking_uri
 
+__all__ = ["Run", "Store"]
 
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"storage: {path} cannot be made a folder: {error.strerror}") from None
+MAX_REASON_CHARACTERS = 5000
 
 
 @dataclass(frozen=True)
 class Store:
     """Runs of one experiment."""
 
-    client: MlflowClient
+    client: RetryingClient
     experiment_id: str
 
     @staticmethod
@@ -53,41 +69,47 @@ class Store:
         MLflow would need clients of its own to reach it.
         """
         uri = tracking_uri()
-        local = uri.startswith("sqlite:///")
-        if not create and local and not Path(uri.removeprefix("sqlite:///")).exists():
+        database = database_file(uri)
+        if database and not database.exists() and not create:
             return None
         check_uri(uri)
-        if isinstance(storage, Path):
-            artifacts = storage / "artifacts"
-            if create:
-                _make_folder(storage)
-        else:
-            artifacts = Path(uri.removeprefix("sqlite:///")).with_name("mlartifacts")
-        location = artifacts.as_uri() if local else None
+        if create and isinstance(storage, Path):
+            _make_folder(storage)
         with database_lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None and not create:
                 return None
             if found is None:
-                return Store(client, client.create_experiment(experiment, location, tags=KIND))
-        if found.lifecycle_stage != "active":
-            raise ConfigError(
-                f"experiment: {experiment} was deleted in MLflow; restore or rename it"
-            )
+                location = _artifact_location(storage, database) if database else None
+                made = client.create_experiment(experiment, location, tags=EXPERIMENT_KIND)
+                return Store(client, made)
+        if found.lifecycle_stage != LifecycleStage.ACTIVE:
+            message = f"{experiment} was deleted in MLflow; restore or rename it"
+            raise ConfigError(Problem(message, "experiment"))
         return Store(client, found.experiment_id)
+
+    @property
+    def models(self) -> ModelStore:
+        """The logged models of the same store."""
+        return ModelStore(self.client)
+
+    @cached_property
+    def provenance(self) -> dict[str, str]:
+        """The tags of every run that is created through this object, found out once."""
+        return provenance()
 
     def find(self, kind: str, key: str | None = None) -> list[Run]:
         """Live runs of a kind, newest first."""
-        terms = [f"tags.`dca.kind` = '{kind}'", "tags.`dca.memory` = 'live'"]
+        terms = [f"tags.`{KIND_TAG}` = '{kind}'", f"tags.`{CACHE_TAG}` = '{LIVE}'"]
         if key is not None:
-            terms.append(f"tags.`dca.key` = '{key}'")
+            terms.append(f"tags.`{KEY_TAG}` = '{key}'")
         return self._search(" and ".join(terms))
 
     def children(self, parent: str, kind: str) -> list[Run]:
         """Runs of a kind under a parent, newest first."""
         return self._search(
-            f"tags.`mlflow.parentRunId` = '{parent}' and tags.`dca.kind` = '{kind}'"
+            f"tags.`{PARENT_RUN_TAG}` = '{parent}' and tags.`{KIND_TAG}` = '{kind}'"
         )
 
     def _search(self, query: str) -> list[Run]:
@@ -117,35 +139,32 @@ class Store:
     ) -> str:
         """Start a run, its parameters and provenance included, unless a live one has the key;
         returns its id."""
-        identity = {"dca.kind": kind, "dca.key": key, "dca.memory": "live"}
-        family = {"mlflow.parentRunId": parent} if parent else {}
+        identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE}
+        family = {PARENT_RUN_TAG: parent} if parent else {}
+        all_tags = {**self.provenance, **identity, **family, **(tags or {})}
 
-        @retry_transient
-        def make() -> Run:
-            if made := self.find(kind, key):  # but its answer was lost, or nobody waited for it
-                return made[0]
-            return self.client.create_run(
-                self.experiment_id,
-                run_name=name,
-                tags={**provenance(), **identity, **family, **(tags or {})},
-            )
+        def create_once() -> Run:
+            if found := self.find(kind, key):  # created before, but the answer was lost
+                return found[0]
+            return self.client.create_run(self.experiment_id, run_name=name, tags=all_tags)
 
-        run_id = str(make().info.run_id)
+        run_id = str(self.client.retry(create_once).info.run_id)
         self.log_params(run_id, params or {})
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Dotted parameters; logging the same ones again changes nothing."""
         entities = [Param(key, encode_param(value)) for key, value in flatten(params)]
-        for first in range(0, len(entities), MOST_PARAMS):
-            self.client.log_batch(run_id, params=entities[first : first + MOST_PARAMS])
+        for first in range(0, len(entities), MAX_PARAMS_PER_REQUEST):
+            batch = entities[first : first + MAX_PARAMS_PER_REQUEST]
+            self.client.log_batch(run_id, params=batch)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
     def describe(self, text: str, run_id: str = "") -> None:
-        """Describe a run, or the experiment, in Markdown; what somebody has written there stays."""
+        """Describe a run, or the experiment, in Markdown, unless it has a description."""
         if run_id:
             if NOTE_TAG not in self.client.get_run(run_id).data.tags:
                 self.tag(run_id, {NOTE_TAG: text})
@@ -158,34 +177,34 @@ class Store:
         return dict(sorted((point.step, point.value) for point in stored))
 
     def log_metrics(self, run_id: str, metrics: Row, **of: str) -> None:
-        """Metrics that sum a run up, at step 0 unless they have one; once, however often told.
+        """Metrics that sum a run up, at step 0 unless they have one; each value is stored once.
 
         They may be those `of` a logged model (`model_id`) on a dataset (`dataset_name`,
         `dataset_digest`), on whose pages they then are as well.
         """
-        known = self.client.get_run(run_id).data.metrics
-        new = {k: v for k, v in metrics.items() if k == "step" or known.get(k) != v}
+        stored = self.client.get_run(run_id).data.metrics
+        new = {k: v for k, v in metrics.items() if k == "step" or stored.get(k) != v}
         row = {"step": 0, "time": time.time(), **new}
         self.client.log_batch(run_id, metrics=list(metric_entities([row], **of)))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
-        """Mark a run as running again; its parameters may have been lost with its creator."""
-        self.client.update_run(run_id, status="RUNNING")
-        if self.client.get_run(run_id).data.tags.get("dca.reason"):
-            self.tag(run_id, {"dca.reason": ""})
+        """Mark a run as running again; whoever created it may not have stored its parameters."""
+        self.client.update_run(run_id, status=RUNNING)
+        if self.client.get_run(run_id).data.tags.get(REASON_TAG):
+            self.tag(run_id, {REASON_TAG: ""})
         self.log_params(run_id, params or {})
 
-    def end(self, run_id: str, status: str = "FINISHED") -> None:
+    def end(self, run_id: str, status: str = FINISHED) -> None:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
     def fail(self, run_id: str, error: BaseException) -> None:
         """End a run with its error, which matters more than a store that is away or refuses."""
-        cancel_retries.set()
+        self.client.cancel_retries()
         with suppress(MlflowException, PipelineError):
-            reason = (str(error) or type(error).__name__)[:5000]
-            self.tag(run_id, {"dca.reason": reason})
-            self.end(run_id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            reason = (str(error) or type(error).__name__)[:MAX_REASON_CHARACTERS]
+            self.tag(run_id, {REASON_TAG: reason})
+            self.end(run_id, KILLED if isinstance(error, KeyboardInterrupt) else FAILED)
 
     def log_corpus(self, run_id: str, corpus: Mapping[str, Any], **splits: File) -> None:
         """Record the bytes a run read as MLflow datasets, one for each split of a corpus."""
@@ -195,7 +214,7 @@ class Store:
             profile = json.dumps({"bytes": size_of(file)})
             name, digest = f"{corpus['name']} {split}", corpus["fingerprint"]
             dataset = Dataset(name, digest, "local", source, profile=profile)
-            inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
+            inputs.append(DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, split)]))
         self.client.log_inputs(run_id, inputs)
 
     def log_use(self, run_id: str, model_id: str) -> None:
@@ -216,4 +235,19 @@ class Store:
 
     def read_text(self, run_id: str, file: str) -> str:
         """A text artifact that was logged."""
-        return str(mlflow.artifacts.load_text(f"runs:/{run_id}/{file}"))
+        with tempfile.TemporaryDirectory() as scratch:
+            return Path(self.client.download_artifacts(run_id, file, scratch)).read_text()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"{path} cannot be made a folder: {error.strerror}"
+        raise ConfigError(Problem(message, "storage")) from None
+
+
+def _artifact_location(storage: Folder, database: Path) -> str:
+    if isinstance(storage, Path):
+        return (storage / "artifacts").as_uri()
+    return database.with_name("mlartifacts").as_uri()

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, beside MLflow: a folder for each run."""
+"""TensorBoard's event files, beside MLflow: a folder for each run. Written by the writer."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -14,15 +14,15 @@ from pipelines.console.errors import StorageError
 class EventFiles:
     """The curves of an experiment's runs in <storage>/tensorboard/<experiment>/<run>.
 
-    A run that is taken up again tells its whole history first: its folder is then written anew, so
-    that no crash leaves a gap or a duplicate.
+    A resumed run replays its whole history first: its folder is then written anew, so that no crash
+    leaves a gap or a duplicate.
     """
 
     def __init__(self, storage: Path, experiment: str) -> None:
         self._folder = storage / "tensorboard" / experiment
         self._files: dict[str, EventsWriter] = {}
-        self._told: dict[str, float] = {}
-        """The last step of each run."""
+        self._last_steps: dict[str, float] = {}
+        """Of each run: the step of the last row that was written."""
 
     def write(self, run: str, rows: Iterable[Mapping[str, float]]) -> None:
         """Write those rows of a run, in the order of their steps, that are not there yet.
@@ -32,9 +32,9 @@ class EventFiles:
         try:
             file = self._files.get(run) or self._open(run)
             for row in rows:
-                if row["step"] > self._told.get(run, -1):
+                if row["step"] > self._last_steps.get(run, -1):
                     file.write_event(_event(row))
-                    self._told[run] = row["step"]
+                    self._last_steps[run] = row["step"]
             file.flush()
         except OSError as error:
             raise StorageError(f"{self._folder / run}: cannot be written: {error}") from error

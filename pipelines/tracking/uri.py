@@ -1,12 +1,18 @@
-"""Where the tracking store is."""
+"""Where the tracking store is: MLflow's URI of a database file or of a server."""
 
 import os
 from pathlib import Path
 
+SQLITE = "sqlite:///"
+
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    if uri.startswith("sqlite:///") and not uri.startswith("sqlite:////"):
-        return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).absolute()}"
-    return uri
+    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    database = database_file(uri)
+    return f"{SQLITE}{database.absolute()}" if database else uri
+
+
+def database_file(uri: str) -> Path | None:
+    """The SQLite file of a store; None of a server."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None

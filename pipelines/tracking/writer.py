@@ -1,8 +1,7 @@
-"""The tracking store: MLflow's experiments, runs, artifacts and logged models.
+"""Writing runs behind a training: in order, on a thread of its own.
 
-A run is found by what it is (tags `dca.kind` and `dca.key`), never by its name or by the order of
-events, so that a command that was killed finds its own work again. Whoever needs the store while it
-is locked or away waits for it; histories are written behind the back of the training.
+Used by the search's recorder and by the stages that train: a store that is slow or away does not
+stop them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,7 +12,6 @@ from mlflow.entities import RunTag
 
 from pipelines.console.errors import PipelineError
 from pipelines.tracking.encoding import ROWS_PER_BATCH, Row, metric_entities
-from pipelines.tracking.retries import cancel_retries
 from pipelines.tracking.schema import RESULT_METRIC, STEP_METRIC
 from pipelines.tracking.store import Store
 
@@ -22,24 +20,24 @@ if TYPE_CHECKING:
 
 
 class Writer:
-    """Makes, writes and ends runs, in order, on a thread of its own; every row once.
+    """A queue of work on runs: create them, write their rows, end them; a row is stored once.
 
-    Rows are told apart by their step, so that a resumed run may replay its history.
+    A row is known by its step, so that a resumed run may replay its history.
     """
 
     def __init__(self, store: Store, events: "EventFiles | None" = None) -> None:
-        """`events` get the same rows."""
+        """`events` are written the same rows."""
         self._store, self._events = store, events
         self._names: dict[str, str] = {}
-        """Of the runs' event files: told apart by the start of their ids."""
+        """Of the runs' event files: the run's name and the start of its id, which is unique."""
         self._seen: dict[str, set[int]] = {}
-        self._torn: set[str] = set()
+        self._incomplete: set[str] = set()
         """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._pending: list[Future[Any]] = []
 
     def open(self, make: Callable[[], str]) -> Future[str]:
-        """Queue the making, or taking up, of a run; tells its id once it is stored."""
+        """Queue the creation, or resumption, of a run; the future has its id once it is stored."""
         return self._submit(make)
 
     def write(self, run_id: str, rows: Iterable[Row]) -> None:
@@ -51,13 +49,13 @@ class Writer:
     ) -> None:
         """Queue the end of a run, behind its rows, with tags and metrics that sum it up.
 
-        `summary` has `step` and `time`: told twice, it is stored once.
+        `summary` has `step` and `time`: given twice, it is stored once.
         """
         self._submit(self._finish, run_id, status, dict(tags), summary)
 
-    def then(self, work: Callable[[], None], run_id: str = "") -> None:
-        """Queue work behind what was told before; left out if some of the run is not stored."""
-        self._submit(lambda: None if run_id in self._torn else work())
+    def enqueue(self, work: Callable[[], None], run_id: str = "") -> None:
+        """Queue work behind what was queued before; left out if some of the run is not stored."""
+        self._submit(lambda: None if run_id in self._incomplete else work())
 
     def close(self) -> None:
         """Wait until everything is stored. Raises PipelineError if something could not be.
@@ -67,7 +65,7 @@ class Writer:
         try:
             self._thread.shutdown(wait=True)
         except KeyboardInterrupt:
-            cancel_retries.set()
+            self._store.client.cancel_retries()
             raise
         if self._events:
             self._events.close()
@@ -83,14 +81,14 @@ class Writer:
         return self._pending[-1]
 
     def _write(self, run_id: str, rows: list[Row]) -> None:
-        if run_id in self._torn:
+        if run_id in self._incomplete:
             return
         try:
             self._store_rows(run_id, rows)
             if self._events:
                 self._events.write(self._name(run_id), rows)
         except Exception:
-            self._torn.add(run_id)
+            self._incomplete.add(run_id)
             raise
 
     def _name(self, run_id: str) -> str:
@@ -112,7 +110,7 @@ class Writer:
             seen.update(int(row["step"]) for row in batch)
 
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
-        if run_id in self._torn:
+        if run_id in self._incomplete:
             return
         self._store.client.log_batch(
             run_id,

@@ -12,9 +12,8 @@ from selenium.webdriver.common.by import By
 from pipelines.experiment import load
 from pipelines.reporting.findings import findings
 from pipelines.reporting.mixing import OUT, mixing
-from pipelines.tracking.client import Run
 from pipelines.tracking.schema import STAGE_TAG
-from pipelines.tracking.store import Store
+from pipelines.tracking.store import Run, Store
 from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser
 from tests.pipelines.commands import EXPERIMENT, ROOT, Folder, free_port, start_and_wait, stop
 

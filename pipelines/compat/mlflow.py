@@ -1,0 +1,122 @@
+"""What MLflow 3 calls things, where no public name of its Python API stands for them.
+
+Imports MLflow only where an error is judged: those who need a name need not load it.
+"""
+
+import os
+
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+"""Statuses of a run, which the client takes and returns as texts."""
+
+NOTE_TAG = "mlflow.note.content"
+"""The description of a run or of an experiment; the client has no method to set it."""
+PARENT_RUN_TAG = "mlflow.parentRunId"
+"""The run under which the UI shows another; the client cannot create a child run otherwise."""
+USER_TAG = "mlflow.user"
+"""Who started a run: only the fluent API, which keeps state of the process, sets it."""
+SOURCE_NAME_TAG, SOURCE_TYPE_TAG = "mlflow.source.name", "mlflow.source.type"
+"""What started a run, as the UI's column Source shows it; set by the fluent API only."""
+LOCAL_SOURCE = "LOCAL"
+"""The source type of a program that no platform of MLflow's started."""
+COMMIT_TAG = "mlflow.source.git.commit"
+"""The commit of a run's code, which the UI's column Version shows; set by the fluent API only."""
+DATASET_CONTEXT_TAG = "mlflow.data.context"
+"""Of a dataset that a run read: what for. The UI shows it beside the dataset's name."""
+MODEL_VERSIONS_TAG = "mlflow.modelVersions"
+"""Of a logged model, JSON: its registered versions, which the UI shows on the model's page. Only
+the fluent API's way to register keeps it, and that cannot be repeated safely."""
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Tag of an experiment: the UI shows its pages of training runs and models, not those of agents."""
+
+MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100
+"""More metrics, or more parameters, in one request are refused."""
+MAX_TAG_CHARACTERS = 8000
+"""Of a tag's value: a longer one is refused."""
+
+MODEL_ID, RUN_ID = r"m-[0-9a-f]{32}", r"[0-9a-f]{32}"
+"""Patterns of ids: they tell a logged model and a run from a registered model's name."""
+
+CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
+"""The loader, in a model's MLmodel file, of a model from code. Others read pickles or any module."""
+SKIP_TYPE_HINTS = "_skip_type_hint_validation"
+"""Attribute of a PythonModel without type hints on `predict`: without it MLflow warns. The packaged
+model, which imports nothing of this project, repeats the name."""
+
+MISSING, EXISTS, INVALID = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_PARAMETER_VALUE",
+)
+"""Values of MlflowException.error_code, which has no types of its own for them."""
+
+LOGGERS = ("mlflow", "alembic")
+"""They print notes of a database's migration and of every model that is logged."""
+ENVIRONMENT = {
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # models are data: no pickle is read
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # progress is printed by the commands
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results and JSON
+}
+"""Settings that MLflow reads from the environment at each use, and nowhere else."""
+DEFAULT_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # calls are repeated by the client that wraps MLflow's
+}
+"""The same, unless the user has set them."""
+
+_LOCKED = "database is locked"
+"""SQLite's text; its error number is lost on the way through SQLAlchemy and MLflow."""
+_SQLITE = "sqlite3."
+"""How SQLAlchemy begins the text of an error of that driver."""
+_NO_ANSWER = "API request to"
+"""How the text of an HTTP request begins that got no answer; the code is INTERNAL_ERROR, as of a
+server's own faults."""
+_OVERLOADED = (429, 503, 504)
+"""HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up."""
+_CONFLICTS = (
+    "IntegrityError",  # of SQLite; through a server only the text arrives
+    "UniqueViolation",  # of PostgreSQL
+    "Giving up after",  # of MLflow itself, once other writers have taken every number it tried
+)
+
+
+def set_environment() -> None:
+    """Set the environment variables that every connection needs."""
+    os.environ.update(ENVIRONMENT)
+    for name, value in DEFAULT_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether a store's error is a locked database, or a server that is away or overloaded.
+
+    Not one that refuses, nor a full disk, which MLflow calls unavailable too.
+    """
+    from mlflow.exceptions import MlflowException
+
+    if not isinstance(error, MlflowException):
+        return False
+    text = str(error)
+    if _SQLITE in text:
+        return _LOCKED in text
+    unanswered = error.error_code == "INTERNAL_ERROR" and _NO_ANSWER in text
+    return unanswered or error.get_http_status_code() in _OVERLOADED
+
+
+def is_write_conflict(error: BaseException) -> bool:
+    """Whether two writers met in the registry's tables, which did not say which one was first."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import IntegrityError
+
+    text = str(error)
+    return isinstance(error, (MlflowException, IntegrityError)) and any(
+        sign in text for sign in _CONFLICTS
+    )
+
+
+def run_page(experiment_id: str, run_id: str) -> str:
+    """The address of a run's page within the UI; MLflow has no function that returns it."""
+    return f"#/experiments/{experiment_id}/runs/{run_id}"
+
+
+def model_page(name: str) -> str:
+    """The address of a registered model's page within the UI."""
+    return f"#/models/{name}"

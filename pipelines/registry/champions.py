@@ -1,0 +1,234 @@
+"""Who is champion of a registered model, and the log of every move.
+
+The champion is MLflow's alias `champion`. Its moves are logged as the versions of a second
+registered model, NAME-champions, whose numbers the registry hands out once each, in order. An entry
+contains the number of the entry it follows. Of two that follow the same one the first is valid and
+the other void, for every reader of the log: so two promoters on two machines cannot both succeed,
+no lock is held, and a process killed anywhere leaves nothing to clean up. The alias is moved after
+the entry is written; if that was cut short, the next command that looks completes it.
+"""
+
+import itertools
+import time
+import uuid
+from dataclasses import dataclass
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from pipelines.compat.mlflow import MISSING
+from pipelines.console.errors import PipelineError
+from pipelines.registry.versions import (
+    CONFLICTS,
+    LOG_SUFFIX,
+    Registry,
+    create_name,
+    search_versions,
+)
+from pipelines.tracking import descriptions
+from pipelines.tracking.provenance import user
+
+CHAMPION = "champion"
+"""The alias."""
+PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
+"""Actions of the log."""
+ALIAS_GRACE_SECONDS = 10
+"""How long after a promotion an alias that differs from the log may not have been moved yet."""
+
+
+class ConcurrentPromotionError(PipelineError):
+    """Another process moved the champion after this one had read who it was."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """One move of the champion, as logged."""
+
+    number: int
+    """Of the entry; void entries leave gaps."""
+    version: int
+    """The champion from then on."""
+    previous: int | None
+    """The champion until then: the version that the alias named."""
+    action: str
+    """promoted, forced or rolled back."""
+    reason: str
+    user: str
+    seconds: float
+    """When, since 1970."""
+
+    @staticmethod
+    def of(entry: ModelVersion) -> "Promotion":
+        """The promotion that an entry of the log stores."""
+        tags = entry.tags
+        return Promotion(
+            number=_number(entry),
+            version=int(tags["version"]),
+            previous=int(tags["previous"]) if "previous" in tags else None,
+            action=tags["action"],
+            reason=tags["reason"],
+            user=tags["user"],
+            seconds=float(tags["seconds"]),
+        )
+
+
+@dataclass(frozen=True)
+class ChampionState:
+    """Who is champion, and the last valid entry of the log when that was read."""
+
+    champion: int | None
+    entry: int
+
+
+@dataclass(frozen=True)
+class Champions:
+    """The champion of a registered model and the log of its moves."""
+
+    registry: Registry
+
+    @property
+    def log_name(self) -> str:
+        """The registered model whose versions are the entries."""
+        return self.registry.name + LOG_SUFFIX
+
+    def state(self, *, reconcile: bool = True) -> ChampionState:
+        """Who is champion now; a promotion that was cut short is completed if `reconcile`."""
+        state, last, alias = self._read()
+        unfinished = last is not None and ("done" not in last.tags or alias != state.champion)
+        if reconcile and unfinished:
+            self.reconcile_alias()
+        return state
+
+    def promotions(self) -> list[Promotion]:
+        """Every move of the champion, in order; not of a model of that name that was deleted."""
+        versions = search_versions(self.registry.client, self.registry.name)
+        sources = {str(version.version): version.source for version in versions}
+        entries = self._valid_entries()
+        ours = (e for e in entries if sources.get(e.tags["version"], e.source) == e.source)
+        return [Promotion.of(entry) for entry in ours]
+
+    def promote(self, version: int, action: str, reason: str, seen: ChampionState) -> None:
+        """Make a version champion, unless the champion moved since `seen`.
+
+        Raises ConcurrentPromotionError if it did, before or meanwhile: then nothing has changed.
+        """
+        if self._read()[0] != seen:
+            raise ConcurrentPromotionError(self._what_happened(seen))
+        number = self._append(version, action, reason, seen)
+        if number not in map(_number, self._valid_entries()):
+            reason = self._what_happened(seen)
+            client = self.registry.client
+            client.update_model_version(self.log_name, str(number), f"void: {reason}")
+            raise ConcurrentPromotionError(reason)
+        self.reconcile_alias()
+
+    def before(self, champion: int | None) -> int | None:
+        """The champion to go back to: the last one before, of those that still exist."""
+        walk: list[int] = []
+        for promotion in self.promotions():
+            if promotion.action == ROLLED_BACK:
+                while walk and walk[-1] != promotion.version:
+                    walk.pop()
+            elif promotion.previous is not None and promotion.previous not in walk[-1:]:
+                walk.append(promotion.previous)  # the alias had been moved by hand
+            walk.append(promotion.version)
+        existing = {int(version.version) for version in self.registry.versions()}
+        others = (v for v in reversed(walk) if v in existing and v != champion)
+        return next(others, None)
+
+    def reconcile_alias(self) -> None:
+        """Make the alias name the last entry's version, also while others write entries."""
+        while True:
+            last = self._valid_entries()[-1]
+            if self._version_exists(last):
+                self.registry.set_alias(CHAMPION, int(last.tags["version"]))
+            self._mark_done(last)
+            if _number(self._valid_entries()[-1]) == _number(last):
+                return
+
+    def _read(self) -> tuple[ChampionState, ModelVersion | None, int | None]:
+        """Who is champion, the last entry of the log, and what the alias names.
+
+        While the alias may not have been moved yet the log decides; later an alias that differs was
+        moved by hand, or its version was deleted.
+        """
+        last = next(reversed(self._valid_entries()), None)
+        alias = champion = self.registry.aliases().get(CHAMPION)
+        if last is not None and not _alias_moved(last) and self._version_exists(last):
+            champion = int(last.tags["version"])
+        return ChampionState(champion, _number(last) if last else 0), last, alias
+
+    def _version_exists(self, entry: ModelVersion) -> bool:
+        """Whether the version of an entry still exists, and is not another one of its number."""
+        try:
+            return bool(self.registry.get(int(entry.tags["version"])).source == entry.source)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            return False
+
+    def _append(self, version: int, action: str, reason: str, seen: ChampionState) -> int:
+        """Write an entry, in one transaction; its number is its place in the order."""
+        client, registry = self.registry.client, self.registry
+        if not seen.entry:
+            create_name(client, self.log_name, descriptions.describe_champions(registry.name))
+        model, model_id, claim = registry.get(version), registry.model_id(version), uuid.uuid4().hex
+        tags = {
+            "version": str(version),
+            "follows": str(seen.entry),
+            "action": action,
+            "reason": reason,
+            "user": user(),
+            "seconds": repr(time.time()),
+            "claim": claim,
+        }
+        if seen.champion is not None:
+            tags["previous"] = str(seen.champion)
+        tries = itertools.count()
+
+        def append_once() -> int:
+            for entry in search_versions(client, self.log_name) if next(tries) else []:
+                if entry.tags.get("claim") == claim:  # written before, but the answer was lost
+                    return _number(entry)
+            made = client.create_model_version(
+                self.log_name,
+                str(model.source),
+                model.run_id,
+                model_id=model_id,
+                description=f"version {version} {action}: {reason}",
+                tags=tags,
+            )
+            return _number(made)
+
+        return client.retry(CONFLICTS.call, append_once)
+
+    def _valid_entries(self) -> list[ModelVersion]:
+        """The entries that are valid: each follows the one before it."""
+        valid: list[ModelVersion] = []
+        for entry in search_versions(self.registry.client, self.log_name):
+            if entry.tags.get("follows") == str(_number(valid[-1]) if valid else 0):
+                valid.append(entry)
+        return valid
+
+    def _mark_done(self, entry: ModelVersion) -> None:
+        client = self.registry.client
+        CONFLICTS.call(
+            client.set_model_version_tag, self.log_name, str(entry.version), "done", "true"
+        )
+
+    def _what_happened(self, seen: ChampionState) -> str:
+        since = [promotion for promotion in self.promotions() if promotion.number > seen.entry]
+        how = "by hand"
+        if since:
+            how = f"version {since[-1].version} was {since[-1].action} by {since[-1].user}"
+        return f"{self.registry.name}: the champion has moved meanwhile: {how}"
+
+
+def _alias_moved(entry: ModelVersion) -> bool:
+    """Whether an alias that names another version was moved by hand after the entry."""
+    age = time.time() - float(entry.tags["seconds"])
+    return "done" in entry.tags and age > ALIAS_GRACE_SECONDS
+
+
+def _number(entry: ModelVersion) -> int:
+    return int(entry.version)
