@@ -1,8 +1,9 @@
-# `make sweep` and `make test` need Python 3.11 or newer, make and a C++ compiler, and install the rest.
+# Needs Python 3.11 or newer, make and a C++ compiler; every target installs the rest into .venv.
+# After `make install`, `source .venv/bin/activate` is for the commands of README.md and docs/.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test test-cluster test-faults check bench bench-sweep bench-cluster
+.PHONY: install sweep test test-cluster test-faults check docs bench bench-sweep bench-cluster
 
 install: .venv/.installed
 
@@ -14,6 +15,7 @@ install: .venv/.installed
 
 sweep: install
 	$(BIN)/python pipelines/sweep.py
+	@echo 'These commands need the environment: source .venv/bin/activate'
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
@@ -23,6 +25,9 @@ test-cluster: install
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults
+
+docs: install
+	$(BIN)/python docs/generate.py
 
 bench: .venv/.bench
 	$(BIN)/python benchmarks/model.py

@@ -1,7 +1,8 @@
 """The mixing of a block in one pass: weighted sums of the stack, and their RMS norms.
 
-`mix` is what the GRNs of dca/grn.py compute. It has one meaning and two ways: plain PyTorch, right
-on every device and type, and a fused kernel: kernels.cpp for float32 on the CPU, Triton on a GPU.
+`mix` is what the GRNs of dca/residuals/grn.py compute. It has one meaning and two ways: plain
+PyTorch, right on every device and type, and a fused kernel: kernels.cpp for float32 on the CPU,
+Triton on a GPU.
 
 The fused way is threaded through the stack: it hands every entry on to the next reader, so that in
 the backward pass a reader receives what the later readers send to an entry and adds its own share

@@ -1,10 +1,7 @@
-"""What the project says of itself: pins, import direction, README."""
+"""What holds for the project as a whole: pins, import direction, sizes."""
 
 import ast
-import os
 import re
-import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,12 +9,7 @@ from pathlib import Path
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.experiment import reference
-from tests.pipelines.commands import needs_ray, turn
-from tests.pipelines.forked import Command
-
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
 RANKS = [
     {"dca"},
@@ -168,55 +160,3 @@ def test_the_model_needs_torch_and_einops_alone():
     used = {n.split(".")[0] for p in (ROOT / "dca").rglob("*.py") for n in imports(p)}
     on_gpus = {"triton"}  # comes with torch for GPUs, and is not needed without one
     assert used - standard - on_gpus == {"dca", "torch", "einops"}
-
-
-def test_the_file_map_is_true():
-    (block,) = re.findall(r"## Where is what\n+```\n(.*?)```", README, re.S)
-    listed, folder = set(), ""
-    for line in block.splitlines():
-        match = re.match(r"( *)(\S+)", line)
-        if match and not match[1]:
-            folder = match[2] if match[2].endswith("/") else ""
-            listed.add(match[2].rstrip("/"))
-        elif match and len(match[1]) == 2:
-            listed.add(folder + match[2].rstrip("/"))
-    tracked = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.split()
-    missing = {name for name in listed if not (ROOT / name).exists()}
-    assert missing == set()
-    code = {f for f in tracked if re.match(r"(dca|pipelines)/.*\.py$|experiments/", f)}
-    unlisted = {f for f in code if not f.endswith("__init__.py")} - listed
-    assert unlisted == set()
-
-
-def test_the_configuration_reference_is_that_of_the_fields():
-    assert reference() in README
-
-
-def commands() -> list[str]:
-    """The README's quick commands: those of the block under `For example:`."""
-    (block,) = re.findall(r"For example:\n+```\n(.*?)```", README, re.S)
-    found = re.findall(r"^python (.*)$", block, re.M)
-    assert found
-    return found
-
-
-def test_the_readmes_commands_run(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    for name in ("pipelines", "experiments"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for command in commands():
-        script, *arguments = shlex.split(command)
-        with turn(needs_ray(script, *arguments)) as lock:
-            process = Command(tmp_path / script, arguments, tmp_path, environment, lock)
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, f"{command}\n{err}"
-        assert "Traceback" not in out + err, command
-
-
-def test_every_option_of_the_commands_is_in_the_readme():
-    for command in ("sweep", "train", "generate", "promote", "report"):
-        text = (ROOT / "pipelines" / f"{command}.py").read_text()
-        for option in re.findall(r'add_argument\(\s*"(--[\w-]+)"', text):
-            assert option in README, f"{command}.py {option}"

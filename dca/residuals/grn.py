@@ -10,7 +10,7 @@ ICML 2025 (arXiv 2502.06785), sections 3 and 3.1. With f_i the entries of the st
 Where this differs from the paper, and why:
 - relu is `clamp(min=0)`: the same function, but its gradient at 0 is 1, so that w = 0 trains.
 - w may read the RMS-normalised entry and may start at random (`grn_norm`, `grn_init_std`); the
-  defaults are measured, see the README.
+  defaults are measured, see docs/results.md.
 - A stack of one entry has no w: behind the norm a scalar factor of the only entry cancels.
 
 grn_v1, grn_v2 and grn_v3 use one combination per block, which feeds q, k and v alike; `dca` uses

@@ -7,7 +7,6 @@ published schemas of Kubernetes, and the fields of a RayJob from KubeRay's API r
 import copy
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,13 @@ from ruamel.yaml import YAML
 
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
 from pipelines.experiment import Experiment, load
+from tests.pages import blocks, commands, page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "experiments" / "cluster"
 DOCKERFILE = (FOLDER / "Dockerfile").read_text()
 LOCK = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "requirements.lock").read_text(), re.M))
-(CHAPTER,) = re.findall(
-    r"^## From one machine to a cluster\n(.*?)^## ", (ROOT / "README.md").read_text(), re.M | re.S
-)
+CHAPTER = page("cluster")
 KUBERNETES = "1.37"
 GROUP = {
     "groupName": {"type": "string"},
@@ -131,12 +129,6 @@ def nodes(cluster: dict[str, Any]) -> list[Node]:
         for name, kind in cluster["available_node_types"].items()
         for _ in range(1 if name == cluster["head_node_type"] else kind["min_workers"])
     ]
-
-
-def commands(text: str) -> Iterator[list[str]]:
-    """The words of each line of a shell's, and of the lines that continue it."""
-    for line in re.sub(r"\\\n\s*", "", text).splitlines():
-        yield shlex.split(line, comments=True)
 
 
 def configured(command: list[str]) -> Experiment:
@@ -273,9 +265,7 @@ def test_no_secret_is_in_a_file(job):
 
 
 def test_the_chapters_commands_are_what_their_programs_take():
-    found = [
-        c for block in re.findall(r"```\n(.*?)```", CHAPTER, re.S) for c in commands(block) if c
-    ]
+    found = [c for block in blocks(CHAPTER, "bash") for c in commands(block)]
     submitted = [c[3:] for c in found if c[:3] == ["ray", "job", "submit"]]
     served = [c[2:] for c in found if c[:2] == ["mlflow", "server"]]
     swept = [c[c.index("python") :] for c in found if "pipelines/sweep.py" in c]

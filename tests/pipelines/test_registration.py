@@ -2,13 +2,14 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.pages import example
 
 ROOT = Path(__file__).parents[2]
 MODEL = '''
@@ -49,13 +50,12 @@ class Recurrent(LanguageModel):
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
-    """The sources with two files more, of which one is the README's example; a working folder."""
+    """The sources with two files more, of which one is an example of the docs; a working folder."""
     folder = tmp_path_factory.mktemp("project")
     for name in ("dca", "pipelines", "experiments"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    readme = (ROOT / "README.md").read_text()
-    (example,) = re.findall(r"\*\*Add a residual kind\.\*\*.*?```python\n(.*?)```", readme, re.S)
-    (folder / "dca" / "residuals" / "embedding_again.py").write_text(example)
+    kind = example("extending", "Add a residual kind", "python")
+    (folder / "dca" / "residuals" / "embedding_again.py").write_text(kind)
     (folder / "dca" / "architectures" / "gru.py").write_text(MODEL)
     experiment = {
         "experiment": "tiny",

@@ -1,6 +1,5 @@
 """Experiments made of several files, and changes from the command line."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +7,9 @@ import pytest
 from pipelines.config.compose import MAX_FILES
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment, load, read_experiment
+from tests.pages import commands, example
 
 ROOT = Path(__file__).parents[3]
-README = (ROOT / "README.md").read_text()
 SPACE = """\
 search:
   space:
@@ -180,11 +179,11 @@ def test_a_change_does_not_leak_through_an_alias(tmp_path):
     assert (experiment.resources.workers, experiment.fit.resources.workers) == (1, 2)
 
 
-def test_the_readmes_example_composes(tmp_path):
+def test_the_documentations_example_composes(tmp_path):
     for path in (ROOT / "experiments").iterdir():
         (tmp_path / path.name).symlink_to(path)
-    (example,) = re.findall(r"```yaml\n(extends.*?)```", README, re.S)
-    experiment = composed(tmp_path, mine=example)
+    text = example("configuration", "Compose files", "yaml")
+    experiment = composed(tmp_path, mine=text)
     assert (experiment.data.corpus, experiment.model.dim) == ("enwik8", 128)
     assert set(experiment.search.space) == {"train.learning_rate", "model.last_k"}
 
@@ -226,11 +225,9 @@ def test_a_grid_leaves_behind_what_belongs_to_the_space_of_the_file(tmp_path):
     assert (experiment.search.try_first, experiment.search.warm_start) == ([], [])
 
 
-def test_the_readmes_grid_has_four_trials():
-    (command,) = re.findall(
-        r"^python pipelines/sweep.py (.*quickstart.yaml.*=.*,.*)$", README, re.M
-    )
-    name, *grid = command.split()
+def test_the_documentations_grid_has_four_trials():
+    (command,) = commands(example("configuration", "Change on the command line", "bash"))
+    _, _, name, *grid = command
     experiment = load([str(ROOT / name), *grid], grids=True)
     assert (experiment.search.sampler.name, experiment.search.trial_count) == ("grid", 4)
 

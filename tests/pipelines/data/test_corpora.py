@@ -5,7 +5,6 @@ import gzip
 import hashlib
 import io
 import json
-import re
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -21,8 +20,8 @@ from pipelines.data.corpora import CORPORA, ENWIK8, corpus
 from pipelines.data.originals import Original, read_original
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.experiment import Experiment, load, reference
+from tests.pages import example
 
-README = (Path(__file__).parents[3] / "README.md").read_text()
 TEXT = b"text of long ago, " * 1000
 
 
@@ -160,8 +159,8 @@ def problem(*arguments: str) -> str:
     return str(error.value)
 
 
-def test_the_readmes_example_adds_a_corpus(registry, tmp_path):
-    (block,) = re.findall(r"\*\*Add a corpus\.\*\*.*?```python\n(.*?)```", README, re.S)
+def test_the_documentations_example_adds_a_corpus(registry, tmp_path):
+    block = example("extending", "Add a corpus", "python")
     assert "did you mean" not in problem("data.corpus=messages")
     exec(block, vars(corpora).copy())
     lines = [json.dumps({"text": f"message {number}"}) for number in range(1000)]
