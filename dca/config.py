@@ -7,9 +7,9 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 
 from dca import registry
+from dca.compat import SkipInitialisation
 from dca.errors import FieldError
 
 
@@ -112,17 +112,5 @@ class ModelConfig:
 
     def _shadow(self) -> nn.Module:
         """The model with shapes and without numbers."""
-        with torch.device("meta"), _Undrawn():
+        with torch.device("meta"), SkipInitialisation():
             return registry.architecture[self.architecture](self)
-
-
-class _Undrawn(TorchFunctionMode):
-    """Leaves initial values out: drawing them without memory loads PyTorch's compiler, for 2 s."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == nn.init.__name__:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)

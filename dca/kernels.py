@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dca.compat import CPU_TARGETS
+
 LANES = 16
 """Widths are multiples of this."""
 FEW_ROWS = 8
@@ -119,8 +121,7 @@ def _built() -> Path:
     """The library for this source, compiler and processor, in a folder of this user alone."""
     source = Path(__file__).with_name("kernels.cpp").read_bytes()
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
-    machine = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
-    if march := machine.get(torch.backends.cpu.get_cpu_capability()):
+    if march := CPU_TARGETS.get(torch.backends.cpu.get_cpu_capability()):
         flags.append(f"-march={march}")
     command = [*shlex.split(os.environ.get("CXX") or "c++"), *flags, "-x", "c++", "-"]
     key = hashlib.sha256(source + " ".join(command).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import config as compiler
 from torch.nn import functional as F
 
 from dca import registry
@@ -91,10 +92,10 @@ class GPT(LanguageModel):
 
         The time to compile does not grow with the depth.
         """
-        # one program per window, for training and for evaluation: more than Dynamo's usual limit,
-        # beyond which it would quietly go on uncompiled
+        # one program per window, for training and for evaluation: more than the compiler's default
+        # limit, beyond which it runs uncompiled without an error
         limit = 4 * len(set(self.config.attention_windows)) + 4
-        torch._dynamo.config.recompile_limit = max(limit, torch._dynamo.config.recompile_limit)
+        compiler.recompile_limit = max(limit, compiler.recompile_limit)
         for block in self.blocks:
             block.compile(*args, **kwargs)
 

@@ -1,6 +1,7 @@
-"""The device of a training process, and all that differs between devices.
+"""The device of a training process, and what differs between devices.
 
-What ran here is the CPU; the rest follows PyTorch's documentation.
+Used by training, the cost estimate and the commands. Tests run on CPUs; the code for other devices
+follows PyTorch's documentation.
 """
 
 import importlib.util
@@ -17,13 +18,12 @@ import torch.distributed as dist
 LINUX_PEAK = Path("/proc/self/status")
 DEVICE_FILES = Path("/dev")
 TPU_FILES = ("accel[0-9]*", "vfio/[0-9]*")
-"""What a TPU looks like on its host, below /dev: up to v4, and from v5e on."""
+"""Patterns of a TPU's files below /dev on its host: up to v4, and from v5e on."""
 TPU_VARIABLES = ("TPU_NAME", "TPU_WORKER_ID", "TPU_ACCELERATOR_TYPE")
 ALLOCATORS = ("cuda", "xpu")
-"""Devices whose allocator knows its peak; the memory of the others is the process's."""
+"""Device types whose allocator records its peak; for others the process's memory is reported."""
 FAST_BFLOAT16 = ("cuda", "xpu", "xla")
-FUSED = ("cuda", "xpu", "mps", "cpu")
-"""Where PyTorch has a fused AdamW, which skips an update without asking the host."""
+"""Device types that compute faster in bfloat16 than in float32."""
 
 PEAK_FLOPS = {
     "NVIDIA A100-PCIE-40GB": 312e12,
@@ -39,15 +39,15 @@ PEAK_FLOPS = {
     "NVIDIA GeForce RTX 3090": 71e12,
     "NVIDIA GeForce RTX 4090": 165e12,
 }
-"""Dense bfloat16 FLOPs per second with float32 sums, by the name that CUDA tells: half of what
-NVIDIA's data sheets give with sparsity; RTX from the GA102 and Ada architecture papers. A slice of
-a device (MIG) has a name of its own and is not here."""
+"""Dense bfloat16 FLOPs per second with float32 sums, by CUDA's device name: half of what NVIDIA's
+data sheets give with sparsity; RTX from the GA102 and Ada architecture papers. A part of a device
+(MIG) has another name and is not listed."""
 
 
 def pick_device() -> torch.device:
     """This process's accelerator, a TPU if torch_xla is installed, else the CPU.
 
-    Several processes train on CUDA or on the CPU, for which Ray Train makes process groups.
+    In a process group it is CUDA or the CPU, the devices for which Ray Train creates groups.
     """
     found = torch.accelerator.current_accelerator(check_available=True)
     if dist.is_initialized() and (found is None or found.type != "cuda"):
@@ -62,7 +62,7 @@ def pick_device() -> torch.device:
 
 
 def unused_tpu() -> str | None:
-    """What to tell a person whose TPU stands idle."""
+    """A warning that the machine has a TPU that cannot be used; None if it has none."""
     used = torch.accelerator.is_available() or importlib.util.find_spec("torch_xla")
     if used or not _on_tpu_host():
         return None
@@ -80,20 +80,20 @@ def autocast(device: torch.device) -> torch.autocast:
 
 
 def widest_float(device: torch.device) -> torch.dtype:
-    """For long sums: float64, which Apple's GPUs do not have."""
+    """The type for long sums: float64, or float32 on Apple's GPUs, which do not have it."""
     return torch.float32 if device.type == "mps" else torch.float64
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Dense bfloat16 FLOPs per second, where they are known."""
+    """Dense bfloat16 FLOPs per second of a device; None if they are not known."""
     if device.type != "cuda":
         return None
     return PEAK_FLOPS.get(torch.cuda.get_device_name(device))
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory held since the run began: by tensors on an accelerator that counts them, else by
-    the process."""
+    """Largest memory since `reset_peak_memory`: of an accelerator's tensors, if its allocator
+    records that, else of the process."""
     if device.type in ALLOCATORS:
         return torch.accelerator.max_memory_allocated(device)
     if LINUX_PEAK.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", LINUX_PEAK.read_text())):
@@ -102,10 +102,10 @@ def peak_memory_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def forget_peak_memory(device: torch.device) -> None:
-    """A process that is used again reports the peak of this run and not that of an earlier one."""
+def reset_peak_memory(device: torch.device) -> None:
+    """Restart the measurement of the peak, in a process that has trained another run before."""
     if device.type in ALLOCATORS:
         torch.accelerator.reset_peak_memory_stats(device)
     elif LINUX_PEAK.exists():
-        with suppress(OSError):  # a container may forbid it: the peak is then the process's
+        with suppress(OSError):  # a container may forbid it: the peak is then since the start
             LINUX_PEAK.with_name("clear_refs").write_text("5")

@@ -1,4 +1,4 @@
-"""Bits per byte of a model on a split, and of the compressors everybody has."""
+"""Bits per byte of a model on a split, and of common compressors."""
 
 import bz2
 import gzip
@@ -23,8 +23,8 @@ def bits_per_byte(
     """Mean of -log2 p(byte), each byte predicted from the ones before it in its window.
 
     Windows of seq_len bytes do not overlap and are spread evenly over the split: as many as
-    `tokens` allows, all of them for None. In a process group every rank takes its share and all
-    get the same answer.
+    `tokens` allows, all of them for None. In a process group every rank evaluates its share, and
+    all return the same number.
     """
     device = next(model.parameters()).device
     available = (len(data) - 1) // seq_len
@@ -49,7 +49,7 @@ def bits_per_byte(
 
 
 def compressors(path: Path) -> dict[str, float]:
-    """Bits per byte of the order-0 entropy and of gzip, bz2 and xz at their strongest."""
+    """Bits per byte of the order-0 entropy, and of gzip, bz2 and xz at their strongest setting."""
     data = path.read_bytes()
     counts = np.bincount(open_bytes(path), minlength=256)
     shares = counts[counts > 0] / len(data)
@@ -63,9 +63,9 @@ def compressors(path: Path) -> dict[str, float]:
 
 
 def to_ids(data: Bytes, device: torch.device) -> torch.Tensor:
-    """Bytes to integer ids on the device; the host does not wait for the copy."""
+    """Bytes [b, t] as integer ids on the device; the host does not wait for the copy."""
     bytes_bt = torch.from_numpy(data)
-    if device.type == "cuda":  # from pageable memory CUDA first finishes what is queued
+    if device.type == "cuda":  # from pageable memory the copy would wait for queued work
         bytes_bt = bytes_bt.pin_memory()
     return bytes_bt.to(device, non_blocking=True).long()
 

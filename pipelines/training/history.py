@@ -1,10 +1,6 @@
-"""Checkpoints: written atomically, verified when read, never pickled.
+"""The history of a training run: a row of metrics every few steps, more of them at evaluations.
 
-A checkpoint is a folder named after its step with `tensors.safetensors` (weights, their average
-if one is kept, and optimizer state), `state.json` (step, metric history, best step so far) and the
-digests of both, as sha256sum writes them. The batches are a function of the seed and the step, so
-the step is also the data cursor. In shared storage the name tells the writer too, so that no two
-write under one name, and a folder is a checkpoint once it has digests.
+Used by the loop, the search and the stages to find the best row and whether training has ended.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,18 +13,18 @@ Row = dict[str, float]
 
 
 def best_row(history: Iterable[Row], metric: str) -> Row:
-    """The evaluated row (it has a checkpoint) with the smallest metric; the earliest of equals."""
+    """The evaluated row (it has a checkpoint) with the smallest metric; the earliest of equal ones."""
     return min((row for row in history if "val_bits_per_byte" in row), key=itemgetter(metric))
 
 
 def finished(history: Sequence[Row], config: TrainConfig) -> bool:
-    """Whether training has ended with this history: its steps are done, or its patience is over.
+    """Whether training has ended with this history: all steps are done, or `patience` is exceeded.
 
-    A function of the history alone, so that a resumed run, every worker and every reader agree.
+    It depends on the history only, so that a resumed run, every worker and every reader agree.
     """
     evaluated = [row for row in history if "val_bits_per_byte" in row]
     if not evaluated:
         return False
     since_best = len(evaluated) - 1 - evaluated.index(best_row(evaluated, config.best_metric))
-    tired = config.patience is not None and since_best >= config.patience
-    return tired or evaluated[-1]["step"] >= config.steps
+    out_of_patience = config.patience is not None and since_best >= config.patience
+    return out_of_patience or evaluated[-1]["step"] >= config.steps

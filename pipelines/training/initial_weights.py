@@ -1,4 +1,7 @@
-"""Where a training begins, if not with random weights: at a model trained before."""
+"""The weights that a training starts from instead of random ones: those of a trained model.
+
+Used by the trainer; `pipelines.registry.initial_weights` puts the copy into storage.
+"""
 
 from safetensors.torch import load_file
 from torch import Tensor
@@ -8,10 +11,11 @@ from pipelines.storage.files import file_at, temporary_copy
 from pipelines.storage.location import Storage
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
+"""Files in such a folder, as in a packaged model."""
 
 
 def read_initial_weights(folder: str) -> dict[str, Tensor]:
-    """The weights of a pinned start. Raises PipelineError if they are gone."""
+    """The weights in a folder in storage. Raises PipelineError if they are no longer there."""
     file = file_at(Storage.of(folder).folder / WEIGHTS)
     if file is None:
         raise PipelineError(f"train.start_from: {folder}: is gone; run the same command again")

@@ -1,8 +1,7 @@
-"""The training loop: plain PyTorch, knowing neither Tune nor Train.
+"""The training loop: an iterator over evaluations that resumes from its folder.
 
-It resumes by itself from what it finds in its folder and yields what happened; whoever drives it
-stops it by asking for no more. With a process group it trains data-parallel; the group is the
-launcher's affair.
+Independent of Ray: a trial, a Ray Train worker or a script iterates over it, and closes it to stop
+early. In a process group, which its launcher creates, it trains data-parallel.
 """
 
 import faulthandler
@@ -18,46 +17,58 @@ from pipelines.training.history import Row, finished
 from pipelines.training.trainer import Trainer
 
 
-def train(
-    config: TrainingRun, corpus: TrainValSplits, folder: Folder, say: Callable[[str], None]
-) -> Generator[list[Row]]:
-    """Train `config.model` on the corpus, yielding new rows of the history at each evaluation.
+def discard(text: str) -> None:
+    """A `log` that writes nothing."""
 
-    Resumes from `folder` if it holds a checkpoint; the first rows are then the whole history, so
-    that a reader who missed some gets them. A checkpoint is written before its rows are yielded.
-    In a process group every rank must iterate; only rank 0 writes. `say` hears what a person should
-    know. Raises Diverged with the step, StorageError if a checkpoint cannot be written.
+
+def train(
+    run: TrainingRun,
+    splits: TrainValSplits,
+    folder: Folder,
+    log: Callable[[str], None] = discard,
+) -> Generator[list[Row]]:
+    """Train a model, yielding new rows of its history at each evaluation.
+
+    Args:
+        run: The configuration of the training run.
+        splits: The prepared corpus.
+        folder: For the run's checkpoints. If it holds one, training resumes from it, and the first
+            rows yielded are the whole history so far.
+        log: Called with a line about resuming, damaged checkpoints or an early end.
+
+    A checkpoint is written before its rows are yielded. In a process group every rank must iterate;
+    rank 0 writes. Raises DivergedError if the loss or a gradient is not finite, StorageError if a
+    checkpoint cannot be written, PipelineError if another process trains in the folder.
     """
     lock = writer_lock(folder) if rank_and_world()[0] == 0 else nullcontext(folder)
-    with lock as mine:
-        run = Trainer(config, corpus, mine, say)
-        if rows := run.new_rows():
+    with lock as locked:
+        trainer = Trainer(run, splits, locked, log)
+        if rows := trainer.new_rows():
             yield rows
-        while not finished(run.history, config.train):
-            run.train_to_next_evaluation()
-            if finished(run.history, config.train) and run.step < config.train.steps:
-                say(
-                    f"ends at step {run.step}/{config.train.steps}: no better "
-                    f"{config.train.best_metric} in train.patience = {config.train.patience} "
-                    f"evaluations"
+        while not finished(trainer.history, run.train):
+            trainer.train_to_next_evaluation()
+            if finished(trainer.history, run.train) and trainer.step < run.train.steps:
+                log(
+                    f"ends at step {trainer.step}/{run.train.steps}: no better "
+                    f"{run.train.best_metric} in train.patience = {run.train.patience} evaluations"
                 )
-            yield run.new_rows()
+            yield trainer.new_rows()
 
 
-def with_watchdog(run: Generator[list[Row]], seconds: int | None) -> Generator[list[Row]]:
-    """`run`, in a process that ends itself if the next rows take longer than that.
+def with_watchdog(rows: Generator[list[Row]], seconds: int | None) -> Generator[list[Row]]:
+    """The same rows, in a process that ends itself if the next ones take longer than `seconds`.
 
-    Also if it hangs outside Python: the clock is a thread of C. Whoever supervises the process
-    starts it again.
+    That works also if the process hangs outside of Python, because a thread of the C library
+    measures the time. The process's supervisor then starts it again. None: no limit.
     """
-    with closing(run):
+    with closing(rows):
         while True:
             if seconds is not None:
                 faulthandler.dump_traceback_later(seconds, exit=True)
             try:
-                rows = next(run, None)
+                new = next(rows, None)
             finally:
                 faulthandler.cancel_dump_traceback_later()
-            if rows is None:
+            if new is None:
                 return
-            yield rows
+            yield new

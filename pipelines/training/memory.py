@@ -1,9 +1,10 @@
-"""What training a configuration needs in memory, by a formula: no step is run.
+"""An estimate of the memory that training needs, by a formula: no step is run.
 
 Peak of one training process = the process itself + weights, gradients and AdamW's two moments +
 what the blocks keep of one micro batch for the backward pass. The factors were fitted to measured
 peaks (VmHWM) of models of 0.2 to 20 million parameters; tests/pipelines/training/test_memory.py
-holds them to 25 % of what child processes show.
+requires them to be within 25 % of what child processes measure. Used by the check of the cluster's
+memory and the cost estimate.
 """
 
 from dca import ModelConfig
@@ -11,8 +12,8 @@ from pipelines.training.config import TrainingRun
 
 MIB, GIB = 1 << 20, 1 << 30
 PROCESS_BYTES = 570 * MIB
-"""A worker before it has a model: Python, torch, Ray. Trials of a model of 7,000 parameters
-peaked at 595 MiB, the workers of its fit at 605."""
+"""Of a worker without a model: Python, torch, Ray. Trials of a model of 7,000 parameters peaked at
+595 MiB, the workers of its fit at 605."""
 STATE_COPIES = 4
 """Numbers held per parameter: weight, gradient, two moments."""
 SAVED_COPIES = 6
@@ -22,7 +23,7 @@ EVAL_WINDOWS = 32
 
 
 def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
-    """Most memory that one worker of this configuration holds: on a GPU its tensors alone."""
+    """Largest memory of one worker in bytes: on a GPU only that of its tensors."""
     parameters = config.model.parameter_count()
     tokens = micro_tokens(config)
     averages = 4 * parameters if config.train.ema_decay else 0
@@ -33,24 +34,24 @@ def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
 
 
 def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
-    """What the forward pass keeps of one token, and the logits with their gradient."""
+    """Bytes that the forward pass keeps of one token, and of the logits with their gradient."""
     model = config.model
     block = 18 + 2 * model.ff_mult + _kind_keeps(model)
     blocks = model.depth * block
-    if config.train.activation_checkpointing:  # one block at a time, and what goes into the others
+    if config.train.activation_checkpointing:  # one block at a time, and the inputs of the others
         blocks = block + model.depth * (6 + _kind_keeps(model) // 2)
     width = 2 if on_gpu else 4  # bfloat16 there
     return width * model.dim * blocks + 4 * 4 * model.vocab
 
 
 def _kind_keeps(model: ModelConfig) -> int:
-    """What a block of a residual kind keeps besides, in multiples of dim: of dca two more inputs
-    and their norms, of hyper-connections every stream. Kinds that are not here count as none."""
+    """What a block of a residual kind keeps in addition, in multiples of dim: `dca` two more inputs
+    and their norms, `hyper_connections` every stream. Kinds not listed count as 0."""
     return {"dca": 6, "hyper_connections": 8 * model.hyper_streams}.get(model.residual, 0)
 
 
 def _evaluation_bytes(config: TrainingRun) -> int:
-    """Nothing is kept for a backward pass but the entries of the stack."""
+    """Bytes of an evaluation's batch: it keeps the stack's entries, no activations."""
     model, train = config.model, config.train
     windows = min(EVAL_WINDOWS, max(1, (train.eval_tokens or train.seq_len * 32) // train.seq_len))
     entries = model.depth + 1 if model.last_k is None else min(model.depth, model.last_k + 1) + 1

@@ -1,19 +1,18 @@
-"""AdamW with its parameter groups, and the learning-rate schedule."""
+"""AdamW with its parameter groups, its update, and the exponential average of the weights."""
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from dca.residuals.grn import GRN
+from pipelines.compat.torch import FUSED_DEVICES, step_unless, update_ema
 from pipelines.training.config import TrainConfig
-from pipelines.training.device import FUSED
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, fused where the device has that; `rate` scales a group's schedule.
+    """AdamW, fused where the device supports it; a group's `rate` scales its learning rate.
 
-    Only the matrices of linear layers decay. It would pull the stack weights b from 1 to 0 and
-    starve w, norms and embeddings.
+    Only the matrices of linear layers have weight decay. It would pull the stack weights b from 1
+    to 0, and w, norm gains and embeddings towards 0.
     """
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
     mixtures = [module for module in model.modules() if isinstance(module, GRN)]
@@ -29,30 +28,29 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     ]
     used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
-    fused = next(model.parameters()).device.type in FUSED
+    fused = next(model.parameters()).device.type in FUSED_DEVICES
     return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, fused=fused)
 
 
-def update(optimizer: torch.optim.AdamW, bad: Tensor) -> None:
-    """One step, unless `bad` is 1.
+def update(optimizer: torch.optim.AdamW, non_finite: Tensor) -> None:
+    """One step, unless `non_finite` is 1.
 
-    The fused kernel reads `bad` on the device, so that the host need not wait for it. Elsewhere (a
-    TPU) the host looks: one transfer a step.
+    A fused kernel reads it on the device, so that the host need not wait. On other devices (a TPU)
+    the host reads it: one transfer a step.
     """
     if optimizer.defaults["fused"]:
-        optimizer.found_inf = bad  # type: ignore[attr-defined]  # read by the fused kernel
-        optimizer.step()
-    elif not bad:
+        step_unless(optimizer, non_finite)
+    elif not non_finite:
         optimizer.step()
 
 
 def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
-    """Fold the weights after step `step` (from 0) into their exponential moving average.
+    """Add the weights after step `step` (from 0) to their exponential moving average.
 
     The decay grows as min(decay, (1 + step) / (10 + step)), as in TensorFlow's
-    ExponentialMovingAverage: the random weights at the start are forgotten within a few steps, and
-    a run that is short beside 1 / (1 - decay) still averages its last tenth or so. PyTorch's own
-    average starts with the first weights at full decay.
+    ExponentialMovingAverage: the random weights at the start lose their share within a few steps,
+    and a run that is short compared with 1 / (1 - decay) still averages about its last tenth.
+    PyTorch's AveragedModel would start with the first weights at full decay.
     """
     keep = min(decay, (1 + step) / (10 + step))
-    get_ema_multi_avg_fn(keep)(list(average.parameters()), list(model.parameters()), step)
+    update_ema(average.parameters(), model.parameters(), keep)

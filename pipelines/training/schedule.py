@@ -1,4 +1,4 @@
-"""AdamW with its parameter groups, and the learning-rate schedule."""
+"""The learning rate as a function of the step."""
 
 import math
 
@@ -6,7 +6,7 @@ from pipelines.training.config import TrainConfig
 
 
 def learning_rate_at(step: int, config: TrainConfig) -> float:
-    """Learning rate of step `step` (from 0): linear warmup to the peak, then `config.schedule`."""
+    """The learning rate of step `step` (from 0): linear warmup to the peak, then the schedule."""
     steps, last = config.steps, config.steps - 1
     warmup_steps = round(config.warmup_fraction * steps)
     if config.schedule == "inverse_sqrt":

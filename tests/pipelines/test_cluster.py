@@ -80,7 +80,7 @@ def test_a_node_killed_in_the_middle_costs_what_its_trial_did_since_its_checkpoi
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
     assert re.search(r"trial \d crashed: .*; goes on from its last checkpoint", out)
-    assert re.search(r"trial \d: goes on from step \d+/512", out)
+    assert re.search(r"trial \d: resumes from step \d+/512", out)
     assert_ended_well(folder, "tiny", "dca-gpt")
 
 
@@ -147,7 +147,7 @@ def test_a_fit_shrinks_and_grows_with_the_cluster(there, folder):
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert len(re.findall(r"goes on from step \d+/50000", out)) >= 2
+    assert len(re.findall(r"resumes from step \d+/50000", out)) >= 2
     assert_whole(store, store.find("train"))
 
 

@@ -141,7 +141,7 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     process.communicate()
     code, out, err = folder.run(*command, f"storage={s3}")
     assert code == 0, err
-    assert "goes on from step" in out
+    assert "resumes from step" in out
     assert not (folder.path / "runs").exists()
     (run,) = {name.split("/")[1] for name in shared.files() if name.startswith("fits/")}
     assert saved(checkpoint.list_checkpoints(shared / "fits" / run)[-1]) == training(alone)

@@ -34,7 +34,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     assert process.returncode == 0, err
     crashed = r"trial (\d) crashed: its process died.+ goes on from its last checkpoint"
     (number,) = re.findall(crashed + r" \(retry 1 of 2\)", out)
-    assert int(re.search(rf"trial {number}: goes on from step (\d+)/1280", out)[1]) >= 40
+    assert int(re.search(rf"trial {number}: resumes from step (\d+)/1280", out)[1]) >= 40
     assert states(folder) == {"complete": 2}
     assert_whole(folder.store(), folder.trials())
 
@@ -132,7 +132,7 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(t
     process.communicate(timeout=60)
     code, out, err = folder.run(*command)
     assert code == 0, err
-    assert "goes on from step" in out
+    assert "resumes from step" in out
     assert training(folder) == training(undisturbed)
     assert_whole(folder.store(), folder.store().find("train"))
 

@@ -91,7 +91,7 @@ def test_the_memory_of_an_accelerator_is_its_allocators(monkeypatch, name):
     asked: list[torch.device] = []
     monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda _: 7)
     monkeypatch.setattr(torch.accelerator, "reset_peak_memory_stats", asked.append)
-    device.forget_peak_memory(torch.device(name))
+    device.reset_peak_memory(torch.device(name))
     assert asked == [torch.device(name)]
     assert peak_memory_bytes(torch.device(name)) == 7
     assert peak_memory_bytes(torch.device("mps")) > 2**20

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from dca import build_model
 from dca import model as model_module
 from dca import registry
 from dca.architectures.gpt import GPT
 from pipelines.console.errors import PipelineError
+from pipelines.data.batches import open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.experiment import Experiment
 from pipelines.search.trial import Trial
+from pipelines.storage import writer_lock
 from pipelines.storage.location import storage_folder
-from pipelines.training import checkpoint, loop, trainer
+from pipelines.training import checkpoint, loop, step, trainer
 from pipelines.training.evaluation import bits_per_byte, compressors
 from pipelines.training.history import best_row, finished
 from pipelines.training.loop import train
@@ -152,13 +155,13 @@ def test_compiled_and_resumed_a_run_trains_and_averages_as_an_eager_one(
 
 
 def test_every_seed_step_and_rank_drops_other_features():
-    seeds = {trainer.step_seed(*at) for at in itertools.product(range(2), range(11), range(2))}
+    seeds = {step.step_seed(*at) for at in itertools.product(range(2), range(11), range(2))}
     assert len(seeds) == 2 * 11 * 2
 
 
 @pytest.mark.parametrize("residual", registry.residual.names)
 def test_what_a_residual_kind_adds_does_not_decay(config, residual):
-    model = loop.build_model(config.replace({"model.residual": residual}).model)
+    model = build_model(config.replace({"model.residual": residual}).model)
     decayed, *_ = build_optimizer(model, config.train).param_groups
     matrices = ("qkv", "out", "up", "down", "head")
     expected = [p for n, p in model.named_parameters() if n.split(".")[-2] in matrices]
@@ -227,7 +230,7 @@ def test_in_shared_storage_who_comes_later_goes_on_and_the_other_stops(
 
 
 def test_one_process_trains_in_a_folder(config, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(writer_lock, "LOCK_SECONDS", 0.1)
     first = train(config, corpus, tmp_path / "run", print)
     next(first)
     with pytest.raises(PipelineError, match="run: another process trains here"):
@@ -238,13 +241,13 @@ def test_one_process_trains_in_a_folder(config, corpus, tmp_path, monkeypatch):
 
 HANGS = """
 import time
-from pipelines.training.loop import watched
+from pipelines.training.loop import with_watchdog
 
 def rows():
     yield ["first"]
     time.sleep(60)
 
-for row in watched(rows(), 1):
+for row in with_watchdog(rows(), 1):
     print(row, flush=True)
 """
 
@@ -280,22 +283,21 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(config, corpus, tmp_
 def test_a_non_finite_gradient_stops_the_run_before_the_update(
     config, corpus, tmp_path, monkeypatch
 ):
-    backward = trainer.Trainer._backward
+    backward, calls = step.OptimizerStep._backward, itertools.count()
 
-    def poisoned(run, ids):
-        loss = backward(run, ids)
-        if run.step == 6:
-            run.model.head.weight.grad[0, 0] = math.nan
+    def poisoned(make_step, ids):
+        loss = backward(make_step, ids)
+        if next(calls) == 6:
+            make_step.model.head.weight.grad[0, 0] = math.nan
         return loss
 
-    monkeypatch.setattr(trainer.Trainer, "_backward", poisoned)
+    monkeypatch.setattr(step.OptimizerStep, "_backward", poisoned)
     steps = config.replace({"train.evals": 1, "train.log_every_steps": 16})
     run = trainer.Trainer(steps, corpus, tmp_path / "run", print)
     with pytest.raises(DivergedError, match="diverged at step 7"):
         run.train_to_next_evaluation()
     assert all(parameter.isfinite().all() for parameter in run.model.parameters())
-    (step,) = {int(state["step"]) for state in run.optimizer.state.values()}
-    assert step == 6
+    assert {int(state["step"]) for state in run.optimizer.state.values()} == {6}
     assert checkpoint.list_checkpoints(tmp_path / "run") == []
 
 
@@ -370,9 +372,9 @@ def test_averaging_changes_what_is_evaluated_and_not_what_is_trained(config, cor
 
 def test_the_averaged_weights_are_the_ones_that_are_packaged(config, corpus, tmp_path):
     rows = history(train(config.replace(AVERAGED), corpus, tmp_path, print))
-    model = loop.build_model(config.model)
+    model = build_model(config.model)
     model.load_state_dict(checkpoint.read_weights(checkpoint.list_checkpoints(tmp_path)[-1]))
-    data = loop.open_bytes(corpus.validation)
+    data = open_bytes(corpus.validation)
     assert bits_per_byte(model, data, seq_len=32, tokens=512) == rows[-1]["val_bits_per_byte"]
     assert {value.dtype for value in model.state_dict().values()} == {torch.float32}
 
@@ -425,13 +427,13 @@ class Uniform(torch.nn.Module):
 
 
 def test_a_model_that_knows_nothing_needs_eight_bits_per_byte(corpus):
-    data = loop.open_bytes(corpus.validation)
+    data = open_bytes(corpus.validation)
     assert bits_per_byte(Uniform(), data, seq_len=32) == pytest.approx(8)
     assert bits_per_byte(Uniform(), data, seq_len=32, tokens=1) == pytest.approx(8)
 
 
 def test_evaluation_in_any_batch_size_gives_the_same_number(config, corpus):
-    model, data = loop.build_model(config.model), loop.open_bytes(corpus.validation)
+    model, data = build_model(config.model), open_bytes(corpus.validation)
     whole = bits_per_byte(model, data, seq_len=32, batch=1000)
     assert bits_per_byte(model, data, seq_len=32, batch=7) == pytest.approx(whole, rel=TOLERANCE)
     assert model.training
@@ -509,10 +511,10 @@ def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(config, cor
     run = train(config, corpus, tmp_path / "run", print)
     next(run)
     run.close()
-    model = loop.build_model(config.model)
+    model = build_model(config.model)
     optimizer = build_optimizer(model, config.train)
     said: list[str] = []
-    key = trainer.Trainer(config, corpus, tmp_path / "run", print).key
+    key = trainer.Trainer(config, corpus, tmp_path / "run", print).config_digest
     resume = functools.partial(
         checkpoint.resume, tmp_path / "run", model, optimizer, key, said.append
     )

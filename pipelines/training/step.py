@@ -1,0 +1,90 @@
+"""One optimizer step: gradients of a batch, clipping, update, average of the weights."""
+
+import hashlib
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from pipelines.data.batches import Batches
+from pipelines.training.config import TrainingRun
+from pipelines.training.device import autocast
+from pipelines.training.evaluation import rank_and_world, to_ids
+from pipelines.training.optimizer import update, update_average
+from pipelines.training.schedule import learning_rate_at
+
+
+class OptimizerStep:
+    """Makes the steps of one training run; with several workers, this worker's part of each."""
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        model: nn.Module,
+        optimizer: torch.optim.AdamW,
+        average: nn.Module | None,
+        batches: Batches,
+    ) -> None:
+        """`average` is the averaged model that follows `model`, if the run keeps one."""
+        self.config, self.seed, self.dropout = run.train, run.seed, run.model.dropout
+        self.model, self.optimizer, self.average = model, optimizer, average
+        self.batches = batches
+        self.rank, self.world = rank_and_world()
+        self.device = next(model.parameters()).device
+        self.forward: nn.Module = model
+        if self.world > 1:
+            self.forward = DistributedDataParallel(model)
+
+    def __call__(self, step: int, non_finite: Tensor) -> tuple[Tensor, Tensor]:
+        """Make step `step` (from 0); return this worker's mean loss and the global gradient norm.
+
+        `non_finite`, a scalar on the device, becomes 1 at the first gradient that is not finite and
+        stays 1: the fused optimizer then skips this and all later updates on the device, so that no
+        step has to wait for the host.
+        """
+        learning_rate = learning_rate_at(step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["rate"] * learning_rate
+        ids = to_ids(self.batches(step, self.rank, self.world), self.device)
+        if self.dropout:  # a resumed run drops the same features, and no generator state is stored
+            torch.manual_seed(step_seed(self.seed, step, self.rank))
+        loss = self._backward(ids)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        torch.maximum(non_finite, (~torch.isfinite(norm)).to(non_finite.dtype), out=non_finite)
+        update(self.optimizer, non_finite)
+        if self.average is not None and self.config.ema_decay:
+            update_average(self.average, self.model, step, self.config.ema_decay)
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss, norm
+
+    def _backward(self, ids: Tensor) -> Tensor:
+        """Accumulate the gradient of the mean loss of [sequences, t + 1] ids, part by part.
+
+        Workers may have unequal numbers of sequences: the mean over the workers is that of the
+        batch.
+        """
+        micro_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
+        parts = ids.split(micro_tokens // self.config.seq_len)
+        total = torch.zeros((), device=self.device)
+        mean_sequences = self.config.batch_tokens / self.config.seq_len / self.world
+        for number, part in enumerate(parts, 1):
+            with self._no_sync(number < len(parts)), autocast(self.device):
+                logits_btv = self.forward(part[:, :-1])
+                loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), part[:, 1:].flatten())
+                loss = loss * (len(part) / mean_sequences)
+                loss.backward()
+            total += loss.detach()
+        return total
+
+    def _no_sync(self, accumulating: bool) -> AbstractContextManager[None]:
+        """The gradients of several workers are averaged once a step, after its last part."""
+        if accumulating and isinstance(self.forward, DistributedDataParallel):
+            return self.forward.no_sync()
+        return nullcontext()
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """The seed of the random numbers of one step on one rank."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {rank}".encode()).digest()[:8])
