@@ -118,12 +118,12 @@ def _searches(
 
 
 def _fits(
-    fits: Sequence[TrainingRun], test_bytes: int, table: list[tuple[str, ...]]
+    fits: Sequence[TrainingRun], test_split_bytes: int, table: list[tuple[str, ...]]
 ) -> tuple[Any, Any]:
     """Seconds that each fit takes, and its test split; adds the timed sizes to the table."""
     prices = CostModel(fits, 1)
     table += _rows("fit", prices)
-    share = test_bytes / eval_tokens(fits[0])
+    share = test_split_bytes / eval_tokens(fits[0])
     fixed = FIT_HERE_SECONDS if fits[0].resources.max_workers == 1 else FIT_SECONDS
     training = [fixed + prices.run_seconds(one) for one in fits]
     return np.array(training), np.array([share * prices.eval_seconds(one) for one in fits])

@@ -1,8 +1,6 @@
-"""Text as bytes: where it comes from, how it is split and kept, how batches are drawn from it.
+"""Training batches: windows of a memory-mapped split in a shuffled order.
 
-A corpus lies in storage under its fingerprint, in three files that are memory-mapped; from shared
-storage each node takes a copy. The test split lies apart: nothing that training or the search
-receives is a handle to it.
+Used by the training loop; evaluation reads its own windows with `windows`.
 """
 
 from functools import lru_cache
@@ -16,33 +14,39 @@ Bytes = NDArray[np.uint8]
 
 
 def open_bytes(file: File) -> Bytes:
-    """A split as a read-only memory map, of this node's copy where it lies elsewhere."""
+    """A split as a read-only memory map; of shared storage, this node's copy of it."""
     return np.memmap(local_copy(file), dtype=np.uint8, mode="r")
 
 
 class Batches:
-    """Training windows in a shuffled order that is a function of the seed and the step alone.
+    """Training windows in a shuffled order, which is a function of the seed and the step only.
 
-    Every epoch cuts the text at a new phase into windows that do not overlap and visits each once.
-    The order does not depend on the number of workers, and resuming needs nothing but the step.
+    Each epoch splits the text, from a new offset, into windows that do not overlap and visits each
+    once. The order does not depend on the number of workers, so that training resumes from a step.
     """
 
     def __init__(self, data: Bytes, seq_len: int, sequences: int, seed: int) -> None:
-        """`sequences` is the number of windows of one optimizer step, over all workers."""
+        """Draw `sequences` windows for each optimizer step, over all workers."""
         self._data, self._seq_len, self._sequences, self._seed = data, seq_len, sequences, seed
         self._per_epoch = (len(data) - 1) // seq_len - 1 or 1
         self._starts = lru_cache(maxsize=2)(self._starts_of)
 
     def __call__(self, step: int, rank: int = 0, world: int = 1) -> Bytes:
-        """Inputs and targets of step `step` (from 0) for one worker: [about sequences / world,
-        t + 1]."""
+        """Inputs and targets of an optimizer step for one worker: [about sequences / world, t + 1].
+
+        Args:
+            step: From 0.
+            rank: Of the worker, from 0.
+            world: Number of workers.
+
+        """
         first, end = (r * self._sequences // world for r in (rank, rank + 1))
         index = step * self._sequences + np.arange(first, end)
         epochs = index // self._per_epoch
         starts = np.empty(len(index), dtype=np.int64)
         for epoch in range(epochs[0], epochs[-1] + 1):
-            here = epochs == epoch
-            starts[here] = self._starts(epoch)[index[here] % self._per_epoch]
+            in_epoch = epochs == epoch
+            starts[in_epoch] = self._starts(epoch)[index[in_epoch] % self._per_epoch]
         return windows(self._data, starts, self._seq_len)
 
     def _starts_of(self, epoch: int) -> NDArray[np.int64]:

@@ -1,4 +1,4 @@
-"""The section `data`: which text, and how it is split."""
+"""The section `data`: which text is trained on, and how it is split."""
 
 from typing import Annotated
 

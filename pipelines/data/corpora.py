@@ -1,6 +1,7 @@
-"""Texts by name: each is a function that yields its bytes, registered by `@corpus`.
+"""The registry of corpora: each is a function that yields the bytes of a text.
 
-What a name means is all that is here; how a text is measured, split and kept is not.
+`@corpus` registers a function under the name that `data.corpus` takes. Used by the section `data`
+and by the reader of a corpus.
 """
 
 import hashlib
@@ -13,10 +14,10 @@ from typing import TypeVar
 
 from pipelines.console.updates import OutputMode
 from pipelines.data.files import find_files, read_files
-from pipelines.data.originals import Original, find_original, read_original
+from pipelines.data.published import PublishedText, find_published, read_published
 
 Read = Callable[..., Iterable[bytes]]
-"""From `data.path`, where it takes one, to the bytes in chunks of any length."""
+"""A function from `data.path`, if it has a parameter, to the bytes in chunks of any length."""
 R = TypeVar("R", bound=Read)
 
 
@@ -25,8 +26,8 @@ class Source:
     """A registered corpus."""
 
     read: Read
-    known: Original | None = None
-    """What the text is, if that is known without reading it."""
+    published: PublishedText | None = None
+    """Size and digest of the text, if they are known without reading it."""
 
     @property
     def takes_path(self) -> bool:
@@ -39,9 +40,9 @@ class Source:
         return self._path is not None and self._path.default is Parameter.empty
 
     def fetch(self, path: str | None, mode: OutputMode) -> None:
-        """Download what is missing; nothing for a text that is found on this machine."""
-        if self.known is not None and self._path is not None:
-            find_original(self.known, Path(path or self._path.default), mode)
+        """Download a published text that is missing; nothing for any other text."""
+        if self.published is not None and self._path is not None:
+            find_published(self.published, Path(path or self._path.default), mode)
 
     @property
     def _path(self) -> Parameter | None:
@@ -49,20 +50,20 @@ class Source:
 
 
 CORPORA: dict[str, Source] = {}
-"""Every corpus by its name in `data.corpus`."""
+"""The registered corpora by name."""
 
 
-def corpus(name: str, *, known: Original | None = None) -> Callable[[R], R]:
+def corpus(name: str, *, published: PublishedText | None = None) -> Callable[[R], R]:
     """Register a function as the corpus `name`. Raises ValueError if the name is taken.
 
-    `data.path` is its argument: it must be given if the parameter has no default, and cannot be if
-    there is no parameter. An OSError that it raises is told as bad input.
+    `data.path` is its argument: it must be given if the parameter has no default, and must not be
+    given if there is no parameter. An OSError that the function raises is reported as bad input.
     """
     if name in CORPORA:
         raise ValueError(f"the corpus {name} is registered already")
 
     def register(read: R) -> R:
-        CORPORA[name] = Source(read, known)
+        CORPORA[name] = Source(read, published)
         return read
 
     return register
@@ -70,7 +71,8 @@ def corpus(name: str, *, known: Original | None = None) -> Callable[[R], R]:
 
 @corpus("python-stdlib")
 def python_stdlib() -> Iterator[bytes]:
-    """The running interpreter's library without its tests, modules in the order of a hash."""
+    """The sources of the running interpreter's standard library without its tests, in the order of
+    a hash of their paths."""
     root = Path(sysconfig.get_path("stdlib"))
     skipped = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
     names = [
@@ -82,7 +84,7 @@ def python_stdlib() -> Iterator[bytes]:
         yield (root / name).read_bytes()
 
 
-ENWIK8 = Original(
+ENWIK8 = PublishedText(
     name="enwik8",
     url="http://mattmahoney.net/dc/enwik8.zip",
     zip_bytes=36_445_475,
@@ -91,10 +93,10 @@ ENWIK8 = Original(
 )
 
 
-@corpus("enwik8", known=ENWIK8)
+@corpus("enwik8", published=ENWIK8)
 def enwik8(path: str = "data") -> Iterator[bytes]:
     """The first 100 MB of the English Wikipedia of 2006-03-03."""
-    return read_original(ENWIK8, Path(path))
+    return read_published(ENWIK8, Path(path))
 
 
 @corpus("files")

@@ -1,4 +1,7 @@
-"""A large file from the web: resumed where it stopped, under its own name only when it is whole."""
+"""Download of a large file: resumed where it stopped, renamed to its own name when it is complete.
+
+Used by pipelines.data.published, which imports it when a file is missing.
+"""
 
 import fcntl
 import os
@@ -15,19 +18,27 @@ from pipelines.console.updates import OutputMode
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 30
-"""Without an answer, or without a further byte of it."""
+"""Longest time without an answer, or without a further byte of it."""
 CHUNK_BYTES = 1 << 16
-"""At most this much is fetched twice after a cut."""
+"""At most this much is downloaded twice after a lost connection."""
 
 
 def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT) -> None:
-    """Fetch a file of `size` bytes. What there is of it waits beside it, as NAME.part.
+    """Download a file. Until it is complete it is called NAME.part, from which a download resumes.
 
-    Raises PipelineError if the server cannot be reached or has another file, StorageError if the
-    disk does not take it.
+    Args:
+        url: Of the file.
+        path: Of the file on this machine.
+        size: Of the file, in bytes.
+        mode: How the download is shown.
+
+    Raises:
+        PipelineError: The server cannot be reached or has another file.
+        StorageError: The file cannot be written.
+
     """
     part = path.with_name(f"{path.name}.part")
-    otherwise = f"run the same command again, or put {path.name} into {path.parent.absolute()}"
+    advice = f"run the same command again, or put {path.name} into {path.parent.absolute()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as file, download_progress(path.name, file.tell(), size, mode) as show:
@@ -39,7 +50,7 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
             os.fsync(file.fileno())
             part.replace(path)
     except requests.RequestException as error:
-        raise PipelineError(f"{url}: {_reason(error)}; {otherwise}") from error
+        raise PipelineError(f"{url}: {_reason(error)}; {advice}") from error
     except BlockingIOError:
         raise PipelineError(f"{part}: another process downloads it") from None
     except OSError as error:
@@ -56,40 +67,40 @@ RETRIES = RetryPolicy(_is_transient, max_attempts=ATTEMPTS, name="download")
 
 
 def _complete(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> None:
-    """Append what is missing, or write all of it where the server cannot begin in the middle."""
+    """Append the missing bytes, or write all of them if the server cannot start in the middle."""
     begin = file.seek(0, os.SEEK_END)
     if begin == size:
         return
-    if begin > size:  # not of this file
+    if begin > size:  # a part of another file
         begin = file.truncate(0)
     headers = {"Range": f"bytes={begin}-", "Accept-Encoding": "identity"}
-    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as answer:
-        answer.raise_for_status()
-        _check(answer, begin, size)
-        if answer.status_code != requests.codes.partial_content:
+    with requests.get(url, headers=headers, stream=True, timeout=TIMEOUT_SECONDS) as response:
+        response.raise_for_status()
+        _check(response, begin, size)
+        if response.status_code != requests.codes.partial_content:
             file.truncate(0)
-        for chunk in answer.iter_content(CHUNK_BYTES):
+        for chunk in response.iter_content(CHUNK_BYTES):
             file.write(chunk)
             show(file.tell())
 
 
 class _OtherFile(requests.RequestException):
-    """The server has something else under that address."""
+    """The server has another file at that URL."""
 
 
-def _check(answer: requests.Response, begin: int, size: int) -> None:
-    """A page that asks for a login is an answer too: not one to keep."""
-    if answer.status_code == requests.codes.partial_content:
+def _check(response: requests.Response, begin: int, size: int) -> None:
+    """Raise _OtherFile for an answer of another size, such as a page that asks for a login."""
+    if response.status_code == requests.codes.partial_content:
         header, expected = "Content-Range", f"bytes {begin}-{size - 1}/{size}"
     else:
         header, expected = "Content-Length", str(size)
-    found = answer.headers.get(header)
+    found = response.headers.get(header)
     if found != expected:
         raise _OtherFile(f"expected {header}: {expected}, got {found}")
 
 
 def _reason(error: requests.RequestException) -> str:
-    """Without the pools and the nested errors of the libraries below."""
+    """The reason of a failure, without the nested errors of the libraries below."""
     if isinstance(error, _OtherFile):
         return str(error)
     if error.response is not None:

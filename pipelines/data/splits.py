@@ -1,8 +1,8 @@
-"""Text as bytes: where it comes from, how it is split and kept, how batches are drawn from it.
+"""The train, validation and test splits of a corpus in storage.
 
-A corpus lies in storage under its fingerprint, in three files that are memory-mapped; from shared
-storage each node takes a copy. The test split lies apart: nothing that training or the search
-receives is a handle to it.
+A corpus is stored under its fingerprint, each split in a file that is memory-mapped. The test split
+is in another folder: neither the training nor the search receives a handle to it. Used by the
+corpus stage, which writes the splits, and by whatever reads one.
 """
 
 import os
@@ -10,11 +10,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
-from pipelines.data.fingerprint import HELD_OUT, PARTS, Corpus
+from pipelines.data.fingerprint import HELD_OUT_SHARE, SPLIT_KEYS, Corpus
 from pipelines.data.reading import ChunkBuffer, CorpusReader
 from pipelines.storage.files import File, file_at, put_file, size_of
 from pipelines.storage.remote import Folder
@@ -22,7 +22,7 @@ from pipelines.storage.remote import Folder
 
 @dataclass(frozen=True)
 class TrainValSplits:
-    """The files that training and the search may read, for any node."""
+    """The splits that training and the search may read, for any node."""
 
     train: File
     validation: File
@@ -31,41 +31,42 @@ class TrainValSplits:
 def measure_corpus(
     config: DataConfig, *, seq_len: int, mode: OutputMode = OutputMode.TEXT
 ) -> Corpus:
-    """Read a corpus through, writing nothing; not even that if it is known what it is.
+    """The fingerprint and sizes of a corpus, which is read once and not written.
 
-    Raises ConfigError if it is missing or too short.
+    A published text is not even read. Raises ConfigError for a corpus that is missing, or whose
+    splits are too short for windows of `seq_len` bytes.
     """
-    if known := CORPORA[config.corpus].known:
+    if known := CORPORA[config.corpus].published:
         corpus = Corpus.of(known.sha256, [known.text_bytes])
     else:
-        reading = CorpusReader(config, mode)
-        for _ in reading:
+        reader = CorpusReader(config, mode)
+        for _ in reader:
             pass
-        corpus = reading.corpus
+        corpus = reader.corpus
     _require_windows(config, corpus, seq_len)
     return corpus
 
 
 def _require_windows(config: DataConfig, corpus: Corpus, seq_len: int) -> None:
     if config.validation_path is None and corpus.sizes["test"] <= seq_len:
-        raise ConfigError(
-            f"data: the corpus has {sum(corpus.sizes.values()):,} bytes; expected at least "
-            f"{int((seq_len + 1) / HELD_OUT) + 1:,} for splits of 90/5/5 % and "
+        message = (
+            f"the corpus has {sum(corpus.sizes.values()):,} bytes; expected at least "
+            f"{int((seq_len + 1) / HELD_OUT_SHARE) + 1:,} for splits of 90/5/5 % and "
             f"train.seq_len = {seq_len}"
         )
+        raise ConfigError(Problem(message, "data"))
     for split, size in corpus.sizes.items():
         if size <= seq_len:
-            raise ConfigError(
-                f"data.{PARTS[split]}: {size:,} bytes; expected more than train.seq_len = {seq_len}"
-            )
+            message = f"{size:,} bytes; expected more than train.seq_len = {seq_len}"
+            raise ConfigError(Problem(message, f"data.{SPLIT_KEYS[split]}"))
 
 
 def write_splits(
     config: DataConfig, corpus: Corpus, storage: Folder, mode: OutputMode = OutputMode.TEXT
 ) -> None:
-    """Write the splits of a measured corpus into storage, unless they are there.
+    """Write the splits of a measured corpus into storage, unless they are complete there.
 
-    Raises ConfigError, and keeps nothing, if the text is another one by now.
+    Raises ConfigError, and writes nothing, if the text has changed since it was measured.
     """
     found = find_splits(storage, corpus.fingerprint)
     if found and all(size_of(file) == corpus.sizes[split] for split, file in found.items()):
@@ -83,47 +84,48 @@ def _write_local(config: DataConfig, corpus: Corpus, storage: Path, mode: Output
     paths = {split: storage / name for split, name in _names(corpus.fingerprint).items()}
     (storage / "corpora").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=storage / "corpora") as scratch:
-        reading = CorpusReader(config, mode)
-        chunks = ChunkBuffer(iter(reading))
+        reader = CorpusReader(config, mode)
+        chunks = ChunkBuffer(iter(reader))
         for split, size in corpus.sizes.items():
             _write(Path(scratch) / split, chunks, size)
-        if chunks.take(1) or reading.corpus != corpus:
-            raise ConfigError(
-                "data: the text changed while it was read; run the same command again"
-            )
+        if chunks.take(1) or reader.corpus != corpus:
+            message = "the text changed while it was read; run the same command again"
+            raise ConfigError(Problem(message, "data"))
         for split, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             (Path(scratch) / split).replace(path)
 
 
 def train_val_splits(storage: Folder, fingerprint: str) -> TrainValSplits:
-    """The train and validation splits of a prepared corpus."""
+    """The train and validation splits of a stored corpus."""
     names = _names(fingerprint)
     return TrainValSplits(_file(storage / names["train"]), _file(storage / names["validation"]))
 
 
 def sealed_test(storage: Folder, fingerprint: str) -> File:
-    """The test split: for the evaluation of a finished candidate and nothing else."""
+    """The test split, for the evaluation of a finished candidate only."""
     return _file(storage / _names(fingerprint)["test"])
 
 
 def find_splits(storage: Folder, fingerprint: str) -> dict[str, File] | None:
-    """The splits of a corpus in the order of the text; None unless all are in storage."""
+    """The splits of a corpus in the order of the text; None unless all of them are in storage."""
     found = {split: file_at(storage / name) for split, name in _names(fingerprint).items()}
     files = {split: file for split, file in found.items() if file is not None}
     return files if len(files) == len(found) else None
 
 
 def _file(place: Folder) -> File:
-    """What is read where it lies need not be there yet."""
+    """The file at a path; in a local folder it need not exist yet."""
     file = place if isinstance(place, Path) else file_at(place)
     if file is None:
-        raise PipelineError(f"{place}: is gone; run the same command again")
+        raise PipelineError(
+            f"{place}: no such file in storage any more; run the same command again"
+        )
     return file
 
 
 def _names(fingerprint: str) -> dict[str, str]:
-    """Where each split lies in storage, in the order of the text."""
+    """The path of each split in storage, in the order of the text."""
     return {
         "train": f"corpora/{fingerprint}/train.bin",
         "validation": f"corpora/{fingerprint}/validation.bin",

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-import sys
 
 import pytest
 
@@ -10,7 +9,7 @@ from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
 from pipelines.experiment import Experiment, load
 from pipelines.search.space import Space
 from pipelines.search.study import build_study
-from pipelines.sweep import _arguments
+from pipelines.sweep import _parse
 from pipelines.training.history import finished
 from pipelines.training.loop import train
 from tests.pipelines.commands import ROOT
@@ -25,9 +24,8 @@ def asked(command: str, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """The configuration that a command of the index runs."""
     _, script, *arguments = shlex.split(command)
     assert script == "pipelines/sweep.py"
-    monkeypatch.setattr(sys, "argv", [script, *arguments])
     monkeypatch.chdir(ROOT)
-    return load(_arguments().arguments, grids=True)
+    return load(_parse(arguments).arguments, grids=True)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,19 +52,19 @@ def test_the_indexs_example_composes(tmp_path, monkeypatch):
         (tmp_path / path.name).symlink_to(path)
     (example,) = re.findall(r"```yaml\n(.*?)```", INDEX, re.S)
     (tmp_path / "mine.yaml").write_text(example)
-    config = load([str(tmp_path / "mine.yaml")])
-    assert (config.model.dim, config.model.depth, config.data.corpus) == (512, 6, "enwik8")
-    assert config.resources.gpus_per_worker == 1
-    assert config.search.trial_count == 14
+    mine = load([str(tmp_path / "mine.yaml")])
+    assert (mine.model.dim, mine.model.depth, mine.data.corpus) == (512, 6, "enwik8")
+    assert mine.resources.gpus_per_worker == 1
+    assert mine.search.trial_count == 14
 
 
 def test_the_enwik8_experiment_is_the_papers_deep_model():
-    config = load([str(FOLDER / "enwik8.yaml")])
-    model = config.model
+    experiment = load([str(FOLDER / "enwik8.yaml")])
+    model = experiment.model
     assert (model.depth, model.dim, model.ff_mult, model.residual) == (24, 512, 4, "dca")
-    assert {1, 2} <= set(config.search.space["model.last_k"].examples)
-    assert config.train.schedule == "inverse_sqrt"
-    assert config.fit_config().train.steps == 27_466
+    assert {1, 2} <= set(experiment.search.space["model.last_k"].examples)
+    assert experiment.train.schedule == "inverse_sqrt"
+    assert experiment.fit_run().train.steps == 27_466
     assert "27,466 steps" in INDEX
 
 
@@ -75,19 +73,18 @@ def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
     """As `--smoke` trains them, proposed by the experiment's own sampler, and in this process: the
     stages behind the search are the same for all, and the README's commands run them."""
     changes = ["data.corpus=files", f"data.path={text}", "resources={}", "train.compile=false"]
-    config = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
-    found = measure_corpus(config.data, seq_len=config.train.seq_len)
-    write_splits(config.data, found, tmp_path)
-    task = config.search_task()
+    experiment = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
+    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+    write_splits(experiment.data, found, tmp_path)
+    task = experiment.search_task()
     space, study = Space(task), build_study(task, [])
     tried = []
-    for number in range(config.search.trial_count):
+    for number in range(experiment.search.trial_count):
         values = space.suggest(study.ask())
         tried.append(tuple(values.items()))
         corpus, folder = train_val_splits(tmp_path, found.fingerprint), tmp_path / str(number)
-        rows = [
-            row for rows in train(config.replace(values), corpus, folder, print) for row in rows
-        ]
-        assert finished(rows, config.train)
+        run = experiment.training_run(values)
+        rows = [row for rows in train(run, corpus, folder, print) for row in rows]
+        assert finished(rows, run.train)
         assert rows[-1]["val_bits_per_byte"] < 9
-    assert len(set(tried)) == config.search.trial_count == 3
+    assert len(set(tried)) == experiment.search.trial_count == 3

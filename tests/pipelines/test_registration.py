@@ -94,9 +94,9 @@ def test_what_a_file_adds_is_trained_packaged_and_writes_text(project, choice):
 
 CHECK = """
 import json, sys
-from pipelines.experiment import Config, load, reference
+from pipelines.experiment import Experiment, load, reference
 load(["tiny.yaml", "search.space.model.residual={choice: [dca, embedding_again]}"])
-fields = Config.model_json_schema()["$defs"]["ModelConfig"]["properties"]
+fields = Experiment.model_json_schema()["$defs"]["ModelConfig"]["properties"]
 print(json.dumps({"names": fields["residual"]["enum"], "reference": reference()}))
 load(["tiny.yaml", "model.residual=embeding_again", "model.architecture=gro"])
 """

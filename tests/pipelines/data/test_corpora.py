@@ -17,7 +17,7 @@ from pipelines.console.errors import ConfigError
 from pipelines.data import corpora
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA, ENWIK8, corpus
-from pipelines.data.originals import Original, read_original
+from pipelines.data.published import PublishedText, read_published
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.experiment import Experiment, load, reference
 from tests.pages import example
@@ -45,7 +45,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def served(tmp_path, monkeypatch) -> Iterator[Original]:
+def served(tmp_path, monkeypatch) -> Iterator[PublishedText]:
     """A small text that is published on a server of this machine."""
     monkeypatch.setattr(Handler, "asked", [])
     (tmp_path / "served").mkdir()
@@ -56,13 +56,13 @@ def served(tmp_path, monkeypatch) -> Iterator[Original]:
         thread.start()
         url = f"http://127.0.0.1:{server.server_address[1]}/old8.zip"
         size, sha256 = len(TEXT), hashlib.sha256(TEXT).hexdigest()
-        yield Original("old8", url, len(FILES["old8.zip"]), size, sha256)
+        yield PublishedText("old8", url, len(FILES["old8.zip"]), size, sha256)
         server.shutdown()
         thread.join()
 
 
-def read(original: Original, folder: Path) -> bytes:
-    return b"".join(read_original(original, folder))
+def read(text: PublishedText, folder: Path) -> bytes:
+    return b"".join(read_published(text, folder))
 
 
 def test_a_published_text_is_downloaded_once(served, tmp_path):
@@ -109,14 +109,14 @@ def test_another_file_of_that_name_is_refused_with_what_to_do(
     message = str(error.value)
     assert message.startswith(f"{tmp_path / name}: not the old8 that is published: ")
     assert found in message
-    assert message.endswith("; delete it, and it is downloaded")
+    assert message.endswith("; delete it to download it again")
     assert message.isprintable()
     assert Handler.asked == []
 
 
 @pytest.mark.parametrize("where", ["found", "downloaded"])
 def test_another_text_never_becomes_a_corpus(served, registry, tmp_path, where):
-    corpus("old8", known=served)(lambda path: read_original(served, Path(path)))
+    corpus("old8", published=served)(lambda path: read_published(served, Path(path)))
     zips = {"found": tmp_path / "data", "downloaded": tmp_path / "served"}
     zips[where].mkdir(exist_ok=True)
     other = zipped(OTHER)  # not compressed: as many bytes

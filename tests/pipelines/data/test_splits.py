@@ -10,7 +10,7 @@ from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA, Source
-from pipelines.data.originals import Original
+from pipelines.data.published import PublishedText
 from pipelines.data.splits import (
     find_splits,
     measure_corpus,
@@ -61,7 +61,7 @@ def test_no_module_of_the_search_or_the_training_opens_the_test_split():
         if re.search("sealed_test|split_paths|test_bytes", path.read_text())
     }
     assert users == {
-        "pipelines/training/data.py",
+        "pipelines/data/splits.py",  # defines it
         "pipelines/stages/corpus.py",  # makes it
         "pipelines/stages/evaluate.py",
         "pipelines/stages/promote.py",
@@ -102,7 +102,7 @@ def test_splits_in_shared_storage_are_put_there_once_and_again_if_one_is_torn(te
     write_splits(of_files(text), corpus, shared)
     assert (shared / name).size() == corpus.sizes["validation"]
     shared.remove()
-    with pytest.raises(PipelineError, match=r"train\.bin.*: is gone; run the same command again"):
+    with pytest.raises(PipelineError, match=r"train\.bin.*: no such file in storage any more; run"):
         train_val_splits(shared, corpus.fingerprint)
 
 
@@ -242,8 +242,8 @@ def test_a_corpus_that_is_known_is_read_when_its_splits_are_made_and_not_before(
         readings.append(path)
         return [text]
 
-    known = Original("text", "", 0, len(text), hashlib.sha256(text).hexdigest())
-    monkeypatch.setitem(CORPORA, "known", Source(read, known))
+    published = PublishedText("text", "", 0, len(text), hashlib.sha256(text).hexdigest())
+    monkeypatch.setitem(CORPORA, "known", Source(read, published))
     config = DataConfig(corpus="known", path="here")
     corpus = measure_corpus(config, seq_len=32)
     assert readings == []
