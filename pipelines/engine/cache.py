@@ -16,6 +16,7 @@ from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.config.yaml_text import flatten
 from pipelines.engine.stage import ROOT, Outputs, PipelineConfig, Stage
 from pipelines.storage.location import exists
+from pipelines.tracking.schema import CACHE_TAG, DISCARDED, INPUTS_TAG, OUTPUTS_TAG
 from pipelines.tracking.store import Run, Store
 
 SOURCE_SUFFIXES = {".py", ".cpp"}
@@ -52,7 +53,7 @@ class PlannedStage:
     def tags(self) -> dict[str, str]:
         """Of a new run of the stage: the inputs, unless they are too long."""
         inputs = json.dumps(self.inputs)
-        return {"dca.inputs": inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}"}
+        return {INPUTS_TAG: inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}"}
 
 
 def json_digest(value: Any) -> str:
@@ -99,13 +100,13 @@ def resolve(
 def invalidate(planned: PlannedStage, store: Store) -> None:
     """Exclude earlier runs of a stage from reuse; they stay in the store."""
     for run in store.find(planned.stage.name, planned.key):
-        store.tag(run.info.run_id, {"dca.memory": "forgotten"})
+        store.tag(run.info.run_id, {CACHE_TAG: DISCARDED})
 
 
 def _take(planned: PlannedStage, run: Run, store: Store) -> None:
     """The result of a run with the stage's key, if it is complete and its artifacts exist."""
     planned.run, planned.identity = run, run.info.run_id
-    outputs = json.loads(run.data.tags.get("dca.outputs", "null"))
+    outputs = json.loads(run.data.tags.get(OUTPUTS_TAG, "null"))
     if outputs is None:
         planned.reason = "resumes an unfinished run"
     elif missing := _missing_artifact(outputs, store):
@@ -148,7 +149,7 @@ def _difference(planned: PlannedStage, store: Store | None) -> str:
     latest = store.find(planned.stage.name)[:1] if store else []
     if not latest:
         return "new"
-    before, inputs = json.loads(latest[0].data.tags.get("dca.inputs", "{}")), planned.inputs
+    before, inputs = json.loads(latest[0].data.tags.get(INPUTS_TAG, "{}")), planned.inputs
     old, new = before.get("config", {}), inputs["config"]
     changes = [
         f"{key}: {old.get(key)} -> {new.get(key)}"

@@ -14,7 +14,7 @@ from pipelines.engine.stage import Context, Invocation, Outputs, PipelineConfig,
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import Descriptions
 from pipelines.tracking.locks import exclusive_lock
-from pipelines.tracking.schema import EXPERIMENT_FILE, STAGE_TAG
+from pipelines.tracking.schema import EXPERIMENT_FILE, OUTPUTS_TAG, STAGE_TAG
 from pipelines.tracking.store import Store
 
 
@@ -170,7 +170,7 @@ def _compute(
     except BaseException as error:
         store.fail(run_id, error)
         raise
-    store.tag(run_id, {"dca.outputs": json.dumps(planned.outputs)})  # from now on it is a result
+    store.tag(run_id, {OUTPUTS_TAG: json.dumps(planned.outputs)})  # from now on it is a result
     store.end(run_id)
 
 

@@ -29,7 +29,14 @@ from pipelines.search.study import save_study
 from pipelines.search.trial import TrialEnd, trial_folder
 from pipelines.storage.files import remove
 from pipelines.tracking import descriptions
-from pipelines.tracking.schema import REASON_TAG, STATE_TAG, STUDY_FILE, TRIAL_TAG, VALUES_TAG
+from pipelines.tracking.schema import (
+    INACTIVE_PARAM,
+    REASON_TAG,
+    STATE_TAG,
+    STUDY_FILE,
+    TRIAL_TAG,
+    VALUES_TAG,
+)
 from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
@@ -82,7 +89,7 @@ class Recorder:
 
     def _open_run(self, number: int, values: dict[str, Any]) -> str:
         params = self._task.base.params | values
-        params |= dict.fromkeys(self._space.inactive(values), "n/a")
+        params |= dict.fromkeys(self._space.inactive(values), INACTIVE_PARAM)
         if number in self._stored:
             self._context.store.resume(self._stored[number], params)
             return self._stored[number]

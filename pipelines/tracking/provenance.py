@@ -14,7 +14,7 @@ from pipelines.compat.mlflow import (
     SOURCE_TYPE_TAG,
     USER_TAG,
 )
-from pipelines.tracking.schema import COMMIT_VARIABLE, DIRTY_TAG, VERSION_PREFIX
+from pipelines.tracking.schema import COMMIT_VARIABLE, DIRTY_TAG, HOST_TAG, VERSION_PREFIX
 
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
@@ -26,6 +26,7 @@ def provenance() -> dict[str, str]:
     commit = head or os.environ.get(COMMIT_VARIABLE)
     tags = {
         USER_TAG: user(),
+        HOST_TAG: platform.node(),
         SOURCE_TYPE_TAG: LOCAL_SOURCE,
         SOURCE_NAME_TAG: "pipelines",
         f"{VERSION_PREFIX}python": platform.python_version(),

@@ -14,6 +14,9 @@ RESULT_METRIC = "val_bits_per_byte"
 
 EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE = "experiment.yaml", "report/report.html", "study.db"
 """Artifacts: the first two of a pipeline's run, the last of a search's."""
+INPUTS_TAG, OUTPUTS_TAG = "dca.inputs", "dca.outputs"
+"""Of a stage's run: what its key is made of, and its result, both as JSON. With a result it counts
+as finished."""
 STAGE_TAG = "dca.stage.{}"
 """Of a pipeline's run: the run that holds a stage's result, its own or an earlier pipeline's."""
 
@@ -30,6 +33,10 @@ OLD_PARETO_TAG = "dca.front"
 BEST_TRIAL_TAG, BEST_RUN_TAG = "dca.best_trial", "dca.best_run"
 """Of a search's run: the number and the run of its winner."""
 
+INACTIVE_PARAM = "n/a"
+"""Value of a searched parameter that does not apply to a trial."""
+HOST_TAG = "host"
+"""Of every run: the machine of the process that created it."""
 VERSION_PREFIX, DIRTY_TAG = "version.", "git.dirty"
 """In a run's tags and in a package's lineage: versions of packages, by name; whether the code had
 changes that were not committed."""

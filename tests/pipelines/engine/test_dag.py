@@ -1,18 +1,24 @@
+"""The DAG's order, its cached results, and what it records in the tracking store."""
+
 import json
 
 import pytest
 
+from pipelines.console.progress import Progress
+from pipelines.console.updates import OutputMode
 from pipelines.engine import dag
-from pipelines.engine.stage import Stage
+from pipelines.engine.stage import Invocation, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage import location
+from pipelines.tracking.descriptions import describe_pipeline
 from pipelines.tracking.store import Store
+from tests.pipelines.commands import invocation
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
 
 class Pipeline:
-    """Counts the runs of its stages: a source that always runs, two that are remembered."""
+    """Counts the runs of its stages: a source that always runs, two that are cached."""
 
     def __init__(self) -> None:
         self.ran: list[str] = []
@@ -20,9 +26,9 @@ class Pipeline:
 
     def stages(self) -> list[Stage]:
         return [
-            Stage("c", self._c, needs=("a", "b"), reads=("promote",)),
-            Stage("b", self._b, needs=("a",), reads=("train", "seed"), sources=("dca",)),
-            Stage("a", self._a, remembered=False, peek=lambda _: {"source": self.source}),
+            Stage("c", self._c, ("a", "b"), config_keys=("promote",)),
+            Stage("b", self._b, ("a",), config_keys=("train", "seed"), sources=("dca",)),
+            Stage("a", self._a, cached=False, preview=lambda _: {"source": self.source}),
         ]
 
     def _a(self, context, needs):
@@ -43,7 +49,10 @@ class Pipeline:
 
     def run(self, config: Experiment, until: str | None = None, fresh: bool = False) -> list[str]:
         self.ran = []
-        dag.run(self.stages(), config, work="test", until=until, fresh=fresh)
+        about = describe_pipeline(config.experiment, config.promote.model, ["sweep.py"])
+        dag.run(
+            self.stages(), config, invocation(), work="test", about=about, until=until, fresh=fresh
+        )
         return self.ran
 
 
@@ -52,7 +61,7 @@ def pipeline() -> Pipeline:
     return Pipeline()
 
 
-def test_stages_run_after_their_needs_and_are_remembered(pipeline, config):
+def test_stages_run_after_what_they_depend_on_and_are_cached(pipeline, config):
     assert pipeline.run(config) == ["a", "b", "c"]
     assert pipeline.run(config) == ["a"]
 
@@ -85,7 +94,7 @@ def test_a_result_whose_files_are_gone_is_computed_again(pipeline, config):
     assert pipeline.run(config) == ["a", "b", "c"]
 
 
-def test_until_stops_after_a_stage_and_fresh_forgets(pipeline, config):
+def test_until_stops_after_a_stage_and_fresh_computes_again(pipeline, config):
     assert pipeline.run(config, until="b") == ["a", "b"]
     assert pipeline.run(config) == ["a", "c"]
     assert pipeline.run(config, fresh=True) == ["a", "b", "c"]
@@ -118,7 +127,7 @@ def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, config):
     assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
 
 
-def test_the_plan_says_what_would_run_and_why_and_writes_nothing(pipeline, config):
+def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, config):
     nodes = dag.plan(pipeline.stages(), config, until=None, fresh=False)
     assert [(node.stage.name, node.reused) for node in nodes] == [
         ("a", False),
@@ -147,3 +156,29 @@ def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, config):
     assert parent.data.params["train.learning_rate"] == "0.01"
     for tag in ("version.torch", "version.ray", "version.python", "mlflow.source.git.commit"):
         assert parent.data.tags[tag]
+
+
+def test_stages_are_reported_with_their_reason_and_as_events(pipeline, config, capsys):
+    pipeline.run(config)
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["a", "runs every time"], ["b", "new"], ["c", "new"]]
+    pipeline.run(config.replace({"promote.min_improvement": 0.1}))
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [["a", "runs every time"], ["b", "reused"]]
+    assert lines[2] == ["c", "promote.min_improvement: 0.0 -> 0.1"]
+    dag.run(
+        pipeline.stages(),
+        config,
+        Invocation(("sweep.py",), Progress(OutputMode.JSON)),
+        work="test",
+        about=describe_pipeline(config.experiment, config.promote.model, ["sweep.py"]),
+    )
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["stage"], row["state"]) for row in events] == [
+        ("a", "begun"),
+        ("a", "done"),
+        ("b", "reused"),
+        ("c", "reused"),
+    ]
+    assert [row.get("outputs") for row in events][1] == {"source": 1}
+    assert events[3]["outputs"] == {"sum": 1}
