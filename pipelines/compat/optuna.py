@@ -51,18 +51,22 @@ def cma_es(
     source_trials: Sequence[FrozenTrial] | None = None,
     x0: Mapping[str, Any] | None = None,
 ) -> optuna.samplers.BaseSampler:
-    """CMA-ES, also from pruned trials, begun at the best of `source_trials` or at `x0`.
+    """CMA-ES, which learns from pruned trials too, started from the best of `source_trials` or at
+    the point `x0`.
 
-    `consider_pruned_trials` and `source_trials` are experimental; `x0` must have the internal form
-    of a search space without a choice.
+    `consider_pruned_trials` and `source_trials` are experimental. `x0` is deprecated since 4.9 and
+    removed in 6.0, with which the point must be enqueued as a trial instead.
     """
-    return optuna.samplers.CmaEsSampler(
-        seed=seed,
-        n_startup_trials=startup_trials,
-        consider_pruned_trials=True,
-        source_trials=None if source_trials is None else list(source_trials),
-        x0=None if x0 is None else dict(x0),
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.CmaEsSampler(
+            seed=seed,
+            n_startup_trials=startup_trials,
+            consider_pruned_trials=True,
+            source_trials=None if source_trials is None else list(source_trials),
+            x0=None if x0 is None else dict(x0),
+        )
 
 
 def set_times(trial: FrozenTrial, started: datetime, ended: datetime) -> None:
@@ -71,5 +75,5 @@ def set_times(trial: FrozenTrial, started: datetime, ended: datetime) -> None:
 
 
 def close(storage: optuna.storages.RDBStorage) -> None:
-    """Close a study's database file: RDBStorage has no method for it, only its SQLAlchemy engine."""
+    """Close the file of a study: RDBStorage has no method for it, only an SQLAlchemy engine."""
     storage.engine.dispose()

@@ -1,35 +1,54 @@
-"""What a search remembers of itself; its trials are run by the tests of the commands."""
+"""How a search is rebuilt from its runs; its trials are run by the tests of the commands."""
 
+import optuna
 import pytest
 
 from pipelines.console.errors import PipelineError
-from pipelines.console.progress import Progress
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
-from pipelines.search.resume import trials_of
-from pipelines.search.space import Space
+from pipelines.search.resume import stored_trials, trials_of
+from pipelines.search.trial import TrialEnd
 from pipelines.stages import search as module
 from pipelines.stages.search import search
+from pipelines.stages.select import select
+from tests.pipelines.commands import invocation
+
+ROW = {
+    "step": 4,
+    "time": 1e9,
+    "tokens": 1024,
+    "seconds": 2.0,
+    "train_bits_per_byte": 3.0,
+    "val_bits_per_byte": 3.5,
+}
+VALUES = {"train.learning_rate": 0.001}
 
 
 @pytest.fixture
-def begun(config: Experiment, store, tmp_path) -> tuple[Context, dict]:
-    """A search that another start has begun, and what it needs."""
-    config = config.replace({"search.max_seconds": 20})
-    found = measure_corpus(config.data, seq_len=config.train.seq_len)
-    write_splits(config.data, found, tmp_path / "runs")
+def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, dict]:
+    """A search that an earlier start has begun, and the outputs of the corpus stage."""
+    space = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+    changes = {"search.max_seconds": 20, "search.space": space, "search.trials": 3}
+    experiment = experiment.replace(changes)
+    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+    write_splits(experiment.data, found, tmp_path / "runs")
     pipeline, run = (store.create(kind, kind, kind) for kind in ("pipeline", "search"))
-    context = Context(config, tmp_path / "runs", store, Progress(), pipeline, run)
+    context = Context(experiment, tmp_path / "runs", store, invocation(), pipeline, run)
     corpus = {"fingerprint": found.fingerprint, "name": "files", "bytes": found.sizes}
     return context, {"corpus": corpus}
 
 
+def recorder_of(context: Context, needs: dict) -> Recorder:
+    task = context.config.search_task()
+    seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
+    return Recorder(context, task, needs["corpus"], stored_trials(context, task), seconds)
+
+
 def start(context: Context, needs: dict, seconds: float) -> None:
     """One of the search's starts, which lasts so long and ends no trial."""
-    before = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    recorder = Recorder(context, needs["corpus"], Space(context.config), [], before)
+    recorder = recorder_of(context, needs)
     recorder._started -= seconds
     recorder.close()
 
@@ -37,7 +56,7 @@ def start(context: Context, needs: dict, seconds: float) -> None:
 def test_the_seconds_of_a_search_add_up_over_its_starts(begun, monkeypatch):
     context, needs = begun
     given: list[float] = []
-    monkeypatch.setattr(module, "_run_trials", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(module, "run_trials", lambda *arguments: given.append(arguments[-1]))
     for seconds in (6, 6, 6):
         start(context, needs, seconds)
         with pytest.raises(PipelineError, match=r"no trial began within search\.max_seconds"):
@@ -53,6 +72,86 @@ def test_a_trial_whose_run_was_made_just_before_a_kill_is_known_without_its_para
     context, _ = begun
     tags = {"dca.trial": "0", "dca.values": '{"train.learning_rate": 0.001}'}
     run = context.store.create("trial", "made", "made", parent=context.run_id, tags=tags)
-    (trial,) = trials_of(context.store, context.run_id, context.config)
+    (trial,) = trials_of(context.store, context.run_id, context.config.search_task())
     assert (trial.run_id, trial.state, trial.tokens, trial.curve) == (run, None, 0, {})
     assert trial.values == {"train.learning_rate": 0.001}
+
+
+def test_what_the_recorder_writes_of_a_trial_is_what_a_resumed_search_reads(begun):
+    context, needs = begun
+    recorder = recorder_of(context, needs)
+    folder = context.storage / "trials" / context.run_id / "trial-0000"
+    folder.mkdir(parents=True)
+    runs = [recorder.open_run(number, VALUES).result() for number in range(4)]
+    for number in (0, 1, 3):
+        recorder.write(number, [ROW])
+    recorder.end(0, TrialEnd("complete", objective=3.5, last_row=ROW))
+    recorder.end(1, TrialEnd("pruned", objective=3.5, last_row=ROW))
+    recorder.end(2, TrialEnd("failed", reason="diverged at step 3"))
+    recorder.close()
+    trials = stored_trials(context, context.config.search_task())
+    assert [trial.run_id for trial in trials] == runs
+    assert [trial.state for trial in trials] == ["complete", "pruned", "failed", None]
+    assert [trial.status for trial in trials] == ["FINISHED", "KILLED", "FAILED", "KILLED"]
+    assert [trial.objective for trial in trials] == [3.5, 3.5, None, None]
+    assert [trial.reason for trial in trials] == ["", "", "diverged at step 3", ""]
+    assert [trial.curve for trial in trials] == [{1024: 3.5}, {1024: 3.5}, {}, {1024: 3.5}]
+    assert all(trial.values == VALUES for trial in trials)
+    assert not folder.exists()
+
+
+def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
+    context, needs = begun
+    first = recorder_of(context, needs)
+    run = first.open_run(0, VALUES).result()
+    first.write(0, [ROW])
+    first.close()
+    again = recorder_of(context, needs)
+    assert again.open_run(0, VALUES).result() == run
+    again.write(0, [ROW, ROW | {"step": 8, "tokens": 2048}])
+    again.end(0, TrialEnd("complete", objective=3.5, last_row=ROW | {"step": 8}))
+    again.close()
+    (trial,) = stored_trials(context, context.config.search_task())
+    assert (trial.run_id, trial.status, trial.tokens) == (run, "FINISHED", 2048)
+    points = context.store.client.get_metric_history(run, "train_bits_per_byte")
+    assert [point.step for point in points] == [4, 8]
+
+
+def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tmp_path):
+    context, needs = begun
+    recorder = recorder_of(context, needs)
+    for number, bits in enumerate((3.5, 3.0)):
+        recorder.open_run(number, VALUES)
+        row = ROW | {"val_bits_per_byte": bits}
+        recorder.write(number, [row])
+        recorder.end(number, TrialEnd("complete", objective=bits, last_row=row))
+    failed = recorder.open_run(2, VALUES).result()
+    recorder.end(2, TrialEnd("failed", reason="MemoryError"))
+    recorder.close()
+    context.store.client.update_run(failed, status="RUNNING")  # killed between state and status
+    monkeypatch.setattr(module, "run_trials", lambda *_: pytest.fail("a trial was run"))
+    outputs = search(context, needs)
+    assert outputs["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
+    store = context.store
+    assert store.client.get_run(failed).info.status == "FAILED"
+    found = store.client.get_run(context.run_id)
+    assert (found.data.metrics["tokens"], found.data.metrics["failed"]) == (2048, 1)
+    path = store.client.download_artifacts(context.run_id, "study.db", str(tmp_path))
+    study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{path}")
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
+    chosen = select(context, {"search": outputs})
+    assert (chosen["trial"], chosen["objective"]) == (1, 3.0)
+    assert store.client.get_run(chosen["run_id"]).data.tags["dca.best"] == "true"
+    assert store.client.get_run(context.run_id).data.tags["dca.best_run"] == chosen["run_id"]
+
+
+def test_a_search_of_failed_trials_is_an_error_with_their_reasons(begun, monkeypatch):
+    context, needs = begun
+    monkeypatch.setattr(module, "run_trials", lambda *_: None)
+    recorder = recorder_of(context, needs)
+    for number in range(3):
+        recorder.open_run(number, VALUES)
+        recorder.end(number, TrialEnd("failed", reason=f"reason {number}"))
+    recorder.close()
+    with pytest.raises(PipelineError, match=r"every trial failed.*\n  trial 0: reason 0\n"):
+        search(context, needs)
