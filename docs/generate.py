@@ -1,19 +1,21 @@
-"""Writes the parts of the documentation that follow from the code; run by `make docs`.
+"""Writes what the documentation and editors show of the code; run by `make docs`.
 
-A part stands between two comments, `begin NAME` and `end NAME`. tests/test_docs.py compares the
-pages with what this writes.
+That is experiments/schema.json and parts of the pages in docs/. A part stands between two comments,
+`begin NAME` and `end NAME`. tests/test_docs.py compares the pages with what this writes.
 """
 
 import ast
+import json
 import re
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pipelines.experiment import reference
+from pipelines.experiment import reference, schema
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+SCHEMA = ROOT / "experiments" / "schema.json"
 OTHER_FILES = {
     "dca/kernels.cpp": "C++ kernels: the mixing in one pass over the stack; products for decoding.",
     "pipelines/reporting/page.html": "Template of the report's page.",
@@ -81,10 +83,10 @@ def _first_sentence(text: str) -> str:
 
 
 def main() -> None:
-    """Write all pages."""
-    for path in PAGES:
+    """Write the schema and all pages."""
+    for path in (*PAGES, SCHEMA):
         before = path.read_text()
-        after = render(before)
+        after = render(before) if path in PAGES else f"{json.dumps(schema(), indent=2)}\n"
         if after != before:
             path.write_text(after)
             print(f"written: {path.relative_to(ROOT)}")

@@ -117,7 +117,7 @@ class TrainConfig(Section):
     """Whether a block's activations are computed again in the backward pass instead of kept: less
     memory, and about a third more time."""
     compile: bool = False
-    """Whether to use torch.compile; on a CPU it gains little, see the README's Speed."""
+    """Whether to use torch.compile; on a CPU it gains little, see docs/benchmarks.md."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TrainConfig":
