@@ -18,6 +18,7 @@ LONGEST = (
     "test_sweep.py",
     "test_faults.py",
     "test_registry.py",
+    "test_docs.py",
 )
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others

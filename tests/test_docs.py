@@ -145,6 +145,8 @@ def test_the_modules_table_has_every_file_of_the_packages():
             assert f"| `{Path(rest).name}` |" in text, name
     for name in {str(Path(name).parent) for name in tracked() if name.startswith("experiments/")}:
         assert f"`{name}/`" in text, name
+    parts = [n for n in tracked() if re.match(r"experiments/(?!cluster)\w+/.*\.yaml$", n)]
+    assert [name for name in parts if f"| `{name}` |" not in page("configuration")] == []
 
 
 def test_every_option_is_documented():
