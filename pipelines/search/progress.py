@@ -54,7 +54,7 @@ class SearchProgress:
         self._show()
 
     def noted(self, number: int, text: str) -> None:
-        """Something about a trial that a person should know."""
+        """A line about a trial for people, as that it resumes."""
         line = f"  trial {number}: {text}"
         self._progress.log(line, "trial", trial=number, state="note", text=text)
 
@@ -69,7 +69,7 @@ class SearchProgress:
         """A trial will start again, for the `retry`th time."""
         self._running.pop(number, None)
         self._progress.log(
-            f"  trial {number} crashed: {reason}; goes on from its last checkpoint "
+            f"  trial {number} crashed: {reason}; resumes from its last checkpoint "
             f"(retry {retry} of {self._task.base.failures.retries})",
             "trial",
             **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},

@@ -1,4 +1,4 @@
-"""What goes wrong while commands run: real processes are killed, real disks refuse, one each."""
+"""Failures while commands run, one each: killed processes, disks that take no file, a lock."""
 
 import json
 import re
@@ -28,11 +28,11 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     wait_until(folder.checkpoints, process)
     code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
     assert code == 1
-    assert re.fullmatch(rf"experiment tiny: process {process.pid} is at work on it; .+\n", err)
+    assert re.fullmatch(rf"experiment tiny: already running \(process {process.pid}\); .+\n", err)
     below(process, *TRIAL)[0].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    crashed = r"trial (\d) crashed: its process died.+ goes on from its last checkpoint"
+    crashed = r"trial (\d) crashed: its process died.+ resumes from its last checkpoint"
     (number,) = re.findall(crashed + r" \(retry 1 of 2\)", out)
     assert int(re.search(rf"trial {number}: resumes from step (\d+)/1280", out)[1]) >= 40
     assert states(folder) == {"complete": 2}
@@ -103,7 +103,8 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
     folder = Folder(tmp_path, text)
     code = f"{LIMITED}; sys.argv[0] = {str(folder.path)!r}; " + (
         "from pipelines.train import main; "
-        "from pipelines.console.command import run_command; run_command(main, resumes=True)"
+        "from pipelines.console.command import run_command; "
+        "sys.exit(run_command(main, sys.argv, resumes=True))"
     )
     result = folder.python(code, "tiny.yaml", "model.dim=256", "model.depth=3", "train.evals=32")
     assert result.returncode == 1, result.stderr
@@ -113,12 +114,12 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
 
 @pytest.mark.faults  # two minutes
 def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(tmp_path, text):
-    """Bitwise: two Ray Train workers, one killed, then the driver, against two left alone."""
+    """Bitwise: two Ray Train workers, one killed, then the driver, against two undisturbed."""
     command = ("train.py", "tiny.yaml", "resources.workers=2", "train.evals=16")
-    alone, disturbed = (tmp_path / name for name in ("alone", "disturbed"))
-    for path in (alone, disturbed):
+    calm, disturbed = (tmp_path / name for name in ("undisturbed", "disturbed"))
+    for path in (calm, disturbed):
         path.mkdir()
-    undisturbed = Folder(alone, text)
+    undisturbed = Folder(calm, text)
     code, _, err = undisturbed.run(*command)
     assert code == 0, err
     folder = Folder(disturbed, text)

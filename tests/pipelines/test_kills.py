@@ -129,12 +129,12 @@ def verify(folder: Folder, tally: Counter, err: str) -> None:
     assert out.count("reused") == 5
 
 
-def test_a_training_killed_at_random_moments_is_bitwise_that_of_one_left_alone(
+def test_a_training_killed_at_random_moments_is_bitwise_that_of_an_undisturbed_one(
     tmp_path_factory, text, tally
 ):
     command = ("train.py", "tiny.yaml", "train.evals=32", "failures.checkpoint_seconds=0.2")
-    alone = Folder(tmp_path_factory.mktemp("alone"), text)
-    code, _, err = alone.run(*command)
+    undisturbed = Folder(tmp_path_factory.mktemp("undisturbed"), text)
+    code, _, err = undisturbed.run(*command)
     assert code == 0, err
     rng, folder = random.Random(), Folder(tmp_path_factory.mktemp("killed"), text)
     for _ in range(6):
@@ -148,7 +148,7 @@ def test_a_training_killed_at_random_moments_is_bitwise_that_of_one_left_alone(
     tally["resumes"] += 6
     code, _, err = folder.run(*command)
     assert code == 0, err
-    assert training(folder) == training(alone)
+    assert training(folder) == training(undisturbed)
     assert_whole(folder.store(), folder.store().find("train"))
 
 

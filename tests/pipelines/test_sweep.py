@@ -217,10 +217,10 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     folder = Folder(tmp_path, text, experiment)
     code, out, err = folder.run("sweep.py", "tiny.yaml", "--until", "select", "--json")
     assert (code, err) == (0, "")
-    told = [json.loads(line) for line in out.splitlines()]
-    ends = {row["trial"]: row for row in told if row["event"] == "trial"}
-    assert {row["event"] for row in told} == {"stage", "trial", "progress"}
-    assert told[-1] | {"stage": "select", "state": "done"} == told[-1]
+    events = [json.loads(line) for line in out.splitlines()]
+    ends = {row["trial"]: row for row in events if row["event"] == "trial"}
+    assert {row["event"] for row in events} == {"stage", "trial", "progress"}
+    assert events[-1] | {"stage": "select", "state": "done"} == events[-1]
     states = {run.data.params["train.learning_rate"]: run for run in folder.trials()}
     failed = states["1e+30"]
     assert (failed.info.status, failed.data.tags["dca.state"]) == ("FAILED", "failed")
@@ -272,7 +272,7 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
     assert tried == {(d, r) for d in ("1", "2") for r in ("0.0001", "0.01")}
     assert len([*tmp_path.glob("runs/tensorboard/tiny/*/events*")]) == 4
     front = {
-        run.data.params["model.depth"] for run in folder.trials() if "dca.front" in run.data.tags
+        run.data.params["model.depth"] for run in folder.trials() if "dca.pareto" in run.data.tags
     }
     assert "1" in front
     again = ("experiment=again", "search.warm_start=[tiny]", "search.max_seconds=1")

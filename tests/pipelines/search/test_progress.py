@@ -96,7 +96,7 @@ def test_a_trial_that_ended_or_crashed_is_no_longer_running(board, screen, clock
 def test_a_machine_reads_an_event_for_each_change_of_a_trial(board, clock, capsys):
     clock[0] += 10
     board.started(2, {"train.learning_rate": 0.0123456})
-    board.noted(2, "goes on from step 3/4")
+    board.noted(2, "resumes from step 3/4")
     board.crashed(2, "MemoryError", 1)
     board.ended(2, {}, "run", PRUNED)
     board.ended(3, {}, "other", TrialEnd("failed", reason="diverged at step 3"))
@@ -106,7 +106,7 @@ def test_a_machine_reads_an_event_for_each_change_of_a_trial(board, clock, capsy
         *("started", "note", "crashed", "pruned", "failed"),
     ]
     _, note, crash, pruned, failed = events
-    assert note["text"] == "goes on from step 3/4"
+    assert note["text"] == "resumes from step 3/4"
     assert (crash["reason"], crash["retry"]) == ("MemoryError", 1)
     assert (pruned["run"], pruned["steps"], pruned["best_val_bits_per_byte"]) == ("run", 4, 2.9)
     assert failed["reason"] == "diverged at step 3"
@@ -123,5 +123,5 @@ def test_a_person_reads_how_a_trial_ended_and_what_it_tried(board, screen, clock
     tried = "(train.learning_rate=0.0123, model.residual=dca)"
     assert pruned == f"  trial 2 pruned: 4 steps, best 2.9000 bits per byte  {tried}"
     assert crashed == (
-        "  trial 3 crashed: MemoryError; goes on from its last checkpoint (retry 1 of 2)"
+        "  trial 3 crashed: MemoryError; resumes from its last checkpoint (retry 1 of 2)"
     )

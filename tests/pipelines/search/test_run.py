@@ -67,13 +67,13 @@ def test_a_trial_that_ended_is_recorded_with_its_objective_and_its_last_row(
     experiment, tmp_path, finished, state
 ):
     events = Events(experiment, tmp_path)
-    events.report(REPORT | {"finished": finished, "notes": ["goes on from step 2/4"]})
+    events.report(REPORT | {"finished": finished, "notes": ["resumes from step 2/4"]})
     events.events.on_trial_complete(0, [], events.trial)
     end = TrialEnd(state, objective=3.5, last_row=ROWS[-1])
     assert events.recorder.calls == [("write", 7, ROWS), ("end", 7, end)]
     assert events.progress.calls == [
         ("started", 7, {"model.depth": 2}),
-        ("noted", 7, "goes on from step 2/4"),
+        ("noted", 7, "resumes from step 2/4"),
         ("reported", 7, 1024, 3.5, 512.0),
         ("ended", 7, {"model.depth": 2}, "run", end),
     ]
