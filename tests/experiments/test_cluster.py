@@ -150,10 +150,10 @@ def test_ray_up_is_what_rays_own_validation_takes(ray_up):
 
 
 def test_the_ray_job_has_fields_of_a_ray_job_alone(job):
-    jsonschema.read_experiment(job, RAY_JOB)
+    jsonschema.validate(job, RAY_JOB)
     job["spec"]["rayClusterSpec"]["workerGroupSpecs"][0].pop("maxReplicas")
     with pytest.raises(jsonschema.ValidationError, match="maxReplicas"):
-        jsonschema.read_experiment(job, RAY_JOB)
+        jsonschema.validate(job, RAY_JOB)
 
 
 def test_the_pods_are_valid_by_the_schemas_of_kubernetes(job):
@@ -164,10 +164,10 @@ def test_the_pods_are_valid_by_the_schemas_of_kubernetes(job):
             "metadata": job["metadata"],
             "template": group["template"],
         }
-        kubernetes_validate.read_experiment(pod, KUBERNETES, strict=True)
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
         group["template"]["spec"]["containers"][0]["imagee"] = "x"
         with pytest.raises(kubernetes_validate.ValidationError, match="imagee"):
-            kubernetes_validate.read_experiment(pod, KUBERNETES, strict=True)
+            kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
 def test_rays_autoscaler_reads_the_ray_jobs_cluster(job):
@@ -187,7 +187,8 @@ def test_the_ray_jobs_entry_point_is_a_sweep_that_fits_its_cluster(job):
     assert max_concurrent_jobs(cluster, config.resources) == 4
     require_capacity(cluster, config.fit.resources, "fit.resources")
     assert (
-        sum(node.room(config.fit.resources) for node in cluster) == config.fit.resources.max_workers
+        sum(node.worker_capacity(config.fit.resources) for node in cluster)
+        == config.fit.resources.max_workers
     )
 
 
