@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from dca import ModelConfig
+from dca import ModelConfig, registry
 from dca.errors import FieldError
 from pipelines.config import schema as config_schema
 from pipelines.config.compose import EXTENDS, Layer, merge, read_layers
@@ -111,6 +111,16 @@ class Experiment(Section):
         """What the search reads."""
         base = self.training_run()
         return SearchTask(self.experiment, self.storage, self.tensorboard, base, self.search)
+
+    def model_modules(self) -> set[str]:
+        """The modules of the architectures and residual kinds that it may train."""
+        found = set()
+        for names in (registry.architecture, registry.residual):
+            dimension = self.search.space.get(f"model.{names.field}")
+            searched = dimension.choice if dimension and dimension.choice else []
+            chosen = {getattr(self.model, names.field), *searched}
+            found |= {names[str(name)].__module__ for name in chosen}
+        return found
 
     def with_run(self, run: TrainingRun) -> dict[str, Any]:
         """This experiment as plain data, with a run's sections in place of its own."""

@@ -1,25 +1,23 @@
 """Cached results of stages, found in the tracking store by a key.
 
 A cached stage's key is the hash of its name, of the configuration it reads, of the results it
-depends on and of the sources it lists. A finished run with that key whose artifacts exist stands
-for the stage. Other stages are cheap or have side effects: they run every time.
+depends on and of the code that can change it. A finished run with that key whose artifacts exist
+stands for the stage. Other stages are cheap or have side effects: they run every time.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.config.yaml_text import flatten
-from pipelines.engine.stage import ROOT, Outputs, PipelineConfig, Stage
+from pipelines.engine.code import code_digest
+from pipelines.engine.stage import Outputs, PipelineConfig, Stage
 from pipelines.storage.location import exists
 from pipelines.tracking.schema import CACHE_TAG, DISCARDED, INPUTS_TAG, OUTPUTS_TAG
 from pipelines.tracking.store import Run, Store
-
-SOURCE_SUFFIXES = {".py", ".cpp"}
 
 
 @dataclass
@@ -121,18 +119,7 @@ def _inputs(stage: Stage, config: PipelineConfig, needs: dict[str, str]) -> dict
     read = {
         k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in stage.config_keys)
     }
-    return {"config": read, "needs": needs, "sources": _digest_sources(stage.sources)}
-
-
-def _digest_sources(sources: Sequence[str]) -> str:
-    files: list[Path] = []
-    for source in sources:
-        path = ROOT / source
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: a stage's key depends on it")
-        files += sorted(path.rglob("*")) if path.is_dir() else [path]
-    files = [path for path in files if path.suffix in SOURCE_SUFFIXES]
-    return json_digest([(f.name, hashlib.sha256(f.read_bytes()).hexdigest()) for f in files])
+    return {"config": read, "needs": needs, "sources": code_digest(stage.modules(config))}
 
 
 def _missing_artifact(outputs: Outputs, store: Store) -> str | None:

@@ -15,6 +15,10 @@ ROOT = Path(__file__).parents[2]
 PROJECT = ("dca", "pipelines")
 EXCLUDED = {
     "pipelines.cluster": "places work on machines; the numbers are those of the training loop",
+    "pipelines.compat.mlflow": "names what is in the tracking store",
+    "pipelines.compat.pydantic": "names errors of values",
+    "pipelines.compat.ray": "names settings of the cluster, and its errors",
+    "pipelines.compat.ruamel": "names parts of a parser of values",
     "pipelines.config": "reads values, which are in the key themselves",
     "pipelines.console": "shows what happens",
     "pipelines.engine": "orders stages and finds results",

@@ -1,6 +1,6 @@
 """What a stage of the DAG is: a named function, what it depends on, and what it may use."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
@@ -86,8 +86,9 @@ class Stage:
     """Stages whose outputs it receives."""
     config_keys: tuple[str, ...] = ()
     """Configuration keys or sections that its result depends on."""
-    sources: tuple[str, ...] = ()
-    """Files and folders of this project that its result depends on."""
+    modules: Callable[[Any], Collection[str]] = lambda _: ()
+    """From the configuration to the project's modules whose code can change its result, with all
+    that they import; see engine/code.py."""
     cached: bool = True
     preview: Callable[[Any], Outputs] | None = None
     """Outputs of a stage that always runs, found out without side effects."""

@@ -43,9 +43,5 @@ STAGE = Stage(
     name="evaluate",
     run=evaluate,
     depends_on=("corpus", "fit"),
-    sources=(
-        "pipelines/registry/score.py",
-        "pipelines/training/evaluation.py",
-        "pipelines/stages/evaluate.py",
-    ),
+    modules=lambda _: ("pipelines.stages.evaluate",),
 )

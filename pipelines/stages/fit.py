@@ -4,12 +4,7 @@ from collections.abc import Mapping
 
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
-from pipelines.stages.recorded_training import (
-    PACKAGE_SOURCES,
-    TRAINING_SOURCES,
-    describe_run,
-    train_and_package,
-)
+from pipelines.stages.recorded_training import describe_run, train_and_package
 from pipelines.tracking import descriptions
 from pipelines.training.config import TrainingRun
 
@@ -41,5 +36,5 @@ STAGE = Stage(
     run=fit,
     depends_on=("corpus", "select"),
     config_keys=("seed", "model", "train", "fit.tokens"),
-    sources=(*TRAINING_SOURCES, *PACKAGE_SOURCES, "pipelines/stages/fit.py"),
+    modules=lambda config: ("pipelines.stages.fit", *config.model_modules()),
 )

@@ -26,15 +26,6 @@ from pipelines.training.checkpoint import step_of
 from pipelines.training.config import TrainingRun
 from pipelines.training.history import Row, best_row, finished
 
-TRAINING_SOURCES = ("dca", "pipelines/data", "pipelines/training")
-"""Code that can change the numbers of a training run."""
-PACKAGE_SOURCES = (
-    "pipelines/stages/recorded_training.py",
-    "pipelines/registry/package.py",
-    "pipelines/registry/packaged_model.py",
-)
-"""Code that can change the packaged model."""
-
 
 def train_and_package(
     context: Context[Experiment], config: TrainingRun, corpus: Outputs, *, key: str

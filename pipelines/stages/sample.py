@@ -49,5 +49,5 @@ STAGE = Stage(
     run=sample,
     depends_on=("promote",),
     config_keys=("seed", "generate"),
-    sources=("pipelines/generate.py", "pipelines/stages/sample.py"),
+    modules=lambda _: ("pipelines.stages.sample", "pipelines.generate"),
 )

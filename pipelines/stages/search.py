@@ -12,7 +12,6 @@ from pipelines.experiment import Experiment
 from pipelines.search.recorder import end_runs, log_search, log_summary
 from pipelines.search.resume import StoredTrial, stored_trials, trials_folder
 from pipelines.search.run import run_trials
-from pipelines.stages.recorded_training import TRAINING_SOURCES
 from pipelines.storage.files import remove
 
 
@@ -52,5 +51,5 @@ STAGE = Stage(
     run=search,
     depends_on=("corpus",),
     config_keys=("seed", "model", "train", "search"),
-    sources=(*TRAINING_SOURCES, "pipelines/search", "pipelines/stages/search.py"),
+    modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
 )

@@ -36,5 +36,5 @@ STAGE = Stage(
     run=select,
     depends_on=("search",),
     config_keys=("train.best_metric", "search.second_objective"),
-    sources=("pipelines/search/ranking.py", "pipelines/stages/select.py"),
+    modules=lambda _: ("pipelines.stages.select",),
 )

@@ -4,12 +4,7 @@ from collections.abc import Mapping
 
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
-from pipelines.stages.recorded_training import (
-    PACKAGE_SOURCES,
-    TRAINING_SOURCES,
-    describe_run,
-    train_and_package,
-)
+from pipelines.stages.recorded_training import describe_run, train_and_package
 
 
 def train(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
@@ -24,5 +19,5 @@ STAGE = Stage(
     run=train,
     depends_on=("corpus",),
     config_keys=("seed", "model", "train"),
-    sources=(*TRAINING_SOURCES, *PACKAGE_SOURCES, "pipelines/stages/train.py"),
+    modules=lambda config: ("pipelines.stages.train", *config.model_modules()),
 )
