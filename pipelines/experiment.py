@@ -1,7 +1,8 @@
-"""One experiment: its sections, the rules between them, and how a command line becomes one.
+"""One experiment: its sections, the rules between them, and how it is read from a command line.
 
 Each section is defined beside the component that reads it. Used by the stages, the report and the
-commands; printed as a table or as a JSON schema by `python -m pipelines.experiment`.
+commands. `python -m pipelines.experiment` prints the reference table, with --schema the JSON
+schema.
 """
 
 import json
@@ -51,15 +52,16 @@ class Experiment(Section):
     experiment: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]+$")]
     """Name; also the MLflow experiment's."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the weights, the order of the data and the sampler."""
+    """Seed of the weights, the order of the data and the sampler."""
     storage: Annotated[Place, Field(min_length=1)] = "runs"
-    """For the corpus, checkpoints and artifacts: a folder, or what every node sees, as
-    s3://bucket/folder, gs://bucket/folder or file:///mnt/folder (see docs/storage.md)."""
+    """Where the corpus, checkpoints and artifacts are kept: a folder of this machine, or one that
+    every node sees, such as s3://bucket/folder, gs://bucket/folder or file:///mnt/folder (see
+    docs/storage.md)."""
     tensorboard: bool = False
-    """Whether to write what goes to MLflow as TensorBoard events too, below storage, which is then
-    a folder."""
+    """Whether to write what goes to MLflow as TensorBoard events too; storage must then be a folder
+    of this machine."""
     resources: Resources = Resources()
-    """Of one trial."""
+    """What one trial takes from the cluster."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -108,7 +110,7 @@ class Experiment(Section):
         return self.training_run({**(values or {}), **fit})
 
     def search_task(self) -> SearchTask:
-        """What the search reads."""
+        """The search, and the training run that its trials vary."""
         base = self.training_run()
         return SearchTask(self.experiment, self.storage, self.tensorboard, base, self.search)
 
@@ -127,7 +129,7 @@ class Experiment(Section):
         return {**self.model_dump(mode="json"), **run.model_dump(mode="json")}
 
     def to_yaml(self) -> str:
-        """The whole configuration, defaults included, as an experiment of its own."""
+        """The text of an experiment with every key, defaults included, that is read as this one."""
         data = self.model_dump(mode="json")
         data["search"]["space"] = {
             key: dimension.model_dump(mode="json", exclude_defaults=True)
@@ -137,14 +139,18 @@ class Experiment(Section):
 
 
 FIELDS = dict(flatten(Experiment(experiment="x").model_dump(mode="json")))
-"""Every dotted key that has one value, with its default."""
+"""The default of every dotted key."""
 
 
 def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) -> Experiment:
-    """The experiment a command line asks for: [EXPERIMENT.yaml] [key=value ...].
+    """The experiment of a command line, [EXPERIMENT.yaml] [key=value ...]. Raises ConfigError.
 
-    Without a file it is experiments/quickstart.yaml; values are YAML. With `grids` a key of model
-    or train may have several, key=a,b: the search is then the grid of these. Raises ConfigError.
+    Args:
+        arguments: Without a file it is experiments/quickstart.yaml; values are YAML.
+        smoke: Whether to shrink it to a run of seconds.
+        grids: Whether a key of model or train may have several values, key=a,b: the search is then
+            the grid of these.
+
     """
     files = [argument for argument in arguments if "=" not in argument]
     if len(files) > 1 or "" in files:
@@ -159,7 +165,7 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
         return experiment
     try:
         return _shrink(experiment)
-    except ConfigError as error:  # a space that the tiny sizes do not suit
+    except ConfigError as error:  # the space does not fit the tiny sizes
         problems = (replace(problem, source="--smoke") for problem in error.problems)
         raise ConfigError(*problems) from None
 
@@ -179,7 +185,7 @@ def _changed(
     for change in _as_search(read_changes(overrides), grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
         set_key(data, change.key, change.value, dotted=Experiment.dotted)
-        if not change.key.startswith("search."):  # a key that is given a value is not searched
+        if not change.key.startswith("search."):  # a key with a value is no longer searched
             for key, _ in flatten({change.key: change.value}):
                 _space(data).pop(key, None)
     return validate(
@@ -192,16 +198,16 @@ def _changed(
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """What is wrong with the search of an experiment whose fields are valid one by one."""
+    """The problems of the search, in an experiment whose fields are valid one by one."""
     search, base = experiment.search, experiment.training_run()
     found = [*space_problems(search.space, base), *search_problems(search)]
     yield from found or listed_point_problems(search, base)
 
 
 def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:
-    """The same changes, several values of a key as a dimension of a grid search.
+    """The same changes, with several values of a key as a dimension of a grid search.
 
-    Of a file's search its scheduler and its limits stay beside a grid.
+    A grid replaces the file's space and what belongs to it, but not its scheduler and limits.
     """
     if not any(change.is_list for change in changes):
         return list(changes)
@@ -234,7 +240,10 @@ def _space(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shrink(experiment: Experiment) -> Experiment:
-    """A run of seconds through every stage, under names of its own: no real champion is touched."""
+    """The experiment shrunk to a run of seconds through every stage.
+
+    The experiment and the registered model have other names, so that no real champion changes.
+    """
     workers = math.lcm(experiment.resources.max_workers, experiment.fit.resources.max_workers)
     train, model, search = experiment.train, experiment.model, experiment.search
     batch = train.seq_len * workers * math.ceil(4 / workers)
@@ -262,9 +271,9 @@ def _shrink(experiment: Experiment) -> Experiment:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of an experiment or of a part of one, from the fields: for editors."""
+    """The JSON schema of a file, a whole experiment or a part of one, for editors."""
     found = Experiment.model_json_schema()
-    del found["required"]  # a part is no whole experiment
+    del found["required"]  # by a part of an experiment
     space = found["$defs"]["SearchConfig"]["properties"]["space"]
     space["propertyNames"] = {"enum": [key for key in TRAINING_KEYS if key not in FIXED]}
     space["additionalProperties"] = {"anyOf": [space["additionalProperties"], {"type": "null"}]}
@@ -272,19 +281,19 @@ def schema() -> dict[str, Any]:
     file = {"type": "string", "minLength": 1}
     extends = {
         "anyOf": [file, {"type": "array", "items": file}],
-        "description": "Files to build on, relative to this one: later wins, this one over all.",
+        "description": "Files to extend, relative to this one: later ones win, and this one last.",
     }
     found["properties"] = {EXTENDS: extends, **found["properties"]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
 
 
 def reference() -> str:
-    """Every key with its default and meaning, as the table in docs/configuration.md."""
+    """The table of every key with its default and meaning, as in docs/configuration.md."""
     return config_schema.reference(Experiment.model_json_schema(), FIELDS)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Print what the documentation and editors show of the fields."""
+    """Print the reference table of all keys, or their JSON schema."""
     parser = Parser(prog="python -m pipelines.experiment", description=main.__doc__)
     parser.add_argument("--schema", action="store_true", help="the text of experiments/schema.json")
     arguments = parser.parse_args(argv)

@@ -26,19 +26,19 @@ CorpusName = Annotated[
 
 
 class DataConfig(Section):
-    """The text: bytes, split into train, validation and a sealed test split; 90/5/5 unless the last
-    two are given."""
+    """The corpus: bytes, split 90/5/5 into train, validation and test unless held-out files are
+    given."""
 
     corpus: CorpusName = "python-stdlib"
-    """`python-stdlib` is on every machine; `enwik8` is downloaded where it is missing; `files` are
-    your own."""
+    """`python-stdlib`: the sources of the running Python's standard library; `enwik8`: downloaded
+    if it is missing; `files`: your own."""
     path: str | None = None
-    """`files`: a file, folder or glob. `enwik8`: the folder it lies in (default: data)."""
+    """`files`: a file, folder or glob. `enwik8`: its folder (default: data)."""
     validation_path: Annotated[str, Field(min_length=1)] | None = None
-    """`files`: the validation split, a file, folder or glob; `data.path` is then all for training.
-    null: the split is cut from `data.path`."""
+    """`files`: the validation split, a file, folder or glob; `data.path` is then the train split.
+    null: it is a part of `data.path`."""
     test_path: Annotated[str, Field(min_length=1)] | None = None
-    """The same for the test split; both or neither."""
+    """`files`: the test split; given together with `validation_path` or not at all."""
 
     @model_validator(mode="after")
     def _paths_suit_the_corpus(self) -> "DataConfig":

@@ -8,7 +8,7 @@ import jsonschema
 import pytest
 
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.experiment import FIELDS, QUICKSTART, Experiment, load, read_experiment, schema
 
 ROOT = Path(__file__).parents[2]
@@ -437,3 +437,104 @@ def test_every_field_is_documented():
 
     assert list(undocumented(Experiment)) == []
     assert "train.learning_rate" in FIELDS
+
+
+def problems_of(*arguments: str) -> list[Problem]:
+    with pytest.raises(ConfigError) as error:
+        load(arguments, grids=True)
+    return error.value.problems
+
+
+def test_a_problem_is_an_object_with_its_key_source_and_nearest_name(tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: e\nmodel: {dimm: 3}\ntrain: {schedule: cosin}\n")
+    assert problems_of(str(file), "train.tokens=many", "resources.workers=3") == [
+        Problem("unknown key", "model.dimm", str(file), "model.dim"),
+        Problem('input should be a valid integer, got "many"', "train.tokens", "command line"),
+        Problem(
+            "input should be 'cosine', 'inverse_sqrt' or 'wsd', got \"cosin\"",
+            "train.schedule",
+            str(file),
+            "cosine",
+        ),
+    ]
+
+
+def test_a_problem_of_the_space_has_the_key_of_its_dimension(path):
+    (found,) = problems_of(str(path), "search.space.model.depht={int: [1, 2]}")
+    assert found == Problem(
+        "no such configuration key", "search.space.model.depht", "command line", "model.depth"
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "key", "nearest"),
+    [
+        ("train.schedule=wsdd", "train.schedule", "wsd"),
+        ("search.second_objective=parameter", "search.second_objective", "parameters"),
+        ("search.sampler.name=tpee", "search.sampler.name", "tpe"),
+        ("data.corpus=enwik", "data.corpus", "enwik8"),
+        ("model.residual=standrad", "model.residual", "standard"),
+        ("train.schedule=nothing-like-it", "train.schedule", ""),
+    ],
+)
+def test_the_nearest_choice_comes_from_the_schema(path, change, key, nearest):
+    (found,) = problems_of(str(path), change)
+    assert (found.key, found.nearest) == (key, nearest)
+
+
+@pytest.mark.parametrize(
+    ("change", "nearest"),
+    [
+        ("search.space.model.depth={ints: [1, 2]}", "search.space.model.depth.int"),
+        ("fit.resources.worker=2", "fit.resources.workers"),
+        ("workers=2", "resources.workers"),
+        ("serach={}", "search"),
+    ],
+)
+def test_the_nearest_key_is_a_sibling_or_the_same_name_elsewhere(path, change, nearest):
+    found = problems_of(str(path), change)
+    assert nearest in {problem.nearest for problem in found if problem.message == "unknown key"}
+
+
+def test_two_loads_in_one_process_do_not_influence_one_another(path):
+    first = load([str(path), "model.depth=2"])
+    before = first.model_dump_json()
+    grid = load([str(path), "model.depth=2,4", "train.tokens=8192"], grids=True)
+    with pytest.raises(ConfigError):
+        load([str(path), "model.depth=none"])
+    assert (grid.model.depth, grid.train.tokens) != (2, first.train.tokens)
+    assert first.model_dump_json() == before
+    assert load([str(path), "model.depth=2"]) == first
+    assert load([str(path)]).search.space == {}
+
+
+DEPENDENT = {
+    "model.heads": {"choice": [2, 4]},
+    "model.dim": {"choice": [8, 12], "when": {"model.heads": 2}},
+}
+
+
+def test_a_trial_is_validated_as_a_run_and_not_against_the_space(experiment):
+    """With four heads a width of 12 is no point of the space, but it is checked when the space is,
+    not again by every trial: a run has the rules of a run."""
+    searched = experiment.replace({"search.space": DEPENDENT})
+    run = searched.training_run({"model.heads": 4, "model.dim": 24})
+    assert (run.model.heads, run.model.dim) == (4, 24)
+    assert "search" not in run.model_dump()
+    with pytest.raises(ConfigError) as error:
+        searched.training_run({"model.heads": 4, "model.dim": 12})
+    assert [problem.key for problem in error.value.problems] == ["model.heads"]
+
+
+def test_values_that_fit_only_together_are_a_run_although_each_alone_is_none(experiment):
+    run = experiment.training_run({"model.heads": 5, "model.dim": 20})
+    assert (run.model.heads, run.model.dim) == (5, 20)
+    with pytest.raises(ConfigError, match=r"model\.heads"):
+        experiment.training_run({"model.heads": 5})
+
+
+def test_a_changed_experiment_is_checked_like_one_from_a_file(experiment):
+    with pytest.raises(ConfigError) as error:
+        experiment.replace({"search.space": {"seed": {"int": [1, 2]}}})
+    assert [problem.key for problem in error.value.problems] == ["search.space.seed"]
