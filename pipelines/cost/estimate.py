@@ -1,192 +1,176 @@
-"""What a sweep would cost: parameters, FLOPs and memory of its trials, and the time of it all.
-
-A few steps of some sizes are timed; the search's schedule is then played through with them, over
-random orders of good and bad trials.
-"""
+"""The cost of what is left of a sweep: a table of sizes, and the time of search, fit and all."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
+from pipelines.cluster.connection import cluster_address
 from pipelines.config.yaml_text import flatten
 from pipelines.console.text import format_duration
-from pipelines.cost.prices import CostModel, step_flops
-from pipelines.cost.simulation import (
-    LEARNERS,
-    SIZE_KEYS,
-    SimulatedSearch,
-    simulate,
-    sized_run,
-    trials_left,
-    with_random_sampler,
-)
-from pipelines.cost.timing import eval_tokens
-from pipelines.engine.cache import Node
+from pipelines.cost.earlier import EarlierRuns
+from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, simulate
+from pipelines.cost.timing import interpolated, step_flops, time_steps
+from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
-from pipelines.search.config import SearchTask
-from pipelines.search.resume import StoredTrial, trials_of
-from pipelines.search.space import Space
-from pipelines.search.study import build_study
-from pipelines.storage.location import storage_folder
-from pipelines.tracking.store import Store
 from pipelines.training.config import TrainingRun
+from pipelines.training.memory import MIB, peak_bytes
 
-# Fixed costs in seconds, on two shared cores: TRIAL_SECONDS is measured, the others are split from
-# the MLflow times of one tiny sweep.
-COMMAND_SECONDS = 4.0
-"""Imports, before the first stage and at the end."""
-CORPUS_SECONDS = 2.0
-"""Reading the 12 MB of python-stdlib through and writing its splits."""
-SEARCH_SECONDS = 10.6
-"""From the search's start to the first step of a trial: Ray, and the trials' imports."""
-FIT_SECONDS = 17.2
-"""A fit with several workers less its training: they start, the model is packaged."""
-FIT_HERE_SECONDS = 1.5
-"""The same with one worker, which trains in the command's own process."""
-STAGE_SECONDS = {"evaluate": 6.0, "register": 3.0, "promote": 3.2, "sample": 5.0, "report": 1.2}
-"""Of a tiny model: most is a process that loads torch. What evaluate reads comes on top."""
-
-SIMULATED_TRIALS = 400
-"""Trials played through in all."""
-MOST_ORDERS = 40
-
-
-HEADER: tuple[str, ...] = ("", "parameters", "FLOPs", "memory", "step", "time")
+DEFAULT_SECONDS = {
+    **{"command": 4.0, "corpus": 2.0, "search": 10.6, "select": 0.1, "trial": 0.4, "fit": 1.5},
+    **{"evaluate": 6.0, "register": 3.0, "promote": 3.2, "sample": 5.0, "report": 1.2},
+    "workers": 15.7,
+}
+"""Where the store has no earlier run: of a tiny sweep on two cores. Of a search until its first
+trial; of a trial and a fit all but steps and evaluations; `workers` more if a fit has several."""
+MAX_SIZES = 3
+"""Sizes that are timed: the smallest, the largest, and one between."""
+SIMULATED_TRIALS, MIN_SEARCHES, MAX_SEARCHES = 400, 5, 40
+"""About so many trials are simulated in all, in so many searches."""
+HEADER = ("", "parameters", "FLOPs", "memory", "step", "time")
+Row = tuple[str, ...]
 
 
 def estimate(
     experiment: Experiment,
     corpus_bytes: Mapping[str, int],
-    nodes: Sequence[Node],
+    planned: Sequence[PlannedStage],
     cluster: Cluster,
     log: Callable[[str], Any],
 ) -> list[str]:
-    """Lines that tell what is left to do and what it takes; none if nothing is.
+    """Lines for people: what is left to do and what it takes; none if nothing is left to train.
 
-    Times steps for a minute or so on two cores; `log` gets a line about it; `corpus_bytes` are those of each split. Training that was left
-    unfinished counts from its start, a search from its last evaluations.
+    A fit that was left unfinished counts from its start, a search from its last evaluations.
+
+    Args:
+        experiment: The experiment.
+        corpus_bytes: Sizes of the splits.
+        planned: Its stages.
+        cluster: Where it will run.
+        log: Called with a line before steps are timed, which takes seconds.
+
     """
-    by_name = {node.stage.name: node for node in nodes}
-    left = {name for name, node in by_name.items() if not node.reused}
+    stages = {one.stage.name: one for one in planned}
+    left = {name for name, one in stages.items() if not one.reused}
     if not left & {"search", "fit"}:
         return []
-    log("timing a few steps of some sizes ...")
-    there = corpus_bytes["validation"]
-    tokens = min(experiment.train.eval_tokens or there, there)
-    experiment = experiment.replace({"train.eval_tokens": tokens})
-    task = experiment.search_task()
-    table, notes = [HEADER], []
+    costs = _Costs(experiment, EarlierRuns(experiment), corpus_bytes["validation"], log)
+    notes = []
     if "search" in left:
-        outcomes = _searches(task, by_name["search"], cluster, table)
-        notes.append(f"search {_range([one.seconds for one in outcomes])}")
+        searches, table = costs.searches(cluster, stages["search"])
+        notes.append(f"search {_range([one.seconds for one in searches])}")
     else:
-        chosen = (by_name["select"].outputs or {}).get("values", {})
-        outcomes = [SimulatedSearch(0, 0, experiment.training_run(chosen), 0)]
-    seconds = np.array([one.seconds for one in outcomes], dtype=float)
-    flops = np.array([one.flops for one in outcomes], dtype=float)
+        chosen = (stages["select"].outputs or {}).get("values", {})
+        searches, table = [SimulatedSearch(experiment.training_run(chosen))], []
+    seconds = np.array([one.seconds for one in searches])
+    flops = np.array([one.flops for one in searches])
     if "fit" in left:
-        fits = [experiment.fit_run(one.winner.params) for one in outcomes]
-        training, testing = _fits(fits, corpus_bytes["test"], table)
+        fits = [experiment.fit_run(one.winner.params) for one in searches]
+        step_seconds, rows = costs.step_seconds("fit", fits, 1)
+        training = [one.train.steps * step_seconds(one) for one in fits]
         notes.append(f"fit    {_range(training)}")
-        scored = [name for name in ("evaluate", "promote") if name in left]  # each by itself
-        seconds += training + len(scored) * testing
+        seconds, table = seconds + training, table + rows
         flops += [step_flops(one) * one.train.steps for one in fits]
-    seconds += COMMAND_SECONDS + CORPUS_SECONDS
-    seconds += sum(cost for name, cost in STAGE_SECONDS.items() if name in left)
+    seconds += sum(costs.stage_seconds(name) for name in {"command", *left} - {"search", "fit"})
     notes.append(f"all    {_range(seconds)}, {np.median(flops):.2e} FLOPs")
-    if os.environ.get("RAY_ADDRESS"):
+    if cluster_address():
         notes.append("steps were timed on this machine, not on the cluster at RAY_ADDRESS")
-    return [*_aligned(table), "", *notes]
+    return [*_align([HEADER, *table]), "", *notes]
 
 
-def _searches(
-    task: SearchTask, node: Node, cluster: Cluster, table: list[tuple[str, ...]]
-) -> list[SimulatedSearch]:
-    """Ways in which what is missing of the search may go; adds the timed sizes to the table."""
-    stored, before = _stored(task, node)
-    most = min(max_concurrent_jobs(cluster, task.base.resources), trials_left(task, stored))
-    cpus = task.base.resources.max_workers * task.base.resources.cpus_per_worker
-    prices = CostModel(_sizes(task), max(1, min(most, (os.cpu_count() or 1) // cpus)))
-    table += _rows("trial", prices)
-    orders = max(5, min(MOST_ORDERS, SIMULATED_TRIALS // task.search.trial_count))
-    found = [simulate(task, stored, prices, most, seed, before) for seed in range(orders)]
-    return [replace(one, seconds=SEARCH_SECONDS + one.seconds) for one in found]
+@dataclass(frozen=True)
+class _Costs:
+    """Times of one experiment: of earlier runs where there are any, else of timed steps."""
+
+    experiment: Experiment
+    earlier: EarlierRuns
+    validation_bytes: int
+    log: Callable[[str], Any]
+
+    def stage_seconds(self, name: str) -> float:
+        """Of a stage; of a search until its first trial."""
+        found = self.earlier.stage_seconds(name)
+        return DEFAULT_SECONDS[name] if found is None else found
+
+    def searches(
+        self, cluster: Cluster, planned: PlannedStage
+    ) -> tuple[list[SimulatedSearch], list[Row]]:
+        """Ways in which what is left of the search may go, and rows of the table."""
+        task, start = self.experiment.search_task(), self.stage_seconds("search")
+        stored, elapsed = self.earlier.stored_trials(task, planned.run)
+        count = max(MIN_SEARCHES, min(MAX_SEARCHES, SIMULATED_TRIALS // task.search.trial_count))
+        drawn = [draw_trials(task, stored, task.base.seed + number) for number in range(count)]
+        concurrent = min(max_concurrent_jobs(cluster, task.base.resources), len(drawn[0]))
+        sizes = [run for trials in drawn for run in trials]
+        step_seconds, rows = self.step_seconds("trial", sizes, concurrent)
+        found = [
+            simulate(task, stored, trials, step_seconds, concurrent, seed=seed, elapsed=elapsed)
+            for seed, trials in enumerate(drawn)
+        ]
+        return [replace(one, seconds=start + one.seconds) for one in found], rows
+
+    def step_seconds(
+        self, kind: str, runs: Sequence[TrainingRun], concurrent: int
+    ) -> tuple[Callable[[TrainingRun], float], list[Row]]:
+        """Seconds of a step with its share of all else, interpolated by FLOPs between some sizes of
+        the trials or fits; and a row of the table for each of these."""
+        ordered = sorted({step_flops(run): run for run in runs}.items())
+        picks = np.linspace(0, len(ordered) - 1, min(MAX_SIZES, len(ordered))).round()
+        sizes = [ordered[int(pick)][1] for pick in picks]
+        found = {run: self.earlier.step_seconds(kind, run) for run in sizes}
+        times = {run: seconds for run, seconds in found.items() if seconds is not None}
+        if new := [run for run in sizes if run not in times]:
+            self.log(f"timing a few steps of some sizes of a {kind} ...")
+            cores = max(1, (os.cpu_count() or 1) // new[0].resources.cpus_per_worker)
+            processes = min(cores, concurrent * new[0].resources.max_workers)
+            for run, seconds in zip(new, time_steps(new, processes=processes), strict=True):
+                times[run] = seconds + self._other_seconds(kind, run, seconds)
+        step_seconds = interpolated(times)
+        return step_seconds, _rows(kind, sizes, step_seconds)
+
+    def _other_seconds(self, kind: str, run: TrainingRun, step_seconds: float) -> float:
+        """Of all that is no step, by step: an evaluation takes a third of a step's time for the
+        same bytes, as it does of FLOPs; the rest is fixed."""
+        train, fixed = run.train, DEFAULT_SECONDS[kind]
+        if kind == "fit" and run.resources.max_workers > 1:
+            fixed += DEFAULT_SECONDS["workers"]
+        tokens = min(train.eval_tokens or self.validation_bytes, self.validation_bytes)
+        evaluation = step_seconds * tokens / (3 * train.batch_tokens)
+        return (fixed + len(train.eval_steps) * evaluation) / train.steps
 
 
-def _fits(
-    fits: Sequence[TrainingRun], test_split_bytes: int, table: list[tuple[str, ...]]
-) -> tuple[Any, Any]:
-    """Seconds that each fit takes, and its test split; adds the timed sizes to the table."""
-    prices = CostModel(fits, 1)
-    table += _rows("fit", prices)
-    share = test_split_bytes / eval_tokens(fits[0])
-    fixed = FIT_HERE_SECONDS if fits[0].resources.max_workers == 1 else FIT_SECONDS
-    training = [fixed + prices.run_seconds(one) for one in fits]
-    return np.array(training), np.array([share * prices.eval_seconds(one) for one in fits])
-
-
-def _stored(task: SearchTask, node: Node) -> tuple[list[StoredTrial], float]:
-    """The trials of a search that was begun and is not remembered, and its seconds so far."""
-    store = Store.open(task.experiment, storage_folder(task.storage), create=False)
-    if store is None or node.run is None:
-        return [], 0.0
-    seconds = store.history(node.run.info.run_id, "seconds").values()
-    return trials_of(store, node.run.info.run_id, task), max(seconds, default=0.0)
-
-
-def _sizes(task: SearchTask) -> list[TrainingRun]:
-    """The sizes that random trials of the space have."""
-    learns = task.search.sampler.name in LEARNERS
-    drawn = with_random_sampler(task, task.base.seed) if learns else task
-    space = Space(drawn)
-    study = build_study(drawn, [])
-    found: dict[str, TrainingRun] = {}
-    for _ in range(max(task.search.trial_count, 64)):
-        values = space.suggest(study.ask())
-        key = repr({k: v for k, v in values.items() if k.startswith(SIZE_KEYS)})
-        if key not in found:
-            found[key] = sized_run(task, values)
-    return list(found.values())
-
-
-def _rows(what: str, prices: CostModel) -> list[tuple[str, ...]]:
-    values = [dict(flatten(run.model_dump(mode="json"))) for run in prices.sizes]
-    keys = [
-        k for k in values[0] if k.startswith(SIZE_KEYS) and len({repr(v[k]) for v in values}) > 1
-    ]
-    rows: list[tuple[str, ...]] = []
-    for run, measured in zip(prices.sizes, prices.measured, strict=True):
-        label = ", ".join(f"{key.partition('.')[2]} {run.get(key)}" for key in keys)
-        rows.append(
-            (
-                f"{what} {label}".strip(),
-                f"{run.model.parameter_count():,}",
-                f"{step_flops(run) * run.train.steps:.2e}",
-                f"{measured.peak_bytes / 2**20:,.0f} MiB",
-                f"{1000 * prices.step_seconds(run):,.0f} ms",
-                format_duration(prices.run_seconds(run)),
-            )
+def _rows(
+    kind: str, sizes: Sequence[TrainingRun], step_seconds: Callable[[TrainingRun], float]
+) -> list[Row]:
+    """A row for each size, named by the keys in which they differ."""
+    values = [dict(flatten(run.model_dump(mode="json"))) for run in sizes]
+    keys = [key for key in values[0] if key.startswith(SIZE_KEYS)]
+    keys = [key for key in keys if len({repr(one[key]) for one in values}) > 1]
+    on_gpu = sizes[0].resources.gpus_per_worker > 0 and torch.cuda.is_available()
+    return [
+        (
+            f"{kind} " + ", ".join(f"{key.partition('.')[2]} {run.get(key)}" for key in keys),
+            f"{run.model.parameter_count():,}",
+            f"{step_flops(run) * run.train.steps:.2e}",
+            f"{peak_bytes(run, on_gpu=on_gpu) / MIB:,.0f} MiB",
+            f"{1000 * step_seconds(run):,.0f} ms",
+            format_duration(run.train.steps * step_seconds(run)),
         )
-    return rows
+        for run in sizes
+    ]
+
+
+def _align(table: Sequence[Row]) -> list[str]:
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join([name.ljust(first), *map(str.rjust, cells, others)]) for name, *cells in table
+    ]
 
 
 def _range(seconds: Any) -> str:
     low, middle, high = np.quantile(seconds, [0.1, 0.5, 0.9])
     return f"about {format_duration(middle)} ({format_duration(low)} to {format_duration(high)})"
-
-
-def _aligned(table: Sequence[tuple[str, ...]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(
-            [
-                row[0].ljust(widths[0]),
-                *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)),
-            ]
-        )
-        for row in table
-    ]

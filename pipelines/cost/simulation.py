@@ -1,166 +1,122 @@
-"""What a sweep would cost: parameters, FLOPs and memory of its trials, and the time of it all.
-
-A few steps of some sizes are timed; the search's schedule is then played through with them, over
-random orders of good and bad trials.
-"""
+"""A search, simulated: the trials it draws, those that are stopped early, and its time."""
 
 import heapq
 import random
-from collections.abc import Mapping, Sequence
+from bisect import insort
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
 from typing import Any
 
-from ray.tune.schedulers import TrialScheduler
-
 from pipelines.console.errors import ConfigError
-from pipelines.cost.prices import CostModel, step_flops
+from pipelines.cost.timing import step_flops
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredTrial
-from pipelines.search.schedulers import scheduler_of
 from pipelines.search.space import Space
-from pipelines.search.study import OPTUNA_STATES, build_study
+from pipelines.search.study import build_study
 from pipelines.training.config import TrainingRun
 
-TRIAL_SECONDS = 0.42
-"""From the last step of a trial to the first of the next on its slot (`make bench-sweep`)."""
-LEARNERS = ("tpe", "gp", "cmaes")
-"""Samplers of which nobody knows beforehand what they will propose."""
-
-
+LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
+"""Their proposals depend on results: a random sampler stands for them."""
 SIZE_KEYS = ("model.", "train.batch_tokens", "train.micro_batch_tokens")
 
 
-@dataclass(frozen=True)
+@dataclass
 class SimulatedSearch:
-    """One way in which the search may go."""
+    """One way in which a search may go."""
 
-    seconds: float
-    flops: float
     winner: TrainingRun
-    trials: int
+    seconds: float = 0.0
+    flops: float = 0.0
+    trials: int = 0
+
+
+def draw_trials(task: SearchTask, stored: Sequence[StoredTrial], seed: int) -> list[TrainingRun]:
+    """The trials that are left of a search, unfinished ones first, in what changes their cost."""
+    if task.search.sampler.name in LEARNING_SAMPLERS:
+        search = task.search.replace({"sampler.name": "random", "warm_start": []})
+        task = replace(task, search=search, base=task.base.replace({"seed": seed}))
+    space, study = Space(task), build_study(task, stored)
+    left = task.search.trial_count - sum(trial.state is not None for trial in stored)
+    found: dict[str, TrainingRun] = {}
+    drawn = [space.suggest(study.ask()) for _ in range(left)]
+    sizes = [{k: v for k, v in values.items() if k.startswith(SIZE_KEYS)} for values in drawn]
+    for size in sizes:
+        found.setdefault(repr(size), _sized(task.base, size))
+    return [found[repr(size)] for size in sizes]
+
+
+def _sized(base: TrainingRun, size: Mapping[str, Any]) -> TrainingRun:
+    """The base in a size; as it is if the keys do not go together, which fails a trial at once."""
+    with suppress(ConfigError):
+        return base.replace(size)
+    return base
 
 
 def simulate(
     task: SearchTask,
     stored: Sequence[StoredTrial],
-    prices: CostModel,
-    at_once: int,
-    seed: int,
-    before: float = 0.0,
+    trials: Sequence[TrainingRun],
+    step_seconds: Callable[[TrainingRun], float],
+    concurrent: int,
+    *,
+    seed: int = 0,
+    elapsed: float = 0.0,
 ) -> SimulatedSearch:
-    """Play what is missing of the search through: who runs when, and whom the scheduler stops.
+    """Run the trials that are left of a search, each of a random quality.
 
-    `before` are the seconds that it has taken so far.
+    Args:
+        task: The search.
+        stored: Its trials so far. If some have ended, others end where a random one of them did.
+        trials: Those that are left, unfinished ones first.
+        step_seconds: Of a trial, with its share of all that is no step.
+        concurrent: How many run at once.
+        seed: Of the qualities.
+        elapsed: Seconds that the search has taken so far.
 
-    How good a trial is, is random, and the same at each of its evaluations; with finished trials
-    it does as one of them did.
     """
-    search = task.search
-    if search.sampler.name in LEARNERS:
-        task = with_random_sampler(task, seed)
-    space, rng = Space(task), random.Random(seed)
-    study = build_study(task, stored)
-    done = [trial for trial in stored if trial.state is not None]
-    begun = {trial.number: trial.tokens for trial in stored if trial.state is None}
-    models = [trial for trial in done if trial.curve]
-    running: dict[int, _SimulatedTrial] = {}
-    finished: list[_SimulatedTrial] = []
-    scheduler = scheduler_of(
-        task, done, lambda number, _: bool(running[int(number)].trial.should_prune())
-    )
-    queue: list[tuple[float, int]] = []
-    left, now, flops = trials_left(task, stored), 0.0, 0.0
-    spent = sum(trial.tokens for trial in done)
-    while True:
-        while left > 0 and len(queue) < at_once:
-            tokens = spent + sum(one.tokens for one in running.values())
-            new = left <= search.trial_count - len(stored)
-            if new and not search.within_budget(tokens, before + now):
-                break
-            left -= 1
-            trial = study.ask()
-            sized = sized_run(task, space.suggest(trial))
-            like = rng.choice(models).curve if models else {}
-            one = _SimulatedTrial(trial, sized, begun.get(trial.number, 0), rng.random(), like)
-            running[trial.number] = one
-            scheduler.on_trial_add(None, one.known)
-            start = now + (TRIAL_SECONDS if finished else 0)
-            heapq.heappush(queue, (start + one.advance(prices), trial.number))
-        if not queue:
+    rng, rungs = random.Random(seed), _rungs(task)
+    begun = [trial.tokens for trial in stored if trial.state is None]
+    depths = [trial.tokens for trial in stored if trial.state in ("complete", "pruned")]
+    tokens, free = sum(trial.tokens for trial in stored), [0.0] * concurrent
+    found, best = SimulatedSearch(task.base), (True, 1.0)
+    for number, run in enumerate(trials):
+        start, batch, quality = heapq.heappop(free), run.train.batch_tokens, rng.random()
+        if number >= len(begun) and not task.search.within_budget(tokens, elapsed + start):
             break
-        now, number = heapq.heappop(queue)
-        one = running[number]
-        flops += one.stretch * step_flops(one.run)
-        objective = one.objective()
-        if search.scheduler.name == "median":
-            one.trial.report(objective, one.tokens)
-        result = {"curve": [(one.tokens, objective)]}
-        stop = scheduler.on_trial_result(None, one.known, result) == TrialScheduler.STOP
-        if not stop and one.left:
-            heapq.heappush(queue, (now + one.advance(prices), number))
-            continue
-        one.complete = not one.left
-        scheduler.on_trial_remove(None, one.known)
-        values = [objective] * len(study.directions)
-        study.tell(one.trial, values if one.complete else None, state=_final_state(one))
-        spent += one.tokens
-        finished.append(running.pop(number))
-    ranked = sorted(finished, key=lambda one: (not one.complete, one.objective()))
-    return SimulatedSearch(now, flops, ranked[0].run if ranked else task.base, len(finished))
+        first = begun[number] // batch if number < len(begun) else 0
+        stop = rng.choice(depths) if depths else _stop_tokens(task, rungs, quality)
+        ends = [step for step in run.train.eval_steps if step * batch >= stop] or [run.train.steps]
+        last = max(first, ends[0])
+        steps = last - first
+        heapq.heappush(free, start + steps * step_seconds(run))
+        tokens += steps * batch
+        found.flops += steps * step_flops(run)
+        found.trials += 1
+        if (rank := (last < run.train.steps, quality)) <= best:
+            found.winner, best = run, rank
+    found.seconds = max(free, default=0.0)
+    return found
 
 
-class _SimulatedTrial:
-    """A trial that is played through, from evaluation to evaluation."""
-
-    complete = False
-
-    def __init__(
-        self, trial: Any, run: TrainingRun, tokens: int, luck: float, like: Mapping[int, float]
-    ) -> None:
-        self.trial, self.run, self.tokens = trial, run, tokens
-        self._luck, self._like = luck, like
-        batch = run.train.batch_tokens
-        self.left = [s for s in run.train.eval_steps if s * batch > tokens]
-        self.left = self.left or run.train.eval_steps[-1:]
-        self.stretch = 0
-        self.known = SimpleNamespace(config={"number": trial.number}, trial_id=trial.number)
-
-    def advance(self, prices: CostModel) -> float:
-        """Go to the next evaluation; returns the seconds until it is done."""
-        batch = self.run.train.batch_tokens
-        step = self.left.pop(0)
-        self.stretch = max(0, step - self.tokens // batch)
-        self.tokens = step * batch
-        steps = self.stretch * prices.step_seconds(self.run)
-        return steps + prices.eval_seconds(self.run)
-
-    def objective(self) -> float:
-        """What it shows at its last evaluation."""
-        reached = [value for tokens, value in self._like.items() if tokens <= self.tokens]
-        return (reached[-1] if reached else 0) + self._luck * (0.001 if reached else 1)
+def _rungs(task: SearchTask) -> dict[float, list[float]]:
+    """Tokens at which trials are stopped, with the qualities of those that were there, in order."""
+    scheduler, train = task.search.scheduler, task.base.train
+    tokens, rungs = float(task.grace_tokens), dict[float, list[float]]()
+    while scheduler.name != "none" and tokens < train.steps * train.batch_tokens:
+        rungs[tokens] = []
+        if scheduler.name == "median":
+            break
+        tokens *= scheduler.reduction_factor
+    return rungs
 
 
-def _final_state(one: _SimulatedTrial) -> Any:
-    return OPTUNA_STATES["complete" if one.complete else "pruned"]
-
-
-def with_random_sampler(task: SearchTask, seed: int) -> SearchTask:
-    """The search with a sampler that proposes what a learning one might."""
-    search = task.search.replace({"sampler.name": "random", "warm_start": []})
-    return replace(task, search=search, base=task.base.replace({"seed": seed}))
-
-
-def sized_run(task: SearchTask, values: Mapping[str, Any]) -> TrainingRun:
-    """A trial with those of the values that change what a step costs; the base if they do not go
-    together, which ends a trial at once."""
-    changes = {key: value for key, value in values.items() if key.startswith(SIZE_KEYS)}
-    with suppress(ConfigError):
-        return task.base.replace(changes)
-    return task.base
-
-
-def trials_left(task: SearchTask, stored: Sequence[StoredTrial]) -> int:
-    """Trials of the search that have not ended."""
-    return task.search.trial_count - sum(trial.state is not None for trial in stored)
+def _stop_tokens(task: SearchTask, rungs: dict[float, list[float]], quality: float) -> float:
+    """Where the next trial ends: beyond a rung goes the better half, or what ASHA keeps."""
+    scheduler = task.search.scheduler
+    keep = 2 if scheduler.name == "median" else scheduler.reduction_factor
+    for tokens, reached in rungs.items():
+        insort(reached, quality)
+        if reached.index(quality) >= max(1, len(reached) / keep):
+            return tokens
+    return float("inf")

@@ -1,166 +1,91 @@
-"""What a configuration takes on this machine, found by training it for a few steps.
-
-As many processes as will train at once do the same work at the same time, with the libraries, the
-threads and the niceness of Ray's workers: two trials on two cores are slower than one alone.
-"""
+"""Seconds of an optimizer step on this machine, found by training for a few steps."""
 
 import os
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from statistics import median
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
+from pipelines.compat.ray import DEFAULT_NICENESS, NICENESS
 from pipelines.console.errors import PipelineError
 from pipelines.data.splits import TrainValSplits
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
-from pipelines.training.device import pick_device
-from pipelines.training.memory import peak_bytes
 
-NICENESS = int(os.environ.get("RAY_worker_niceness", "15"))  # noqa: SIM112
-"""Ray's for its workers."""
 TIMED_SECONDS = 2.0
-"""Time for one configuration, after the warm-up; a started stretch is not cut."""
 STEPS = 4
-"""Steps of a stretch between two evaluations; the first stretch warms up."""
-EVAL_WINDOWS = 64
-"""Most windows that an evaluation reads here: two batches of them."""
+"""Of a row of the history; the first row warms up and is left out."""
 CORPUS_BYTES = 1 << 20
-RAY_BYTES = 15 << 20
-"""What a worker's connection to Ray adds: 595 MiB in a sweep where such a process had 580."""
 
 
-@dataclass(frozen=True)
-class StepTiming:
-    """Means over the timed steps of the slowest of the processes that trained at once."""
-
-    step_seconds: float
-    eval_seconds: float
-    """One evaluation, with its checkpoint."""
-    peak_bytes: int
-    """Of the largest process; on a GPU, of its tensors."""
+def step_flops(run: TrainingRun) -> float:
+    """FLOPs of one optimizer step, over all workers."""
+    train = run.train
+    return 3.0 * run.model.flops_per_token(train.seq_len) * train.batch_tokens
 
 
-def time_steps(configs: Sequence[TrainingRun], *, at_once: int) -> list[StepTiming]:
-    """Train each configuration in `at_once` copies of `resources.max_workers` processes.
+def interpolated(times: Mapping[TrainingRun, float]) -> Callable[[TrainingRun], float]:
+    """A function from any run to its time, between those given, by the FLOPs of a step."""
+    known = sorted((step_flops(run), seconds) for run, seconds in times.items())
+    flops, seconds = [flops for flops, _ in known], [seconds for _, seconds in known]
+    return lambda run: float(np.interp(step_flops(run), flops, seconds))
 
-    Those that need most memory come last: a process's peak is that of all it has done before.
-    Raises PipelineError if a process dies, which is how running out of memory ends.
+
+def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
+    """Seconds of a step of each run, trained for a few steps on random bytes by one worker.
+
+    As many processes do so at once as workers will, and slow each other down; the slowest counts.
+    The exchange of gradients is left out. Raises PipelineError if a process dies.
     """
-    workers = configs[0].resources.max_workers
-    order = sorted(range(len(configs)), key=lambda i: peak_bytes(configs[i], on_gpu=False))
-    hungrier = [configs[i] for i in order]
-    with (
-        tempfile.TemporaryDirectory() as scratch,
-        ProcessPoolExecutor(
-            at_once * workers, mp_context=get_context("spawn"), max_tasks_per_child=1
-        ) as pool,
-    ):
-        corpus = _noise(Path(scratch), max(config.train.seq_len for config in configs))
+    spawn = get_context("spawn")
+    with tempfile.TemporaryDirectory() as scratch, ProcessPoolExecutor(processes, spawn) as pool:
+        text = Path(scratch) / "random.bin"
+        text.write_bytes(np.random.default_rng(0).bytes(CORPUS_BYTES))
         tasks = [
-            pool.submit(_work, hungrier, corpus, Path(scratch) / str(copy), rank, number)
-            for number, (copy, rank) in enumerate(np.ndindex(at_once, workers))
+            pool.submit(_time_all, runs, text, Path(scratch, str(n))) for n in range(processes)
         ]
         try:
-            found = [task.result() for task in tasks]
+            return [float(s) for s in np.max([task.result() for task in tasks], axis=0)]
         except BrokenProcessPool:
             raise PipelineError("the timed steps ended early: was the memory enough?") from None
-    slowest = dict(zip(order, map(_slowest, zip(*found, strict=True)), strict=True))
-    return [slowest[i] for i in range(len(configs))]
 
 
-def _noise(folder: Path, seq_len: int) -> TrainValSplits:
-    """Random bytes to train on: what they say costs nothing."""
-    train, validation = folder / "train.bin", folder / "validation.bin"
-    rng = np.random.default_rng(0)
-    for path in (train, validation):
-        path.write_bytes(rng.bytes(max(CORPUS_BYTES, (EVAL_WINDOWS + 1) * seq_len)))
-    return TrainValSplits(train, validation)
+def _time_all(runs: Sequence[TrainingRun], text: Path, folder: Path) -> list[float]:
+    """In one process, which is as nice as Ray's workers and has a GPU only if they have."""
+    os.nice(int(os.environ.get(NICENESS, DEFAULT_NICENESS)))
+    if not runs[0].resources.gpus_per_worker:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    return [_time(run, text, folder / str(number)) for number, run in enumerate(runs)]
 
 
-def _slowest(same: Sequence[StepTiming]) -> StepTiming:
-    return StepTiming(
-        max(one.step_seconds for one in same),
-        max(one.eval_seconds for one in same),
-        max(one.peak_bytes for one in same),
-    )
-
-
-def _work(
-    configs: Sequence[TrainingRun], corpus: TrainValSplits, folder: Path, rank: int, number: int
-) -> list[StepTiming]:
-    """What one process does; `number` counts them all, `rank` those that train together."""
-    resources = configs[0].resources
-    gpus = resources.gpus_per_worker
-    first = int(number * gpus)
-    seen = range(first, first + max(1, round(gpus))) if gpus else ()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, seen))
-    os.nice(max(0, NICENESS - os.nice(0)))
-    import pipelines.search.trial  # noqa: F401  # Ray and all that a worker has in memory
-
-    if resources.max_workers > 1:
-        folder.mkdir(exist_ok=True)
-        dist.init_process_group(
-            "nccl" if gpus else "gloo",
-            init_method=f"file://{folder}/rendezvous",
-            rank=rank,
-            world_size=resources.max_workers,
-        )
-    try:
-        return [_time(one, corpus, folder / str(i)) for i, one in enumerate(configs)]
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
-
-def _time(config: TrainingRun, corpus: TrainValSplits, folder: Path) -> StepTiming:
-    """Stretch by stretch until the time is over."""
-    train = config.train
-    stretches = 1 + max(1, train.steps // STEPS - 1)
-    windows = min(EVAL_WINDOWS, max(1, eval_tokens(config) // train.seq_len))
-    short = config.replace(
-        {
-            "train.tokens": stretches * STEPS * train.batch_tokens,
-            "train.evals": stretches,
-            "train.eval_tokens": windows * train.seq_len,
-            "train.start_from": None,
-            "train.patience": None,
-            "train.learning_rate": 1e-6,  # noise teaches nothing, and must not diverge
-        }
-    )
-    with closing(loop.train(short, corpus, folder, lambda _: None)) as run:
-        warm, began = next(run)[-1], time.perf_counter()
-        for rows in run:
-            wall, last = time.perf_counter() - began, rows[-1]
-            if not _go_on(wall < TIMED_SECONDS):
+def _time(run: TrainingRun, text: Path, folder: Path) -> float:
+    train = run.train
+    sequences = -(-train.batch_tokens // (train.seq_len * run.resources.max_workers))
+    batch, micro = sequences * train.seq_len, train.micro_batch_tokens
+    evals = max(2, train.steps // STEPS)
+    changes = {
+        "resources.workers": 1,
+        "train.batch_tokens": batch,
+        "train.micro_batch_tokens": micro if micro and batch % micro == 0 else None,
+        "train.tokens": evals * STEPS * batch,
+        **{
+            "train.evals": evals,
+            "train.eval_tokens": train.seq_len,
+            "train.log_every_steps": STEPS,
+        },
+        **{"train.start_from": None, "train.patience": None},
+        "train.learning_rate": 1e-6,  # random bytes must not make it diverge
+    }
+    rows, corpus = [], TrainValSplits(text, text)
+    with closing(loop.train(run.replace(changes), corpus, folder, lambda _: None)) as history:
+        for new in history:
+            rows += new
+            if len(rows) > 1 and rows[-1]["time"] > rows[0]["time"] + TIMED_SECONDS:
                 break
-    trained = last["seconds"] - warm["seconds"]
-    steps = last["step"] - warm["step"]
-    evaluated = (wall - trained) / (steps / STEPS)
-    share = eval_tokens(config) / (windows * train.seq_len)
-    ray = RAY_BYTES if pick_device().type == "cpu" else 0
-    peak = int(last["peak_memory_bytes"]) + ray
-    return StepTiming(trained / steps, evaluated * share, peak)
-
-
-def eval_tokens(config: TrainingRun) -> int:
-    """Bytes that an evaluation reads, where the configuration says how many."""
-    return config.train.eval_tokens or EVAL_WINDOWS * config.train.seq_len
-
-
-def _go_on(wanted: bool) -> bool:
-    """Processes that train together stop together, as the first of them says."""
-    if not dist.is_initialized():
-        return wanted
-    answer = torch.tensor(float(wanted), device=pick_device())
-    dist.broadcast(answer, src=0)
-    return bool(answer)
+    return median(batch / row["tokens_per_second"] for row in rows[1:])

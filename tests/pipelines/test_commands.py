@@ -1,11 +1,18 @@
-"""Commands that need no Ray: bad input, one training run."""
+"""Commands that need no Ray: bad input, one training run, two commands in one process."""
 
 import json
+import logging
 import os
 import re
+import signal
+from pathlib import Path
 
 import pytest
 
+from pipelines import sweep, train
+from pipelines.cluster.connection import _set_defaults, ray_session
+from pipelines.compat.ray import LOGGERS
+from pipelines.console.command import run_command
 from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
 from tests.pipelines.commands import (
@@ -200,3 +207,62 @@ def test_a_logged_transformer_can_be_trained_on_as_dca(tmp_path, text):
     code, _, err = folder.run("train.py", *standard, "train.start_from=models:/nowhere@champion")
     assert code == 2
     assert "nowhere" in err
+
+
+def process_state() -> dict:
+    """What a command could leave behind for the next one."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    return {
+        "environment": dict(os.environ),
+        "handlers": [signal.getsignal(number) for number in numbers],
+        "levels": [logging.getLogger(name).level for name in (None, *LOGGERS)],
+        "folder": Path.cwd(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("main", "arguments", "code"),
+    [
+        (sweep.main, ["tiny.yaml", "--print-config"], 0),
+        (sweep.main, ["tiny.yaml", "model.dimm=3"], 2),
+        (sweep.main, ["tiny.yaml", "resources.cpus_per_worker=999"], 2),
+        (sweep.main, ["tiny.yaml", "--dry-run", "--until", "corpus"], 0),
+        (train.main, ["tiny.yaml", "--print-config"], 0),
+        (train.main, ["tiny.yaml", "train.tokens=x"], 2),
+        (train.main, ["--from-version", "1"], 2),
+        (train.main, ["tiny.yaml", "train.tokens=4096", "--fresh"], 0),
+    ],
+)
+def test_two_commands_in_one_process_behave_as_in_two(
+    tmp_path, text, monkeypatch, capsys, main, arguments, code
+):
+    Folder(tmp_path, text)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "7")  # a user's own value is kept
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    script = f"{ROOT}/pipelines/{main.__module__.rpartition('.')[2]}.py"
+    before = process_state()
+
+    def run() -> tuple[int, str, str]:
+        found = run_command(main, [script, *arguments], resumes=True)
+        out, err = capsys.readouterr()
+        return found, re.sub(r"m-\w+", "MODEL", out), err
+
+    first = run()
+    assert first[0] == code, first
+    assert process_state() == before
+    assert run() == first
+    assert process_state() == before
+
+
+def test_a_session_restores_what_ray_and_a_command_change(monkeypatch):
+    monkeypatch.setenv("OWN", "before")
+    before = process_state()
+    with ray_session():
+        _set_defaults({"RAY_TRAIN_METRICS_ENABLED": "0", "OWN": "not set again"})
+        os.environ |= {"OWN": "changed", "GLOO_SOCKET_IFNAME": "eth0"}
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN)
+        assert process_state() != before
+    assert process_state() == before
