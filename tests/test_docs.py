@@ -20,7 +20,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipelines.experiment import load
-from tests.pages import PAGES, ROOT, blocks, commands, page
+from tests.pages import PAGES, ROOT, blocks, commands, example, page
 from tests.pipelines.commands import needs_ray, turn
 from tests.pipelines.forked import Command
 
@@ -308,19 +308,32 @@ SNIPPETS = [
 ]
 
 
-@pytest.mark.parametrize(("where", "code"), SNIPPETS, ids=[where for where, _ in SNIPPETS])
-def test_the_python_examples_run(where, code, tutorial):
-    """In the tutorial's folder, on what it has made there."""
+def run_example(code: str, folder: Path) -> str:
+    """What an example prints in a folder, on what the tutorial has made there."""
     code = code.replace('"quickstart"', '"quickstart-smoke"').replace("dca-gpt@", "dca-gpt-smoke@")
     result = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=tutorial,
+        cwd=folder,
         env={**environment(), "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize(("where", "code"), SNIPPETS, ids=[where for where, _ in SNIPPETS])
+def test_the_python_examples_run(where, code, tutorial):
+    assert run_example(code, tutorial)
+
+
+def test_the_training_example_resumes_what_it_has_trained(tmp_path):
+    code = example("training", "Train and resume from Python", "python")
+    steps = [line.split()[0] for line in run_example(code, tmp_path).splitlines()]
+    again = [line.split()[0] for line in run_example(code, tmp_path).splitlines()]
+    assert len(steps) > 1
+    assert again == steps[-1:]
 
 
 @pytest.mark.parametrize(
