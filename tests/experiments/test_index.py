@@ -20,7 +20,7 @@ NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 COMMANDS = re.findall(r"^(python .*)$", INDEX, re.M)
 
 
-def asked(command: str, monkeypatch: pytest.MonkeyPatch) -> Experiment:
+def loaded(command: str, monkeypatch: pytest.MonkeyPatch) -> Experiment:
     """The configuration that a command of the index runs."""
     _, script, *arguments = shlex.split(command)
     assert script == "pipelines/sweep.py"
@@ -39,11 +39,11 @@ def test_the_index_has_the_question_and_a_command_of_every_experiment(name):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_indexs_commands_are_valid(command, monkeypatch):
-    assert asked(command, monkeypatch).experiment.partition("-")[0] in NAMES
+    assert loaded(command, monkeypatch).experiment.partition("-")[0] in NAMES
 
 
 def test_the_commands_of_an_experiment_are_searches_of_their_own(monkeypatch):
-    configs = [asked(command, monkeypatch).model_dump_json() for command in COMMANDS]
+    configs = [loaded(command, monkeypatch).model_dump_json() for command in COMMANDS]
     assert len(set(configs)) == len(configs) > len(NAMES)
 
 

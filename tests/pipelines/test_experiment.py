@@ -241,7 +241,7 @@ def test_all_problems_of_a_file_are_reported_together(tmp_path):
     assert all(line.startswith(f"{file}: ") for line in lines)
 
 
-def test_a_problem_of_the_command_line_is_not_blamed_on_the_file(tmp_path):
+def test_a_problem_of_the_command_line_does_not_name_the_file(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("experiment: e\nseed: x\n")
     first, second = problem(file, "model.dim=wide").splitlines()
@@ -292,7 +292,7 @@ def test_every_shipped_experiment_is_valid_as_it_is_and_shrunk(path):
 
 
 @pytest.mark.parametrize("path", PARTS, ids=str)
-def test_every_shipped_part_is_valid_alone_and_over_the_quickstart(path, tmp_path):
+def test_every_shipped_part_is_valid_by_itself_and_over_the_quickstart(path, tmp_path):
     assert load([str(path), "experiment=part"]) != load(["experiment=part"])
     both = tmp_path / "e.yaml"
     both.write_text(f"extends: [{QUICKSTART}, {path}]")
@@ -300,7 +300,7 @@ def test_every_shipped_part_is_valid_alone_and_over_the_quickstart(path, tmp_pat
 
 
 @pytest.mark.parametrize("path", [*EXPERIMENTS, *PARTS], ids=str)
-def test_every_shipped_yaml_names_the_schema_and_says_what_it_is(path):
+def test_every_shipped_yaml_names_the_schema_and_its_purpose(path):
     first, second, _ = path.read_text().split("\n", 2)
     assert first.startswith("# yaml-language-server: $schema=")
     assert (path.parent / first.partition("=")[2]).resolve() == SCHEMA
@@ -343,12 +343,12 @@ def test_the_schema_takes_any_whole_configuration(experiment):
         ("search: {space: {model.depth: {int: [1, 2], when: {x: 1}}}}", "is not valid under any"),
     ],
 )
-def test_the_schema_shows_an_editor_the_slip(text, expected):
+def test_the_schema_shows_an_editor_the_mistake(text, expected):
     (message,) = complaints(text)
     assert expected in message
 
 
-def test_the_schema_takes_parts_and_what_takes_a_dimension_out():
+def test_the_schema_takes_parts_and_null_for_a_dimension():
     assert complaints("extends: [a.yaml, b.yaml]\nsearch: {space: {model.depth: null}}") == []
 
 
@@ -527,7 +527,7 @@ def test_a_trial_is_validated_as_a_run_and_not_against_the_space(experiment):
     assert [problem.key for problem in error.value.problems] == ["model.heads"]
 
 
-def test_values_that_fit_only_together_are_a_run_although_each_alone_is_none(experiment):
+def test_values_that_fit_only_together_are_a_run_although_one_without_the_other_is_not(experiment):
     run = experiment.training_run({"model.heads": 5, "model.dim": 20})
     assert (run.model.heads, run.model.dim) == (5, 20)
     with pytest.raises(ConfigError, match=r"model\.heads"):

@@ -1,4 +1,4 @@
-"""Thousands of odd configurations: each is an Experiment or one clear line, and soon."""
+"""Thousands of odd configurations: each is an Experiment or one clear line, within seconds."""
 
 import datetime
 import json
@@ -117,7 +117,7 @@ def huge() -> int:
     return 10**5000
 
 
-def circle() -> list:
+def cycle() -> list:
     value: list = []
     value.append({"again": value})
     return value
@@ -154,7 +154,7 @@ VALUES = st.one_of(
         lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
         max_leaves=6,
     ),
-    st.sampled_from([deep, circle, huge]).map(lambda make: make()),
+    st.sampled_from([deep, cycle, huge]).map(lambda make: make()),
 )
 
 
@@ -196,13 +196,13 @@ def near_misses(draw: st.DrawFn) -> tuple[tuple, str]:
 
 @many(50)
 @given(near_miss=near_misses())
-def test_a_key_with_a_slip_of_the_pen_is_refused_with_the_nearest(near_miss):
-    place, slip = near_miss
+def test_a_misspelt_key_is_refused_with_the_nearest(near_miss):
+    place, misspelt = near_miss
     data = whole()
-    put(data, (*place[:-1], slip), 1)
+    put(data, (*place[:-1], misspelt), 1)
     message = outcome(lambda: read_experiment(data, source="here"), "here")
     assert isinstance(message, str)
-    assert f"here: {'.'.join((*place[:-1], slip))}: unknown key; did you mean " in message
+    assert f"here: {'.'.join((*place[:-1], misspelt))}: unknown key; did you mean " in message
 
 
 TAGS = [
@@ -548,7 +548,7 @@ def test_odd_yaml_is_refused_with_the_place_and_the_reason(file, text, expected)
         ("train: {}", "train.tokens", 400_000),
     ],
 )
-def test_odd_yaml_that_is_valid_means_what_yaml_1_2_says(file, text, key, expected, recwarn):
+def test_odd_yaml_that_is_valid_is_read_as_yaml_1_2(file, text, key, expected, recwarn):
     experiment = read(file, f"\ufeffexperiment: e\n{text}\n")
     assert isinstance(experiment, Experiment), experiment
     value = experiment.get(key)
@@ -584,7 +584,7 @@ def test_odd_yaml_that_is_valid_means_what_yaml_1_2_says(file, text, key, expect
     ],
     ids=lambda text: ascii(text[:40]),
 )
-def test_an_odd_change_is_blamed_on_the_command_line(file, override, expected):
+def test_an_odd_change_names_the_command_line(file, override, expected):
     message = read(file, "experiment: e\n", override)
     assert isinstance(message, str)
     assert message.startswith("command line: ")
@@ -663,13 +663,13 @@ WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
         *("unknown keys", "every condition", "windows times choices"),
     ],
 )
-def test_a_long_file_is_read_or_refused_soon(file, text):
+def test_a_long_file_is_read_or_refused_in_seconds(file, text):
     text = f"experiment: e\n{text}\n"
     assert len(text) <= MAX_CHARACTERS
     read(file, text)
 
 
-def test_conditions_in_a_circle_are_refused(file):
+def test_cyclic_conditions_are_refused(file):
     text = (
         "experiment: e\nsearch:\n  space:\n"
         "    model.last_k: {choice: [1, 2], when: {train.evals: 1}}\n"

@@ -102,7 +102,7 @@ load(["tiny.yaml", "model.residual=embeding_again", "model.architecture=gro"])
 """
 
 
-def test_its_name_is_known_to_the_space_the_schema_the_reference_and_the_errors(project):
+def test_its_name_is_valid_in_the_space_the_schema_the_reference_and_the_errors(project):
     _, out, err = run(project, "-c", CHECK)
     found = json.loads(out)
     assert "embedding_again" in found["names"]

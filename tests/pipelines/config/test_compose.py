@@ -76,7 +76,7 @@ def test_a_part_that_two_parts_share_counts_where_the_later_one_brings_it(tmp_pa
     assert experiment.seed == 1
 
 
-def test_lists_and_dimensions_are_replaced_whole_and_null_takes_a_dimension_out(tmp_path):
+def test_lists_and_dimensions_are_replaced_as_a_whole_and_null_removes_a_dimension(tmp_path):
     own = (
         "extends: part.yaml\nexperiment: e\nmodel: {attention_windows: [8]}\n"
         "search: {space: {model.depth: {choice: [2, 3]}, model.last_k: null}}"
@@ -90,7 +90,7 @@ def test_lists_and_dimensions_are_replaced_whole_and_null_takes_a_dimension_out(
     }
 
 
-def test_null_takes_no_dimension_out_that_is_not_there(tmp_path):
+def test_null_removes_no_dimension_that_does_not_exist(tmp_path):
     own = "extends: part.yaml\nexperiment: e\nsearch: {space: {model.dim: null}}"
     assert problem(tmp_path, part=SPACE, e=own).startswith("e.yaml: search.space.model.dim: ")
 
@@ -125,7 +125,9 @@ def test_null_takes_no_dimension_out_that_is_not_there(tmp_path):
         ("extend: part.yaml", "", "e.yaml: extend: unknown key; did you mean extends?"),
     ],
 )
-def test_a_part_that_cannot_be_used_is_one_line_with_who_names_it(tmp_path, own, part, expected):
+def test_a_part_that_cannot_be_used_is_one_line_with_the_file_that_names_it(
+    tmp_path, own, part, expected
+):
     files = {"data__text": "seed: 1", "part": part, "e": f"experiment: e\n{own}"}
     message = problem(tmp_path, **files)
     assert message.startswith(expected)
@@ -133,7 +135,7 @@ def test_a_part_that_cannot_be_used_is_one_line_with_who_names_it(tmp_path, own,
 
 
 @pytest.mark.parametrize(("length", "names"), [(60, "{0}.yaml"), (40, "[{0}.yaml, {0}.yaml]")])
-def test_parts_without_end_are_refused_soon(tmp_path, length, names):
+def test_endless_parts_are_refused_in_seconds(tmp_path, length, names):
     """Each part extends the one before, once or twice: that would be 2**40 files to read."""
     write(tmp_path, p0="seed: 1")
     for i in range(1, length + 1):
@@ -142,7 +144,7 @@ def test_parts_without_end_are_refused_soon(tmp_path, length, names):
     assert message.endswith(f"extends: expected at most {MAX_FILES} files in one experiment")
 
 
-def test_each_problem_names_the_file_in_which_its_value_stands(tmp_path):
+def test_each_problem_names_the_file_that_contains_its_value(tmp_path):
     lines = problem(
         tmp_path,
         "model.ff_mult=wide",
@@ -164,7 +166,7 @@ def test_each_problem_names_the_file_in_which_its_value_stands(tmp_path):
     ]
 
 
-def test_problems_between_keys_name_the_file_of_the_key_at_fault(tmp_path):
+def test_problems_between_keys_name_the_file_of_the_wrong_key(tmp_path):
     own = "extends: part.yaml\nexperiment: e"
     assert problem(tmp_path, part="model: {heads: 3}", e=own).startswith("part.yaml: model.heads: ")
     space = "search: {space: {model.heads: {int: [3, 4]}}}"
@@ -173,7 +175,7 @@ def test_problems_between_keys_name_the_file_of_the_key_at_fault(tmp_path):
     assert message.startswith("e.yaml: train.batch_tokens: expected a multiple of 3 workers")
 
 
-def test_a_change_does_not_leak_through_an_alias(tmp_path):
+def test_a_change_does_not_reach_other_keys_through_an_alias(tmp_path):
     text = "experiment: e\nresources: &r {workers: 2}\nfit: {resources: *r}"
     experiment = composed(tmp_path, "resources.workers=1", e=text)
     assert (experiment.resources.workers, experiment.fit.resources.workers) == (1, 2)
@@ -208,7 +210,7 @@ def test_comma_lists_are_a_grid_over_exactly_their_keys(tmp_path):
     assert experiment.model.depth == 5
 
 
-def test_the_command_line_may_say_more_about_its_grid(tmp_path):
+def test_the_command_line_may_change_the_search_of_its_grid(tmp_path):
     experiment = composed(
         tmp_path,
         *("search.trials=3", "model.depth=1,2", "model.heads=1,2", "search.sampler.name=random"),
@@ -219,7 +221,7 @@ def test_the_command_line_may_say_more_about_its_grid(tmp_path):
     assert set(experiment.search.space) == {"model.depth", "model.heads"}
 
 
-def test_a_grid_leaves_behind_what_belongs_to_the_space_of_the_file(tmp_path):
+def test_a_grid_drops_what_belongs_to_the_space_of_the_file(tmp_path):
     text = f"{FILE}  try_first: [{{model.depth: 3}}]\n  warm_start: [before]\n"
     experiment = composed(tmp_path, "model.depth=2,4", grids=True, e=text)
     assert (experiment.search.try_first, experiment.search.warm_start) == ([], [])

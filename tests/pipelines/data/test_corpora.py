@@ -36,18 +36,18 @@ FILES = {"old8": TEXT, "old8.gz": gzip.compress(TEXT), "old8.zip": zipped(TEXT)}
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """A server of a folder that knows no Range, prints nothing and counts."""
+    """A server of a folder: it ignores Range, prints nothing and keeps the paths it served."""
 
-    asked: list[str] = []
+    requested: list[str] = []
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        self.asked.append(self.path)
+        self.requested.append(self.path)
 
 
 @pytest.fixture
 def served(tmp_path, monkeypatch) -> Iterator[PublishedText]:
     """A small text that is published on a server of this machine."""
-    monkeypatch.setattr(Handler, "asked", [])
+    monkeypatch.setattr(Handler, "requested", [])
     (tmp_path / "served").mkdir()
     (tmp_path / "served" / "old8.zip").write_bytes(FILES["old8.zip"])
     handler = functools.partial(Handler, directory=str(tmp_path / "served"))
@@ -68,7 +68,7 @@ def read(text: PublishedText, folder: Path) -> bytes:
 def test_a_published_text_is_downloaded_once(served, tmp_path):
     folder = tmp_path / "data"
     assert read(served, folder) == read(served, folder) == TEXT
-    assert Handler.asked == ["/old8.zip"]
+    assert Handler.requested == ["/old8.zip"]
     assert [path.name for path in folder.iterdir()] == ["old8.zip"]
 
 
@@ -76,7 +76,7 @@ def test_a_published_text_is_downloaded_once(served, tmp_path):
 def test_a_published_text_is_found_plain_zipped_or_gzipped(served, tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name])
     assert read(served, tmp_path) == TEXT
-    assert Handler.asked == []
+    assert Handler.requested == []
 
 
 OTHER = TEXT.swapcase()
@@ -111,7 +111,7 @@ def test_another_file_of_that_name_is_refused_with_what_to_do(
     assert found in message
     assert message.endswith("; delete it to download it again")
     assert message.isprintable()
-    assert Handler.asked == []
+    assert Handler.requested == []
 
 
 @pytest.mark.parametrize("where", ["found", "downloaded"])
@@ -137,7 +137,7 @@ def test_a_file_in_place_of_the_folder_is_refused(served, tmp_path):
         read(served, tmp_path / "file")
 
 
-def test_enwik8_is_known_before_it_is_there(tmp_path):
+def test_enwik8_is_measured_before_it_is_downloaded(tmp_path):
     measured = measure_corpus(DataConfig(corpus="enwik8", path=str(tmp_path)), seq_len=256)
     assert measured.fingerprint == ENWIK8.sha256[:32]
     assert measured.sizes == {"train": 90_000_000, "validation": 5_000_000, "test": 5_000_000}
@@ -146,7 +146,7 @@ def test_enwik8_is_known_before_it_is_there(tmp_path):
 
 @pytest.fixture
 def registry() -> Iterator[None]:
-    """What a test registers is gone after it."""
+    """The registry as it was, after the test."""
     names = dict(CORPORA)
     yield
     CORPORA.clear()
@@ -184,7 +184,7 @@ def test_the_documentations_example_adds_a_corpus(registry, tmp_path):
         measure_corpus(config.data.model_copy(update={"path": str(tmp_path / "none")}), seq_len=32)
 
 
-def test_the_parameter_of_a_corpus_says_whether_it_takes_a_path(registry):
+def test_the_parameter_of_a_corpus_decides_whether_it_takes_a_path(registry):
     corpus("without")(lambda: [b"x"])
     corpus("may")(lambda path="here": [path.encode() * 100])
     assert "data.path: without takes none" in problem("data.corpus=without", "data.path=x")

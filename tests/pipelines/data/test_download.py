@@ -1,4 +1,4 @@
-"""A download against a real server that cuts the line, ignores Range, has something else."""
+"""A download from a real server that closes the connection, ignores Range or has another file."""
 
 import fcntl
 import os
@@ -22,18 +22,18 @@ HALF = len(CONTENT) // 2
 
 
 class Server(ThreadingHTTPServer):
-    """Serves CONTENT, and remembers where each request wanted it to begin."""
+    """Serves CONTENT, and records where each request begins."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
         self.ranges = True
         self.cuts = 0
-        """Answers that end after half of what they promise."""
+        """Answers that end after half of their length."""
         self.errors = 0
         """Answers that are 503, before any other."""
         self.interrupts = False
-        """Whether the answer stops halfway until somebody presses Ctrl-C."""
+        """Whether the answer stops halfway and the process is sent Ctrl-C."""
         self.begins: list[int] = []
 
     @property
@@ -61,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {begin}-{whole - 1}/{whole}")
         self.send_header("Content-Length", str(whole - begin))
         self.end_headers()
-        with suppress(ConnectionError):  # who presses Ctrl-C does not wait for the rest
+        with suppress(ConnectionError):  # the client does not wait for the rest after Ctrl-C
             self._send(self.server.content[begin:])
 
     def _send(self, body: bytes) -> None:
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.flush()
         if self.server.interrupts:
             os.kill(os.getpid(), signal.SIGINT)
-            self.connection.recv(1)  # until the other side has gone
+            self.connection.recv(1)  # until the client has closed it
 
     def log_message(self, *_) -> None:
         """Print nothing."""
@@ -104,7 +104,7 @@ def test_a_file_is_fetched_into_a_folder_that_is_made(server, path):
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_connection_that_is_cut_goes_on_where_it_was(server, path):
+def test_a_lost_connection_resumes_where_it_was(server, path):
     server.cuts = 2
     download(server.url, path, len(CONTENT))
     assert path.read_bytes() == CONTENT
@@ -120,13 +120,13 @@ def test_a_server_that_ignores_range_starts_again(server, path):
     assert first == 0 < second
 
 
-def test_a_server_in_trouble_is_asked_again(server, path):
+def test_a_request_is_repeated_after_a_server_error(server, path):
     server.errors = ATTEMPTS - 1
     download(server.url, path, len(CONTENT))
     assert path.read_bytes() == CONTENT
 
 
-def test_a_later_command_goes_on_with_the_part(server, path):
+def test_a_later_command_resumes_the_part(server, path):
     server.cuts = ATTEMPTS
     with pytest.raises(PipelineError, match="run the same command again"):
         download(server.url, path, len(CONTENT))
@@ -154,13 +154,13 @@ def test_ctrl_c_keeps_the_part(server, path):
     assert path.read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize(("there", "asked"), [(CONTENT, []), (CONTENT + b"more", [0])])
-def test_a_part_that_is_whole_is_taken_and_one_that_is_too_long_is_not(server, path, there, asked):
+@pytest.mark.parametrize(("there", "begins"), [(CONTENT, []), (CONTENT + b"more", [0])])
+def test_a_complete_part_is_used_and_one_that_is_too_long_is_not(server, path, there, begins):
     path.parent.mkdir()
     part_of(path).write_bytes(there)
     download(server.url, path, len(CONTENT))
     assert path.read_bytes() == CONTENT
-    assert server.begins == asked
+    assert server.begins == begins
 
 
 def test_a_page_instead_of_the_file_is_refused_at_once_and_the_part_kept(server, path):
@@ -176,7 +176,7 @@ def test_a_page_instead_of_the_file_is_refused_at_once_and_the_part_kept(server,
     assert server.begins == [HALF, HALF]
 
 
-def test_without_a_network_one_line_says_what_to_put_where(server, path):
+def test_without_a_network_one_line_names_the_file_to_provide(server, path):
     url = server.url
     server.server_close()
     with pytest.raises(PipelineError) as error:
@@ -210,7 +210,7 @@ def test_a_disk_that_does_not_take_the_file_is_named(server, path):
         download(server.url, path, len(CONTENT))
 
 
-def test_a_file_is_whole_on_the_disk_before_it_gets_its_name(server, path, monkeypatch):
+def test_a_file_is_complete_on_the_disk_before_it_has_its_name(server, path, monkeypatch):
     synced = []
     monkeypatch.setattr(
         os, "fsync", lambda _: synced.append((part_of(path).stat().st_size, path.exists()))

@@ -91,7 +91,7 @@ def test_from_shared_storage_each_node_maps_a_copy_of_its_own(text, shared, tmp_
     assert "sealed" not in str(files)
 
 
-def test_splits_in_shared_storage_are_put_there_once_and_again_if_one_is_torn(text, shared):
+def test_splits_in_shared_storage_are_written_once_and_again_if_one_is_damaged(text, shared):
     corpus = measure_corpus(of_files(text), seq_len=32)
     write_splits(of_files(text), corpus, shared)
     write_splits(DataConfig(corpus="files", path="none"), corpus, shared)
@@ -232,7 +232,7 @@ def test_a_text_that_changes_between_two_readings_is_not_kept(tmp_path, after):
     assert not [found for found in (tmp_path / "runs").rglob("*") if found.is_file()]
 
 
-def test_a_corpus_that_is_known_is_read_when_its_splits_are_made_and_not_before(
+def test_a_published_corpus_is_read_when_its_splits_are_written_and_not_before(
     tmp_path, monkeypatch
 ):
     text = bytes(numbered(4000))
@@ -272,7 +272,7 @@ def test_an_epoch_visits_every_window_once_and_the_next_in_another_order():
     assert not np.array_equal(*epochs)
 
 
-def test_a_batch_is_a_function_of_the_seed_and_the_step_alone():
+def test_a_batch_is_a_function_of_the_seed_and_the_step_only():
     data = numbered(5000)
     forward = Batches(data, 16, 4, seed=0)
     history = [forward(step) for step in range(200)]
