@@ -13,7 +13,7 @@ Row = dict[str, float]
 
 
 def best_row(history: Iterable[Row], metric: str) -> Row:
-    """The evaluated row (it has a checkpoint) with the smallest metric; the earliest of equal ones."""
+    """The evaluated row (it has a checkpoint) with the smallest metric, the earliest of equals."""
     return min((row for row in history if "val_bits_per_byte" in row), key=itemgetter(metric))
 
 

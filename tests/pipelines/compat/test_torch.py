@@ -1,0 +1,116 @@
+"""Behaviour of PyTorch that is not documented: each test fails when a new version changes it."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
+
+from dca import ModelConfig, build_model
+from dca.compat import CPU_TARGETS, SkipInitialisation
+from pipelines.compat.torch import FUSED_DEVICES, MOMENTS, step_unless, update_ema
+from pipelines.training import memory
+
+
+def test_a_fused_kernel_skips_its_update_where_the_attribute_is_1():
+    weight = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, weight_decay=0.0, fused=True)
+    weight.grad = torch.ones(2)
+    step_unless(optimizer, torch.tensor(1.0))
+    assert weight.tolist() == [1, 1]
+    (state,) = optimizer.state.values()
+    assert int(state["step"]) == 0
+    step_unless(optimizer, torch.tensor(0.0))
+    assert weight.tolist() == pytest.approx([0.9, 0.9])
+    assert int(state["step"]) == 1
+
+
+def test_the_devices_are_among_those_that_pytorch_has_a_fused_kernel_for():
+    assert {*FUSED_DEVICES} <= {*_get_fused_kernels_supported_devices()}
+    with pytest.raises(RuntimeError, match="fused"):
+        torch.optim.AdamW([nn.Parameter(torch.ones(1, device="meta"))], fused=True)
+
+
+def test_adamw_keeps_two_moments_of_each_parameter_and_a_step():
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], fused=True)
+    weight.grad = torch.ones(3)
+    optimizer.step()
+    (state,) = optimizer.state.values()
+    assert state.keys() == {"step", *MOMENTS}
+    assert all(state[name].shape == weight.shape for name in MOMENTS)
+    assert len(MOMENTS) + 2 == memory.STATE_COPIES  # weight and gradient besides
+
+
+def test_the_average_is_updated_in_place_with_its_decay():
+    average, weights = [torch.zeros(2)], [torch.ones(2)]
+    update_ema(average, weights, 0.75)
+    assert average[0].tolist() == pytest.approx([0.25, 0.25])
+    assert weights[0].tolist() == [1, 1]
+
+
+def test_an_average_of_parameters_has_no_graph():
+    average, model = nn.Linear(2, 2), nn.Linear(2, 2)
+    update_ema(average.parameters(), model.parameters(), 0.0)
+    assert torch.equal(average.weight, model.weight)
+    assert average.weight.is_leaf
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        nn.init.zeros_,
+        nn.init.ones_,
+        nn.init.normal_,
+        nn.init.uniform_,
+        nn.init.kaiming_uniform_,
+        lambda tensor: nn.init.normal_(tensor=tensor, std=0.5),
+    ],
+)
+def test_initial_values_are_left_out_in_the_context_and_drawn_outside_of_it(draw):
+    before = torch.full((3, 4), 7.0)
+    with SkipInitialisation():
+        assert draw(before) is before
+    assert (before == 7).all()
+    draw(before)
+    assert not (before == 7).all()
+
+
+IMPORTED = """
+import sys
+from dca import ModelConfig
+ModelConfig(residual={residual!r}).parameter_count()
+sys.exit("torch._dynamo.eval_frame" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize("residual", ["dca", "hyper_connections"])
+def test_counting_parameters_does_not_import_the_compiler(residual):
+    code = IMPORTED.format(residual=residual)
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_flops_of_a_matrix_product_are_counted_on_the_meta_device():
+    """Two per multiply-add, of every linear layer and of attention over the whole square."""
+    config = ModelConfig(dim=16, depth=1, heads=2, residual="standard")
+    linear = 16 * (3 * 16 + 16 + 2 * 4 * 16 + 256)
+    attention = 2 * 8 * 16
+    assert config.flops_per_token(8) == 2 * (linear + attention)
+
+
+def test_the_names_of_the_processors_capabilities_are_known():
+    known = {"DEFAULT", "NO AVX", "SVE256", "VSX", "Z VECTOR", *CPU_TARGETS}
+    assert torch.backends.cpu.get_cpu_capability() in known
+
+
+def test_the_limit_of_recompilations_is_the_compilers():
+    from torch.compiler import config
+
+    limit, windows = config.recompile_limit, (*range(1, 20), None)
+    try:
+        build_model(ModelConfig(dim=16, depth=1, heads=2, attention_windows=windows)).compile()
+        assert config.recompile_limit == torch._dynamo.config.recompile_limit == 4 * 20 + 4
+    finally:
+        config.recompile_limit = limit

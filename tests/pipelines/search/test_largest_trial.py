@@ -1,0 +1,28 @@
+from pipelines.experiment import read_experiment
+from pipelines.search.space import largest_trial
+
+
+def test_the_largest_size_of_the_space_counts(data):
+    data["search"] = {
+        "space": {
+            "model.depth": {"int": [1, 9]},
+            "model.residual": {"choice": ["standard", "dca"]},
+            "model.last_k": {"choice": [1, 4], "when": {"model.residual": "dca"}},
+            "train.micro_batch_tokens": {"choice": [32, 256]},
+            "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
+        }
+    }
+    worst = largest_trial(read_experiment(data, source="test").search_task())
+    assert (worst.model.depth, worst.model.residual, worst.model.last_k) == (9, "dca", 4)
+    assert worst.train.micro_batch_tokens == 256
+
+
+def test_the_largest_size_may_be_one_that_has_a_condition(data):
+    data["search"] = {
+        "space": {
+            "model.residual": {"choice": ["standard", "dca"]},
+            "model.depth": {"int": [2, 60], "when": {"model.residual": "standard"}},
+        }
+    }
+    worst = largest_trial(read_experiment(data, source="test").search_task())
+    assert (worst.model.depth, worst.model.residual) == (60, "standard")

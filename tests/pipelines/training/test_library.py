@@ -1,0 +1,69 @@
+"""Training is a library: what it imports, and the example of its documentation."""
+
+import inspect
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+import pipelines.training
+
+FOREIGN = ("mlflow", "ray", "optuna", "sqlalchemy", "rich")
+IMPORT_ALL = f"""
+import pkgutil, sys
+from importlib import import_module
+import pipelines.training as package
+names = [m.name for m in pkgutil.walk_packages(package.__path__, package.__name__ + ".")]
+assert len(names) > 10
+for name in names:
+    import_module(name)
+print(*[name for name in {FOREIGN} if name in sys.modules])
+"""
+IMPORT_PACKAGE = """
+import sys
+import pipelines.training
+print(*[name for name in ("torch", "numpy", "pydantic") if name in sys.modules])
+"""
+EXAMPLE = textwrap.dedent(
+    (inspect.getdoc(pipelines.training) or "").split("checkpoint:\n")[1]
+).strip()
+
+
+@pytest.mark.parametrize("code", [IMPORT_ALL, IMPORT_PACKAGE], ids=["all modules", "the package"])
+def test_importing_loads_nothing_that_training_does_not_need(code):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout.split()) == (0, []), result.stderr
+
+
+def test_every_public_name_is_there_and_no_other():
+    for name in pipelines.training.__all__:
+        assert getattr(pipelines.training, name).__name__ == name
+    with pytest.raises(AttributeError, match="has no attribute 'tarin'"):
+        pipelines.training.tarin  # noqa: B018
+
+
+def start(folder: Path) -> subprocess.Popen:
+    command = [sys.executable, "-u", "-c", EXAMPLE]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+
+
+def test_the_example_trains_and_killed_and_started_again_it_resumes(tmp_path):
+    assert len(EXAMPLE.splitlines()) <= 12
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    lines = start(whole).communicate(timeout=120)[0].splitlines()
+    assert len(lines) == 8
+    assert float(lines[-1].split()[1]) < float(lines[0].split()[1])
+    process = start(killed)
+    assert process.stdout is not None
+    first = process.stdout.readline().rstrip("\n")
+    process.kill()
+    process.communicate()
+    resumed = start(killed).communicate(timeout=120)[0].splitlines()
+    assert first == lines[0]
+    assert resumed[0].startswith("resumes from step ")
+    assert resumed[1:] == lines[-len(resumed[1:]) :]
+    assert resumed[-1] == lines[-1]
