@@ -14,7 +14,7 @@ target that the same processor supports."""
 
 
 class SkipInitialisation(TorchFunctionMode):
-    """Context in which the functions of torch.nn.init leave their tensor unchanged.
+    """Context in which the functions of torch.nn.init that draw values leave their tensor as it is.
 
     Drawing random values on the meta device imports PyTorch's compiler, which takes 2 s. Relies on
     these functions' dispatch to a function mode, their module's name, and their first parameter,

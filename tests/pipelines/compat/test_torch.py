@@ -29,8 +29,6 @@ def test_a_fused_kernel_skips_its_update_where_the_attribute_is_1():
 
 def test_the_devices_are_among_those_that_pytorch_has_a_fused_kernel_for():
     assert {*FUSED_DEVICES} <= {*_get_fused_kernels_supported_devices()}
-    with pytest.raises(RuntimeError, match="fused"):
-        torch.optim.AdamW([nn.Parameter(torch.ones(1, device="meta"))], fused=True)
 
 
 def test_adamw_keeps_two_moments_of_each_parameter_and_a_step():
@@ -61,8 +59,6 @@ def test_an_average_of_parameters_has_no_graph():
 @pytest.mark.parametrize(
     "draw",
     [
-        nn.init.zeros_,
-        nn.init.ones_,
         nn.init.normal_,
         nn.init.uniform_,
         nn.init.kaiming_uniform_,
@@ -86,7 +82,7 @@ sys.exit("torch._dynamo.eval_frame" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("residual", ["dca", "hyper_connections"])
+@pytest.mark.parametrize("residual", ["dca", "standard"])
 def test_counting_parameters_does_not_import_the_compiler(residual):
     code = IMPORTED.format(residual=residual)
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
