@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 from dca import build_model
 from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
-from pipelines.experiment import Experiment
+from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.initial_weights import resolve_initial_weights
-from pipelines.storage.location import Storage
+from pipelines.storage.location import Storage, storage_folder
 from pipelines.training import loop, trainer
 from pipelines.training.initial_weights import read_initial_weights
 
@@ -20,75 +20,89 @@ def trained(data, tmp_path) -> Path:
     """A `standard` model as it is packaged."""
     folder = tmp_path / "model" / "artifacts"
     folder.mkdir(parents=True)
-    config = config_of(data, {"residual": "standard"})
-    model = build_model(config.model, generator=torch.Generator().manual_seed(7))
+    experiment = experiment_of(data, {"residual": "standard"})
+    model = build_model(experiment.model, generator=torch.Generator().manual_seed(7))
     save_file(model.state_dict(), folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config.model_dump(mode="json")))
+    (folder / "config.json").write_text(json.dumps(experiment.model_dump(mode="json")))
     return tmp_path / "model"
 
 
 @pytest.fixture
-def corpus(config: Experiment, tmp_path) -> TrainValSplits:
-    found = measure_corpus(config.data, seq_len=config.train.seq_len)
-    write_splits(config.data, found, tmp_path)
+def corpus(experiment: Experiment, tmp_path) -> TrainValSplits:
+    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+    write_splits(experiment.data, found, tmp_path)
     return train_val_splits(tmp_path, found.fingerprint)
 
 
-def config_of(data: dict, model: dict, start: Path | str | None = None, **changes) -> Experiment:
-    train = {**data["train"], "start_from": str(start) if start else None}
+def experiment_of(
+    data: dict, model: dict, source: Path | str | None = None, **changes
+) -> Experiment:
+    train = {**data["train"], "start_from": str(source) if source else None}
     model = {**data["model"], **model}
     return read_experiment({**data, **changes, "model": model, "train": train}, source="test")
+
+
+def start(experiment: Experiment, **options) -> Experiment:
+    """The experiment with `train.start_from` resolved."""
+    copy = resolve_initial_weights(
+        experiment.train.start_from,
+        experiment.model,
+        storage_folder(experiment.storage),
+        registered=experiment.promote.model,
+        **options,
+    )
+    return experiment.replace({"train.start_from": copy})
 
 
 def test_training_starts_with_the_function_of_the_retrofitted_model(
     data, corpus, trained, tmp_path
 ):
-    config = resolve_initial_weights(config_of(data, {"residual": "dca"}, trained))
-    run = trainer.Trainer(config, corpus, tmp_path / "run", print)
-    standard = build_model(config_of(data, {"residual": "standard"}).model)
-    standard.load_state_dict(read_initial_weights(config.train.start_from))
+    experiment = start(experiment_of(data, {"residual": "dca"}, trained))
+    run = trainer.Trainer(experiment.training_run(), corpus, tmp_path / "run", print)
+    standard = build_model(experiment_of(data, {"residual": "standard"}).model)
+    standard.load_state_dict(read_initial_weights(experiment.train.start_from))
     ids = torch.arange(32)[None]
     torch.testing.assert_close(run.model(ids), standard(ids), rtol=1e-4, atol=1e-5)
 
 
 def test_a_resumed_training_goes_on_from_its_checkpoint(data, corpus, trained, tmp_path):
-    config = resolve_initial_weights(config_of(data, {"residual": "dca"}, trained))
-    first = loop.train(config, corpus, tmp_path / "run", print)
+    experiment = start(experiment_of(data, {"residual": "dca"}, trained))
+    first = loop.train(experiment.training_run(), corpus, tmp_path / "run", print)
     next(first)
     first.close()
-    resumed = trainer.Trainer(config, corpus, tmp_path / "run", print)
+    resumed = trainer.Trainer(experiment.training_run(), corpus, tmp_path / "run", print)
     assert resumed.step > 0
-    weights = read_initial_weights(config.train.start_from)
+    weights = read_initial_weights(experiment.train.start_from)
     assert not torch.equal(resumed.model.head.weight, weights["head.weight"])
 
 
-def test_a_pinned_start_outlives_its_source(data, trained):
-    config = resolve_initial_weights(config_of(data, {}, trained))
-    assert Path(config.train.start_from).is_relative_to(Path(data["storage"]).absolute())
-    before = read_initial_weights(config.train.start_from)
+def test_a_resolved_start_outlives_its_source(data, trained):
+    experiment = start(experiment_of(data, {}, trained))
+    assert Path(experiment.train.start_from).is_relative_to(Path(data["storage"]).absolute())
+    before = read_initial_weights(experiment.train.start_from)
     (trained / "artifacts" / "model.safetensors").write_bytes(b"")
-    after = read_initial_weights(config.train.start_from)
+    after = read_initial_weights(experiment.train.start_from)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_a_start_is_pinned_in_shared_storage_and_found_there_again(data, trained, shared):
+def test_a_start_is_copied_into_shared_storage_and_found_there_again(data, trained, shared):
     data["storage"] = str(shared)
-    planned = resolve_initial_weights(config_of(data, {}, trained), write=False)
+    planned = start(experiment_of(data, {}, trained), write=False)
     assert shared.files() == set()
-    config = resolve_initial_weights(config_of(data, {}, trained))
-    assert config == planned
-    assert not Storage.of(config.train.start_from).is_local
+    experiment = start(experiment_of(data, {}, trained))
+    assert experiment == planned
+    assert not Storage.of(experiment.train.start_from).is_local
     before = load_file(trained / "artifacts" / "model.safetensors")
     (trained / "artifacts" / "model.safetensors").unlink()
-    after = read_initial_weights(config.train.start_from)
+    after = read_initial_weights(experiment.train.start_from)
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert resolve_initial_weights(config) == config
+    assert start(experiment) == experiment
     assert len(shared.files()) == 4
     shared.remove()
     with pytest.raises(PipelineError, match=r"train\.start_from: .*: is gone"):
-        read_initial_weights(config.train.start_from)
+        read_initial_weights(experiment.train.start_from)
     with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
-        resolve_initial_weights(config)
+        start(experiment)
 
 
 def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, monkeypatch):
@@ -98,15 +112,15 @@ def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, mo
     with monkeypatch.context() as context:
         context.setattr(Path, "rename", die)
         with pytest.raises(KeyboardInterrupt):
-            resolve_initial_weights(config_of(data, {}, trained))
-    config = resolve_initial_weights(config_of(data, {}, trained))
-    assert read_initial_weights(config.train.start_from)
+            start(experiment_of(data, {}, trained))
+    experiment = start(experiment_of(data, {}, trained))
+    assert read_initial_weights(experiment.train.start_from)
 
 
 def test_a_plan_writes_nothing_and_means_the_same(data, trained):
-    planned = resolve_initial_weights(config_of(data, {}, trained), write=False)
+    planned = start(experiment_of(data, {}, trained), write=False)
     assert not Path(data["storage"]).exists()
-    assert planned == resolve_initial_weights(config_of(data, {}, trained))
+    assert planned == start(experiment_of(data, {}, trained))
 
 
 @pytest.mark.parametrize(
@@ -119,48 +133,46 @@ def test_a_plan_writes_nothing_and_means_the_same(data, trained):
 )
 def test_a_model_that_does_not_fit_is_refused(data, trained, model, message):
     with pytest.raises(ConfigError, match=message):
-        resolve_initial_weights(config_of(data, model, trained))
+        start(experiment_of(data, model, trained))
 
 
 def test_a_search_over_what_the_start_fixes_is_refused(data, trained):
-    config = config_of(data, {}, trained)
+    experiment = experiment_of(data, {}, trained)
     with pytest.raises(ConfigError, match=r"search\.space\.model\.dim: not with train\.start_from"):
-        resolve_initial_weights(config, searched={"model.dim", "model.residual"})
-    assert resolve_initial_weights(config, searched={"model.residual", "model.last_k"})
+        start(experiment, searched={"model.dim", "model.residual"})
+    assert start(experiment, searched={"model.residual", "model.last_k"})
 
 
 def test_streams_other_than_those_of_the_start_are_refused(data, trained):
     path = trained / "artifacts" / "config.json"
-    config = config_of(data, {"residual": "hyper_connections"})
-    path.write_text(json.dumps(config.model_dump(mode="json")))
-    save_file(build_model(config.model).state_dict(), path.with_name("model.safetensors"))
+    experiment = experiment_of(data, {"residual": "hyper_connections"})
+    path.write_text(json.dumps(experiment.model_dump(mode="json")))
+    save_file(build_model(experiment.model).state_dict(), path.with_name("model.safetensors"))
     with pytest.raises(ConfigError, match=r"model\.hyper_streams: expected 4, .* got 2"):
-        resolve_initial_weights(
-            config_of(data, {"residual": "hyper_connections", "hyper_streams": 2}, trained)
-        )
+        start(experiment_of(data, {"residual": "hyper_connections", "hyper_streams": 2}, trained))
 
 
 @pytest.mark.parametrize("description", ["{}", "not JSON", '{"model": {"dim": "x"}}'])
 def test_a_folder_of_something_else_is_refused(data, trained, description):
     (trained / "artifacts" / "config.json").write_text(description)
     with pytest.raises(ConfigError, match="expected a model of this project"):
-        resolve_initial_weights(config_of(data, {}, trained))
+        start(experiment_of(data, {}, trained))
 
 
 def test_damaged_weights_are_refused(data, trained):
     path = trained / "artifacts" / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="expected a model of this project"):
-        resolve_initial_weights(config_of(data, {}, trained))
+        start(experiment_of(data, {}, trained))
 
 
 def test_a_folder_without_a_model_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
-        resolve_initial_weights(config_of(data, {}, tmp_path))
+        start(experiment_of(data, {}, tmp_path))
 
 
 def test_a_start_in_a_store_that_does_not_exist_makes_none(data, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     with pytest.raises(ConfigError, match=r"there is no .*none\.db"):
-        resolve_initial_weights(config_of(data, {}, "models:/dca-gpt@champion"))
+        start(experiment_of(data, {}, "models:/dca-gpt@champion"))
     assert not (tmp_path / "none.db").exists()

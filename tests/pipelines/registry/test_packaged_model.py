@@ -14,9 +14,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.experiment import read_experiment
 from pipelines.registry.package import FILES, fetch_model, load_model
 from pipelines.registry.packaged_model import DEFAULTS, SUMS, _characters, digest, until
-from pipelines.tracking.models import download_model
+from pipelines.tracking.models import ModelStore
 from pipelines.tracking.store import Store
 from pipelines.training.evaluation import bits_per_byte
 from tests.pipelines.packages import log_untrained
@@ -26,12 +27,13 @@ TEXT = "the small cat saw a sea of été, and then 日本 as well. "
 
 
 @pytest.fixture(scope="module")
-def model_id(tmp_path_factory) -> str:
+def logged(tmp_path_factory) -> tuple[ModelStore, str]:
+    """Where a model is logged, and its id."""
     folder = tmp_path_factory.mktemp("packaged")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", put_database(folder / "mlflow.db"))
         store = Store.open("tiny", folder / "runs")
-        config = read_experiment(
+        experiment = read_experiment(
             {
                 "experiment": "tiny",
                 "model": {"dim": 16, "depth": 2, "heads": 2},
@@ -39,19 +41,19 @@ def model_id(tmp_path_factory) -> str:
             },
             source="test",
         )
-        _, uri = log_untrained(store, config)
-        yield uri.removeprefix("models:/")
+        _, uri = log_untrained(store, experiment)
+        yield store.models, uri.removeprefix("models:/")
 
 
 @pytest.fixture
-def folder(model_id, tmp_path) -> Path:
+def folder(logged, tmp_path) -> Path:
     """A copy to be tampered with."""
-    return fetch_model(model_id, tmp_path / "copy")
+    return fetch_model(*logged, tmp_path / "copy")
 
 
 @pytest.fixture(scope="module")
-def packaged(model_id, tmp_path_factory):
-    return load_model(fetch_model(model_id, tmp_path_factory.mktemp("loaded")))
+def packaged(logged, tmp_path_factory):
+    return load_model(fetch_model(*logged, tmp_path_factory.mktemp("loaded")))
 
 
 def test_every_byte_but_the_first_is_scored_once(packaged):
@@ -201,7 +203,7 @@ def test_a_cache_with_other_code_is_not_read_and_none_is_left(folder):
 
 
 def test_mlflow_itself_refuses_altered_weights(folder):
-    """Whoever loads the model with MLflow alone is protected too."""
+    """Loading it without this project is protected, too."""
     altered(folder / FILES / "model.safetensors")
     code = f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})"
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -209,8 +211,9 @@ def test_mlflow_itself_refuses_altered_weights(folder):
     assert "model.safetensors was altered" in child.stderr
 
 
-def test_digests_rewritten_to_match_are_refused_by_the_one_in_the_store(model_id, tmp_path):
-    stored, _ = download_model(model_id, tmp_path / "where")
+def test_digests_rewritten_to_match_are_refused_by_the_one_in_the_store(logged, tmp_path):
+    models, model_id = logged
+    stored, _ = models.download(model_id, tmp_path / "where")
     assert stored.is_relative_to(tmp_path)
     origin = Path(Model.load(stored).artifact_path.removeprefix("file:"))
     weights, sums = origin / FILES / "model.safetensors", origin / FILES / SUMS
@@ -221,7 +224,7 @@ def test_digests_rewritten_to_match_are_refused_by_the_one_in_the_store(model_id
         rows.append(f"{digest(weights)}  {(FILES / 'model.safetensors').as_posix()}")
         sums.write_text("\n".join(rows) + "\n")
         with pytest.raises(PipelineError, match="not the one that was logged"):
-            fetch_model(model_id, tmp_path / "fetched")
+            fetch_model(models, model_id, tmp_path / "fetched")
     finally:
         weights.write_bytes(before[0])
         sums.write_text(before[1])

@@ -7,7 +7,8 @@ from tensorboardX.proto.event_pb2 import Event
 from pipelines.console.errors import StorageError
 from pipelines.engine.cache import _inputs
 from pipelines.experiment import Experiment
-from pipelines.stages import STAGES, train
+from pipelines.stages import sweep_stages, train
+from pipelines.stages.corpus import CorpusStage
 from pipelines.tracking.tensorboard import EventFiles
 from pipelines.tracking.writer import Writer
 
@@ -61,14 +62,14 @@ def test_what_goes_to_mlflow_goes_to_the_event_files_too(store, tmp_path):
         writer.write(run, rows(1, 2, 3))
         writer.finish(run, "FINISHED", {})
         still_open: list[list[str]] = []
-        writer.then(lambda: still_open.append(list(events._files)))  # noqa: B023
+        writer.enqueue(lambda: still_open.append(list(events._files)))  # noqa: B023
         writer.close()
         assert still_open == [[]]
     assert read(tmp_path / f"tensorboard/e/e trial 0 {run[:8]}") == [event(n) for n in (1, 2, 3)]
     assert sorted(store.history(run, "train_bits_per_byte")) == [1, 2, 3]
 
 
-def test_no_stage_depends_on_it(config: Experiment):
-    other = config.replace({"tensorboard": True})
-    for stage in (*STAGES, train.STAGE):
-        assert _inputs(stage, config, {}) == _inputs(stage, other, {})
+def test_no_stage_depends_on_it(experiment: Experiment):
+    other = experiment.replace({"tensorboard": True})
+    for stage in (*sweep_stages(CorpusStage()), train.STAGE):
+        assert _inputs(stage, experiment, {}) == _inputs(stage, other, {})

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from pipelines.compat.mlflow import MODEL_VERSIONS_TAG
+from pipelines.console.errors import ConfigError
+from pipelines.registry.versions import Registry
+from tests.pipelines.registry.registered import register
+
+
+def test_registering_twice_makes_one_version(store):
+    registry = register(store)
+    uri, run = registry.get(1).source, registry.get(1).run_id
+    assert registry.register(uri, run, {"a": "1"}) == 1
+    assert registry.register(uri, run, {"a": "2"}) == 1
+    assert registry.get(1).tags == {"number": "0", "a": "2"}
+
+
+def test_a_version_is_found_by_number_alias_or_as_the_latest(store):
+    registry = register(store, 3)
+    registry.set_alias("candidate", 2)
+    assert [registry.find(text) for text in ("3", "candidate", "@candidate", "latest")] == [
+        *(3, 2, 2, 3)
+    ]
+    for wrong in ("4", "champion", "x\ny", ""):
+        with pytest.raises(ConfigError, match="versions: 1 to 3; aliases: candidate") as raised:
+            registry.find(wrong)
+        assert "\n" not in str(raised.value)
+    with pytest.raises(ConfigError, match="no such registered model; registered: tiny"):
+        Registry(store.client, "huge").find("1")
+
+
+def test_a_version_is_on_the_page_of_its_logged_model_once(store):
+    registry = register(store)
+    uri, run = registry.get(1).source, registry.get(1).run_id
+    other = Registry(store.client, "other")
+    for _ in range(2):
+        other.register(uri, run, {})
+        registry.register(uri, run, {})
+    tags = store.client.get_logged_model(registry.model_id(1)).tags
+    assert json.loads(tags[MODEL_VERSIONS_TAG]) == [
+        {"name": "tiny", "version": "1"},
+        {"name": "other", "version": "1"},
+    ]
+
+
+def test_a_misspelt_name_has_the_nearest_one(store):
+    register(store)
+    with pytest.raises(ConfigError, match="registered: tiny; did you mean tiny"):
+        Registry(store.client, "tinny").versions()

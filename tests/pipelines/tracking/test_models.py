@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from pipelines.console.errors import PipelineError
+from pipelines.tracking.models import model_id_of, model_uri
+from pipelines.tracking.store import Store
+from tests.pipelines.packages import log_untrained
+
+
+def test_json_of_a_model_is_read_back_and_none_if_missing_or_cut_short(store):
+    run = store.create("fit", "k", "n")
+    model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
+    models, model_id = store.models, model.model_id
+    models.write_json(model_id, "folder/file.json", {"a": [1]})
+    assert models.read_json(model_id, "folder/file.json") == {"a": [1]}
+    assert models.read_json(model_id, "none.json") is None
+    assert models.read_json("m-" + 32 * "0", "none.json") is None
+    path = Path(model.artifact_location.removeprefix("file://"), "folder/file.json")
+    path.write_text('{"a": [')
+    assert models.read_json(model_id, "folder/file.json") is None
+
+
+def test_a_model_is_logged_once_and_exists_until_its_files_are_gone(
+    store, experiment, tmp_path
+):
+    run, uri = log_untrained(store, experiment)
+    assert log_untrained(store, experiment) == (run, uri)
+    models, model_id = store.models, model_id_of(uri)
+    assert model_uri(model_id) == uri
+    assert models.logged_by(run) == model_id
+    assert models.logged_by(store.create("fit", "other", "n")) is None
+    assert models.exists(uri)
+    location = store.client.get_logged_model(model_id).artifact_location
+    Path(location.removeprefix("file://"), "MLmodel").unlink()
+    assert not models.exists(uri)
+    store.client.delete_logged_model(model_id)
+    assert not models.exists(uri)
+    with pytest.raises(PipelineError, match=uri):
+        models.download(model_id, tmp_path / "copy")
+
+
+def test_a_model_is_logged_in_the_store_that_is_asked_and_not_in_the_last_one_opened(
+    store, experiment, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/other.db")
+        other = Store.open("tiny", tmp_path / "other")
+    _, uri = log_untrained(store, experiment)
+    assert store.models.exists(uri)
+    assert not other.models.exists(uri)

@@ -1,0 +1,64 @@
+from pipelines.compat.mlflow import NOTE_TAG
+from pipelines.tracking.schema import CACHE_TAG, DISCARDED
+from pipelines.tracking.store import Store
+
+
+def test_a_run_is_found_by_kind_and_key(store):
+    run = store.create("fit", "key", "any name", params={"model": {"dim": 3}}, tags={"a": "b"})
+    store.create("fit", "other", "any name")
+    (found,) = store.find("fit", "key")
+    assert found.info.run_id == run
+    assert found.data.params == {"model.dim": "3"}
+    store.tag(run, {CACHE_TAG: DISCARDED})
+    assert store.find("fit", "key") == []
+    assert len(store.find("fit")) == 1
+
+
+def test_a_description_is_written_once(store):
+    run = store.create("fit", "k", "n")
+    for text in ("first", "second"):
+        store.describe(text, run)
+        store.describe(text)
+    notes = store.client.get_run(run), store.client.get_experiment(store.experiment_id)
+    assert notes[0].data.tags[NOTE_TAG] == "first"
+    assert notes[1].tags[NOTE_TAG] == "first"
+
+
+def test_a_result_is_on_the_page_of_its_model_with_the_bytes_it_was_measured_on(store, tmp_path):
+    run = store.create("evaluate", "k", "n")
+    model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
+    (tmp_path / "test.bin").write_bytes(b"abc")
+    corpus = {"name": "files", "fingerprint": "0" * 32}
+    store.log_corpus(run, corpus, training=tmp_path / "test.bin", test=tmp_path / "test.bin")
+    store.log_use(run, model.model_id)
+    dataset = {"dataset_name": "files test", "dataset_digest": "0" * 32}
+    for _ in range(2):
+        store.log_metrics(run, {"test_bits_per_byte": 2.5}, model_id=model.model_id, **dataset)
+    (metric,) = store.client.get_logged_model(model.model_id).metrics
+    assert (metric.key, metric.value, metric.run_id) == ("test_bits_per_byte", 2.5, run)
+    assert (metric.dataset_name, metric.dataset_digest) == tuple(dataset.values())
+    found = store.client.get_run(run)
+    assert found.data.metrics == {"test_bits_per_byte": 2.5}
+    names = {given.dataset.name for given in found.inputs.dataset_inputs}
+    assert names == {"files training", "files test"}
+    assert [given.model_id for given in found.inputs.model_inputs] == [model.model_id]
+
+
+def test_provenance_is_that_of_the_store_and_not_of_the_process(store, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipelines.tracking.store.provenance", lambda: {"mlflow.user": "other"})
+    second = Store.open("tiny", tmp_path / "runs")
+    users = [
+        at.client.get_run(at.create("fit", key, key)).data.tags["mlflow.user"]
+        for key, at in (("a", second), ("b", second))
+    ]
+    assert users == ["other", "other"]
+    assert store.provenance == {"mlflow.user": "other"}  # found out at its first use
+    monkeypatch.undo()
+    assert store.provenance == {"mlflow.user": "other"}  # and once
+    assert Store.open("tiny", tmp_path / "runs").provenance["mlflow.source.name"] == "pipelines"
+
+
+def test_a_text_artifact_is_read_back(store):
+    run = store.create("fit", "k", "n")
+    store.log_text(run, "été\n", "folder/file.txt")
+    assert store.read_text(run, "folder/file.txt") == "été\n"

@@ -1,0 +1,43 @@
+import pytest
+
+from pipelines.console.errors import PipelineError
+from pipelines.tracking.writer import Writer
+from tests.pipelines.tracking.histories import rows, steps_of
+
+
+def test_a_replayed_history_leaves_no_gap_and_no_duplicate(store):
+    run = store.create("trial", "k", "n")
+    first = Writer(store)
+    first.write(run, rows(1, 2, 3))
+    first.write(run, rows(2, 3, 4))
+    first.close()
+    second = Writer(store)
+    second.write(run, rows(*range(1, 300)))
+    for _ in range(2):
+        summary = {"step": 299, "time": 1e9, "best": 1.0}
+        second.finish(run, "FINISHED", {"dca.state": "complete"}, summary)
+    second.close()
+    assert sorted(steps_of(store, run)) == list(range(1, 300))
+    done = store.client.get_run(run)
+    assert (done.info.status, done.data.tags["dca.state"]) == ("FINISHED", "complete")
+    (best,) = store.client.get_metric_history(run, "best")
+    assert (best.value, best.step, best.timestamp) == (1.0, 299, 10**12)
+    store.log_metrics(run, {"step": 299, "best": 1.0})
+    assert len(store.client.get_metric_history(run, "best")) == 1
+    assert "time" not in done.data.metrics
+
+
+def test_a_history_that_could_not_be_stored_is_an_error(store):
+    run = store.create("trial", "k", "n")
+    writer = Writer(store)
+    store.client.delete_run(run)  # as good as any other reason for the store to refuse
+    writer.write(run, rows(1))
+    writer.finish(run, "FINISHED", {"dca.state": "complete"})
+    done: list[str] = []
+    writer.enqueue(lambda: done.append("left out"), run)
+    writer.enqueue(lambda: done.append("done"))
+    with pytest.raises(PipelineError, match="history"):
+        writer.close()
+    left = store.client.get_run(run)
+    assert (left.info.status, left.data.tags.get("dca.state")) == ("RUNNING", None)
+    assert done == ["done"]
