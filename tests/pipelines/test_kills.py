@@ -8,6 +8,7 @@ from collections import Counter
 import psutil
 import pytest
 
+from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from tests.conftest import TALLY
 from tests.pipelines.commands import (
@@ -123,7 +124,7 @@ def verify(folder: Folder, tally: Counter, err: str) -> None:
     assert "RUNNING" not in {run.info.status for run in every}
     registry = Registry(store.client, "dca-gpt")
     assert [int(version.version) for version in registry.versions()] == [1]
-    assert [promotion.version for promotion in registry.promotions()] == [1]
+    assert [promotion.version for promotion in Champions(registry).promotions()] == [1]
     code, out, err = folder.run(*SWEEP)
     assert code == 0, err
     assert out.count("reused") == 5

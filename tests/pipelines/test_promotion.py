@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import requests
 
-from pipelines.registry.versions import CHAMPION, Registry
+from pipelines.registry.champions import CHAMPION, Champions, Promotion
+from pipelines.registry.versions import Registry
 from tests.pipelines.commands import (
     ROOT,
     Folder,
@@ -45,6 +46,9 @@ class Story:
         assert code == 0, err
         return json.loads(out)
 
+    def promotions(self) -> list[Promotion]:
+        return Champions(self.registry).promotions()
+
     @property
     def champion(self) -> int | None:
         return self.registry.aliases().get(CHAMPION)
@@ -75,7 +79,7 @@ def is_challenger(registry: Registry, version: int) -> bool:
 
 def test_a_better_version_takes_over_a_worse_one_does_not_and_a_kill_costs_nothing(story):
     assert [int(version.version) for version in story.registry.versions()] == [1, 2, 3]
-    moves = [(p.version, p.previous) for p in story.registry.promotions()]
+    moves = [(p.version, p.previous) for p in story.promotions()]
     assert moves[:2] == [(1, None), (2, 1)]
     assert story.champion == 2
     tags = {int(v.version): v.tags for v in story.registry.versions()}
@@ -126,7 +130,7 @@ def test_two_versions_are_compared(story):
 
 
 def test_a_dry_run_of_the_gate_says_what_would_happen_and_changes_nothing(story):
-    before = story.registry.get(1).tags, story.registry.promotions()
+    before = story.registry.get(1).tags, story.promotions()
     found = story.promote("promote", "1", "--dry-run")
     assert (found["promoted"], found["champion_now"]) == (False, 2)
     assert found["numbers"]["gain"] < 0
@@ -137,7 +141,7 @@ def test_a_dry_run_of_the_gate_says_what_would_happen_and_changes_nothing(story)
         "instead_of": 2,
         "dry_run": True,
     }
-    assert (story.registry.get(1).tags, story.registry.promotions()) == before
+    assert (story.registry.get(1).tags, story.promotions()) == before
     assert story.champion == 2
 
 
@@ -149,7 +153,7 @@ def test_rollback_restores_and_history_tells_the_story(story):
     assert code == 0
     assert "promote.py can bring it back" in out
     assert story.champion == 1
-    story.registry.point("challenger", 3)  # the sweep named its own
+    story.registry.set_alias("challenger", 3)  # the sweep named its own
     code, _, err = story.folder.run("promote.py", "rollback")
     assert (code, err) == (2, "dca-gpt: there is no earlier champion to go back to\n")
     found = story.promote("promote", "2", "promote.max_parameters=1")

@@ -13,6 +13,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from pipelines.tracking.store import Store
 from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
@@ -122,7 +123,7 @@ def test_the_same_command_again_reuses_everything_and_promote_only_what_follows(
     for kind in ("search", "select", "fit", "evaluate", "trial"):
         assert [r.info.run_id for r in store.find(kind)] == before[kind]
     registry = Registry(store.client, "dca-gpt")
-    assert len(registry.versions()) == len(registry.promotions()) == 1
+    assert len(registry.versions()) == len(Champions(registry).promotions()) == 1
 
 
 def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):

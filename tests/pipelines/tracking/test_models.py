@@ -21,9 +21,7 @@ def test_json_of_a_model_is_read_back_and_none_if_missing_or_cut_short(store):
     assert models.read_json(model_id, "folder/file.json") is None
 
 
-def test_a_model_is_logged_once_and_exists_until_its_files_are_gone(
-    store, experiment, tmp_path
-):
+def test_a_model_is_logged_once_and_exists_until_its_files_are_gone(store, experiment, tmp_path):
     run, uri = log_untrained(store, experiment)
     assert log_untrained(store, experiment) == (run, uri)
     models, model_id = store.models, model_id_of(uri)
