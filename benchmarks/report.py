@@ -1,10 +1,10 @@
-"""What the report of a large sweep costs: seconds of `pipelines/report.py`, and what it weighs.
+"""Cost of the report of a large sweep: seconds of `pipelines/report.py`, and the page's size.
 
 python benchmarks/report.py [--trials 200]
 
-The sweep is made up and put into a tracking store directly: six searched keys, twenty evaluations,
-three in four trials stopped early. The command is then run as people run it, in a process of its
-own. One row of Markdown goes to stdout.
+The sweep is generated and written to a tracking store directly: six searched keys, twenty
+evaluations, three of four trials stopped early. The command then runs in a process of its own. One
+row of Markdown goes to stdout.
 """
 
 import argparse
@@ -38,8 +38,8 @@ EXPERIMENT: dict[str, Any] = {
 
 
 def main() -> None:
-    """Make the sweep, run the command, print the row."""
-    parser = argparse.ArgumentParser(description="What the report of a large sweep costs.")
+    """Store the sweep, run the command, print the row."""
+    parser = argparse.ArgumentParser(description="Cost of the report of a large sweep.")
     parser.add_argument("--trials", type=int, default=200)
     trials = parser.parse_args().trials
     with tempfile.TemporaryDirectory() as folder:
@@ -58,8 +58,8 @@ def main() -> None:
 
 
 def _store(trials: int) -> None:
-    """A search with so many trials in the tracking store of this folder."""
-    sys.path.insert(0, str(ROOT))  # for the tests' made-up sweeps
+    """Store a search with this number of trials in the current folder's tracking store."""
+    sys.path.insert(0, str(ROOT))  # for the tests' generated sweeps
     from pipelines.experiment import read_experiment
     from pipelines.tracking.store import Store
     from tests.pipelines.stored import store_sweep
@@ -72,7 +72,7 @@ def _store(trials: int) -> None:
 
 
 def _trial(chance: random.Random, number: int) -> Any:
-    """One with values from the space and a curve that falls."""
+    """A trial with values of the space and a falling curve."""
     from tests.pipelines.stored import Made
 
     values = {

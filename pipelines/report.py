@@ -1,8 +1,8 @@
-"""A page about finished or unfinished work: what was found, how sure it is, what to run next.
+"""One HTML page about an experiment: its results, the evidence for them, and what to run next.
 
     python pipelines/report.py EXPERIMENT
 
-EXPERIMENT is the name under which the tracking store has it. Nothing is computed again.
+EXPERIMENT is its name in the tracking store. It may be unfinished; nothing is trained.
 """
 
 import sys
@@ -12,16 +12,18 @@ from pipelines.console.command import DONE, Parser, run_command
 
 
 def main(argv: Sequence[str]) -> int:
-    """Write the page and its figures, here and to MLflow, and print where it is."""
+    """Write the page and its figures to storage and to MLflow, and print the page's path."""
     parser = Parser(prog="report.py", description="One HTML page about an experiment.")
     parser.add_argument(
-        "experiment", metavar="EXPERIMENT", help="its name, as in quickstart; its latest sweep"
+        "experiment", metavar="EXPERIMENT", help="its name, as in quickstart; the latest sweep"
     )
     experiment = parser.parse_args(argv).experiment
-    from pipelines.reporting.findings import findings
-    from pipelines.reporting.page import publish
+    from pipelines.reporting.loading import (
+        load_results,
+    )  # takes seconds: it loads pandas and MLflow
+    from pipelines.reporting.page.publish import publish
 
-    print(publish(findings(experiment)))
+    print(publish(load_results(experiment)))
     return DONE
 
 

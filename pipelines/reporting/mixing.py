@@ -1,6 +1,7 @@
-"""What the mixtures of a trained model learned: the weight of each stack entry in each layer.
+"""The learned mixture weights of a fit's packaged model: each stack entry's weight in each layer.
 
-The DCA paper's Figure 10, for the packaged model of a fit. Axes: o outputs, n stack entries.
+As in Figure 10 of the DCA paper. Used by the page and the notebooks. Axes: o outputs, n stack
+entries.
 """
 
 import tempfile
@@ -20,17 +21,17 @@ from pipelines.console.errors import PipelineError
 from pipelines.data.batches import open_bytes, windows
 from pipelines.data.splits import find_splits
 from pipelines.registry.package import fetch_model, load_model
-from pipelines.reporting.findings import Findings
+from pipelines.reporting.results import Results
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.models import model_id_of
 from pipelines.training.evaluation import to_ids
 
-TEXTS = 16
+WINDOWS = 16
 """Windows of the validation split over which the input-dependent part is averaged."""
 OUTPUTS = {1: ("all",), 3: ("q", "k", "v")}
-"""What the combinations of a block feed."""
+"""Names of a block's mixtures, by their number: what they are the input of."""
 OUT = "out"
-"""The read-out behind the last block, as a layer and as an output."""
+"""Name of the read-out behind the last block, as a layer and as an output."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,19 @@ class Mixing:
     """The weights of a model's GRNs."""
 
     weights: pd.DataFrame
-    """A row an entry of an output of a layer: layer (a number, or OUT), output, entry (its name),
-    place (its column: 0 the embedding, then older to newer), b (mean over features), spread (their
-    standard deviation), added (the input-dependent part, averaged over validation text; NaN if
-    there was none to read)."""
+    """One row per entry of an output of a layer: layer (a number, or OUT), output, entry (its
+    name), place (its column: 0 the embedding, then older to newer), b (mean over features), spread
+    (standard deviation over features), added (the input-dependent part, averaged over validation
+    text; NaN without text)."""
     bytes_read: int = 0
-    """Of the validation split."""
+    """Bytes of the validation split that were read."""
     note: str = ""
-    """Why there are no weights, or nothing added."""
+    """Why there are no weights, or no input-dependent part."""
 
 
-def mixing(found: Findings) -> Mixing:
-    """The weights that the fit's model learned, by its own package."""
-    uri = found.model_uri
+def read_mixing(results: Results) -> Mixing:
+    """The weights that the fit's model learned; the model is run by its own packaged code."""
+    uri = results.model_uri
     if uri is None:
         return _nothing("no model has been trained to its end yet")
     with tempfile.TemporaryDirectory() as scratch:
@@ -59,16 +60,21 @@ def mixing(found: Findings) -> Mixing:
             model = load_model(folder).model
         except (PipelineError, ValueError) as error:
             return _nothing(f"the model could not be read: {error}")
-        grns = dict(_grns(model))
-        if not grns:
-            kind = model.config.residual
-            return _nothing(f"a model of the residual kind {kind} has no GRN: nothing to show")
-        ids = _text(found)
-        with torch.inference_mode():
-            added = _added(model, grns, ids) if ids is not None else {}
-            rows = [r for layer, grn in grns.items() for r in _rows(model, layer, grn, added)]
-    note = "" if ids is not None else "the validation text is not in storage any more: b alone"
-    return Mixing(pd.DataFrame(rows), 0 if ids is None else ids.numel(), note)
+        return _mixing_of(model, _validation_ids(results))
+
+
+def _mixing_of(model: Any, ids_bt: Tensor | None) -> Mixing:
+    grns = dict(_grns(model))
+    if not grns:
+        kind = model.config.residual
+        return _nothing(f"a model of the residual kind {kind} has no GRN")
+    with torch.inference_mode():
+        added = _input_weights(model, grns, ids_bt) if ids_bt is not None else {}
+        rows = [row for layer, grn in grns.items() for row in _rows(model, layer, grn, added)]
+    table = pd.DataFrame(rows)
+    if ids_bt is None:
+        return Mixing(table, note="the validation text is no longer in storage: only b is shown")
+    return Mixing(table, ids_bt.numel())
 
 
 def _nothing(note: str) -> Mixing:
@@ -76,7 +82,7 @@ def _nothing(note: str) -> Mixing:
 
 
 def _grns(model: Any) -> Iterator[tuple[str, GRN]]:
-    """By layer; none for a kind that mixes in another way."""
+    """The GRNs of a model by layer; none if its residual kind has none."""
     for number, block in enumerate(getattr(model, "blocks", []), 1):
         if isinstance(getattr(block, "mix", None), GRN):
             yield str(number), block.mix
@@ -84,31 +90,33 @@ def _grns(model: Any) -> Iterator[tuple[str, GRN]]:
         yield OUT, model.mix
 
 
-def _text(found: Findings) -> Tensor | None:
-    """Windows spread over the validation split, [TEXTS, seq_len]; None if it is gone."""
-    seq_len = found.config.train.seq_len
-    splits = find_splits(
-        storage_folder(found.config.storage), found.lineage["corpus"]["fingerprint"]
-    )
+def _validation_ids(results: Results) -> Tensor | None:
+    """Windows spread over the validation split, [WINDOWS, seq_len]; None if it is gone."""
+    seq_len = results.config.train.seq_len
+    storage = storage_folder(results.config.storage)
+    splits = find_splits(storage, results.lineage["corpus"]["fingerprint"])
     if splits is None:
         return None
     data = open_bytes(splits["validation"])
-    starts = np.linspace(0, len(data) - seq_len - 1, TEXTS).astype(np.int64)
+    starts = np.linspace(0, len(data) - seq_len - 1, WINDOWS).astype(np.int64)
     return to_ids(windows(data, starts, seq_len)[:, :-1], torch.device("cpu"))
 
 
-def _added(model: Any, grns: dict[str, GRN], ids_bt: Tensor) -> dict[str, Tensor]:
-    """The input-dependent weights of every GRN on a text, by layer: [o, n]."""
-    found: dict[str, Tensor] = {}
+def _input_weights(model: Any, grns: dict[str, GRN], ids_bt: Tensor) -> dict[str, Tensor]:
+    """The input-dependent weights of every GRN on a text, by layer: [o, n].
 
-    def listen(layer: str, combine: Any, stack: Stack, norms: Any) -> Any:
-        found[layer] = grns[layer].input_weights(stack)
+    The model is changed: its GRNs record their weights in each forward pass.
+    """
+    recorded: dict[str, Tensor] = {}
+
+    def record(layer: str, combine: Any, stack: Stack, norms: Any) -> Any:
+        recorded[layer] = grns[layer].input_weights(stack)
         return combine(stack, norms)
 
     for layer, grn in grns.items():
-        grn.combine = partial(listen, layer, grn.combine)  # type: ignore[method-assign]
+        grn.combine = partial(record, layer, grn.combine)  # type: ignore[method-assign]
     model(ids_bt)
-    return found
+    return recorded
 
 
 def _rows(model: Any, layer: str, grn: GRN, added: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
@@ -131,7 +139,7 @@ def _rows(model: Any, layer: str, grn: GRN, added: dict[str, Tensor]) -> Iterato
 
 
 def entry_names(count: int, block: int, last_k: int | None) -> list[tuple[str, int]]:
-    """The entries of the stack that block `block`, from 1, sees, and the column of each.
+    """The entries of the stack that block `block`, from 1, reads, and the column of each.
 
     With k-DCA: the embedding, the sum of the older outputs, the last k; each has its column, also
     in a block that does not have all of them yet. Full DCA has a column for each block.

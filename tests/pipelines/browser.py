@@ -1,4 +1,4 @@
-"""A real browser that looks at one page. What was on the screen is left in build/screenshots."""
+"""Chromium on one page; its screenshots are left in build/screenshots."""
 
 import shutil
 from contextlib import suppress
@@ -25,7 +25,7 @@ FLAGS = (
 
 
 class Browser:
-    """Chromium, looking at one page."""
+    """Chromium with one page."""
 
     def __init__(self, profile: Path) -> None:
         options = webdriver.ChromeOptions()
@@ -41,11 +41,11 @@ class Browser:
         self.driver.get(address)
 
     def click(self, path: str) -> None:
-        """Press what is at an XPath, once it is there, drawn by itself or not."""
+        """Click the element at an XPath, once it is there, visible or not."""
         self.driver.execute_script("arguments[0].click()", self.wait(path, drawn=False)[0])
 
     def wait(self, path: str, *, drawn: bool = True) -> list[WebElement]:
-        """The elements at an XPath, once there is one, that are drawn."""
+        """The visible elements at an XPath, once there is one; with `drawn=False` all of them."""
 
         def found(driver: webdriver.Chrome) -> list[WebElement]:
             elements = driver.find_elements(By.XPATH, path)
@@ -60,7 +60,7 @@ class Browser:
         return self.driver.find_element(By.TAG_NAME, "body").text
 
     def missing(self, *texts: str) -> list[str]:
-        """Which of them the page does not show, however long it is waited for."""
+        """The texts that the page does not show within PAGE_SECONDS."""
         left = list(texts)
 
         def none_left(_: webdriver.Chrome) -> bool:
@@ -81,7 +81,7 @@ class Browser:
         self.driver.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
 
     def errors(self) -> list[str]:
-        """What the page has complained about since this was last asked."""
+        """Errors that the page logged since the last call."""
         return [
             row["message"] for row in self.driver.get_log("browser") if row["level"] == "SEVERE"
         ]

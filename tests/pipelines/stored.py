@@ -1,4 +1,4 @@
-"""Tracking stores, and sweeps with results that are made up, there in a moment."""
+"""Empty tracking stores, and stored sweeps with given results, without any training."""
 
 import functools
 import json
@@ -8,19 +8,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.yaml_text import flatten
 from pipelines.experiment import Experiment
 from pipelines.tracking.client import connect
 from pipelines.tracking.schema import EXPERIMENT_FILE, STAGE_TAG
 from pipelines.tracking.store import Store
 from pipelines.tracking.writer import Writer
+from pipelines.training.config import TrainingRun
 
 CORPUS = "0" * 32
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
 def put_database(path: Path) -> str:
-    """An empty database for MLflow, which takes seconds to make one; returns its URI."""
+    """Write an empty database for MLflow, a copy of one made once; returns its URI."""
     path.write_bytes(_empty_database())
     return f"sqlite:///{path}"
 
@@ -46,7 +46,7 @@ class Made:
 def store_sweep(
     store: Store, config: Experiment, trials: Sequence[Made], *, winner: int | None = None
 ) -> str:
-    """The pipeline run of a search with these trials; `winner` is what select found."""
+    """Store a search with these trials, `winner` selected; returns its pipeline run."""
     name = f"{config.experiment} {config.seed}"
     data = config.model_dump(mode="json")
     pipeline = store.create("pipeline", f"{name} pipeline", "pipeline", params=data)
@@ -69,12 +69,12 @@ def store_sweep(
 def _store_trial(
     store: Store, writer: Writer, config: Experiment, search: str, number: int, trial: Made
 ) -> None:
-    params = config.params | dict.fromkeys(config.search.space, "n/a") | trial.values
+    params = config.training_run().params | dict.fromkeys(config.search.space, "n/a") | trial.values
     tags = {"dca.trial": str(number), "dca.values": json.dumps(trial.values)}
     run = store.create(
         "trial", f"{search}/{number}", f"trial {number}", parent=search, params=params, tags=tags
     )
-    train = config.replace(trial.values).train
+    train = config.training_run(trial.values).train
     rows = [
         {
             "step": step,
@@ -97,16 +97,12 @@ def _store_trial(
     writer.finish(run, STATUSES[trial.state], {k: v for k, v in told.items() if v}, summary)
 
 
-def store_training(store: Store, config: Experiment, bits: float) -> str:
-    """A finished run of train.py, of the configuration as it is."""
-    run = store.create(
-        "train",
-        f"train {bits} {config.model_dump_json()}",
-        "train",
-        params=dict(flatten(config)).params,
-    )
-    store.log_corpus(run, {"name": "files", "fingerprint": CORPUS}, train=Path(__file__))
-    store.log_metrics(run, {f"best_{config.train.best_metric}": bits})
-    store.tag(run, {"dca.outputs": "{}"})
-    store.end(run)
-    return run
+def store_training(store: Store, run: TrainingRun, bits: float) -> str:
+    """Store a finished run of train.py with this configuration."""
+    key = f"train {bits} {run.model_dump_json()}"
+    run_id = store.create("train", key, "train", params=run.params)
+    store.log_corpus(run_id, {"name": "files", "fingerprint": CORPUS}, train=Path(__file__))
+    store.log_metrics(run_id, {f"best_{run.train.best_metric}": bits})
+    store.tag(run_id, {"dca.outputs": "{}"})
+    store.end(run_id)
+    return run_id

@@ -1,4 +1,4 @@
-"""What people see of a real sweep: MLflow's pages and the report in a browser, the notebooks."""
+"""A real sweep as users see it: MLflow's pages and the report in a browser, and the notebooks."""
 
 import re
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from nbclient import NotebookClient
 from selenium.webdriver.common.by import By
 
 from pipelines.experiment import load
-from pipelines.reporting.findings import findings
-from pipelines.reporting.mixing import OUT, mixing
+from pipelines.reporting.loading import load_results
+from pipelines.reporting.mixing import OUT, read_mixing
 from pipelines.tracking.schema import STAGE_TAG
 from pipelines.tracking.store import Run, Store
 from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser
@@ -31,13 +31,13 @@ REPORT = (
     *("summary", "leaderboard", "importance", "history", "parallel", "slices", "curves", "pruning"),
     *("failures", "winner", "mixing", "samples", "lineage", "next"),
 )
-"""Sections of the report, which has each of them whatever there is to tell."""
+"""Sections of the report, which has all of them in any state of a sweep."""
 SEARCHED = ("train.learning_rate", "model.residual", "model.last_k", "val_bits_per_byte")
 
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, text) -> Folder:
-    """A sweep of residual kinds that mix."""
+    """A finished sweep over residual kinds with mixtures."""
     experiment = EXPERIMENT
     for old, new in CHANGES.items():
         experiment = experiment.replace(old, new)
@@ -51,7 +51,7 @@ def swept(tmp_path_factory, text) -> Folder:
 
 @pytest.fixture(scope="module")
 def page(swept: Folder) -> Path:
-    """Of the report, after the winner was trained with a second seed."""
+    """The report's page, after the winner was trained with a second seed."""
     written = swept.path.joinpath(*WRITTEN)
     before = written.read_text()
     code, _, err = swept.run("train.py", "--from-version", "1", "seed=1")
@@ -69,7 +69,7 @@ def store(swept: Folder) -> Store:
 
 @pytest.fixture(scope="module")
 def pipeline(store: Store) -> Run:
-    """The sweep's; train.py has one, too."""
+    """The sweep's pipeline run; train.py has one, too."""
     searched = STAGE_TAG.format("search")
     (run,) = [run for run in store.find("pipeline") if searched in run.data.tags]
     return run
@@ -89,7 +89,7 @@ def test_the_files_of_the_report_are_artifacts_of_the_pipelines_run(store, pipel
     assert list(names.values()) == [set()]
 
 
-def test_the_page_tells_how_sure_the_win_is_and_how_to_reproduce_it(store, page):
+def test_the_page_has_the_evidence_for_the_winner_and_how_to_reproduce_it(store, page):
     text = re.sub(r"<svg.*?</svg>", "", page.read_text(), flags=re.S)
     (fit,) = store.find("fit")
     assert "version 1 promoted: " in text
@@ -105,18 +105,18 @@ def test_the_configuration_beside_the_page_is_the_one_that_was_run(swept, page):
 
 def test_the_learned_weights_are_those_of_the_packaged_model(swept, store, monkeypatch):
     monkeypatch.chdir(swept.path)
-    found = mixing(findings("tiny"))
-    table = found.weights
+    mixing = read_mixing(load_results("tiny"))
+    table = mixing.weights
     heads = {"q", "k", "v"} if "k" in set(table["output"]) else {"all"}
     assert set(table["output"]) == heads | {OUT}
     assert set(table["layer"]) == {"1", "2", OUT}
-    assert found.bytes_read > 0
+    assert mixing.bytes_read > 0
     assert table["added"].notna().all()
     assert (table["b"] - 1).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_is_kept_without_what_running_it_leaves(path):
+def test_a_notebook_is_stored_without_outputs(path):
     cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
     assert cells
     assert not any(cell.outputs or cell.execution_count or cell.metadata for cell in cells)
@@ -152,7 +152,7 @@ def executed(path: Path, folder: Folder) -> tuple[int, str]:
 
 @pytest.fixture(scope="module")
 def address(swept: Folder) -> Iterator[str]:
-    """Of MLflow's UI on what the sweep has left."""
+    """Address of MLflow's UI on the sweep's store."""
     port = free_port()
     arguments = ["server", "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", f"sqlite:///{swept.path}/mlflow.db"]
@@ -210,7 +210,7 @@ def test_the_runs_page_nests_the_trials_under_their_search_and_compares_them(
     assert "Comparing 4 Runs" in browser.text
 
 
-def test_a_search_says_what_it_is_and_has_the_study(browser, address, store):
+def test_a_search_has_a_description_and_the_study(browser, address, store):
     (search,) = store.find("search")
     page = f"{address}/#/experiments/{store.experiment_id}/runs/{search.info.run_id}"
     browser.open(page)
@@ -247,7 +247,7 @@ def test_the_models_page_has_its_results_and_its_version(browser, address, store
     browser.picture("model")
 
 
-def test_the_report_is_whole_and_complains_of_nothing(browser, store, pipeline, tmp_path):
+def test_the_report_is_complete_and_has_no_errors(browser, store, pipeline, tmp_path):
     folder = store.client.download_artifacts(pipeline.info.run_id, "report", str(tmp_path))
     browser.errors()  # of MLflow's pages
     for name, width in {"report": WIDTH, "report-phone": PHONE_WIDTH}.items():

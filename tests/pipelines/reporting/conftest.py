@@ -1,11 +1,13 @@
-"""A store of one's own, and findings made up in it."""
+"""Fixtures of the report's tests: an experiment with a search, and the results of stored sweeps."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 
-from pipelines.experiment import Experiment
-from pipelines.reporting.findings import Findings, findings
+from pipelines.experiment import Experiment, read_experiment
+from pipelines.reporting.loading import load_results
+from pipelines.reporting.results import Results
 from pipelines.tracking.store import Store
 from tests.pipelines.stored import Made, store_sweep
 
@@ -17,24 +19,24 @@ SPACE = {
 
 
 @pytest.fixture
-def store(store, tmp_path, monkeypatch) -> Store:
-    """Where it is looked for by default."""
+def store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """The empty store, in the current folder."""
     monkeypatch.chdir(tmp_path)
     return store
 
 
 @pytest.fixture
-def searched(data) -> Experiment:
-    """An experiment with a conditional space."""
+def searched(data: dict) -> Experiment:
+    """The small experiment with a conditional search space."""
     return read_experiment(data | {"search": {"space": SPACE, "trials": 8}}, source="test")
 
 
 @pytest.fixture
-def made(store) -> Callable[..., Findings]:
-    """What is found of a sweep with these trials."""
+def made(store: Store) -> Callable[..., Results]:
+    """Stores a sweep with these trials and returns its results."""
 
-    def make(config: Experiment, trials: Sequence[Made], **options) -> Findings:
+    def make(config: Experiment, trials: Sequence[Made], **options) -> Results:
         store_sweep(store, config, trials, **options)
-        return findings(config.experiment)
+        return load_results(config.experiment)
 
     return make

@@ -3,11 +3,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from pipelines.experiment import load
-from pipelines.reporting.findings import findings
-from pipelines.reporting.judgement import ranking
-from pipelines.reporting.mixing import entry_names, mixing
-from pipelines.reporting.page import publish, write
+from pipelines.experiment import load, read_experiment
+from pipelines.reporting.loading import load_results
+from pipelines.reporting.mixing import entry_names, read_mixing
+from pipelines.reporting.page.publish import publish, write
+from pipelines.reporting.statistics import ranking
 from tests.pipelines.stored import Made, store_sweep
 
 SECTIONS = [
@@ -56,9 +56,9 @@ MIXED = [
 ]
 
 
-def test_the_page_needs_nothing_else_and_has_every_section(store, searched, tmp_path):
+def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path):
     store_sweep(store, searched, MIXED, winner=1)
-    path = write(findings("tiny"), tmp_path / "page")
+    path = write(load_results("tiny"), tmp_path / "page")
     page = path.read_text()
     outline = Outline(page)
     assert outline.headings == SECTIONS
@@ -96,44 +96,44 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_whatever_a_sweep_has_found_there_is_a_page(case, store, data, searched, tmp_path):
+def test_there_is_a_page_for_any_state_of_a_sweep(case, store, data, searched, tmp_path):
     search, trials, winner = CASES[case]
     base = searched.search.model_dump(mode="json", exclude_defaults=True)
     config = read_experiment(data | {"search": base | search}, source="test")
     store_sweep(store, config, trials, winner=winner)
-    page = write(findings("tiny"), tmp_path / "page").read_text()
+    page = write(load_results("tiny"), tmp_path / "page").read_text()
     assert Outline(page).headings == SECTIONS
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S).lower().split()
 
 
 def test_the_yaml_beside_the_page_is_the_experiment(store, searched, tmp_path):
     store_sweep(store, searched, MIXED, winner=1)
-    write(findings("tiny"), tmp_path / "page")
+    write(load_results("tiny"), tmp_path / "page")
     assert load([str(tmp_path / "page" / "tiny.yaml")]) == searched
 
 
-def test_a_report_replaces_the_one_before_and_is_an_artifact_of_the_pipelines_run(store, searched):
+def test_a_report_replaces_an_earlier_one_and_is_an_artifact_of_the_pipelines_run(store, searched):
     run = store_sweep(store, searched, MIXED, winner=1)
-    path = publish(findings("tiny"))
+    path = publish(load_results("tiny"))
     (path.parent / "old.png").write_text("")
-    assert publish(findings("tiny")) == path
+    assert publish(load_results("tiny")) == path
     names = {file.path for file in store.client.list_artifacts(run, "report")}
     assert {"report/report.html", "report/history.png", "report/tiny.yaml"} <= names
     assert not (path.parent / "old.png").exists()
 
 
-def test_null_and_what_did_not_apply_are_told_apart(store, searched):
+def test_null_differs_from_a_key_that_did_not_apply(store, searched):
     store_sweep(store, searched, MIXED, winner=1)
-    values = findings("tiny").trials["model.last_k"]
+    values = load_results("tiny").trials["model.last_k"]
     assert values.tolist() == ["n/a", None, 2, "n/a", "n/a", 1]
 
 
-def test_the_two_hundred_trials_of_the_leaderboard_are_counted(store, searched, tmp_path):
+def test_a_long_leaderboard_is_cut_and_counted(store, searched, tmp_path):
     trials = [standard(1e-3 + 1e-5 * i, [3, 2, 2, 2 - 0.001 * i]) for i in range(60)]
     store_sweep(store, searched, trials, winner=59)
-    found = findings("tiny")
-    assert ranking(found).index[0] == 59
-    assert "the best 50 of 60" in write(found, tmp_path / "page").read_text()
+    results = load_results("tiny")
+    assert ranking(results).index[0] == 59
+    assert "the best 50 of 60" in write(results, tmp_path / "page").read_text()
 
 
 def test_entries_have_the_same_column_in_every_layer():
@@ -143,6 +143,6 @@ def test_entries_have_the_same_column_in_every_layer():
     assert entry_names(3, 3, None) == [("embedding", 0), ("block 1", 1), ("block 2", 2)]
 
 
-def test_without_a_model_there_is_no_mixing_and_it_says_so(store, searched):
+def test_without_a_model_there_is_a_note_instead_of_the_mixing(store, searched):
     store_sweep(store, searched, MIXED)
-    assert "no model has been trained" in mixing(findings("tiny")).note
+    assert "no model has been trained" in read_mixing(load_results("tiny")).note

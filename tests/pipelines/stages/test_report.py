@@ -1,27 +1,40 @@
-from types import SimpleNamespace
-
 import pytest
 
-from pipelines.stages.report import _front
+from pipelines.console.progress import Progress
+from pipelines.engine.stage import Context, Invocation
+from pipelines.stages import report
+from tests.pipelines.reporting.test_screen import OUTPUTS
+from tests.pipelines.stored import Made, store_sweep
 
 
-@pytest.mark.parametrize(
-    ("second", "shown"),
-    [
-        (None, []),
-        (
-            "bytes_per_second",
-            [
-                "",
-                "bits per byte against bytes per second: no trial is better in both",
-                "    2.0000         30,000  trial 2",
-                "    2.5000         40,000  trial 3",
-            ],
-        ),
-    ],
-)
-def test_the_screen_shows_the_front_where_there_are_two_objectives(config, second, shown):
-    search = {"second_objective": second, "scheduler": {"name": "none"}}
-    context = SimpleNamespace(config=config.replace({"search": search}))
-    front = [[2, 2.0, 30_000.0], [3, 2.5, 40_000.0]]
-    assert _front(context, {"select": {"front": front}}) == shown
+@pytest.fixture
+def context(store, experiment, tmp_path, monkeypatch) -> Context:
+    """Of a stored sweep without a search space."""
+    monkeypatch.chdir(tmp_path)
+    pipeline = store_sweep(store, experiment, [Made({}, [3, 2])], winner=0)
+    store.log_text(pipeline, "def generated", "samples.txt")
+    invocation = Invocation(("pipelines/sweep.py",), Progress())
+    return Context(experiment, tmp_path / "runs", store, invocation, pipeline)
+
+
+def outputs(context: Context) -> dict:
+    return OUTPUTS | {"sample": {"run_id": context.pipeline_run}}
+
+
+def test_the_screen_is_printed_and_is_an_artifact_beside_the_page(context, capsys):
+    assert report.STAGE.run(context, outputs(context)) == {}
+    text = context.store.read_text(context.pipeline_run, "report.txt")
+    assert text in capsys.readouterr().out
+    page = context.storage / "reports" / "tiny" / "report.html"
+    assert f"report    {page}" in text
+    assert page.is_file()
+
+
+def test_the_screen_is_printed_even_if_the_page_cannot_be_written(context, capsys):
+    folder = context.storage / "reports"
+    folder.write_text("not a folder")
+    with pytest.raises(OSError, match="reports"):
+        report.STAGE.run(context, outputs(context))
+    out = capsys.readouterr().out
+    assert "gate     version 3 promoted: the first" in out
+    assert "report  " not in out

@@ -1,0 +1,183 @@
+"""The commands that a report shows: how to reproduce the result, and what to run next.
+
+They work as shown in a new shell, in the folder in which the report was made, after those of
+`setup_lines`. Used by the summary, the page and the screen.
+"""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.yaml_text import PLAIN_WORD
+from pipelines.experiment import Experiment
+from pipelines.reporting.results import Results
+from pipelines.reporting.statistics import compare_top_two, resolved_values
+from pipelines.storage.location import storage_folder
+from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.uri import tracking_uri
+
+ROOT = Path(__file__).parents[2]
+EXTRA_SEEDS = 4
+"""Further seeds with which the winner and the runner-up are to be trained."""
+LONGER_FACTOR = 4
+"""Budget of a longer fit, in budgets of this one."""
+LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
+"""Samplers that use the results of earlier trials."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command to run, of one or more lines."""
+
+    purpose: str
+    lines: list[str]
+
+
+def setup_lines(root: Path = ROOT) -> list[str]:
+    """What a new shell needs once before the other commands.
+
+    The environment of the project at `root`, if it has one, and the tracking store's URI unless
+    it is the default.
+    """
+    lines = []
+    activate = root / ".venv" / "bin" / "activate"
+    if activate.is_file():
+        lines.append(shlex.join(["source", _shown_path(activate)]))
+    if not _is_default(tracking_uri()):
+        lines.append(f"export MLFLOW_TRACKING_URI={shlex.quote(tracking_uri())}")
+    return lines
+
+
+def tracking_page_command() -> str:
+    """Opens the pages of the tracking store."""
+    uri = tracking_uri()
+    if not uri.startswith("sqlite"):
+        return shlex.join(["python", "-m", "webbrowser", uri])
+    options = [] if _is_default(uri) else ["--backend-store-uri", uri]
+    return shlex.join(["mlflow", "ui", *options])
+
+
+def _is_default(uri: str) -> bool:
+    return uri == f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def report_folder(config: Experiment) -> Path:
+    """Folder of the experiment's report.
+
+    In the storage, or in the current folder if the storage is not a local folder.
+    """
+    storage = storage_folder(config.storage)
+    return (storage if isinstance(storage, Path) else Path.cwd()) / "reports" / config.experiment
+
+
+def config_file(config: Experiment) -> str:
+    """Name of the experiment's YAML file in the report's folder."""
+    return f"{config.experiment}.yaml"
+
+
+def config_path(config: Experiment) -> str:
+    """Path of that file in the commands."""
+    return _shown_path(report_folder(config) / config_file(config))
+
+
+def _shown_path(path: Path) -> str:
+    """Relative to the current folder if it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+
+
+def reproduction_command(results: Results) -> str:
+    """Trains the winner again, or without a model runs the whole pipeline again."""
+    return _train(results) if results.model_uri else _sweep(results)
+
+
+def next_commands(results: Results) -> list[Command]:
+    """What reproduces the result, what makes it more certain, and what builds on it."""
+    name = results.config.experiment
+    commands = [*_repetitions(results), *_extensions(results)]
+    if results.model_uri:
+        commands.append(Command("Generate text with the model", [_generate(results)]))
+    report = shlex.join(["python", "pipelines/report.py", name])
+    return [
+        *commands,
+        Command("Show all runs, curves and versions", [tracking_page_command()]),
+        Command("Write this page again", [report]),
+    ]
+
+
+def _repetitions(results: Results) -> Iterator[Command]:
+    if results.model_uri:
+        purpose = "Train the winner again, and compare its weights bit for bit"
+        yield Command(purpose, [_train(results)])
+    yield Command("Run the whole pipeline", [_sweep(results)])
+    if lines := replication_commands(results):
+        purpose = "Train the winner and the runner-up with more seeds, and compare them"
+        yield Command(purpose, lines)
+
+
+def _extensions(results: Results) -> Iterator[Command]:
+    config, name = results.config, results.config.experiment
+    if results.keys and config.search.sampler.name in LEARNING_SAMPLERS:
+        count = 2 * config.search.trial_count
+        changes = [f"experiment={name}-2", f"search.warm_start=[{name}]", f"search.trials={count}"]
+        purpose = "Start a new search from the results of these trials"
+        yield Command(purpose, [_sweep(results, *changes)])
+    budget = LONGER_FACTOR * config.fit_run().train.tokens
+    purpose = "Train the winner longer; the search is reused"
+    yield Command(purpose, [_sweep(results, f"fit.tokens={budget}")])
+
+
+def replication_commands(results: Results) -> list[str]:
+    """Shell lines that train the winner and the runner-up with more seeds, and report again.
+
+    At the fit's budget. Empty if there is no runner-up.
+    """
+    pair = compare_top_two(results)
+    if pair is None:
+        return []
+    first = results.config.seed + 1
+    seeds = " ".join(str(first + number) for number in range(EXTRA_SEEDS))
+    winner = [] if results.version is not None else _overrides(results, pair.winner)
+    second = _overrides(results, pair.second)
+    report = shlex.join(["python", "pipelines/report.py", results.config.experiment])
+    return [
+        f"for seed in {seeds}; do",
+        f"  {_train(results, *winner)} seed=$seed",
+        f"  {_train(results, *second)} seed=$seed",
+        "done",
+        report,
+    ]
+
+
+def _sweep(results: Results, *changes: str) -> str:
+    command = "sweep.py" if "train" not in results.stages else "train.py"
+    return shlex.join(["python", f"pipelines/{command}", config_path(results.config), *changes])
+
+
+def _train(results: Results, *changes: str) -> str:
+    source = [config_path(results.config)]
+    if results.version is not None:
+        source = ["--from-version", f"{results.config.promote.model}/{results.version}"]
+    return shlex.join(["python", "pipelines/train.py", *source, *changes])
+
+
+def _generate(results: Results) -> str:
+    model, version = results.config.promote.model, results.version
+    shown = f"{model}/{version}" if version else str(results.model_uri)
+    prompt = results.config.generate.prompts[0]
+    command = ["python", "pipelines/generate.py", "--model", shown, "--prompt", prompt]
+    return shlex.join(command)
+
+
+def _overrides(results: Results, number: int) -> list[str]:
+    """A trial's values as `key=value` arguments of a command."""
+    values = resolved_values(results, number)
+    return [f"{key}={_override_value(value)}" for key, value in values.items()]
+
+
+def _override_value(value: Any) -> str:
+    if not isinstance(value, str):
+        return encode_param(value)
+    return value if PLAIN_WORD.fullmatch(value) else f'"{value}"'

@@ -1,0 +1,116 @@
+"""Importance of the searched keys, by Optuna's fANOVA at equal budget."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from optuna.importance import FanovaImportanceEvaluator
+from optuna.trial import create_trial
+
+from pipelines.reporting.results import INACTIVE, Results
+from pipelines.reporting.statistics import at_equal_tokens, python_value
+from pipelines.search.study import distribution
+
+MIN_TRIALS = 4
+"""With fewer trials no importance is computed."""
+MIN_DIFFERENCE = 1e-9
+"""Bits per byte between the best and the worst trial below which all count as equal."""
+TREES = 32
+"""Trees of fANOVA's random forest: 200 trials of six keys take about a second."""
+MAX_TRIALS = 500
+"""Trials passed to fANOVA, the latest: its time grows with their number."""
+COLUMNS = ["share", "trials", "always"]
+
+
+@dataclass(frozen=True)
+class Importance:
+    """The share of the variance between trials that each searched key explains."""
+
+    shares: pd.DataFrame
+    """One row per key, most important first: share (of the variance, 0 to 1; NaN with too few
+    trials), trials (their number), always (whether the key applied in all trials)."""
+    tokens: int = 0
+    """Budget at which the trials were compared."""
+    note: str = ""
+    """Why there are no shares."""
+
+
+def importance(results: Results) -> Importance:
+    """fANOVA over the trials at equal budget.
+
+    A conditional key is evaluated among the trials in which it applied, together with the keys
+    that always apply.
+    """
+    tokens, values = at_equal_tokens(results)
+    if note := _obstacle(results, values):
+        return Importance(pd.DataFrame([], columns=COLUMNS), tokens, note)
+    table = results.trials.loc[values.index[-MAX_TRIALS:]]
+    always = [key for key in results.keys if not (table[key] == INACTIVE).any()]
+    rows: dict[str, tuple[float, int, bool]] = {}
+    if always:
+        shares = _fanova(results, table, values, always)
+        rows = {key: (share, len(table), True) for key, share in shares.items()}
+    for key in [key for key in results.keys if key not in always]:
+        active = table[table[key] != INACTIVE]
+        keys = [*(k for k in always if not _is_constant(active, k)), key]
+        share = math.nan
+        if len(active) >= MIN_TRIALS and np.ptp(values[active.index]) >= MIN_DIFFERENCE:
+            share = _fanova(results, active, values, keys).get(key, 0.0)
+        rows[key] = (share, len(active), False)
+    shares_table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
+    return Importance(shares_table.sort_values("share", ascending=False, kind="stable"), tokens)
+
+
+def _obstacle(results: Results, values: pd.Series) -> str:
+    """Why no importance can be computed; empty if it can."""
+    if not results.keys:
+        return "nothing was searched"
+    if len(values) < MIN_TRIALS:
+        return f"{len(values)} trials have a result; at least {MIN_TRIALS} are needed"
+    if values.max() - values.min() < MIN_DIFFERENCE:
+        return "all trials have the same result"
+    return ""
+
+
+def _is_constant(table: pd.DataFrame, key: str) -> bool:
+    return bool(table[key].map(repr).nunique() < 2)
+
+
+def _fanova(
+    results: Results, table: pd.DataFrame, values: pd.Series, keys: Sequence[str]
+) -> dict[str, float]:
+    """Shares of the variance of these trials' values that keys explain."""
+    varied = [key for key in keys if not _is_constant(table, key)]
+    if not varied:
+        return dict.fromkeys(keys, 0.0)
+    space = {key: distribution(results.config.search.space[key]) for key in varied}
+    trials = [
+        create_trial(
+            params={key: python_value(row[key]) for key in varied},
+            distributions=space,
+            value=float(values[number]),
+        )
+        for number, row in table.iterrows()
+    ]
+    with _quiet_optuna():
+        study = optuna.create_study()
+        study.add_trials(trials)
+        evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
+        shares: dict[str, Any] = evaluator.evaluate(study, params=varied)
+    return {key: float(shares.get(key, 0.0)) for key in keys}
+
+
+@contextmanager
+def _quiet_optuna() -> Iterator[None]:
+    """Errors only from Optuna for the time of a block: it logs each study that it creates."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,175 @@
+"""Reading an experiment's results from the tracking store.
+
+    results = load_results("quickstart")
+    results.trials, results.curves, results.completed_runs
+
+Used by the stage report, pipelines/report.py and the notebooks.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from pipelines.config.yaml_text import parse
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import nearest, one_line
+from pipelines.experiment import read_experiment
+from pipelines.registry.package import LINEAGE
+from pipelines.registry.versions import Registry
+from pipelines.reporting.results import INACTIVE, Results, configuration_text
+from pipelines.reporting.run_tables import (
+    completed_run_table,
+    curve_table,
+    trial_number,
+    trial_table,
+)
+from pipelines.tracking.client import connect_existing
+from pipelines.tracking.models import model_id_of
+from pipelines.tracking.schema import (
+    DIRTY_TAG,
+    EXPERIMENT_FILE,
+    INPUTS_TAG,
+    STAGE_TAG,
+    VERSION_PREFIX,
+)
+from pipelines.tracking.store import Run, Store
+from pipelines.tracking.uri import tracking_uri
+
+STAGE_CHAIN = ("search", "select", "fit", "evaluate")
+"""Stages each of which reads the run of the one before it."""
+SAMPLES_FILE = "samples.txt"
+"""Artifact of the stage sample."""
+PROVENANCE_TAGS = (VERSION_PREFIX, "mlflow.source.git", DIRTY_TAG)
+"""Prefixes of the tags with a run's commit and package versions."""
+
+
+def load_results(experiment: str) -> Results:
+    """The results of an experiment's latest pipeline run, finished or not.
+
+    Raises ConfigError if the tracking store has no such experiment, or no pipeline run of it.
+    """
+    names = [found.name for found in connect_existing().search_experiments()]
+    if experiment not in names:
+        message = f"{one_line(experiment)}: no such experiment in {tracking_uri()}"
+        raise ConfigError(Problem(message, nearest=nearest(experiment, names)))
+    store = Store.open(experiment, Path.cwd(), create=False)
+    pipelines = store.find("pipeline") if store else []
+    searched = [run for run in pipelines if STAGE_TAG.format("search") in run.data.tags]
+    if store is None or not pipelines:
+        raise ConfigError(f"{one_line(experiment)}: no run of sweep.py or train.py in it yet")
+    return results_of(store, (searched or pipelines)[0].info.run_id)
+
+
+def results_of(store: Store, pipeline_run: str) -> Results:
+    """The results of one pipeline run, by its run id."""
+    pipelines = {run.info.run_id: run for run in store.find("pipeline")}
+    pipeline = pipelines[pipeline_run]
+    text = store.read_text(pipeline_run, EXPERIMENT_FILE)
+    config = read_experiment(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
+    stages = _stage_runs(store, pipeline)
+    searches = {run.info.run_id: run for run in store.find("search")}
+    trials = [run for run in store.find("trial") if _parent(run) in searches]
+    fits = [*store.find("fit"), *store.find("train")]
+    configurations = _trial_configurations(trials, searches, pipelines, pipeline)
+    configurations |= {
+        run.info.run_id: configuration_text(run.data.params, _corpus_of(run)) for run in fits
+    }
+    search = stages["search"].info.run_id if "search" in stages else ""
+    own = sorted((run for run in trials if _parent(run) == search), key=trial_number)
+    own_fits = [stages[name] for name in ("fit", "train") if name in stages]
+    results = Results(
+        config=config,
+        store=store,
+        pipeline=pipeline,
+        stages=stages,
+        trials=trial_table(config, own, configurations),
+        curves=curve_table(store, config, own, own_fits),
+        completed_runs=completed_run_table(
+            [*trials, *fits], configurations, config.train.best_metric
+        ),
+        other_pipelines=len(pipelines) - 1,
+    )
+    corpus = searches[search].data.params.get("corpus", "") if search in searches else ""
+    return _with_samples(_with_model(results, corpus))
+
+
+def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
+    """The runs of a pipeline's stages, without those that follow from another earlier result."""
+    prefix = STAGE_TAG.format("")
+    tags = {k: v for k, v in pipeline.data.tags.items() if k.startswith(prefix)}
+    stages = {key.removeprefix(prefix): store.client.get_run(run) for key, run in tags.items()}
+    for before, name in pairwise(STAGE_CHAIN):
+        if name in stages:
+            needs = json.loads(stages[name].data.tags.get(INPUTS_TAG, "{}")).get("needs", {})
+            expected = stages[before].info.run_id if before in stages else None
+            if needs.get(before, expected) != expected:
+                del stages[name]
+    if "evaluate" not in stages:
+        stages.pop("sample", None)
+    return stages
+
+
+def _trial_configurations(
+    trials: Sequence[Run],
+    searches: Mapping[str, Run],
+    pipelines: Mapping[str, Run],
+    pipeline: Run,
+) -> dict[str, str]:
+    """The configuration text of every trial, by run id.
+
+    A key that did not apply has the value of the search's pipeline run, else of `pipeline`.
+    """
+    found = {}
+    for run in trials:
+        search = searches[_parent(run)]
+        base = pipelines.get(_parent(search), pipeline).data.params
+        params = {
+            key: base.get(key, value) if value == INACTIVE else value
+            for key, value in run.data.params.items()
+        }
+        corpus = search.data.params.get("corpus", "")
+        found[run.info.run_id] = configuration_text(params, corpus)
+    return found
+
+
+def _with_model(results: Results, corpus: str) -> Results:
+    """With the lineage of the fit's model, and the version that it became."""
+    tags = results.pipeline.data.tags
+    lineage: dict[str, Any] = {
+        "corpus": {"name": results.config.data.corpus, "fingerprint": corpus},
+        "provenance": {k: v for k, v in tags.items() if k.startswith(PROVENANCE_TAGS)},
+        "hardware": {},
+    }
+    uri = results.model_uri
+    if not uri:
+        return replace(results, lineage=lineage)
+    lineage = results.store.models.read_json(model_id_of(uri), LINEAGE) or lineage
+    registry = Registry(results.store.client, results.config.promote.model)
+    try:
+        versions = [version for version in registry.versions() if version.source == uri]
+    except ConfigError:  # nothing is registered by that name yet
+        versions = []
+    if not versions:
+        return replace(results, lineage=lineage)
+    version, version_tags = int(versions[0].version), dict(versions[0].tags)
+    return replace(results, lineage=lineage, version=version, version_tags=version_tags)
+
+
+def _with_samples(results: Results) -> Results:
+    if not results.outputs("sample"):
+        return results
+    run_id = results.stages["sample"].info.run_id
+    return replace(results, samples=results.store.read_text(run_id, SAMPLES_FILE))
+
+
+def _corpus_of(run: Run) -> str:
+    """Fingerprint of the corpus that a fit read."""
+    read = run.inputs.dataset_inputs if run.inputs else []
+    return str(read[0].dataset.digest) if read else ""
+
+
+def _parent(run: Run) -> str:
+    return str(run.data.tags.get("mlflow.parentRunId", ""))

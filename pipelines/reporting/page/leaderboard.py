@@ -1,0 +1,95 @@
+"""The leaderboard of the page: trials, the Pareto front, and configurations with several seeds."""
+
+from pipelines.console.text import format_value
+from pipelines.reporting import figures
+from pipelines.reporting.page.cells import bits_cell, count_cell, seed_cells
+from pipelines.reporting.page.content import Picture, Section, Table
+from pipelines.reporting.results import Results
+from pipelines.reporting.statistics import CONFIDENCE, ranking
+from pipelines.reporting.summary import repeated_configurations
+
+MAX_ROWS = 50
+"""Rows of the table; a longer one names the number of all trials."""
+INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
+
+
+def leaderboard_section(results: Results) -> Section:
+    """The best trials with their values, and what was repeated with several seeds."""
+    section = Section("leaderboard", "Leaderboard")
+    if results.trials.empty:
+        section.paragraphs = ["There are no trials."]
+    else:
+        section.pictures = _pictures(results)
+        section.tables = [_trial_table(results)]
+    rows = repeated_configurations(results)
+    if not rows:
+        section.paragraphs = [
+            *section.paragraphs,
+            "No configuration was trained with more than one seed yet, so there are no intervals; "
+            "the commands under What next train with more.",
+        ]
+        return section
+    section.pictures = [*section.pictures, _seed_picture(results)]
+    section.tables = [*section.tables, _seed_table(rows)]
+    return section
+
+
+def _pictures(results: Results) -> list[Picture]:
+    best = Picture(
+        "leaderboard",
+        figures.leaderboard(results),
+        "The best trials. A filled dot used its whole budget.",
+        "Bits per byte of the best trials, best first.",
+    )
+    second = results.config.search.second_objective
+    if not second:
+        return [best]
+    front = Picture(
+        "front",
+        figures.pareto_front(results),
+        "The line joins the Pareto front: no trial is better in both objectives.",
+        f"Bits per byte against {second.replace('_', ' ')}; the Pareto front is joined.",
+    )
+    return [best, front]
+
+
+def _trial_table(results: Results) -> Table:
+    table, second = ranking(results), results.config.search.second_objective
+    more = f", the best {MAX_ROWS} of {len(table)}" if len(table) > MAX_ROWS else ""
+    columns = ["trial", "state", "bits per byte", *([second.replace("_", " ")] if second else [])]
+    columns += ["n", "mean", INTERVAL, "bytes", "parameters", *results.keys]
+    rows = [
+        [
+            *(f"{number}{' (winner)' if number == results.winner else ''}", row["state"]),
+            bits_cell(row["bits_per_byte"]),
+            *([count_cell(row["second"])] if second else []),
+            *seed_cells(row["n"], row["mean"], row["low"], row["high"]),
+            *(f"{row['tokens']:,}", f"{row['parameters']:,}"),
+            *(format_value(row[key]) for key in results.keys),
+        ]
+        for number, row in table.head(MAX_ROWS).iterrows()
+    ]
+    caption = (
+        f"Trials{more}: those that used their whole budget, then the deepest. n is the number of "
+        "seeds that a configuration was trained with at this budget; one seed gives no interval."
+    )
+    return Table(caption, columns, rows, set(range(2, len(columns))))
+
+
+def _seed_picture(results: Results) -> Picture:
+    return Picture(
+        "seeds",
+        figures.seeds(results),
+        "Configurations that were trained with several seeds.",
+        "The results of each repeated configuration, their mean and the t-interval.",
+    )
+
+
+def _seed_table(rows: list[tuple[str, str, int, float, float, float]]) -> Table:
+    return Table(
+        "The same as numbers: trials, fits and runs of train.py that differ in nothing but the "
+        "seed.",
+        ["", "configuration", "n", "mean", INTERVAL],
+        [[letter, text, *seed_cells(*rest)] for letter, text, *rest in rows],
+        {2, 3, 4},
+    )

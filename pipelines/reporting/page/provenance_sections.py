@@ -1,0 +1,82 @@
+"""Sections of the page about where the results come from and what to run next."""
+
+from typing import Any
+
+from pipelines.reporting.commands import (
+    Command,
+    config_file,
+    config_path,
+    next_commands,
+    setup_lines,
+)
+from pipelines.reporting.page.content import Section, Table, TextFile
+from pipelines.reporting.results import Results
+from pipelines.tracking.uri import tracking_uri
+
+
+def lineage_section(results: Results) -> Section:
+    """The runs, the data, the code and the hardware behind the results."""
+    section = Section("lineage", "Lineage")
+    if results.other_pipelines:
+        section.paragraphs = [
+            f"The experiment has {results.other_pipelines} other pipeline runs, of other "
+            "configurations or of train.py. This page uses only their runs that repeat a "
+            "configuration with another seed."
+        ]
+    rows = [*_result_rows(results), *_provenance_rows(results.lineage)]
+    section.tables = [Table("Origin of the results.", ["", ""], rows)]
+    return section
+
+
+def _result_rows(results: Results) -> list[tuple[str, str]]:
+    stages = {"pipeline": results.pipeline, **results.stages}
+    runs = {name: run.info.run_id for name, run in stages.items()}
+    if results.winner is not None:
+        runs["winning trial's"] = results.trials.at[results.winner, "run_id"]
+    model, version = results.config.promote.model, results.version
+    return [
+        ("experiment", f"{results.config.experiment} in {tracking_uri()}"),
+        *((f"{name} run", run_id) for name, run_id in runs.items()),
+        ("model", results.model_uri or "none yet"),
+        ("version", f"{model} {version}" if version else "none"),
+        ("gate", results.version_tags.get("gate.decision", "not decided")),
+    ]
+
+
+def _provenance_rows(lineage: dict[str, Any]) -> list[tuple[str, str]]:
+    provenance, hardware = lineage["provenance"], lineage["hardware"]
+    dirty = " and uncommitted changes" if provenance.get("git.dirty") == "true" else ""
+    packages = [
+        f"{key.removeprefix('version.')} {value}"
+        for key, value in provenance.items()
+        if key.startswith("version.")
+    ]
+    processors = [
+        str(hardware.get("processor", "unknown")),
+        f"{hardware.get('cpus', '?')} CPUs",
+        *hardware.get("gpus", []),
+    ]
+    return [
+        ("corpus", " ".join(lineage["corpus"].values())),
+        ("commit", f"{provenance.get('mlflow.source.git.commit', 'unknown')}{dirty}"),
+        ("packages", ", ".join(packages)),
+        ("hardware", ", ".join(processors)),
+        ("platform", str(hardware.get("platform", "unknown"))),
+    ]
+
+
+def next_section(results: Results) -> Section:
+    """The next commands, and the configuration that they use."""
+    setup = setup_lines()
+    once = [Command("Once in a new shell", setup)] if setup else []
+    return Section(
+        "next",
+        "What next",
+        paragraphs=[
+            "Run the commands in the folder that has the tracking database and the project's "
+            f"pipelines/. {config_path(results.config)} is the configuration below; it is also an "
+            "artifact of the pipeline's run."
+        ],
+        commands=[*once, *next_commands(results)],
+        file=TextFile(config_file(results.config), results.config.to_yaml()),
+    )

@@ -1,0 +1,123 @@
+"""Rendering of the page, and its files in storage and in the tracking store."""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+import matplotlib
+from jinja2 import Environment
+from markupsafe import Markup
+
+from pipelines.reporting.commands import config_file, report_folder
+from pipelines.reporting.importance import importance
+from pipelines.reporting.mixing import read_mixing
+from pipelines.reporting.page.content import Picture, Section
+from pipelines.reporting.page.leaderboard import leaderboard_section
+from pipelines.reporting.page.model_sections import (
+    mixing_section,
+    samples_section,
+    winner_section,
+)
+from pipelines.reporting.page.provenance_sections import lineage_section, next_section
+from pipelines.reporting.page.search_sections import (
+    curves_section,
+    failures_section,
+    history_section,
+    importance_section,
+    parallel_section,
+    pruning_section,
+    slices_section,
+)
+from pipelines.reporting.results import Results
+from pipelines.reporting.summary import summary
+
+PAGE = "report.html"
+DOTS_PER_INCH = 150
+"""Resolution of the PNG files."""
+MAX_SVG_BYTES = 1_000_000
+"""A figure with a larger SVG is a PNG in the page, too."""
+
+
+def publish(results: Results) -> Path:
+    """Write the report into its folder and log it as artifacts of the pipeline's run.
+
+    Returns the page's path.
+    """
+    path = write(results, report_folder(results.config))
+    results.store.log_files(results.pipeline.info.run_id, path.parent, "report")
+    return path
+
+
+def write(results: Results, folder: Path) -> Path:
+    """Write the page, the figures and the experiment's YAML into a folder; returns the page's path.
+
+    The files of an earlier report in the folder are deleted.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.png"), *folder.glob("*.yaml"), folder / PAGE]:
+        old.unlink(missing_ok=True)
+    sections = all_sections(results)
+    for picture in (picture for section in sections for picture in section.pictures):
+        png = folder / f"{picture.name}.png"
+        picture.figure.savefig(png, dpi=DOTS_PER_INCH)
+        picture.figure.set_layout_engine("none")  # computed above, and not for each file again
+        picture.markup = _markup(picture, png)
+    (folder / config_file(results.config)).write_text(results.config.to_yaml())
+    path = folder / PAGE
+    path.write_text(_render(results, sections), encoding="utf-8")
+    return path
+
+
+def all_sections(results: Results) -> list[Section]:
+    """The sections of the page, in order."""
+    known = importance(results)
+    return [
+        Section("summary", "Summary", points=summary(results, known)),
+        leaderboard_section(results),
+        importance_section(results, known),
+        history_section(results),
+        parallel_section(results),
+        slices_section(results),
+        curves_section(results),
+        pruning_section(results),
+        failures_section(results),
+        winner_section(results),
+        mixing_section(read_mixing(results)),
+        samples_section(results),
+        lineage_section(results),
+        next_section(results),
+    ]
+
+
+def _render(results: Results, sections: Sequence[Section]) -> str:
+    environment = Environment(autoescape=True, trim_blocks=True)
+    template = environment.from_string((files(__package__) / "page.html").read_text())
+    counts = results.trials["state"].value_counts()
+    trials = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
+    return template.render(
+        title=f"{results.config.experiment}: report",
+        subtitle=f"Trials: {trials}. Bits per byte: less is better.",
+        sections=sections,
+    )
+
+
+def _markup(picture: Picture, png: Path) -> Markup:
+    """The figure as SVG, or as PNG if the SVG is too large."""
+    text = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": picture.name}):
+        picture.figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()
+    alt = escape(picture.alt, quote=True)
+    if len(svg) > MAX_SVG_BYTES:
+        data = base64.b64encode(png.read_bytes()).decode()
+        return Markup(f'<img alt="{alt}" src="data:image/png;base64,{data}">')
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r' id="[A-Za-z][A-Za-z0-9.]{3,}_\d+"', "", svg)  # the same in every figure
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    return Markup(svg.replace("<svg ", f'<svg role="img" aria-label="{alt}" ', 1))

@@ -1,0 +1,98 @@
+"""The results of one pipeline run of an experiment, as tables and plain data.
+
+Made by pipelines.reporting.loading; read by everything else in this package and by the notebooks.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from pipelines.experiment import Experiment
+from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.schema import INACTIVE_PARAM, OUTPUTS_TAG
+from pipelines.tracking.store import Run, Store
+
+INACTIVE = INACTIVE_PARAM
+"""Value of a searched key in a trial in which the key did not apply."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """One pipeline run: its stages' runs, its trials, and the model that came out of it."""
+
+    config: Experiment
+    store: Store
+    pipeline: Run
+    stages: dict[str, Run]
+    """The runs that hold the stages' results, by stage; without stages that have not begun."""
+    trials: pd.DataFrame
+    """One row per trial, by number: run_id, state, reason, bits_per_byte (its best; NaN without a
+    result), second (value of search.second_objective), tokens, steps, seconds, parameters, pareto
+    (whether it lies on the Pareto front), configuration, and the value of each searched key,
+    INACTIVE where the key did not apply."""
+    curves: pd.DataFrame
+    """One row per evaluation of the trials and the fit: name, number (-1 for the fit), step,
+    tokens, seconds of training, bits_per_byte, best (so far, of train.best_metric)."""
+    completed_runs: pd.DataFrame
+    """One row per training run of the experiment that used its whole budget, one for each seed of a
+    configuration: configuration, kind, run_id, seed, bits_per_byte, tokens."""
+    version: int | None = None
+    """Version of the registered model that the fit became."""
+    version_tags: dict[str, str] = field(default_factory=dict)
+    """Tags of that version, with the gate's decision."""
+    lineage: dict[str, Any] = field(default_factory=dict)
+    """Corpus, provenance and hardware, as packaged with the fit's model."""
+    samples: str = ""
+    """The generated text."""
+    other_pipelines: int = 0
+    """Number of other pipeline runs of the experiment."""
+
+    @property
+    def keys(self) -> list[str]:
+        """The searched keys."""
+        return list(self.config.search.space)
+
+    @property
+    def metric(self) -> str:
+        """The metric that the search minimised."""
+        return self.config.train.best_metric
+
+    @property
+    def winner(self) -> int | None:
+        """Number of the selected trial; None if none is selected yet."""
+        return self.outputs("select").get("trial")
+
+    @property
+    def fit(self) -> Run | None:
+        """The final training run: of the winner, or of train.py if there was no search."""
+        return self.stages.get("fit") or self.stages.get("train")
+
+    @property
+    def model_uri(self) -> str | None:
+        """URI of the model that the fit logged."""
+        name = "fit" if "fit" in self.stages else "train"
+        return self.outputs(name).get("model_uri")
+
+    def outputs(self, stage: str) -> dict[str, Any]:
+        """Outputs of a stage; empty if it has not ended."""
+        if stage not in self.stages:
+            return {}
+        return dict(json.loads(self.stages[stage].data.tags.get(OUTPUTS_TAG, "{}")))
+
+    def configuration(self, values: Mapping[str, Any], tokens: int | None = None) -> str:
+        """The `configuration` column's text for these values of some keys, and this budget."""
+        base = self.config.training_run().params | ({"train.tokens": tokens} if tokens else {})
+        params = {key: encode_param(value) for key, value in (base | dict(values)).items()}
+        return configuration_text(params, str(self.lineage["corpus"]["fingerprint"]))
+
+
+def configuration_text(params: Mapping[str, str], corpus: str) -> str:
+    """A text that is equal for runs that differ in nothing but the seed.
+
+    `corpus` is the fingerprint of the corpus.
+    """
+    compared = {k: v for k, v in params.items() if k.startswith(("model.", "train."))}
+    return json.dumps([corpus, sorted(compared.items())])

@@ -1,0 +1,116 @@
+"""The result of a sweep as lines of text, the last screen of the command.
+
+Used by the stage report.
+"""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.console.text import format_duration, format_value
+from pipelines.experiment import Experiment
+from pipelines.reporting.commands import setup_lines, tracking_page_command
+from pipelines.tracking.uri import tracking_uri
+
+Outputs = Mapping[str, Mapping[str, Any]]
+"""Outputs of the stages, by stage."""
+
+
+def screen_lines(
+    config: Experiment,
+    outputs: Outputs,
+    samples: str,
+    *,
+    page: Path | None,
+    storage: object,
+    script: Callable[[str], Path],
+) -> list[str]:
+    """The search, the winner, the test result, generated text and the next commands.
+
+    Args:
+        config: The experiment.
+        outputs: Outputs of all other stages of the sweep.
+        samples: The generated text.
+        page: Path of the HTML page; None without one.
+        storage: The experiment's storage, as shown.
+        script: Path of a command's script, by its file name.
+    """
+    return [
+        *_result_lines(config, outputs),
+        *pareto_lines(config, outputs["select"]["front"]),
+        "",
+        *_test_lines(outputs),
+        "",
+        samples,
+        "",
+        *_champion_lines(outputs, script),
+        f"runs      {tracking_uri()}, experiment {config.experiment}",
+        f"files     {storage}",
+        *([f"report    {page}"] if page else []),
+        *_next_lines(config, outputs, script),
+    ]
+
+
+def _result_lines(config: Experiment, outputs: Outputs) -> list[str]:
+    """One line each for the search, its winner, the fit and the gate."""
+    states = outputs["search"]["trials"]
+    trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+    chosen, fit, gate = outputs["select"], outputs["fit"], outputs["promote"]
+    values = ", ".join(f"{key}={format_value(value)}" for key, value in chosen["values"].items())
+    return [
+        f"{config.experiment}: {sum(states.values())} trials ({trials})",
+        f"winner   trial {chosen['trial']}, {chosen['objective']:.4f} bits per byte: "
+        f"{values or 'the defaults'}",
+        f"trained  {fit['parameters']:,} parameters on {fit['tokens']:,} bytes with "
+        f"{fit['workers']} workers in {format_duration(fit['seconds'])}, "
+        f"validation {fit['val_bits_per_byte']:.4f} bits per byte",
+        f"gate     version {outputs['register']['version']} {gate['decision']}",
+    ]
+
+
+def pareto_lines(config: Experiment, front: list[tuple[int, float, float]]) -> list[str]:
+    """The Pareto front of a search with two objectives; empty with one.
+
+    `front` has a trial's number and its two objectives in each row.
+    """
+    second = config.search.second_objective
+    if second is None:
+        return []
+    return [
+        "",
+        f"bits per byte against {second.replace('_', ' ')}: no trial is better in both",
+        *(f"  {bits:8.4f}  {value:13,.0f}  trial {number}" for number, bits, value in front),
+    ]
+
+
+def _test_lines(outputs: Outputs) -> list[str]:
+    """The version among the compressors on the test split, best first."""
+    tested, corpus = outputs["evaluate"], outputs["corpus"]
+    name = f"version {outputs['register']['version']}"
+    rows = {**tested["baselines"], name: tested["test_bits_per_byte"]}
+    ranked = sorted(rows.items(), key=lambda row: row[1])
+    return [
+        f"bits per byte of the test split ({corpus['bytes']['test']:,} bytes of {corpus['name']})",
+        *(f"  {bits:6.3f}  {name}" for name, bits in ranked),
+    ]
+
+
+def _champion_lines(outputs: Outputs, script: Callable[[str], Path]) -> list[str]:
+    name, champion = outputs["promote"]["model"], outputs["promote"]["champion"]
+    if champion is not None:
+        return [f"champion  models:/{name}@champion (version {champion})"]
+    command = f"python {script('promote.py')} promote --model {name}"
+    return [f"champion  none yet; to decide again: {command} {outputs['register']['version']}"]
+
+
+def _next_lines(config: Experiment, outputs: Outputs, script: Callable[[str], Path]) -> list[str]:
+    name, champion = outputs["promote"]["model"], outputs["promote"]["champion"]
+    model = name if champion is not None else f"{name}/{outputs['register']['version']}"
+    prompt = shlex.quote(config.generate.prompts[0])
+    lines = [
+        *setup_lines(),
+        tracking_page_command(),
+        f"python {script('generate.py')} --model {model} --prompt {prompt}",
+    ]
+    return [f"{'' if place else 'next':10}{line}" for place, line in enumerate(lines)]

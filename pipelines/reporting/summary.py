@@ -1,0 +1,174 @@
+"""The summary of a report: most important key, evidence for the winner, reproduction.
+
+Also the two tables behind it: what differs from the defaults, and what was trained with several
+seeds. Used by the page and the notebooks.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.experiment import FIELDS
+from pipelines.reporting.commands import reproduction_command
+from pipelines.reporting.importance import Importance, importance
+from pipelines.reporting.results import Results
+from pipelines.reporting.statistics import (
+    CONFIDENCE,
+    TopTwo,
+    compare_top_two,
+    ranking,
+    resolved_values,
+    seed_statistics,
+)
+from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.schema import DECISION_TAG, DIRTY_TAG, PROMOTE_TAG, PROMOTED_TAG
+
+FEW_TRIALS = 20
+"""With fewer trials the importance is called a hint."""
+TRAINING_SECTIONS = ("seed", "data.", "model.", "train.")
+"""Prefixes of the keys that a training depends on."""
+
+
+def summary(results: Results, known: Importance | None = None) -> list[str]:
+    """Three sentences: the most important key, the evidence for the winner, how to reproduce it.
+
+    `known` is the importance where it was computed already.
+    """
+    return [
+        _importance_sentence(known or importance(results)),
+        _evidence_sentence(results),
+        _reproduction_sentence(results),
+    ]
+
+
+def _importance_sentence(known: Importance) -> str:
+    shares = known.shares.dropna()
+    if known.note or shares.empty:
+        reason = known.note or "no key could be compared"
+        return f"The most important hyperparameter cannot be determined: {reason}."
+    first = shares[shares["always"]] if shares["always"].any() else shares
+    key, trials, share = first.index[0], int(first["trials"].iloc[0]), first["share"].iloc[0]
+    others = [
+        f"{name} {100 * row['share']:.0f} %{'' if row['always'] else ' where it applies'}"
+        for name, row in shares.drop(key).head(2).iterrows()
+    ]
+    then = f" (then {', '.join(others)})" if others else ""
+    few = "; with so few trials this is only a hint" if trials < FEW_TRIALS else ""
+    return (
+        f"{key} is the most important hyperparameter: it explains {100 * share:.0f} % of the "
+        f"variance between {trials} trials{then}, compared after {known.tokens:,} bytes of "
+        f"training, which all of them reached{few}."
+    )
+
+
+def _evidence_sentence(results: Results) -> str:
+    """The gap to the runner-up, the seeds and the gate."""
+    if results.winner is None:
+        return _sentence_without_winner(results)
+    pair = compare_top_two(results)
+    best = results.trials.at[results.winner, "bits_per_byte"]
+    parts = [f"Trial {results.winner} won with {best:.4f} bits per byte"]
+    if pair is None:
+        parts.append("without another trial to compare it with")
+    else:
+        where = f"after {pair.tokens:,} bytes"
+        how = "better" if pair.gap >= 0 else "worse"
+        parts.append(f"{abs(pair.gap):.4f} {how} than trial {pair.second}, the next, {where}")
+        parts.append(_seed_phrase(pair))
+    return f"{', '.join(parts)}; {gate_phrase(results)}."
+
+
+def _sentence_without_winner(results: Results) -> str:
+    ranked = ranking(results)
+    ranked = ranked[ranked["bits_per_byte"].notna()]
+    if len(ranked):
+        best = ranked.iloc[0]
+        return (
+            f"No winner is selected yet: trial {ranked.index[0]}, {best['state']}, leads with "
+            f"{best['bits_per_byte']:.4f} bits per byte."
+        )
+    if results.fit is None:
+        return "No winner is selected yet: no trial has a result."
+    value = results.fit.data.metrics.get(f"best_{results.metric}")
+    shown = "has no result yet" if value is None else f"reached {value:.4f} bits per byte"
+    return f"There was no search, so there is no winner: one training run {shown}."
+
+
+def _seed_phrase(pair: TopTwo) -> str:
+    if pair.means is None:
+        a, b = pair.counts
+        seeds = "with one seed each" if max(a, b) < 2 else f"with {a} and {b} seeds"
+        return f"{seeds}, too few to exclude chance"
+    level = f"{100 * CONFIDENCE:.0f} %"
+    verdict = "is better" if pair.low > 0 else "is worse" if pair.high < 0 else "may be no better"
+    return (
+        f"over {pair.counts[0]} and {pair.counts[1]} seeds {pair.means[0]:.4f} against "
+        f"{pair.means[1]:.4f}, a difference between {pair.low:.4f} and {pair.high:.4f} with "
+        f"{level} confidence, so that it {verdict}"
+    )
+
+
+def gate_phrase(results: Results) -> str:
+    """The gate's decision, as half a sentence."""
+    tags = results.version_tags
+    if results.version is None:
+        return "no version is registered yet, so there is no comparison on the test split"
+    if "gate.least_gain" in tags:
+        confidence = _gate_settings(tags).get("confidence", results.config.promote.confidence)
+        verdict = "promoted" if tags.get(PROMOTED_TAG) == "true" else "not promoted"
+        return (
+            f"on the test split version {results.version} gains {float(tags['gate.gain']):.4f} "
+            f"bits per byte over version {tags['gate.champion']}, at least "
+            f"{float(tags['gate.least_gain']):.4f} with {100 * confidence:g} % confidence, and was "
+            f"{verdict}"
+        )
+    return f"version {results.version} {tags.get(DECISION_TAG, 'has no decision yet')}"
+
+
+def _gate_settings(tags: Mapping[str, str]) -> dict[str, Any]:
+    return dict(json.loads(tags.get(PROMOTE_TAG, "{}")))
+
+
+def _reproduction_sentence(results: Results) -> str:
+    provenance = results.lineage["provenance"]
+    commit = str(provenance.get("mlflow.source.git.commit", ""))
+    at = f" at commit {commit[:12]}" if commit else ""
+    dirty = ", which had uncommitted changes" if provenance.get(DIRTY_TAG) == "true" else ""
+    return f"To reproduce it{at}{dirty}: {reproduction_command(results)}"
+
+
+def changed_from_defaults(results: Results) -> list[tuple[str, str, str]]:
+    """Keys of the winner's training that differ from the defaults: key, default, value."""
+    values = {} if results.winner is None else resolved_values(results, results.winner)
+    config = results.config.fit_run(values)
+    rows = []
+    for key, default in FIELDS.items():
+        if key.startswith(TRAINING_SECTIONS):
+            value = config.get(key)
+            value = list(value) if isinstance(value, tuple) else value
+            if encode_param(default) != encode_param(value):
+                rows.append((key, encode_param(default), encode_param(value)))
+    return rows
+
+
+def repeated_configurations(
+    results: Results,
+) -> list[tuple[str, str, int, float, float, float]]:
+    """Configurations with several seeds, best first: letter, values, n, mean, low and high.
+
+    The values are those of the keys in which they differ.
+    """
+    table = seed_statistics(results)
+    table = table[table["n"] > 1].sort_values("mean", kind="stable")
+    params = [dict(json.loads(str(name))[1]) for name in table.index]
+    every = dict.fromkeys([*results.keys, "train.tokens", *(key for one in params for key in one)])
+    differ = [key for key in every if len({one.get(key) for one in params}) > 1]
+    keys = differ or [*results.keys, "train.tokens"]
+    return [
+        (
+            chr(ord("A") + place % 26),
+            ", ".join(f"{key}={one.get(key)}" for key in keys),
+            *(int(row["n"]), row["mean"], row["low"], row["high"]),
+        )
+        for place, (one, (_, row)) in enumerate(zip(params, table.iterrows(), strict=True))
+    ]

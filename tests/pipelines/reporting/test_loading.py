@@ -1,0 +1,23 @@
+import json
+
+import pytest
+
+from pipelines.console.errors import ConfigError
+from pipelines.reporting.loading import load_results
+from pipelines.tracking.schema import STAGE_TAG
+from tests.pipelines.stored import Made, store_sweep
+
+
+def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
+    made(searched, [])
+    with pytest.raises(ConfigError, match=r"tinny: no such experiment in .*did you mean tiny"):
+        load_results("tinny")
+
+
+def test_a_stage_of_another_searchs_result_is_left_out(store, searched):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2])], winner=0)
+    assert load_results("tiny").winner == 0
+    select = store.client.get_run(pipeline).data.tags[STAGE_TAG.format("select")]
+    store.tag(select, {"dca.inputs": json.dumps({"needs": {"search": "another run"}})})
+    assert load_results("tiny").winner is None
