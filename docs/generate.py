@@ -18,7 +18,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 SCHEMA = ROOT / "experiments" / "schema.json"
 OTHER_FILES = {
     "dca/kernels.cpp": "C++ kernels: the mixing in one pass over the stack; products for decoding.",
-    "pipelines/reporting/page.html": "Template of the report's page.",
+    "pipelines/reporting/page/page.html": "Template of the report's page.",
 }
 """Files of the packages that are not Python and have no docstring."""
 

@@ -56,7 +56,7 @@ def read_mixing(results: Results) -> Mixing:
         return _nothing("no model has been trained to its end yet")
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = fetch_model(found.store.models, model_id_of(uri), Path(scratch) / "model")
+            folder = fetch_model(results.store.models, model_id_of(uri), Path(scratch) / "model")
             model = load_model(folder).model
         except (PipelineError, ValueError) as error:
             return _nothing(f"the model could not be read: {error}")

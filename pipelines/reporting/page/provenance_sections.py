@@ -11,6 +11,7 @@ from pipelines.reporting.commands import (
 )
 from pipelines.reporting.page.content import Section, Table, TextFile
 from pipelines.reporting.results import Results
+from pipelines.tracking.schema import DECISION_TAG, DIRTY_TAG, VERSION_PREFIX
 from pipelines.tracking.uri import tracking_uri
 
 
@@ -39,17 +40,17 @@ def _result_rows(results: Results) -> list[tuple[str, str]]:
         *((f"{name} run", run_id) for name, run_id in runs.items()),
         ("model", results.model_uri or "none yet"),
         ("version", f"{model} {version}" if version else "none"),
-        ("gate", results.version_tags.get("gate.decision", "not decided")),
+        ("gate", results.version_tags.get(DECISION_TAG, "not decided")),
     ]
 
 
 def _provenance_rows(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     provenance, hardware = lineage["provenance"], lineage["hardware"]
-    dirty = " and uncommitted changes" if provenance.get("git.dirty") == "true" else ""
+    dirty = " and uncommitted changes" if provenance.get(DIRTY_TAG) == "true" else ""
     packages = [
-        f"{key.removeprefix('version.')} {value}"
+        f"{key.removeprefix(VERSION_PREFIX)} {value}"
         for key, value in provenance.items()
-        if key.startswith("version.")
+        if key.startswith(VERSION_PREFIX)
     ]
     processors = [
         str(hardware.get("processor", "unknown")),
