@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from pipelines.console.errors import ConfigError, PipelineError, StorageError
-from pipelines.storage import files, location
+from pipelines.storage import files, filesystem, location
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import RemoteFile, file_at, local_copy, put_file
 from pipelines.storage.location import Storage
@@ -221,3 +221,18 @@ def test_a_folder_of_one_name_that_is_not_the_same_everywhere_is_found_out(tmp_p
         with pytest.raises(ConfigError, match="elsewhere is another folder than on the head node"):
             elsewhere.probe(sentinel)
     assert not list((tmp_path / "here").iterdir())
+
+
+def test_a_connection_is_reused_only_with_the_same_credentials(monkeypatch):
+    """Two commands in one process connect each with the keys of its own environment."""
+    uri = "s3://bucket/x?region=eu-west-1"
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    first = filesystem.connect(uri)[0]
+    monkeypatch.setenv("UNRELATED", "value")
+    assert filesystem.connect(uri)[0] is first
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
+    second = filesystem.connect(uri)[0]
+    assert second is not first
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["AWS_SECRET_ACCESS_KEY"])
+    assert filesystem.connect(uri)[0] is first
