@@ -1,7 +1,8 @@
-"""A decoder block: what a residual kind is made of.
+"""The base class of decoder blocks, one subclass for each residual kind.
 
-A kind says how a block's input is made from what came before, and what carries on: the state. It
-is a Block, registered by name in a file of dca/residuals; `standard` is the plainest.
+A residual kind defines the state that passes from block to block, and how a block's input is
+computed from it. A kind is registered by name in a file of dca/residuals; `standard` is the
+simplest.
 
 Axes: b batch, t time, d model.
 """
@@ -16,22 +17,22 @@ from dca.mix import NORM_EPS
 
 
 class ReadOut(nn.Module):
-    """From the state behind the last block to what the logits read."""
+    """Computes the input of the logits from the state behind the last block."""
 
     def forward(self, state: Any, norm: nn.RMSNorm) -> Tensor:
         """The state, here [b, t, d] itself, after the final norm: [b, t, d]."""
         return norm(state)
 
     def initialise(self, **random: Any) -> None:
-        """Draw what is random here; `random` is the generator."""
+        """Draw the random parameters; `random` is the generator."""
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, with their norms; a kind adds what is between them.
+    """Attention and feed-forward with their norms; a kind adds the connections between them.
 
-    The parameters that a kind adds start as the plain transformer, the random ones of them at
-    `grn_init_std` = 0: a retrofit relies on it. They are Parameters, not Linear layers, whose
-    matrices have the common initialisation and weight decay.
+    With its initial parameters a kind computes the plain transformer, if random ones are drawn with
+    `grn_init_std` = 0: `load_weights` relies on it. What a kind adds are Parameters and not Linear
+    layers, because the matrices of those have the common initialisation and weight decay.
     """
 
     inputs: ClassVar[int] = 1
@@ -52,19 +53,19 @@ class Block(nn.Module):
 
     @classmethod
     def read_out(cls, config: ModelConfig) -> ReadOut:
-        """What reads the state behind the last block."""
+        """The module that reads the state behind the last block."""
         return ReadOut()
 
     def advance(self, state: Any, *context: Any) -> Any:
-        """The state behind this block; the one given stays as it is, for it may be read again.
+        """The state behind this block. The given state is not modified: it may be read again.
 
-        What `forward` does is compiled, and shared by all blocks; what is done here is not.
-        `context` is what Attention takes besides its inputs.
+        `forward` is compiled, as one program for all blocks; the rest of this method is not.
+        `context` holds the arguments of Attention besides its inputs.
         """
         return self(state, *context)
 
     def initialise(self, **random: Any) -> None:
-        """Draw what the kind adds and is random; `random` is the generator."""
+        """Draw the random parameters that the kind adds; `random` is the generator."""
 
 
 def rms_norm(config: ModelConfig) -> nn.RMSNorm:

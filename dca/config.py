@@ -1,4 +1,4 @@
-"""What a model is: its fields, their limits, and what they cost in parameters and FLOPs."""
+"""The configuration of a model: its fields, their limits, and its parameters and FLOPs."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -39,24 +39,24 @@ class ModelConfig:
     last_k: int | None = 2
     """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
     attention_windows: tuple[int | None, ...] = (None,)
-    """Positions that attention looks back on, itself included, block by block, repeated over the
+    """Positions that attention reads, its own included: a number for each block, repeated over the
     depth; null: all of them. [64, 256, null] is attention at three scales."""
     ff_mult: int = 4
     """Hidden width of the feed-forward layer, in multiples of dim."""
     vocab: int = 256
     """Number of symbols; 256 for bytes."""
     grn_init_std: float = 0.05
-    """Standard deviation of w at the start; 0 starts as the plain transformer."""
+    """Initial standard deviation of w; with 0 the model starts as the plain transformer."""
     grn_norm: bool = True
     """Whether w reads RMS-normalised entries (without a gain) or, as in the paper, the raw ones."""
     hyper_streams: int = 4
     """Residual streams of hyper_connections."""
     tied_embeddings: bool = False
     """Whether one matrix is both embedding and head; the logits then have a factor of 0.5 /
-    sqrt(dim), so that they start as large as with a head of its own."""
+    sqrt(dim), so that they start as large as with a separate head."""
     dropout: float = 0.0
     """Share of the features of the embedding and of each attention's and feed-forward's output
-    that a training step leaves out."""
+    that a training step drops."""
 
     def __post_init__(self) -> None:
         for name in ("dim", "depth", "heads", "ff_mult", "vocab", "hyper_streams"):
@@ -90,27 +90,27 @@ class ModelConfig:
 
     @lru_cache  # noqa: B019  configurations are few, small and frozen
     def parameter_count(self) -> int:
-        """Trainable numbers in the model, counted on one without memory."""
-        return sum(parameter.numel() for parameter in self._shadow().parameters())
+        """Trainable numbers in the model, counted on the meta device."""
+        return sum(parameter.numel() for parameter in self._meta_model().parameters())
 
     @lru_cache  # noqa: B019
     def flops_per_token(self, seq_len: int) -> int:
         """Matrix-product FLOPs of one token's forward pass, two per multiply-add.
 
-        As PyTorch's counter finds them in a text of seq_len tokens: attention over the whole
+        As PyTorch's counter counts them for a text of seq_len tokens: attention over the whole
         square, or over the two windows that a windowed block computes for each position. The
-        element-wise work (norms, rotary, weighted sums) is bound by memory and left out, as usual.
-        A training step costs three times this.
+        element-wise work (norms, rotary, weighted sums) is bound by memory and not counted, as
+        usual. A training step costs three times this.
         """
-        from torch.utils.flop_counter import FlopCounterMode  # half a second, for those who count
+        from torch.utils.flop_counter import FlopCounterMode  # imported here: takes half a second
 
         ids_bt = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
-        model, counter = self._shadow().eval(), FlopCounterMode(display=False)
+        model, counter = self._meta_model().eval(), FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(ids_bt)
         return round(counter.get_total_flops() / seq_len)
 
-    def _shadow(self) -> nn.Module:
-        """The model with shapes and without numbers."""
+    def _meta_model(self) -> nn.Module:
+        """The model on the meta device: shapes without values."""
         with torch.device("meta"), SkipInitialisation():
             return registry.architecture[self.architecture](self)

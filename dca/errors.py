@@ -1,11 +1,11 @@
-"""The one error that a configuration of a model raises."""
+"""The error for an invalid field of a configuration."""
 
 
 class FieldError(ValueError):
-    """A field has a value with which nothing can be built.
+    """A field has an invalid value.
 
-    Raised by ModelConfig and by whatever checks options by name; readers take the parts, so that
-    no one has to take the text apart.
+    Raised by ModelConfig and by validators of other configurations. Its parts are attributes, so
+    that no code has to parse the message.
     """
 
     def __init__(self, field: str, message: str, nearest: str = "") -> None:
@@ -15,5 +15,5 @@ class FieldError(ValueError):
         self.field, self.message, self.nearest = field, message, nearest
 
     def __reduce__(self) -> tuple[type["FieldError"], tuple[str, str, str]]:
-        """For errors that travel between processes."""
+        """Pickle by its parts, for errors that are sent between processes."""
         return type(self), (self.field, self.message, self.nearest)

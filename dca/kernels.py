@@ -1,4 +1,4 @@
-"""kernels.cpp from Python: compiled at its first use, in a second, by the machine's C++ compiler.
+"""The C++ kernels of kernels.cpp, compiled at their first use by the machine's compiler.
 
 Every function takes dense float32 tensors on the CPU. Where there is no compiler, `library` is None
 and the callers use PyTorch's own operations.
@@ -23,13 +23,13 @@ from dca.compat import CPU_TARGETS
 LANES = 16
 """Widths are multiples of this."""
 FEW_ROWS = 8
-"""Rows up to which `linear` is faster than a matrix product, which is made for many."""
+"""Rows up to which `linear` is faster than PyTorch's matrix product, which is made for many."""
 THREAD_NUMBERS = 1 << 17
-"""Numbers read by a thread, below which another thread is waited for longer than it helps."""
+"""Numbers per thread, below which starting another thread takes longer than it saves."""
 
 
 def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors, here."""
+    """Whether the kernels support these tensors on this machine."""
     return (
         all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
         and tensors[0].shape[-1] % LANES == 0
@@ -40,7 +40,7 @@ def fits(*tensors: Tensor) -> bool:
 def linear(x: Tensor, weight: Tensor, *, gelu: bool) -> Tensor:
     """x [..., in] times weight [out, in] transposed, without gradient, for a few rows of x.
 
-    Then, if asked, the exact GELU.
+    With `gelu`, the exact GELU of that.
     """
     x, weight = x.contiguous(), weight.contiguous()
     y = x.new_empty(*x.shape[:-1], len(weight))
@@ -61,10 +61,10 @@ def mix_forward(
     norm: bool,
     eps: float,
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-    """Mix n entries [t, d] into o = 1 or 3 outputs, as `dca.mix.mix` says.
+    """Mix n entries [t, d] into o = 1 or 3 outputs, as defined in `dca.mix.mix`.
 
-    Returns g_0 [t, d]; the normed mixtures, each [t, d]; and what `mix_backward` wants to be given:
-    of every row the scores before the clamp, 1 / rms of the entries, 1 / rms of the mixtures.
+    Returns g_0 [t, d]; the normed mixtures, each [t, d]; and `saved` for `mix_backward`: of every
+    row the scores before the clamp, 1 / rms of the entries, 1 / rms of the mixtures.
     """
     outputs, n, _ = b_ond.shape
     first = entries[0]
@@ -92,8 +92,8 @@ def mix_backward(
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor]:
     """Gradients of the entries [t, d], of b, of w (None without one) and of the gains.
 
-    `d_entries` is what the later readers send to each entry; it is added, never written to. Of the
-    gradients [t, d] that are given, None means zero.
+    `d_entries` are the gradients of each entry from its later readers; they are added and not
+    modified. None stands for a gradient of zero.
     """
     to_entries = [torch.empty_like(f_td) for f_td in entries]
     to_b, to_gain = torch.empty_like(b_ond), torch.empty_like(gain_od)
@@ -108,17 +108,17 @@ def mix_backward(
 
 @lru_cache
 def library() -> Any:
-    """The compiled kernels, or None, with one warning, where they cannot be built."""
+    """The compiled kernels; None, with one warning, where they cannot be built."""
     try:
         return ctypes.CDLL(str(_built()))
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        said = getattr(error, "stderr", b"").decode(errors="replace").strip()
-        warnings.warn(f"slower without compiled kernels: {said or error}", stacklevel=2)
+        output = getattr(error, "stderr", b"").decode(errors="replace").strip()
+        warnings.warn(f"slower without compiled kernels: {output or error}", stacklevel=2)
         return None
 
 
 def _built() -> Path:
-    """The library for this source, compiler and processor, in a folder of this user alone."""
+    """The library for this source, compiler and processor, in a folder of this user only."""
     source = Path(__file__).with_name("kernels.cpp").read_bytes()
     flags = ["-O3", "-std=c++17", "-fno-math-errno", "-fopenmp", "-shared", "-fPIC"]
     if march := CPU_TARGETS.get(torch.backends.cpu.get_cpu_capability()):
@@ -130,7 +130,7 @@ def _built() -> Path:
     if folder.stat().st_uid != os.getuid():
         raise OSError(f"{folder} belongs to another user")
     path = folder / f"kernels-{key}.so"
-    if not path.exists():  # several processes may build it: each its own, the last one stays
+    if not path.exists():  # several processes may each build it: the last replaces the others'
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             built = Path(scratch, path.name)
             subprocess.run([*command, "-o", built], input=source, check=True, capture_output=True)

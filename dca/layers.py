@@ -1,7 +1,7 @@
 """Rotary positions, attention with separate query, key and value inputs, feed-forward.
 
-Axes: b batch, t time, d model, h heads, e features of a head, f hidden features; m stretches of
-w positions, a window, of which the text is made.
+Axes: b batch, t time, d model, h heads, e features of a head, f hidden features; m chunks of w
+positions, a window, into which the text is cut.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ from dca.config import ModelConfig
 
 
 def project(x: Tensor, weight: Tensor, *, gelu: bool = False) -> Tensor:
-    """x [..., in] times weight [out, in] transposed, also fast for the few rows of decoding."""
+    """x [..., in] times weight [out, in] transposed, with a kernel for the few rows of decoding."""
     plain = torch.is_grad_enabled() or torch.compiler.is_compiling()
     if not plain and x.numel() <= kernels.FEW_ROWS * x.shape[-1] and kernels.fits(x, weight):
         return kernels.linear(x, weight, gelu=gelu)
@@ -27,7 +27,7 @@ def project(x: Tensor, weight: Tensor, *, gelu: bool = False) -> Tensor:
 def rotary_table(like: Tensor, length: int, head_dim: int) -> Tensor:
     """Factors [2, t, e] of RoFormer (arXiv 2104.09864), base 10,000, as `rotate` takes them.
 
-    In float32 at least: bfloat16 cannot tell the positions of a long text apart.
+    In float32 at least: bfloat16 cannot represent the positions of a long text.
     """
     dtype = torch.promote_types(torch.float32, like.dtype)
     pairs = torch.arange(0, head_dim, 2, device=like.device, dtype=dtype)
@@ -45,10 +45,10 @@ def rotate(x_bhte: Tensor, table: Tensor) -> Tensor:
 
 
 def windowed_attention(q_bhte: Tensor, k_bhte: Tensor, v_bhte: Tensor, window: int) -> Tensor:
-    """Causal attention to the last `window` positions, itself included; [b, h, t, e].
+    """Causal attention to the last `window` positions, its own included; [b, h, t, e].
 
-    Costs t * window instead of t * t: a text of more than two windows is cut into stretches of one,
-    and each looks at itself and at the one before.
+    Costs t * window instead of t * t: a text of more than two windows is cut into chunks of one
+    window, and each attends to itself and to the chunk before.
     """
     batch, length = len(q_bhte), q_bhte.shape[2]
     if window >= length:
@@ -74,14 +74,14 @@ def windowed_attention(q_bhte: Tensor, k_bhte: Tensor, v_bhte: Tensor, window: i
 
 
 class KeyValues:
-    """Keys and values that one attention layer has computed: the last `capacity` of them."""
+    """The cache of one attention layer: its last `capacity` keys and values."""
 
     def __init__(self, like: Tensor, shape_bhte: tuple[int, int, int, int]) -> None:
         self.keys, self.values = like.new_zeros(shape_bhte), like.new_zeros(shape_bhte)
         self.capacity = shape_bhte[2]
 
     def put(self, k_bhte: Tensor, v_bhte: Tensor, position: int) -> tuple[Tensor, Tensor]:
-        """Store what was computed from `position` on; returns everything held, in any order."""
+        """Store keys and values from `position` on; returns all stored ones, in any order."""
         end = position + k_bhte.shape[2]
         if end - position == 1:
             slot = position % self.capacity
@@ -108,18 +108,18 @@ class Attention(nn.Module):
     def forward(self, inputs: list[Tensor], *context: Any) -> Tensor:
         """Inputs are [x] for all three or [q, k, v], each [b, t, d]; returns [b, t, d].
 
-        `context` is what `attend` takes besides queries, keys and values.
+        `context` holds the arguments of `attend` besides queries, keys and values.
         """
         return self.attend(*self.split(inputs), *context)
 
     def split(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [b, h, t, e] of the inputs, without their positions."""
+        """Queries, keys and values [b, h, t, e] of the inputs, before the rotation."""
         if len(inputs) == 1:
             parts = project(inputs[0], self.qkv.weight).chunk(3, dim=-1)
         else:
             weights = self.qkv.weight.chunk(3)
             parts = tuple(project(x, w) for x, w in zip(inputs, weights, strict=True))
-        # views by hand: einops would be a twentieth of the time of decoding a byte
+        # not einops, which would take a twentieth of the time of decoding a byte
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
         return q, k, v
 
@@ -129,17 +129,17 @@ class Attention(nn.Module):
         k: Tensor,
         v: Tensor,
         table: Tensor,
-        memory: KeyValues | None = None,
+        cache: KeyValues | None = None,
         position: int = 0,
     ) -> Tensor:
-        """The values that the queries find, [b, t, d]; `table` holds the rotary factors.
+        """The output of attention, [b, t, d]; `table` holds the rotary factors.
 
-        With a memory they continue the text it holds, up to `position`: either its whole beginning
-        (position 0) or one symbol.
+        With a cache the inputs continue the `position` symbols in it: they are either
+        the whole beginning of a text (position 0) or one symbol.
         """
         q, k = rotate(q, table), rotate(k, table)
-        if memory is not None:
-            held = memory.put(k, v, position)
+        if cache is not None:
+            held = cache.put(k, v, position)
         if position:
             mixed = F.scaled_dot_product_attention(q, *held)
         elif self.window is not None:

@@ -1,12 +1,12 @@
 """The mixing of a block in one pass: weighted sums of the stack, and their RMS norms.
 
-`mix` is what the GRNs of dca/residuals/grn.py compute. It has one meaning and two ways: plain
-PyTorch, right on every device and type, and a fused kernel: kernels.cpp for float32 on the CPU,
-Triton on a GPU.
+`mix` is the computation of the GRNs in dca/residuals/grn.py, in two implementations: PyTorch's own
+operations on every device and type, and a fused kernel: kernels.cpp for float32 on the CPU, Triton
+on a GPU.
 
-The fused way is threaded through the stack: it hands every entry on to the next reader, so that in
-the backward pass a reader receives what the later readers send to an entry and adds its own share
-in the same pass. An entry has one consumer then, and autograd never adds two gradients of a stack.
+The fused implementation also returns the entries, and the next reader takes these: in the backward
+pass a reader receives an entry's gradient from the later readers and adds its own in the same pass.
+So an entry has one consumer, and autograd never adds two gradients of a stack.
 
 Axes: b batch, t time, d model, n stack entries, o outputs (3 for q, k, v).
 """
@@ -42,8 +42,8 @@ def mix(
     """Mixtures g_o = sum_i (b_oi + relu(w_o . f_i)) * f_i of n entries f_i [b, t, d].
 
     b is [o, n, d], or [o, n, 1] for a scalar per entry; `gains` are the o gains [d] of the RMS
-    norms behind the mixtures; `norm` says whether w reads the RMS-normalised entry. Returns g_0,
-    the normed g_o, and the entries to hand to the next reader.
+    norms behind the mixtures; with `norm` w reads the RMS-normalised entry. Returns g_0, the normed
+    g_o, and the entries for the next reader.
     """
     gain_od = torch.stack([*gains]) if len(gains) > 1 else gains[0][None]
     module = _kernels(entries, len(gains))
@@ -109,7 +109,7 @@ def _weighted_sum(entries: list[Tensor], b_nd: Tensor, scores_bt1: list[Tensor])
 def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
     """The module whose `mix_forward` and `mix_backward` take these entries; None if none does.
 
-    A graph that is being compiled gets PyTorch's own operations: the compiler can see into them.
+    None while a graph is compiled: the compiler can optimise PyTorch's own operations.
     """
     if torch.compiler.is_compiling() or outputs not in (1, 3):
         return None
@@ -122,7 +122,7 @@ def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
 
 @lru_cache
 def _triton() -> Any:
-    """dca.mix_triton, where Triton is installed: it comes with PyTorch for GPUs."""
+    """dca.mix_triton; None if Triton, a part of PyTorch for GPUs, is not installed."""
     return importlib.import_module("dca.mix_triton") if find_spec("triton") else None
 
 
@@ -184,7 +184,7 @@ def _forward(
     *,
     norm: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """g_0, the normed mixtures, all [b, t, d], and the tensors that the backward pass is given."""
+    """g_0, the normed mixtures, all [b, t, d], and the tensors for the backward pass."""
     shape = entries[0].shape
     f = [f_btd.contiguous().view(-1, shape[-1]) for f_btd in entries]
     b_ond, gain_od = b_ond.float().contiguous(), gain_od.float().contiguous()

@@ -1,12 +1,12 @@
-"""The mixing of dca/residuals/grn.py on a GPU: what starts the kernels of mix_triton_kernels.py.
+"""The mixing of dca/residuals/grn.py on a GPU: launches the kernels of mix_triton_kernels.py.
 
-Forward is one kernel, which reads the entries once. Backward makes the mixtures again. For up to
+Forward is one kernel, which reads the entries once. Backward recomputes the mixtures. For up to
 GROUP entries it is one kernel too; the sums over tokens of more entries do not fit in registers.
-Then one kernel writes the gradients of the mixtures, and one per GROUP entries goes on from there.
+Then one kernel writes the gradients of the mixtures, and one per GROUP entries continues from them.
 
 Entries are separate tensors. A kernel takes a tuple of them, which the compiler unrolls: there is
 one kernel per stack size up to GROUP, and above it one per multiple of GROUP, for padded tuples.
-Padding and gradients that are None are bits switched off, so they need no kernels of their own.
+Padding and gradients that are None are bits set to 0 and need no kernels of their own.
 
 Axes: t token (of all batches), d model, n stack entries, o outputs (3 for q, k, v).
 """
@@ -32,7 +32,7 @@ def mix_forward(
     norm: bool,
     eps: float,
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-    """Mix n entries [t, d]: g_0, the o normed mixtures (all [t, d]), and what `backward` needs.
+    """Mix n entries [t, d]: g_0, the o normed mixtures (all [t, d]), and what `backward` uses.
 
     o is 1 or 3, n at most 60, d a multiple of 16. All tensors are contiguous and on the current
     device. Entries are float32 or bfloat16, also side by side; parameters are float32; mixtures
@@ -68,10 +68,10 @@ def mix_backward(
 ) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor]:
     """The gradients of the n entries, of b, w (None without one) and gain, from those of `forward`.
 
-    `d_entries` is what other readers send to each entry; it is added, never written to. None means
-    zero, for any of the gradients [t, d]. Those of parameters are float32.
+    `d_entries` are the gradients of each entry from its other readers; they are added and not
+    modified. None stands for a gradient of zero. Gradients of parameters are float32.
     """
-    del norm, eps  # `saved` tells
+    del norm, eps  # follow from `saved`
     (outputs, n, d), tokens = b_ond.shape, len(entries[0])
     rho_to, score_tno, scale_tn = (*saved, None, None)[:3]
     outer = [*dy, d_skip]
@@ -109,14 +109,14 @@ def mix_backward(
 
 
 def _slots(tensors: Sequence[Tensor | None], stand_ins: list[Tensor]) -> tuple[Tensor, ...]:
-    """A tensor for every slot of a kernel, also where there is none to read or write."""
+    """A tensor for every slot of a kernel; a stand-in where there is none to read or write."""
     there = [s if x is None else x for x, s in zip(tensors, stand_ins, strict=True)]
     padding = -len(there) % GROUP if len(there) > GROUP else 0
     return (*there, *there[-1:] * padding)
 
 
 def _given(tensors: Sequence[Tensor | None]) -> int:
-    """Bit i is set if item i is there."""
+    """A bit mask: bit i is set if item i is not None."""
     return sum(1 << i for i, x in enumerate(tensors) if x is not None)
 
 
@@ -127,7 +127,7 @@ def _width(d: int) -> dict[str, int]:
 
 
 def _programs(like: Tensor, warps_each: int) -> int:
-    """As many programs as run at once: `warps_each` is what a multiprocessor's registers hold."""
+    """As many programs as run at once, if a multiprocessor's registers hold `warps_each` warps."""
     tokens, d = like.shape
     resident = 2  # in the interpreter: more programs than one, more tokens than programs
     if like.is_cuda:

@@ -1,9 +1,9 @@
-"""The Triton kernels of mix_triton.py. They stand for the equations of dca/residuals/grn.py:
+"""The Triton kernels of mix_triton.py. They compute the equations of dca/residuals/grn.py:
 
     r_i = 1 / rms(f_i), or 1 without a norm     s_oi = relu(r_i * w_o . f_i)
     g_o = sum_i (b_oi + s_oi) * f_i             rho_o = 1 / rms(g_o)
 
-A program takes one token after the other, with the features spread over its threads. Scores and
+A program processes one token after the other, with the features spread over its threads. Scores and
 norms are sums across the threads, but the gradients of parameters are sums within a thread: they
 stay in registers until the program ends, and are written once. torch adds up the programs, so that
 there are no atomics and the bits are the same every time. The rows of one token are all read before

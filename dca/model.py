@@ -1,4 +1,4 @@
-"""What a language model is, whichever architecture: bytes in, logits out; made, loaded, continued.
+"""The interface of language models of any architecture; building one and loading its weights.
 
 Axes: b batch, t time, v vocabulary.
 """
@@ -17,13 +17,13 @@ from dca.config import ModelConfig
 
 
 class LanguageModel(nn.Module):
-    """`ids_bt` (integers below vocab) to `logits_btv`; position t sees the ids up to t.
+    """`ids_bt` (integers below vocab) to `logits_btv`; position t depends on the ids up to t.
 
-    A whole model is a subclass, registered by name in a file of dca/architectures.
+    An architecture is a subclass, registered by name in a file of dca/architectures.
     """
 
     activation_checkpointing = False
-    """Whether training computes the activations inside `run` again instead of keeping them."""
+    """Whether training recomputes the activations inside `run` instead of keeping them."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -32,9 +32,8 @@ class LanguageModel(nn.Module):
     def forward(self, ids_bt: Tensor, cache: Any = None) -> Tensor:
         """[b, t] to [b, t, v].
 
-        With a cache, `ids_bt` continues what the cache has read, and is read into it: the whole
-        prompt into an empty cache, then one position at a time. Raises ValueError for what does not
-        fit the cache.
+        With a cache, `ids_bt` continues the text in the cache and is added to it: first the whole
+        prompt, then one position at a time. Raises ValueError for ids that do not fit the cache.
         """
         raise NotImplementedError
 
@@ -43,30 +42,30 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Draw the weights, with this generator alone."""
+        """Draw the weights, with no other generator than this."""
         raise NotImplementedError
 
     def run(self, part: Callable[..., Any], *arguments: Any) -> Any:
-        """part(*arguments), kept or computed again in the backward pass; it must be a function."""
+        """part(*arguments), kept or recomputed in the backward pass; it must be a pure function."""
         if not self.activation_checkpointing or not torch.is_grad_enabled():
             return part(*arguments)
-        random = self.config.dropout > 0  # the same features are left out again
+        random = self.config.dropout > 0  # the same features are dropped again
         return checkpoint(part, *arguments, use_reentrant=False, preserve_rng_state=random)
 
 
 def build_model(config: ModelConfig, *, generator: torch.Generator | None = None) -> LanguageModel:
-    """A freshly initialised model."""
+    """A model with random weights drawn by the generator; None: by PyTorch's default one."""
     model: LanguageModel = registry.architecture[config.architecture](config)
     model.initialise(generator)
     return model
 
 
 def load_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
-    """Load a model's weights; those of a `standard` one retrofit a model of any residual kind.
+    """Load a model's weights; those of a `standard` one fit a model of any residual kind.
 
-    The retrofitted model computes the same function until it is trained: what its kind adds is as
-    at the start, without randomness, and its norms are copies of the one norm. Raises RuntimeError
-    for weights of another shape.
+    Such a model computes the same function until it is trained: the parameters that its kind adds
+    have their initial values, the random ones zero, and its norms are copies of the one norm.
+    Raises RuntimeError for weights of another shape.
     """
     given = dict(weights)
     with torch.device("meta"):

@@ -1,7 +1,7 @@
-"""The names by which a configuration chooses: residual kinds and whole models, registered by class.
+"""Registries of classes by name: residual kinds and architectures, as a configuration names them.
 
-A file in dca/residuals or dca/architectures is imported by itself; the names that its classes are
-registered under are then valid wherever a configuration is.
+Every file in dca/residuals and dca/architectures is imported with dca; the names under which its
+classes are registered are then valid in every configuration.
 """
 
 import difflib
@@ -16,7 +16,7 @@ C = TypeVar("C", bound=type)
 
 
 class Registry:
-    """The classes that one field of ModelConfig names: `@registry("name")` adds one."""
+    """The classes that one field of ModelConfig chooses from: `@registry("name")` adds one."""
 
     def __init__(self, field: str) -> None:
         self.field = field
@@ -43,11 +43,11 @@ class Registry:
 
     @property
     def names(self) -> list[str]:
-        """Every registered name, sorted: the order of the files means nothing."""
+        """Every registered name, sorted: the order of the files has no meaning."""
         return sorted(self._classes)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> dict[str, Any]:
-        """As the annotation of a field: one of the names, also in the JSON schema."""
+        """The schema of a field with this annotation: one of the names, also in the JSON schema."""
         return {"type": "literal", "expected": self.names}
 
 
@@ -58,6 +58,6 @@ architecture = Registry("architecture")
 
 
 def import_all(package: str, path: Iterable[str]) -> None:
-    """Import every module of a package, so that what is in them registers itself."""
+    """Import every module of a package: importing one registers its classes."""
     for module in pkgutil.iter_modules(path):
         import_module(f"{package}.{module.name}")

@@ -1,4 +1,4 @@
-"""Text from a model, symbol by symbol with cached keys and values: temperature, top-k, top-p.
+"""Text generation, symbol by symbol with cached keys and values: temperature, top-k, top-p.
 
 Axes: b batch, t time, v vocabulary.
 """
@@ -12,7 +12,7 @@ from dca.errors import FieldError
 from dca.model import LanguageModel
 
 COLD = 1e-6
-"""A temperature below which the likeliest byte is taken: logits divided by it would overflow."""
+"""Temperature below which the likeliest byte is chosen: logits divided by it would overflow."""
 
 
 def generate(
@@ -27,7 +27,7 @@ def generate(
 ) -> Tensor:
     """Prompt and continuation, [b, t + max_new_tokens].
 
-    Temperature 0 takes the likeliest byte; `top_k` and `top_p` (nucleus, arXiv 1904.09751) cut the
+    Temperature 0 chooses the likeliest; `top_k` and `top_p` (nucleus, arXiv 1904.09751) cut the
     distribution first. Raises ValueError for an empty prompt or a parameter out of range.
     """
     new = stream(

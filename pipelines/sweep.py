@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 def _require_equal_trials(resources: Resources) -> None:
     if resources.min_workers < resources.max_workers:
         message = (
-            f"expected one number, got {resources.shown}: trials of several sizes cannot be "
+            f"expected one number, got {resources.workers_text}: trials of several sizes cannot be "
             "compared; fit.resources.workers may be a range"
         )
         raise ConfigError(Problem(message, "resources.workers"))
@@ -159,7 +159,7 @@ def _print_plan(
 
 def _describe(resources: Resources) -> str:
     gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return f"{resources.shown} x {resources.cpus_per_worker} CPUs{gpus}"
+    return f"{resources.workers_text} x {resources.cpus_per_worker} CPUs{gpus}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -1,4 +1,7 @@
-"""Whole models, registered by name: every module here is imported by itself."""
+"""Architectures of language models, registered by name; every module here is imported with dca.
+
+Used by dca.model through the registry.
+"""
 
 from dca.registry import import_all
 

@@ -1,4 +1,4 @@
-"""The decoder-only language model; its blocks are those of a residual kind.
+"""The decoder-only language model, with blocks of the configured residual kind.
 
 Axes: b batch, t time, d model, v vocabulary.
 """
@@ -18,10 +18,10 @@ from dca.model import LanguageModel
 
 
 class Cache:
-    """What a model keeps of the text it has read, to continue it: see `LanguageModel.forward`."""
+    """Keys and values of the text read so far, to continue it: see `LanguageModel.forward`."""
 
     def __init__(self, config: ModelConfig, like: Tensor, *, batch: int, capacity: int) -> None:
-        """Room for `capacity` positions; a windowed block keeps its window only."""
+        """For up to `capacity` positions; a windowed block stores its window only."""
         self.length = 0
         head_dim = config.dim // config.heads
         self.table = rotary_table(like, capacity, head_dim)
@@ -47,7 +47,7 @@ class Cache:
 
 @registry.architecture("gpt")
 class GPT(LanguageModel):
-    """Embedding, blocks, read-out, norm, logits; what goes between blocks is the kind's state."""
+    """Embedding, blocks, read-out, norm, logits; the kind defines the state between blocks."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -61,7 +61,7 @@ class GPT(LanguageModel):
             self.head = nn.Linear(config.dim, config.vocab, bias=False)
 
     def forward(self, ids_bt: Tensor, cache: Cache | None = None) -> Tensor:
-        """As LanguageModel says; the mixing of a position needs that position alone."""
+        """As in LanguageModel; the mixing of a position depends on no other position."""
         config, (batch, length) = self.config, ids_bt.shape
         start = cache.length if cache else 0
         if cache is None:
@@ -88,7 +88,7 @@ class GPT(LanguageModel):
         return Cache(self.config, self.embed.weight, batch=batch, capacity=capacity)
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        """Compile the blocks, which share one program; the mixing between them has its own kernel.
+        """Compile the blocks, which share one program; the mixing between them has a kernel.
 
         The time to compile does not grow with the depth.
         """
@@ -100,11 +100,11 @@ class GPT(LanguageModel):
             block.compile(*args, **kwargs)
 
     def initialise(self, generator: torch.Generator | None) -> None:
-        """Matrices keep the variance of their input.
+        """Draw matrices that preserve the variance of their input.
 
         Those that write to the stream are smaller by sqrt(2 * depth), so that its variance does not
-        grow with depth. From the same generator state every residual kind gets the same matrices:
-        what it adds is drawn last.
+        grow with depth. With the same generator state every residual kind has the same matrices:
+        its additional parameters are drawn last.
         """
         config = self.config
         read, write = config.dim**-0.5, (2 * config.depth * config.dim) ** -0.5
@@ -125,5 +125,5 @@ class GPT(LanguageModel):
 
 
 def _head_std(config: ModelConfig) -> float:
-    """Of the head's weights; the factor of the logits where the embedding, of 1, is the head."""
+    """Standard deviation of the head; with tied embeddings, of std 1, the factor of the logits."""
     return 0.5 * config.dim**-0.5

@@ -1,4 +1,7 @@
-"""Residual kinds, registered by name: every module here is imported by itself."""
+"""Residual kinds, registered by name; every module here is imported with dca.
+
+Used by the architectures through the registry.
+"""
 
 from dca.registry import import_all
 

@@ -8,19 +8,18 @@ ICML 2025 (arXiv 2502.06785), sections 3 and 3.1. With f_i the entries of the st
     grn_v3   g = sum_i (b_i + relu(w . f_i)) * f_i     w shared by the entries
 
 Where this differs from the paper, and why:
-- relu is `clamp(min=0)`: the same function, but its gradient at 0 is 1, so that w = 0 trains.
+- relu is `clamp(min=0)`: the same function, but its gradient at 0 is 1, so that w = 0 is trained.
 - w may read the RMS-normalised entry and may start at random (`grn_norm`, `grn_init_std`); the
   defaults are measured, see docs/results.md.
-- A stack of one entry has no w: behind the norm a scalar factor of the only entry cancels.
+- A stack of one entry has no w: the norm behind it cancels a scalar factor of the only entry.
 
 grn_v1, grn_v2 and grn_v3 use one combination per block, which feeds q, k and v alike; `dca` uses
 three, each with a norm of its own, of which the un-normalised query input is the skip:
 
     h = attention(norm_q(q), norm_k(k), norm_v(v));  y = h + ff(norm_ff(h + q))
 
-The output of a block is y, the delta; its input travels through the stack.
-
-What it costs: dca/mix.py computes the combinations of a GRN and the norms behind them together.
+The output of a block is y, the delta; its input is passed on in the stack. dca/mix.py computes the
+combinations of a GRN and the norms behind them in one pass.
 
 Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3 for q, k, v).
 """
@@ -38,7 +37,7 @@ from dca.registry import residual
 
 
 class Stack(NamedTuple):
-    """The outputs a block can see, oldest first: f_0, the sum of the older ones, the last k.
+    """The outputs that a block reads, oldest first: f_0, the sum of the older ones, the last k.
 
     k-DCA, paper section 3.1; `last_k=None` keeps every output apart. Entries are held, not copied,
     and the sum of the older ones is kept incrementally: one addition per block.
@@ -49,7 +48,7 @@ class Stack(NamedTuple):
     last_k: int | None
 
     def push(self, output_btd: Tensor) -> "Stack":
-        """With a block's output; the oldest of the recent ones may join the running sum."""
+        """The stack with a block's output; the oldest recent one may go into the running sum."""
         entries, recent, last_k = [*self.entries, output_btd], self.recent + 1, self.last_k
         if last_k is None or recent <= last_k:
             return Stack(entries, recent, last_k)
@@ -61,7 +60,7 @@ class Stack(NamedTuple):
 
 
 def stack_entries(config: ModelConfig, block: int) -> int:
-    """Entries in the stack that block `block`, from 1, sees; depth + 1 is the output GRN."""
+    """Entries in the stack that block `block`, from 1, reads; depth + 1 is the output GRN."""
     outputs = block - 1
     if config.last_k is None or outputs <= config.last_k:
         return 1 + outputs
@@ -87,16 +86,16 @@ class GRN(ReadOut):
     def combine(
         self, stack: Stack, norms: Iterable[nn.RMSNorm]
     ) -> tuple[Tensor, list[Tensor], Stack]:
-        """The first combination as it is, and every combination after its norm, each [b, t, d].
+        """The first combination, and every combination after its norm, each [b, t, d].
 
-        And the stack as the next reader must take it.
+        Also the stack that the next reader must be given, see dca/mix.py.
         """
         gains = [norm.weight for norm in norms]
         skip_btd, normed, entries = mix(stack.entries, self.b_ond, self.w_od, gains, norm=self.norm)
         return skip_btd, normed, Stack(entries, stack.recent, stack.last_k)
 
     def input_weights(self, stack: Stack) -> Tensor:
-        """What the stack adds to b, averaged over batch and time: [o, n]; 0 without a w."""
+        """The input-dependent part of the weights, averaged over batch and time: [o, n]."""
         if self.w_od is None:
             return torch.zeros(self.b_ond.shape[:2])
         means = [scores(f_btd, self.w_od, norm=self.norm).mean((0, 1)) for f_btd in stack.entries]
@@ -144,7 +143,7 @@ class GRNBlock(Block):
         )
 
     def advance(self, state: Stack, *context: Any) -> Stack:
-        """Combine, outside of what is compiled: stacks differ in size, and have a kernel."""
+        """Combine outside of the compiled part: stacks differ in size and have a kernel."""
         skip_btd, normed, stack = self.mix.combine(state, self.norms)  # type: ignore[arg-type]
         return stack.push(self(skip_btd, normed, *context))
 

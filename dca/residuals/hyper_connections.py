@@ -10,8 +10,8 @@ paper the static A_m of sublayer l, from 0, reads stream l mod n, A_r is the ide
 0 and s is 0.01: all streams are the one of the pre-norm transformer. Where this differs:
 
 - The norm in front of W is an RMSNorm without a gain, which would be a factor of W.
-- The read-out is the mean of the streams. The paper sums them, which the final norm does not tell
-  apart, but for its epsilon: the mean is exactly the transformer's stream.
+- The read-out is the mean of the streams. The paper sums them; the final norm makes both equal
+  except for its epsilon. The mean is exactly the transformer's stream.
 
 Axes: b batch, t time, d model, n streams, c weights of a stream (1 to read, n to mix, 1 to write).
 """
@@ -32,7 +32,7 @@ START_SCALE = 0.01
 
 
 class Connection(nn.Module):
-    """What is around one sublayer; its parameters are all it adds."""
+    """The connections around one sublayer; they hold all parameters that the kind adds."""
 
     def __init__(self, config: ModelConfig, sublayer: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Value residual: every layer's values take up the first layer's.
+"""Value residual: the first layer's values are added to every layer's.
 
 Source: Zhou et al., "Value Residual Learning" (arXiv 2410.17897), with two learnable scalars per
 layer: V'_l = a_l V_1 + b_l V_l. The paper starts at a = b = 1/2; here a = 0, b = 1, the plain
@@ -23,7 +23,7 @@ State = tuple[Tensor, Tensor | None]
 
 @residual("value_residual")
 class ValueResidual(Block):
-    """The pre-norm transformer but for the values that attention mixes."""
+    """The pre-norm transformer except for the values of attention."""
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__(config, number)
@@ -31,7 +31,7 @@ class ValueResidual(Block):
 
     @classmethod
     def start(cls, x_btd: Tensor, config: ModelConfig) -> State:
-        """The stream alone."""
+        """The stream, without values of a first block."""
         return x_btd, None
 
     @classmethod

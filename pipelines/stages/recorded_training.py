@@ -139,7 +139,7 @@ def _package(
         "parameters": config.model.parameter_count(),
         "tokens": int(history[-1]["tokens"]),
         "seconds": history[-1]["seconds"],
-        "workers": config.resources.shown,
+        "workers": config.resources.workers_text,
     }
 
 

@@ -1,4 +1,7 @@
-"""The sections that one training run reads, and the run as a whole."""
+"""The configuration of one training run: its sections, and the run as a whole.
+
+Read by training, and assembled into an experiment in pipelines/experiment.py.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -20,21 +23,21 @@ Workers = Annotated[
 
 
 class Resources(Section):
-    """What one trial, or the fit, takes from the cluster."""
+    """What one trial, or the fit, uses of the cluster."""
 
     workers: Workers = 1
-    """Training processes; more than one train data-parallel under Ray Train. [least, most], not of
-    trials: as many as there is room for, while nodes come and go."""
+    """Training processes; more than one train data-parallel under Ray Train. [min, max], for the
+    fit only: as many as fit on the cluster, whose nodes may come and go."""
     cpus_per_worker: Positive = 1
     """CPU cores, and PyTorch threads, of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0
     """GPUs of each worker; a fraction shares one between trials."""
 
     @model_validator(mode="after")
-    def _can_be_had(self) -> "Resources":
+    def _numbers_are_valid(self) -> "Resources":
         if self.min_workers > self.max_workers:
             raise FieldError(
-                "workers", f"expected [least, most], got [{self.min_workers}, {self.max_workers}]"
+                "workers", f"expected [min, max], got [{self.min_workers}, {self.max_workers}]"
             )
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise FieldError(
@@ -44,17 +47,17 @@ class Resources(Section):
 
     @property
     def min_workers(self) -> int:
-        """Workers without which there is no training."""
+        """Fewest workers that train."""
         return self.workers if isinstance(self.workers, int) else self.workers[0]
 
     @property
     def max_workers(self) -> int:
-        """Workers that are used if there is room."""
+        """Most workers that train."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
 
     @property
-    def shown(self) -> str:
-        """The workers for people to read."""
+    def workers_text(self) -> str:
+        """The number of workers, or its range, in words."""
         return (
             str(self.max_workers)
             if self.min_workers == self.max_workers
@@ -63,11 +66,11 @@ class Resources(Section):
 
 
 class TrainConfig(Section):
-    """One training run."""
+    """The training of one model."""
 
     start_from: Place | None = None
-    """Trained model to start from: a models:/ URI (better a version than an alias, which moves) or
-    a folder. A `standard` one starts any residual kind, with the same function at first."""
+    """Trained model to start from: a folder or a models:/ URI (a version rather than an alias, that
+    may change). A `standard` model can start any residual kind, which first computes the same."""
     tokens: Positive = 400_000
     """Training budget, in bytes read."""
     seq_len: Positive = 256
@@ -88,11 +91,11 @@ class TrainConfig(Section):
     decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the steps that wsd decays over; null: 0.2 (arXiv 2405.18392)."""
     grn_b_rate: Annotated[float, Field(gt=0)] = 10.0
-    """Learning rate of the mixtures' b, in multiples of learning_rate: b has far to go from 1."""
+    """Learning rate of the mixtures' b, in multiples of learning_rate: b moves far from 1."""
     grn_w_rate: Annotated[float, Field(gt=0)] = 0.1
-    """The same for w, of which one step moves the weights of whole entries."""
+    """The same for w, where one step changes the weights of whole entries."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """AdamW's, on the matrices of linear layers only."""
+    """AdamW's weight decay, on the matrices of linear layers only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """AdamW's decay of the gradient's mean."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
@@ -109,12 +112,12 @@ class TrainConfig(Section):
     """Evaluations in a row without a new best of best_metric after which training ends, and counts
     as complete; null: never."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Evaluate and package an exponential moving average of the weights: the share of it kept at
-    each step, and less in the first ones; null: the weights themselves."""
+    """Decay of an exponential moving average of the weights, which is then evaluated and packaged;
+    less in the first steps. null: the weights themselves are."""
     log_every_steps: Positive = 10
     """Steps between two rows of the training curve."""
     activation_checkpointing: bool = False
-    """Whether a block's activations are computed again in the backward pass instead of kept: less
+    """Whether a block's activations are recomputed in the backward pass instead of kept: less
     memory, and about a third more time."""
     compile: bool = False
     """Whether to use torch.compile; on a CPU it gains little, see docs/benchmarks.md."""
@@ -184,23 +187,23 @@ class TrainConfig(Section):
 
 
 class FailuresConfig(Section):
-    """What a crash may cost, and how often work is tried again after one."""
+    """Checkpoints, retries and the timeout."""
 
     retries: Annotated[int, Field(ge=0)] = 2
-    """Times a trial, or a fit's workers, start again from the last checkpoint after a crash, an
-    exception, running out of memory or a timeout. A diverged trial does not."""
+    """Times that a trial, or a fit's workers, restart from the last checkpoint after a crash, an
+    exception, running out of memory or a timeout. A diverged trial is not restarted."""
     timeout_seconds: Positive | None = None
-    """Longest time from one evaluation to the next, loading included, before the training process
-    counts as hung and is ended; null waits for ever."""
+    """Longest time between two evaluations, loading included, after which a training process
+    counts as hung and is ended; null: no limit."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 300
-    """Time after which a checkpoint is due; every evaluation writes one too."""
+    """Time after which a checkpoint is written; every evaluation also writes one."""
 
 
 class TrainingRun(Section):
-    """One training run: all that training, a trial of a search or a final fit reads."""
+    """The configuration of one training run: a trial of a search, a final fit, or a script."""
 
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
-    """Of the weights, the order of the data and the sampler."""
+    """Seed of the weights, the order of the data and the sampler."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
     train: TrainConfig = TrainConfig()
@@ -227,17 +230,17 @@ class TrainingRun(Section):
 def check_batch(train: TrainConfig, resources: Resources) -> None:
     """Raise FieldError if the workers cannot share the sequences of a batch."""
     sequences = train.batch_tokens // train.seq_len
-    fewest, most = resources.min_workers, resources.max_workers
-    if fewest == most and sequences % most:
+    minimum, maximum = resources.min_workers, resources.max_workers
+    if minimum == maximum and sequences % maximum:
         raise FieldError(
             "train.batch_tokens",
-            f"expected a multiple of {most} workers x seq_len = {train.seq_len}, "
+            f"expected a multiple of {maximum} workers x seq_len = {train.seq_len}, "
             f"got {train.batch_tokens}",
         )
-    if sequences < most:
+    if sequences < maximum:
         raise FieldError(
             "train.batch_tokens",
-            f"expected a sequence of seq_len = {train.seq_len} for each of {most} workers or "
+            f"expected a sequence of seq_len = {train.seq_len} for each of {maximum} workers or "
             f"more, got {train.batch_tokens}",
         )
 

@@ -45,7 +45,7 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("train.ema=0.9", "train.ema: unknown key; did you mean train.ema_decay?"),
         ("resources.workers=0", "resources.workers: input should be greater than or equal to 1"),
         ("resources.workers=[1, 2, 3]", "resources.workers: tuple should have at most 2 items"),
-        ("resources.workers=[2, 1]", "resources.workers: expected [least, most], got [2, 1]"),
+        ("resources.workers=[2, 1]", "resources.workers: expected [min, max], got [2, 1]"),
         ("train.tokens=many", 'train.tokens: input should be a valid integer, got "many"'),
         ("train.compile=no", 'train.compile: input should be a valid boolean, got "no"'),
         ("model.residual=dcaa", "did you mean dca?"),
