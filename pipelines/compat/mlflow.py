@@ -28,16 +28,14 @@ the fluent API's way to register keeps it, and that cannot be repeated safely.""
 EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 """Tag of an experiment: the UI shows its pages of training runs and models, not those of agents."""
 
-MAX_METRICS_PER_REQUEST, MAX_PARAMS_PER_REQUEST = 1000, 100
-"""More metrics, or more parameters, in one request are refused."""
 MAX_TAG_CHARACTERS = 8000
-"""Of a tag's value: a longer one is refused."""
+"""Of a tag's value: a longer one is cut without an error, which would spoil JSON."""
 
 MODEL_ID, RUN_ID = r"m-[0-9a-f]{32}", r"[0-9a-f]{32}"
 """Patterns of ids: they tell a logged model and a run from a registered model's name."""
 
 CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
-"""The loader, in a model's MLmodel file, of a model from code. Others read pickles or any module."""
+"""The loader of a model from code, in its MLmodel file. Others read pickles, or any module."""
 SKIP_TYPE_HINTS = "_skip_type_hint_validation"
 """Attribute of a PythonModel without type hints on `predict`: without it MLflow warns. The packaged
 model, which imports nothing of this project, repeats the name."""
@@ -49,8 +47,8 @@ MISSING, EXISTS, INVALID = (
 )
 """Values of MlflowException.error_code, which has no types of its own for them."""
 
-LOGGERS = ("mlflow", "alembic")
-"""They print notes of a database's migration and of every model that is logged."""
+LOGGER = "mlflow"
+"""Prints notes of a database's migration and of every model that is logged, on standard error."""
 ENVIRONMENT = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",  # models are data: no pickle is read
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # progress is printed by the commands
@@ -67,10 +65,11 @@ _LOCKED = "database is locked"
 _SQLITE = "sqlite3."
 """How SQLAlchemy begins the text of an error of that driver."""
 _NO_ANSWER = "API request to"
-"""How the text of an HTTP request begins that got no answer; the code is INTERNAL_ERROR, as of a
-server's own faults."""
+"""How the text of an HTTP request begins that got no answer, or one that says to come again; the
+code is INTERNAL_ERROR, as of a server's own faults."""
 _OVERLOADED = (429, 503, 504)
-"""HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up."""
+"""HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up; MLflow
+repeats requests that get these or 500, and after its last try gives the text of no answer."""
 _CONFLICTS = (
     "IntegrityError",  # of SQLite; through a server only the text arrives
     "UniqueViolation",  # of PostgreSQL

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.compat.mlflow import LOGGERS, is_transient, set_environment
+from pipelines.compat.mlflow import LOGGER, is_transient, set_environment
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.tracking.locks import database_lock
@@ -114,8 +114,7 @@ def connect_existing() -> RetryingClient:
 def configure_mlflow(uri: str) -> None:
     """MLflow's state of the process, which each connection sets to the same, but for the URI."""
     set_environment()
-    for name in LOGGERS:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
+    logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="mlflow")  # hints for interactive use
     mlflow.set_tracking_uri(uri)  # pyfunc.log_model takes no client
 

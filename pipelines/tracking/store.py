@@ -32,7 +32,6 @@ from pipelines.compat.mlflow import (
     FAILED,
     FINISHED,
     KILLED,
-    MAX_PARAMS_PER_REQUEST,
     NOTE_TAG,
     PARENT_RUN_TAG,
     RUNNING,
@@ -155,9 +154,7 @@ class Store:
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Dotted parameters; logging the same ones again changes nothing."""
         entities = [Param(key, encode_param(value)) for key, value in flatten(params)]
-        for first in range(0, len(entities), MAX_PARAMS_PER_REQUEST):
-            batch = entities[first : first + MAX_PARAMS_PER_REQUEST]
-            self.client.log_batch(run_id, params=batch)
+        self.client.log_batch(run_id, params=entities)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run."""
