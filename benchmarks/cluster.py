@@ -23,6 +23,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
 PARTS = ("workers", "slots", "writes")
 WRITES = 200
 WORKERS = (1, 2, 4)
@@ -156,10 +157,9 @@ def _row(name: str, value: str) -> None:
 @contextmanager
 def _local_cluster(cpus: int) -> Iterator[None]:
     """A Ray of this process with as many CPUs as it is told."""
-    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    from pipelines.compat.ray import ENVIRONMENT
+    from pipelines.compat.ray import ENVIRONMENT, NICENESS
 
-    os.environ.update(ENVIRONMENT)
+    os.environ.update({**ENVIRONMENT, NICENESS: "0"})
     import ray
 
     ray.init(num_cpus=cpus, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
@@ -244,10 +244,10 @@ def _slots(config: dict[str, Any]) -> None:
     import psutil
     from ray import tune
 
-    from pipelines.engine import dag
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.sweep import run_search
     from pipelines.experiment import read_experiment
     from pipelines.search import run
-    from pipelines.stages import corpus, search
 
     reports = config["reports"]
 
@@ -281,7 +281,7 @@ def _slots(config: dict[str, Any]) -> None:
     own = psutil.Process()
     with _local_cluster(config["slots"]), redirect_stdout(sys.stderr):
         before = sum(own.cpu_times()[:2])
-        dag.run([corpus.STAGE, search.STAGE], loaded, work="slots", until=None, fresh=False)
+        run_search(loaded)
         spent = sum(own.cpu_times()[:2]) - before
     warm = begins[: config["slots"]][-1]  # every slot has its process
     counted = sum(end > warm for end in ends)

@@ -250,14 +250,27 @@ def _spans(config: dict[str, Any]) -> None:
     print(json.dumps({"spans": spans}))
 
 
+def run_search(experiment: Any) -> None:
+    """Corpus and search of an experiment in this process."""
+    from pipelines.console.progress import Progress
+    from pipelines.engine import dag
+    from pipelines.engine.stage import Invocation
+    from pipelines.stages import search
+    from pipelines.stages.corpus import CorpusStage
+    from pipelines.tracking.descriptions import describe_pipeline
+
+    invocation = Invocation(sys.argv, Progress())
+    about = describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv)
+    stages = [CorpusStage().stage, search.STAGE]
+    dag.run(stages, experiment, invocation, work="benchmark", about=about)
+
+
 def _no_op(config: dict[str, Any]) -> None:
     """A search whose trials report one number and end; prints its time and its driver's memory."""
     import psutil
     from ray import tune
 
-    from pipelines.engine import dag
     from pipelines.search import run
-    from pipelines.stages import corpus, search
 
     class NoOp(tune.Trainable):
         """A trial that costs nothing."""
@@ -265,6 +278,7 @@ def _no_op(config: dict[str, Any]) -> None:
         def step(self) -> dict[str, Any]:
             """The one result."""
             row = {"step": 1, "time": time.time(), "tokens": 2048, "seconds": 0.0}
+            row["tokens_per_second"] = 2048.0
             row |= {"train_bits_per_byte": 1.0, "val_bits_per_byte": 1.0}
             result = {"rows": [row], "curve": [(2048, 1.0)], "tokens": 2048, "objective": 1.0}
             return {**result, "finished": True, "notes": [], "done": True}
@@ -287,7 +301,7 @@ def _no_op(config: dict[str, Any]) -> None:
     setattr(run, "Trial", NoOp)  # noqa: B010
     loaded = _load(EXPERIMENT | {"trials": NO_OPS, "threads": 1})
     with redirect_stdout(sys.stderr):
-        dag.run([corpus.STAGE, search.STAGE], loaded, work="no-op", until=None, fresh=False)
+        run_search(loaded)
     print(
         json.dumps(
             {

@@ -27,7 +27,7 @@ class Pipeline:
     def stages(self) -> list[Stage]:
         return [
             Stage("c", self._c, ("a", "b"), config_keys=("promote",)),
-            Stage("b", self._b, ("a",), config_keys=("train", "seed"), sources=("dca",)),
+            Stage("b", self._b, ("a",), config_keys=("train", "seed"), modules=lambda _: ("dca",)),
             Stage("a", self._a, cached=False, preview=lambda _: {"source": self.source}),
         ]
 
