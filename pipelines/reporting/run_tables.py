@@ -91,10 +91,10 @@ def _curve_rows(store: Store, config: Experiment, run: Run, name: str) -> list[d
     if not run.data.metrics.get("val_bits_per_byte"):
         return []
     evaluated = store.history(run_id, "val_bits_per_byte")
-    judged = evaluated if metric == "val_bits_per_byte" else store.history(run_id, metric)
+    objective = evaluated if metric == "val_bits_per_byte" else store.history(run_id, metric)
     seconds = store.history(run_id, "seconds")
     batch_tokens = int(run.data.params["train.batch_tokens"])
-    best = accumulate((judged[step] for step in evaluated), min)
+    best = accumulate((objective[step] for step in evaluated), min)
     return [
         {
             "name": name,

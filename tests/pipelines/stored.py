@@ -10,7 +10,16 @@ from typing import Any
 
 from pipelines.experiment import Experiment
 from pipelines.tracking.client import connect
-from pipelines.tracking.schema import EXPERIMENT_FILE, STAGE_TAG
+from pipelines.tracking.schema import (
+    EXPERIMENT_FILE,
+    INACTIVE_PARAM,
+    OUTPUTS_TAG,
+    REASON_TAG,
+    STAGE_TAG,
+    STATE_TAG,
+    TRIAL_TAG,
+    VALUES_TAG,
+)
 from pipelines.tracking.store import Store
 from pipelines.tracking.writer import Writer
 from pipelines.training.config import TrainingRun
@@ -61,7 +70,7 @@ def store_sweep(
     writer.close()
     if winner is not None:
         select = store.create("select", f"{name} select", "select", parent=pipeline)
-        store.tag(select, {"dca.outputs": json.dumps({"trial": winner})})
+        store.tag(select, {OUTPUTS_TAG: json.dumps({"trial": winner})})
         store.tag(pipeline, {STAGE_TAG.format("select"): select})
     return pipeline
 
@@ -69,8 +78,12 @@ def store_sweep(
 def _store_trial(
     store: Store, writer: Writer, config: Experiment, search: str, number: int, trial: Made
 ) -> None:
-    params = config.training_run().params | dict.fromkeys(config.search.space, "n/a") | trial.values
-    tags = {"dca.trial": str(number), "dca.values": json.dumps(trial.values)}
+    params = (
+        config.training_run().params
+        | dict.fromkeys(config.search.space, INACTIVE_PARAM)
+        | trial.values
+    )
+    tags = {TRIAL_TAG: str(number), VALUES_TAG: json.dumps(trial.values)}
     run = store.create(
         "trial", f"{search}/{number}", f"trial {number}", parent=search, params=params, tags=tags
     )
@@ -93,8 +106,8 @@ def _store_trial(
     if rows and trial.state != "failed":
         summary = {k: rows[-1][k] for k in ("step", "time")}
         summary |= {f"best_{config.train.best_metric}": min(trial.bits)}
-    told = {"dca.state": trial.state, "dca.reason": trial.reason}
-    writer.finish(run, STATUSES[trial.state], {k: v for k, v in told.items() if v}, summary)
+    tags = {STATE_TAG: trial.state, REASON_TAG: trial.reason}
+    writer.finish(run, STATUSES[trial.state], {k: v for k, v in tags.items() if v}, summary)
 
 
 def store_training(store: Store, run: TrainingRun, bits: float) -> str:
@@ -103,6 +116,6 @@ def store_training(store: Store, run: TrainingRun, bits: float) -> str:
     run_id = store.create("train", key, "train", params=run.params)
     store.log_corpus(run_id, {"name": "files", "fingerprint": CORPUS}, train=Path(__file__))
     store.log_metrics(run_id, {f"best_{run.train.best_metric}": bits})
-    store.tag(run_id, {"dca.outputs": "{}"})
+    store.tag(run_id, {OUTPUTS_TAG: "{}"})
     store.end(run_id)
     return run_id

@@ -214,8 +214,8 @@ def test_a_search_has_a_description_and_the_study(browser, address, store):
     (search,) = store.find("search")
     page = f"{address}/#/experiments/{store.experiment_id}/runs/{search.info.run_id}"
     browser.open(page)
-    told = ("4 trials of 8,192 bytes over", "best_val_bits_per_byte", "files training")
-    assert browser.missing(*told) == []
+    shown = ("4 trials of 8,192 bytes over", "best_val_bits_per_byte", "files training")
+    assert browser.missing(*shown) == []
     browser.picture("search")
     browser.open(f"{page}/artifacts")
     assert browser.missing("study.db") == []
@@ -223,8 +223,8 @@ def test_a_search_has_a_description_and_the_study(browser, address, store):
 
 def test_the_registry_shows_the_champion_and_where_it_comes_from(browser, address, store, pipeline):
     browser.open(f"{address}/#/models/dca-gpt")
-    told = ("@ champion", "Version 1", "python pipelines/generate.py --model dca-gpt")
-    assert browser.missing(*told) == []
+    shown = ("@ champion", "Version 1", "python pipelines/generate.py --model dca-gpt")
+    assert browser.missing(*shown) == []
     browser.picture("registry")
     browser.open(f"{address}/#/models/dca-gpt/versions/1")
     assert browser.missing("@ champion", "bits per byte of the test split") == []
