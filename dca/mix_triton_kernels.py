@@ -211,7 +211,7 @@ def _add_times(total_o, x_o, y_o):
 
 @triton.jit
 def _weights(b_o, score_o):
-    """b_o + relu(score_o); b_o alone if there are no scores."""
+    """b_o + relu(score_o); just b_o if there are no scores."""
     weights = ()
     for o in tl.static_range(len(b_o)):
         weight = b_o[o]

@@ -46,7 +46,7 @@ def write_digests(folder: Path, names: Iterable[str]) -> None:
 def verify_digests(folder: Path, names: Iterable[str]) -> None:
     """Check files of a folder against its SHA256SUMS, which must list these and no others.
 
-    Raises OSError if one is missing, ValueError if one is not what its digest says.
+    Raises OSError if one is missing, ValueError if one does not match its digest.
     """
     expected, given = parse_digests((folder / DIGESTS_FILE).read_text()), {*names}
     if expected.keys() != given:

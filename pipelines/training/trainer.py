@@ -183,7 +183,7 @@ class Trainer:
 
 
 def _new_model(run: TrainingRun, device: torch.device) -> LanguageModel:
-    """The model with random weights that are a function of the seed alone."""
+    """The model with random weights that are a function of the seed only."""
     generator = torch.Generator().manual_seed(run.seed)
     model = build_model(run.model, generator=generator).to(device)
     model.activation_checkpointing = run.train.activation_checkpointing
