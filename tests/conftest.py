@@ -63,12 +63,6 @@ def experiment(data: dict) -> Experiment:
 
 
 @pytest.fixture
-def config(experiment: Experiment) -> Experiment:
-    """Former name of `experiment`."""
-    return experiment
-
-
-@pytest.fixture
 def run(experiment: Experiment) -> TrainingRun:
     """The small experiment's base configuration of one training."""
     return experiment.training_run()

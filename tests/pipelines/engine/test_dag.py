@@ -61,9 +61,9 @@ def pipeline() -> Pipeline:
     return Pipeline()
 
 
-def test_stages_run_after_what_they_depend_on_and_are_cached(pipeline, config):
-    assert pipeline.run(config) == ["a", "b", "c"]
-    assert pipeline.run(config) == ["a"]
+def test_stages_run_after_what_they_depend_on_and_are_cached(pipeline, experiment):
+    assert pipeline.run(experiment) == ["a", "b", "c"]
+    assert pipeline.run(experiment) == ["a"]
 
 
 @pytest.mark.parametrize(
@@ -76,80 +76,80 @@ def test_stages_run_after_what_they_depend_on_and_are_cached(pipeline, config):
         ("resources.cpus_per_worker", 2, ["a"]),
     ],
 )
-def test_a_change_runs_again_only_what_depends_on_it(pipeline, config, key, value, expected):
-    pipeline.run(config)
-    assert pipeline.run(config.replace({key: value})) == expected
+def test_a_change_runs_again_only_what_depends_on_it(pipeline, experiment, key, value, expected):
+    pipeline.run(experiment)
+    assert pipeline.run(experiment.replace({key: value})) == expected
 
 
-def test_a_changed_source_runs_again_what_follows(pipeline, config):
-    pipeline.run(config)
+def test_a_changed_source_runs_again_what_follows(pipeline, experiment):
+    pipeline.run(experiment)
     pipeline.source = 2
-    assert pipeline.run(config) == ["a", "b", "c"]
+    assert pipeline.run(experiment) == ["a", "b", "c"]
 
 
-def test_a_result_whose_files_are_gone_is_computed_again(pipeline, config):
-    pipeline.run(config)
-    (file,) = location.storage_folder(config.storage).glob("*.txt")
+def test_a_result_whose_files_are_gone_is_computed_again(pipeline, experiment):
+    pipeline.run(experiment)
+    (file,) = location.storage_folder(experiment.storage).glob("*.txt")
     file.unlink()
-    assert pipeline.run(config) == ["a", "b", "c"]
+    assert pipeline.run(experiment) == ["a", "b", "c"]
 
 
-def test_until_stops_after_a_stage_and_fresh_computes_again(pipeline, config):
-    assert pipeline.run(config, until="b") == ["a", "b"]
-    assert pipeline.run(config) == ["a", "c"]
-    assert pipeline.run(config, fresh=True) == ["a", "b", "c"]
-    assert pipeline.run(config) == ["a"]
-    assert pipeline.run(config, until="b", fresh=True) == ["a", "b"]
-    assert pipeline.run(config) == ["a", "c"]
+def test_until_stops_after_a_stage_and_fresh_computes_again(pipeline, experiment):
+    assert pipeline.run(experiment, until="b") == ["a", "b"]
+    assert pipeline.run(experiment) == ["a", "c"]
+    assert pipeline.run(experiment, fresh=True) == ["a", "b", "c"]
+    assert pipeline.run(experiment) == ["a"]
+    assert pipeline.run(experiment, until="b", fresh=True) == ["a", "b"]
+    assert pipeline.run(experiment) == ["a", "c"]
 
 
-def test_a_failed_stage_goes_on_in_the_same_run(pipeline, config):
+def test_a_failed_stage_goes_on_in_the_same_run(pipeline, experiment):
     pipeline.broken = True
     with pytest.raises(RuntimeError, match="broken"):
-        pipeline.run(config)
-    store = Store.open(config.experiment, location.storage_folder(config.storage))
+        pipeline.run(experiment)
+    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
     (failed,) = store.find("b")
     assert (failed.info.status, failed.data.tags["dca.reason"]) == ("FAILED", "broken")
     pipeline.broken = False
-    assert pipeline.run(config) == ["a", "b", "c"]
+    assert pipeline.run(experiment) == ["a", "b", "c"]
     (finished,) = store.find("b")
     assert finished.info.run_id == failed.info.run_id
     assert finished.info.status == "FINISHED"
 
 
-def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, config):
+def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, experiment):
     """Killed between the end of the run and the tag that makes it count."""
-    pipeline.run(config)
-    store = Store.open(config.experiment, location.storage_folder(config.storage))
+    pipeline.run(experiment)
+    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
     (run,) = store.find("b")
     store.client.delete_tag(run.info.run_id, "dca.outputs")
-    assert pipeline.run(config) == ["a", "b"]
+    assert pipeline.run(experiment) == ["a", "b"]
     assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
 
 
-def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, config):
-    nodes = dag.plan(pipeline.stages(), config, until=None, fresh=False)
+def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, experiment):
+    nodes = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
     assert [(node.stage.name, node.reused) for node in nodes] == [
         ("a", False),
         ("b", False),
         ("c", False),
     ]
-    assert not location.storage_folder(config.storage).exists()
-    pipeline.run(config)
+    assert not location.storage_folder(experiment.storage).exists()
+    pipeline.run(experiment)
     assert pipeline.ran == ["a", "b", "c"]
-    changed = config.replace({"train.learning_rate": 0.5})
+    changed = experiment.replace({"train.learning_rate": 0.5})
     _, b, c = dag.plan(pipeline.stages(), changed, until=None, fresh=False)
     assert b.reason == "train.learning_rate: 0.01 -> 0.5"
     assert c.reason == "follows b"
-    _, b, c = dag.plan(pipeline.stages(), config, until=None, fresh=False)
+    _, b, c = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
     assert (b.reused, c.reused) == (True, True)
-    _, b, c = dag.plan(pipeline.stages(), config, until=None, fresh=True)
+    _, b, c = dag.plan(pipeline.stages(), experiment, until=None, fresh=True)
     assert (b.reused, c.reused) == (False, False)
 
 
-def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, config):
-    pipeline.run(config)
-    store = Store.open(config.experiment, location.storage_folder(config.storage))
+def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, experiment):
+    pipeline.run(experiment)
+    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
     (parent,), (b,) = store.find("pipeline"), store.find("b")
     assert b.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert json.loads(b.data.tags["dca.outputs"])["source"] == 1
@@ -158,20 +158,20 @@ def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, config):
         assert parent.data.tags[tag]
 
 
-def test_stages_are_reported_with_their_reason_and_as_events(pipeline, config, capsys):
-    pipeline.run(config)
+def test_stages_are_reported_with_their_reason_and_as_events(pipeline, experiment, capsys):
+    pipeline.run(experiment)
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert lines == [["a", "runs every time"], ["b", "new"], ["c", "new"]]
-    pipeline.run(config.replace({"promote.min_improvement": 0.1}))
+    pipeline.run(experiment.replace({"promote.min_improvement": 0.1}))
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [["a", "runs every time"], ["b", "reused"]]
     assert lines[2] == ["c", "promote.min_improvement: 0.0 -> 0.1"]
     dag.run(
         pipeline.stages(),
-        config,
+        experiment,
         Invocation(("sweep.py",), Progress(OutputMode.JSON)),
         work="test",
-        about=describe_pipeline(config.experiment, config.promote.model, ["sweep.py"]),
+        about=describe_pipeline(experiment.experiment, experiment.promote.model, ["sweep.py"]),
     )
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["stage"], row["state"]) for row in events] == [

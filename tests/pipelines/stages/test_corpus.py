@@ -36,8 +36,8 @@ def run(config: Experiment, tmp_path: Path, fingerprint: str | None = None) -> d
     return CorpusStage(fingerprint=fingerprint).run(context(config, tmp_path), {})
 
 
-def test_a_plan_with_enwik8_neither_downloads_nor_reads(config, tmp_path):
-    enwik8 = config.replace({"data": {"corpus": "enwik8", "path": str(tmp_path / "data")}})
+def test_a_plan_with_enwik8_neither_downloads_nor_reads(experiment, tmp_path):
+    enwik8 = experiment.replace({"data": {"corpus": "enwik8", "path": str(tmp_path / "data")}})
     (planned,) = dag.plan([CorpusStage().stage], enwik8, until=None, fresh=False)
     assert planned.identity is not None
     assert not (tmp_path / "data").exists()
