@@ -15,7 +15,6 @@ install: .venv/.installed
 
 sweep: install
 	$(BIN)/python pipelines/sweep.py
-	@echo 'These commands need the environment: source .venv/bin/activate'
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
