@@ -53,7 +53,7 @@ SMALL: dict[str, Any] = {
 
 
 def main() -> None:
-    """Measure what is asked for, each part in processes and a folder of its own."""
+    """Measure the chosen parts, each in processes and a folder of its own."""
     parser = argparse.ArgumentParser(description="What workers gain, and what a driver carries.")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--rounds", type=int, default=3)
@@ -156,7 +156,7 @@ def _row(name: str, value: str) -> None:
 
 @contextmanager
 def _local_cluster(cpus: int) -> Iterator[None]:
-    """A Ray of this process with as many CPUs as it is told."""
+    """A Ray cluster of this process with a number of CPUs."""
     from pipelines.compat.ray import ENVIRONMENT, NICENESS
 
     os.environ.update({**ENVIRONMENT, NICENESS: "0"})

@@ -58,7 +58,7 @@ Medians; in brackets the interval of the median from order statistics, 95 % from
   largest resident set less the one just before, eager only (a compiler would count too); on CUDA
   the allocator's maximum.
 - Mixing: time over that of `standard`; in brackets the time in which memory copies the bytes that
-  mixing must at least move.
+  mixing must move in any case.
 - Public: the package deep-cross-attention. Its k-DCA sees the first k and the last k entries and
   drops those between; ours sees the input, the sum of the older outputs and the last k. Its
   feed-forward has biases. Vocabulary, heads, optimizer, clipping and loss are the same."""
@@ -160,7 +160,7 @@ class Case:
         return replace(self, row=row)
 
     def mixing_tensors(self) -> int:
-        """How many [b, t, d] the residual of one training step must at least read or write.
+        """How many [b, t, d] the residual of one training step must read or write in any case.
 
         Mixing n entries into o outputs reads n and writes o; going back it reads o gradients and
         the n entries again, and adds to n gradients (a read and a write). The sum of the older
@@ -204,7 +204,7 @@ class Trainee:
 
     @classmethod
     def warm(cls, case: Case, device: torch.device) -> "Trainee":
-        """One that has made the steps that nobody times."""
+        """One that has made the steps that are not timed."""
         trainee = cls(case, device)
         for _ in range(WARMUP_STEPS):
             trainee.step()
@@ -222,7 +222,7 @@ class Bench:
         self.failures: dict[Hashable, str] = {}
 
     def measure_peaks(self, cases: Sequence[Case]) -> None:
-        """Most bytes that each case's training holds at once, in a fresh process."""
+        """Peak bytes of each case's training, in a fresh process."""
         for case in cases:
             if case.mode == "eager" or self.device.type == "cuda":
                 key = ("memory", case)
@@ -304,15 +304,15 @@ class Bench:
         return f"{middle:.2f} [{low:.2f}, {high:.2f}]"
 
     def mixing(self, case: Case) -> str:
-        """Milliseconds over the standard transformer's, and the least that memory allows."""
+        """Milliseconds over the standard transformer's, and the minimum that memory allows."""
         standard = case.of(STANDARD)
         if case.row.public or case == standard or not {case, standard} <= self.seconds.keys():
             return EMPTY
         pairs = zip(self.seconds[case], self.seconds[standard], strict=True)
         over = median(a - b for a, b in pairs)
         numbers = (case.mixing_tensors() - standard.mixing_tensors()) * case.shape.tokens
-        least = numbers * case.shape.dim * compute_dtype(self.device).itemsize / self.copy
-        return f"{1e3 * over:,.1f} [{1e3 * least:,.1f}]"
+        bound = numbers * case.shape.dim * compute_dtype(self.device).itemsize / self.copy
+        return f"{1e3 * over:,.1f} [{1e3 * bound:,.1f}]"
 
     def compilation_table(self, case: Case) -> str:
         """Seconds of the first step with an empty cache on disk, then with that cache filled."""
@@ -342,7 +342,7 @@ class Bench:
 
 
 def peak_bytes(case: Case, device: torch.device) -> int:
-    """Most memory that model, optimizer and two steps hold at once; wants a process of its own."""
+    """Peak memory of model, optimizer and two steps; to be called in a process of its own."""
     small = Shape(1, 8 * HEADS, seq_len=8, batch=1)
     Trainee(replace(case, shape=small), device).step()  # what is imported late is not the model's
     torch._dynamo.reset()  # or a second size would be compiled for any size
@@ -450,7 +450,7 @@ def compute_dtype(device: torch.device) -> torch.dtype:
 
 
 def extra(name: str) -> Any:
-    """A package that this benchmark alone needs."""
+    """A package that only this benchmark needs."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -496,12 +496,12 @@ def hardware(device: torch.device, read: float, copy: float) -> str:
 
 
 def progress(text: str) -> None:
-    """A line for whoever waits."""
+    """A line of progress."""
     print(text, file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure what was asked for and print it."""
+    """Measure the chosen parts and print them."""
     options = _options(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     bench = Bench(device, options.rounds)

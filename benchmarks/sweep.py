@@ -41,7 +41,7 @@ Span = tuple[float, float]
 
 
 def main() -> None:
-    """Measure what is asked for, each part in processes and a folder of its own."""
+    """Measure the chosen parts, each in processes and a folder of its own."""
     parser = argparse.ArgumentParser(description="What orchestrating a search costs.")
     parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     parser.add_argument("--trials", type=int, default=24)
@@ -191,7 +191,7 @@ def _corpus(config: Any) -> Any:
 
 
 def _calibrate(config: dict[str, Any]) -> None:
-    """Prints how many tokens one thread trains on in a second, alone."""
+    """Prints how many tokens one thread trains on in a second, with no other process beside it."""
     from pipelines.training.loop import train
 
     loaded = _load(config)

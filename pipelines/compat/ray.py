@@ -51,7 +51,7 @@ DEFAULT_NICENESS = 15
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it, under this odd name, in a process that `ray job submit` has started."""
 HEAD_NODE = "node:__internal_head__"
-"""A resource that the head node alone has."""
+"""A resource of the head node only."""
 LOGGERS = ("ray", "ray.tune", "ray.train")
 """Loggers with a level of their own."""
 NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (

@@ -86,8 +86,7 @@ def simulate(
             break
         first = begun[number] // batch if number < len(begun) else 0
         stop = rng.choice(depths) if depths else _stop_tokens(task, rungs, quality)
-        ends = [step for step in run.train.eval_steps if step * batch >= stop] or [run.train.steps]
-        last = max(first, ends[0])
+        last = max(first, _end(run, stop))
         steps = last - first
         heapq.heappush(free, start + steps * step_seconds(run))
         tokens += steps * batch
@@ -97,6 +96,12 @@ def simulate(
             found.winner, best = run, rank
     found.seconds = max(free, default=0.0)
     return found
+
+
+def _end(run: TrainingRun, tokens: float) -> int:
+    """The first evaluation after so many tokens, at which a trial is stopped; or its last step."""
+    steps = run.train.eval_steps
+    return next((step for step in steps if step * run.train.batch_tokens >= tokens), steps[-1])
 
 
 def _rungs(task: SearchTask) -> dict[float, list[float]]:

@@ -122,7 +122,7 @@ def needs_ray(command: str, *arguments: str) -> str:
     have several workers, which Ray Train can only clean up after where it finds one Ray."""
     several = any(argument.startswith("resources.workers=") for argument in arguments)
     if command.endswith("sweep.py") and "--dry-run" not in arguments:
-        return "alone" if several else "beside others"
+        return "exclusive" if several else "beside others"
     return "beside others" if several else ""
 
 
@@ -136,7 +136,7 @@ def turn(need: str) -> Iterator[list[int]]:
         yield []
         return
     with LOCK.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if need == "alone" else fcntl.LOCK_SH)
+        fcntl.flock(file, fcntl.LOCK_EX if need == "exclusive" else fcntl.LOCK_SH)
         yield [file.fileno()]
 
 

@@ -47,7 +47,7 @@ class Command:
 
     @property
     def pid(self) -> int:
-        """As the system knows it."""
+        """The process id."""
         assert self._process.pid is not None
         return self._process.pid
 

@@ -74,7 +74,7 @@ class Cluster:
     """A head with no CPU to train on, hosts, and what they share."""
 
     environment: dict[str, str]
-    """Of whoever uses it."""
+    """Of the processes that use it."""
     storage: str
     dashboard: str
     """Address that takes jobs."""
@@ -93,7 +93,7 @@ class Cluster:
         return [host for host in self.hosts if host.process and host.process.poll() is None]
 
     def nodes(self) -> int:
-        """How many machines Ray knows to be there, the head being one."""
+        """How many machines Ray counts as alive, the head being one."""
         try:
             return requests.get(f"{self.dashboard}/api/v0/nodes", timeout=5).text.count('"ALIVE"')
         except requests.RequestException:

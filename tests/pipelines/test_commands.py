@@ -100,7 +100,7 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
 
 
 @pytest.mark.parametrize("command", ["sweep.py", "train.py"])
-def test_an_idle_tpu_is_told_before_anything_else(tmp_path, text, command):
+def test_an_idle_tpu_is_reported_before_anything_else(tmp_path, text, command):
     folder = Folder(tmp_path, text)
     folder.environment |= {"TPU_NAME": "local", "CUDA_VISIBLE_DEVICES": ""}
     code, _, err = folder.run(command, "tiny.yaml", "resources.cpus_per_worker=999")
@@ -138,8 +138,8 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     tmp_path, text, s3
 ):
     command = ("train.py", "tiny.yaml", "train.evals=16")
-    alone, folder = Folder(tmp_path / "alone", text), Folder(tmp_path / "killed", text)
-    code, _, err = alone.run(*command)
+    whole, folder = Folder(tmp_path / "whole", text), Folder(tmp_path / "killed", text)
+    code, _, err = whole.run(*command)
     assert code == 0, err
     shared = Storage.of(s3).folder
     process = folder.start(*command, f"storage={s3}")
@@ -151,15 +151,15 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     assert "resumes from step" in out
     assert not (folder.path / "runs").exists()
     (run,) = {name.split("/")[1] for name in shared.files() if name.startswith("fits/")}
-    assert saved(checkpoint.list_checkpoints(shared / "fits" / run)[-1]) == training(alone)
+    assert saved(checkpoint.list_checkpoints(shared / "fits" / run)[-1]) == training(whole)
     assert_whole(folder.store(), folder.store().find("train"))
     uri = re.search(r"models:/m-\w+", out).group()
     code, written, err = folder.run("generate.py", "--prompt", "a ", "--model", uri)
     assert (code, err) == (0, f"{uri}\n")
     kept = [path.read_bytes() for path in folder.path.rglob("*") if path.is_file()]
-    told = b"".join([*kept, out.encode(), written.encode()])
-    assert s3.partition("?")[0].encode() in told
-    assert not any(KEYS[name].encode() in told for name in KEYS if "KEY" in name)
+    written_bytes = b"".join([*kept, out.encode(), written.encode()])
+    assert s3.partition("?")[0].encode() in written_bytes
+    assert not any(KEYS[name].encode() in written_bytes for name in KEYS if "KEY" in name)
 
 
 def test_train_makes_a_model_that_generates(tmp_path, text):
@@ -175,15 +175,15 @@ def test_train_makes_a_model_that_generates(tmp_path, text):
     assert out.startswith("a ")
 
 
-def test_a_machine_reads_a_training_and_quiet_there_is_its_result_alone(tmp_path, text):
+def test_a_machine_reads_a_training_and_quiet_prints_only_its_result(tmp_path, text):
     folder = Folder(tmp_path, text)
     command = ("train.py", "tiny.yaml", "train.tokens=8192")
     code, out, err = folder.run(*command, "--json")
     assert (code, err) == (0, "")
-    told = [json.loads(line) for line in out.splitlines()]
-    assert [row["state"] for row in told if row["event"] == "stage"] == ["begun", "done"] * 2
-    assert any(row["event"] == "progress" and row["of_steps"] == 32 for row in told)
-    result = told[-1]
+    events = [json.loads(line) for line in out.splitlines()]
+    assert [row["state"] for row in events if row["event"] == "stage"] == ["begun", "done"] * 2
+    assert any(row["event"] == "progress" and row["of_steps"] == 32 for row in events)
+    result = events[-1]
     assert result["event"] == "result"
     code, out, err = folder.run(*command, "--quiet")
     assert (code, out, err) == (0, f"{result['text']}\n", "")

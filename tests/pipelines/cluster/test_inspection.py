@@ -32,7 +32,7 @@ def test_a_worker_fits_one_node_and_one_gpu_or_whole_ones(nodes, resources, expe
     assert max_concurrent_jobs(nodes, resources) == expected
 
 
-def test_what_does_not_fit_is_told_with_the_nodes():
+def test_what_does_not_fit_is_refused_with_the_nodes():
     with pytest.raises(ConfigError) as refused:
         require_capacity(TWO_SMALL, Resources(workers=3, cpus_per_worker=2), "fit.resources")
     assert str(refused.value) == (
@@ -43,7 +43,7 @@ def test_what_does_not_fit_is_told_with_the_nodes():
 
 @pytest.fixture(scope="module")
 def two_nodes():
-    """Two raylets, the least that is several nodes."""
+    """Two raylets, the smallest cluster of several nodes."""
     with turn("beside others"):
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         try:
@@ -70,7 +70,7 @@ def test_several_nodes_with_a_file_as_store_or_a_local_folder_are_refused(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_job_says_where_its_results_go_and_what_it_was_made_of(tmp_path, text):
+def test_a_job_must_be_given_store_storage_and_commit(tmp_path, text):
     folder = Folder(tmp_path, text)
     folder.environment["RAY_JOB_CONFIG_JSON_ENV_VAR"] = "{}"
     code, out, err = folder.run("sweep.py", "tiny.yaml", "--dry-run")
@@ -87,7 +87,7 @@ def test_trials_have_one_number_of_workers_and_a_fit_may_have_a_range(tmp_path, 
     code, _, err = folder.run("sweep.py", "tiny.yaml", "resources.workers=[1,2]", "--dry-run")
     assert code == 2
     assert err.startswith("resources.workers: expected one number, got 1 to 2: ")
-    for wrong, said in (("[2,1]", "expected [min, max]"), ("[1,99]", "each of 99 workers")):
+    for wrong, expected in (("[2,1]", "expected [min, max]"), ("[1,99]", "each of 99 workers")):
         code, _, err = folder.run("train.py", "tiny.yaml", f"resources.workers={wrong}")
         assert code == 2
-        assert said in err
+        assert expected in err

@@ -23,17 +23,17 @@ def folder(tmp_path):
 
 
 def test_the_best_sound_checkpoint_is_packaged(folder):
-    said: list[str] = []
+    logged: list[str] = []
 
     def packaged() -> tuple[int, float]:
-        row, weights = best_checkpoint(folder, HISTORY, "val_bits_per_byte", said.append)
+        row, weights = best_checkpoint(folder, HISTORY, "val_bits_per_byte", logged.append)
         return row["step"], float(weights["weight"][0, 0])
 
     assert packaged() == (2, 1)
-    assert said == []
+    assert logged == []
     (folder / "00000002" / "state.json").write_text("{}")
     assert packaged() == (3, 2)
-    assert "00000002: damaged checkpoint" in said[0]
+    assert "00000002: damaged checkpoint" in logged[0]
     (folder / "00000003" / "tensors.safetensors").unlink()
     with pytest.raises(PipelineError, match="no checkpoint is sound; --fresh trains again"):
         packaged()
