@@ -4,6 +4,7 @@ import platform
 from itertools import chain
 from statistics import median
 
+from pipelines.compat.mlflow import FINISHED
 from pipelines.config.yaml_text import flatten
 from pipelines.experiment import Experiment
 from pipelines.search.config import SearchTask
@@ -77,7 +78,7 @@ class EarlierRuns:
         if self._store is None:
             return []
         runs = [run for p in parents for run in self._store.children(p.info.run_id, kind)]
-        return [run for run in runs if run.info.status == "FINISHED"]
+        return [run for run in runs if run.info.status == FINISHED]
 
 
 def _duration(run: Run) -> float:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from graphlib import TopologicalSorter
 from typing import Any
 
+from pipelines.compat.mlflow import FINISHED
 from pipelines.engine.cache import PlannedStage, invalidate, json_digest, resolve
 from pipelines.engine.stage import Context, Invocation, Outputs, PipelineConfig, Stage
 from pipelines.storage.location import storage_folder
@@ -143,7 +144,7 @@ def _log(context: Context[Any], planned: PlannedStage, state: str) -> None:
 def _reuse(planned: PlannedStage, context: Context[Any]) -> None:
     """Refer to a cached result from the pipeline's run."""
     run = planned.run
-    if run is not None and run.info.status != "FINISHED":
+    if run is not None and run.info.status != FINISHED:
         context.store.end(run.info.run_id)  # its command was killed before it could
     _refer(context, planned)
 

@@ -1,4 +1,7 @@
-"""The sections `promote` and `generate`: the gate in front of the champion, and its sample."""
+"""The sections `promote` and `generate`: the gate in front of the champion, and its sample.
+
+Read by the stages and commands that promote and generate.
+"""
 
 from typing import Annotated
 
@@ -17,13 +20,13 @@ class PromoteConfig(Section):
     min_improvement: Annotated[float, Field(ge=0)] = 0.0
     """Bits per byte by which a challenger must beat the champion on the test split."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """With which it must: of a bootstrap over blocks of the test text."""
+    """Confidence of that improvement: of a paired bootstrap over blocks of the test text."""
     max_parameters: Positive | None = None
-    """Most parameters of a champion; null: any number."""
+    """Maximum number of parameters of a champion; null: no limit."""
     min_bytes_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Least speed of writing one text, on the machine that decides; null: any."""
+    """Minimum speed of writing one text, on the machine that decides; null: no limit."""
     max_latency_seconds: Annotated[float, Field(gt=0)] | None = None
-    """Longest time from a prompt of 64 bytes to the first byte written; null: any."""
+    """Maximum time from a prompt of 64 bytes to the first byte written; null: no limit."""
 
     @model_validator(mode="after")
     def _not_a_log(self) -> "PromoteConfig":

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, one_line
@@ -42,7 +43,7 @@ STAGE_CHAIN = ("search", "select", "fit", "evaluate")
 """Stages each of which reads the run of the one before it."""
 SAMPLES_FILE = "samples.txt"
 """Artifact of the stage sample."""
-PROVENANCE_TAGS = (VERSION_PREFIX, "mlflow.source.git", DIRTY_TAG)
+PROVENANCE_TAGS = (VERSION_PREFIX, COMMIT_TAG, DIRTY_TAG)
 """Prefixes of the tags with a run's commit and package versions."""
 
 
@@ -172,4 +173,4 @@ def _corpus_of(run: Run) -> str:
 
 
 def _parent(run: Run) -> str:
-    return str(run.data.tags.get("mlflow.parentRunId", ""))
+    return str(run.data.tags.get(PARENT_RUN_TAG, ""))

@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.experiment import FIELDS
 from pipelines.reporting.commands import reproduction_command
 from pipelines.reporting.importance import Importance, importance
@@ -131,7 +132,7 @@ def _gate_settings(tags: Mapping[str, str]) -> dict[str, Any]:
 
 def _reproduction_sentence(results: Results) -> str:
     provenance = results.lineage["provenance"]
-    commit = str(provenance.get("mlflow.source.git.commit", ""))
+    commit = str(provenance.get(COMMIT_TAG, ""))
     at = f" at commit {commit[:12]}" if commit else ""
     dirty = ", which had uncommitted changes" if provenance.get(DIRTY_TAG) == "true" else ""
     return f"To reproduce it{at}{dirty}: {reproduction_command(results)}"

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pipelines.compat.mlflow import KILLED
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context, Outputs
 from pipelines.search.config import SearchTask
@@ -152,7 +153,7 @@ class Recorder:
         self._writer.close()
 
     def _interrupt(self, run: Future[str]) -> None:
-        self._context.store.end(run.result(), "KILLED")
+        self._context.store.end(run.result(), KILLED)
 
 
 def log_search(context: Context[Any], task: SearchTask, corpus: Outputs) -> None:

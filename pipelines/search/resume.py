@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.engine.stage import Context
@@ -20,7 +21,7 @@ from pipelines.tracking.schema import REASON_TAG, STATE_TAG, TRIAL_TAG, VALUES_T
 from pipelines.tracking.store import Run, Store
 
 TRIAL_KIND = "trial"
-STATUS_OF_STATE = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
 """The states of a trial that ended, and MLflow's status of its run."""
 
 

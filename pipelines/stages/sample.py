@@ -1,4 +1,4 @@
-"""sample: text from the champion, by the command that any consumer would use."""
+"""sample: text from the champion, written by generate.py as a user would call it."""
 
 import json
 import subprocess
@@ -27,7 +27,7 @@ def sample(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Output
 
 
 def _generate(context: Context[Experiment], uri: str) -> list[str]:
-    """In a process of its own: the champion has its own `dca`."""
+    """In a process of its own: the champion is loaded with its own `dca`."""
     options = context.config.generate
     command = [
         *(sys.executable, str(ROOT / "pipelines" / "generate.py"), "--json", f"--model={uri}"),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.reporting.commands import (
     Command,
     config_file,
@@ -59,7 +60,7 @@ def _provenance_rows(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     return [
         ("corpus", " ".join(lineage["corpus"].values())),
-        ("commit", f"{provenance.get('mlflow.source.git.commit', 'unknown')}{dirty}"),
+        ("commit", f"{provenance.get(COMMIT_TAG, 'unknown')}{dirty}"),
         ("packages", ", ".join(packages)),
         ("hardware", ", ".join(processors)),
         ("platform", str(hardware.get("platform", "unknown"))),

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from pipelines.compat.mlflow import FINISHED
 from pipelines.console.text import format_duration
 from pipelines.reporting import figures
 from pipelines.reporting.importance import MIN_TRIALS, Importance
@@ -136,7 +137,7 @@ def failures_section(results: Results) -> Section:
         for number, row in bad.iterrows()
     ]
     for name, run in {"pipeline": results.pipeline, **results.stages}.items():
-        if run.info.status != "FINISHED" and (reason := run.data.tags.get(REASON_TAG)):
+        if run.info.status != FINISHED and (reason := run.data.tags.get(REASON_TAG)):
             rows.append([name, run.info.status.lower(), reason, ""])
     if not rows:
         section.paragraphs = ["None: no trial or stage failed or is unfinished."]
