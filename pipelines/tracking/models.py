@@ -85,9 +85,17 @@ class ModelStore:
         return None
 
     def exists(self, uri: str) -> bool:
-        """Whether a logged model and its files are still there."""
+        """Whether a logged model and its files are still there.
+
+        The URI is the model's own, or models:/NAME/VERSION of a version that was made of it.
+        """
+        name, _, version = uri.removeprefix(SCHEME).partition("/")
+        try:
+            logged = self.client.get_model_version(name, version).source if version else uri
+        except MlflowException:
+            return False
         with tempfile.TemporaryDirectory() as scratch:
-            return self._fetch(model_id_of(uri), "MLmodel", Path(scratch)) is not None
+            return self._fetch(model_id_of(str(logged)), "MLmodel", Path(scratch)) is not None
 
     def download(self, model_id: str, folder: Path) -> tuple[Path, str | None]:
         """Copy a logged model's files into a folder; where they lie, and the digest logged with

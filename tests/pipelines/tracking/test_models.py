@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.console.errors import PipelineError
+from pipelines.registry.versions import Registry
 from pipelines.tracking.models import model_id_of, model_uri
 from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
@@ -36,6 +37,17 @@ def test_a_model_is_logged_once_and_exists_until_its_files_are_gone(store, exper
     assert not models.exists(uri)
     with pytest.raises(PipelineError, match=uri):
         models.download(model_id, tmp_path / "copy")
+
+
+def test_a_registered_version_exists_as_long_as_the_files_of_its_model(store, experiment):
+    run, uri = log_untrained(store, experiment)
+    assert not store.models.exists("models:/tiny/1")
+    Registry(store.client, "tiny").register(uri, run, {})
+    assert store.models.exists("models:/tiny/1")
+    assert not store.models.exists("models:/tiny/2")
+    location = store.client.get_logged_model(model_id_of(uri)).artifact_location
+    Path(location.removeprefix("file://"), "MLmodel").unlink()
+    assert not store.models.exists("models:/tiny/1")
 
 
 def test_a_model_is_logged_in_the_store_that_is_asked_and_not_in_the_last_one_opened(
