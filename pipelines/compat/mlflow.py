@@ -32,7 +32,7 @@ MAX_TAG_CHARACTERS = 8000
 """Of a tag's value: a longer one is cut without an error, which would spoil JSON."""
 
 MODEL_ID, RUN_ID = r"m-[0-9a-f]{32}", r"[0-9a-f]{32}"
-"""Patterns of ids: they tell a logged model and a run from a registered model's name."""
+"""Patterns of ids: they distinguish a logged model and a run from a registered model's name."""
 
 CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
 """The loader of a model from code, in its MLmodel file. Others read pickles, or any module."""
@@ -65,7 +65,7 @@ _LOCKED = "database is locked"
 _SQLITE = "sqlite3."
 """How SQLAlchemy begins the text of an error of that driver."""
 _NO_ANSWER = "API request to"
-"""How the text of an HTTP request begins that got no answer, or one that says to come again; the
+"""How the text of an HTTP request begins that got no answer, or that of an overloaded server; the
 code is INTERNAL_ERROR, as of a server's own faults."""
 _OVERLOADED = (429, 503, 504)
 """HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up; MLflow
@@ -101,7 +101,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def is_write_conflict(error: BaseException) -> bool:
-    """Whether two writers met in the registry's tables, which did not say which one was first."""
+    """Whether two writers met in the registry's tables, so that neither is known to be first."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import IntegrityError
 

@@ -133,7 +133,7 @@ def check_uri(uri: str) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of MLflow's says first, without its traces and statements."""
+    """The first line of an error's text, without traces and SQL statements."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 

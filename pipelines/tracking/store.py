@@ -185,7 +185,7 @@ class Store:
         self.client.log_batch(run_id, metrics=list(metric_entities([row], **of)))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
-        """Mark a run as running again; whoever created it may not have stored its parameters."""
+        """Mark a run as running again; its creator may not have stored its parameters."""
         self.client.update_run(run_id, status=RUNNING)
         if self.client.get_run(run_id).data.tags.get(REASON_TAG):
             self.tag(run_id, {REASON_TAG: ""})
