@@ -167,14 +167,12 @@ class Gate:
         bits, limits = mine.bits_per_byte, self.settings
         if not math.isfinite(bits):
             return f"its bits per byte are not finite: {bits}"
-        evaluated = tags.get(TEST_BITS_TAG, "")
-        same_text = tags.get(TEST_FINGERPRINT_TAG) == self.fingerprint
-        if (
-            evaluated
-            and same_text
-            and not abs(float(evaluated) - bits) <= MAX_REMEASURED_DIFFERENCE
-        ):
-            return f"read back it has {bits:.4f} bits per byte, not {float(evaluated):.4f} as evaluated"
+        if TEST_BITS_TAG in tags and tags.get(TEST_FINGERPRINT_TAG) == self.fingerprint:
+            evaluated = float(tags[TEST_BITS_TAG])
+            if not abs(evaluated - bits) <= MAX_REMEASURED_DIFFERENCE:  # also where it is NaN
+                return (
+                    f"read back it has {bits:.4f} bits per byte, not {evaluated:.4f} as evaluated"
+                )
         if limits.max_parameters is not None and mine.parameters > limits.max_parameters:
             limit = f"promote.max_parameters = {limits.max_parameters:,}"
             return f"{mine.parameters:,} parameters, over {limit}"
