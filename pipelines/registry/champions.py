@@ -1,11 +1,12 @@
-"""Who is champion of a registered model, and the log of every move.
+"""Which version is champion of a registered model, and the log of every promotion.
 
 The champion is MLflow's alias `champion`. Its moves are logged as the versions of a second
 registered model, NAME-champions, whose numbers the registry hands out once each, in order. An entry
 contains the number of the entry it follows. Of two that follow the same one the first is valid and
-the other void, for every reader of the log: so two promoters on two machines cannot both succeed,
-no lock is held, and a process killed anywhere leaves nothing to clean up. The alias is moved after
-the entry is written; if that was cut short, the next command that looks completes it.
+the other void, for every reader of the log: so two promoters on two machines cannot both succeed.
+This is correct without a lock; `gate_lock` only avoids wasted work on one machine. A process killed
+anywhere leaves nothing to clean up: the alias is set after the entry is written, and if that was
+interrupted, the next command that reads the champion completes it.
 """
 
 import itertools
@@ -37,7 +38,7 @@ ALIAS_GRACE_SECONDS = 10
 
 
 class ConcurrentPromotionError(PipelineError):
-    """Another process moved the champion after this one had read who it was."""
+    """Another process moved the champion after this one had read which version it was."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ class Promotion:
 
 @dataclass(frozen=True)
 class ChampionState:
-    """Who is champion, and the last valid entry of the log when that was read."""
+    """The version that is champion, and the last valid entry of the log when that was read."""
 
     champion: int | None
     entry: int
@@ -92,7 +93,7 @@ class Champions:
         return self.registry.name + LOG_SUFFIX
 
     def state(self, *, reconcile: bool = True) -> ChampionState:
-        """Who is champion now; a promotion that was cut short is completed if `reconcile`."""
+        """The present champion; an interrupted promotion is completed if `reconcile`."""
         state, last, alias = self._read()
         unfinished = last is not None and ("done" not in last.tags or alias != state.champion)
         if reconcile and unfinished:
@@ -147,7 +148,7 @@ class Champions:
                 return
 
     def _read(self) -> tuple[ChampionState, ModelVersion | None, int | None]:
-        """Who is champion, the last entry of the log, and what the alias names.
+        """The champion, the last entry of the log, and the version that the alias names.
 
         While the alias may not have been moved yet the log decides; later an alias that differs was
         moved by hand, or its version was deleted.

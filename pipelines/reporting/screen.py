@@ -58,12 +58,13 @@ def _result_lines(config: Experiment, outputs: Outputs) -> list[str]:
     trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     chosen, fit, gate = outputs["select"], outputs["fit"], outputs["promote"]
     values = ", ".join(f"{key}={format_value(value)}" for key, value in chosen["values"].items())
+    workers = f"{fit['workers']} worker{'' if fit['workers'] == 1 else 's'}"
     return [
         f"{config.experiment}: {sum(states.values())} trials ({trials})",
         f"winner   trial {chosen['trial']}, {chosen['objective']:.4f} bits per byte: "
         f"{values or 'the defaults'}",
         f"trained  {fit['parameters']:,} parameters on {fit['tokens']:,} bytes with "
-        f"{fit['workers']} workers in {format_duration(fit['seconds'])}, "
+        f"{workers} in {format_duration(fit['seconds'])}, "
         f"validation {fit['val_bits_per_byte']:.4f} bits per byte",
         f"gate     version {outputs['register']['version']} {gate['decision']}",
     ]
@@ -79,7 +80,7 @@ def pareto_lines(config: Experiment, front: list[tuple[int, float, float]]) -> l
         return []
     return [
         "",
-        f"bits per byte against {second.replace('_', ' ')}: no trial is better in both",
+        f"Pareto front of bits per byte and {second.replace('_', ' ')}: the trials not dominated",
         *(f"  {bits:8.4f}  {value:13,.0f}  trial {number}" for number, bits, value in front),
     ]
 

@@ -98,7 +98,8 @@ class SchedulerConfig(Section):
     grace_evals: Positive = 2
     """Evaluations before a trial may be stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """asha: one of so many trials at a rung continues."""
+    """asha: of the trials at a rung (a number of training tokens) the best 1/reduction_factor
+    continue."""
 
 
 class SearchConfig(Section):
@@ -109,20 +110,20 @@ class SearchConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     trials: Positive | None = None
-    """Trials of the whole search, over all its starts; null: every point of a grid, else 8."""
+    """Trials of the whole search, over all its sessions; null: every point of a grid, else 8."""
     second_objective: Literal["parameters", "bytes_per_second"] | None = None
     """A second objective beside train.best_metric: fewer `parameters`, or more `bytes_per_second`
-    of training. The Pareto front is reported; its best in bits per byte wins. Needs scheduler
-    none."""
+    of training. The Pareto front is reported; its best in bits per byte is the winner. Needs
+    scheduler none."""
     try_first: list[dict[str, Choice]] = []
     """Points of the space that are tried first; keys that a point leaves out are sampled."""
     warm_start: list[str] = []
-    """Experiments whose finished searches, of the same space, corpus and training, the sampler
-    learns from before its first proposal."""
+    """Experiments with searches of the same space, corpus and training, from whose complete and
+    pruned trials the sampler learns before its first proposal."""
     max_tokens: Positive | None = None
     """Training bytes of all trials together after which no further trial starts."""
     max_seconds: Positive | None = None
-    """Wall-clock time of the search, over all its starts, after which no further trial starts."""
+    """Wall-clock time of the search, over all its sessions, after which no further trial starts."""
 
     @property
     def trial_count(self) -> int:

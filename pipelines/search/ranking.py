@@ -1,4 +1,4 @@
-"""The best trial of a search, and its Pareto front: trials are compared at equal depth only.
+"""The best trial of a search, and its Pareto front. Pruned trials are compared at equal tokens.
 
 Used by the stage select.
 """
@@ -15,9 +15,9 @@ from pipelines.search.resume import StoredTrial
 def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
     """The trial with the smallest objective among the complete ones.
 
-    A pruned trial never outranks a complete one. If none is complete, the pruned ones are compared
-    at the deepest evaluation that two of them reached. Raises PipelineError if no trial has an
-    objective.
+    A pruned trial never ranks before a complete one. If none is complete, the pruned ones are
+    compared at the most training tokens that two of them reached. Raises PipelineError if no trial
+    has an objective.
     """
     ranked = [t for t in trials if t.objective is not None and t.state == "complete"]
     if not ranked:
@@ -29,7 +29,10 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
 
 
 def pareto_front(trials: Sequence[StoredTrial], second: str | None) -> list[StoredTrial]:
-    """The complete trials that no other beats in both objectives, best first."""
+    """The Pareto front of the complete trials, the best in bits per byte first.
+
+    No other trial is at least as good in both objectives and better in one.
+    """
     sign = -1 if second == "bytes_per_second" else 1
     points = [
         (trial.objective, sign * trial.second, trial.number, trial)

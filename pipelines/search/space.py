@@ -1,7 +1,8 @@
 """The search space: which keys can be searched, what is wrong with a space, and its points.
 
-Used by the experiment, which checks the space as a space and each of its points as one training
-run; by the search, which draws points; and by the sweep, which needs memory for the largest.
+Used by the experiment: each searched key is checked by itself, and so are search.try_first and up
+to 1000 grid points; other combinations are validated when their trial starts. Also by the search,
+which draws points, and by the sweep, which estimates the memory of the largest.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,7 +32,7 @@ FIXED = {
 }
 """Keys in which trials must agree to be comparable: they cannot be searched."""
 MAX_CHECKED_POINTS = 1000
-"""Points of a grid that are checked before the search."""
+"""Points of a grid that are validated before the search."""
 INACTIVE = object()
 """Value of a searched key whose condition is not met: equal to no value of a condition."""
 

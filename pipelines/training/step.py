@@ -38,7 +38,9 @@ class OptimizerStep:
             self.forward = DistributedDataParallel(model)
 
     def __call__(self, step: int, non_finite: Tensor) -> tuple[Tensor, Tensor]:
-        """Make step `step` (from 0); return this worker's mean loss and the global gradient norm.
+        """Make step `step` (from 0); return this worker's loss and the global gradient norm.
+
+        The loss is this worker's contribution: its mean over the workers is the batch's mean loss.
 
         `non_finite`, a scalar on the device, becomes 1 at the first gradient that is not finite and
         stays 1: the fused optimizer then skips this and all later updates on the device, so that no

@@ -36,7 +36,7 @@ from pipelines.training.step import OptimizerStep
 
 
 class DivergedError(PipelineError):
-    """The gradient or the loss was no longer finite; the update was not made."""
+    """The gradient or the validation loss is not finite."""
 
 
 class Trainer:
@@ -156,7 +156,7 @@ class Trainer:
             nats /= self.world
         count = stop - first
         bits = nats.item() / (count * math.log(2))
-        if int(finite_steps) < count:
+        if int(finite_steps) < count:  # the updates from the first such gradient on were not made
             raise DivergedError(
                 f"diverged at step {first + int(finite_steps) + 1}: the gradient is not finite "
                 f"(last good training loss: {self.last_finite_loss})"

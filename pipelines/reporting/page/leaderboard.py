@@ -47,7 +47,7 @@ def _pictures(results: Results) -> list[Picture]:
     front = Picture(
         "front",
         figures.pareto_front(results),
-        "The line joins the Pareto front: no trial is better in both objectives.",
+        "The line joins the Pareto front: the trials that are not dominated.",
         f"Bits per byte against {second.replace('_', ' ')}; the Pareto front is joined.",
     )
     return [best, front]

@@ -69,7 +69,7 @@ def test_without_a_page_its_line_is_left_out(experiment):
             "bytes_per_second",
             [
                 "",
-                "bits per byte against bytes per second: no trial is better in both",
+                "Pareto front of bits per byte and bytes per second: the trials not dominated",
                 "    2.0000         30,000  trial 2",
                 "    2.5000         40,000  trial 3",
             ],
