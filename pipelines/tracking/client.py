@@ -1,7 +1,7 @@
-"""A connection to the tracking store, whose calls are repeated while the store is locked or away.
+"""A connection to the tracking store, whose calls are repeated while it is locked or unavailable.
 
-Used by the store, the model store and the registry. A command opens a connection of its own: what
-one command has given up waiting for, the next one in the same process waits for again.
+Used by the store, the model store and the registry. A command opens a connection of its own, so
+that cancelled retries of one command do not affect the next one in the same process.
 """
 
 import logging
@@ -26,16 +26,16 @@ from pipelines.tracking.uri import database_file, tracking_uri
 
 PROBE_SECONDS = 5
 PATIENCE_SECONDS = 3600
-"""How long a store may be away before a command gives up; what it lacks is then in checkpoints."""
+"""How long a store may be unavailable before a command fails; missing rows are in checkpoints."""
 MAX_PAUSE_SECONDS = 10
 
 T = TypeVar("T")
 
 
 class RetryingClient:
-    """An MLflow client that repeats its calls while the store is locked or away.
+    """An MLflow client that repeats its calls while the store is locked or unavailable.
 
-    What creates something is not repeated: the caller must look first whether it happened.
+    Methods that create something are not repeated: the caller checks first whether they did.
     """
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
@@ -58,9 +58,9 @@ class RetryingClient:
         return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-        """Do what may safely be done twice, repeated with growing pauses.
+        """Call an idempotent function, repeated with growing pauses after transient errors.
 
-        Raises PipelineError when the patience of this call, or of another one, has run out.
+        Raises PipelineError after the time limit of this call, or of another one.
         """
         try:
             return self._retries.call(work, *args, **kwargs)
@@ -69,12 +69,12 @@ class RetryingClient:
                 raise
             self.cancel_retries()
             raise PipelineError(
-                f"MLflow: {first_line(error)}; what it does not have is in the checkpoints: "
-                "run the same command again"
+                f"MLflow: {first_line(error)}; nothing is lost: missing rows are in the checkpoints"
+                " and are stored when the same command is run again"
             ) from error
 
     def cancel_retries(self) -> None:
-        """Stop waiting, now and from now on: the command ends."""
+        """Cancel waiting calls, and do not repeat later ones: the command ends."""
         self._cancelled.set()
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
@@ -90,7 +90,7 @@ class RetryingClient:
 
 
 def connect(uri: str) -> RetryingClient:
-    """A client of the store there. Raises ConfigError in seconds if none answers."""
+    """Connect to the store at a URI. Raises ConfigError in seconds if none answers."""
     check_uri(uri)
     configure_mlflow(uri)
     try:
@@ -102,7 +102,7 @@ def connect(uri: str) -> RetryingClient:
 
 
 def connect_existing() -> RetryingClient:
-    """A client of the store as it is; creates none. Raises ConfigError if there is none."""
+    """Connect to an existing store; creates none. Raises ConfigError if there is none."""
     uri = tracking_uri()
     database = database_file(uri)
     if database and not database.exists():
@@ -112,7 +112,7 @@ def connect_existing() -> RetryingClient:
 
 
 def configure_mlflow(uri: str) -> None:
-    """MLflow's state of the process, which each connection sets to the same, but for the URI."""
+    """Set MLflow's global state; every connection sets the same, but for the URI."""
     set_environment()
     logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", module="mlflow")  # hints for interactive use

@@ -1,7 +1,7 @@
 """Descriptions of experiments, runs and models in the MLflow UI: Markdown.
 
-Written by the stages, the recorder and the registry. Each states what it is of, the command that
-makes it again, and links to what is next to it.
+Used by the stages, the recorder and the registry. Each has the command that reproduces the run or
+model, and links to related pages.
 """
 
 import json
@@ -23,18 +23,18 @@ class Descriptions:
 
 
 def describe_pipeline(experiment: str, model: str, argv: Sequence[str]) -> Descriptions:
-    """Of an experiment, above its runs, and of the run of a pipeline started by `argv`."""
+    """Markdown descriptions of an experiment and of the run of a pipeline started by `argv`."""
     link = model_link(model)
     return Descriptions(
         _paragraphs(
             f"Each *pipeline* is one configuration of `{experiment}`, from the text to the "
-            "champion. Below it are its stages, and below a *search* its trials. Less bits per "
+            "champion. Below it are its stages, and below a *search* its trials. Lower bits per "
             f"byte is better. The report is in a pipeline's artifacts, `{REPORT_FILE}`; the model "
             f"is {link}.",
             "To compare the trials of a search, select them and press *Compare*.",
         ),
         _paragraphs(
-            f"One configuration of `{experiment}`. The same command again reuses what is done:",
+            f"One configuration of `{experiment}`. The same command reuses its results:",
             _code(shlex.join(["python", *argv])),
             f"The whole configuration is the artifact `{EXPERIMENT_FILE}`, an experiment by "
             f"itself; the report, once all is done, is `{REPORT_FILE}`. The model is {link}.",
@@ -45,7 +45,7 @@ def describe_pipeline(experiment: str, model: str, argv: Sequence[str]) -> Descr
 def describe_search(
     run_id: str, keys: Sequence[str], *, trials: int, tokens: int, sampler: str, scheduler: str
 ) -> str:
-    """Of a search's run."""
+    """Markdown description of a search's run."""
     searched = ", ".join(f"`{key}`" for key in keys) or "nothing"
     return _paragraphs(
         f"{trials} trials of {tokens:,} bytes over {searched}. `{sampler}` proposes them, the "
@@ -61,16 +61,18 @@ def describe_search(
 
 
 def describe_trial(number: int, search: str, pipeline_run: str, values: Mapping[str, Any]) -> str:
-    """Of a trial's run; `search` links to its search."""
+    """Markdown description of a trial's run; `search` links to its search."""
     return _paragraphs(
-        f"Trial {number} of {search}. By itself, and to its whole budget, it is trained by",
+        f"Trial {number} of {search}. To train its configuration alone, with the whole budget:",
         _train(pipeline_run, values),
     )
 
 
 def describe_fit(values: Mapping[str, Any], tokens: int, trial: str, pipeline_run: str) -> str:
-    """Of the run that trains the winner to `tokens`; `values` are all that make it so, `trial` is
-    a link to its trial."""
+    """Markdown description of the run that trains the winner on `tokens`.
+
+    `values` are the winner's changes of the configuration, `trial` is a link to its trial.
+    """
     return _paragraphs(
         f"The winner, {trial}, trained on {tokens:,} bytes. The same without a search:",
         _train(pipeline_run, values),
@@ -78,11 +80,11 @@ def describe_fit(values: Mapping[str, Any], tokens: int, trial: str, pipeline_ru
 
 
 def describe_model(name: str) -> str:
-    """Of a registered model."""
+    """Markdown description of a registered model."""
     return _paragraphs(
         "Deep Cross Attention language models of bytes. `challenger` is the newest version, "
-        "`champion` the one that won on the sealed test bytes; every move of the champion is a "
-        f"version of {model_link(f'{name}-champions')}.",
+        "`champion` the one currently promoted, by the gate on the test bytes, by `--force` or by "
+        f"a rollback; every promotion is a version of {model_link(f'{name}-champions')}.",
         _code(
             f"python pipelines/generate.py --model {name} --prompt TEXT",
             f"python pipelines/promote.py list --model {name}",
@@ -91,19 +93,19 @@ def describe_model(name: str) -> str:
 
 
 def describe_champions(name: str) -> str:
-    """Of the log of a registered model's champions."""
+    """Markdown description of the log of a registered model's champions."""
     return _paragraphs(
-        f"Every move of the champion of {model_link(name)}, a version each. Read it with",
+        f"Every promotion of {model_link(name)}, a version each. Print it with",
         _code(f"python pipelines/promote.py history --model {name}"),
     )
 
 
 def describe_version(test_bits_per_byte: float, lineage: Sequence[str], uri: str) -> str:
-    """Of a model's version: its result, the runs it comes from as links, and its URI."""
+    """Markdown description of a version: its result, links to the runs it comes from, its URI."""
     return _paragraphs(
         f"{test_bits_per_byte:.4f} bits per byte of the test split. From {' → '.join(lineage)}; "
-        f"the report is the pipeline's artifact `{REPORT_FILE}`. The same model once more, from "
-        "its own configuration and text:",
+        f"the report is the pipeline's artifact `{REPORT_FILE}`. To retrain it from its "
+        "recorded configuration:",
         _code(f"python pipelines/train.py --from-version {uri}"),
     )
 

@@ -1,4 +1,4 @@
-"""How parameters and rows of metrics are stored in MLflow; used by the store and the writer."""
+"""Encoding of parameters and rows of metrics for MLflow; used by the store and the writer."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Locks of this machine that keep processes from the same work on the same store."""
+"""File locks of this machine, by name: on a database, and on work on a store."""
 
 import getpass
 import hashlib
@@ -22,9 +22,9 @@ def database_lock(uri: str) -> FileLock:
 
 @contextmanager
 def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
-    """Keep other processes of this machine from the same work on the same store.
+    """Hold the lock of some work on the same store, among the processes of this machine.
 
-    Raises PipelineError if one does it already, and still does after the wait.
+    Raises PipelineError if another process holds it, and still does after the wait.
     """
     lock = database_lock(f"{tracking_uri()} {work}")
     try:

@@ -53,7 +53,7 @@ class ModelStore:
         example: Any,
         digest: str,
     ) -> str:
-        """Log a pyfunc model from code under a run, once however often called; returns its URI."""
+        """Log a pyfunc model from code under a run; idempotent; returns its URI."""
 
         def log_once() -> str:
             if found := self.logged_by(run_id):
@@ -85,7 +85,7 @@ class ModelStore:
         return None
 
     def exists(self, uri: str) -> bool:
-        """Whether a logged model and its files are still there.
+        """Whether a logged model and its files exist.
 
         The URI is the model's own, or models:/NAME/VERSION of a version that was made of it.
         """
@@ -98,10 +98,9 @@ class ModelStore:
             return self._fetch(model_id_of(str(logged)), "MLmodel", Path(scratch)) is not None
 
     def download(self, model_id: str, folder: Path) -> tuple[Path, str | None]:
-        """Copy a logged model's files into a folder; where they lie, and the digest logged with
-        them.
+        """Download a logged model's files into a folder; returns their path and the logged digest.
 
-        Raises PipelineError if they are gone.
+        Raises PipelineError if they do not exist.
         """
         try:
             digest = self.client.get_logged_model(model_id).tags.get(SHA256_TAG)
@@ -118,7 +117,7 @@ class ModelStore:
             self.client.log_model_artifacts(model_id, scratch)
 
     def read_json(self, model_id: str, file: str) -> Any:
-        """JSON among the files of a logged model; None if there is none, or it was cut short."""
+        """JSON among the files of a logged model; None if there is none, or it is incomplete."""
         with tempfile.TemporaryDirectory() as scratch:
             copy = self._fetch(model_id, file, Path(scratch))
             try:

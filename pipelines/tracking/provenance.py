@@ -20,7 +20,7 @@ PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 
 def provenance() -> dict[str, str]:
-    """The tags of a run that is created now. Starts git twice: call it once for many runs."""
+    """The provenance tags of a new run. Starts git twice: call it once for many runs."""
     versions = {f"{VERSION_PREFIX}{name}": importlib.metadata.version(name) for name in PACKAGES}
     head = _git("rev-parse", "HEAD")
     commit = head or os.environ.get(COMMIT_VARIABLE)
@@ -40,7 +40,7 @@ def provenance() -> dict[str, str]:
 
 
 def user() -> str:
-    """Who runs this process."""
+    """The name of the user that runs this process."""
     return getpass.getuser()
 
 

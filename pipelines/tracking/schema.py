@@ -1,11 +1,11 @@
-"""Names that the tracking store is written and read by: tags, metrics and artifacts."""
+"""Names in the tracking store: tags, metrics and artifacts."""
 
 KIND_TAG, KEY_TAG = "dca.kind", "dca.key"
 """Of every run: what it is (a stage, `pipeline` or `trial`), and which one of its kind."""
 CACHE_TAG, LIVE, DISCARDED = "dca.memory", "live", "forgotten"
-"""Of every run: whether it may still be found by its key."""
+"""Of every run: whether a command may reuse it by its key."""
 SHA256_TAG = "dca.sha256"
-"""Of a logged model: the digest of its list of digests, which its own files cannot prove."""
+"""Of a logged model: the digest of its list of digests, which its own files cannot confirm."""
 
 STEP_METRIC = "train_bits_per_byte"
 """A metric that every row of a history has: its steps are the rows already stored."""

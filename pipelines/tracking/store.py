@@ -1,7 +1,7 @@
 """The runs of one experiment in the tracking store.
 
-Used by the engine, the stages and the reports. A run has a kind and a key as tags; by these a
-command that was killed finds its own work again.
+Used by the engine, the stages and the reports. A run has a kind and a key as tags; a
+restarted command finds its runs by these.
 """
 
 import json
@@ -62,7 +62,7 @@ class Store:
 
     @staticmethod
     def open(experiment: str, storage: Folder, *, create: bool = True) -> "Store | None":
-        """Connect and find or create the experiment; None if it is not there and not to be made.
+        """Connect and find or create the experiment; None if there is none and `create` is False.
 
         With a database the artifacts lie in storage, or, if that is a URI, beside the database:
         MLflow would need clients of its own to reach it.
@@ -95,11 +95,11 @@ class Store:
 
     @cached_property
     def provenance(self) -> dict[str, str]:
-        """The tags of every run that is created through this object, found out once."""
+        """The tags of every run that is created through this object, computed once."""
         return provenance()
 
     def find(self, kind: str, key: str | None = None) -> list[Run]:
-        """Live runs of a kind, newest first."""
+        """Reusable runs of a kind, newest first: those whose tag `dca.memory` is `live`."""
         terms = [f"tags.`{KIND_TAG}` = '{kind}'", f"tags.`{CACHE_TAG}` = '{LIVE}'"]
         if key is not None:
             terms.append(f"tags.`{KEY_TAG}` = '{key}'")
@@ -136,8 +136,9 @@ class Store:
         params: Mapping[str, Any] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> str:
-        """Start a run, its parameters and provenance included, unless a live one has the key;
-        returns its id."""
+        """Create a run with its parameters and provenance; returns its id.
+
+        If a reusable run of the kind has the key, that one's id is returned."""
         identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE}
         family = {PARENT_RUN_TAG: parent} if parent else {}
         all_tags = {**self.provenance, **identity, **family, **(tags or {})}
@@ -152,7 +153,7 @@ class Store:
         return run_id
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Dotted parameters; logging the same ones again changes nothing."""
+        """Log parameters by dotted keys; idempotent."""
         entities = [Param(key, encode_param(value)) for key, value in flatten(params)]
         self.client.log_batch(run_id, params=entities)
 
@@ -174,7 +175,7 @@ class Store:
         return dict(sorted((point.step, point.value) for point in stored))
 
     def log_metrics(self, run_id: str, metrics: Row, **of: str) -> None:
-        """Metrics that sum a run up, at step 0 unless they have one; each value is stored once.
+        """Log summary metrics of a run, at step 0 unless they have one; each value is stored once.
 
         They may be those `of` a logged model (`model_id`) on a dataset (`dataset_name`,
         `dataset_digest`), on whose pages they then are as well.
@@ -185,7 +186,7 @@ class Store:
         self.client.log_batch(run_id, metrics=list(metric_entities([row], **of)))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
-        """Mark a run as running again; its creator may not have stored its parameters."""
+        """Mark a run as running again, and log its parameters; idempotent."""
         self.client.update_run(run_id, status=RUNNING)
         if self.client.get_run(run_id).data.tags.get(REASON_TAG):
             self.tag(run_id, {REASON_TAG: ""})
@@ -196,7 +197,10 @@ class Store:
         self.client.set_terminated(run_id, status)
 
     def fail(self, run_id: str, error: BaseException) -> None:
-        """End a run with its error, which matters more than a store that is away or refuses."""
+        """End a run as FAILED, or KILLED after Ctrl-C, with the error as its reason.
+
+        Errors of the store itself are suppressed, so that the caller's error is the one raised.
+        """
         self.client.cancel_retries()
         with suppress(MlflowException, PipelineError):
             reason = (str(error) or type(error).__name__)[:MAX_REASON_CHARACTERS]
@@ -215,23 +219,23 @@ class Store:
         self.client.log_inputs(run_id, inputs)
 
     def log_use(self, run_id: str, model_id: str) -> None:
-        """Record that a run worked with a logged model."""
+        """Record a logged model as an input of a run."""
         self.client.log_inputs(run_id, models=[LoggedModelInput(model_id)])
 
     def log_file(self, run_id: str, path: Path) -> None:
-        """A file as an artifact of its name."""
+        """Log a file as an artifact under its name."""
         self.client.log_artifact(run_id, str(path))
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
-        """A small text artifact."""
+        """Log a text as an artifact."""
         self.client.log_text(run_id, text, file)
 
     def log_files(self, run_id: str, folder: Path, name: str) -> None:
-        """The files of a folder, as artifacts in a folder of that name."""
+        """Log the files of a folder as artifacts in a folder of that name."""
         self.client.log_artifacts(run_id, str(folder), name)
 
     def read_text(self, run_id: str, file: str) -> str:
-        """A text artifact that was logged."""
+        """Read a text artifact."""
         with tempfile.TemporaryDirectory() as scratch:
             return Path(self.client.download_artifacts(run_id, file, scratch)).read_text()
 

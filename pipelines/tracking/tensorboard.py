@@ -27,7 +27,7 @@ class EventFiles:
     def write(self, run: str, rows: Iterable[Mapping[str, float]]) -> None:
         """Write those rows of a run, in the order of their steps, that are not there yet.
 
-        Raises StorageError if the disk does not take them.
+        Raises StorageError if the files cannot be written.
         """
         try:
             file = self._files.get(run) or self._open(run)
@@ -59,7 +59,7 @@ class EventFiles:
 
 
 def event_files(storage: str, experiment: str, *, enabled: bool) -> EventFiles | None:
-    """The event files of an experiment if it wants any; its storage is then no URI."""
+    """The event files of an experiment if enabled, else None; its storage is then no URI."""
     return EventFiles(Path(storage).absolute(), experiment) if enabled else None
 
 

@@ -1,7 +1,7 @@
-"""Writing runs behind a training: in order, on a thread of its own.
+"""Asynchronous writing of runs to the tracking store: in order, on a thread of its own.
 
-Used by the search's recorder and by the stages that train: a store that is slow or away does not
-stop them.
+Used by the search's recorder and by the stages that train: a store that is slow or unavailable does
+not stop them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Writer:
     """A queue of work on runs: create them, write their rows, end them; a row is stored once.
 
-    A row is known by its step, so that a resumed run may replay its history.
+    A row is identified by its step, so that a resumed run may replay its history.
     """
 
     def __init__(self, store: Store, events: "EventFiles | None" = None) -> None:
@@ -60,7 +60,7 @@ class Writer:
     def close(self) -> None:
         """Wait until everything is stored. Raises PipelineError if something could not be.
 
-        A second Ctrl-C ends the waiting for a store that is away.
+        A second Ctrl-C ends the waiting for an unavailable store.
         """
         try:
             self._thread.shutdown(wait=True)
@@ -73,7 +73,7 @@ class Writer:
             if isinstance(error := future.exception(), PipelineError):
                 raise error
             if error:
-                raise PipelineError(f"MLflow did not take a run's history: {error}") from error
+                raise PipelineError(f"MLflow could not store a run's history: {error}") from error
 
     def _submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         self._pending = [f for f in self._pending if not f.done() or f.exception()]
