@@ -16,11 +16,13 @@ from typing import Any
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.process import process_restored
 
 SEPARATOR = 20 * "-"
 MODEL = "dca-gpt"
 
 
+@process_restored()
 def main(argv: Sequence[str]) -> int:
     """Load the model and write its text as it is sampled.
 

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.process import process_restored
 from pipelines.console.text import format_value, one_line
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ ALLOWED_CHANGES = re.compile(r"promote\.|data\.((validation|test)_)?path$|storag
 """Keys that `promote VERSION` takes: the gate's, and those of the place of the test text."""
 
 
+@process_restored()
 def main(argv: Sequence[str]) -> int:
     """Check the input first: the libraries behind the registry take seconds to load."""
     arguments = _parse(argv)

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.console.command import DONE, Parser, run_command
+from pipelines.console.process import process_restored
 
 
+@process_restored()
 def main(argv: Sequence[str]) -> int:
     """Write the page and its figures to storage and to MLflow, and print the page's path."""
     parser = Parser(prog="report.py", description="One HTML page about an experiment.")
@@ -18,9 +20,8 @@ def main(argv: Sequence[str]) -> int:
         "experiment", metavar="EXPERIMENT", help="its name, as in quickstart; the latest sweep"
     )
     experiment = parser.parse_args(argv).experiment
-    from pipelines.reporting.loading import (
-        load_results,
-    )  # takes seconds: it loads pandas and MLflow
+    # These load pandas and MLflow, which takes seconds.
+    from pipelines.reporting.loading import load_results
     from pipelines.reporting.page.publish import publish
 
     print(publish(load_results(experiment)))

@@ -5,10 +5,8 @@ The commands open a `ray_session`; the search and the training stages `connect` 
 
 import logging
 import os
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,12 +15,11 @@ from typing import Any
 from pipelines.cluster.capacity import Cluster, Node
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.process import SIGNALS, handlers_restored, process_restored
 
 PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
 ROOT = Path(__file__).parents[2]
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-"""Ray and Tune install handlers of their own for these."""
 
 
 @contextmanager
@@ -32,16 +29,11 @@ def ray_session() -> Iterator[None]:
     At its end Ray is shut down, and the environment, the signal handlers and the levels of Ray's
     loggers are as before: the next command in this process starts as in one of its own.
     """
-    environment = dict(os.environ)
-    levels = {name: logging.getLogger(name).level for name in names.LOGGERS}
-    with _handlers_restored():
+    with process_restored():
         try:
             yield
         finally:
             shutdown()
-            _restore_environment(environment)
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
 
 
 def cluster_address() -> str | None:
@@ -105,7 +97,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         settings = {"address": "local", "include_dashboard": dashboard}
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with _handlers_restored():
+    with handlers_restored(*SIGNALS):
         try:
             ray.init(**settings, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except ConnectionError as error:
@@ -136,23 +128,3 @@ def _probe(address: str) -> None:
 def _set_defaults(variables: dict[str, str]) -> None:
     for name, value in variables.items():
         os.environ.setdefault(name, value)
-
-
-def _restore_environment(before: dict[str, str]) -> None:
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
-    os.environ.update(before)
-
-
-@contextmanager
-def _handlers_restored() -> Iterator[None]:
-    """Put the handlers of signals back after a block; only the main thread may set any."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -4,6 +4,8 @@ Imports MLflow only where an error is judged: those who need a name need not loa
 """
 
 import os
+import warnings
+from typing import Any
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """Statuses of a run, which the client takes and returns as texts."""
@@ -60,6 +62,10 @@ DEFAULT_ENVIRONMENT = {
 }
 """The same, unless the user has set them."""
 
+WARNINGS_MODULE = "mlflow"
+"""The modules whose warnings are ignored, hints for interactive use: a pattern as `warnings` takes
+it. MLflow's own switches change more of the process."""
+
 _LOCKED = "database is locked"
 """SQLite's text; its error number is lost on the way through SQLAlchemy and MLflow."""
 _SQLITE = "sqlite3."
@@ -82,6 +88,17 @@ def set_environment() -> None:
     os.environ.update(ENVIRONMENT)
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def ignore_warnings() -> None:
+    """Add a filter to those of the process that ignores MLflow's warnings."""
+    warnings.filterwarnings("ignore", module=WARNINGS_MODULE)
+
+
+def is_filter(entry: tuple[Any, ...]) -> bool:
+    """Whether an entry of `warnings.filters` is of `ignore_warnings`: the fourth part is the
+    compiled pattern of a module, or None."""
+    return getattr(entry[3], "pattern", entry[3]) == WARNINGS_MODULE
 
 
 def is_transient(error: BaseException) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError
+from pipelines.console.process import handlers_restored
 
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of every command."""
@@ -28,7 +29,7 @@ def run_command(
     """Run a command's `main` with the arguments behind `argv[0]`; returns the exit code.
 
     Of an error for the user only the message is printed; any other error keeps its traceback.
-    SIGTERM interrupts as Ctrl-C does; its former handler is restored at the end.
+    In the main thread SIGTERM interrupts as Ctrl-C does; its former handler is restored at the end.
 
     Args:
         main: Takes the arguments without the command's own name and returns an exit code.
@@ -37,7 +38,14 @@ def run_command(
             printed with the message.
 
     """
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with handlers_restored(signal.SIGTERM) as settable:
+        if settable:
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        return _exit_code(main, argv, resumes=resumes)
+
+
+def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:
+    """Run a command's `main`; of an error for the user print the message."""
     try:
         code = main(argv[1:])
         sys.stdout.flush()  # before the exit of Python, so that a full disk is one line
@@ -57,8 +65,6 @@ def run_command(
             raise
         _drop_output()
         return _fail(f"{error.filename or 'disk'}: {error.strerror}", FAILURE)
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _drop_output() -> None:

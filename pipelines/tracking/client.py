@@ -7,7 +7,6 @@ that cancelled retries of one command do not affect the next one in the same pro
 import logging
 import os
 import threading
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.compat.mlflow import LOGGER, is_transient, set_environment
+from pipelines.compat.mlflow import LOGGER, ignore_warnings, is_transient, set_environment
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.tracking.locks import database_lock
@@ -112,10 +111,10 @@ def connect_existing() -> RetryingClient:
 
 
 def configure_mlflow(uri: str) -> None:
-    """Set MLflow's global state; every connection sets the same, but for the URI."""
+    """Set MLflow's global state; a command puts it back at its end (console/process.py)."""
     set_environment()
     logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
-    warnings.filterwarnings("ignore", module="mlflow")  # hints for interactive use
+    ignore_warnings()
     mlflow.set_tracking_uri(uri)  # pyfunc.log_model takes no client
 
 

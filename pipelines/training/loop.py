@@ -5,8 +5,10 @@ early. In a process group, which its launcher creates, it trains data-parallel.
 """
 
 import faulthandler
-from collections.abc import Callable, Generator
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, nullcontext
+
+import torch
 
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
@@ -41,7 +43,7 @@ def train(
     checkpoint cannot be written, PipelineError if another process trains in the folder.
     """
     lock = writer_lock(folder) if rank_and_world()[0] == 0 else nullcontext(folder)
-    with lock as locked:
+    with lock as locked, _threads_restored():
         trainer = Trainer(run, splits, locked, log)
         if rows := trainer.new_rows():
             yield rows
@@ -53,6 +55,16 @@ def train(
                     f"{run.train.best_metric} in train.patience = {run.train.patience} evaluations"
                 )
             yield trainer.new_rows()
+
+
+@contextmanager
+def _threads_restored() -> Iterator[None]:
+    """Put PyTorch's number of threads back, which a trainer sets for the whole process."""
+    threads = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def with_watchdog(rows: Generator[list[Row]], seconds: int | None) -> Generator[list[Row]]:

@@ -5,14 +5,18 @@ import logging
 import os
 import re
 import signal
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipelines import sweep, train
+from pipelines import generate, promote, report, sweep, train
 from pipelines.cluster.connection import _set_defaults, ray_session
-from pipelines.compat.ray import LOGGERS
+from pipelines.compat.mlflow import ignore_warnings, is_filter
 from pipelines.console.command import run_command
+from pipelines.console.errors import ConfigError
+from pipelines.console.process import LOGGERS
 from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
 from tests.pipelines.commands import (
@@ -216,6 +220,8 @@ def process_state() -> dict:
         "environment": dict(os.environ),
         "handlers": [signal.getsignal(number) for number in numbers],
         "levels": [logging.getLogger(name).level for name in (None, *LOGGERS)],
+        "warnings": [one for one in warnings.filters if is_filter(one)],
+        "threads": torch.get_num_threads(),
         "folder": Path.cwd(),
     }
 
@@ -231,6 +237,11 @@ def process_state() -> dict:
         (train.main, ["tiny.yaml", "train.tokens=x"], 2),
         (train.main, ["--from-version", "1"], 2),
         (train.main, ["tiny.yaml", "train.tokens=4096", "--fresh"], 0),
+        (promote.main, ["list"], 2),
+        (promote.main, ["list", "--model", "other"], 2),
+        (generate.main, ["--prompt", "a"], 2),
+        (generate.main, ["--prompt", "a", "--model", "./none"], 2),
+        (report.main, ["quickstart"], 2),
     ],
 )
 def test_two_commands_in_one_process_behave_as_in_two(
@@ -255,6 +266,32 @@ def test_two_commands_in_one_process_behave_as_in_two(
     assert process_state() == before
 
 
+@pytest.mark.parametrize(
+    ("main", "arguments"),
+    [
+        (promote.main, ["list"]),
+        (generate.main, ["--prompt", "a"]),
+        (report.main, ["tiny"]),
+        (train.main, ["--from-version", "1"]),
+    ],
+)
+def test_a_command_reads_the_store_of_its_own_folder_and_leaves_nothing(
+    tmp_path, text, monkeypatch, main, arguments
+):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    logging.getLogger("mlflow").setLevel(logging.INFO)
+    Folder(tmp_path / "first", text)
+    Folder(tmp_path / "second", text, fresh=True)
+    before = process_state()
+    for name, expected in (("first", "no "), ("second", "there is no ")):
+        monkeypatch.chdir(tmp_path / name)
+        with pytest.raises(ConfigError) as error:
+            main(arguments)
+        assert expected in str(error.value)
+        assert process_state() | {"folder": None} == before | {"folder": None}
+    assert not (tmp_path / "second" / "mlflow.db").exists()
+
+
 def test_a_session_restores_what_ray_and_a_command_change(monkeypatch):
     monkeypatch.setenv("OWN", "before")
     before = process_state()
@@ -262,6 +299,7 @@ def test_a_session_restores_what_ray_and_a_command_change(monkeypatch):
         _set_defaults({"RAY_TRAIN_METRICS_ENABLED": "0", "OWN": "not set again"})
         os.environ |= {"OWN": "changed", "GLOO_SOCKET_IFNAME": "eth0"}
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
+        ignore_warnings()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, signal.SIG_IGN)
         assert process_state() != before

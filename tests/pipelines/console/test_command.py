@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from pipelines.console.command import Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.process import SIGNALS, handlers_restored
 
 
 def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
@@ -89,6 +91,26 @@ def test_the_handler_of_sigterm_is_restored_after_an_unexpected_error():
     with pytest.raises(ZeroDivisionError):
         run_command(failing(ZeroDivisionError()), ["a.py"])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_command_runs_in_a_thread_without_handlers_of_its_own():
+    before = signal.getsignal(signal.SIGTERM)
+    codes = []
+    thread = threading.Thread(target=lambda: codes.append(run_command(lambda _: 3, ["a.py"])))
+    thread.start()
+    thread.join()
+    assert codes == [3]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_handler_that_was_not_set_from_python_is_left(monkeypatch):
+    installed = []
+    monkeypatch.setattr(signal, "getsignal", lambda _: None)
+    monkeypatch.setattr(signal, "signal", lambda *given: installed.append(given))
+    assert run_command(lambda _: 3, ["a.py"]) == 3
+    with handlers_restored(*SIGNALS) as settable:
+        assert not settable
+    assert installed == []
 
 
 def test_a_wrong_option_is_bad_input_in_one_line(capsys):

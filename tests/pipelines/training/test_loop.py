@@ -370,3 +370,20 @@ def test_a_worker_that_cannot_read_the_checkpoint_of_the_first_stops(run, splits
     assert resume(step=4).step == 4
     assert resume(step=8) is None
     assert "00000008: damaged checkpoint" in said[0]
+
+
+def test_the_number_of_threads_is_that_of_before_once_training_ends_or_is_stopped(
+    run, splits, tmp_path
+):
+    before = torch.get_num_threads()
+    torch.set_num_threads(run.resources.cpus_per_worker + 1)
+    try:
+        history(train(run, splits, tmp_path / "whole", print))
+        assert torch.get_num_threads() == run.resources.cpus_per_worker + 1
+        stopped = train(run, splits, tmp_path / "stopped", print)
+        next(stopped)
+        assert torch.get_num_threads() == run.resources.cpus_per_worker
+        stopped.close()
+        assert torch.get_num_threads() == run.resources.cpus_per_worker + 1
+    finally:
+        torch.set_num_threads(before)
