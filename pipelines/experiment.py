@@ -73,16 +73,10 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> "Experiment":
-        for resources in (self.resources, self.fit.resources):
-            check_batch(self.train, resources)
+        check_batch(self.train, self.resources)
+        self.fit.check(self.train)
         if self.tensorboard and "://" in self.storage:
             raise FieldError("tensorboard", "expected storage to be a folder: events are appended")
-        if self.fit.tokens is not None and self.fit.tokens < self.train.batch_tokens:
-            raise FieldError(
-                "fit.tokens",
-                f"expected at least one step of train.batch_tokens = {self.train.batch_tokens}, "
-                f"got {self.fit.tokens}",
-            )
         check_vocabulary(self.model)
         return self
 
@@ -177,6 +171,16 @@ def read_experiment(
     return _changed([Layer(source, data)], overrides)
 
 
+def read_packaged(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
+) -> Experiment:
+    """The experiment of a packaged model, without the search. Raises ConfigError.
+
+    The values are those of one trial, on which the search space need not be valid.
+    """
+    return read_experiment({**data, "search": {}}, overrides, source=source)
+
+
 def _changed(
     layers: Sequence[Layer], overrides: Sequence[str], *, grids: bool = False
 ) -> Experiment:
@@ -199,9 +203,9 @@ def _changed(
 
 def problems(experiment: Experiment) -> Iterator[Problem]:
     """The problems of the search, in an experiment whose fields are valid one by one."""
-    search, base = experiment.search, experiment.training_run()
-    found = [*space_problems(search.space, base), *search_problems(search)]
-    yield from found or listed_point_problems(search, base)
+    search, base, fit = experiment.search, experiment.training_run(), experiment.fit
+    found = [*space_problems(search.space, base, fit), *search_problems(search)]
+    yield from found or listed_point_problems(search, base, fit)
 
 
 def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:

@@ -146,7 +146,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
 
 def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -> "Decision":
     """The gate's decision, on the test bytes that the version was evaluated on."""
-    from pipelines.experiment import read_experiment
+    from pipelines.experiment import read_packaged
     from pipelines.registry.gate import Gate, gate_lock
     from pipelines.registry.package import CONFIG
     from pipelines.stages.corpus import test_bytes
@@ -160,7 +160,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
             "it has no configuration: --force REASON promotes it all the same"
         )
     data["promote"] = json.loads(tags[PROMOTE_TAG])  # as registered, not as trained
-    experiment = read_experiment(data, arguments.changes, source=name)
+    experiment = read_packaged(data, arguments.changes, source=name)
     fingerprint = tags[TEST_FINGERPRINT_TAG]
     print(f"evaluating version {version} on the test bytes {fingerprint}", file=sys.stderr)
     with test_bytes(experiment, fingerprint) as test, gate_lock(registry):

@@ -20,7 +20,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
-from pipelines.experiment import Experiment, load, read_experiment
+from pipelines.experiment import Experiment, load, read_packaged
 
 if TYPE_CHECKING:  # MLflow, which takes seconds to import
     from pipelines.engine.stage import Invocation
@@ -111,8 +111,7 @@ def _result(result: dict[str, Any], version: Version | None, invocation: "Invoca
 def _experiment(arguments: argparse.Namespace, version: Version | None) -> Experiment:
     if version is None:
         return load(arguments.arguments, smoke=arguments.smoke)
-    data = {**version.config, "search": {}}  # whose space may not contain the version's values
-    return read_experiment(data, arguments.arguments, source=version.label)
+    return read_packaged(version.config, arguments.arguments, source=version.label)
 
 
 def _read_version(reference: str) -> Version:

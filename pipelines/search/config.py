@@ -14,7 +14,7 @@ from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
-from pipelines.training.config import Resources, TrainingRun
+from pipelines.training.config import Resources, TrainConfig, TrainingRun, check_batch
 
 RealRange = tuple[int | float, int | float]
 IntRange = tuple[int, int]
@@ -153,6 +153,16 @@ class FitConfig(Section):
     tokens: Positive | None = None
     """Training budget in bytes; null: train.tokens."""
     resources: Resources = Resources()
+
+    def check(self, train: TrainConfig) -> None:
+        """Raise FieldError if its budget or its workers do not fit a batch of `train`."""
+        check_batch(train, self.resources)
+        if self.tokens is not None and self.tokens < train.batch_tokens:
+            raise FieldError(
+                "fit.tokens",
+                f"expected at least one step of train.batch_tokens = {train.batch_tokens}, "
+                f"got {self.tokens}",
+            )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The search space: which keys can be searched, what is wrong with a space, and its points.
 
 Used by the experiment: each searched key is checked by itself, and so are search.try_first and up
-to 1000 grid points; other combinations are validated when their trial starts. Also by the search,
-which draws points, and by the sweep, which estimates the memory of the largest.
+to 1000 grid points, as a trial and as the fit; other combinations are validated when their trial
+starts. Also by the search, which draws points, and by the sweep, which estimates the memory of the
+largest.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,10 +13,18 @@ from graphlib import CycleError
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from dca.errors import FieldError
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest
-from pipelines.search.config import Choice, Dimension, SearchConfig, SearchTask, condition_order
+from pipelines.search.config import (
+    Choice,
+    Dimension,
+    FitConfig,
+    SearchConfig,
+    SearchTask,
+    condition_order,
+)
 from pipelines.training.config import TrainingRun
 from pipelines.training.memory import peak_bytes
 
@@ -96,8 +105,10 @@ def _valid_runs(run: TrainingRun, points: Iterable[Mapping[str, Any]]) -> Iterat
             yield run.replace(values)
 
 
-def space_problems(space: Mapping[str, Dimension], base: TrainingRun) -> Iterator[Problem]:
-    """What is wrong with a space, each of its keys tried on the base."""
+def space_problems(
+    space: Mapping[str, Dimension], base: TrainingRun, fit: FitConfig
+) -> Iterator[Problem]:
+    """What is wrong with a space, each of its keys tried on the base, as a trial and as a fit."""
     try:
         condition_order(space)
     except CycleError as error:
@@ -113,20 +124,22 @@ def space_problems(space: Mapping[str, Dimension], base: TrainingRun) -> Iterato
             message = "no such configuration key"
             yield Problem(message, where, nearest=nearest(key, RUN_KEYS))
         else:
-            yield from _dimension_problems(key, dimension, base)
+            yield from _dimension_problems(key, dimension, base, fit)
 
 
-def _dimension_problems(key: str, dimension: Dimension, base: TrainingRun) -> Iterator[Problem]:
+def _dimension_problems(
+    key: str, dimension: Dimension, base: TrainingRun, fit: FitConfig
+) -> Iterator[Problem]:
     where = f"search.space.{key}"
-    wrong = list(_condition_problems(key, dimension.when, base))
+    wrong = list(_condition_problems(key, dimension.when, base, fit))
     met = {} if wrong else dimension.when
     points = ({**met, key: value} for value in dimension.examples)
-    yield from (_within(where, problem) for problem in _invalid_point(base, points))
+    yield from (_within(where, problem) for problem in _invalid_point(base, fit, points))
     yield from (_within(f"{where}.when", problem) for problem in wrong)
 
 
 def _condition_problems(
-    key: str, when: Mapping[str, Choice], base: TrainingRun
+    key: str, when: Mapping[str, Choice], base: TrainingRun, fit: FitConfig
 ) -> Iterator[Problem]:
     for other, wanted in when.items():
         if other not in RUN_KEYS:
@@ -135,7 +148,7 @@ def _condition_problems(
         elif other == key:
             yield Problem("a key cannot depend on itself")
         else:
-            yield from _invalid_point(base, [{other: wanted}])
+            yield from _invalid_point(base, fit, [{other: wanted}])
 
 
 def _within(where: str, problem: Problem) -> Problem:
@@ -144,24 +157,31 @@ def _within(where: str, problem: Problem) -> Problem:
     return replace(problem, key=where, message=message)
 
 
-def listed_point_problems(search: SearchConfig, base: TrainingRun) -> Iterator[Problem]:
+def listed_point_problems(
+    search: SearchConfig, base: TrainingRun, fit: FitConfig
+) -> Iterator[Problem]:
     """The first invalid point of a grid, or of search.try_first."""
     grid = search.sampler.name == "grid"
     points = search.grid_points if grid else search.try_first
     where = "search.space" if grid else "search.try_first"
-    for problem in _invalid_point(base, islice(points, MAX_CHECKED_POINTS)):
-        message = f"invalid point of the search space: {problem.key}: {problem.message}"
-        yield replace(problem, key=where, message=message)
+    for problem in _invalid_point(base, fit, islice(points, MAX_CHECKED_POINTS)):
+        found = _within(where, problem)
+        yield replace(found, message=f"invalid point of the search space: {found.message}")
 
 
-def _invalid_point(base: TrainingRun, points: Iterable[Mapping[str, Choice]]) -> Iterator[Problem]:
-    """What is wrong with the first of some points that is no valid training run."""
+def _invalid_point(
+    base: TrainingRun, fit: FitConfig, points: Iterable[Mapping[str, Choice]]
+) -> Iterator[Problem]:
+    """What is wrong with the first of some points that is no valid trial, or no valid fit."""
     # No searched key depends on this list, which would be validated again for each point.
     model = replace(base.model, attention_windows=(None,))
     bare = base.model_copy(update={"model": model})
     for point in points:
         try:
-            bare.replace(point)
+            fit.check(bare.replace(point).train)
         except ConfigError as error:
             yield error.problems[0]
+            return
+        except FieldError as error:
+            yield Problem(error.message, error.field, nearest=error.nearest)
             return

@@ -9,7 +9,15 @@ import pytest
 
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.experiment import FIELDS, QUICKSTART, Experiment, load, read_experiment, schema
+from pipelines.experiment import (
+    FIELDS,
+    QUICKSTART,
+    Experiment,
+    load,
+    read_experiment,
+    read_packaged,
+    schema,
+)
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -183,6 +191,37 @@ def test_what_a_search_cannot_do_together_is_refused(experiment, space, search, 
         experiment.replace({"search": {"space": space, **search}})
     (line,) = [one for one in str(raised.value).splitlines() if f"search.{where}: " in one]
     assert expected in line
+
+
+@pytest.mark.parametrize(
+    ("fit", "changes", "expected"),
+    [
+        (
+            {"resources": {"workers": 8}},
+            {"search.space": {"train.batch_tokens": {"choice": [256, 128]}}},
+            "search.space.train.batch_tokens: train.batch_tokens: expected a multiple of 8 workers",
+        ),
+        (
+            {"tokens": 256},
+            {"search.space": {"train.batch_tokens": {"choice": [256, 512]}}},
+            "search.space.train.batch_tokens: fit.tokens: expected at least one step of "
+            "train.batch_tokens = 512, got 256",
+        ),
+        (
+            {"tokens": 256},
+            {
+                "search.space": {
+                    "model.depth": {"choice": [1, 2], "when": {"train.batch_tokens": 512}}
+                }
+            },
+            "search.space.model.depth.when: fit.tokens: expected at least one step",
+        ),
+    ],
+)
+def test_a_point_that_can_be_tried_but_not_be_fitted_is_refused(experiment, fit, changes, expected):
+    with pytest.raises(ConfigError) as raised:
+        experiment.replace({"fit": fit, **changes})
+    assert expected in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -538,3 +577,14 @@ def test_a_changed_experiment_is_checked_like_one_from_a_file(experiment):
     with pytest.raises(ConfigError) as error:
         experiment.replace({"search.space": {"seed": {"int": [1, 2]}}})
     assert [problem.key for problem in error.value.problems] == ["search.space.seed"]
+
+
+def test_a_packaged_configuration_is_read_although_its_search_space_is_not_valid_on_it(experiment):
+    """A width that only the two heads of the base divide; the packaged trial has another number."""
+    searched = experiment.replace({"search.space": {"model.dim": {"choice": [16, 20]}}})
+    packaged = searched.with_run(searched.fit_run({"model.dim": 24, "model.heads": 4}))
+    with pytest.raises(ConfigError, match=r"search\.space\.model\.dim"):
+        read_experiment(packaged, source="version 1")
+    read = read_packaged(packaged, ["promote.min_improvement=0.25"], source="version 1")
+    assert (read.model.dim, read.model.heads, read.promote.min_improvement) == (24, 4, 0.25)
+    assert read.search.space == {}

@@ -1,4 +1,4 @@
-from pipelines.search.config import Dimension
+from pipelines.search.config import Dimension, FitConfig
 from pipelines.search.space import Space, space_problems
 from tests.pipelines.search.trials import SPACE, searcher_of
 
@@ -26,6 +26,6 @@ def test_cyclic_conditions_are_a_problem_of_the_space(run):
         "model.depth": Dimension(int=(1, 2), when={"model.last_k": 1}),
         "model.last_k": Dimension(int=(1, 2), when={"model.depth": 1}),
     }
-    (problem,) = space_problems(space, run)
+    (problem,) = space_problems(space, run, FitConfig())
     assert problem.key == "search.space"
     assert problem.message.startswith("cyclic `when` conditions: model.")

@@ -1,6 +1,8 @@
 """A corpus is identified by its fingerprint: restored without its text, refused if that changed."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -12,6 +14,7 @@ from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.stages import corpus
 from pipelines.stages.corpus import CorpusStage
+from pipelines.tracking.schema import PROMOTE_TAG, TEST_FINGERPRINT_TAG
 from tests.pipelines.commands import invocation
 
 pytestmark = pytest.mark.usefixtures("tracking")
@@ -108,3 +111,18 @@ def test_the_gate_may_be_told_where_each_part_is_now():
     assert promote._parse(["promote", "1", *changes]).changes == changes
     with pytest.raises(ConfigError, match=r"where the test text is: storage, data\.path, "):
         promote._parse(["promote", "1", "data.corpus=files"])
+
+
+def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_values(held_out):
+    """The gate then needs the test text, which is another one now."""
+    searched = held_out.replace({"search.space": {"model.dim": {"choice": [16, 20]}}})
+    packaged = searched.with_run(searched.fit_run({"model.dim": 24, "model.heads": 4}))
+    tags = {PROMOTE_TAG: json.dumps(packaged["promote"]), TEST_FINGERPRINT_TAG: "0" * 32}
+    registry = SimpleNamespace(
+        name="dca-gpt",
+        read_json=lambda *_: packaged,
+        get=lambda _: SimpleNamespace(tags=tags),
+    )
+    arguments = promote._parse(["promote", "1"])
+    with pytest.raises(ConfigError, match=f"the corpus {'0' * 32} is not in "):
+        promote._decide(registry, 1, arguments)
