@@ -27,16 +27,16 @@ def quote_value(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def format_value(value: Any, *, digits: int = 4) -> str:
+def format_value(value: Any, *, digits: int | None = 4) -> str:
     """A value for people, in a table, a label or a line of progress.
 
     Text is shown as it is, a fraction with so many significant digits, a whole number in full and
-    anything else as JSON.
+    anything else as JSON. With `digits` None a fraction is exact, too.
     """
     if isinstance(value, str):
         return value
     value = value.item() if hasattr(value, "item") else value  # a number of NumPy or pandas
-    if not isinstance(value, float):
+    if digits is None or not isinstance(value, float):
         return json.dumps(value, default=str)
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
 

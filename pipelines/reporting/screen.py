@@ -57,7 +57,10 @@ def _result_lines(config: Experiment, outputs: Outputs) -> list[str]:
     states = outputs["search"]["trials"]
     trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
     chosen, fit, gate = outputs["select"], outputs["fit"], outputs["promote"]
-    values = ", ".join(f"{key}={format_value(value)}" for key, value in chosen["values"].items())
+    # In full, for people who copy them.
+    values = ", ".join(
+        f"{key}={format_value(value, digits=None)}" for key, value in chosen["values"].items()
+    )
     workers = f"{fit['workers']} worker{'' if fit['workers'] == 1 else 's'}"
     return [
         f"{config.experiment}: {sum(states.values())} trials ({trials})",

@@ -38,6 +38,11 @@ def test_more_digits_of_a_fraction_are_shown_on_request():
     assert format_value(2.3456789, digits=6) == "2.34568"
 
 
+def test_a_value_without_a_limit_of_digits_is_exact():
+    shown = [format_value(value, digits=None) for value in (0.1, 0.012345678901, 1.0, None, "dca")]
+    assert shown == ["0.1", "0.012345678901", "1.0", "null", "dca"]
+
+
 def test_a_quoted_value_distinguishes_text_from_numbers_and_is_short():
     assert [quote_value("1"), quote_value(1)] == ['"1"', "1"]
     assert len(quote_value("x" * 100)) == 60

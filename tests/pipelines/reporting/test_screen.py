@@ -36,7 +36,8 @@ def test_the_screen_has_the_result_the_text_and_the_next_commands(experiment):
     lines = shown(experiment, OUTPUTS)
     assert lines[:4] == [
         "tiny: 3 trials (2 complete, 1 pruned)",
-        "winner   trial 1, 2.2500 bits per byte: train.learning_rate=0.01235, model.last_k=null",
+        "winner   trial 1, 2.2500 bits per byte: train.learning_rate=0.012345678, "
+        "model.last_k=null",
         "trained  12,345 parameters on 65,536 bytes with 2 workers in 1:01, validation 2.2000 bits "
         "per byte",
         "gate     version 3 promoted: the first",
