@@ -30,9 +30,9 @@ class Results:
     """The runs that hold the stages' results, by stage; without stages that have not begun."""
     trials: pd.DataFrame
     """One row per trial, by number: run_id, state, reason, bits_per_byte (its best; NaN without a
-    result), second (value of search.second_objective), tokens, steps, seconds, parameters, pareto
-    (whether it lies on the Pareto front), configuration, and the value of each searched key,
-    INACTIVE where the key did not apply."""
+    result), second (value of search.second_objective), tokens, steps, seconds, parameters (missing
+    if the values do not go together), pareto (whether it lies on the Pareto front), configuration,
+    and the value of each searched key, INACTIVE where the key did not apply."""
     curves: pd.DataFrame
     """One row per evaluation of the trials and the fit: name, number (-1 for the fit), step,
     tokens, seconds of training, bits_per_byte, best (so far, of train.best_metric)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment
 from pipelines.reporting.results import INACTIVE
 from pipelines.tracking.schema import (
@@ -39,9 +40,9 @@ def trial_table(
     rows = [_trial_row(config, run) for run in runs]
     rows = [row | {"configuration": configurations[row["run_id"]]} for row in rows]
     table = pd.DataFrame(rows, columns=columns, dtype=object)  # or null would become NaN
-    reals, integers = ("bits_per_byte", "second", "seconds"), ("tokens", "steps", "parameters")
-    kinds = dict.fromkeys(reals, "float") | dict.fromkeys((*integers, "number"), "int")
-    return table.astype(kinds | {"pareto": "bool"}).set_index("number")
+    reals, integers = ("bits_per_byte", "second", "seconds"), ("tokens", "steps", "number")
+    kinds = dict.fromkeys(reals, "float") | dict.fromkeys(integers, "int")
+    return table.astype(kinds | {"parameters": "Int64", "pareto": "bool"}).set_index("number")
 
 
 def _trial_row(config: Experiment, run: Run) -> dict[str, Any]:
@@ -58,11 +59,19 @@ def _trial_row(config: Experiment, run: Run) -> dict[str, Any]:
         "tokens": tokens,
         "steps": tokens // batch_tokens,
         "seconds": seconds,
-        "parameters": config.training_run(values).model.parameter_count(),
+        "parameters": _parameter_count(config, values),
         "pareto": "true" in (tags.get(PARETO_TAG), tags.get(OLD_PARETO_TAG)),
         **{key: values.get(key, INACTIVE) for key in config.search.space},
     }
     return row | {"second": _second_value(config, row)}
+
+
+def _parameter_count(config: Experiment, values: Mapping[str, Any]) -> int | None:
+    """Parameters of a trial's model; None if its values do not go together, for which it failed."""
+    try:
+        return config.training_run(values).model.parameter_count()
+    except ConfigError:
+        return None
 
 
 def _second_value(config: Experiment, row: Mapping[str, Any]) -> float:

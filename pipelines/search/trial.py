@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from ray import tune
 
+from pipelines.console.errors import ConfigError
+from pipelines.console.text import one_line
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.training import loop
@@ -28,7 +30,7 @@ class TrialEnd:
 
     state: str
     """`complete`: it used its budget or its patience; `pruned`: the scheduler stopped it before;
-    `failed`: it diverged or crashed too often."""
+    `failed`: it diverged, crashed too often, or its values do not go together."""
     reason: str = ""
     """Of a failure."""
     objective: float | None = None
@@ -47,8 +49,8 @@ class TrialEnd:
 class Trial(tune.Trainable):
     """Trains one configuration of the space.
 
-    It raises for what may succeed another time. A divergence is a result without an objective, with
-    the reason as `failed`.
+    It raises for what may succeed another time. A divergence, or values that are no valid training
+    run together, is a result without an objective, with the reason as `failed`.
     """
 
     def setup(
@@ -79,33 +81,36 @@ class Trial(tune.Trainable):
         self._results.close()
 
     def _train(self, number: int, values: Mapping[str, Any]) -> Generator[dict[str, Any]]:
-        run = self._base.replace(values)
-        history: list[Row] = []
         notes: list[str] = []
+        try:
+            run = self._base.replace(values)
+            yield from self._results_of(run, trial_folder(self._folder, number), notes)
+        except (DivergedError, ConfigError) as error:
+            yield {"failed": one_line(error, limit=1000), "notes": notes, "done": True}
+
+    def _results_of(
+        self, run: TrainingRun, folder: Folder, notes: list[str]
+    ) -> Generator[dict[str, Any]]:
+        history: list[Row] = []
         best = math.inf
-        with closing(
-            _launch(run, self._corpus, trial_folder(self._folder, number), notes)
-        ) as training:
-            try:
-                for rows in training:
-                    curve = []
-                    for row in rows:
-                        if "val_bits_per_byte" in row:
-                            best = min(best, row[run.train.best_metric])
-                            curve.append((int(row["tokens"]), best))
-                    history += rows
-                    done = finished(history, run.train)
-                    yield {
-                        "rows": rows,
-                        "curve": curve,
-                        "tokens": curve[-1][0],
-                        "objective": best,
-                        "finished": done,
-                        "notes": [notes.pop(0) for _ in notes.copy()],
-                        "done": done,
-                    }
-            except DivergedError as error:
-                yield {"failed": str(error), "notes": notes, "done": True}
+        with closing(_launch(run, self._corpus, folder, notes)) as training:
+            for rows in training:
+                curve = []
+                for row in rows:
+                    if "val_bits_per_byte" in row:
+                        best = min(best, row[run.train.best_metric])
+                        curve.append((int(row["tokens"]), best))
+                history += rows
+                done = finished(history, run.train)
+                yield {
+                    "rows": rows,
+                    "curve": curve,
+                    "tokens": curve[-1][0],
+                    "objective": best,
+                    "finished": done,
+                    "notes": [notes.pop(0) for _ in notes.copy()],
+                    "done": done,
+                }
 
 
 def _launch(

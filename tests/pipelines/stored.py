@@ -87,7 +87,7 @@ def _store_trial(
     run = store.create(
         "trial", f"{search}/{number}", f"trial {number}", parent=search, params=params, tags=tags
     )
-    train = config.training_run(trial.values).train
+    train = config.training_run(trial.values if trial.bits else {}).train
     rows = [
         {
             "step": step,

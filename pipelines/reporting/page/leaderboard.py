@@ -64,7 +64,7 @@ def _trial_table(results: Results) -> Table:
             bits_cell(row["bits_per_byte"]),
             *([count_cell(row["second"])] if second else []),
             *seed_cells(row["n"], row["mean"], row["low"], row["high"]),
-            *(f"{row['tokens']:,}", f"{row['parameters']:,}"),
+            *map(count_cell, (row["tokens"], row["parameters"])),
             *(format_value(row[key]) for key in results.keys),
         ]
         for number, row in table.head(MAX_ROWS).iterrows()

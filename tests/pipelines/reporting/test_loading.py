@@ -21,3 +21,14 @@ def test_a_stage_of_another_searchs_result_is_left_out(store, searched):
     select = store.client.get_run(pipeline).data.tags[STAGE_TAG.format("select")]
     store.tag(select, {"dca.inputs": json.dumps({"needs": {"search": "another run"}})})
     assert load_results("tiny").winner is None
+
+
+def test_a_failed_trial_whose_values_do_not_go_together_has_no_parameter_count(store, searched):
+    space = {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}}
+    config = searched.replace({"search.space": space})
+    good, bad = {"model.heads": 4, "model.dim": 16}, {"model.heads": 4, "model.dim": 20}
+    trials = [Made(good, [3, 2]), Made(bad, state="failed", reason="model.heads: no")]
+    store_sweep(store, config, trials, winner=0)
+    results = load_results("tiny")
+    assert list(results.trials["parameters"].isna()) == [False, True]
+    assert str(results.trials.at[0, "parameters"]).isdecimal()

@@ -84,6 +84,14 @@ CASES = {
         [dca(1e-3 * i, 1 + i % 2, [3, 2, 2, 2 - 0.1 * i]) for i in range(1, 6)],
         4,
     ),
+    "one whose values do not go together": (
+        {"space": {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}}},
+        [
+            Made({"model.heads": 2, "model.dim": 20}, [3, 2, 2, 1]),
+            Made({"model.heads": 4, "model.dim": 20}, [], "failed", "model.heads: dim / heads"),
+        ],
+        0,
+    ),
     "one value": (
         {"space": {"model.depth": {"choice": [2]}, "train.weight_decay": {"uniform": [0, 1]}}},
         [
