@@ -79,16 +79,16 @@ def resolve(
     """
     unknown = [name for name in stage.depends_on if done[name].identity is None]
     if unknown:
-        return PlannedStage(stage, reason=f"follows {', '.join(unknown)}")
+        again = fresh and stage.cached
+        return PlannedStage(stage, reason="fresh" if again else f"follows {', '.join(unknown)}")
     if not stage.cached:
         identity = json_digest(stage.preview(config)) if stage.preview else None
         return PlannedStage(stage, identity=identity, reason="runs every time")
     inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.depends_on})
     planned = PlannedStage(stage, inputs, json_digest({"stage": stage.name, **inputs}))
-    found = store.find(stage.name, planned.key) if store else []
     if fresh:
         planned.reason = "fresh"
-    elif store and found:
+    elif store and (found := store.find(stage.name, planned.key)):
         _take(planned, found[0], store)
     else:
         planned.reason = _difference(planned, store)

@@ -145,6 +145,7 @@ def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, expe
     assert (b.reused, c.reused) == (True, True)
     _, b, c = dag.plan(pipeline.stages(), experiment, until=None, fresh=True)
     assert (b.reused, c.reused) == (False, False)
+    assert (b.reason, c.reason) == ("fresh", "fresh")
 
 
 def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, experiment):
