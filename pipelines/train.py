@@ -82,8 +82,12 @@ def _run(
     from pipelines.stages.corpus import CorpusStage
     from pipelines.tracking.descriptions import describe_pipeline
 
-    fingerprint = version.lineage["corpus"]["fingerprint"] if version else None
-    corpus = CorpusStage(invocation.progress.mode, fingerprint=fingerprint)
+    earlier = version.lineage["corpus"] if version else {}
+    corpus = CorpusStage(
+        invocation.progress.mode,
+        fingerprint=earlier.get("fingerprint"),
+        name=earlier.get("name"),
+    )
     experiment = resolve_start(experiment)
     return dag.run(
         [corpus.stage, train.STAGE],

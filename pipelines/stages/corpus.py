@@ -19,10 +19,17 @@ class CorpusStage:
     """The corpus of one command: its text is read once, or not at all if storage has the splits."""
 
     def __init__(
-        self, output: OutputMode = OutputMode.TEXT, *, fingerprint: str | None = None
+        self,
+        output: OutputMode = OutputMode.TEXT,
+        *,
+        fingerprint: str | None = None,
+        name: str | None = None,
     ) -> None:
-        """With the `fingerprint` of an earlier run exactly its bytes, else the present ones."""
-        self._output, self._fingerprint = output, fingerprint
+        """With the `fingerprint` of an earlier run exactly its bytes, else the present ones.
+
+        `name` is that of the earlier run's corpus; by default it is data.corpus.
+        """
+        self._output, self._fingerprint, self._name = output, fingerprint, name
         self._measured: Corpus | None = None
         self.stage = Stage(name="corpus", run=self.run, cached=False, preview=self.preview)
 
@@ -32,10 +39,16 @@ class CorpusStage:
             splits = find_splits(storage_folder(experiment.storage), self._fingerprint)
             if splits:
                 sizes = {split: size_of(file) for split, file in splits.items()}
-                return _outputs(experiment, self._fingerprint, sizes)
+                return self._outputs(experiment, self._fingerprint, sizes)
         found = self._measure(experiment)
         _require(experiment, found, self._fingerprint)
-        return _outputs(experiment, found.fingerprint, found.sizes)
+        return self._outputs(experiment, found.fingerprint, found.sizes)
+
+    def _outputs(
+        self, experiment: Experiment, fingerprint: str, sizes: Mapping[str, int]
+    ) -> Outputs:
+        name = self._name or experiment.data.corpus
+        return {"name": name, "fingerprint": fingerprint, "bytes": dict(sizes)}
 
     def run(self, context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
         """Write the splits into storage, unless they are there."""
@@ -66,10 +79,6 @@ def test_bytes(experiment: Experiment, fingerprint: str) -> Iterator[Path]:
             write_splits(experiment.data, found, folder)
         with temporary_copy(sealed_test(folder, fingerprint)) as path:
             yield path
-
-
-def _outputs(experiment: Experiment, fingerprint: str, sizes: Mapping[str, int]) -> Outputs:
-    return {"name": experiment.data.corpus, "fingerprint": fingerprint, "bytes": dict(sizes)}
 
 
 def _require(experiment: Experiment, found: Corpus, fingerprint: str | None) -> None:

@@ -61,6 +61,8 @@ def test_a_corpus_of_three_files_is_restored_by_its_fingerprint(held_out, tmp_pa
     fingerprint = found["fingerprint"]
     assert CorpusStage(fingerprint=fingerprint).preview(held_out) == found
     assert run(held_out, tmp_path, fingerprint) == found
+    renamed = CorpusStage(fingerprint=fingerprint, name="its own").preview(held_out)
+    assert renamed == {**found, "name": "its own"}
     (tmp_path / "train").unlink()  # what is in storage needs no file
     assert run(held_out, tmp_path, fingerprint) == found
 
