@@ -42,7 +42,8 @@ class Source:
     def fetch(self, path: str | None, mode: OutputMode) -> None:
         """Download a published text that is missing; nothing for any other text."""
         if self.published is not None and self._path is not None:
-            find_published(self.published, Path(path or self._path.default), mode)
+            folder = self._path.default if path is None else path
+            find_published(self.published, Path(folder), mode)
 
     @property
     def _path(self) -> Parameter | None:

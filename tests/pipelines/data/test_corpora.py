@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.console.errors import ConfigError
+from pipelines.console.updates import OutputMode
 from pipelines.data import corpora
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA, ENWIK8, corpus
@@ -129,6 +130,16 @@ def test_another_text_never_becomes_a_corpus(served, registry, tmp_path, where):
     ):
         write_splits(config, measured, tmp_path / "runs")
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+
+
+def test_an_empty_path_is_the_current_folder_and_not_the_default(
+    served, registry, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    corpus("old8", published=served)(lambda path="data": read_published(served, Path(path)))
+    CORPORA["old8"].fetch("", OutputMode.TEXT)
+    assert (tmp_path / "old8.zip").is_file()
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_file_in_place_of_the_folder_is_refused(served, tmp_path):
