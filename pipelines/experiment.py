@@ -29,7 +29,13 @@ from pipelines.console.text import nearest, one_line
 from pipelines.data.config import DataConfig
 from pipelines.registry.config import GenerateConfig, PromoteConfig
 from pipelines.search.config import FitConfig, SearchConfig, SearchTask, search_problems
-from pipelines.search.space import FIXED, TRAINING_KEYS, listed_point_problems, space_problems
+from pipelines.search.space import (
+    FIXED,
+    RUN_KEYS,
+    TRAINING_KEYS,
+    listed_point_problems,
+    space_problems,
+)
 from pipelines.storage.location import Place
 from pipelines.training.config import (
     FailuresConfig,
@@ -226,6 +232,7 @@ def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:
 
 
 def _dimension(change: Change, grids: bool) -> Change:
+    """Several values of a key as a dimension. Raises ConfigError if they are none of a grid."""
     keys = TRAINING_KEYS if grids else []
     where = f"command line: {one_line(change.text)}"
     if change.key not in keys:
@@ -234,6 +241,12 @@ def _dimension(change: Change, grids: bool) -> Change:
             "needs quotes"
         )
         raise ConfigError(Problem(message, source=where, nearest=nearest(change.key, keys)))
+    if any(isinstance(value, list | dict) for value in change.value):
+        message = "expected a number, a word or null between commas"
+        raise ConfigError(Problem(message, source=where))
+    distinct = {(isinstance(value, bool), value) for value in change.value}  # 0 is 0.0
+    if len(distinct) < len(change.value):
+        raise ConfigError(Problem("expected each value once", source=where))
     return Change(f"search.space.{change.key}", {"choice": change.value})
 
 
@@ -281,7 +294,7 @@ def schema() -> dict[str, Any]:
     space = found["$defs"]["SearchConfig"]["properties"]["space"]
     space["propertyNames"] = {"enum": [key for key in TRAINING_KEYS if key not in FIXED]}
     space["additionalProperties"] = {"anyOf": [space["additionalProperties"], {"type": "null"}]}
-    found["$defs"]["Dimension"]["properties"]["when"]["propertyNames"] = {"enum": list(FIELDS)}
+    found["$defs"]["Dimension"]["properties"]["when"]["propertyNames"] = {"enum": RUN_KEYS}
     file = {"type": "string", "minLength": 1}
     extends = {
         "anyOf": [file, {"type": "array", "items": file}],

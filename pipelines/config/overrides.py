@@ -39,14 +39,8 @@ def _change(override: str) -> Change:
     if key == EXTENDS:
         raise ConfigError(Problem("expected in a file only", source=where))
     values = _values(text, where)
-    if len(values) == 1:
-        return Change(key, values[0], text=override)
-    if any(isinstance(value, list | dict) for value in values):
-        message = "expected a number, a word or null between commas"
-        raise ConfigError(Problem(message, source=where))
-    if len({(isinstance(value, bool), value) for value in values}) < len(values):  # 0 is 0.0
-        raise ConfigError(Problem("expected each value once", source=where))
-    return Change(key, values, is_list=True, text=override)
+    is_list = len(values) > 1
+    return Change(key, values if is_list else values[0], is_list, override)
 
 
 def _values(text: str, where: str) -> list[Any]:

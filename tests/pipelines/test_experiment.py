@@ -380,6 +380,10 @@ def test_the_schema_takes_any_whole_configuration(experiment):
         ("search: {space: {train.tokens: {int: [1, 2]}}}", "'train.tokens' is not one of ["),
         ("search: {space: {model.depth: {ints: [1, 2]}}}", "is not valid under any"),
         ("search: {space: {model.depth: {int: [1, 2], when: {x: 1}}}}", "is not valid under any"),
+        (
+            "search: {space: {model.depth: {int: [1, 2], when: {search.trials: 1}}}}",
+            "is not valid under any",
+        ),
     ],
 )
 def test_the_schema_shows_an_editor_the_mistake(text, expected):

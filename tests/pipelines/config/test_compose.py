@@ -274,6 +274,8 @@ def test_the_last_change_of_a_key_counts(tmp_path):
         ("seed=1,2", "seed=1,2: a comma list is a grid, for sweep.py, over a key of model or tr"),
         ("learning_rate=1e-4,3e-4", "needs quotes; did you mean train.learning_rate?"),
         ("data.path=a, b.txt", "text with a comma needs quotes"),
+        ("generate.prompts=[a],[b]", "text with a comma needs quotes"),
+        ("data.path=a,a", "text with a comma needs quotes"),
         ("model.dpeth=2,4", "needs quotes; did you mean model.depth?"),
         ("model.attention_windows=[64],[8]", "expected a number, a word or null between commas"),
         ("model.depth=2,4,2", "model.depth=2,4,2: expected each value once"),
