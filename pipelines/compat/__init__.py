@@ -1,5 +1,5 @@
 """Private and fragile names of the libraries below, one module each, and nothing else.
 
-Whoever relies on such a name takes it from here; tests/pipelines/compat fails when a library
-changes it.
+All other modules take such a name from here; tests/pipelines/compat fails when a library changes
+it.
 """

@@ -4,6 +4,7 @@ ruamel.yaml documents loading and dumping; how values are made of nodes, and nod
 lets subclasses change without describing it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -88,11 +89,31 @@ class PlainConstructor(SafeConstructor):
 
 
 class PlainRepresenter(SafeRepresenter):
-    """Writes every value out, mappings in their own order."""
+    """Writes every value out, mappings in their own order.
+
+    A subclass gives `is_inline` and `is_quoted`, which are called from methods whose names and
+    arguments ruamel.yaml does not document.
+    """
+
+    def is_inline(self, mapping: Mapping[str, Any]) -> bool:
+        """Whether a mapping without lists and mappings in it is written on one line."""
+        return True
+
+    def is_quoted(self, text: str) -> bool:
+        """Whether text is written in double quotes that would otherwise be bare."""
+        return False
 
     def represent_mapping(self, tag: Any, mapping: Any, flow_style: bool | None = None) -> Any:
         """Pass the pairs: SafeRepresenter sorts what has `items`."""
-        return super().represent_mapping(tag, list(mapping.items()), flow_style=flow_style)
+        node = super().represent_mapping(tag, list(mapping.items()), flow_style=flow_style)
+        node.flow_style = node.flow_style and self.is_inline(mapping)
+        return node
+
+    def represent_scalar(self, tag: Any, value: Any, style: Any = None, anchor: Any = None) -> Any:
+        """Give text its quotes, as `style`."""
+        if tag == f"{TAG}str" and self.is_quoted(value):
+            style = '"'
+        return super().represent_scalar(tag, value, style=style, anchor=anchor)
 
     def ignore_aliases(self, data: Any) -> bool:
         """Give a value that occurs twice no anchor."""

@@ -97,17 +97,13 @@ class _Constructor(PlainConstructor):
 class _Representer(PlainRepresenter):
     """Writes innermost lists, and short innermost mappings, on one line."""
 
-    def represent_mapping(self, tag: Any, mapping: Any, flow_style: bool | None = None) -> Any:
+    def is_inline(self, mapping: Mapping[str, Any]) -> bool:
         """Give each pair of a long mapping a line of its own."""
-        node = super().represent_mapping(tag, mapping, flow_style=flow_style)
-        node.flow_style = node.flow_style and len(mapping) <= MAX_INLINE_KEYS
-        return node
+        return len(mapping) <= MAX_INLINE_KEYS
 
-    def represent_scalar(self, tag: Any, value: Any, style: Any = None, anchor: Any = None) -> Any:
+    def is_quoted(self, text: str) -> bool:
         """Quote all text but plain words: ruamel.yaml leaves `? a` bare and loses a U+0085."""
-        if tag == f"{TAG}str" and not PLAIN_WORD.fullmatch(value):
-            style = '"'
-        return super().represent_scalar(tag, value, style=style, anchor=anchor)
+        return not PLAIN_WORD.fullmatch(text)
 
 
 def _count_values(node: Node, counts: dict[Node, int]) -> int:

@@ -8,11 +8,12 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import tenacity
+from pipelines.console.text import first_line
 
-from pipelines.console.text import one_line
+if TYPE_CHECKING:  # 0.1 s, which a command that repeats nothing need not wait
+    import tenacity
 
 T = TypeVar("T")
 
@@ -27,9 +28,11 @@ class RetryPolicy:
     is_transient: Callable[[BaseException], bool]
     """Whether the same call may succeed later."""
     pause_seconds: float = 1.0
-    """Longest first pause; it doubles with each further one. Pauses are random, so that several
-    callers do not return at the same moment."""
+    """Longest first pause; it doubles with each further one."""
     max_pause_seconds: float = 60.0
+    random_pauses: bool = True
+    """Whether a pause is random, up to its longest, so that several callers do not return at the
+    same moment."""
     max_seconds: float | None = None
     """From the first call until its failure is final; None: no limit."""
     max_attempts: int | None = None
@@ -46,7 +49,12 @@ class RetryPolicy:
         """
         return self._retrying()(work, *args, **kwargs)
 
-    def _retrying(self) -> tenacity.Retrying:
+    def _retrying(self) -> "tenacity.Retrying":
+        import tenacity
+
+        pauses = tenacity.wait_exponential
+        if self.random_pauses:
+            pauses = tenacity.wait_random_exponential
         stop: Any = tenacity.stop_never
         if self.max_seconds is not None:
             stop = tenacity.stop_after_delay(self.max_seconds)
@@ -58,14 +66,15 @@ class RetryPolicy:
             sleep = tenacity.sleep_using_event(self.cancelled)
         return tenacity.Retrying(
             retry=tenacity.retry_if_exception(self.is_transient),
-            wait=tenacity.wait_random_exponential(self.pause_seconds, self.max_pause_seconds),
+            wait=pauses(self.pause_seconds, self.max_pause_seconds),
             stop=stop,
             sleep=sleep,
             before_sleep=self._log_first,
             reraise=True,
         )
 
-    def _log_first(self, state: tenacity.RetryCallState) -> None:
+    def _log_first(self, state: "tenacity.RetryCallState") -> None:
         if self.name and state.attempt_number == 1:
             error = state.outcome and state.outcome.exception()
-            logging.getLogger(__name__).warning("%s: %s; trying again", self.name, one_line(error))
+            text = first_line(error) if error else ""
+            logging.getLogger(__name__).warning("%s: %s; trying again", self.name, text)

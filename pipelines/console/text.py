@@ -15,6 +15,13 @@ def one_line(text: object, *, limit: int = 500) -> str:
     return line if len(line) < limit else f"{line[: limit - 3]}..."
 
 
+def first_line(error: BaseException, *, limit: int = 200) -> str:
+    """The first line of an error's text, without traces and SQL statements below it; the error's
+    type if it has no text."""
+    lines = str(error).strip().splitlines()
+    return one_line(lines[0] if lines else type(error).__name__, limit=limit)
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The valid name closest to an unknown one; empty if none is close."""
     found = difflib.get_close_matches(name, list(valid), n=1)

@@ -9,10 +9,10 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MODEL_ID, RUN_ID
 from pipelines.console.errors import ConfigError
-from pipelines.console.text import one_line
+from pipelines.console.text import first_line, one_line
 from pipelines.registry.champions import CHAMPION
 from pipelines.registry.versions import LATEST, Registry
-from pipelines.tracking.client import RetryingClient, first_line
+from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.models import ModelStore
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
@@ -38,9 +38,11 @@ class RemoteFile:
 
     def is_copied_to(self, path: Path) -> bool:
         """Whether a file of this machine has the same content."""
-        if not path.is_file() or path.stat().st_size != self.size:
+        if not path.is_file():
             return False
-        return _cached_sha256(path, path.stat().st_mtime_ns) == self.sha256
+        found = path.stat()
+        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return found.st_size == self.size and _cached_sha256(path, state) == self.sha256
 
 
 File = Path | RemoteFile
@@ -119,7 +121,12 @@ def remove(folder: Folder) -> None:
         folder.remove()
 
 
-@cache
-def _cached_sha256(path: Path, mtime_ns: int) -> str:
-    """The digest, computed once in each process until the file changes (`mtime_ns`)."""
+@lru_cache(maxsize=64)
+def _cached_sha256(path: Path, state: tuple[int, ...]) -> str:
+    """The digest, computed once in each process until the file changes.
+
+    `state` is its inode, size and times of modification and of change. The time of modification of
+    a damaged file may be that of before, as after a copy that keeps times; the time of change is
+    not. So a later command in the process finds the damage that one in a new process would.
+    """
     return sha256_of(path)

@@ -4,13 +4,14 @@ Used by `remote.RemoteDirectory`. Credentials are never part of a URI: pyarrow r
 environment or from the files that it names.
 """
 
+import hashlib
 import os
-import re
 import uuid
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from pipelines.compat.pyarrow import is_transient
 from pipelines.console.retries import RetryPolicy
 
 MAX_UNAVAILABLE_SECONDS = 600
@@ -19,11 +20,6 @@ MAX_PAUSE_SECONDS = 10
 CHUNK_BYTES = 1 << 24
 CREDENTIAL_VARIABLES = ("AWS_", "GOOGLE_", "CLOUDSDK_", "HOME")
 """Beginnings of the environment variables that decide with which credentials pyarrow connects."""
-PERMANENT = re.compile(
-    r"ACCESS_DENIED|NO_SUCH_|INVALID_|SIGNATURE|NOT_FOUND|EXPIRED|DENIED|UNAUTHENTICATED"
-    r"|HTTP status 4(?!08|29)"
-)
-"""Errors of an object store that a repeated request would get again. Others are transient."""
 
 
 def connect(uri: str) -> tuple[Any, str]:
@@ -32,12 +28,15 @@ def connect(uri: str) -> tuple[Any, str]:
     Connections are reused within the process while the environment's credentials are the same.
     """
     found = sorted(item for item in os.environ.items() if item[0].startswith(CREDENTIAL_VARIABLES))
-    return _connect(uri, tuple(found))
+    return _connect(uri, hashlib.sha256(repr(found).encode()).hexdigest())
 
 
 @lru_cache(maxsize=16)
-def _connect(uri: str, credentials: tuple[tuple[str, str], ...]) -> tuple[Any, str]:
-    """`credentials` is part of the cache's key; pyarrow reads the environment itself."""
+def _connect(uri: str, credentials_digest: str) -> tuple[Any, str]:
+    """Connect; the digest is only part of the cache's key: pyarrow reads the environment itself.
+
+    The key holds no secret, which would stay in memory after the environment has changed.
+    """
     from pyarrow import fs  # 0.3 s, which a folder of this machine does not need
 
     if uri.startswith("gs:"):  # the S3 client limits its own retries to some seconds
@@ -78,11 +77,6 @@ def download(system: Any, path: str, target: Path) -> None:
         destination_filesystem=fs.LocalFileSystem(),
         chunk_size=CHUNK_BYTES,
     )
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether repeating an operation may help. Errors of this machine's own disk have an errno."""
-    return isinstance(error, OSError) and error.errno is None and not PERMANENT.search(str(error))
 
 
 RETRIES = RetryPolicy(

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from pipelines.compat.mlflow import LOGGER, ignore_warnings, is_transient, set_environment
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
+from pipelines.console.text import first_line
 from pipelines.tracking.locks import database_lock
 from pipelines.tracking.uri import database_file, tracking_uri
 
@@ -129,11 +130,6 @@ def check_uri(uri: str) -> None:
             raise _unusable(uri, f"{path} is no SQLite database")
     else:
         raise _unusable(uri, "expected sqlite:///FILE or http(s)://HOST")
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, without traces and SQL statements."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _start_of(path: Path) -> bytes:

@@ -17,7 +17,8 @@ from mlflow.models import ModelSignature
 
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import PipelineError
-from pipelines.tracking.client import RetryingClient, configure_mlflow, first_line
+from pipelines.console.text import first_line
+from pipelines.tracking.client import RetryingClient, configure_mlflow
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import SHA256_TAG
 

@@ -114,6 +114,23 @@ def test_a_representer_keeps_the_order_and_writes_aliases_out():
     assert file.getvalue() == "b: [1]\na: [1]\n"
 
 
+class Representer(PlainRepresenter):
+    """Writes mappings over lines and quotes `? a`."""
+
+    def is_inline(self, mapping: dict) -> bool:
+        return len(mapping) < 2
+
+    def is_quoted(self, text: str) -> bool:
+        return text == "? a"
+
+
+def test_a_subclass_chooses_what_is_on_one_line_and_quoted():
+    file = io.StringIO()
+    data = {"long": {"a": 1, "b": "? a"}, "short": {"c": "d"}}
+    make_dumper(Representer, width=1000).dump(data, file)
+    assert file.getvalue() == 'long:\n  a: 1\n  b: "? a"\nshort: {c: d}\n'
+
+
 def test_without_pairs_a_mapping_is_sorted():
     file = io.StringIO()
     yaml = YAML(typ="safe", pure=True)

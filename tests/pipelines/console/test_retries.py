@@ -30,6 +30,21 @@ def test_a_transient_failure_is_repeated_and_the_first_one_logged(caplog):
     assert [record.message for record in caplog.records] == ["store: failure 1; trying again"]
 
 
+def test_only_the_first_line_of_a_failure_is_logged(caplog):
+    policy = RetryPolicy(lambda _: True, pause_seconds=0, name="store")
+    policy.call(Work(1, lambda text: ValueError(f"{text} {'x' * 300}\nSELECT 1")))
+    (record,) = caplog.records
+    assert record.message.startswith("store: failure 1 xxx")
+    assert len(record.message) == len("store: ; trying again") + 200
+
+
+def test_pauses_that_are_not_random_double(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    replace(POLICY, pause_seconds=1.0, random_pauses=False).call(Work(4))
+    assert pauses == [1, 2, 4, 8]
+
+
 def test_without_a_name_nothing_is_logged(caplog):
     POLICY.call(Work(1))
     assert caplog.records == []

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from pipelines.console.text import (
+    first_line,
     format_duration,
     format_value,
     nearest,
@@ -32,6 +33,12 @@ from pipelines.console.text import (
 )
 def test_a_value_is_shown_as_people_write_it(value, shown):
     assert format_value(value) == shown
+
+
+def test_the_first_line_of_an_error_is_short_and_printable():
+    assert first_line(ValueError("\n a\x1b[1m\nSELECT 1")) == "a\\x1b[1m"
+    assert len(first_line(ValueError("a" * 900))) == 200
+    assert first_line(ValueError(" \n")) == "ValueError"
 
 
 def test_more_digits_of_a_fraction_are_shown_on_request():

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.updates import OutputMode
 from pipelines.data import download as module
 from pipelines.data.download import ATTEMPTS, CHUNK_BYTES, download
 
@@ -120,10 +121,15 @@ def test_a_server_that_ignores_range_starts_again(server, path):
     assert first == 0 < second
 
 
-def test_a_request_is_repeated_after_a_server_error(server, path):
+def test_a_request_is_repeated_after_a_server_error(server, path, caplog, monkeypatch):
+    pauses = []
+    monkeypatch.setattr(module, "RETRIES", replace(module.RETRIES, pause_seconds=1.0))
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
     server.errors = ATTEMPTS - 1
-    download(server.url, path, len(CONTENT))
+    download(server.url, path, len(CONTENT), OutputMode.QUIET)
     assert path.read_bytes() == CONTENT
+    assert pauses == [1, 2, 4]
+    assert caplog.records == []
 
 
 def test_a_later_command_resumes_the_part(server, path):

@@ -1,6 +1,7 @@
 """Storage that every node sees: a real S3 server, and a folder that stands for a mounted one."""
 
 import multiprocessing
+import os
 import pickle
 import re
 import socket
@@ -179,6 +180,19 @@ def test_a_damaged_copy_is_fetched_again(shared, tmp_path, damage, monkeypatch):
     assert local_copy(file).read_bytes() == b"bytes"
 
 
+def test_damage_is_found_though_size_and_time_of_modification_are_those_of_before(
+    shared, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
+    put_file(written(tmp_path / "text"), shared / "file.bin")
+    file = file_at(shared / "file.bin")
+    copy = local_copy(file)
+    times = copy.stat().st_atime_ns, copy.stat().st_mtime_ns
+    copy.write_bytes(b"BYTES")
+    os.utime(copy, ns=times)
+    assert local_copy(file).read_bytes() == b"bytes"
+
+
 def test_a_file_that_is_no_longer_what_it_was_is_refused(shared, tmp_path, monkeypatch):
     monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path))
     put_file(written(tmp_path / "text"), shared / "file.bin")
@@ -231,6 +245,12 @@ def test_a_connection_is_reused_only_with_the_same_credentials(monkeypatch):
     first = filesystem.connect(uri)[0]
     monkeypatch.setenv("UNRELATED", "value")
     assert filesystem.connect(uri)[0] is first
+    keys = []
+    with monkeypatch.context() as patched:
+        patched.setattr(filesystem, "_connect", lambda *key: keys.append(key))
+        filesystem.connect(uri)
+    assert uri in keys[0]
+    assert KEYS["AWS_SECRET_ACCESS_KEY"] not in repr(keys)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "another")
     second = filesystem.connect(uri)[0]
     assert second is not first

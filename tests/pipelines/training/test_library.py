@@ -10,7 +10,7 @@ import pytest
 
 import pipelines.training
 
-FOREIGN = ("mlflow", "ray", "optuna", "sqlalchemy", "rich")
+FOREIGN = ("mlflow", "ray", "optuna", "sqlalchemy", "rich", "tenacity")
 IMPORT_ALL = f"""
 import pkgutil, sys
 from importlib import import_module
