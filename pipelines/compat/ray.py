@@ -94,6 +94,19 @@ def last_line(error: BaseException) -> str:
     return (text.strip() or type(error).__name__).splitlines()[-1]
 
 
+def crash_line(error: BaseException) -> str:
+    """An error in one line: its type and the first line of its text, below which Ray's own errors
+    give advice; of those that carry a traceback as text, the last line.
+    """
+    from ray.exceptions import RayTaskError
+    from ray.tune import TuneError
+
+    if isinstance(error, RayTaskError | TuneError):
+        return last_line(error)
+    name, text = type(error).__name__, str(error).strip().partition("\n")[0]
+    return f"{name}: {text}" if text else name
+
+
 class NotPickled:
     """Base of a searcher or callback of Tune, which may hold threads and locks.
 

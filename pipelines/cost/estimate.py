@@ -1,8 +1,8 @@
 """The cost of what is left of a sweep: a table of sizes, and the time of search, fit and all."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,29 +10,30 @@ import torch
 
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
 from pipelines.cluster.connection import cluster_address
-from pipelines.config.yaml_text import flatten
 from pipelines.console.text import format_duration
 from pipelines.cost.earlier import EarlierRuns
-from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, simulate
-from pipelines.cost.timing import interpolated, step_flops, time_steps
+from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, simulate, step_flops
+from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
+from pipelines.search.resume import trials_of
+from pipelines.search.space import RUN_KEYS
+from pipelines.tracking.store import Run
 from pipelines.training.config import TrainingRun
 from pipelines.training.memory import MIB, peak_bytes
 
 DEFAULT_SECONDS = {
     **{"command": 4.0, "corpus": 2.0, "search": 10.6, "select": 0.1, "trial": 0.4, "fit": 1.5},
     **{"evaluate": 6.0, "register": 3.0, "promote": 3.2, "sample": 5.0, "report": 1.2},
-    "workers": 15.7,
 }
 """Where the store has no earlier run: of a tiny sweep on two cores. Of a search until its first
-trial; of a trial and a fit all but steps and evaluations; `workers` more if a fit has several."""
-MAX_SIZES = 3
-"""Sizes that are timed: the smallest, the largest, and one between."""
-SIMULATED_TRIALS, MIN_SEARCHES, MAX_SEARCHES = 400, 5, 40
-"""About so many trials are simulated in all, in so many searches."""
-HEADER = ("", "parameters", "FLOPs", "memory", "step", "time")
+trial; of a trial and a fit all but steps and evaluations."""
+WORKERS_SECONDS = 15.7
+"""The start of several workers of a fit."""
+SIZES, SEARCHES = 3, 20
+"""Sizes that are timed, the smallest and the largest among them; and simulated searches."""
 Row = tuple[str, ...]
+HEADER: Row = ("", "parameters", "FLOPs", "memory", "step", "time")
 
 
 def estimate(
@@ -44,45 +45,81 @@ def estimate(
 ) -> list[str]:
     """Lines for people: what is left to do and what it takes; none if nothing is left to train.
 
-    A fit that was left unfinished counts from its start, a search from its last evaluations.
-
-    Args:
-        experiment: The experiment.
-        corpus_bytes: Sizes of the splits.
-        planned: Its stages.
-        cluster: Where it will run.
-        log: Called with a line before steps are timed, which takes seconds.
-
+    A fit that was left unfinished counts from its start, a search from its last evaluations. `log`
+    is called before steps are timed, which takes seconds.
     """
-    stages = {one.stage.name: one for one in planned}
-    left = {name for name, one in stages.items() if not one.reused}
-    if not left & {"search", "fit"}:
+    stages = {one.stage.name: one for one in planned if not one.reused}
+    if not stages.keys() & {"search", "fit"}:
         return []
     costs = _Costs(experiment, EarlierRuns(experiment), corpus_bytes["validation"], log)
-    notes = []
-    if "search" in left:
-        searches, table = costs.searches(cluster, stages["search"])
+    notes, reading = [], np.zeros(1)
+    if "search" in stages:
+        searches = costs.searches(cluster, stages["search"].run)
         notes.append(f"search {_range([one.seconds for one in searches])}")
     else:
-        chosen = (stages["select"].outputs or {}).get("values", {})
-        searches, table = [SimulatedSearch(experiment.training_run(chosen))], []
+        chosen = next(one.outputs for one in planned if one.stage.name == "select") or {}
+        searches = [SimulatedSearch(experiment.training_run(chosen.get("values", {})))]
     seconds = np.array([one.seconds for one in searches])
     flops = np.array([one.flops for one in searches])
-    if "fit" in left:
+    if "fit" in stages:
         fits = [experiment.fit_run(one.winner.params) for one in searches]
-        step_seconds, rows = costs.step_seconds("fit", fits, 1)
-        training = [one.train.steps * step_seconds(one) for one in fits]
-        notes.append(f"fit    {_range(training)}")
-        seconds, table = seconds + training, table + rows
+        times = costs.times("fit", fits, 1)
+        notes.append(f"fit    {_range([times.of_run(one) for one in fits])}")
+        seconds += [times.of_run(one) for one in fits]
         flops += [step_flops(one) * one.train.steps for one in fits]
-    seconds += sum(costs.stage_seconds(name) for name in {"command", *left} - {"search", "fit"})
+        reading = np.array([times.of_reading(one, corpus_bytes["test"]) for one in fits])
+    for name in {"command", *stages} - {"search", "fit"}:
+        seconds = seconds + costs.of_stage(name, reading * (name in ("evaluate", "promote")))
     notes.append(f"all    {_range(seconds)}, {np.median(flops):.2e} FLOPs")
-    if cluster_address():
+    if costs.timed and cluster_address():
         notes.append("steps were timed on this machine, not on the cluster at RAY_ADDRESS")
-    return [*_align([HEADER, *table]), "", *notes]
+    return [*_align([HEADER, *costs.table]), "", *notes]
 
 
 @dataclass(frozen=True)
+class Times:
+    """Seconds of the trials or the fits, between those of some sizes by the FLOPs of a step."""
+
+    kind: str
+    validation_bytes: int
+    sizes: Mapping[TrainingRun, float]
+    """Seconds of a step, in ascending order."""
+
+    def of_step(self, run: TrainingRun) -> float:
+        """Of one optimizer step."""
+        flops = [step_flops(size) for size in self.sizes]
+        return float(np.interp(step_flops(run), flops, list(self.sizes.values())))
+
+    def of_reading(self, run: TrainingRun, size: int) -> float:
+        """Of an evaluation on so many bytes: a third of training on them, as of the FLOPs."""
+        return self.of_step(run) * size / (3 * run.train.batch_tokens)
+
+    def of_run(self, run: TrainingRun) -> float:
+        """Of a run, its evaluations, start and end included."""
+        train, several = run.train, self.kind == "fit" and run.resources.max_workers > 1
+        size = min(train.eval_tokens or self.validation_bytes, self.validation_bytes)
+        evaluations = len(train.eval_steps) * self.of_reading(run, size)
+        fixed = DEFAULT_SECONDS[self.kind] + several * WORKERS_SECONDS
+        return fixed + train.steps * self.of_step(run) + evaluations
+
+    def rows(self) -> Iterator[Row]:
+        """Rows of the table, named by the keys in which the sizes differ."""
+        keys = [key for key in RUN_KEYS if key.startswith(SIZE_KEYS)]
+        keys = [key for key in keys if len({repr(run.get(key)) for run in self.sizes}) > 1]
+        for run, seconds in self.sizes.items():
+            on_gpu = run.resources.gpus_per_worker > 0 and torch.cuda.is_available()
+            name = ", ".join(f"{key.partition('.')[2]} {run.get(key)}" for key in keys)
+            yield (
+                f"{self.kind} {name}",
+                f"{run.model.parameter_count():,}",
+                f"{step_flops(run) * run.train.steps:.2e}",
+                f"{peak_bytes(run, on_gpu=on_gpu) / MIB:,.0f} MiB",
+                f"{1000 * seconds:,.0f} ms",
+                format_duration(self.of_run(run)),
+            )
+
+
+@dataclass
 class _Costs:
     """Times of one experiment: of earlier runs where there are any, else of timed steps."""
 
@@ -90,78 +127,49 @@ class _Costs:
     earlier: EarlierRuns
     validation_bytes: int
     log: Callable[[str], Any]
+    table: list[Row] = field(default_factory=list)
+    timed: bool = False
 
-    def stage_seconds(self, name: str) -> float:
-        """Of a stage; of a search until its first trial."""
+    def of_stage(self, name: str, reading: Any = 0) -> Any:
+        """Of a stage, of a search until its first trial; `reading` comes on top of the default."""
         found = self.earlier.stage_seconds(name)
-        return DEFAULT_SECONDS[name] if found is None else found
+        return DEFAULT_SECONDS[name] + reading if found is None else found
 
-    def searches(
-        self, cluster: Cluster, planned: PlannedStage
-    ) -> tuple[list[SimulatedSearch], list[Row]]:
-        """Ways in which what is left of the search may go, and rows of the table."""
-        task, start = self.experiment.search_task(), self.stage_seconds("search")
-        stored, elapsed = self.earlier.stored_trials(task, planned.run)
-        count = max(MIN_SEARCHES, min(MAX_SEARCHES, SIMULATED_TRIALS // task.search.trial_count))
-        drawn = [draw_trials(task, stored, task.base.seed + number) for number in range(count)]
+    def searches(self, cluster: Cluster, run: Run | None) -> list[SimulatedSearch]:
+        """Ways in which what is left of the search may go, which was begun in a run or not."""
+        task, store, stored, elapsed = self.experiment.search_task(), self.earlier.store, [], 0.0
+        if store and run:
+            stored = trials_of(store, run.info.run_id, task)
+            elapsed = max(store.history(run.info.run_id, "seconds").values(), default=0.0)
+        drawn = [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
         concurrent = min(max_concurrent_jobs(cluster, task.base.resources), len(drawn[0]))
-        sizes = [run for trials in drawn for run in trials]
-        step_seconds, rows = self.step_seconds("trial", sizes, concurrent)
+        seconds = self.times(
+            "trial", [one for trials in drawn for one in trials], concurrent
+        ).of_run
         found = [
-            simulate(task, stored, trials, step_seconds, concurrent, seed=seed, elapsed=elapsed)
+            simulate(task, stored, trials, seconds, concurrent, seed=seed, elapsed=elapsed)
             for seed, trials in enumerate(drawn)
         ]
-        return [replace(one, seconds=start + one.seconds) for one in found], rows
+        for one in found:
+            one.seconds += self.of_stage("search") if one.trials else 0.0
+        return found
 
-    def step_seconds(
-        self, kind: str, runs: Sequence[TrainingRun], concurrent: int
-    ) -> tuple[Callable[[TrainingRun], float], list[Row]]:
-        """Seconds of a step with its share of all else, interpolated by FLOPs between some sizes of
-        the trials or fits; and a row of the table for each of these."""
-        ordered = sorted({step_flops(run): run for run in runs}.items())
-        picks = np.linspace(0, len(ordered) - 1, min(MAX_SIZES, len(ordered))).round()
-        sizes = [ordered[int(pick)][1] for pick in picks]
-        found = {run: self.earlier.step_seconds(kind, run) for run in sizes}
-        times = {run: seconds for run, seconds in found.items() if seconds is not None}
-        if new := [run for run in sizes if run not in times]:
+    def times(self, kind: str, runs: Sequence[TrainingRun], concurrent: int) -> Times:
+        """Times of some sizes of the trials or fits; adds them to the table."""
+        ordered = [run for _, run in sorted({step_flops(run): run for run in runs}.items())]
+        picks = np.linspace(0, len(ordered) - 1, min(SIZES, len(ordered))).round()
+        sizes = {ordered[int(pick)]: 0.0 for pick in picks}
+        known = {run: self.earlier.step_seconds(kind, run) for run in sizes}
+        sizes |= {run: seconds for run, seconds in known.items() if seconds is not None}
+        if new := [run for run in sizes if known[run] is None]:
+            self.timed = True
             self.log(f"timing a few steps of some sizes of a {kind} ...")
             cores = max(1, (os.cpu_count() or 1) // new[0].resources.cpus_per_worker)
             processes = min(cores, concurrent * new[0].resources.max_workers)
-            for run, seconds in zip(new, time_steps(new, processes=processes), strict=True):
-                times[run] = seconds + self._other_seconds(kind, run, seconds)
-        step_seconds = interpolated(times)
-        return step_seconds, _rows(kind, sizes, step_seconds)
-
-    def _other_seconds(self, kind: str, run: TrainingRun, step_seconds: float) -> float:
-        """Of all that is no step, by step: an evaluation takes a third of a step's time for the
-        same bytes, as it does of FLOPs; the rest is fixed."""
-        train, fixed = run.train, DEFAULT_SECONDS[kind]
-        if kind == "fit" and run.resources.max_workers > 1:
-            fixed += DEFAULT_SECONDS["workers"]
-        tokens = min(train.eval_tokens or self.validation_bytes, self.validation_bytes)
-        evaluation = step_seconds * tokens / (3 * train.batch_tokens)
-        return (fixed + len(train.eval_steps) * evaluation) / train.steps
-
-
-def _rows(
-    kind: str, sizes: Sequence[TrainingRun], step_seconds: Callable[[TrainingRun], float]
-) -> list[Row]:
-    """A row for each size, named by the keys in which they differ."""
-    values = [dict(flatten(run.model_dump(mode="json"))) for run in sizes]
-    keys = [key for key in values[0] if key.startswith(SIZE_KEYS)]
-    keys = [key for key in keys if len({repr(one[key]) for one in values}) > 1]
-    on_gpu = sizes[0].resources.gpus_per_worker > 0 and torch.cuda.is_available()
-    return [
-        (
-            f"{kind} " + ", ".join(f"{key.partition('.')[2]} {run.get(key)}" for key in keys),
-            f"{run.model.parameter_count():,}",
-            f"{step_flops(run) * run.train.steps:.2e}",
-            f"{peak_bytes(run, on_gpu=on_gpu) / MIB:,.0f} MiB",
-            f"{1000 * step_seconds(run):,.0f} ms",
-            format_duration(run.train.steps * step_seconds(run)),
-        )
-        for run in sizes
-    ]
+            sizes |= zip(new, time_steps(new, processes=processes), strict=True)
+        times = Times(kind, self.validation_bytes, sizes)
+        self.table += times.rows()
+        return times
 
 
 def _align(table: Sequence[Row]) -> list[str]:

@@ -14,6 +14,7 @@ from pipelines.config.yaml_text import PLAIN_WORD
 from pipelines.experiment import Experiment
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import compare_top_two, resolved_values
+from pipelines.search.config import LEARNING_SAMPLERS
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.uri import tracking_uri
@@ -23,8 +24,6 @@ EXTRA_SEEDS = 4
 """Further seeds with which the winner and the runner-up are to be trained."""
 LONGER_FACTOR = 4
 """Budget of a longer fit, in budgets of this one."""
-LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
-"""Samplers that use the results of earlier trials."""
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pipelines.compat.optuna import quiet
 from pipelines.compat.ray import (
     HEAD_NODE,
     NotPickled,
+    crash_line,
     exit_detail,
-    last_line,
     trial_error,
     without_aws_keys,
 )
@@ -237,8 +237,4 @@ def crash_reason(error: BaseException) -> str:
     """Why a trial crashed, in one line: `MemoryError: ...`, or how its process died."""
     if detail := exit_detail(error):
         return f"its process died: {detail}"
-    if type(error).__module__.startswith("ray."):
-        return last_line(error)[:MAX_REASON_CHARACTERS]
-    text = str(error).strip().partition("\n")[0]
-    name = type(error).__name__
-    return f"{name}: {text}"[:MAX_REASON_CHARACTERS] if text else name
+    return crash_line(error)[:MAX_REASON_CHARACTERS]

@@ -186,10 +186,12 @@ class Store:
         self.client.log_batch(run_id, metrics=list(metric_entities([row], **of)))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
-        """Mark a run as running again, and log its parameters; idempotent."""
+        """Mark a run as running again, and log its parameters; idempotent.
+
+        An empty reason, of why it ended before, distinguishes it from a run without a break.
+        """
         self.client.update_run(run_id, status=RUNNING)
-        if self.client.get_run(run_id).data.tags.get(REASON_TAG):
-            self.tag(run_id, {REASON_TAG: ""})
+        self.tag(run_id, {REASON_TAG: ""})
         self.log_params(run_id, params or {})
 
     def end(self, run_id: str, status: str = FINISHED) -> None:

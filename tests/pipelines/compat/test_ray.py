@@ -126,6 +126,21 @@ def test_an_error_without_a_workers_exception_is_the_reason_itself():
     assert compat.last_line(late) == "for workers"
 
 
+MEMORY = """Task was killed due to the node running low on memory.
+Memory on the node (IP: 10.0.0.1, ID: a1) was 15.20GB / 16.00GB, which exceeds the threshold.
+Refer to the documentation on how to address the out of memory issue: https://docs.ray.io. Set the
+environment variable `RAY_memory_monitor_refresh_ms` to zero to disable worker killing."""
+
+
+def test_a_crash_in_one_line_is_the_cause_not_the_advice_below_it():
+    killed = compat.crash_line(ray.exceptions.OutOfMemoryError(MEMORY))
+    assert killed == f"OutOfMemoryError: {MEMORY.splitlines()[0]}"
+    text = "ray::train()\n  File a.py, line 1\nValueError: no such thing"
+    task = ray.exceptions.RayTaskError("train", text, ValueError("no such thing"))
+    assert compat.crash_line(task) == "ValueError: no such thing"
+    assert compat.crash_line(MemoryError()) == "MemoryError"
+
+
 def test_workers_are_prepared_before_the_process_group_is_made(monkeypatch):
     called: list[str] = []
 

@@ -137,7 +137,10 @@ def test_a_trial_that_was_silent_for_too_long_timed_out(
         (RuntimeError("x" * 2000), f"RuntimeError: {'x' * 986}"),
         (RayActorError(error_msg=DEATH), "its process died: Worker unexpectedly exits."),
         (TuneError("Failure # 1\nTuneError: no trainable\n"), "TuneError: no trainable"),
-        (ActorDiedError(), "The actor died unexpectedly before finishing this task."),
+        (
+            ActorDiedError(),
+            "ActorDiedError: The actor died unexpectedly before finishing this task.",
+        ),
     ],
 )
 def test_the_reason_of_a_crash_is_one_line(error, reason):
