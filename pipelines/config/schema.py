@@ -1,6 +1,6 @@
-"""Reading a JSON schema: its keys, the field at a path, a field's choices, the reference table.
+"""Functions that read a JSON schema: its keys, the field at a path, its choices, a reference table.
 
-Used for the nearest valid name of a problem and for the documentation.
+Used to suggest the nearest valid name in a problem, and for the documentation.
 """
 
 import json
@@ -8,10 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Schema = Mapping[str, Any]
+"""A JSON schema, or the part of one that describes a field."""
 
 
 def field_keys(schema: Schema) -> list[str]:
-    """The dotted keys of all fields, those of sections in their place."""
+    """The dotted keys of all fields, in the order of declaration, without those of sections."""
     return [key for key, _ in _fields(schema, schema)]
 
 
@@ -25,7 +26,7 @@ def field_at(schema: Schema, path: Sequence[str]) -> Schema:
 
 
 def choices(schema: Schema, field: Schema) -> list[Any]:
-    """The values that a field lists, null aside; none if it takes others too."""
+    """The values that a field lists, without null; empty if it accepts other values too."""
     return [value for option in _options(schema, field) for value in _listed(option)]
 
 

@@ -1,4 +1,4 @@
-"""The DAG of stages: their order, and which results of earlier commands stand for a stage.
+"""The DAG of stages: their order, and which cached results can be reused for a stage.
 
 The commands plan and run the stages of `pipelines.stages` with it.
 """

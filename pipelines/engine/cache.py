@@ -2,7 +2,7 @@
 
 A cached stage's key is the hash of its name, of the configuration it reads, of the results it
 depends on and of the code that can change it. A finished run with that key whose artifacts exist
-stands for the stage. Other stages are cheap or have side effects: they run every time.
+is reused for the stage. Other stages are cheap or have side effects: they run every time.
 """
 
 import hashlib
@@ -26,30 +26,30 @@ class PlannedStage:
 
     stage: Stage
     inputs: dict[str, Any] = field(default_factory=dict)
-    """What its key is the hash of: config, needs and sources."""
+    """The inputs that its key is a hash of: config, needs and sources."""
     key: str | None = None
-    """Under which a cached result is looked up."""
+    """The key by which a cached result is found; None for a stage that is not cached."""
     outputs: Outputs | None = None
     run: Run | None = None
     """The MLflow run that holds the result, or one that was left unfinished and is resumed."""
     reason: str = ""
     """Why the result is reused, or why the stage runs."""
     identity: str | None = None
-    """Of the result, for the keys of dependent stages: its run, or a digest of the outputs of a
-    stage without a run. None until it is known."""
+    """Identifies the result in the keys of dependent stages: its run, or a digest of the outputs of
+    a stage without a run. None until it is known."""
 
     @property
     def reused(self) -> bool:
-        """Whether a cached result stands for the stage."""
+        """Whether a cached result is reused for the stage."""
         return self.stage.cached and self.outputs is not None
 
     def discard(self, reason: str) -> None:
-        """Take back what was found in the store."""
+        """Ignore the result that was found in the store."""
         self.run, self.outputs, self.identity, self.reason = None, None, None, reason
 
     @property
     def tags(self) -> dict[str, str]:
-        """Of a new run of the stage: the inputs, unless they are too long."""
+        """Tags of a new run of the stage: the inputs, unless they are too long."""
         inputs = json.dumps(self.inputs)
         return {INPUTS_TAG: inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}"}
 
@@ -71,10 +71,10 @@ def resolve(
 
     Args:
         stage: The stage to plan.
-        config: Of the pipeline.
-        store: Where results are; None if there is no experiment yet.
+        config: The configuration of the pipeline.
+        store: The experiment's store; None if there is no experiment yet.
         done: The stages before it, by name.
-        fresh: Whether cached results are left out of account.
+        fresh: Whether cached results are ignored.
 
     """
     unknown = [name for name in stage.depends_on if done[name].identity is None]
@@ -114,7 +114,7 @@ def _take(planned: PlannedStage, run: Run, store: Store) -> None:
 
 
 def _inputs(stage: Stage, config: PipelineConfig, needs: dict[str, str]) -> dict[str, Any]:
-    """What a key is made of, in a form that can be compared."""
+    """The inputs of a key, in a form that can be compared."""
     values = flatten(config.model_dump(mode="json"))
     read = {
         k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in stage.config_keys)

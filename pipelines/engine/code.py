@@ -1,7 +1,7 @@
 """The code that can change a result's numbers: found from imports, hashed as syntax trees.
 
 Used for the keys of cached stages. A comment, a docstring or a module that only shows, stores or
-orders results changes no key; a constant in the optimizer changes the keys of all that trains.
+orders results changes no key; a constant of the optimizer changes the key of every training stage.
 """
 
 import ast

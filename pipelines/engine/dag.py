@@ -34,7 +34,7 @@ def order(stages: Sequence[Stage], until: str | None = None) -> list[Stage]:
 def plan(
     stages: Sequence[Stage], config: PipelineConfig, *, until: str | None, fresh: bool
 ) -> list[PlannedStage]:
-    """What `run` would do, in order; writes nothing."""
+    """The stages that `run` would run or reuse, in order; writes nothing."""
     store = Store.open(config.experiment, storage_folder(config.storage), create=False)
     done: dict[str, PlannedStage] = {}
     for stage in order(stages, until):
@@ -111,7 +111,7 @@ def _open_pipeline_run(store: Store, config: PipelineConfig) -> str:
 def _execute(
     stages: Sequence[Stage], context: Context[Any], *, fresh: bool
 ) -> dict[str, PlannedStage]:
-    """Compute the stages in order, or take their cached results."""
+    """Compute the stages in order, or reuse their cached results."""
     done: dict[str, PlannedStage] = {}
     for stage in stages:
         planned = resolve(stage, context.config, context.store, done, fresh=fresh)

@@ -1,4 +1,4 @@
-"""What a stage of the DAG is: a named function, what it depends on, and what it may use."""
+"""A stage of the DAG: a named function, its dependencies and its context."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,13 +10,14 @@ from pipelines.storage.remote import Folder
 from pipelines.tracking.store import Store
 
 Outputs = dict[str, Any]
-"""Small JSON; worth nothing without the paths or URIs in `files` and the model at `model_uri`."""
+"""JSON-serialisable result; valid only while the paths in `files` and the model at `model_uri`
+exist."""
 
 ROOT = Path(__file__).parents[2]
 
 
 class PipelineConfig(Protocol):
-    """What the DAG reads of a configuration; a stage names the keys that it reads itself."""
+    """The part of a configuration that the DAG reads; a stage lists the keys that it reads."""
 
     @property
     def experiment(self) -> str:
@@ -46,7 +47,7 @@ class Invocation:
 
     @classmethod
     def of(cls, script: str, arguments: Sequence[str], progress: Progress) -> "Invocation":
-        """Of a script's `__file__`, named as from the current folder where it lies below it."""
+        """An invocation of a script by its `__file__`, relative to the current folder if below."""
         path = Path(script)
         here = Path.cwd()
         named = path.relative_to(here) if path.is_relative_to(here) else path
@@ -59,16 +60,16 @@ class Invocation:
 
 @dataclass(frozen=True)
 class Context(Generic[C]):
-    """What a stage may use besides its needs."""
+    """What a stage may use besides the outputs of its dependencies."""
 
     config: C
     storage: Folder
     store: Store
     invocation: Invocation
     pipeline_run: str
-    """The MLflow run that all others hang under."""
+    """The MLflow run that is the parent of the stages' runs."""
     run_id: str = ""
-    """The run of a cached stage."""
+    """The MLflow run of a cached stage; empty for other stages."""
 
     @property
     def progress(self) -> Progress:
@@ -87,8 +88,8 @@ class Stage:
     config_keys: tuple[str, ...] = ()
     """Configuration keys or sections that its result depends on."""
     modules: Callable[[Any], Collection[str]] = lambda _: ()
-    """From the configuration to the project's modules whose code can change its result, with all
-    that they import; see engine/code.py."""
+    """The project's modules whose code, with all that they import, can change its result, for a
+    configuration; see engine/code.py."""
     cached: bool = True
     preview: Callable[[Any], Outputs] | None = None
-    """Outputs of a stage that always runs, found out without side effects."""
+    """The outputs of a stage that is not cached, computed without side effects."""

@@ -34,19 +34,19 @@ CHAMPION = "champion"
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
 """Actions of the log."""
 ALIAS_GRACE_SECONDS = 10
-"""How long after a promotion an alias that differs from the log may not have been moved yet."""
+"""Age of a promotion below which an alias that differs from the log counts as not set yet."""
 
 
 class ConcurrentPromotionError(PipelineError):
-    """Another process moved the champion after this one had read which version it was."""
+    """Another process changed the champion after this one had read it."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """One move of the champion, as logged."""
+    """One entry of the log: a version became champion."""
 
     number: int
-    """Of the entry; void entries leave gaps."""
+    """The entry's number; void entries leave gaps."""
     version: int
     """The champion from then on."""
     previous: int | None
@@ -83,7 +83,7 @@ class ChampionState:
 
 @dataclass(frozen=True)
 class Champions:
-    """The champion of a registered model and the log of its moves."""
+    """The champion of a registered model and the log of its promotions."""
 
     registry: Registry
 
@@ -101,7 +101,7 @@ class Champions:
         return state
 
     def promotions(self) -> list[Promotion]:
-        """Every move of the champion, in order; not of a model of that name that was deleted."""
+        """Every promotion, in order; without those of a deleted model of the same name."""
         versions = search_versions(self.registry.client, self.registry.name)
         sources = {str(version.version): version.source for version in versions}
         entries = self._valid_entries()
@@ -109,9 +109,9 @@ class Champions:
         return [Promotion.of(entry) for entry in ours]
 
     def promote(self, version: int, action: str, reason: str, seen: ChampionState) -> None:
-        """Make a version champion, unless the champion moved since `seen`.
+        """Make a version champion, unless the champion changed since `seen`.
 
-        Raises ConcurrentPromotionError if it did, before or meanwhile: then nothing has changed.
+        Raises ConcurrentPromotionError if it did; the champion is then unchanged by this call.
         """
         if self._read()[0] != seen:
             raise ConcurrentPromotionError(self._what_happened(seen))
@@ -124,7 +124,7 @@ class Champions:
         self.reconcile_alias()
 
     def before(self, champion: int | None) -> int | None:
-        """The champion to go back to: the last one before, of those that still exist."""
+        """The champion to roll back to: the last one before, of the versions that still exist."""
         walk: list[int] = []
         for promotion in self.promotions():
             if promotion.action == ROLLED_BACK:
@@ -138,7 +138,7 @@ class Champions:
         return next(others, None)
 
     def reconcile_alias(self) -> None:
-        """Make the alias name the last entry's version, also while others write entries."""
+        """Set the alias to the last entry's version, also while other processes write entries."""
         while True:
             last = self._valid_entries()[-1]
             if self._version_exists(last):

@@ -1,7 +1,7 @@
-"""The gate: a version becomes champion if it is better on the same sealed bytes.
+"""The gate: a version becomes champion if it is better on the same test bytes.
 
-Used by the stage promote and by promote.py. Every decision is kept with its reason, as tags and an
-artifact of the version.
+Used by the stage promote and by promote.py. Every decision is stored with its reason, as tags
+and an artifact of the version.
 """
 
 import json
@@ -53,21 +53,21 @@ class Decision:
     champion: int | None
     """The champion it was compared with."""
     fingerprint: str
-    """Of the corpus whose test bytes both were evaluated on."""
+    """The fingerprint of the corpus on whose test bytes both were evaluated."""
     settings: dict[str, Any]
-    """Of the gate; empty if it was bypassed."""
+    """The gate's settings; empty if it was bypassed."""
     numbers: dict[str, float] = field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        """One line."""
+        """The decision and its reason in one line."""
         kept = "not promoted" if self.champion is None else f"kept version {self.champion}"
         return f"{PROMOTED if self.promoted else kept}: {self.reason}"
 
 
 @contextmanager
 def gate_lock(registry: Registry) -> Iterator[None]:
-    """Keep other processes of this machine from moving the same champion. Raises PipelineError."""
+    """Hold the lock on the champion, among the processes of this machine. Raises PipelineError."""
     with exclusive_lock(f"champion of {registry.name}", wait_seconds=LOCK_WAIT_SECONDS):
         yield
 
@@ -79,17 +79,17 @@ class Gate:
     registry: Registry
     settings: PromoteConfig
     test: Path
-    """The sealed test bytes."""
+    """Path of the test bytes."""
     fingerprint: str
-    """Of the corpus they belong to."""
+    """The fingerprint of the corpus they belong to."""
     dry_run: bool = False
     """Whether nothing is written."""
 
     def decide(self, version: int) -> Decision:
-        """Compare a version with the champion; move the alias or leave it; store why.
+        """Compare a version with the champion, set the alias if it is better, store the decision.
 
-        If another promotion comes first it decides again, against the new champion. Raises
-        PipelineError if the champion cannot be read back.
+        If another promotion is faster, the decision is repeated against the new champion. Raises
+        PipelineError if the champion cannot be loaded.
         """
         champions = Champions(self.registry)
         while True:
@@ -99,7 +99,9 @@ class Gate:
             decision = self._compare(version, seen)
             if self.dry_run:
                 return decision
-            _record(self.registry, decision)  # before the move: if killed, the next one decides
+            _record(
+                self.registry, decision
+            )  # before the alias: if killed, the next process decides
             try:
                 if decision.promoted:
                     champions.promote(version, PROMOTED, decision.reason, seen)
@@ -108,7 +110,7 @@ class Gate:
                 continue
 
     def _compare(self, version: int, seen: ChampionState) -> Decision:
-        """The decision about a version, given who is champion."""
+        """The decision about a version, given the champion."""
         try:
             mine = score(self.registry.models, self.registry.model_id(version), self.test)
         except DamagedError as error:
@@ -163,16 +165,14 @@ class Gate:
         )
 
     def _disqualification(self, tags: Mapping[str, str], mine: Score) -> str | None:
-        """What keeps a version out, no matter who is champion."""
+        """Why a version cannot be promoted, whichever version is champion; None if it can."""
         bits, limits = mine.bits_per_byte, self.settings
         if not math.isfinite(bits):
             return f"its bits per byte are not finite: {bits}"
         if TEST_BITS_TAG in tags and tags.get(TEST_FINGERPRINT_TAG) == self.fingerprint:
             evaluated = float(tags[TEST_BITS_TAG])
             if not abs(evaluated - bits) <= MAX_REMEASURED_DIFFERENCE:  # also where it is NaN
-                return (
-                    f"read back it has {bits:.4f} bits per byte, not {evaluated:.4f} as evaluated"
-                )
+                return f"re-measured at {bits:.4f} bits per byte, but evaluated at {evaluated:.4f}"
         if limits.max_parameters is not None and mine.parameters > limits.max_parameters:
             limit = f"promote.max_parameters = {limits.max_parameters:,}"
             return f"{mine.parameters:,} parameters, over {limit}"
@@ -212,15 +212,15 @@ def earlier_decision(
         by_gate = tags.get(PROMOTED_TAG) == "true"
         return tags[DECISION_TAG] if by_gate else f"{PROMOTED}: by hand"
     if version in [promotion.version for promotion in champions.promotions()]:
-        kept = "no version is" if champion is None else f"kept version {champion}, which is"
-        return f"{kept} champion since; version {version} was: promote.py can bring it back"
+        now = "removed" if champion is None else f"replaced by version {champion}"
+        return f"was champion and has been {now}; restore it with promote.py"
     if tags.get(GATE_KEY_TAG) == _key(settings.model_dump(), fingerprint, champion):
         return None if tags.get(PROMOTED_TAG) == "true" else tags.get(DECISION_TAG)
     return None
 
 
 def force(registry: Registry, version: int, reason: str, *, dry_run: bool = False) -> Decision:
-    """Make a version champion past the gate; its tags keep that.
+    """Make a version champion without the gate; its tags record that.
 
     Raises ConfigError if it is champion, ConcurrentPromotionError if the champion moves meanwhile.
     """
@@ -236,7 +236,7 @@ def force(registry: Registry, version: int, reason: str, *, dry_run: bool = Fals
 
 
 def rollback(registry: Registry, reason: str, *, dry_run: bool = False) -> tuple[int | None, int]:
-    """Make the champion before the present one champion again; both versions, present one first.
+    """Make the previous champion champion again; returns the present version and that one.
 
     Raises ConfigError if there was none before, ConcurrentPromotionError if the champion moves
     meanwhile.

@@ -1,4 +1,4 @@
-"""Checksummed model packages: packed, logged, fetched and loaded again.
+"""Checksummed model packages: packaging, logging, fetching, checking and loading.
 
 Used by the stages that train, by the gate and by the commands that load a model.
 """
@@ -29,7 +29,7 @@ from pipelines.tracking.store import Store
 
 ROOT = Path(__file__).parents[2]
 FILES = Path("artifacts") / "model"
-"""In a packaged model: weights, configuration, lineage and digests."""
+"""Folder in a package with the weights, configuration, lineage and digests."""
 CONFIG, LINEAGE = str(FILES / "config.json"), str(FILES / "lineage.json")
 REQUIREMENTS = [
     f"{name}=={version(name)}"
@@ -45,9 +45,9 @@ def log_package(
     weights: dict[str, Tensor],
     corpus: Mapping[str, Any],
 ) -> str:
-    """Log weights with all that is needed to run, explain and train them again.
+    """Package weights with configuration, lineage and code, and log the package under a run.
 
-    Returns the models:/ URI; once, however often called for a run.
+    Returns the models:/ URI. Idempotent for a run.
     """
     with tempfile.TemporaryDirectory() as scratch:
         model, sources = Path(scratch) / "model", Path(scratch) / "dca"
@@ -83,7 +83,7 @@ def log_package(
 
 
 def hardware() -> dict[str, Any]:
-    """What the numbers of a run were computed on."""
+    """The machine of this process: host, platform, processor, CPUs and GPUs."""
     cpus = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -104,9 +104,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
-    """Copy a logged model into a folder and check it; where it lies.
+    """Download a logged model into a folder and verify it; returns its path.
 
-    Raises PipelineError if it is gone, DamagedError if it is not what was logged.
+    Raises PipelineError if it does not exist, DamagedError if it is not what was logged.
     """
     folder.mkdir(exist_ok=True)
     copy, expected = models.download(model_id, folder)
@@ -120,7 +120,7 @@ def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
 def load_model(folder: Path) -> Any:
     """The packaged model in a folder, checked before any of its code runs.
 
-    Raises ConfigError if none is there, DamagedError if it is not as it was packaged.
+    Raises ConfigError if there is none, DamagedError if it is not as it was packaged.
     """
     if not (folder / "MLmodel").is_file():
         raise ConfigError(f"{folder}: expected a packaged model: there is no MLmodel in it")

@@ -1,6 +1,6 @@
-"""What a search shows while it runs: a line for each trial that ends, and the state of the whole.
+"""Progress of a search: a line for each trial that ends, and a status of the search.
 
-Used by `run`. The whole is: trials by state, the best so far, speed and the time left.
+Used by `run`. The status has the trials by state, the best so far, the speed and the time left.
 """
 
 import time
@@ -21,16 +21,16 @@ class _RunningTrial:
     """A trial between its start and its end."""
 
     share: float = 0.0
-    """Part of its budget that it has used."""
+    """Used fraction of its budget."""
     objective: float | None = None
     bytes_per_second: float = 0.0
 
 
 class SearchProgress:
-    """Counts the trials of a search by what happens to them, and shows each change."""
+    """Counts the trials of a search by state, and shows each change."""
 
     def __init__(self, task: SearchTask, stored: Sequence[StoredTrial], progress: Progress) -> None:
-        """`stored` are the trials of earlier starts of the search."""
+        """`stored` are the trials of earlier sessions of the search."""
         self._task, self._progress = task, progress
         self._counts = {s: sum(t.state == s for t in stored) for s in STATUS_OF_STATE}
         self._running: dict[int, _RunningTrial] = {}
@@ -48,25 +48,25 @@ class SearchProgress:
         return sum(self._counts.values())
 
     def started(self, number: int, values: Mapping[str, Any]) -> None:
-        """A trial starts, or starts again."""
+        """Show that a trial started, or was retried."""
         self._progress.emit_event("trial", trial=number, state="started", values=values)
         self._running[number] = _RunningTrial()
         self._show()
 
     def noted(self, number: int, text: str) -> None:
-        """A line about a trial for people, as that it resumes."""
+        """Show a note about a trial, such as that it resumes."""
         line = f"  trial {number}: {text}"
         self._progress.log(line, "trial", trial=number, state="note", text=text)
 
     def reported(self, number: int, tokens: int, objective: float, bytes_per_second: float) -> None:
-        """A trial has trained on so many tokens; `objective` is its best so far."""
+        """Show a trial's training tokens, speed and objective, its best so far."""
         share = min(1.0, tokens / self._task.base.train.tokens)
         self._running[number] = _RunningTrial(share, objective, bytes_per_second)
         self._update_best(objective, number)
         self._show()
 
     def crashed(self, number: int, reason: str, retry: int) -> None:
-        """A trial will start again, for the `retry`th time."""
+        """Show that a trial crashed and will be retried, for the `retry`th time."""
         self._running.pop(number, None)
         self._progress.log(
             f"  trial {number} crashed: {reason}; resumes from its last checkpoint "
@@ -76,7 +76,7 @@ class SearchProgress:
         )
 
     def ended(self, number: int, values: Mapping[str, Any], run_id: str, end: TrialEnd) -> None:
-        """A trial is complete, pruned or failed."""
+        """Show that a trial ended as complete, pruned or failed."""
         self._running.pop(number, None)
         self._counts[end.state] += 1
         outcome, data = end.reason, dict[str, Any](reason=end.reason)
@@ -135,7 +135,7 @@ class SearchProgress:
         return self._ended + sum(trial.share for trial in self._running.values())
 
     def _seconds_left(self) -> float | None:
-        """At the rate of this start of the search; None before its first evaluation."""
+        """Estimate from the rate of this session; None before its first evaluation."""
         if self._trials_done <= self._earlier:
             return None
         rate = (self._trials_done - self._earlier) / (time.monotonic() - self._started)

@@ -44,7 +44,7 @@ from pipelines.tracking.writer import Writer
 from pipelines.training.history import Row
 
 ELAPSED_LOG_INTERVAL_SECONDS = 5
-"""How much of search.max_seconds a killed command may lose."""
+"""Interval of storing the search's duration: a killed command loses at most so much of it."""
 
 
 class Recorder:
@@ -58,14 +58,14 @@ class Recorder:
         stored: Sequence[StoredTrial],
         seconds: float,
     ) -> None:
-        """A recorder for one start of a search.
+        """A recorder for one session of a search.
 
         Args:
             context: The search's stage: its store and its run.
             task: The search.
             corpus: The outputs of the stage corpus.
-            stored: Trials of earlier starts, whose runs are opened again.
-            seconds: Duration of the earlier starts.
+            stored: Trials of earlier sessions, whose runs are opened again.
+            seconds: Duration of the earlier sessions.
 
         """
         self._context, self._task, self._corpus, self._space = context, task, corpus, Space(task)
@@ -81,8 +81,8 @@ class Recorder:
     def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
         """Queue the creation of a trial's run, or open its stored one; the result is the run's id.
 
-        The trial may start once the run is there: its parameters, its number and its values are
-        what a resumed search needs. The description and the corpus follow.
+        The trial may start once the run is stored: a resumed search needs its parameters, number
+        and values. The description and the corpus are stored after.
         """
         run = self._open[number] = self._writer.open(partial(self._open_run, number, values))
         self._writer.enqueue(partial(self._describe, run, number, values))
@@ -118,7 +118,7 @@ class Recorder:
     def end(self, number: int, end: TrialEnd) -> str:
         """Queue the end of a trial's run, and the removal of its checkpoints; returns the run's id.
 
-        A failed trial has a reason and no result: a failure is never a number.
+        A failed trial has a reason and no objective.
         """
         run_id = self._open.pop(number).result()
         tags, summary = {STATE_TAG: end.state}, None
@@ -129,13 +129,13 @@ class Recorder:
             summary = {key: end.last_row[key] for key in ("step", "time")}
             summary[metric] = end.objective
         self._writer.finish(run_id, STATUS_OF_STATE[end.state], tags, summary)
-        # Behind the end of the run: until then a resumed search would need the checkpoints.
+        # After the end of the run: until then a resumed search would need the checkpoints.
         folder = trial_folder(trials_folder(self._context), number)
         self._writer.enqueue(partial(remove, folder), run_id)
         return run_id
 
     def log_elapsed(self) -> None:
-        """Store the search's duration if it was not in the last seconds."""
+        """Store the search's duration if ELAPSED_LOG_INTERVAL_SECONDS have passed."""
         if time.monotonic() > self._logged + ELAPSED_LOG_INTERVAL_SECONDS:
             self._log_seconds()
 
@@ -175,7 +175,10 @@ def log_search(context: Context[Any], task: SearchTask, corpus: Outputs) -> None
 
 
 def end_runs(store: Store, ended: Sequence[StoredTrial]) -> None:
-    """End the runs of trials that have a state but not its status: a kill came between the two."""
+    """End the runs of trials with a state but not its status, if a process was killed in between.
+
+    The state is written before the status.
+    """
     for trial in ended:
         status = STATUS_OF_STATE[str(trial.state)]
         if trial.status != status:
@@ -185,7 +188,7 @@ def end_runs(store: Store, ended: Sequence[StoredTrial]) -> None:
 def log_summary(
     context: Context[Any], task: SearchTask, trials: Sequence[StoredTrial]
 ) -> dict[str, int]:
-    """Store what a search's trials came to, and Optuna's study; returns the trials by state."""
+    """Store the number of trials by state and Optuna's study; returns the number by state."""
     counts = {state: sum(trial.state == state for trial in trials) for state in STATUS_OF_STATE}
     tokens = sum(trial.tokens for trial in trials)
     context.store.log_metrics(context.run_id, {"tokens": tokens, **counts})

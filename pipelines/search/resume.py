@@ -1,4 +1,4 @@
-"""The trials of a search as the tracking store has them: what a resumed search continues from.
+"""The trials of a search in the tracking store, from which a resumed search continues.
 
 Also the trials of earlier searches that `search.warm_start` names.
 """
@@ -27,12 +27,12 @@ STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
 
 @dataclass(frozen=True)
 class StoredTrial:
-    """A trial as its run in the tracking store describes it."""
+    """A trial, read from its run in the tracking store."""
 
     number: int
     run_id: str
     values: dict[str, Any]
-    """Of its searched keys."""
+    """Values of its searched keys."""
     state: str | None = None
     """complete, pruned or failed; None while it has not ended."""
     objective: float | None = None
@@ -45,7 +45,7 @@ class StoredTrial:
     status: str = ""
     """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
     milliseconds: tuple[int, int] = (0, 0)
-    """When it started and ended, since 1970."""
+    """Start and end, since 1970."""
 
 
 def second_value(
@@ -95,7 +95,7 @@ def read_trial(store: Store, run: Run, task: SearchTask) -> StoredTrial:
 def best_so_far(store: Store, run: Run, metric: str) -> dict[int, float]:
     """The best value of a metric at each evaluation of a trial's run, by the tokens trained on."""
     evaluated = store.history(run.info.run_id, "val_bits_per_byte")
-    if not evaluated:  # a run without evaluations may lack its parameters: a kill came between
+    if not evaluated:  # the process may have been killed before it stored the parameters
         return {}
     same = metric == "val_bits_per_byte"
     history = evaluated if same else store.history(run.info.run_id, metric)
@@ -110,7 +110,7 @@ def trials_folder(context: Context[Any]) -> Folder:
 
 
 def comparable_params(task: SearchTask, fingerprint: str) -> dict[str, Any]:
-    """Parameters in which two searches must agree, for one to learn from the other's trials."""
+    """Parameters in which two searches must agree for one to warm-start from the other."""
     fixed = {
         key: value
         for key, value in task.base.params.items()

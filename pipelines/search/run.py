@@ -1,7 +1,7 @@
-"""One start of a search: its parts put together, and Ray Tune's events passed to them.
+"""One session of a search: runs its missing trials with Ray Tune.
 
-Used by the stage search. The study proposes trials through the searcher; Tune runs them; the
-recorder writes them to the tracking store; the progress shows them.
+Used by the stage search. The study proposes trials through the searcher, Tune runs them, and its
+events are passed to the recorder, which writes to the tracking store, and to the progress.
 """
 
 import math
@@ -38,7 +38,8 @@ from pipelines.search.study import build_study
 from pipelines.search.trial import Trial, TrialEnd
 
 HEAD_NODE_SHARE = 0.001
-"""What a trial with several workers takes, and no CPU: it would wait for its own workers' CPUs."""
+"""Share of the head node requested for a trial with several workers. The trial's own process
+requests no CPU: it would wait for its own workers' CPUs."""
 MAX_REASON_CHARACTERS = 1000
 
 
@@ -55,17 +56,17 @@ def run_trials(
         context: The search's stage.
         task: The search.
         corpus: The outputs of the stage corpus.
-        stored: The trials of its earlier starts.
-        seconds: Duration of its earlier starts.
+        stored: The trials of its earlier sessions.
+        seconds: Duration of its earlier sessions.
 
     Raises:
-        StorageError: If the disk took no checkpoint.
-        PipelineError: If the tracking store refused something.
+        StorageError: If a checkpoint cannot be written.
+        PipelineError: If something could not be stored in the tracking store.
 
     """
     earlier = earlier_trials(task, corpus["fingerprint"], context.run_id)
     if earlier:
-        context.progress.log(f"  learns from {len(earlier)} trials of earlier searches")
+        context.progress.log(f"  warm start with {len(earlier)} trials of earlier searches")
     with quiet():
         recorder = Recorder(context, task, corpus, stored, seconds)
         searcher = StudySearcher(
@@ -146,7 +147,7 @@ class TrialEvents(NotPickled, tune.Callback):
     """Passes the events of Tune's loop to the recorder and the progress."""
 
     storage_error: StorageError | None = None
-    """The reason why the search was ended: no other trial could write its checkpoints either."""
+    """The error that ended the search: no other trial could write its checkpoints either."""
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class TrialEvents(NotPickled, tune.Callback):
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """Show that a trial starts, or starts again."""
+        """Show that a trial starts, or resumes."""
         number = trial.config["number"]
         self._last_report[number] = time.monotonic()
         self._progress.started(number, trial.config["values"])
@@ -201,7 +202,7 @@ class TrialEvents(NotPickled, tune.Callback):
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
-        """Record a trial that crashed, unless the searcher starts it again.
+        """Record a trial that crashed, unless the searcher retries it.
 
         Ends the search if a checkpoint could not be written.
         """
@@ -223,9 +224,9 @@ class TrialEvents(NotPickled, tune.Callback):
 
 
 def _timeout_reason(task: SearchTask, silent_seconds: float) -> str:
-    """Why a trial ended that has not reported for so long; empty if that is no reason.
+    """The reason of a trial that exceeded failures.timeout_seconds; empty if it did not.
 
-    The watchdog ends the process of a trial with one worker; Ray Train reports those of others.
+    The watchdog ends the process of a trial with one worker; of others Ray Train reports the end.
     """
     limit = task.base.failures.timeout_seconds
     if task.base.resources.max_workers > 1 or not limit or silent_seconds <= limit:

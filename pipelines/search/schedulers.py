@@ -1,6 +1,6 @@
 """The early stopping of trials: Ray Tune's ASHA, or the median stopping of the Optuna study.
 
-Both compare trials at equal tokens, and count what stored trials had reached.
+Both compare trials at equal tokens, and include the evaluations of stored trials.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,9 @@ def scheduler_of(
 
     Args:
         task: The search.
-        stored: Trials of its earlier starts; their evaluations fill ASHA's rungs.
-        should_prune: The study's verdict on a trial, by Tune's id of it, with a new result.
+        stored: Trials of its earlier sessions; their evaluations fill ASHA's rungs.
+        should_prune: Whether the study's pruner would stop a trial: of Tune's id of the trial and
+            its new result.
 
     """
     chosen, train = task.search.scheduler, task.base.train
@@ -61,10 +62,10 @@ class _Median(FIFOScheduler):
 
 
 class _Asha(AsyncHyperBandScheduler):
-    """ASHA by the search's numbers of the trials, over every evaluation of a result.
+    """ASHA with trials identified by their numbers, at every evaluation of a result.
 
-    A trial that starts again has a new id in Tune and replays its history: by its number it counts
-    once on each rung, with its value there.
+    A retried trial has a new id in Tune and replays its history; identified by its number it is
+    entered once on each rung.
     """
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:

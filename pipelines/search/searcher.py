@@ -1,7 +1,7 @@
-"""Between Ray Tune and the Optuna study: Tune gets its trials here, the study their results.
+"""A search algorithm for Ray Tune that proposes the Optuna study's trials and reports to the study.
 
-Used by `run`. Tune's own OptunaSearch is not enough: it tells a pruned trial as complete, with its
-value at a low budget, and cannot start from stored trials of a conditional space.
+Used by `run`. Tune's own OptunaSearch is not enough: it reports a pruned trial as complete, with
+its value at a low budget, and cannot start from stored trials of a conditional space.
 """
 
 import math
@@ -33,17 +33,17 @@ class PendingTrial:
     trial: optuna.Trial
     values: dict[str, Any]
     run: Future[str]
-    """Done when its run is stored."""
+    """The id of its MLflow run, once that is stored."""
     tokens: int = 0
-    """Trained on so far."""
+    """Training tokens so far."""
     reported: set[int] = field(default_factory=set)
     """Tokens at which the study has a value of it."""
     retries: int = 0
-    """Times it has crashed and started again."""
+    """Number of retries after crashes."""
 
 
 class StudySearcher(NotPickled, Searcher):
-    """Proposes trials to Tune and tells the study how each of them ended.
+    """Proposes trials to Tune and reports to the study how each of them ended.
 
     A trial is proposed once its run is stored. One that crashed is proposed again under its number,
     to continue from its last checkpoint: Tune's own retries leave out trials that crash while they
@@ -60,15 +60,15 @@ class StudySearcher(NotPickled, Searcher):
         earlier: int = 0,
         seconds: float = 0.0,
     ) -> None:
-        """A searcher for one start of a search.
+        """A searcher for one session of a search.
 
         Args:
             study: Built from the stored trials.
             task: The search.
-            open_run: Starts to create, or to open again, the run of a trial's number and values.
-            stored: Trials of earlier starts of the search.
+            open_run: Creates or reopens, asynchronously, the run of a trial's number and values.
+            stored: Trials of earlier sessions of the search.
             earlier: Number of the study's first trials that belong to other searches.
-            seconds: Duration of the earlier starts.
+            seconds: Duration of the earlier sessions.
 
         """
         super().__init__(metric="objective", mode="min")
@@ -78,17 +78,17 @@ class StudySearcher(NotPickled, Searcher):
         self._left = task.search.trial_count - len(ended)
         numbers = max((trial.number for trial in stored), default=-1) + 1
         self._unfinished = numbers - len(ended)
-        """Trials that an earlier start has begun: they end whatever the budgets."""
+        """Trials that an earlier session has started: they are finished whatever the budgets."""
         self._tokens = sum(trial.tokens for trial in ended)
-        """Of ended trials."""
+        """Training tokens of ended trials."""
         self._seconds, self._started = seconds, math.inf
         self._queue: list[PendingTrial] = []
-        """Proposed next: trials that crashed first, then at most one new one."""
+        """Trials to propose next: retries first, then at most one new trial."""
         self._running: dict[str, PendingTrial] = {}
-        """By Tune's id."""
+        """Running trials by Tune's id."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial's number and values; None: none yet; FINISHED: none follows."""
+        """The next trial's number and values; None: none yet; FINISHED: there are no more."""
         self._started = min(self._started, time.monotonic())  # the start of Ray is not counted
         if not self._queue and self._may_ask():
             self._queue.append(self._ask())
@@ -129,7 +129,7 @@ class StudySearcher(NotPickled, Searcher):
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
-        """Tell the study how a trial ended, or queue it again if it crashed and may be retried."""
+        """Report to the study how a trial ended, or queue its retry if it crashed."""
         pending = self._running.pop(trial_id, None)
         if pending is None:
             return
@@ -144,7 +144,7 @@ class StudySearcher(NotPickled, Searcher):
         self._tokens += pending.tokens
 
     def retry(self, number: int) -> int:
-        """Which retry of a crashed trial is queued, from 1; 0 if none is."""
+        """The number, from 1, of a crashed trial's queued retry; 0 if none is queued."""
         return sum(pending.retries for pending in self._queue if pending.number == number)
 
     def _report(self, pending: PendingTrial, result: Mapping[str, Any]) -> None:
@@ -156,8 +156,7 @@ class StudySearcher(NotPickled, Searcher):
                     pending.trial.report(value, tokens)
 
     def _tell(self, pending: PendingTrial, end: TrialEnd) -> None:
-        """A complete trial has objectives; of a pruned one Optuna takes the last value that was
-        reported; a failed one has neither."""
+        """Report how a trial ended; Optuna takes a pruned trial's value from its last report."""
         if end.state == "complete":
             second = second_value(self._task, pending.values, end.last_row)
             values = [end.objective, *([] if second is None else [second])]

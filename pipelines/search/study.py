@@ -41,8 +41,9 @@ def build_study(
     """A study with the trials of the tracking store, whose next `ask` continues the search.
 
     The trials of `earlier` searches come first. Those of this search follow in the order of their
-    numbers: a finished one with its state; an unfinished one, and a number whose run was never
-    created, are enqueued and asked for first. So are the points that are fixed beforehand.
+    numbers: an ended trial is added with its state; an unfinished one, a number whose run was never
+    created, and the points that do not depend on results are enqueued, so that `ask` returns them
+    first.
 
     The sampler's seed is that of the experiment plus the number of stored trials, so that a resumed
     search does not draw its first random points again.
@@ -72,7 +73,7 @@ def build_study(
 
 
 def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> None:
-    """Write ended trials into a SQLite file, as a study that Optuna and optuna-dashboard open."""
+    """Write ended trials into a SQLite file, as a study for Optuna and optuna-dashboard."""
     ranges, second = distributions(task), task.search.second_objective
     with compat.quiet():
         storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
@@ -127,8 +128,8 @@ def _sampler(
 
 
 def _cma_es_start(known: Sequence[FrozenTrial]) -> dict[str, Any]:
-    """Where CMA-ES starts: its distribution is not stored, so it is estimated from the best tenth
-    of the trials (arXiv 2012.06932), or centred on the best one while they are few."""
+    """Arguments of CMA-ES's start. Its distribution is not stored, so it is estimated from the best
+    tenth of the trials (arXiv 2012.06932), or centred on the best one while they are few."""
     ranked = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
     if len(ranked) >= MIN_SOURCE_TRIALS:
         return {"source_trials": ranked}
@@ -136,7 +137,7 @@ def _cma_es_start(known: Sequence[FrozenTrial]) -> dict[str, Any]:
 
 
 def _pruner(task: SearchTask) -> optuna.pruners.BasePruner:
-    """Median stopping is the study's; ASHA is Tune's, whose rungs have the running trials too."""
+    """The study's pruner, for median stopping only: ASHA runs in Tune, with the running trials."""
     if task.search.scheduler.name != "median":
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(
@@ -161,7 +162,7 @@ def _fixed_points(task: SearchTask, ranges: dict[str, BaseDistribution]) -> list
 def _as_optuna(
     stored: StoredTrial, ranges: dict[str, BaseDistribution]
 ) -> FrozenTrial | dict[str, Any]:
-    """An ended trial with its state, objectives and evaluations; of another one its values."""
+    """An ended trial with its state, objectives and evaluations; an unfinished one's values."""
     if stored.state is None:
         return stored.values
     several = stored.second is not None

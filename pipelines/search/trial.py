@@ -1,8 +1,8 @@
-"""One trial of a search, as Ray Tune runs it: an evaluation each step, and how the trial ended.
+"""One trial of a search as Ray Tune's Trainable, an evaluation each step, and its outcome.
 
 A trial with one worker trains in the trial's own process, which the next trial reuses; one with
-several trains them under Ray Train. In both cases the trial iterates over rows of the history, and
-closing the iterator ends the training and frees what it held.
+several workers trains under Ray Train. In both cases the trial iterates over rows of the history,
+and closing the iterator ends the training and frees its resources.
 """
 
 import math
@@ -26,16 +26,17 @@ from pipelines.training.trainer import DivergedError
 
 @dataclass(frozen=True)
 class TrialEnd:
-    """How a trial ended, for the study, its run in MLflow and the screen."""
+    """How a trial ended; used for the study, its MLflow run and the progress."""
 
     state: str
     """`complete`: it used its budget or its patience; `pruned`: the scheduler stopped it before;
-    `failed`: it diverged, crashed too often, or its values do not go together."""
+    `failed`: it diverged, crashed too often, or its values are no valid training run."""
     reason: str = ""
-    """Of a failure."""
+    """Why it failed; empty for other states."""
     objective: float | None = None
-    """Of other trials, their best."""
+    """The best value of train.best_metric; None if it failed."""
     last_row: Row = field(default_factory=dict)
+    """The last row of its history; empty if it failed."""
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "TrialEnd":
@@ -49,8 +50,8 @@ class TrialEnd:
 class Trial(tune.Trainable):
     """Trains one configuration of the space.
 
-    It raises for what may succeed another time. A divergence, or values that are no valid training
-    run together, is a result without an objective, with the reason as `failed`.
+    Raises on errors that a retry may fix. A divergence, or values that are no valid training run
+    together, is a result without an objective, with the reason as `failed`.
     """
 
     def setup(
@@ -121,7 +122,7 @@ def _launch(
         return loop.with_watchdog(training, run.failures.timeout_seconds)
     from pipelines.cluster.workers import train_with_workers  # takes 3 s, for several workers only
 
-    # The search itself starts a crashed trial again; the two limits would multiply.
+    # The search itself retries a crashed trial; the two limits would multiply.
     once = run.replace({"failures.retries": 0})
     return train_with_workers(once, corpus, folder, notes.append)
 

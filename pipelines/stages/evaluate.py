@@ -1,4 +1,4 @@
-"""evaluate: the candidate on the sealed test split, once, beside common compressors."""
+"""evaluate: bits per byte of the candidate and of common compressors on the test split."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""promote: the gate. The challenger becomes champion if it is better on the same sealed bytes."""
+"""promote: the gate. The challenger becomes champion if it is better on the same test bytes."""
 
 from collections.abc import Mapping
 
@@ -12,7 +12,7 @@ from pipelines.storage.files import temporary_copy
 
 
 def promote(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Decide about the registered version, once; a rerun finishes what was cut short."""
+    """Decide about the registered version, once; a rerun completes an interrupted promotion."""
     version = int(needs["register"]["version"])
     registry = Registry(context.store.client, needs["register"]["model"])
     fingerprint, settings = needs["evaluate"]["fingerprint"], context.config.promote

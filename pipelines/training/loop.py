@@ -20,7 +20,7 @@ from pipelines.training.trainer import Trainer
 
 
 def discard(text: str) -> None:
-    """A `log` that writes nothing."""
+    """A `log` that ignores its text."""
 
 
 def train(

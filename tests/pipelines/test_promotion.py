@@ -151,7 +151,7 @@ def test_rollback_restores_and_history_tells_the_story(story):
     assert story.champion == 1
     code, out, _ = story.folder.run(*BETTER)
     assert code == 0
-    assert "promote.py can bring it back" in out
+    assert "replaced by version 1; restore it with promote.py" in out
     assert story.champion == 1
     story.registry.set_alias("challenger", 3)  # the sweep named its own
     code, _, err = story.folder.run("promote.py", "rollback")

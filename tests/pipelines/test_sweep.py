@@ -279,7 +279,7 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
     again = ("experiment=again", "search.warm_start=[tiny]", "search.max_seconds=1")
     code, out, err = folder.run(*common, *again)
     assert code == 0, err
-    assert "learns from 4 trials of earlier searches" in out
+    assert "warm start with 4 trials of earlier searches" in out
     store = Store.open("again", tmp_path / "runs")
     (search,) = store.find("search")
     assert search.data.metrics["seconds"] > 1

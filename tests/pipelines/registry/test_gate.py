@@ -161,11 +161,15 @@ def test_a_small_gain_in_every_block_is_sure_however_much_the_blocks_differ(vers
     ("facts", "settings", "reason"),
     [
         ({"bits": math.nan}, {}, "its bits per byte are not finite: nan"),
-        ({"bits": 1.0, "evaluated": 1.1}, {}, "read back it has 1.0000 bits per byte, not 1.1000"),
+        (
+            {"bits": 1.0, "evaluated": 1.1},
+            {},
+            "re-measured at 1.0000 bits per byte, but evaluated at 1.1000",
+        ),
         (
             {"bits": 1.0, "evaluated": math.nan},
             {},
-            "read back it has 1.0000 bits per byte, not nan",
+            "re-measured at 1.0000 bits per byte, but evaluated at nan",
         ),
         ({"parameters": 11}, {"max_parameters": 10}, "11 parameters, over promote.max_par"),
         ({"bytes_per_second": 9.0}, {"min_bytes_per_second": 10.0}, "9.0 bytes per second, under"),
@@ -313,7 +317,9 @@ def test_a_sweep_leaves_a_version_that_was_rolled_back(versions):
     assert rollback(versions.registry, "it swears", dry_run=True) == (better, 1)
     assert versions.champion == better
     assert rollback(versions.registry, "it swears") == (better, 1)
-    assert "promote.py can bring it back" in versions.sweep(better)
+    assert versions.sweep(better) == (
+        "was champion and has been replaced by version 1; restore it with promote.py"
+    )
     assert versions.champion == 1
     with pytest.raises(ConfigError, match="no earlier champion"):
         rollback(versions.registry, "again")
