@@ -13,7 +13,7 @@ from pipelines.console.text import format_duration, format_value
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import STATUS_OF_STATE, StoredTrial
-from pipelines.search.trial import TrialEnd
+from pipelines.search.trial import TrialOutcome
 
 
 @dataclass
@@ -75,20 +75,22 @@ class SearchProgress:
             **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},
         )
 
-    def ended(self, number: int, values: Mapping[str, Any], run_id: str, end: TrialEnd) -> None:
+    def ended(
+        self, number: int, values: Mapping[str, Any], run_id: str, outcome: TrialOutcome
+    ) -> None:
         """Show that a trial ended as complete, pruned or failed."""
         self._running.pop(number, None)
-        self._counts[end.state] += 1
-        outcome, data = end.reason, dict[str, Any](reason=end.reason)
-        if end.objective is not None:
-            steps, metric = end.last_row["step"], f"best_{self._task.base.train.best_metric}"
-            outcome = f"{steps} steps, best {end.objective:.4f} bits per byte"
-            data = {"steps": steps, metric: end.objective}
+        self._counts[outcome.state] += 1
+        result, data = outcome.reason, dict[str, Any](reason=outcome.reason)
+        if outcome.objective is not None:
+            steps, metric = outcome.last_row["step"], f"best_{self._task.base.train.best_metric}"
+            result = f"{steps} steps, best {outcome.objective:.4f} bits per byte"
+            data = {"steps": steps, metric: outcome.objective}
         tried = ", ".join(f"{key}={format_value(value, digits=3)}" for key, value in values.items())
         self._progress.log(
-            f"  trial {number} {end.state}: {outcome}  ({tried})",
+            f"  trial {number} {outcome.state}: {result}  ({tried})",
             "trial",
-            **{"trial": number, "state": end.state, "values": values, "run": run_id, **data},
+            **{"trial": number, "state": outcome.state, "values": values, "run": run_id, **data},
         )
         self._show()
 

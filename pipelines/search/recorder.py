@@ -27,7 +27,7 @@ from pipelines.search.resume import (
 )
 from pipelines.search.space import Space
 from pipelines.search.study import save_study
-from pipelines.search.trial import TrialEnd, trial_folder
+from pipelines.search.trial import TrialOutcome, trial_folder
 from pipelines.storage.files import remove
 from pipelines.tracking import descriptions
 from pipelines.tracking.schema import (
@@ -115,20 +115,20 @@ class Recorder:
         """Queue rows of a trial's history; rows that are stored already are left out."""
         self._writer.write(self._open[number].result(), rows)
 
-    def end(self, number: int, end: TrialEnd) -> str:
+    def end_trial(self, number: int, outcome: TrialOutcome) -> str:
         """Queue the end of a trial's run, and the removal of its checkpoints; returns the run's id.
 
         A failed trial has a reason and no objective.
         """
         run_id = self._open.pop(number).result()
-        tags, summary = {STATE_TAG: end.state}, None
-        if end.objective is None:
-            tags[REASON_TAG] = end.reason
+        tags, summary = {STATE_TAG: outcome.state}, None
+        if outcome.objective is None:
+            tags[REASON_TAG] = outcome.reason
         else:
             metric = f"best_{self._task.base.train.best_metric}"
-            summary = {key: end.last_row[key] for key in ("step", "time")}
-            summary[metric] = end.objective
-        self._writer.finish(run_id, STATUS_OF_STATE[end.state], tags, summary)
+            summary = {key: outcome.last_row[key] for key in ("step", "time")}
+            summary[metric] = outcome.objective
+        self._writer.finish(run_id, STATUS_OF_STATE[outcome.state], tags, summary)
         # After the end of the run: until then a resumed search would need the checkpoints.
         folder = trial_folder(trials_folder(self._context), number)
         self._writer.enqueue(partial(remove, folder), run_id)

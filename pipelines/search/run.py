@@ -35,7 +35,7 @@ from pipelines.search.resume import StoredTrial, earlier_trials, trials_folder
 from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
-from pipelines.search.trial import Trial, TrialEnd
+from pipelines.search.trial import Trial, TrialOutcome
 
 HEAD_NODE_SHARE = 0.001
 """Share of the head node requested for a trial with several workers. The trial's own process
@@ -197,7 +197,7 @@ class TrialEvents(NotPickled, tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
     ) -> None:
         """Record a trial that used its budget, diverged, or was stopped by the scheduler."""
-        self._end(trial, TrialEnd.of(trial.last_result))
+        self._end(trial, TrialOutcome.of(trial.last_result))
 
     def on_trial_error(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -215,12 +215,12 @@ class TrialEvents(NotPickled, tune.Callback):
         if retry := self._searcher.retry(number):
             self._progress.crashed(number, reason, retry)
         else:
-            self._end(trial, TrialEnd("failed", reason=reason))
+            self._end(trial, TrialOutcome("failed", reason=reason))
 
-    def _end(self, trial: TuneTrial, end: TrialEnd) -> None:
+    def _end(self, trial: TuneTrial, outcome: TrialOutcome) -> None:
         number, values = trial.config["number"], trial.config["values"]
-        run_id = self._recorder.end(number, end)
-        self._progress.ended(number, values, run_id, end)
+        run_id = self._recorder.end_trial(number, outcome)
+        self._progress.ended(number, values, run_id, outcome)
 
 
 def _timeout_reason(task: SearchTask, silent_seconds: float) -> str:

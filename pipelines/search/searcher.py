@@ -19,7 +19,7 @@ from pipelines.compat.ray import NotPickled
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredTrial, second_value
 from pipelines.search.space import Space
-from pipelines.search.trial import TrialEnd
+from pipelines.search.trial import TrialOutcome
 
 RUN_WAIT_SECONDS = 0.1
 """How long Tune may wait for the next trial's run while others train."""
@@ -137,10 +137,10 @@ class StudySearcher(NotPickled, Searcher):
             pending.retries += 1
             self._queue.insert(0, pending)
             return
-        end = TrialEnd("failed") if error else TrialEnd.of(result or {})
-        if result and end.state != "failed":
+        outcome = TrialOutcome("failed") if error else TrialOutcome.of(result or {})
+        if result and outcome.state != "failed":
             self._report(pending, result)
-        self._tell(pending, end)
+        self._tell(pending, outcome)
         self._tokens += pending.tokens
 
     def retry(self, number: int) -> int:
@@ -155,13 +155,13 @@ class StudySearcher(NotPickled, Searcher):
                 if self._task.search.second_objective is None:  # Optuna prunes by one objective
                     pending.trial.report(value, tokens)
 
-    def _tell(self, pending: PendingTrial, end: TrialEnd) -> None:
+    def _tell(self, pending: PendingTrial, outcome: TrialOutcome) -> None:
         """Report how a trial ended; Optuna takes a pruned trial's value from its last report."""
-        if end.state == "complete":
-            second = second_value(self._task, pending.values, end.last_row)
-            values = [end.objective, *([] if second is None else [second])]
+        if outcome.state == "complete":
+            second = second_value(self._task, pending.values, outcome.last_row)
+            values = [outcome.objective, *([] if second is None else [second])]
             self._study.tell(pending.trial, values)
-        elif end.state == "pruned":
+        elif outcome.state == "pruned":
             self._study.tell(pending.trial, state=TrialState.PRUNED)
         else:
             self._study.tell(pending.trial, state=TrialState.FAIL)

@@ -25,7 +25,7 @@ from pipelines.training.trainer import DivergedError
 
 
 @dataclass(frozen=True)
-class TrialEnd:
+class TrialOutcome:
     """How a trial ended; used for the study, its MLflow run and the progress."""
 
     state: str
@@ -39,7 +39,7 @@ class TrialEnd:
     """The last row of its history; empty if it failed."""
 
     @classmethod
-    def of(cls, result: Mapping[str, Any]) -> "TrialEnd":
+    def of(cls, result: Mapping[str, Any]) -> "TrialOutcome":
         """From the last result of a trial that ended without an exception."""
         if "objective" not in result:
             return cls("failed", reason=result.get("failed", "no evaluation"))

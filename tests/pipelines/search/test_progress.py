@@ -8,9 +8,9 @@ from pipelines.experiment import read_experiment
 from pipelines.search import progress
 from pipelines.search.progress import SearchProgress
 from pipelines.search.resume import StoredTrial
-from pipelines.search.trial import TrialEnd
+from pipelines.search.trial import TrialOutcome
 
-PRUNED = TrialEnd("pruned", objective=2.9, last_row={"step": 4, "time": 1.0})
+PRUNED = TrialOutcome("pruned", objective=2.9, last_row={"step": 4, "time": 1.0})
 
 
 class Screen(Progress):
@@ -99,7 +99,7 @@ def test_a_machine_reads_an_event_for_each_change_of_a_trial(board, clock, capsy
     board.noted(2, "resumes from step 3/4")
     board.crashed(2, "MemoryError", 1)
     board.ended(2, {}, "run", PRUNED)
-    board.ended(3, {}, "other", TrialEnd("failed", reason="diverged at step 3"))
+    board.ended(3, {}, "other", TrialOutcome("failed", reason="diverged at step 3"))
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert {event["event"] for event in events} == {"trial"}
     assert [event["state"] for event in events] == [

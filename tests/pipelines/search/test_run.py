@@ -12,7 +12,7 @@ from ray.tune import TuneError
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.search import run as module
 from pipelines.search.run import TrialEvents, crash_reason
-from pipelines.search.trial import TrialEnd
+from pipelines.search.trial import TrialOutcome
 
 DEATH = "Worker exit type: SYSTEM_ERROR Worker exit detail: Worker unexpectedly exits. It ran out"
 ROWS = [{"step": 4, "time": 1e9, "tokens": 1024, "tokens_per_second": 512.0}]
@@ -69,8 +69,8 @@ def test_a_trial_that_ended_is_recorded_with_its_objective_and_its_last_row(
     events = Events(experiment, tmp_path)
     events.report(REPORT | {"finished": finished, "notes": ["resumes from step 2/4"]})
     events.events.on_trial_complete(0, [], events.trial)
-    end = TrialEnd(state, objective=3.5, last_row=ROWS[-1])
-    assert events.recorder.calls == [("write", 7, ROWS), ("end", 7, end)]
+    end = TrialOutcome(state, objective=3.5, last_row=ROWS[-1])
+    assert events.recorder.calls == [("write", 7, ROWS), ("end_trial", 7, end)]
     assert events.progress.calls == [
         ("started", 7, {"model.depth": 2}),
         ("noted", 7, "resumes from step 2/4"),
@@ -83,7 +83,9 @@ def test_a_trial_that_diverged_is_recorded_with_its_reason_and_no_number(experim
     events = Events(experiment, tmp_path)
     events.report({"failed": "diverged at step 3", "notes": [], "done": True})
     events.events.on_trial_complete(0, [], events.trial)
-    assert events.recorder.calls == [("end", 7, TrialEnd("failed", reason="diverged at step 3"))]
+    assert events.recorder.calls == [
+        ("end_trial", 7, TrialOutcome("failed", reason="diverged at step 3"))
+    ]
 
 
 def test_a_crashed_trial_that_starts_again_has_not_ended(experiment, tmp_path):
@@ -96,8 +98,8 @@ def test_a_crashed_trial_that_starts_again_has_not_ended(experiment, tmp_path):
 def test_a_crashed_trial_that_does_not_is_recorded_as_failed(experiment, tmp_path):
     events = Events(experiment, tmp_path)
     events.fail(raised(PipelineError("training failed: two\nlines")))
-    end = TrialEnd("failed", reason="PipelineError: training failed: two")
-    assert events.recorder.calls == [("end", 7, end)]
+    end = TrialOutcome("failed", reason="PipelineError: training failed: two")
+    assert events.recorder.calls == [("end_trial", 7, end)]
 
 
 def test_a_disk_that_takes_no_checkpoint_ends_the_search(experiment, tmp_path):
@@ -126,7 +128,7 @@ def test_a_trial_that_was_silent_for_too_long_timed_out(
     events.report(REPORT)
     now += seconds
     events.fail(RayActorError(error_msg=DEATH))
-    assert events.recorder.calls[-1] == ("end", 7, TrialEnd("failed", reason=reason))
+    assert events.recorder.calls[-1] == ("end_trial", 7, TrialOutcome("failed", reason=reason))
 
 
 @pytest.mark.parametrize(

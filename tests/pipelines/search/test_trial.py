@@ -1,6 +1,6 @@
 """A trial without Ray's bookkeeping."""
 
-from pipelines.search.trial import Trial, TrialEnd
+from pipelines.search.trial import Trial, TrialOutcome
 
 
 def test_values_that_do_not_go_together_are_a_failed_trial_that_does_not_start_again(run, tmp_path):
@@ -11,6 +11,6 @@ def test_values_that_do_not_go_together_are_a_failed_trial_that_does_not_start_a
     result = trial.step()
     trial.cleanup()
     assert result["done"] is True
-    end = TrialEnd.of(result)
+    end = TrialOutcome.of(result)
     assert end.state == "failed"
     assert end.reason.startswith("model.heads: dim / heads must be an even number, got 20 / 4")

@@ -9,7 +9,7 @@ from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
 from pipelines.search.resume import stored_trials, trials_of
-from pipelines.search.trial import TrialEnd
+from pipelines.search.trial import TrialOutcome
 from pipelines.stages import search as module
 from pipelines.stages.search import search
 from pipelines.stages.select import select
@@ -85,9 +85,9 @@ def test_what_the_recorder_writes_of_a_trial_is_what_a_resumed_search_reads(begu
     runs = [recorder.open_run(number, VALUES).result() for number in range(4)]
     for number in (0, 1, 3):
         recorder.write(number, [ROW])
-    recorder.end(0, TrialEnd("complete", objective=3.5, last_row=ROW))
-    recorder.end(1, TrialEnd("pruned", objective=3.5, last_row=ROW))
-    recorder.end(2, TrialEnd("failed", reason="diverged at step 3"))
+    recorder.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW))
+    recorder.end_trial(1, TrialOutcome("pruned", objective=3.5, last_row=ROW))
+    recorder.end_trial(2, TrialOutcome("failed", reason="diverged at step 3"))
     recorder.close()
     trials = stored_trials(context, context.config.search_task())
     assert [trial.run_id for trial in trials] == runs
@@ -109,7 +109,7 @@ def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
     again = recorder_of(context, needs)
     assert again.open_run(0, VALUES).result() == run
     again.write(0, [ROW, ROW | {"step": 8, "tokens": 2048}])
-    again.end(0, TrialEnd("complete", objective=3.5, last_row=ROW | {"step": 8}))
+    again.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW | {"step": 8}))
     again.close()
     (trial,) = stored_trials(context, context.config.search_task())
     assert (trial.run_id, trial.status, trial.tokens) == (run, "FINISHED", 2048)
@@ -124,9 +124,9 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
         recorder.open_run(number, VALUES)
         row = ROW | {"val_bits_per_byte": bits}
         recorder.write(number, [row])
-        recorder.end(number, TrialEnd("complete", objective=bits, last_row=row))
+        recorder.end_trial(number, TrialOutcome("complete", objective=bits, last_row=row))
     failed = recorder.open_run(2, VALUES).result()
-    recorder.end(2, TrialEnd("failed", reason="MemoryError"))
+    recorder.end_trial(2, TrialOutcome("failed", reason="MemoryError"))
     recorder.close()
     context.store.client.update_run(failed, status="RUNNING")  # killed between state and status
     monkeypatch.setattr(module, "run_trials", lambda *_: pytest.fail("a trial was run"))
@@ -151,7 +151,7 @@ def test_a_search_of_failed_trials_is_an_error_with_their_reasons(begun, monkeyp
     recorder = recorder_of(context, needs)
     for number in range(3):
         recorder.open_run(number, VALUES)
-        recorder.end(number, TrialEnd("failed", reason=f"reason {number}"))
+        recorder.end_trial(number, TrialOutcome("failed", reason=f"reason {number}"))
     recorder.close()
     with pytest.raises(PipelineError, match=r"every trial failed.*\n  trial 0: reason 0\n"):
         search(context, needs)
