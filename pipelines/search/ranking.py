@@ -22,7 +22,7 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
     ranked = [t for t in trials if t.objective is not None and t.state == "complete"]
     if not ranked:
         pruned = [t for t in trials if t.objective is not None and t.state == "pruned"]
-        ranked = _deepest(pruned)
+        ranked = _at_most_shared_tokens(pruned)
     if not ranked:
         raise PipelineError("select: no trial has a result")
     return min(ranked, key=lambda trial: (trial.objective, trial.number))
@@ -48,7 +48,7 @@ def pareto_front(trials: Sequence[StoredTrial], second: str | None) -> list[Stor
     return front
 
 
-def _deepest(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
+def _at_most_shared_tokens(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
     """The trials that reached the most tokens that two reached, with their objective there."""
     reached = Counter(tokens for trial in pruned for tokens in trial.curve)
     shared = [tokens for tokens, count in reached.items() if count > 1]
