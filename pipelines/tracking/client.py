@@ -25,7 +25,7 @@ from pipelines.tracking.locks import database_lock
 from pipelines.tracking.uri import database_file, tracking_uri
 
 PROBE_SECONDS = 5
-PATIENCE_SECONDS = 3600
+MAX_UNAVAILABLE_SECONDS = 3600
 """How long a store may be unavailable before a command fails; missing rows are in checkpoints."""
 MAX_PAUSE_SECONDS = 10
 
@@ -46,7 +46,7 @@ class RetryingClient:
             is_transient,
             pause_seconds=0.5,
             max_pause_seconds=MAX_PAUSE_SECONDS,
-            max_seconds=PATIENCE_SECONDS,
+            max_seconds=MAX_UNAVAILABLE_SECONDS,
             cancelled=self._cancelled,
             name="MLflow",
         )
