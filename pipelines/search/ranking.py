@@ -53,7 +53,7 @@ def _at_most_shared_tokens(pruned: Sequence[StoredTrial]) -> list[StoredTrial]:
     reached = Counter(tokens for trial in pruned for tokens in trial.curve)
     shared = [tokens for tokens, count in reached.items() if count > 1]
     if not shared:
-        deepest = max((trial.tokens for trial in pruned), default=0)
-        return [trial for trial in pruned if trial.tokens == deepest]
+        longest = max((trial.tokens for trial in pruned), default=0)
+        return [trial for trial in pruned if trial.tokens == longest]
     rung = max(shared)
     return [replace(trial, objective=trial.curve[rung]) for trial in pruned if rung in trial.curve]

@@ -212,7 +212,7 @@ class TrialEvents(NotPickled, tune.Callback):
             raise self.storage_error
         silent = time.monotonic() - self._last_report.pop(number, math.inf)
         reason = _timeout_reason(self._task, silent) or crash_reason(error)
-        if retry := self._searcher.retry(number):
+        if retry := self._searcher.queued_retry(number):
             self._progress.crashed(number, reason, retry)
         else:
             self._end(trial, TrialOutcome("failed", reason=reason))

@@ -143,7 +143,7 @@ class StudySearcher(NotPickled, Searcher):
         self._tell(pending, outcome)
         self._tokens += pending.tokens
 
-    def retry(self, number: int) -> int:
+    def queued_retry(self, number: int) -> int:
         """The number, from 1, of a crashed trial's queued retry; 0 if none is queued."""
         return sum(pending.retries for pending in self._queue if pending.number == number)
 

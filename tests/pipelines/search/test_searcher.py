@@ -55,14 +55,14 @@ def test_a_crashed_trial_is_handed_out_again_first_as_often_as_configured(search
     searcher.on_trial_result("a", result(3.0, 1, finished=False))
     for retry, (before, after) in enumerate((("a", "b"), ("b", "c")), 1):
         searcher.on_trial_complete(before, error=True)
-        assert searcher.retry(0) == retry
+        assert searcher.queued_retry(0) == retry
         assert searcher.suggest(after) == first
-        assert searcher.retry(0) == 0
+        assert searcher.queued_retry(0) == 0
     searcher.on_trial_result("c", result(3.0, 1, finished=False))  # replayed
     assert searcher.suggest("d")["number"] == 1
     assert searcher.suggest("e") is None
     searcher.on_trial_complete("c", error=True)
-    assert searcher.retry(0) == 0
+    assert searcher.queued_retry(0) == 0
     searcher.on_trial_complete("d", result(2.0, 4, finished=True))
     assert searcher.suggest("e") == "FINISHED"
     assert [trial.state for trial in study.trials] == [TrialState.FAIL, TrialState.COMPLETE]
@@ -97,7 +97,7 @@ def test_the_trials_of_a_warm_started_search_have_numbers_of_its_own(searched):
     assert [searcher.suggest(name)["number"] for name in "ab"] == [1, 2]
     assert opened == [1, 2]
     searcher.on_trial_complete("a", error=True)
-    assert searcher.retry(1) == 0
+    assert searcher.queued_retry(1) == 0
 
 
 def test_points_to_try_first_wait_for_a_budget_and_unfinished_trials_do_not(searched):
