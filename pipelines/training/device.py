@@ -61,6 +61,11 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of training processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
 def unused_tpu() -> str | None:
     """A warning that the machine has a TPU that cannot be used; None if it has none."""
     used = torch.accelerator.is_available() or importlib.util.find_spec("torch_xla")

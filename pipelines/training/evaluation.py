@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pipelines.data.batches import Bytes, open_bytes, windows
-from pipelines.training.device import autocast, widest_float
+from pipelines.training.device import autocast, rank_and_world, widest_float
 
 
 @torch.no_grad()
@@ -68,8 +68,3 @@ def to_ids(data: Bytes, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":  # from pageable memory the copy would wait for queued work
         bytes_bt = bytes_bt.pin_memory()
     return bytes_bt.to(device, non_blocking=True).long()
-
-
-def rank_and_world() -> tuple[int, int]:
-    """This process's rank and the number of training processes."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)

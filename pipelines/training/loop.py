@@ -14,7 +14,7 @@ from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.writer_lock import writer_lock
 from pipelines.training.config import TrainingRun
-from pipelines.training.evaluation import rank_and_world
+from pipelines.training.device import rank_and_world
 from pipelines.training.history import Row, finished
 from pipelines.training.trainer import Trainer
 

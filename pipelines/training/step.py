@@ -10,8 +10,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.batches import Batches
 from pipelines.training.config import TrainingRun
-from pipelines.training.device import autocast
-from pipelines.training.evaluation import rank_and_world, to_ids
+from pipelines.training.device import autocast, rank_and_world
+from pipelines.training.evaluation import to_ids
 from pipelines.training.optimizer import update, update_average
 from pipelines.training.schedule import learning_rate_at
 

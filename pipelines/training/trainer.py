@@ -25,9 +25,10 @@ from pipelines.training.device import (
     peak_flops,
     peak_memory_bytes,
     pick_device,
+    rank_and_world,
     reset_peak_memory,
 )
-from pipelines.training.evaluation import bits_per_byte, rank_and_world
+from pipelines.training.evaluation import bits_per_byte
 from pipelines.training.history import Row, best_row, finished
 from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.optimizer import build_optimizer
