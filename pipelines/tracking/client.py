@@ -21,7 +21,7 @@ from pipelines.compat.mlflow import LOGGER, ignore_warnings, is_transient, set_e
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.text import first_line
-from pipelines.tracking.locks import database_lock
+from pipelines.tracking.locks import named_lock
 from pipelines.tracking.uri import database_file, tracking_uri
 
 PROBE_SECONDS = 5
@@ -107,7 +107,7 @@ def connect_existing() -> RetryingClient:
     database = database_file(uri)
     if database and not database.exists():
         raise _unusable(uri, f"there is no {database}")
-    with database_lock(uri):
+    with named_lock(uri):
         return connect(uri)
 
 

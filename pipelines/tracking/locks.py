@@ -14,10 +14,13 @@ from pipelines.console.errors import PipelineError
 from pipelines.tracking.uri import tracking_uri
 
 
-def database_lock(uri: str) -> FileLock:
-    """A lock on a store's first use, which MLflow does not protect; outside the users' folders."""
-    name = hashlib.sha256(uri.encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}-{name}.lock")
+def named_lock(name: str) -> FileLock:
+    """A lock of this machine and user by any name; its file is outside the users' folders.
+
+    A store's URI is the name of the lock on its first use, which MLflow does not protect.
+    """
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return FileLock(Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}-{digest}.lock")
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
 
     Raises PipelineError if another process holds it, and still does after the wait.
     """
-    lock = database_lock(f"{tracking_uri()} {work}")
+    lock = named_lock(f"{tracking_uri()} {work}")
     try:
         held = lock.acquire(timeout=wait_seconds)
     except Timeout:

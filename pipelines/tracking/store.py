@@ -42,7 +42,7 @@ from pipelines.storage.files import File, size_of, uri_of
 from pipelines.storage.remote import Folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.encoding import Row, encode_param, metric_entities
-from pipelines.tracking.locks import database_lock
+from pipelines.tracking.locks import named_lock
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import provenance
 from pipelines.tracking.schema import CACHE_TAG, KEY_TAG, KIND_TAG, LIVE, REASON_TAG
@@ -74,7 +74,7 @@ class Store:
         check_uri(uri)
         if create and isinstance(storage, Path):
             _make_folder(storage)
-        with database_lock(uri):  # MLflow's own first use of a database races
+        with named_lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None and not create:
