@@ -12,16 +12,30 @@ ROWS_PER_BATCH = 100
 Row = Mapping[str, float]
 
 
-def metric_entities(rows: Iterable[Row], **of: str) -> Iterator[Metric]:
+def metric_entities(
+    rows: Iterable[Row],
+    *,
+    model_id: str | None = None,
+    dataset_name: str | None = None,
+    dataset_digest: str | None = None,
+) -> Iterator[Metric]:
     """The metrics of rows, at their `time` in seconds since 1970: MLflow stores equal points once.
 
-    `of` names a logged model and a dataset.
+    They can be those of a logged model, on a dataset.
     """
     for row in rows:
         milliseconds = int(1000 * row["time"])
         for key, value in row.items():
             if key not in ("step", "time"):
-                yield Metric(key, value, milliseconds, int(row["step"]), **of)
+                yield Metric(
+                    key,
+                    value,
+                    milliseconds,
+                    int(row["step"]),
+                    model_id=model_id,
+                    dataset_name=dataset_name,
+                    dataset_digest=dataset_digest,
+                )
 
 
 def encode_param(value: Any) -> str:

@@ -174,16 +174,26 @@ class Store:
         stored = self.client.get_metric_history(run_id, metric)
         return dict(sorted((point.step, point.value) for point in stored))
 
-    def log_metrics(self, run_id: str, metrics: Row, **of: str) -> None:
+    def log_metrics(
+        self,
+        run_id: str,
+        metrics: Row,
+        *,
+        model_id: str | None = None,
+        dataset_name: str | None = None,
+        dataset_digest: str | None = None,
+    ) -> None:
         """Log summary metrics of a run, at step 0 unless they have one; each value is stored once.
 
-        They may be those `of` a logged model (`model_id`) on a dataset (`dataset_name`,
-        `dataset_digest`), on whose pages they then are as well.
+        With a logged model's id and a dataset they are shown on the pages of both as well.
         """
         stored = self.client.get_run(run_id).data.metrics
         new = {k: v for k, v in metrics.items() if k == "step" or stored.get(k) != v}
         row = {"step": 0, "time": time.time(), **new}
-        self.client.log_batch(run_id, metrics=list(metric_entities([row], **of)))
+        entities = metric_entities(
+            [row], model_id=model_id, dataset_name=dataset_name, dataset_digest=dataset_digest
+        )
+        self.client.log_batch(run_id, metrics=list(entities))
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again, and log its parameters; idempotent.
