@@ -57,7 +57,7 @@ def log_package(
             "run": run_id,
             "weights_sha256": sha256_of(model / "model.safetensors"),
             "corpus": {key: corpus[key] for key in ("name", "fingerprint")},
-            "provenance": store.provenance,
+            "provenance": store.run_tags,
             "hardware": hardware(),
         }
         (model / "config.json").write_text(json.dumps(config, indent=1))

@@ -91,7 +91,7 @@ def results_of(store: Store, pipeline_run: str) -> Results:
         completed_runs=completed_run_table(
             [*trials, *fits], configurations, config.train.best_metric
         ),
-        other_pipelines=len(pipelines) - 1,
+        other_pipeline_count=len(pipelines) - 1,
     )
     corpus = searches[search].data.params.get("corpus", "") if search in searches else ""
     return _with_samples(_with_model(results, corpus))

@@ -47,7 +47,7 @@ class Results:
     """Corpus, provenance and hardware, as packaged with the fit's model."""
     samples: str = ""
     """The generated text."""
-    other_pipelines: int = 0
+    other_pipeline_count: int = 0
     """Number of other pipeline runs of the experiment."""
 
     @property

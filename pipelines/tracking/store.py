@@ -94,7 +94,7 @@ class Store:
         return ModelStore(self.client)
 
     @cached_property
-    def provenance(self) -> dict[str, str]:
+    def run_tags(self) -> dict[str, str]:
         """The tags of every run that is created through this object, computed once."""
         return provenance()
 
@@ -140,8 +140,8 @@ class Store:
 
         If a reusable run of the kind has the key, that one's id is returned."""
         identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE}
-        family = {PARENT_RUN_TAG: parent} if parent else {}
-        all_tags = {**self.provenance, **identity, **family, **(tags or {})}
+        parent_tag = {PARENT_RUN_TAG: parent} if parent else {}
+        all_tags = {**self.run_tags, **identity, **parent_tag, **(tags or {})}
 
         def create_once() -> Run:
             if found := self.find(kind, key):  # created before, but the answer was lost

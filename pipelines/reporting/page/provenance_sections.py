@@ -19,9 +19,9 @@ from pipelines.tracking.uri import tracking_uri
 def lineage_section(results: Results) -> Section:
     """The runs, the data, the code and the hardware behind the results."""
     section = Section("lineage", "Lineage")
-    if results.other_pipelines:
+    if results.other_pipeline_count:
         section.paragraphs = [
-            f"The experiment has {results.other_pipelines} other pipeline runs, of other "
+            f"The experiment has {results.other_pipeline_count} other pipeline runs, of other "
             "configurations or of train.py. This page uses only their runs that repeat a "
             "configuration with another seed."
         ]

@@ -45,17 +45,17 @@ def test_a_result_is_on_the_page_of_its_model_with_the_bytes_it_was_measured_on(
 
 
 def test_provenance_is_that_of_the_store_and_not_of_the_process(store, tmp_path, monkeypatch):
-    monkeypatch.setattr("pipelines.tracking.store.provenance", lambda: {"mlflow.user": "other"})
-    second = Store.open("tiny", tmp_path / "runs")
-    users = [
-        at.client.get_run(at.create("fit", key, key)).data.tags["mlflow.user"]
-        for key, at in (("a", second), ("b", second))
-    ]
-    assert users == ["other", "other"]
-    assert store.provenance == {"mlflow.user": "other"}  # found out at its first use
-    monkeypatch.undo()
-    assert store.provenance == {"mlflow.user": "other"}  # and once
-    assert Store.open("tiny", tmp_path / "runs").provenance["mlflow.source.name"] == "pipelines"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.tracking.store.provenance", lambda: {"mlflow.user": "other"})
+        second = Store.open("tiny", tmp_path / "runs")
+        users = [
+            at.client.get_run(at.create("fit", key, key)).data.tags["mlflow.user"]
+            for key, at in (("a", second), ("b", second))
+        ]
+        assert users == ["other", "other"]
+        assert store.run_tags == {"mlflow.user": "other"}  # found out at its first use
+    assert store.run_tags == {"mlflow.user": "other"}  # and once
+    assert Store.open("tiny", tmp_path / "runs").run_tags["mlflow.source.name"] == "pipelines"
 
 
 def test_a_text_artifact_is_read_back(store):
