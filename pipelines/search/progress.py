@@ -41,7 +41,7 @@ class SearchProgress:
         for trial in stored:
             if trial.state == "complete" and trial.objective is not None:
                 self._update_best(trial.objective, trial.number)
-        self._earlier, self._started = self._ended, time.monotonic()
+        self._ended_before, self._started = self._ended, time.monotonic()
 
     @property
     def _ended(self) -> int:
@@ -138,9 +138,9 @@ class SearchProgress:
 
     def _seconds_left(self) -> float | None:
         """Estimate from the rate of this session; None before its first evaluation."""
-        if self._trials_done <= self._earlier:
+        if self._trials_done <= self._ended_before:
             return None
-        rate = (self._trials_done - self._earlier) / (time.monotonic() - self._started)
+        rate = (self._trials_done - self._ended_before) / (time.monotonic() - self._started)
         return (self._task.search.trial_count - self._trials_done) / rate
 
 

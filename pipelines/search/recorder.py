@@ -56,7 +56,7 @@ class Recorder:
         task: SearchTask,
         corpus: Outputs,
         stored: Sequence[StoredTrial],
-        seconds: float,
+        previous_seconds: float,
     ) -> None:
         """A recorder for one session of a search.
 
@@ -65,7 +65,7 @@ class Recorder:
             task: The search.
             corpus: The outputs of the stage corpus.
             stored: Trials of earlier sessions, whose runs are opened again.
-            seconds: Duration of the earlier sessions.
+            previous_seconds: Duration of the earlier sessions.
 
         """
         self._context, self._task, self._corpus, self._space = context, task, corpus, Space(task)
@@ -75,7 +75,7 @@ class Recorder:
         )
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended, by number."""
-        self._earlier_seconds = seconds
+        self._previous_seconds = previous_seconds
         self._started = self._logged = time.monotonic()
 
     def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
@@ -141,7 +141,7 @@ class Recorder:
 
     def _log_seconds(self) -> None:
         self._logged = time.monotonic()
-        seconds = self._earlier_seconds + self._logged - self._started
+        seconds = self._previous_seconds + self._logged - self._started
         row = {"step": round(seconds), "seconds": seconds}
         self._writer.enqueue(partial(self._context.store.log_metrics, self._context.run_id, row))
 

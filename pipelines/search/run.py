@@ -48,7 +48,7 @@ def run_trials(
     task: SearchTask,
     corpus: Outputs,
     stored: Sequence[StoredTrial],
-    seconds: float,
+    previous_seconds: float,
 ) -> None:
     """Run the missing trials of a search.
 
@@ -57,25 +57,25 @@ def run_trials(
         task: The search.
         corpus: The outputs of the stage corpus.
         stored: The trials of its earlier sessions.
-        seconds: Duration of its earlier sessions.
+        previous_seconds: Duration of its earlier sessions.
 
     Raises:
         StorageError: If a checkpoint cannot be written.
         PipelineError: If something could not be stored in the tracking store.
 
     """
-    earlier = earlier_trials(task, corpus["fingerprint"], context.run_id)
-    if earlier:
-        context.progress.log(f"  warm start with {len(earlier)} trials of earlier searches")
+    warm_start = earlier_trials(task, corpus["fingerprint"], context.run_id)
+    if warm_start:
+        context.progress.log(f"  warm start with {len(warm_start)} trials of earlier searches")
     with quiet():
-        recorder = Recorder(context, task, corpus, stored, seconds)
+        recorder = Recorder(context, task, corpus, stored, previous_seconds)
         searcher = StudySearcher(
-            build_study(task, stored, earlier),
+            build_study(task, stored, warm_start),
             task,
             open_run=recorder.open_run,
             stored=stored,
-            earlier=len(earlier),
-            seconds=seconds,
+            warm_start_count=len(warm_start),
+            previous_seconds=previous_seconds,
         )
         events = TrialEvents(
             task, searcher, recorder, SearchProgress(task, stored, context.progress)

@@ -57,8 +57,8 @@ class StudySearcher(NotPickled, Searcher):
         *,
         open_run: Callable[[int, dict[str, Any]], Future[str]],
         stored: Sequence[StoredTrial] = (),
-        earlier: int = 0,
-        seconds: float = 0.0,
+        warm_start_count: int = 0,
+        previous_seconds: float = 0.0,
     ) -> None:
         """A searcher for one session of a search.
 
@@ -67,13 +67,13 @@ class StudySearcher(NotPickled, Searcher):
             task: The search.
             open_run: Creates or reopens, asynchronously, the run of a trial's number and values.
             stored: Trials of earlier sessions of the search.
-            earlier: Number of the study's first trials that belong to other searches.
-            seconds: Duration of the earlier sessions.
+            warm_start_count: Number of the study's first trials that belong to other searches.
+            previous_seconds: Duration of the earlier sessions.
 
         """
         super().__init__(metric="objective", mode="min")
         self._study, self._space, self._task = study, Space(task), task
-        self._open_run, self._earlier = open_run, earlier
+        self._open_run, self._warm_start_count = open_run, warm_start_count
         ended = [trial for trial in stored if trial.state is not None]
         self._left = task.search.trial_count - len(ended)
         numbers = max((trial.number for trial in stored), default=-1) + 1
@@ -81,7 +81,7 @@ class StudySearcher(NotPickled, Searcher):
         """Trials that an earlier session has started: they are finished whatever the budgets."""
         self._tokens = sum(trial.tokens for trial in ended)
         """Training tokens of ended trials."""
-        self._seconds, self._started = seconds, math.inf
+        self._previous_seconds, self._started = previous_seconds, math.inf
         self._queue: list[PendingTrial] = []
         """Trials to propose next: retries first, then at most one new trial."""
         self._running: dict[str, PendingTrial] = {}
@@ -104,7 +104,7 @@ class StudySearcher(NotPickled, Searcher):
 
     def _may_ask(self) -> bool:
         tokens = self._tokens + sum(pending.tokens for pending in self._running.values())
-        seconds = self._seconds + time.monotonic() - self._started
+        seconds = self._previous_seconds + time.monotonic() - self._started
         return self._left > 0 and (
             self._unfinished > 0 or self._task.search.within_budget(tokens, seconds)
         )
@@ -113,7 +113,7 @@ class StudySearcher(NotPickled, Searcher):
         self._left -= 1
         self._unfinished -= 1
         trial = self._study.ask()
-        number, values = trial.number - self._earlier, self._space.suggest(trial)
+        number, values = trial.number - self._warm_start_count, self._space.suggest(trial)
         return PendingTrial(number, trial, values, self._open_run(number, values))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

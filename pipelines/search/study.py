@@ -36,20 +36,20 @@ MIN_SOURCE_TRIALS = 10
 
 
 def build_study(
-    task: SearchTask, stored: Sequence[StoredTrial], earlier: Sequence[StoredTrial] = ()
+    task: SearchTask, stored: Sequence[StoredTrial], warm_start: Sequence[StoredTrial] = ()
 ) -> optuna.Study:
     """A study with the trials of the tracking store, whose next `ask` continues the search.
 
-    The trials of `earlier` searches come first. Those of this search follow in the order of their
-    numbers: an ended trial is added with its state; an unfinished one, a number whose run was never
-    created, and the points that do not depend on results are enqueued, so that `ask` returns them
-    first.
+    The `warm_start` trials, of other searches, come first. Those of this search follow in the order
+    of their numbers: an ended trial is added with its state; an unfinished one, a number whose run
+    was never created, and the points that do not depend on results are enqueued, so that `ask`
+    returns them first.
 
     The sampler's seed is that of the experiment plus the number of stored trials, so that a resumed
     search does not draw its first random points again.
     """
     ranges = distributions(task)
-    trials = [_as_optuna(trial, ranges) for trial in earlier]
+    trials = [_as_optuna(trial, ranges) for trial in warm_start]
     by_number = {trial.number: trial for trial in stored}
     with compat.quiet():
         points = _fixed_points(task, ranges)

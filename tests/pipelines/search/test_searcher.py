@@ -92,7 +92,10 @@ def test_the_trials_of_a_warm_started_search_have_numbers_of_its_own(searched):
     own = [complete(0), complete(1, state=None)]
     opened = []
     searcher, _ = searcher_of(
-        searched, own, earlier=known, open_run=lambda number, _: opened.append(number) or created()
+        searched,
+        own,
+        warm_start=known,
+        open_run=lambda number, _: opened.append(number) or created(),
     )
     assert [searcher.suggest(name)["number"] for name in "ab"] == [1, 2]
     assert opened == [1, 2]
@@ -109,7 +112,7 @@ def test_points_to_try_first_wait_for_a_budget_and_unfinished_trials_do_not(sear
         task,
         open_run=lambda *_: created(),
         stored=stored,
-        seconds=10.0,
+        previous_seconds=10.0,
     )
     assert searcher.suggest("a")["number"] == 0
     searcher.on_trial_complete("a", result(1.0, 60, finished=True))

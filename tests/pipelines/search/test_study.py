@@ -96,7 +96,7 @@ def test_what_an_earlier_search_found_is_where_the_next_one_begins(searched, sam
     known = stored_as(
         [{"model.depth": n % 4 + 1, "train.learning_rate": r} for n, r in enumerate(rates)]
     )
-    searcher, study = searcher_of(searched, earlier=known)
+    searcher, study = searcher_of(searched, warm_start=known)
     drawn = draw(searcher, 8)
     assert sum(3e-4 < values["train.learning_rate"] < 3e-3 for values in drawn) >= 6
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 29

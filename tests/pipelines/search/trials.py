@@ -31,15 +31,17 @@ def plain(experiment: Experiment) -> Experiment:
 def searcher_of(
     experiment: Experiment,
     stored: Sequence[StoredTrial] = (),
-    earlier: Sequence[StoredTrial] = (),
+    warm_start: Sequence[StoredTrial] = (),
     open_run: Callable[[int, dict[str, Any]], Future[str]] | None = None,
     **changes: Any,
 ) -> tuple[StudySearcher, optuna.Study]:
     """The searcher of a search with stored trials, and its study."""
     task = experiment.replace(changes).search_task()
-    study = build_study(task, list(stored), list(earlier))
+    study = build_study(task, list(stored), list(warm_start))
     open_run = open_run or (lambda *_: created())
-    searcher = StudySearcher(study, task, open_run=open_run, stored=stored, earlier=len(earlier))
+    searcher = StudySearcher(
+        study, task, open_run=open_run, stored=stored, warm_start_count=len(warm_start)
+    )
     return searcher, study
 
 
