@@ -59,7 +59,7 @@ class Trainer:
         self.model = _new_model(run, self.device)
         self.optimizer = build_optimizer(self.model, self.config)
         self.average = copy.deepcopy(self.model) if self.config.ema_decay else None
-        self.evaluated = self.average or self.model
+        self.eval_model = self.average or self.model
         self.config_digest = config_digest(run)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
         self.rows_emitted = 0
@@ -68,7 +68,7 @@ class Trainer:
         reset_peak_memory(self.device)
         self.last_save = time.monotonic()
         if self.config.compile:
-            for model in {self.model, self.evaluated}:
+            for model in {self.model, self.eval_model}:
                 model.compile()
         sequences = self.config.batch_tokens // self.config.seq_len
         batches = Batches(open_bytes(splits.train), self.config.seq_len, sequences, run.seed)
@@ -82,7 +82,7 @@ class Trainer:
         if found is None:
             if self.config.start_from:
                 load_weights(self.model, read_initial_weights(self.config.start_from))
-                self.evaluated.load_state_dict(self.model.state_dict())
+                self.eval_model.load_state_dict(self.model.state_dict())
             return
         self.step, self.history, self.seconds = found.step, found.history, found.seconds
         if not finished(self.history, self.config):
@@ -108,8 +108,8 @@ class Trainer:
 
     def new_rows(self) -> list[Row]:
         """Rows not returned before, up to the last evaluation."""
-        evaluated = [i for i, row in enumerate(self.history, 1) if "val_bits_per_byte" in row]
-        start, self.rows_emitted = self.rows_emitted, max(evaluated, default=0)
+        eval_ends = [i for i, row in enumerate(self.history, 1) if "val_bits_per_byte" in row]
+        start, self.rows_emitted = self.rows_emitted, max(eval_ends, default=0)
         return self.history[start : self.rows_emitted]
 
     def train_to_next_evaluation(self) -> None:
@@ -124,7 +124,7 @@ class Trainer:
             if self.step < end and time.monotonic() > self.last_save + self.checkpoint_seconds:
                 self._save()
         bits = bits_per_byte(
-            self.evaluated,
+            self.eval_model,
             self.validation,
             seq_len=self.config.seq_len,
             tokens=self.config.eval_tokens,
@@ -138,8 +138,8 @@ class Trainer:
         self.last_save = time.monotonic()
         if self.rank != 0:
             return
-        evaluated = any("val_bits_per_byte" in row for row in self.history)
-        best = int(best_row(self.history, self.config.best_metric)["step"]) if evaluated else 0
+        has_evaluation = any("val_bits_per_byte" in row for row in self.history)
+        best = int(best_row(self.history, self.config.best_metric)["step"]) if has_evaluation else 0
         snapshot = Snapshot(self.step, self.history, best, self.seconds, self.config_digest)
         checkpoint.save(self.folder, self.model, self.optimizer, snapshot, self.average)
 
