@@ -19,7 +19,7 @@ from pipelines.training.history import Row, finished
 from pipelines.training.trainer import Trainer
 
 
-def discard(text: str) -> None:
+def ignore_log(text: str) -> None:
     """A `log` that ignores its text."""
 
 
@@ -27,7 +27,7 @@ def train(
     run: TrainingRun,
     splits: TrainValSplits,
     folder: Folder,
-    log: Callable[[str], None] = discard,
+    log: Callable[[str], None] = ignore_log,
 ) -> Generator[list[Row]]:
     """Train a model, yielding new rows of its history at each evaluation.
 
