@@ -9,7 +9,7 @@ from pipelines.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, fused where the device supports it; a group's `rate` scales its learning rate.
+    """AdamW, fused where the device supports it; a group's `lr_multiplier` scales its learning rate.
 
     Only the matrices of linear layers have weight decay. It would pull the stack weights b from 1
     to 0, and w, norm gains and embeddings towards 0.
@@ -21,10 +21,10 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     grouped = {id(weight) for weight in [*linear, *b, *w]}
     others = [weight for weight in model.parameters() if id(weight) not in grouped]
     groups = [
-        {"params": linear, "rate": 1.0, "weight_decay": config.weight_decay},
-        {"params": others, "rate": 1.0, "weight_decay": 0.0},
-        {"params": b, "rate": config.grn_b_rate, "weight_decay": 0.0},
-        {"params": w, "rate": config.grn_w_rate, "weight_decay": 0.0},
+        {"params": linear, "lr_multiplier": 1.0, "weight_decay": config.weight_decay},
+        {"params": others, "lr_multiplier": 1.0, "weight_decay": 0.0},
+        {"params": b, "lr_multiplier": config.grn_b_rate, "weight_decay": 0.0},
+        {"params": w, "lr_multiplier": config.grn_w_rate, "weight_decay": 0.0},
     ]
     used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)

@@ -48,7 +48,7 @@ class OptimizerStep:
         """
         learning_rate = learning_rate_at(step, self.config)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * learning_rate
+            group["lr"] = group["lr_multiplier"] * learning_rate
         ids = to_ids(self.batches(step, self.rank, self.world), self.device)
         if self.dropout:  # a resumed run drops the same features, and no generator state is stored
             torch.manual_seed(step_seed(self.seed, step, self.rank))
@@ -62,26 +62,26 @@ class OptimizerStep:
         return loss, norm
 
     def _backward(self, ids: Tensor) -> Tensor:
-        """Accumulate the gradient of the mean loss of [sequences, t + 1] ids, part by part.
+        """Accumulate the gradient of the mean loss of [sequences, t + 1] ids in micro-batches.
 
         Workers may have unequal numbers of sequences: the mean over the workers is that of the
         batch.
         """
         micro_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
-        parts = ids.split(micro_tokens // self.config.seq_len)
+        micro_batches = ids.split(micro_tokens // self.config.seq_len)
         total = torch.zeros((), device=self.device)
         mean_sequences = self.config.batch_tokens / self.config.seq_len / self.world
-        for number, part in enumerate(parts, 1):
-            with self._no_sync(number < len(parts)), autocast(self.device):
-                logits_btv = self.forward(part[:, :-1])
-                loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), part[:, 1:].flatten())
-                loss = loss * (len(part) / mean_sequences)
+        for number, micro_bt in enumerate(micro_batches, 1):
+            with self._no_sync(number < len(micro_batches)), autocast(self.device):
+                logits_btv = self.forward(micro_bt[:, :-1])
+                loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), micro_bt[:, 1:].flatten())
+                loss = loss * (len(micro_bt) / mean_sequences)
                 loss.backward()
             total += loss.detach()
         return total
 
     def _no_sync(self, accumulating: bool) -> AbstractContextManager[None]:
-        """The gradients of several workers are averaged once a step, after its last part."""
+        """Skip averaging the workers' gradients until the last micro-batch of a step."""
         if accumulating and isinstance(self.forward, DistributedDataParallel):
             return self.forward.no_sync()
         return nullcontext()
