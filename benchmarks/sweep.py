@@ -262,7 +262,7 @@ def run_search(experiment: Any) -> None:
     invocation = Invocation(sys.argv, Progress())
     about = describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv)
     stages = [CorpusStage().stage, search.STAGE]
-    dag.run(stages, experiment, invocation, work="benchmark", about=about)
+    dag.run(stages, experiment, invocation, lock_name="benchmark", descriptions=about)
 
 
 def _no_op(config: dict[str, Any]) -> None:

@@ -111,8 +111,8 @@ def _run(
         sweep_stages(corpus),
         experiment,
         invocation,
-        work=f"experiment {name}",
-        about=describe_pipeline(name, experiment.promote.model, invocation.argv),
+        lock_name=f"experiment {name}",
+        descriptions=describe_pipeline(name, experiment.promote.model, invocation.argv),
         until=arguments.until,
         fresh=arguments.fresh,
     )

@@ -93,8 +93,10 @@ def _run(
         [corpus.stage, train.STAGE],
         experiment,
         invocation,
-        work=f"training {json_digest(experiment.model_dump(mode='json'))[:8]}",
-        about=describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv),
+        lock_name=f"training {json_digest(experiment.model_dump(mode='json'))[:8]}",
+        descriptions=describe_pipeline(
+            experiment.experiment, experiment.promote.model, invocation.argv
+        ),
         fresh=fresh,
     )
 

@@ -47,8 +47,8 @@ def run(
     config: PipelineConfig,
     invocation: Invocation,
     *,
-    work: str,
-    about: Descriptions,
+    lock_name: str,
+    descriptions: Descriptions,
     until: str | None = None,
     fresh: bool = False,
 ) -> dict[str, Outputs]:
@@ -58,8 +58,8 @@ def run(
         stages: All of the DAG, in any order.
         config: What they read.
         invocation: The command, and where its output goes.
-        work: Name of the lock: one process at a time holds it.
-        about: Descriptions of the experiment and of this pipeline in the tracking store.
+        lock_name: Name of the lock: one process at a time holds it.
+        descriptions: Descriptions of the experiment and of this pipeline in the tracking store.
         until: The last stage to run, after what it depends on; None for all.
         fresh: Whether cached results are computed again.
 
@@ -67,12 +67,12 @@ def run(
         PipelineError: If another process holds the lock.
 
     """
-    with exclusive_lock(work):
+    with exclusive_lock(lock_name):
         ordered = order(stages, until)
         for stage in ordered:
             if stage.preview:
                 stage.preview(config)  # bad input is found before anything is written
-        context = _open(config, invocation, about)
+        context = _open(config, invocation, descriptions)
         try:
             done = _execute(ordered, context, fresh=fresh)
         except BaseException as error:
@@ -83,15 +83,15 @@ def run(
 
 
 def _open(
-    config: PipelineConfig, invocation: Invocation, about: Descriptions
+    config: PipelineConfig, invocation: Invocation, descriptions: Descriptions
 ) -> Context[PipelineConfig]:
     """The tracking store with the pipeline's run in it."""
     storage = storage_folder(config.storage)
     store = Store.open(config.experiment, storage)
     assert store is not None
     pipeline_run = _open_pipeline_run(store, config)
-    store.describe(about.experiment)
-    store.describe(about.pipeline, pipeline_run)
+    store.describe(descriptions.experiment)
+    store.describe(descriptions.pipeline, pipeline_run)
     return Context(config, storage, store, invocation, pipeline_run)
 
 

@@ -51,7 +51,13 @@ class Pipeline:
         self.ran = []
         about = describe_pipeline(config.experiment, config.promote.model, ["sweep.py"])
         dag.run(
-            self.stages(), config, invocation(), work="test", about=about, until=until, fresh=fresh
+            self.stages(),
+            config,
+            invocation(),
+            lock_name="test",
+            descriptions=about,
+            until=until,
+            fresh=fresh,
         )
         return self.ran
 
@@ -171,8 +177,10 @@ def test_stages_are_reported_with_their_reason_and_as_events(pipeline, experimen
         pipeline.stages(),
         experiment,
         Invocation(("sweep.py",), Progress(OutputMode.JSON)),
-        work="test",
-        about=describe_pipeline(experiment.experiment, experiment.promote.model, ["sweep.py"]),
+        lock_name="test",
+        descriptions=describe_pipeline(
+            experiment.experiment, experiment.promote.model, ["sweep.py"]
+        ),
     )
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [(row["stage"], row["state"]) for row in events] == [
