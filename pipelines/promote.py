@@ -139,9 +139,9 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
     champion = Champions(registry).state(reconcile=not arguments.dry_run).champion
     if arguments.json:
         after = {"champion_now": champion, "dry_run": arguments.dry_run}
-        print(json.dumps({**asdict(decision), "decision": decision.text, **after}, indent=1))
+        print(json.dumps({**asdict(decision), "decision": decision.summary, **after}, indent=1))
         return
-    print(f"{registry.name} version {version} {decision.text}{_dry_run_note(arguments)}")
+    print(f"{registry.name} version {version} {decision.summary}{_dry_run_note(arguments)}")
 
 
 def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -> "Decision":

@@ -123,7 +123,7 @@ class Champions:
             raise ConcurrentPromotionError(reason)
         self.reconcile_alias()
 
-    def before(self, champion: int | None) -> int | None:
+    def previous_champion(self, champion: int | None) -> int | None:
         """The champion to roll back to: the last one before, of the versions that still exist."""
         walk: list[int] = []
         for promotion in self.promotions():

@@ -59,7 +59,7 @@ class Decision:
     numbers: dict[str, float] = field(default_factory=dict)
 
     @property
-    def text(self) -> str:
+    def summary(self) -> str:
         """The decision and its reason in one line."""
         kept = "not promoted" if self.champion is None else f"kept version {self.champion}"
         return f"{PROMOTED if self.promoted else kept}: {self.reason}"
@@ -112,34 +112,36 @@ class Gate:
     def _compare(self, version: int, seen: ChampionState) -> Decision:
         """The decision about a version, given the champion."""
         try:
-            mine = score(self.registry.models, self.registry.model_id(version), self.test)
+            challenger_score = score(
+                self.registry.models, self.registry.model_id(version), self.test
+            )
         except DamagedError as error:
             return self._decision(version, seen, False, f"it cannot be read back: {error}")
         numbers = {
-            "bits_per_byte": mine.bits_per_byte,
-            "parameters": mine.parameters,
-            "bytes_per_second": mine.bytes_per_second,
-            "latency_seconds": mine.latency_seconds,
+            "bits_per_byte": challenger_score.bits_per_byte,
+            "parameters": challenger_score.parameters,
+            "bytes_per_second": challenger_score.bytes_per_second,
+            "latency_seconds": challenger_score.latency_seconds,
         }
-        if reason := self._disqualification(self.registry.get(version).tags, mine):
+        if reason := self._disqualification(self.registry.get(version).tags, challenger_score):
             return self._decision(version, seen, False, reason, numbers)
         if seen.champion is None:
-            reason = f"{mine.bits_per_byte:.4f} bits per byte; there was no champion"
+            reason = f"{challenger_score.bits_per_byte:.4f} bits per byte; there was no champion"
             return self._decision(version, seen, True, reason, numbers)
-        other = self._champion_score(seen.champion, mine.text_bytes)
-        if not math.isfinite(other.bits_per_byte):
+        champion_score = self._champion_score(seen.champion, challenger_score.text_bytes)
+        if not math.isfinite(champion_score.bits_per_byte):
             reason = f"the bits per byte of version {seen.champion} are not finite"
             return self._decision(version, seen, True, reason, numbers)
-        gain = paired_gain(mine, other, self.settings.confidence)
+        gain = paired_gain(challenger_score, champion_score, self.settings.confidence)
         numbers |= {
-            "champion_bits_per_byte": other.bits_per_byte,
+            "champion_bits_per_byte": champion_score.bits_per_byte,
             "gain": gain.mean,
             "least_gain": gain.lower_bound,
         }
         better = gain.lower_bound > self.settings.min_improvement
         reason = (
-            f"{mine.bits_per_byte:.4f} against {other.bits_per_byte:.4f} bits per byte of version "
-            f"{seen.champion} on the same test bytes, a gain of {gain.mean:.4f}; with "
+            f"{challenger_score.bits_per_byte:.4f} against {champion_score.bits_per_byte:.4f} "
+            f"bits per byte of version {seen.champion} on the same test bytes, a gain of {gain.mean:.4f}; with "
             f"{self.settings.confidence:g} confidence at least {gain.lower_bound:.4f}, "
             f"{'' if better else 'not '}over {self.settings.min_improvement:g}"
         )
@@ -164,23 +166,26 @@ class Gate:
             dict(numbers or {}),
         )
 
-    def _disqualification(self, tags: Mapping[str, str], mine: Score) -> str | None:
+    def _disqualification(self, tags: Mapping[str, str], challenger_score: Score) -> str | None:
         """Why a version cannot be promoted, whichever version is champion; None if it can."""
-        bits, limits = mine.bits_per_byte, self.settings
+        bits, limits = challenger_score.bits_per_byte, self.settings
         if not math.isfinite(bits):
             return f"its bits per byte are not finite: {bits}"
         if TEST_BITS_TAG in tags and tags.get(TEST_FINGERPRINT_TAG) == self.fingerprint:
             evaluated = float(tags[TEST_BITS_TAG])
             if not abs(evaluated - bits) <= MAX_REMEASURED_DIFFERENCE:  # also where it is NaN
                 return f"re-measured at {bits:.4f} bits per byte, but evaluated at {evaluated:.4f}"
-        if limits.max_parameters is not None and mine.parameters > limits.max_parameters:
+        if (
+            limits.max_parameters is not None
+            and challenger_score.parameters > limits.max_parameters
+        ):
             limit = f"promote.max_parameters = {limits.max_parameters:,}"
-            return f"{mine.parameters:,} parameters, over {limit}"
-        speed, min_speed = mine.bytes_per_second, limits.min_bytes_per_second
+            return f"{challenger_score.parameters:,} parameters, over {limit}"
+        speed, min_speed = challenger_score.bytes_per_second, limits.min_bytes_per_second
         if min_speed is not None and speed < min_speed:
             limit = f"promote.min_bytes_per_second = {min_speed:g}"
             return f"{speed:.1f} bytes per second, under {limit}"
-        latency, max_latency = mine.latency_seconds, limits.max_latency_seconds
+        latency, max_latency = challenger_score.latency_seconds, limits.max_latency_seconds
         if max_latency is not None and latency > max_latency:
             limit = f"promote.max_latency_seconds = {max_latency:g}"
             return f"{latency:.4f} s to the first byte, over {limit}"
@@ -243,7 +248,7 @@ def rollback(registry: Registry, reason: str, *, dry_run: bool = False) -> tuple
     """
     champions = Champions(registry)
     seen = champions.state(reconcile=not dry_run)
-    before = champions.before(seen.champion)
+    before = champions.previous_champion(seen.champion)
     if before is None:
         raise ConfigError(f"{registry.name}: there is no earlier champion to go back to")
     if not dry_run:
@@ -265,7 +270,7 @@ def _record(registry: Registry, decision: Decision) -> None:
         "gate.champion": str(decision.champion or "none"),
         GATE_KEY_TAG: _key(decision.settings, decision.fingerprint, decision.champion),
         PROMOTED_TAG: json.dumps(decision.promoted),
-        DECISION_TAG: decision.text,
+        DECISION_TAG: decision.summary,
     }
     before = {key for key in registry.get(decision.version).tags if key.startswith("gate.")}
     registry.remove_tags(decision.version, before - set(tags) - {"gate.forced"})

@@ -23,7 +23,7 @@ def promote(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outpu
         text = earlier_decision(registry, version, settings, fingerprint)
         if text is None:
             with temporary_copy(sealed_test(context.storage, fingerprint)) as test:
-                text = Gate(registry, settings, test, fingerprint).decide(version).text
+                text = Gate(registry, settings, test, fingerprint).decide(version).summary
         champion = Champions(registry).state().champion
     return {"model": registry.name, "champion": champion, "decision": text}
 

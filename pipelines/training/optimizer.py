@@ -9,7 +9,7 @@ from pipelines.training.config import TrainConfig
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW, fused where the device supports it; a group's `lr_multiplier` scales its learning rate.
+    """AdamW, fused where the device supports it; `lr_multiplier` scales a group's learning rate.
 
     Only the matrices of linear layers have weight decay. It would pull the stack weights b from 1
     to 0, and w, norm gains and embeddings towards 0.

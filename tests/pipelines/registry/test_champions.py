@@ -86,10 +86,10 @@ def test_an_alias_moved_by_hand_is_champion_and_the_next_entry_follows_it(store,
     force(champions, 1)
     champions.registry.set_alias(CHAMPION, 2)
     assert champions.state().champion == 2
-    assert champions.before(2) == 1
+    assert champions.previous_champion(2) == 1
     force(champions, 3)
     assert champions.promotions()[-1].previous == 2
-    assert champions.before(3) == 2
+    assert champions.previous_champion(3) == 2
 
 
 def test_an_alias_moved_by_hand_meanwhile_counts_as_a_promotion(store, monkeypatch):
@@ -108,13 +108,13 @@ def test_rolling_back_walks_back_and_not_to_and_fro(store):
     champions = Champions(register(store, 4))
     for version in (1, 2, 3):
         force(champions, version)
-    assert champions.before(3) == 2
+    assert champions.previous_champion(3) == 2
     champions.promote(2, "rolled back", "bad", champions.state())
-    assert champions.before(2) == 1
+    assert champions.previous_champion(2) == 1
     champions.promote(1, "rolled back", "bad too", champions.state())
-    assert champions.before(1) is None
+    assert champions.previous_champion(1) is None
     force(champions, 4)
-    assert champions.before(4) == 1
+    assert champions.previous_champion(4) == 1
 
 
 def test_a_deleted_version_is_no_champion_to_go_back_to(store):
@@ -122,10 +122,10 @@ def test_a_deleted_version_is_no_champion_to_go_back_to(store):
     for version in (1, 2, 3):
         force(champions, version)
     store.client.delete_model_version(champions.registry.name, "2")
-    assert champions.before(3) == 1
+    assert champions.previous_champion(3) == 1
     store.client.delete_model_version(champions.registry.name, "3")
     assert champions.state().champion is None
-    assert champions.before(None) == 1
+    assert champions.previous_champion(None) == 1
 
 
 def test_the_history_of_a_model_that_was_deleted_is_not_that_of_its_namesake(store):
@@ -136,7 +136,7 @@ def test_the_history_of_a_model_that_was_deleted_is_not_that_of_its_namesake(sto
     again = Champions(register(store, 4))
     assert again.state().champion is None
     assert again.promotions() == []
-    assert again.before(None) is None
+    assert again.previous_champion(None) is None
     force(again, 2)
     assert [(p.version, p.previous) for p in again.promotions()] == [(2, None)]
 
