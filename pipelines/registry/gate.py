@@ -141,8 +141,8 @@ class Gate:
         better = gain.lower_bound > self.settings.min_improvement
         reason = (
             f"{challenger_score.bits_per_byte:.4f} against {champion_score.bits_per_byte:.4f} "
-            f"bits per byte of version {seen.champion} on the same test bytes, a gain of {gain.mean:.4f}; with "
-            f"{self.settings.confidence:g} confidence at least {gain.lower_bound:.4f}, "
+            f"bits per byte of version {seen.champion} on the same test bytes, a gain of "
+            f"{gain.mean:.4f}; with {self.settings.confidence:g} confidence at least {gain.lower_bound:.4f}, "
             f"{'' if better else 'not '}over {self.settings.min_improvement:g}"
         )
         return self._decision(version, seen, better, reason, numbers)
