@@ -9,17 +9,16 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pipelines.cluster.capacity import Cluster, Node
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
+from pipelines.storage.project import ROOT
 
 PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
-ROOT = Path(__file__).parents[2]
 
 
 @contextmanager

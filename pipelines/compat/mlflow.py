@@ -38,6 +38,14 @@ MODEL_ID, RUN_ID = r"m-[0-9a-f]{32}", r"[0-9a-f]{32}"
 
 CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
 """The loader of a model from code, in its MLmodel file. Others read pickles, or any module."""
+MODEL_FILE = "MLmodel"
+"""Name of the YAML file that describes a logged model, beside its other files."""
+FLAVOR = ("flavors", "python_function")
+"""Keys in it, one below the other, of what `pyfunc.load_model` reads of a model from code."""
+LOADER_KEY, MODEL_CODE_KEY, SOURCES_KEY = "loader_module", "model_code_path", "code"
+"""Keys of the flavour: the loader, the path of the model's own code, the folder of its sources."""
+SOURCES = "code"
+"""That folder."""
 SKIP_TYPE_HINTS = "_skip_type_hint_validation"
 """Attribute of a PythonModel without type hints on `predict`: without it MLflow warns. The packaged
 model, which imports nothing of this project, repeats the name."""

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pipelines.config.compose import Layer, source_of
 from pipelines.config.problems import problems_of
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import one_line
+from pipelines.console.text import first_line
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -40,8 +40,7 @@ def validate(
     try:
         text = json.dumps(data)
     except (TypeError, ValueError, RecursionError) as error:
-        reason = one_line(error).partition("; use sys.")[0]  # without Python's hint on huge ints
-        message = f"expected text keys and plain values: {reason}"
+        message = f"expected text keys and plain values: {first_line(error)}"
         raise ConfigError(Problem(message, source=source)) from None
     try:
         section = model.model_validate_json(text, strict=True)

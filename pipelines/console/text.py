@@ -6,6 +6,7 @@ Used wherever a message, a table or a line of progress is written.
 import difflib
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -46,6 +47,12 @@ def format_value(value: Any, *, digits: int | None = 4) -> str:
     if digits is None or not isinstance(value, float):
         return json.dumps(value, default=str)
     return f"{value:.0f}" if value.is_integer() and abs(value) < 1e15 else f"{value:.{digits}g}"
+
+
+def shown_path(path: Path) -> str:
+    """A path as people would type it: relative to the current folder if it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def format_duration(seconds: float) -> str:

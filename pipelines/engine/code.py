@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from pipelines.storage.project import ROOT
+
 PROJECT = ("dca", "pipelines")
 EXCLUDED = {
     "pipelines.cluster": "places work on machines; the numbers are those of the training loop",

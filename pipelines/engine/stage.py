@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.console.progress import Progress
+from pipelines.console.text import shown_path
 from pipelines.storage.remote import Folder
 from pipelines.tracking.store import Store
 
 Outputs = dict[str, Any]
 """JSON-serialisable result; valid only while the paths in `files` and the model at `model_uri`
 exist."""
-
-ROOT = Path(__file__).parents[2]
 
 
 class PipelineConfig(Protocol):
@@ -48,10 +47,7 @@ class Invocation:
     @classmethod
     def of(cls, script: str, arguments: Sequence[str], progress: Progress) -> "Invocation":
         """An invocation of a script by its `__file__`, relative to the current folder if below."""
-        path = Path(script)
-        here = Path.cwd()
-        named = path.relative_to(here) if path.is_relative_to(here) else path
-        return cls((str(named), *arguments), progress)
+        return cls((shown_path(Path(script)), *arguments), progress)
 
     def script(self, name: str) -> Path:
         """Another command, by the path by which this one was called."""

@@ -17,17 +17,25 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.compat.mlflow import CODE_LOADER
+from pipelines.compat.mlflow import (
+    CODE_LOADER,
+    FLAVOR,
+    LOADER_KEY,
+    MODEL_CODE_KEY,
+    MODEL_FILE,
+    SOURCES,
+    SOURCES_KEY,
+)
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError
 from pipelines.console.text import one_line
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import verify, without_bytecode_cache
 from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
+from pipelines.storage.project import ROOT
 from pipelines.tracking.models import ModelStore, load_pyfunc, model_uri
 from pipelines.tracking.store import Store
 
-ROOT = Path(__file__).parents[2]
 FILES = Path("artifacts") / "model"
 """Folder in a package with the weights, configuration, lineage and digests."""
 CONFIG, LINEAGE = str(FILES / "config.json"), str(FILES / "lineage.json")
@@ -64,7 +72,9 @@ def log_package(
         (model / "lineage.json").write_text(json.dumps(lineage, indent=1))
         shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
         code = Path(packaged_model.__file__)
-        places = {path: Path("code/dca") / path.relative_to(sources) for path in _files(sources)}
+        places = {
+            path: Path(SOURCES, "dca") / path.relative_to(sources) for path in _files(sources)
+        }
         places |= {path: FILES / path.name for path in _files(model)}
         places[code] = Path(code.name)
         listed = {place.as_posix(): path for path, place in places.items()}
@@ -122,8 +132,8 @@ def load_model(folder: Path) -> Any:
 
     Raises ConfigError if there is none, DamagedError if it is not as it was packaged.
     """
-    if not (folder / "MLmodel").is_file():
-        raise ConfigError(f"{folder}: expected a packaged model: there is no MLmodel in it")
+    if not (folder / MODEL_FILE).is_file():
+        raise ConfigError(f"{folder}: expected a packaged model: there is no {MODEL_FILE} in it")
     _check(folder, str(folder))
     with without_bytecode_cache():
         return load_pyfunc(folder)
@@ -148,10 +158,11 @@ def _check(folder: Path, name: str) -> None:
     except ValueError as error:
         raise DamagedError(f"{name}: {error}") from None
     try:
-        description = parse((folder / "MLmodel").read_text(), source="MLmodel")
-        flavor = description["flavors"]["python_function"]
-        found = flavor["loader_module"], Path(flavor["model_code_path"]).name, flavor["code"]
+        flavor = parse((folder / MODEL_FILE).read_text(), source=MODEL_FILE)
+        for key in FLAVOR:
+            flavor = flavor[key]
+        found = flavor[LOADER_KEY], Path(flavor[MODEL_CODE_KEY]).name, flavor[SOURCES_KEY]
     except (ConfigError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DamagedError(f"{name}: MLmodel was altered: {error!r}") from None
-    if found != (CODE_LOADER, Path(packaged_model.__file__).name, "code"):
-        raise DamagedError(f"{name}: MLmodel was altered: it loads {found}")
+        raise DamagedError(f"{name}: {MODEL_FILE} was altered: {error!r}") from None
+    if found != (CODE_LOADER, Path(packaged_model.__file__).name, SOURCES):
+        raise DamagedError(f"{name}: {MODEL_FILE} was altered: it loads {found}")

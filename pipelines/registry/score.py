@@ -20,13 +20,17 @@ import numpy as np
 import torch
 
 from pipelines.console.errors import PipelineError
-from pipelines.console.text import one_line
+from pipelines.console.text import first_line, one_line
 from pipelines.registry.package import fetch_model, load_model
 from pipelines.tracking.models import ModelStore, model_uri
 
 MIN_BLOCKS, MAX_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
 FILE = "scores/{}.json"
 """Among a model's files: its score on the test text of that fingerprint."""
+ERROR = "error"
+"""Key of the reason in the result of a process that could not score."""
+MAX_CHARACTERS = 300
+"""Shown of the standard error of a process that ended without a result."""
 TIMED_BYTES, TIMED_ROUNDS = 64, 3
 
 
@@ -76,16 +80,32 @@ def score(models: ModelStore, model_id: str, text: Path) -> Score:
     """
     with tempfile.TemporaryDirectory() as scratch:
         folder = fetch_model(models, model_id, Path(scratch) / "model")
-        result = Path(scratch) / "score.json"
-        child = subprocess.run(
-            [sys.executable, "-m", __name__, str(folder), str(text), str(result)],
-            capture_output=True,
-            text=True,
-        )
-        if child.returncode:
-            lines = child.stderr.strip().splitlines() or [f"exit code {child.returncode}"]
-            raise PipelineError(f"{model_uri(model_id)}: cannot be scored: {one_line(lines[-1])}")
-        return Score(**json.loads(result.read_text()))
+        found = _in_own_process(folder, text, Path(scratch) / "score.json")
+    if ERROR in found:
+        raise PipelineError(f"{model_uri(model_id)}: cannot be scored: {found[ERROR]}")
+    return Score(**found)
+
+
+def _in_own_process(folder: Path, text: Path, result: Path) -> dict[str, Any]:
+    """What `_result_of` returns in a new process."""
+    child = subprocess.run(
+        [sys.executable, "-m", __name__, str(folder), str(text), str(result)],
+        capture_output=True,
+        text=True,
+    )
+    if child.returncode == 0:
+        found: dict[str, Any] = json.loads(result.read_text())
+        return found
+    shown = one_line(child.stderr.strip()[-MAX_CHARACTERS:])
+    return {ERROR: f"exit code {child.returncode}{f': {shown}' if shown else ''}"}
+
+
+def _result_of(folder: Path, text: Path) -> dict[str, Any]:
+    """The score as JSON, or under ERROR why there is none."""
+    try:
+        return asdict(_measure(load_model(folder), text))
+    except Exception as error:
+        return {ERROR: f"{type(error).__name__}: {first_line(error)}"}
 
 
 def _measure(packaged: Any, text: Path) -> Score:
@@ -119,4 +139,4 @@ def _timed(packaged: Any, prompt: bytes) -> tuple[float, float]:
 
 if __name__ == "__main__":
     folder, text, result = map(Path, sys.argv[1:])
-    Path(result).write_text(json.dumps(asdict(_measure(load_model(folder), text))))
+    result.write_text(json.dumps(_result_of(folder, text)))

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.yaml_text import PLAIN_WORD
+from pipelines.console.text import shown_path
 from pipelines.experiment import Experiment
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import compare_top_two, resolved_values
 from pipelines.search.config import LEARNING_SAMPLERS
 from pipelines.storage.location import storage_folder
+from pipelines.storage.project import ROOT
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.uri import tracking_uri
 
-ROOT = Path(__file__).parents[2]
 EXTRA_SEEDS = 4
 """Further seeds with which the winner and the runner-up are to be trained."""
 LONGER_FACTOR = 4
@@ -43,7 +44,7 @@ def setup_lines(root: Path = ROOT) -> list[str]:
     lines = []
     activate = root / ".venv" / "bin" / "activate"
     if activate.is_file():
-        lines.append(shlex.join(["source", _shown_path(activate)]))
+        lines.append(shlex.join(["source", shown_path(activate)]))
     if not _is_default(tracking_uri()):
         lines.append(f"export MLFLOW_TRACKING_URI={shlex.quote(tracking_uri())}")
     return lines
@@ -78,13 +79,7 @@ def config_file(config: Experiment) -> str:
 
 def config_path(config: Experiment) -> str:
     """Path of that file in the commands."""
-    return _shown_path(report_folder(config) / config_file(config))
-
-
-def _shown_path(path: Path) -> str:
-    """Relative to the current folder if it lies below it."""
-    here = Path.cwd()
-    return str(path.relative_to(here) if path.is_relative_to(here) else path)
+    return shown_path(report_folder(config) / config_file(config))
 
 
 def reproduction_command(results: Results) -> str:

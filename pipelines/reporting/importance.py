@@ -1,8 +1,7 @@
 """Importance of the searched keys, by Optuna's fANOVA at equal budget."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import pandas as pd
 from optuna.importance import FanovaImportanceEvaluator
 from optuna.trial import create_trial
 
+from pipelines.compat.optuna import quiet
 from pipelines.reporting.results import INACTIVE, Results
 from pipelines.reporting.statistics import at_equal_tokens, python_value
 from pipelines.search.study import distribution
@@ -97,20 +97,9 @@ def _fanova(
         )
         for number, row in table.iterrows()
     ]
-    with _quiet_optuna():
+    with quiet():
         study = optuna.create_study()
         study.add_trials(trials)
         evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
         shares: dict[str, Any] = evaluator.evaluate(study, params=varied)
     return {key: float(shares.get(key, 0.0)) for key in keys}
-
-
-@contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    """Errors only from Optuna for the time of a block: it logs each study that it creates."""
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)

@@ -33,6 +33,7 @@ from pipelines.tracking.schema import (
     DIRTY_TAG,
     EXPERIMENT_FILE,
     INPUTS_TAG,
+    SAMPLES_FILE,
     STAGE_TAG,
     VERSION_PREFIX,
 )
@@ -41,8 +42,6 @@ from pipelines.tracking.uri import tracking_uri
 
 STAGE_CHAIN = ("search", "select", "fit", "evaluate")
 """Stages each of which reads the run of the one before it."""
-SAMPLES_FILE = "samples.txt"
-"""Artifact of the stage sample."""
 PROVENANCE_TAGS = (VERSION_PREFIX, COMMIT_TAG, DIRTY_TAG)
 """Prefixes of the tags with a run's commit and package versions."""
 

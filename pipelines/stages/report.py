@@ -8,7 +8,7 @@ from pipelines.experiment import Experiment
 from pipelines.reporting.loading import results_of
 from pipelines.reporting.page.publish import publish
 from pipelines.reporting.screen import screen_lines
-from pipelines.stages.sample import FILE
+from pipelines.tracking.schema import SAMPLES_FILE
 
 SCREEN_FILE = "report.txt"
 """Artifact of the pipeline's run: the screen as text."""
@@ -32,7 +32,7 @@ def _show(context: Context[Experiment], needs: Mapping[str, Outputs], page: Path
     lines = screen_lines(
         context.config,
         needs,
-        context.store.read_text(needs["sample"]["run_id"], FILE),
+        context.store.read_text(needs["sample"]["run_id"], SAMPLES_FILE),
         page=page,
         storage=context.storage,
         script=context.invocation.script,

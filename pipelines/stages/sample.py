@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping
 
 from pipelines.console.errors import PipelineError
-from pipelines.engine.stage import ROOT, Context, Outputs, Stage
+from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
+from pipelines.storage.project import ROOT
+from pipelines.tracking.schema import SAMPLES_FILE
 
-FILE = "samples.txt"
 SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
 
 
@@ -17,12 +18,12 @@ def sample(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Output
     """Continue the configured prompts; the texts are an artifact of the stage's run."""
     champion = needs["promote"]["champion"]
     if champion is None:
-        context.store.log_text(context.run_id, "no champion, no sample", FILE)
+        context.store.log_text(context.run_id, "no champion, no sample", SAMPLES_FILE)
         return {"run_id": context.run_id}
     uri = f"models:/{needs['promote']['model']}/{champion}"
     with context.progress.working("sample: generating"):
         texts = _generate(context, uri)
-    context.store.log_text(context.run_id, SEPARATOR.join(texts), FILE)
+    context.store.log_text(context.run_id, SEPARATOR.join(texts), SAMPLES_FILE)
     return {"model_uri": uri, "run_id": context.run_id}
 
 

@@ -4,13 +4,13 @@ Used by the stages, the recorder and the registry. Each has the command that rep
 model, and links to related pages.
 """
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.compat.mlflow import model_page, run_page
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE
 
 
@@ -126,10 +126,7 @@ def _paragraphs(*parts: str) -> str:
 
 
 def _train(pipeline_run: str, values: Mapping[str, Any]) -> str:
-    changes = [
-        f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-        for key, value in values.items()
-    ]
+    changes = [f"{key}={encode_param(value)}" for key, value in values.items()]
     command = ["python", "pipelines/train.py", EXPERIMENT_FILE, *changes]
     return _code(_download(pipeline_run, EXPERIMENT_FILE), shlex.join(command))
 

@@ -15,6 +15,7 @@ from mlflow.entities import LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 
+from pipelines.compat.mlflow import MODEL_FILE
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import PipelineError
 from pipelines.console.text import first_line
@@ -96,7 +97,7 @@ class ModelStore:
         except MlflowException:
             return False
         with tempfile.TemporaryDirectory() as scratch:
-            return self._fetch(model_id_of(str(logged)), "MLmodel", Path(scratch)) is not None
+            return self._fetch(model_id_of(str(logged)), MODEL_FILE, Path(scratch)) is not None
 
     def download(self, model_id: str, folder: Path) -> tuple[Path, str | None]:
         """Download a logged model's files into a folder; returns their path and the logged digest.

@@ -14,6 +14,8 @@ RESULT_METRIC = "val_bits_per_byte"
 
 EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE = "experiment.yaml", "report/report.html", "study.db"
 """Artifacts: the first two of a pipeline's run, the last of a search's."""
+SAMPLES_FILE = "samples.txt"
+"""Artifact of the run of the stage sample."""
 INPUTS_TAG, OUTPUTS_TAG = "dca.inputs", "dca.outputs"
 """Of a stage's run: what its key is made of, and its result, both as JSON. With a result it counts
 as finished."""

@@ -12,6 +12,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipelines.console.text import format_value
 from pipelines.reporting.figures.style import (
     BAR,
     GREY,
@@ -126,8 +127,7 @@ def _write_values(axes: Axes, results: Results, key: str, place: int) -> None:
     scale = _scale(dimension)
     bounds = dimension.log_uniform or dimension.uniform or dimension.int
     for value in dimension.choice or bounds or ():
-        shown = f"{value:.3g}" if isinstance(value, float) else str(value)
-        _write(axes, place, scale(value), shown)
+        _write(axes, place, scale(value), format_value(value, digits=3))
     if (results.trials[key] == INACTIVE).any():
         _write(axes, place, scale(INACTIVE), INACTIVE)
 

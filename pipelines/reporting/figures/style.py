@@ -1,7 +1,8 @@
 """Sizes, colours, markers and matplotlib settings that the figures share."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -35,12 +36,25 @@ MARKERS: dict[str, dict[str, Any]] = {
 P = ParamSpec("P")
 
 
+@contextmanager
+def without_font_log() -> Iterator[None]:
+    """Errors only from matplotlib in the time of a block: it logs each font that it looks up, as a
+    figure is drawn or saved."""
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """A drawing function that uses the report's settings."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(SETTINGS):
+        with matplotlib.rc_context(SETTINGS), without_font_log():
             return draw(*args, **kwargs)
 
     return drawn
@@ -50,6 +64,5 @@ def new_figure(
     height: float, rows: int = 1, columns: int = 1, **options: Any
 ) -> tuple[Figure, Sequence[Axes]]:
     """A figure of this height in inches, and its panels row by row."""
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it logs the fonts that it looks up
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options).flatten()

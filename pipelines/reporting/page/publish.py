@@ -13,6 +13,7 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from pipelines.reporting.commands import config_file, report_folder
+from pipelines.reporting.figures.style import without_font_log
 from pipelines.reporting.importance import importance
 from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page.content import Picture, Section
@@ -63,9 +64,10 @@ def write(results: Results, folder: Path) -> Path:
     sections = all_sections(results)
     for picture in (picture for section in sections for picture in section.pictures):
         png = folder / f"{picture.name}.png"
-        picture.figure.savefig(png, dpi=DOTS_PER_INCH)
-        picture.figure.set_layout_engine("none")  # computed above, and not for each file again
-        picture.markup = _markup(picture, png)
+        with without_font_log():
+            picture.figure.savefig(png, dpi=DOTS_PER_INCH)
+            picture.figure.set_layout_engine("none")  # computed above, and not for each file again
+            picture.markup = _markup(picture, png)
     (folder / config_file(results.config)).write_text(results.config.to_yaml())
     path = folder / PAGE
     path.write_text(_render(results, sections), encoding="utf-8")

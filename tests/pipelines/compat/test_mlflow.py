@@ -274,11 +274,13 @@ def test_a_model_from_code_names_its_loader_its_file_and_its_sources(tmp_path):
         code_paths=[str(tmp_path / "sources")],
         pip_requirements=[],
     )
-    description = yaml.safe_load((tmp_path / "model" / "MLmodel").read_text())
-    flavor = description["flavors"]["python_function"]
-    assert flavor["loader_module"] == compat.CODE_LOADER
-    assert Path(flavor["model_code_path"]).name == "echo.py"
-    assert flavor["code"] == "code"
+    flavor = yaml.safe_load((tmp_path / "model" / compat.MODEL_FILE).read_text())
+    for key in compat.FLAVOR:
+        flavor = flavor[key]
+    assert flavor[compat.LOADER_KEY] == compat.CODE_LOADER
+    assert Path(flavor[compat.MODEL_CODE_KEY]).name == "echo.py"
+    assert flavor[compat.SOURCES_KEY] == compat.SOURCES
+    assert (tmp_path / "model" / compat.SOURCES / "sources").is_dir()
     assert (tmp_path / "model" / "echo.py").is_file()
 
 

@@ -10,6 +10,7 @@ from pipelines.console.text import (
     nearest,
     one_line,
     quote_value,
+    shown_path,
 )
 
 
@@ -39,6 +40,12 @@ def test_the_first_line_of_an_error_is_short_and_printable():
     assert first_line(ValueError("\n a\x1b[1m\nSELECT 1")) == "a\\x1b[1m"
     assert len(first_line(ValueError("a" * 900))) == 200
     assert first_line(ValueError(" \n")) == "ValueError"
+
+
+def test_a_path_is_shown_from_the_current_folder_if_it_lies_below_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert shown_path(tmp_path / "a" / "b.py") == "a/b.py"
+    assert shown_path(tmp_path.parent / "b.py") == str(tmp_path.parent / "b.py")
 
 
 def test_more_digits_of_a_fraction_are_shown_on_request():

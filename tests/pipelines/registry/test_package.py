@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-from pipelines.engine.stage import ROOT
+from pipelines.storage.project import ROOT
 
 IMPORTS = """
 import sys

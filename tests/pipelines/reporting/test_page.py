@@ -1,3 +1,4 @@
+import logging
 import re
 from html.parser import HTMLParser
 
@@ -54,6 +55,18 @@ MIXED = [
     standard(9e-2, [5.0], "unfinished"),
     dca(8e-3, 1, [5, 4.5, 3.9], "pruned"),
 ]
+
+
+def test_the_level_of_matplotlibs_log_is_that_of_before(store, searched, tmp_path):
+    logger = logging.getLogger("matplotlib")
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    try:
+        store_sweep(store, searched, MIXED, winner=1)
+        write(load_results("tiny"), tmp_path / "report")
+        assert logger.level == logging.INFO
+    finally:
+        logger.setLevel(before)
 
 
 def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path):
