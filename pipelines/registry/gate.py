@@ -142,7 +142,8 @@ class Gate:
         reason = (
             f"{challenger_score.bits_per_byte:.4f} against {champion_score.bits_per_byte:.4f} "
             f"bits per byte of version {seen.champion} on the same test bytes, a gain of "
-            f"{gain.mean:.4f}; with {self.settings.confidence:g} confidence at least {gain.lower_bound:.4f}, "
+            f"{gain.mean:.4f}; with {self.settings.confidence:g} confidence at least "
+            f"{gain.lower_bound:.4f}, "
             f"{'' if better else 'not '}over {self.settings.min_improvement:g}"
         )
         return self._decision(version, seen, better, reason, numbers)
