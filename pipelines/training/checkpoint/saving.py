@@ -91,7 +91,7 @@ def _prune_local(folder: Path, snapshot: Snapshot) -> None:
 
 
 def _prune_remote(folder: RemoteDirectory, snapshot: Snapshot) -> None:
-    """The same, and remove what other writers or earlier starts have left unfinished.
+    """The same, and remove what other writers or earlier processes have left unfinished.
 
     All that is removed was listed before the claim was checked: never the work of a later owner.
     """
