@@ -155,10 +155,11 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     data, tags = registry.read_json(version, CONFIG), registry.get(version).tags
     name = f"{registry.name} version {version}"
     if data is None or PROMOTE_TAG not in tags:
-        raise ConfigError(
-            f"{name}: expected a version that sweep.py registered; "
-            "it has no configuration: --force REASON promotes it all the same"
+        message = (
+            "expected a version that sweep.py registered; it has no configuration: --force REASON "
+            "promotes it all the same"
         )
+        raise ConfigError(Problem(message, source=name))
     data["promote"] = json.loads(tags[PROMOTE_TAG])  # as registered, not as trained
     experiment = read_packaged(data, arguments.changes, source=name)
     fingerprint = tags[TEST_FINGERPRINT_TAG]

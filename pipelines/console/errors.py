@@ -4,7 +4,7 @@ Raised by every package; pipelines.console.command prints them and returns their
 """
 
 import errno
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines.console.text import one_line
 
@@ -22,9 +22,15 @@ class Problem:
     key: str = ""
     """The dotted configuration key, or the option, as in --prompt."""
     source: str = ""
-    """The file that contains the key, or `command line`."""
+    """The file that contains the key, `command line`, or the model or experiment it is about."""
     nearest: str = ""
     """The valid name closest to an unknown one."""
+
+    def at(self, key: str) -> "Problem":
+        """The same problem of another key, which names the one that is wrong: its own key and
+        source become part of the message."""
+        parts = [part for part in (self.source, self.key, self.message) if part]
+        return replace(self, message=": ".join(parts), key=key, source="")
 
     def __str__(self) -> str:
         """`source: key: message; did you mean NEAREST?`, in one line."""

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.engine.cache import json_digest
 from pipelines.registry.champions import (
     FORCED,
@@ -251,7 +251,8 @@ def rollback(registry: Registry, reason: str, *, dry_run: bool = False) -> tuple
     seen = champions.state(reconcile=not dry_run)
     before = champions.previous_champion(seen.champion)
     if before is None:
-        raise ConfigError(f"{registry.name}: there is no earlier champion to go back to")
+        message = "there is no earlier champion to go back to"
+        raise ConfigError(Problem(message, source=registry.name))
     if not dry_run:
         champions.promote(before, ROLLED_BACK, reason, seen)
     return seen.champion, before

@@ -26,6 +26,7 @@ from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import ModelStore
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
 
+KEY = "train.start_from"
 SHAPE = (
     *("architecture", "dim", "depth", "heads", "ff_mult", "vocab"),
     *("attention_windows", "tied_embeddings"),
@@ -61,8 +62,8 @@ def resolve_initial_weights(
 
 
 def _folder(source: str, registered: str, scratch: Path) -> Path:
+    shared = Storage.of(source, key=KEY).folder if "://" in source else None
     try:
-        shared = Storage.of(source).folder if "://" in source else None
         if isinstance(shared, RemoteDirectory):
             with suppress(FileNotFoundError):  # its absence is reported by the caller
                 shared.get(scratch, DESCRIPTION, WEIGHTS)
@@ -72,7 +73,9 @@ def _folder(source: str, registered: str, scratch: Path) -> Path:
         client = connect_existing()
         model_id, _ = resolve_model(client, source, name=registered)
         return fetch_model(ModelStore(client), model_id, scratch)
-    except (ConfigError, PipelineError) as error:
+    except ConfigError as error:
+        raise ConfigError(*(problem.at(KEY) for problem in error.problems)) from None
+    except PipelineError as error:
         raise _problem(str(error)) from None
 
 
@@ -108,7 +111,7 @@ def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[
 
 
 def _problem(message: str) -> ConfigError:
-    return ConfigError(Problem(message, "train.start_from"))
+    return ConfigError(Problem(message, KEY))
 
 
 def _copy(folder: Path, target: Folder) -> None:

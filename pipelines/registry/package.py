@@ -27,8 +27,7 @@ from pipelines.compat.mlflow import (
     SOURCES_KEY,
 )
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, DamagedError
-from pipelines.console.text import one_line
+from pipelines.console.errors import ConfigError, DamagedError, Problem
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import verify, without_bytecode_cache
 from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
@@ -133,7 +132,8 @@ def load_model(folder: Path) -> Any:
     Raises ConfigError if there is none, DamagedError if it is not as it was packaged.
     """
     if not (folder / MODEL_FILE).is_file():
-        raise ConfigError(f"{folder}: expected a packaged model: there is no {MODEL_FILE} in it")
+        message = f"expected a packaged model: there is no {MODEL_FILE} in it"
+        raise ConfigError(Problem(message, source=str(folder)))
     _check(folder, str(folder))
     with without_bytecode_cache():
         return load_pyfunc(folder)
@@ -147,7 +147,7 @@ def local_folder(text: str) -> Path | None:
     if os.path.isdir(text):  # noqa: PTH112  which takes names of any length
         return Path(text)
     if text.startswith((".", "/", "~")):
-        raise ConfigError(f"{one_line(text)}: no such folder")
+        raise ConfigError(Problem("no such folder", source=text))
     return None
 
 

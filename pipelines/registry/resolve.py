@@ -8,8 +8,8 @@ import re
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MODEL_ID, RUN_ID
-from pipelines.console.errors import ConfigError
-from pipelines.console.text import first_line, one_line
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import first_line
 from pipelines.registry.champions import CHAMPION
 from pipelines.registry.versions import LATEST, Registry
 from pipelines.tracking.client import RetryingClient
@@ -32,25 +32,25 @@ def resolve_model(client: RetryingClient, text: str, *, name: str) -> tuple[str,
         if run:
             return _of_run(client, run[1], text)
     except MlflowException as error:
-        raise ConfigError(f"{text}: {first_line(error)}") from None
+        raise ConfigError(Problem(first_line(error), source=text)) from None
     return _of_version(client, text, name)
 
 
 def _of_run(client: RetryingClient, run_id: str, text: str) -> tuple[str, str]:
     found = ModelStore(client).logged_by(run_id)
     if found is None:
-        raise ConfigError(f"{text}: that run has logged no model")
+        raise ConfigError(Problem("that run has logged no model", source=text))
     return found, f"runs:/{run_id} (models:/{found})"
 
 
 def _of_version(client: RetryingClient, text: str, name: str) -> tuple[str, str]:
     parts = re.fullmatch(r"(?:models:/)?([^/@:]*)([/@]?)([^/@:]*)", text)
     if parts is None or not (parts[1] or parts[2]) or bool(parts[2]) != bool(parts[3]):
-        raise ConfigError(
-            f"{one_line(text) or 'no model'}: expected NAME, NAME/VERSION, NAME@ALIAS, "
-            "models:/..., runs:/RUN/model with the 32 digits of a run, or the id of a run or of a "
-            "logged model"
+        message = (
+            "expected NAME, NAME/VERSION, NAME@ALIAS, models:/..., runs:/RUN/model with the 32 "
+            "digits of a run, or the id of a run or of a logged model"
         )
+        raise ConfigError(Problem(message, source=text or "no model"))
     registered, which = parts[1] or name, parts[3] or CHAMPION
     if not parts[2] and (registered.isdecimal() or registered == LATEST):
         registered, which = name, registered

@@ -87,7 +87,7 @@ class Registry:
 
     def versions(self) -> list[ModelVersion]:
         """Every version, ascending. Raises ConfigError if nothing is registered by the name."""
-        require_name(self.client, self.name)
+        _require_name(self.client, self.name)
         return search_versions(self.client, self.name)
 
     def get(self, version: int) -> ModelVersion:
@@ -105,10 +105,11 @@ class Registry:
         if text.removeprefix("@") in aliases:
             return aliases[text.removeprefix("@")]
         versions = f"{numbers[0]} to {numbers[-1]}" if numbers else "none"
-        raise ConfigError(
-            f"{self.name}: no version or alias {one_line(text)}; versions: {versions}; "
+        message = (
+            f"no version or alias {one_line(text)}; versions: {versions}; "
             f"aliases: {', '.join(sorted(aliases)) or 'none'}"
         )
+        raise ConfigError(Problem(message, source=self.name))
 
     def aliases(self) -> dict[str, int]:
         """Versions by alias."""
@@ -135,9 +136,8 @@ class Registry:
         """Of the logged model that a version is. Raises ConfigError if it is none."""
         source = str(self.get(version).source)
         if not re.fullmatch(model_uri(MODEL_ID), source):
-            raise ConfigError(
-                f"{self.name} version {version}: expected a model logged by MLflow 3, got {source}"
-            )
+            message = f"expected a model logged by MLflow 3, got {source}"
+            raise ConfigError(Problem(message, source=f"{self.name} version {version}"))
         return model_id_of(source)
 
     def write_json(self, version: int, file: str, data: Any) -> None:
@@ -173,7 +173,7 @@ def create_name(client: RetryingClient, name: str, description: str) -> None:
             raise
 
 
-def require_name(client: RetryingClient, name: str) -> None:
+def _require_name(client: RetryingClient, name: str) -> None:
     """Raise ConfigError if no model is registered by the name."""
     try:
         client.get_registered_model(name)
@@ -183,5 +183,6 @@ def require_name(client: RetryingClient, name: str) -> None:
         found = [model.name for model in client.search_registered_models()]
         names = [name for name in found if not name.endswith(LOG_SUFFIX)]
         registered = ", ".join(names) or "none yet; python pipelines/sweep.py makes one"
-        message = f"models:/{one_line(name)}: no such registered model; registered: {registered}"
-        raise ConfigError(Problem(message, nearest=nearest(name, names))) from None
+        message = f"no such registered model; registered: {registered}"
+        source = f"models:/{name}"
+        raise ConfigError(Problem(message, source=source, nearest=nearest(name, names))) from None

@@ -16,7 +16,7 @@ from typing import Any
 from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import nearest, one_line
+from pipelines.console.text import nearest
 from pipelines.experiment import read_experiment
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
@@ -53,13 +53,14 @@ def load_results(experiment: str) -> Results:
     """
     names = [found.name for found in connect_existing().search_experiments()]
     if experiment not in names:
-        message = f"{one_line(experiment)}: no such experiment in {tracking_uri()}"
-        raise ConfigError(Problem(message, nearest=nearest(experiment, names)))
+        message = f"no such experiment in {tracking_uri()}"
+        raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
     store = Store.open(experiment, Path.cwd(), create=False)
     pipelines = store.find("pipeline") if store else []
     searched = [run for run in pipelines if STAGE_TAG.format("search") in run.data.tags]
     if store is None or not pipelines:
-        raise ConfigError(f"{one_line(experiment)}: no run of sweep.py or train.py in it yet")
+        message = "no run of sweep.py or train.py in it yet"
+        raise ConfigError(Problem(message, source=experiment))
     return results_of(store, (searched or pipelines)[0].info.run_id)
 
 

@@ -59,20 +59,13 @@ def second_value(
     return None
 
 
-def stored_trials(
-    context: Context[Any], task: SearchTask, search_run: str = ""
-) -> list[StoredTrial]:
-    """The trials of a search, by default the context's own, by number."""
-    return trials_of(context.store, search_run or context.run_id, task)
-
-
 def trials_of(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial]:
     """The trials under a search's run, by number."""
-    trials = [read_trial(store, run, task) for run in store.children(search_run, TRIAL_KIND)]
+    trials = [_read_trial(store, run, task) for run in store.children(search_run, TRIAL_KIND)]
     return sorted(trials, key=lambda trial: trial.number)
 
 
-def read_trial(store: Store, run: Run, task: SearchTask) -> StoredTrial:
+def _read_trial(store: Store, run: Run, task: SearchTask) -> StoredTrial:
     """The trial that a run describes."""
     tags, metrics, metric = run.data.tags, run.data.metrics, task.base.train.best_metric
     values = json.loads(tags[VALUES_TAG])
@@ -86,13 +79,13 @@ def read_trial(store: Store, run: Run, task: SearchTask) -> StoredTrial:
         objective=metrics.get(f"best_{metric}"),
         second=second_value(task, values, metrics) if state == "complete" else None,
         tokens=int(metrics.get("tokens", 0)),
-        curve=best_so_far(store, run, metric),
+        curve=_best_so_far(store, run, metric),
         reason=tags.get(REASON_TAG, ""),
         milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
     )
 
 
-def best_so_far(store: Store, run: Run, metric: str) -> dict[int, float]:
+def _best_so_far(store: Store, run: Run, metric: str) -> dict[int, float]:
     """The best value of a metric at each evaluation of a trial's run, by the tokens trained on."""
     evaluated = store.history(run.info.run_id, "val_bits_per_byte")
     if not evaluated:  # the process may have been killed before it stored the parameters

@@ -134,8 +134,8 @@ def _dimension_problems(
     wrong = list(_condition_problems(key, dimension.when, base, fit))
     met = {} if wrong else dimension.when
     points = ({**met, key: value} for value in dimension.examples)
-    yield from (_within(where, problem) for problem in _invalid_point(base, fit, points))
-    yield from (_within(f"{where}.when", problem) for problem in wrong)
+    yield from (problem.at(where) for problem in _invalid_point(base, fit, points))
+    yield from (problem.at(f"{where}.when") for problem in wrong)
 
 
 def _condition_problems(
@@ -151,12 +151,6 @@ def _condition_problems(
             yield from _invalid_point(base, fit, [{other: wanted}])
 
 
-def _within(where: str, problem: Problem) -> Problem:
-    """A problem of a training run, reported at the key of the space that causes it."""
-    message = f"{problem.key}: {problem.message}" if problem.key else problem.message
-    return replace(problem, key=where, message=message)
-
-
 def listed_point_problems(
     search: SearchConfig, base: TrainingRun, fit: FitConfig
 ) -> Iterator[Problem]:
@@ -165,7 +159,7 @@ def listed_point_problems(
     points = search.grid_points if grid else search.try_first
     where = "search.space" if grid else "search.try_first"
     for problem in _invalid_point(base, fit, islice(points, MAX_CHECKED_POINTS)):
-        found = _within(where, problem)
+        found = problem.at(where)
         yield replace(found, message=f"invalid point of the search space: {found.message}")
 
 

@@ -10,7 +10,7 @@ from pipelines.console.errors import PipelineError
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import end_runs, log_search, log_summary
-from pipelines.search.resume import StoredTrial, stored_trials, trials_folder
+from pipelines.search.resume import StoredTrial, trials_folder, trials_of
 from pipelines.search.run import run_trials
 from pipelines.storage.files import remove
 
@@ -18,7 +18,7 @@ from pipelines.storage.files import remove
 def search(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Run the missing trials; returns how many trials ended in each state."""
     task, corpus = context.config.search_task(), needs["corpus"]
-    stored = stored_trials(context, task)
+    stored = trials_of(context.store, context.run_id, task)
     ended = [trial for trial in stored if trial.state is not None]
     end_runs(context.store, ended)
     log_search(context, task, corpus)
@@ -29,7 +29,7 @@ def search(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Output
     may_start = len(ended) < total and task.search.within_budget(tokens, seconds)
     if len(ended) < len(stored) or may_start:
         run_trials(context, task, corpus, stored, seconds)
-    trials = stored_trials(context, task)
+    trials = trials_of(context.store, context.run_id, task)
     _require_results(trials)
     remove(trials_folder(context))
     return {"search_run": context.run_id, "trials": log_summary(context, task, trials)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import best_trial, pareto_front
-from pipelines.search.resume import stored_trials
+from pipelines.search.resume import trials_of
 from pipelines.tracking.schema import BEST_RUN_TAG, BEST_TAG, BEST_TRIAL_TAG, PARETO_TAG
 
 
@@ -13,7 +13,7 @@ def select(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Output
     """Choose the winner and mark it in MLflow, on its own run and on its search's."""
     task, store = context.config.search_task(), context.store
     search_run = needs["search"]["search_run"]
-    trials = stored_trials(context, task, search_run)
+    trials = trials_of(store, search_run, task)
     winner = best_trial(trials)
     assert winner.objective is not None
     store.tag(search_run, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})

@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator
 
-from pipelines.console.errors import ConfigError, StorageError
+from pipelines.console.errors import ConfigError, Problem, StorageError
 from pipelines.storage.remote import Folder, RemoteDirectory
 
 URI = re.compile(
@@ -42,12 +42,13 @@ class Storage:
     folder: Folder
 
     @classmethod
-    def of(cls, text: str) -> "Storage":
-        """The storage of a path or URI. Raises ConfigError for an unsupported URI."""
+    def of(cls, text: str, *, key: str = "storage") -> "Storage":
+        """The storage of a path or URI, that `key` names. Raises ConfigError for an unsupported
+        URI."""
         try:
             check_uri(text)
         except ValueError as error:
-            raise ConfigError(f"storage: {error}") from None
+            raise ConfigError(Problem(str(error), key)) from None
         # absolute: Ray's processes have other working directories
         return cls(RemoteDirectory(text) if "://" in text else Path(text).absolute())
 
@@ -89,11 +90,13 @@ class Storage:
             file.delete_file(retry=False)
             same = sentinel is None or (self.folder / sentinel).exists()
         except (StorageError, FileNotFoundError) as error:
-            raise ConfigError(f"storage: {error}") from None
+            raise ConfigError(Problem(str(error), "storage")) from None
         if content != name:
-            raise ConfigError(f"storage: {self.folder}: what is written there is not read back")
+            message = f"{self.folder}: what is written there is not read back"
+            raise ConfigError(Problem(message, "storage"))
         if not same:
-            raise ConfigError(f"storage: {self.folder} is another folder than on the head node")
+            message = f"{self.folder} is another folder than on the head node"
+            raise ConfigError(Problem(message, "storage"))
 
 
 def exists(text: str) -> bool:

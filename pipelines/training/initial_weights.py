@@ -16,7 +16,7 @@ WEIGHTS, DESCRIPTION = "model.safetensors", "config.json"
 
 def read_initial_weights(folder: str) -> dict[str, Tensor]:
     """The weights in a folder in storage. Raises PipelineError if they are no longer there."""
-    file = file_at(Storage.of(folder).folder / WEIGHTS)
+    file = file_at(Storage.of(folder, key="train.start_from").folder / WEIGHTS)
     if file is None:
         raise PipelineError(f"train.start_from: {folder}: is gone; run the same command again")
     with temporary_copy(file) as path:

@@ -12,6 +12,13 @@ def test_a_problem_is_written_with_what_it_has():
     assert str(Problem("bad", "a.b", "e.yaml", "a.c")) == "e.yaml: a.b: bad; did you mean a.c?"
 
 
+def test_a_problem_at_another_key_keeps_where_it_was_in_its_message():
+    assert Problem("bad", "a.b", "e.yaml", "a.c").at("c") == Problem(
+        "e.yaml: a.b: bad", "c", nearest="a.c"
+    )
+    assert Problem("bad").at("c") == Problem("bad", "c")
+
+
 def test_a_problem_is_one_line_whatever_it_quotes():
     line = str(Problem("a\nb" * 10_000, "k\x1b[0m" * 10_000, "f\n" * 10_000, "n\n" * 10_000))
     assert line.isprintable()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dca import build_model
+from dca import ModelConfig, build_model
 from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.experiment import Experiment, read_experiment
@@ -169,6 +169,21 @@ def test_damaged_weights_are_refused(data, trained):
 def test_a_folder_without_a_model_is_refused(data, tmp_path):
     with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
         start(experiment_of(data, {}, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("s4://bucket/x", "expected a folder, or a URI"),
+        ("./none", "./none: no such folder"),
+    ],
+)
+def test_what_names_no_model_is_one_problem_of_its_key(tmp_path, source, message):
+    with pytest.raises(ConfigError) as raised:
+        resolve_initial_weights(source, ModelConfig(), tmp_path, registered="dca-gpt")
+    (problem,) = raised.value.problems
+    assert problem.key == "train.start_from"
+    assert problem.message.startswith(message)
 
 
 def test_a_start_in_a_store_that_does_not_exist_makes_none(data, tmp_path, monkeypatch):

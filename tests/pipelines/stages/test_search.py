@@ -8,7 +8,7 @@ from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
-from pipelines.search.resume import stored_trials, trials_of
+from pipelines.search.resume import trials_of
 from pipelines.search.trial import TrialOutcome
 from pipelines.stages import search as module
 from pipelines.stages.search import search
@@ -43,7 +43,9 @@ def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, dict]:
 def recorder_of(context: Context, needs: dict) -> Recorder:
     task = context.config.search_task()
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    return Recorder(context, task, needs["corpus"], stored_trials(context, task), seconds)
+    return Recorder(
+        context, task, needs["corpus"], trials_of(context.store, context.run_id, task), seconds
+    )
 
 
 def start(context: Context, needs: dict, seconds: float) -> None:
@@ -89,7 +91,7 @@ def test_what_the_recorder_writes_of_a_trial_is_what_a_resumed_search_reads(begu
     recorder.end_trial(1, TrialOutcome("pruned", objective=3.5, last_row=ROW))
     recorder.end_trial(2, TrialOutcome("failed", reason="diverged at step 3"))
     recorder.close()
-    trials = stored_trials(context, context.config.search_task())
+    trials = trials_of(context.store, context.run_id, context.config.search_task())
     assert [trial.run_id for trial in trials] == runs
     assert [trial.state for trial in trials] == ["complete", "pruned", "failed", None]
     assert [trial.status for trial in trials] == ["FINISHED", "KILLED", "FAILED", "KILLED"]
@@ -111,7 +113,7 @@ def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
     again.write(0, [ROW, ROW | {"step": 8, "tokens": 2048}])
     again.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW | {"step": 8}))
     again.close()
-    (trial,) = stored_trials(context, context.config.search_task())
+    (trial,) = trials_of(context.store, context.run_id, context.config.search_task())
     assert (trial.run_id, trial.status, trial.tokens) == (run, "FINISHED", 2048)
     points = context.store.client.get_metric_history(run, "train_bits_per_byte")
     assert [point.step for point in points] == [4, 8]

@@ -66,6 +66,7 @@ def test_what_holds_a_secret_or_is_no_place_is_refused_and_not_repeated(uri):
         ConfigError, match=r"^storage: expected .* read from the environment"
     ) as error:
         Storage.of(uri)
+    assert [problem.key for problem in error.value.problems] == ["storage"]
     assert not re.search("hid|HID|relative|s4", str(error.value))
     assert len(str(error.value).splitlines()) == 1
 
