@@ -35,6 +35,7 @@ from pipelines.search.space import (
     TRAINING_KEYS,
     listed_point_problems,
     space_problems,
+    unused_options,
 )
 from pipelines.storage.location import Place
 from pipelines.training.config import (
@@ -211,6 +212,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     """The problems of the search, in an experiment whose fields are valid one by one."""
     search, base, fit = experiment.search, experiment.training_run(), experiment.fit
     found = [*space_problems(search.space, base, fit), *search_problems(search)]
+    found += unused_options(search.space, base)
     yield from found or listed_point_problems(search, base, fit)
 
 

@@ -25,7 +25,7 @@ from pipelines.search.config import (
     SearchTask,
     condition_order,
 )
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import SCHEDULE_OPTIONS, TrainingRun
 from pipelines.training.memory import peak_bytes
 
 if TYPE_CHECKING:
@@ -125,6 +125,18 @@ def space_problems(
             yield Problem(message, where, nearest=nearest(key, RUN_KEYS))
         else:
             yield from _dimension_problems(key, dimension, base, fit)
+
+
+def unused_options(space: Mapping[str, Dimension], base: TrainingRun) -> Iterator[Problem]:
+    """Options that are given, or searched, although no trial has a schedule that reads them."""
+    searched = space.get("train.schedule")
+    possible = set(searched.choice or []) if searched else {base.train.schedule}
+    for key, schedules in SCHEDULE_OPTIONS.items():
+        given = [key] if base.get(key) is not None else []
+        given += [f"search.space.{key}"] if key in space else []
+        if not possible & schedules:
+            names = ", ".join(sorted(map(str, possible)))
+            yield from (Problem(f"expected null with schedule = {names}", one) for one in given)
 
 
 def _dimension_problems(

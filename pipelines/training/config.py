@@ -65,6 +65,13 @@ class Resources(Section):
         )
 
 
+SCHEDULE_OPTIONS = {
+    "train.decay_fraction": {"wsd"},
+    "train.final_learning_rate_fraction": {"cosine", "wsd"},
+}
+"""Options that only some schedules read: an experiment none of whose trials can is refused."""
+
+
 class TrainConfig(Section):
     """The training of one model."""
 
@@ -148,13 +155,6 @@ class TrainConfig(Section):
     def _schedule_fits(self) -> "TrainConfig":
         if self.schedule == "inverse_sqrt" and not self.warmup_fraction:
             raise FieldError("warmup_fraction", "expected more than 0 with schedule = inverse_sqrt")
-        if self.schedule == "inverse_sqrt" and self.final_learning_rate_fraction is not None:
-            raise FieldError(
-                "final_learning_rate_fraction",
-                "expected null with schedule = inverse_sqrt, which ends where its steps do",
-            )
-        if self.schedule != "wsd" and self.decay_fraction is not None:
-            raise FieldError("decay_fraction", f"expected null with schedule = {self.schedule}")
         if self.schedule == "wsd" and self.warmup_fraction + self.decay_share > 1:
             raise FieldError(
                 "decay_fraction",

@@ -252,6 +252,16 @@ def test_what_a_training_cannot_do_together_is_refused(experiment, train, where,
     assert f"train.{where}: " in line and expected in line
 
 
+def test_an_option_that_some_trials_can_use_is_valid_for_all(experiment):
+    schedules = {"train.schedule": {"choice": ["cosine", "wsd"]}}
+    given = experiment.replace({"search.space": schedules, "train.decay_fraction": 0.3})
+    for schedule in ("cosine", "wsd"):
+        assert given.training_run({"train.schedule": schedule}).train.decay_fraction == 0.3
+    schedules["train.schedule"]["choice"] = ["cosine", "inverse_sqrt"]
+    with pytest.raises(ConfigError, match=r"^train\.decay_fraction: expected null with schedule"):
+        experiment.replace({"search.space": schedules, "train.decay_fraction": 0.3})
+
+
 def test_a_key_of_one_schedule_is_searched_under_its_condition(experiment):
     decay = {"uniform": [0.1, 0.5]}
     schedules = {"train.schedule": {"choice": ["cosine", "inverse_sqrt", "wsd"]}}
