@@ -18,8 +18,8 @@ three, each with a norm of its own, of which the un-normalised query input is th
 
     h = attention(norm_q(q), norm_k(k), norm_v(v));  y = h + ff(norm_ff(h + q))
 
-The output of a block is y, the delta; its input is passed on in the stack. dca/mix.py computes the
-combinations of a GRN and the norms behind them in one pass.
+A block outputs only y, what it adds, and does not add its input, which later blocks find in the
+stack. dca/mix.py computes the combinations of a GRN and the norms behind them in one pass.
 
 Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3 for q, k, v).
 """
@@ -45,6 +45,7 @@ class Stack(NamedTuple):
 
     entries: list[Tensor]
     recent: int
+    """Number of the outputs that are kept apart, at most last_k."""
     last_k: int | None
 
     def push(self, output_btd: Tensor) -> "Stack":

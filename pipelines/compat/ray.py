@@ -1,7 +1,7 @@
 """Names of Ray that are private, or that only its sources document.
 
-Used by pipelines.cluster, pipelines.cost and pipelines.search, of which some run without Ray: it is
-imported by the functions that need it.
+Used by pipelines.cluster, pipelines.cost and pipelines.search, some of which run without Ray: Ray
+itself is imported inside the functions that need it.
 """
 
 import re
@@ -43,7 +43,7 @@ LOCAL_ENVIRONMENT = {
 }
 """Settings of a cluster that is started on this machine only."""
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-"""Set anew for elastic training: a place on a dead node must not be waited for for minutes."""
+"""Set anew for elastic training: training must not wait minutes for a dead node."""
 NICENESS = "RAY_worker_niceness"
 """How much nicer than Ray its worker processes are."""
 DEFAULT_NICENESS = 15

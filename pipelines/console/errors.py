@@ -62,4 +62,4 @@ class DamagedError(PipelineError):
 
 
 class StorageError(PipelineError):
-    """A file that could not be written: a new attempt does not help, but space on the disk does."""
+    """Storage that cannot be read or written: a full disk, a store that is away or refuses."""

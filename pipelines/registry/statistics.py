@@ -21,7 +21,7 @@ class Gain(NamedTuple):
 
     mean: float
     lower_bound: float
-    """Below it at a confidence: the end of a one-sided percentile interval."""
+    """The lower end of a one-sided percentile interval of the mean, at the given confidence."""
 
 
 def paired_gain(challenger: Score, champion: Score, confidence: float) -> Gain:

@@ -1,7 +1,8 @@
 """A search algorithm for Ray Tune that proposes the Optuna study's trials and reports to the study.
 
-Used by `run`. Tune's own OptunaSearch is not enough: it reports a pruned trial as complete, with
-its value at a low budget, and cannot start from stored trials of a conditional space.
+Used by pipelines/search/run.py. Tune's own OptunaSearch is not enough: it reports a pruned trial as
+complete, with its value at a low budget, and cannot start from stored trials of a conditional
+space.
 """
 
 import math

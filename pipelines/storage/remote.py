@@ -1,7 +1,8 @@
-"""A folder that every node sees: in an object store, or on a file system mounted everywhere.
+"""A folder that every node sees: in S3 or GCS, or on a file system mounted everywhere.
 
 Nothing is renamed or locked there, and an operation may be repeated. So files that belong together
 are written under a new name with their digests last; without digests they do not count as present.
+The bytes are copied in filesystem.py.
 """
 
 import tempfile

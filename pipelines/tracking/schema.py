@@ -1,10 +1,10 @@
 """Names in the tracking store: tags, metrics and artifacts, by what has them.
 
-Every run: KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, and MLflow's own tags of
-user, source, commit and parent run (pipelines/compat/mlflow.py).
+Every run: KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, REASON_TAG if it failed, and
+MLflow's own tags of user, source, commit and parent run, if any (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BEST_TRIAL_TAG, BEST_RUN_TAG.
-A trial's run, besides: TRIAL_TAG and VALUES_TAG from its creation; STATE_TAG and, if it failed,
-REASON_TAG at its end; BEST_TAG or PARETO_TAG if it was selected.
+A trial's run, besides: TRIAL_TAG and VALUES_TAG from its creation, STATE_TAG at its end, BEST_TAG
+or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
 A version of the registered model: the tags in the last part, and lineage (stages/register.py).
 """
@@ -13,7 +13,7 @@ A version of the registered model: the tags in the last part, and lineage (stage
 KIND_TAG, KEY_TAG = "dca.kind", "dca.key"
 """What it is (a stage, `pipeline` or `trial`), and which one of its kind."""
 CACHE_TAG, LIVE, DISCARDED = "dca.memory", "live", "forgotten"
-"""Whether a command may reuse it by its key."""
+"""Whether a command may reuse it by its key; the values are those of older stores."""
 HOST_TAG = "host"
 """The machine of the process that created it."""
 VERSION_PREFIX, DIRTY_TAG = "version.", "git.dirty"

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""The learning rate as a function of the step: cosine, warmup-stable-decay (wsd), inverse_sqrt."""
 
 import math
 
@@ -17,7 +17,7 @@ def learning_rate_at(step: int, config: TrainConfig) -> float:
         return config.learning_rate * math.sqrt(warmup_steps / (step + 1))
     if config.schedule == "wsd":
         share = min(1.0, (last - step) / round(max(1, config.decay_share * steps)))
-    else:
+    else:  # cosine
         progress = (step - warmup_steps) / max(1, last - warmup_steps)
         share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.learning_rate * (config.final_share + (1 - config.final_share) * share)
