@@ -244,12 +244,15 @@ def test_a_published_corpus_is_read_when_its_splits_are_written_and_not_before(
 
     published = PublishedText("text", "", 0, len(text), hashlib.sha256(text).hexdigest())
     monkeypatch.setitem(CORPORA, "known", Source(read, published))
-    config = DataConfig(corpus="known", path="here")
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "text").write_bytes(text)
+    config = DataConfig(corpus="known", path=str(folder))
     corpus = measure_corpus(config, seq_len=32)
     assert readings == []
     write_splits(config, corpus, tmp_path)
     write_splits(config, measure_corpus(config, seq_len=32), tmp_path)
-    assert readings == ["here"]
+    assert readings == [str(folder)]
     (tmp_path / "text").write_bytes(text)
     assert measure_corpus(of_files(tmp_path / "text"), seq_len=32) == corpus
 
