@@ -39,8 +39,11 @@ def validate(
     """
     try:
         text = json.dumps(data)
-    except (TypeError, ValueError, RecursionError) as error:
+    except (TypeError, RecursionError) as error:
         message = f"expected text keys and plain values: {first_line(error)}"
+        raise ConfigError(Problem(message, source=source)) from None
+    except ValueError:  # its text is for programmers
+        message = "expected text keys and plain values, none inside itself, no huge numbers"
         raise ConfigError(Problem(message, source=source)) from None
     try:
         section = model.model_validate_json(text, strict=True)
