@@ -345,7 +345,7 @@ def test_the_yaml_examples_are_valid(text, tmp_path):
     if "extends:" not in text:
         text = f"extends: quickstart.yaml\nexperiment: mine\n{text}"
     (tmp_path / "mine.yaml").write_text(text)
-    load([str(tmp_path / "mine.yaml")])
+    assert load([str(tmp_path / "mine.yaml")]).experiment
 
 
 def test_the_citation_and_the_licence_are_those_of_the_package():
