@@ -16,7 +16,7 @@ from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, s
 from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
-from pipelines.search.resume import trials_of
+from pipelines.search.resume import stored_search
 from pipelines.search.space import RUN_KEYS
 from pipelines.tracking.store import Run
 from pipelines.training.config import TrainingRun
@@ -139,7 +139,7 @@ class _Costs:
         """Ways in which what is left of the search may go, which was begun in a run or not."""
         task, store, stored, elapsed = self.experiment.search_task(), self.earlier.store, [], 0.0
         if store and run:
-            stored = trials_of(store, run.info.run_id, task)
+            stored = stored_search(store, run.info.run_id, task).trials
             elapsed = max(store.history(run.info.run_id, "seconds").values(), default=0.0)
         drawn = [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
         concurrent = min(max_concurrent_jobs(cluster, task.base.resources), len(drawn[0]))

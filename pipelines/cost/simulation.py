@@ -11,9 +11,9 @@ from typing import Any
 
 from pipelines.console.errors import ConfigError
 from pipelines.search.config import LEARNING_SAMPLERS, SearchTask
-from pipelines.search.resume import StoredTrial
 from pipelines.search.space import Space
 from pipelines.search.study import build_study
+from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import TrainingRun
 
 SIZE_KEYS = ("model.", "train.batch_tokens", "train.micro_batch_tokens")

@@ -24,9 +24,9 @@ from pipelines.reporting.results import INACTIVE, Results, configuration_text
 from pipelines.reporting.run_tables import (
     completed_run_table,
     curve_table,
-    trial_number,
     trial_table,
 )
+from pipelines.search.resume import stored_search
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
@@ -38,6 +38,7 @@ from pipelines.tracking.schema import (
     VERSION_PREFIX,
 )
 from pipelines.tracking.store import Run, Store
+from pipelines.tracking.trials import configuration_of
 from pipelines.tracking.uri import tracking_uri
 
 STAGE_CHAIN = ("search", "select", "fit", "evaluate")
@@ -79,7 +80,7 @@ def results_of(store: Store, pipeline_run: str) -> Results:
         run.info.run_id: configuration_text(run.data.params, _corpus_of(run)) for run in fits
     }
     search = stages["search"].info.run_id if "search" in stages else ""
-    own = sorted((run for run in trials if _parent(run) == search), key=trial_number)
+    own = stored_search(store, search, config.search_task()).trials if search else []
     own_fits = [stages[name] for name in ("fit", "train") if name in stages]
     results = Results(
         config=config,
@@ -121,7 +122,8 @@ def _trial_configurations(
 ) -> dict[str, str]:
     """The configuration text of every trial, by run id.
 
-    A key that did not apply has the value of the search's pipeline run, else of `pipeline`.
+    In an older store a key that did not apply has the value of the search's pipeline run, else of
+    `pipeline`.
     """
     found = {}
     for run in trials:
@@ -129,7 +131,7 @@ def _trial_configurations(
         base = pipelines.get(_parent(search), pipeline).data.params
         params = {
             key: base.get(key, value) if value == INACTIVE else value
-            for key, value in run.data.params.items()
+            for key, value in configuration_of(run).items()
         }
         corpus = search.data.params.get("corpus", "")
         found[run.info.run_id] = configuration_text(params, corpus)

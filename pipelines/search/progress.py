@@ -12,8 +12,8 @@ from pipelines.console.progress import Progress
 from pipelines.console.text import format_duration, format_value
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import STATUS_OF_STATE, StoredTrial
 from pipelines.search.trial import TrialOutcome
+from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 
 
 @dataclass

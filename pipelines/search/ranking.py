@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pipelines.console.errors import PipelineError
-from pipelines.search.resume import StoredTrial
+from pipelines.tracking.trials import StoredTrial
 
 
 def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:

@@ -18,20 +18,16 @@ from pipelines.compat.mlflow import KILLED
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context, Outputs
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import (
-    STATUS_OF_STATE,
-    TRIAL_KIND,
-    StoredTrial,
-    comparable_params,
-    trials_folder,
-)
-from pipelines.search.space import Space
+from pipelines.search.resume import trials_folder
+from pipelines.search.space import FIXED, Space
 from pipelines.search.study import save_study
 from pipelines.search.trial import TrialOutcome, trial_folder
 from pipelines.storage.files import remove
 from pipelines.tracking import descriptions
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     INACTIVE_PARAM,
+    INACTIVE_TAG,
     REASON_TAG,
     STATE_TAG,
     STUDY_FILE,
@@ -40,6 +36,7 @@ from pipelines.tracking.schema import (
 )
 from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
+from pipelines.tracking.trials import STATUS_OF_STATE, TRIAL_KIND, StoredTrial
 from pipelines.tracking.writer import Writer
 from pipelines.training.history import Row
 
@@ -69,7 +66,7 @@ class Recorder:
 
         """
         self._context, self._task, self._corpus, self._space = context, task, corpus, Space(task)
-        self._stored = {trial.number: trial.run_id for trial in stored}
+        self._stored = {trial.number: trial for trial in stored}
         self._writer = Writer(
             context.store, event_files(task.storage, task.experiment, enabled=task.tensorboard)
         )
@@ -90,17 +87,20 @@ class Recorder:
 
     def _open_run(self, number: int, values: dict[str, Any]) -> str:
         params = self._task.base.params | values
-        params |= dict.fromkeys(self._space.inactive(values), INACTIVE_PARAM)
-        if number in self._stored:
-            self._context.store.resume(self._stored[number], params)
-            return self._stored[number]
+        inactive = {key: encode_param(params[key]) for key in self._space.inactive(values)}
+        params |= dict.fromkeys(inactive, INACTIVE_PARAM)
+        if stored := self._stored.get(number):
+            # Its parameters stay as they were when other keys were searched.
+            self._context.store.resume(stored.run_id, {} if stored.params else params)
+            return stored.run_id
+        tags = {TRIAL_TAG: str(number), VALUES_TAG: json.dumps(values)}
         return self._context.store.create(
             TRIAL_KIND,
             f"{self._context.run_id}/{number}",
             f"{self._task.experiment} trial {number}",
             parent=self._context.run_id,
             params=params,
-            tags={TRIAL_TAG: str(number), VALUES_TAG: json.dumps(values)},
+            tags=tags | ({INACTIVE_TAG: json.dumps(inactive)} if inactive else {}),
         )
 
     def _describe(self, run: Future[str], number: int, values: dict[str, Any]) -> None:
@@ -157,10 +157,14 @@ class Recorder:
 
 
 def log_search(context: Context[Any], task: SearchTask, corpus: Outputs) -> None:
-    """Store a search's parameters, its description and its corpus, on its own run."""
+    """Store a search's parameters, its description and its corpus, on its own run.
+
+    MLflow changes no parameter, so they are those in which all trials of a search agree.
+    """
     store, run_id, fingerprint = context.store, context.run_id, corpus["fingerprint"]
-    params = comparable_params(task, fingerprint) | {"search": task.search.model_dump()}
-    store.log_params(run_id, params)
+    fixed = {key: value for key, value in task.base.params.items() if key in FIXED}
+    second = {"search.second_objective": task.search.second_objective}
+    store.log_params(run_id, {"corpus": fingerprint, "seed": task.base.seed, **fixed, **second})
     text = descriptions.describe_search(
         run_id,
         list(task.search.space),

@@ -1,51 +1,52 @@
-"""The trials of a search in the tracking store, from which a resumed search continues.
+"""The trials of a search in the tracking store: those from which it continues, and of others.
 
-Also the trials of earlier searches that `search.warm_start` names.
+A search may grow: with more trials, another range or a further searched key it continues with those
+of its stored trials that lie in its present space. `search.warm_start` names other experiments,
+whose trials teach its sampler.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import accumulate
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
-from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
-from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.engine.stage import Context
-from pipelines.search.config import SearchTask
+from pipelines.search.config import Dimension, SearchTask
+from pipelines.search.space import TRAINING_KEYS, Space
 from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import REASON_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
-from pipelines.tracking.store import Run, Store
+from pipelines.tracking.schema import INACTIVE_PARAM, REASON_TAG, STATE_TAG
+from pipelines.tracking.store import Store
+from pipelines.tracking.trials import TRIAL_KIND, StoredTrial, read_trial
 
-TRIAL_KIND = "trial"
-STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
-"""The states of a trial that ended, and MLflow's status of its run."""
+OUTSIDE = object()
+"""Value of a searched key that lies outside its range: equal to no value of a condition."""
 
 
 @dataclass(frozen=True)
-class StoredTrial:
-    """A trial, read from its run in the tracking store."""
+class StoredSearch:
+    """The trials of a search's run, by number, as a search of the present space sees them."""
 
-    number: int
-    run_id: str
-    values: dict[str, Any]
-    """Values of its searched keys."""
-    state: str | None = None
-    """complete, pruned or failed; None while it has not ended."""
-    objective: float | None = None
-    second: float | None = None
-    """The value of search.second_objective."""
-    tokens: int = 0
-    curve: dict[int, float] = field(default_factory=dict)
-    """Best objective so far by tokens, at each evaluation."""
-    reason: str = ""
-    status: str = ""
-    """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
-    milliseconds: tuple[int, int] = (0, 0)
-    """Start and end, since 1970."""
+    trials: list[StoredTrial]
+    """Those that lie in the space; their values are those of the keys that are searched now."""
+    outside: list[StoredTrial]
+
+    @property
+    def ended(self) -> list[StoredTrial]:
+        """The trials in the space that are complete, pruned or failed."""
+        return [trial for trial in self.trials if trial.state is not None]
+
+    @property
+    def numbers(self) -> set[int]:
+        """The numbers that are taken."""
+        return {trial.number for trial in (*self.trials, *self.outside)}
+
+    def missing(self, trial_count: int) -> int:
+        """Trials of the space that have not ended, of this number."""
+        return max(0, trial_count - len(self.ended))
 
 
 def second_value(
@@ -59,42 +60,71 @@ def second_value(
     return None
 
 
-def trials_of(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial]:
-    """The trials under a search's run, by number."""
-    trials = [_read_trial(store, run, task) for run in store.children(search_run, TRIAL_KIND)]
-    return sorted(trials, key=lambda trial: trial.number)
+def stored_search(store: Store, search_run: str, task: SearchTask) -> StoredSearch:
+    """The trials under a search's run."""
+    metric = task.base.train.best_metric
+    found = [read_trial(store, run, metric) for run in store.children(search_run, TRIAL_KIND)]
+    found.sort(key=lambda trial: trial.number)
+    inside = _inside(task, found)
+    numbers = {trial.number for trial in inside}
+    return StoredSearch(inside, [trial for trial in found if trial.number not in numbers])
 
 
-def _read_trial(store: Store, run: Run, task: SearchTask) -> StoredTrial:
-    """The trial that a run describes."""
-    tags, metrics, metric = run.data.tags, run.data.metrics, task.base.train.best_metric
-    values = json.loads(tags[VALUES_TAG])
-    state = tags.get(STATE_TAG)
-    return StoredTrial(
-        number=int(tags[TRIAL_TAG]),
-        run_id=run.info.run_id,
-        values=values,
-        status=run.info.status,
-        state=state,
-        objective=metrics.get(f"best_{metric}"),
-        second=second_value(task, values, metrics) if state == "complete" else None,
-        tokens=int(metrics.get("tokens", 0)),
-        curve=_best_so_far(store, run, metric),
-        reason=tags.get(REASON_TAG, ""),
-        milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
-    )
+def _inside(task: SearchTask, trials: Iterable[StoredTrial]) -> list[StoredTrial]:
+    """The trials that lie in the task's space, with the values of its searched keys."""
+    found = []
+    for trial in trials:
+        values, difference = _locate(task, trial)
+        if not difference:
+            metrics = {"tokens": trial.tokens, "seconds": trial.seconds}
+            second = second_value(task, values, metrics) if trial.state == "complete" else None
+            found.append(replace(trial, values=values, second=second))
+    return found
 
 
-def _best_so_far(store: Store, run: Run, metric: str) -> dict[int, float]:
-    """The best value of a metric at each evaluation of a trial's run, by the tokens trained on."""
-    evaluated = store.history(run.info.run_id, "val_bits_per_byte")
-    if not evaluated:  # the process may have been killed before it stored the parameters
-        return {}
-    same = metric == "val_bits_per_byte"
-    history = evaluated if same else store.history(run.info.run_id, metric)
-    batch_tokens = int(run.data.params["train.batch_tokens"])
-    best = accumulate((history[step] for step in evaluated), min)
-    return {batch_tokens * step: value for step, value in zip(evaluated, best, strict=True)}
+def _locate(task: SearchTask, trial: StoredTrial) -> tuple[dict[str, Any], str]:
+    """A trial's values of the keys that are searched now, and how it differs from the space.
+
+    The difference is that of the first key that does not fit; empty if the trial is a point.
+    """
+    here = {key: encode_param(value) for key, value in task.base.params.items()}
+    own = {key: encode_param(value) for key, value in trial.values.items()}
+    params = trial.params or here | own
+    values = Space(task).point(lambda key, dimension: _decode(dimension, params.get(key, "")))
+    for key in TRAINING_KEYS:
+        stored = params.get(key, "absent")
+        if key in values:
+            if values[key] is OUTSIDE:
+                return values, f"its {key} is {stored}"
+        elif stored not in (here[key], INACTIVE_PARAM):
+            return values, f"its {key} is {stored}, here {here[key]}"
+    return values, ""
+
+
+def _decode(dimension: Dimension, text: str) -> Any:
+    """The value of a range that is stored as this text; OUTSIDE if there is none."""
+    number = _number(text)
+    if dimension.choice is None:
+        return number if number is not None and dimension.contains(number) else OUTSIDE
+    for one in dimension.choice:
+        stored = encode_param(one)
+        if stored == text or (number is not None and _number(stored) == number):  # 1 and 1.0
+            return one
+    return OUTSIDE
+
+
+def _number(text: str) -> int | float | None:
+    """The number in a stored text; None if it is another value."""
+    with suppress(ValueError):
+        value = json.loads(text)
+        return value if type(value) in (int, float) else None
+    return None
+
+
+def reopen(store: Store, trial: StoredTrial) -> None:
+    """Make a failed trial one that has not ended, so that the search runs it again."""
+    store.tag(trial.run_id, {REASON_TAG: ""})
+    store.untag(trial.run_id, STATE_TAG)
 
 
 def trials_folder(context: Context[Any]) -> Folder:
@@ -102,51 +132,34 @@ def trials_folder(context: Context[Any]) -> Folder:
     return context.storage / "trials" / context.run_id
 
 
-def comparable_params(task: SearchTask, fingerprint: str) -> dict[str, Any]:
-    """Parameters in which two searches must agree for one to warm-start from the other."""
-    fixed = {
-        key: value
-        for key, value in task.base.params.items()
-        if key not in task.search.space and key.startswith(("model.", "train."))
-    }
-    search = task.search.model_dump(include={"space", "second_objective"})
-    return {"corpus": fingerprint, **fixed, "search": search}
-
-
 def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> list[StoredTrial]:
-    """The complete and pruned trials of the searches that search.warm_start names.
+    """The complete and pruned trials in the space of the experiments that search.warm_start names.
 
-    A search's own run, `search_run`, is left out. Raises ConfigError if one of the experiments has
-    no search, or none of the same space and training.
+    Those of a search of another corpus, and of the search's own run, `search_run`, are left out.
+    Raises ConfigError if an experiment has no search, or none with a trial in the space.
     """
-    ours = {
-        key: encode_param(value) for key, value in flatten(comparable_params(task, fingerprint))
-    }
     found: list[StoredTrial] = []
     for name in task.search.warm_start:
         store = Store.open(name, storage_folder(task.storage), create=False)
-        runs = store.find("search") if store else []
-        runs = [run for run in runs if run.info.run_id != search_run]
-        if store is None or not runs:
+        searches = store.find("search") if store else []
+        searches = [run for run in searches if run.info.run_id != search_run]
+        if store is None or not searches:
             raise _warm_start_error(name, "no such experiment, or no search in it")
-        differences = [_difference(run.data.params, ours) for run in runs]
-        if all(differences):
-            expected = "expected a search of the same space and training"
-            raise _warm_start_error(name, f"{expected}, but {differences[0]}")
-        for run, difference in zip(runs, differences, strict=True):
-            trials = [] if difference else trials_of(store, run.info.run_id, task)
-            found += [trial for trial in trials if trial.state in ("complete", "pruned")]
+        same = [run for run in searches if run.data.params.get("corpus") == fingerprint]
+        if not same:
+            other = searches[0].data.params.get("corpus")
+            raise _warm_start_error(name, f"its corpus is {other}, here {fingerprint}")
+        stored = [stored_search(store, run.info.run_id, task) for run in same]
+        if not any(one.trials for one in stored):
+            outside = [trial for one in stored for trial in one.outside]
+            message = f"none of its {len(outside)} trials lies in the space"
+            reasons = [f", as {_locate(task, trial)[1]}" for trial in outside[:1]]
+            raise _warm_start_error(name, "".join([message, *reasons]))
+        found += [
+            trial for one in stored for trial in one.trials if trial.state in ("complete", "pruned")
+        ]
     return found
 
 
 def _warm_start_error(name: str, message: str) -> ConfigError:
     return ConfigError(Problem(f"{name}: {message}", "search.warm_start"))
-
-
-def _difference(theirs: Mapping[str, str], ours: Mapping[str, str]) -> str | None:
-    """How the parameters of another search differ from ours, by the first that does; else None."""
-    keys = {*ours, *(key for key in theirs if key.startswith("search.space."))}
-    for key in sorted(keys):
-        if theirs.get(key) != ours.get(key):
-            return f"its {key} is {theirs.get(key, 'absent')}, here {ours.get(key, 'absent')}"
-    return None

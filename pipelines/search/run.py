@@ -7,7 +7,6 @@ events are passed to the recorder, which writes to the tracking store, and to th
 import math
 import tempfile
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -31,7 +30,7 @@ from pipelines.engine.stage import Context, Outputs
 from pipelines.search.config import SearchTask
 from pipelines.search.progress import SearchProgress
 from pipelines.search.recorder import Recorder
-from pipelines.search.resume import StoredTrial, earlier_trials, trials_folder
+from pipelines.search.resume import StoredSearch, earlier_trials, trials_folder
 from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
@@ -47,7 +46,7 @@ def run_trials(
     context: Context[Any],
     task: SearchTask,
     corpus: Outputs,
-    stored: Sequence[StoredTrial],
+    stored: StoredSearch,
     previous_seconds: float,
 ) -> None:
     """Run the missing trials of a search.
@@ -68,18 +67,16 @@ def run_trials(
     if warm_start:
         context.progress.log(f"  warm start with {len(warm_start)} trials of earlier searches")
     with quiet():
-        recorder = Recorder(context, task, corpus, stored, previous_seconds)
+        recorder = Recorder(context, task, corpus, stored.trials, previous_seconds)
         searcher = StudySearcher(
-            build_study(task, stored, warm_start),
+            build_study(task, stored.trials, warm_start),
             task,
             open_run=recorder.open_run,
             stored=stored,
-            warm_start_count=len(warm_start),
             previous_seconds=previous_seconds,
         )
-        events = TrialEvents(
-            task, searcher, recorder, SearchProgress(task, stored, context.progress)
-        )
+        progress = SearchProgress(task, stored.trials, context.progress)
+        events = TrialEvents(task, searcher, recorder, progress)
         with context.progress.working("starting Ray"), closing(recorder):
             _run_tuner(context, task, corpus, stored, searcher, events)
 
@@ -88,12 +85,12 @@ def _run_tuner(
     context: Context[Any],
     task: SearchTask,
     corpus: Outputs,
-    stored: Sequence[StoredTrial],
+    stored: StoredSearch,
     searcher: StudySearcher,
     events: "TrialEvents",
 ) -> None:
     resources = task.base.resources
-    left = task.search.trial_count - sum(trial.state is not None for trial in stored)
+    left = stored.missing(task.search.trial_count)
     cluster = connect(dashboard=resources.max_workers > 1)
     require_capacity(cluster, resources, "resources")
     trainable = tune.with_parameters(
@@ -107,7 +104,7 @@ def _run_tuner(
             tune.with_resources(trainable, _request(task)),
             tune_config=tune.TuneConfig(
                 search_alg=searcher,
-                scheduler=scheduler_of(task, stored, searcher.should_prune),
+                scheduler=scheduler_of(task, stored.trials, searcher.should_prune),
                 num_samples=-1,  # until the searcher returns FINISHED
                 max_concurrent_trials=min(max_concurrent_jobs(cluster, resources), left),
                 reuse_actors=True,

@@ -10,7 +10,7 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from pipelines.compat.ray import trial_stub
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import StoredTrial
+from pipelines.tracking.trials import StoredTrial
 
 
 def scheduler_of(

@@ -7,9 +7,10 @@ space.
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import optuna
@@ -18,8 +19,9 @@ from ray.tune.search import Searcher
 
 from pipelines.compat.ray import NotPickled
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import StoredTrial, second_value
+from pipelines.search.resume import StoredSearch, second_value
 from pipelines.search.space import Space
+from pipelines.search.study import NUMBER
 from pipelines.search.trial import TrialOutcome
 
 RUN_WAIT_SECONDS = 0.1
@@ -57,8 +59,7 @@ class StudySearcher(NotPickled, Searcher):
         task: SearchTask,
         *,
         open_run: Callable[[int, dict[str, Any]], Future[str]],
-        stored: Sequence[StoredTrial] = (),
-        warm_start_count: int = 0,
+        stored: StoredSearch,
         previous_seconds: float = 0.0,
     ) -> None:
         """A searcher for one session of a search.
@@ -68,19 +69,17 @@ class StudySearcher(NotPickled, Searcher):
             task: The search.
             open_run: Creates or reopens, asynchronously, the run of a trial's number and values.
             stored: Trials of earlier sessions of the search.
-            warm_start_count: Number of the study's first trials that belong to other searches.
             previous_seconds: Duration of the earlier sessions.
 
         """
         super().__init__(metric="objective", mode="min")
         self._study, self._space, self._task = study, Space(task), task
-        self._open_run, self._warm_start_count = open_run, warm_start_count
-        ended = [trial for trial in stored if trial.state is not None]
-        self._left = task.search.trial_count - len(ended)
-        numbers = max((trial.number for trial in stored), default=-1) + 1
-        self._unfinished = numbers - len(ended)
+        self._open_run = open_run
+        self._left = stored.missing(task.search.trial_count)
+        self._unfinished = len(stored.trials) - len(stored.ended)
         """Trials that an earlier session has started: they are finished whatever the budgets."""
-        self._tokens = sum(trial.tokens for trial in ended)
+        self._free_numbers = (number for number in count() if number not in stored.numbers)
+        self._tokens = sum(trial.tokens for trial in stored.ended)
         """Training tokens of ended trials."""
         self._previous_seconds, self._started = previous_seconds, math.inf
         self._queue: list[PendingTrial] = []
@@ -114,7 +113,9 @@ class StudySearcher(NotPickled, Searcher):
         self._left -= 1
         self._unfinished -= 1
         trial = self._study.ask()
-        number, values = trial.number - self._warm_start_count, self._space.suggest(trial)
+        stored_number = trial.user_attrs.get(NUMBER)
+        number = next(self._free_numbers) if stored_number is None else int(stored_number)
+        values = self._space.suggest(trial)
         return PendingTrial(number, trial, values, self._open_run(number, values))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ starts. Also by the search, which draws points, and by the sweep, which estimate
 largest.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from graphlib import CycleError
@@ -56,10 +56,14 @@ class Space:
 
     def suggest(self, trial: "optuna.Trial") -> dict[str, Any]:
         """Values of the keys whose conditions are met, drawn by a study's sampler."""
+        return self.point(lambda key, dimension: _suggest(trial, key, dimension))
+
+    def point(self, value_of: Callable[[str, Dimension], Any]) -> dict[str, Any]:
+        """Values of the keys whose conditions are met, each from a function of key and range."""
         values: dict[str, Any] = {}
         for key, dimension in self._dimensions.items():
             if all(self._value(k, values) == wanted for k, wanted in dimension.when.items()):
-                values[key] = _suggest(trial, key, dimension)
+                values[key] = value_of(key, dimension)
         return values
 
     def _value(self, key: str, values: Mapping[str, Any]) -> Any:

@@ -21,7 +21,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipelines.compat import optuna as compat
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.resume import StoredTrial
+from pipelines.tracking.trials import StoredTrial
 
 OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
@@ -29,6 +29,8 @@ OPTUNA_STATES = {
     "failed": TrialState.FAIL,
 }
 SECOND_DIRECTIONS = {None: [], "parameters": ["minimize"], "bytes_per_second": ["maximize"]}
+NUMBER = "number"
+"""Attribute of an enqueued trial of the study: the number of the stored trial that it is."""
 MEDIAN_TRIALS = 4
 """Completed trials before median stopping compares with them."""
 MIN_SOURCE_TRIALS = 10
@@ -41,34 +43,30 @@ def build_study(
     """A study with the trials of the tracking store, whose next `ask` continues the search.
 
     The `warm_start` trials, of other searches, come first. Those of this search follow in the order
-    of their numbers: an ended trial is added with its state; an unfinished one, a number whose run
-    was never created, and the points that do not depend on results are enqueued, so that `ask`
-    returns them first.
+    of their numbers: an ended trial is added with its state, an unfinished one is enqueued with its
+    number as the attribute NUMBER. Then come the points that do not depend on results and that no
+    stored trial has, so that `ask` returns unfinished trials first and these next.
 
     The sampler's seed is that of the experiment plus the number of stored trials, so that a resumed
     search does not draw its first random points again.
     """
     ranges = distributions(task)
-    trials = [_as_optuna(trial, ranges) for trial in warm_start]
-    by_number = {trial.number: trial for trial in stored}
+    known = [*warm_start, *stored]
+    ended = [_as_optuna(trial, ranges) for trial in known if trial.state is not None]
     with compat.quiet():
-        points = _fixed_points(task, ranges)
-        for number in range(max(*by_number, len(points) - 1, -1) + 1):
-            if number in by_number:
-                trials.append(_as_optuna(by_number[number], ranges))
-            else:
-                trials.append(points[number] if number < len(points) else {})
-        ended = [trial for trial in trials if isinstance(trial, FrozenTrial)]
+        points = _missing_points(_fixed_points(task, ranges), stored)
         study = optuna.create_study(
             sampler=_sampler(task, task.base.seed + len(stored), ended),
             pruner=_pruner(task),
             directions=_directions(task),
         )
-    for trial in trials:
-        if isinstance(trial, FrozenTrial):
-            study.add_trial(trial)
+    for trial in known:
+        if trial.state is None:
+            study.enqueue_trial(trial.values, user_attrs={NUMBER: trial.number})
         else:
-            study.enqueue_trial(trial)
+            study.add_trial(_as_optuna(trial, ranges))
+    for point in points[: max(0, task.search.trial_count - len(stored))]:
+        study.enqueue_trial(point)
     return study
 
 
@@ -83,7 +81,6 @@ def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> N
         study.set_metric_names([task.base.train.best_metric, *([second] if second else [])])
         for stored in trials:
             trial = _as_optuna(stored, ranges)
-            assert isinstance(trial, FrozenTrial)
             started, ended = (datetime.fromtimestamp(ms / 1000) for ms in stored.milliseconds)
             compat.set_times(trial, started, ended)
             trial.set_user_attr("mlflow_run", stored.run_id)
@@ -146,7 +143,7 @@ def _pruner(task: SearchTask) -> optuna.pruners.BasePruner:
 
 
 def _fixed_points(task: SearchTask, ranges: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """The points that do not depend on results, by trial number.
+    """The points that do not depend on results, in order.
 
     They are computed again by a resumed search, so that no sampler needs a stored state.
     """
@@ -159,16 +156,32 @@ def _fixed_points(task: SearchTask, ranges: dict[str, BaseDistribution]) -> list
     return [*search.try_first, *drawn][: search.trial_count]
 
 
-def _as_optuna(
-    stored: StoredTrial, ranges: dict[str, BaseDistribution]
-) -> FrozenTrial | dict[str, Any]:
-    """An ended trial with its state, objectives and evaluations; an unfinished one's values."""
-    if stored.state is None:
-        return stored.values
+def _missing_points(
+    points: Sequence[dict[str, Any]], stored: Sequence[StoredTrial]
+) -> list[dict[str, Any]]:
+    """The points that no stored trial has, each trial standing for one of them.
+
+    A point's trial has its place in the order as its number, unless the search has grown.
+    """
+    left, missing = {trial.number: trial.values for trial in stored}, {}
+    for place, point in enumerate(points):
+        if point.items() <= left.get(place, {}).items():
+            del left[place]
+        else:
+            missing[place] = point
+    for place, point in list(missing.items()):
+        same = [number for number, values in left.items() if point.items() <= values.items()]
+        if same:
+            del left[same[0]], missing[place]
+    return list(missing.values())
+
+
+def _as_optuna(stored: StoredTrial, ranges: dict[str, BaseDistribution]) -> FrozenTrial:
+    """An ended trial with its state, objectives and evaluations."""
     several = stored.second is not None
     values = [stored.objective, stored.second] if several else [stored.objective]
     return create_trial(
-        state=OPTUNA_STATES[stored.state],
+        state=OPTUNA_STATES[str(stored.state)],
         params=stored.values,
         distributions={key: ranges[key] for key in stored.values},
         values=None if stored.state == "failed" or None in values else values,

@@ -1,27 +1,29 @@
 """select: choose the best trial of the search, and its Pareto front if it has two objectives."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from pipelines.engine.stage import Context, Outputs, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import best_trial, pareto_front
-from pipelines.search.resume import trials_of
+from pipelines.search.resume import stored_search
 from pipelines.tracking.schema import BEST_RUN_TAG, BEST_TAG, BEST_TRIAL_TAG, PARETO_TAG
+from pipelines.tracking.store import Store
+from pipelines.tracking.trials import StoredTrial
 
 
 def select(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
     """Choose the winner and mark it in MLflow, on its own run and on its search's."""
     task, store = context.config.search_task(), context.store
     search_run = needs["search"]["search_run"]
-    trials = trials_of(store, search_run, task)
-    winner = best_trial(trials)
+    stored = stored_search(store, search_run, task)
+    winner = best_trial(stored.ended)
     assert winner.objective is not None
     store.tag(search_run, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})
     store.log_metrics(search_run, {f"best_{task.base.train.best_metric}": winner.objective})
-    store.tag(winner.run_id, {BEST_TAG: "true"})
-    front = pareto_front(trials, task.search.second_objective)
-    for trial in front:
-        store.tag(trial.run_id, {PARETO_TAG: "true"})
+    front = pareto_front(stored.ended, task.search.second_objective)
+    trials = [*stored.trials, *stored.outside]
+    _mark(store, BEST_TAG, [winner], [trial for trial in trials if trial.best])
+    _mark(store, PARETO_TAG, front, [trial for trial in trials if trial.pareto])
     return {
         "trial": winner.number,
         "run_id": winner.run_id,
@@ -29,6 +31,18 @@ def select(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Output
         "objective": winner.objective,
         "front": [[t.number, t.objective, t.second] for t in front],
     }
+
+
+def _mark(
+    store: Store, tag: str, trials: Sequence[StoredTrial], before: Sequence[StoredTrial]
+) -> None:
+    """Set a tag on the runs of these trials, and remove it where it was before."""
+    wanted = {trial.run_id for trial in trials}
+    for trial in before:
+        if trial.run_id not in wanted:
+            store.untag(trial.run_id, tag)
+    for trial in trials:
+        store.tag(trial.run_id, {tag: "true"})
 
 
 STAGE = Stage(

@@ -3,8 +3,8 @@
 Every run: KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, REASON_TAG if it failed, and
 MLflow's own tags of user, source, commit and parent run, if any (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BEST_TRIAL_TAG, BEST_RUN_TAG.
-A trial's run, besides: TRIAL_TAG and VALUES_TAG from its creation, STATE_TAG at its end, BEST_TAG
-or PARETO_TAG if it was selected.
+A trial's run, besides: TRIAL_TAG, VALUES_TAG and INACTIVE_TAG from its creation, STATE_TAG at its
+end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
 A version of the registered model: the tags in the last part, and lineage (stages/register.py).
 """
@@ -50,6 +50,9 @@ OLD_PARETO_TAG = "dca.front"
 """The latter in older stores."""
 INACTIVE_PARAM = "n/a"
 """Value of a searched parameter that does not apply to the trial."""
+INACTIVE_TAG = "dca.inactive"
+"""Set as it is created, if there are such parameters: the values that they have in its
+configuration, encoded, as JSON."""
 
 # A logged model, a version of the registered model
 SHA256_TAG = "dca.sha256"

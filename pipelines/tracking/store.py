@@ -161,6 +161,11 @@ class Store:
         """Set tags of a run."""
         self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
 
+    def untag(self, run_id: str, tag: str) -> None:
+        """Remove a tag of a run, if it has it."""
+        if tag in self.client.get_run(run_id).data.tags:
+            self.client.delete_tag(run_id, tag)
+
     def describe(self, text: str, run_id: str = "") -> None:
         """Describe a run, or the experiment, in Markdown, unless it has a description."""
         if run_id:

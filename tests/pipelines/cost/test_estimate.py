@@ -16,9 +16,10 @@ from pipelines.cost.timing import time_steps
 from pipelines.engine import dag
 from pipelines.engine.stage import Stage
 from pipelines.experiment import Experiment, read_experiment
-from pipelines.search.resume import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.schema import HOST_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
+from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.writer import Writer
+from tests.pipelines.search.trials import evaluations
 
 SPACE = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
 SIZES = {"train": 50_000, "validation": 5_000, "test": 5_000}
@@ -61,9 +62,9 @@ def test_the_same_seed_simulates_the_same_search(searched):
 
 def test_a_search_that_was_begun_costs_the_remainder(searched):
     values, batch = {"train.learning_rate": 1e-3}, 256
-    curve = {step * batch: 2.0 for step in (4, 8, 12, 16)}
+    curve = evaluations({step * batch: 2.0 for step in (4, 8, 12, 16)})
     stored = [
-        StoredTrial(0, "a", values, "complete", 2.0, tokens=16 * batch, curve=curve),
+        StoredTrial(0, "a", values, "complete", 2.0, tokens=16 * batch, evaluations=curve),
         StoredTrial(1, "b", values, tokens=12 * batch),
     ]
     found = run(searched, stored, concurrent=1)

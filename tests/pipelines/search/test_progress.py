@@ -7,8 +7,8 @@ from pipelines.console.updates import OutputMode, ProgressUpdate
 from pipelines.experiment import read_experiment
 from pipelines.search import progress
 from pipelines.search.progress import SearchProgress
-from pipelines.search.resume import StoredTrial
 from pipelines.search.trial import TrialOutcome
+from pipelines.tracking.trials import StoredTrial
 
 PRUNED = TrialOutcome("pruned", objective=2.9, last_row={"step": 4, "time": 1.0})
 

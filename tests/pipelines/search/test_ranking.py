@@ -4,13 +4,16 @@ import pytest
 
 from pipelines.console.errors import PipelineError
 from pipelines.search.ranking import best_trial, pareto_front
-from pipelines.search.resume import StoredTrial
+from pipelines.tracking.trials import StoredTrial
+from tests.pipelines.search.trials import evaluations
 
 
 def trial(number: int, state: str, objective: float | None, curve=None) -> StoredTrial:
     curve = curve or {}
     return StoredTrial(
-        number, str(number), {}, state, objective, tokens=max(curve, default=0), curve=curve
+        *(number, str(number), {}, state, objective),
+        tokens=max(curve, default=0),
+        evaluations=evaluations(curve),
     )
 
 

@@ -5,6 +5,7 @@ from optuna.trial import TrialState
 
 from pipelines.console.errors import PipelineError
 from pipelines.search import searcher as searcher_module
+from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from tests.pipelines.search.trials import complete, created, result, searcher_of
@@ -111,7 +112,7 @@ def test_points_to_try_first_wait_for_a_budget_and_unfinished_trials_do_not(sear
         build_study(task, stored),
         task,
         open_run=lambda *_: created(),
-        stored=stored,
+        stored=StoredSearch(stored, []),
         previous_seconds=10.0,
     )
     assert searcher.suggest("a")["number"] == 0

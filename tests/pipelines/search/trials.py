@@ -1,15 +1,16 @@
 """Searches without Ray or MLflow: a searcher for an experiment, and trials that it reads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import optuna
 
 from pipelines.experiment import Experiment
-from pipelines.search.resume import StoredTrial
+from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
+from pipelines.tracking.trials import Evaluation, StoredTrial
 
 SPACE = {
     "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
@@ -39,9 +40,7 @@ def searcher_of(
     task = experiment.replace(changes).search_task()
     study = build_study(task, list(stored), list(warm_start))
     open_run = open_run or (lambda *_: created())
-    searcher = StudySearcher(
-        study, task, open_run=open_run, stored=stored, warm_start_count=len(warm_start)
-    )
+    searcher = StudySearcher(study, task, open_run=open_run, stored=StoredSearch(list(stored), []))
     return searcher, study
 
 
@@ -64,10 +63,15 @@ def result(objective: float, tokens: int, *, finished: bool) -> dict:
     }
 
 
-def complete(number: int, **changes) -> StoredTrial:
+def complete(number: int, *, curve: Mapping[int, float] | None = None, **changes) -> StoredTrial:
     values = {"model.residual": "standard", "train.learning_rate": 1e-3}
     stored = {"state": "complete", "objective": 2.0, "values": values, **changes}
-    return StoredTrial(number=number, run_id=str(number), **stored)
+    return StoredTrial(number, str(number), evaluations=evaluations(curve or {}), **stored)
+
+
+def evaluations(curve: Mapping[int, float]) -> tuple[Evaluation, ...]:
+    """Evaluations with the best objective so far by tokens."""
+    return tuple(Evaluation(tokens, tokens, best, best) for tokens, best in curve.items())
 
 
 def draw(searcher: StudySearcher, count: int) -> list[dict]:

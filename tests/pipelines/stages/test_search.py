@@ -8,11 +8,12 @@ from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
-from pipelines.search.resume import trials_of
+from pipelines.search.resume import stored_search
 from pipelines.search.trial import TrialOutcome
 from pipelines.stages import search as module
 from pipelines.stages.search import search
 from pipelines.stages.select import select
+from pipelines.tracking.trials import StoredTrial
 from tests.pipelines.commands import invocation
 
 ROW = {
@@ -43,9 +44,11 @@ def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, dict]:
 def recorder_of(context: Context, needs: dict) -> Recorder:
     task = context.config.search_task()
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    return Recorder(
-        context, task, needs["corpus"], trials_of(context.store, context.run_id, task), seconds
-    )
+    return Recorder(context, task, needs["corpus"], trials_of(context), seconds)
+
+
+def trials_of(context: Context) -> list[StoredTrial]:
+    return stored_search(context.store, context.run_id, context.config.search_task()).trials
 
 
 def start(context: Context, needs: dict, seconds: float) -> None:
@@ -74,7 +77,7 @@ def test_a_trial_whose_run_was_made_just_before_a_kill_is_known_without_its_para
     context, _ = begun
     tags = {"dca.trial": "0", "dca.values": '{"train.learning_rate": 0.001}'}
     run = context.store.create("trial", "made", "made", parent=context.run_id, tags=tags)
-    (trial,) = trials_of(context.store, context.run_id, context.config.search_task())
+    (trial,) = trials_of(context)
     assert (trial.run_id, trial.state, trial.tokens, trial.curve) == (run, None, 0, {})
     assert trial.values == {"train.learning_rate": 0.001}
 
@@ -91,7 +94,7 @@ def test_what_the_recorder_writes_of_a_trial_is_what_a_resumed_search_reads(begu
     recorder.end_trial(1, TrialOutcome("pruned", objective=3.5, last_row=ROW))
     recorder.end_trial(2, TrialOutcome("failed", reason="diverged at step 3"))
     recorder.close()
-    trials = trials_of(context.store, context.run_id, context.config.search_task())
+    trials = trials_of(context)
     assert [trial.run_id for trial in trials] == runs
     assert [trial.state for trial in trials] == ["complete", "pruned", "failed", None]
     assert [trial.status for trial in trials] == ["FINISHED", "KILLED", "FAILED", "KILLED"]
@@ -113,7 +116,7 @@ def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
     again.write(0, [ROW, ROW | {"step": 8, "tokens": 2048}])
     again.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW | {"step": 8}))
     again.close()
-    (trial,) = trials_of(context.store, context.run_id, context.config.search_task())
+    (trial,) = trials_of(context)
     assert (trial.run_id, trial.status, trial.tokens) == (run, "FINISHED", 2048)
     points = context.store.client.get_metric_history(run, "train_bits_per_byte")
     assert [point.step for point in points] == [4, 8]

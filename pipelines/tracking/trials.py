@@ -1,0 +1,124 @@
+"""Trials in the tracking store, and the evaluations of a training run: the one reader of both.
+
+Used by a search that resumes or grows, by search.warm_start, by the cost estimate and by the
+reports.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+from pipelines.compat.mlflow import FAILED, FINISHED, KILLED, PARENT_RUN_TAG
+from pipelines.tracking.schema import (
+    BEST_TAG,
+    INACTIVE_TAG,
+    OLD_PARETO_TAG,
+    PARETO_TAG,
+    REASON_TAG,
+    STATE_TAG,
+    TRIAL_TAG,
+    VALUES_TAG,
+)
+from pipelines.tracking.store import Run, Store
+
+TRIAL_KIND = "trial"
+STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
+"""The states of a trial that ended, and MLflow's status of its run."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of a training run."""
+
+    step: int
+    tokens: int
+    """Bytes trained on."""
+    bits_per_byte: float
+    """On the validation split."""
+    best: float
+    """The smallest value of train.best_metric so far."""
+
+
+@dataclass(frozen=True)
+class StoredTrial:
+    """A trial, read from its run in the tracking store."""
+
+    number: int
+    run_id: str
+    values: dict[str, Any]
+    """Values of its searched keys."""
+    state: str | None = None
+    """complete, pruned or failed; None while it has not ended."""
+    objective: float | None = None
+    """Its best value of train.best_metric; None without one, as if it failed."""
+    second: float | None = None
+    """The value of search.second_objective."""
+    tokens: int = 0
+    seconds: float = 0.0
+    """Time of training."""
+    evaluations: tuple[Evaluation, ...] = ()
+    reason: str = ""
+    """Why it failed."""
+    status: str = ""
+    """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
+    milliseconds: tuple[int, int] = (0, 0)
+    """Start and end, since 1970."""
+    search_run: str = ""
+    best: bool = False
+    """Whether it is marked as the winner of its search."""
+    pareto: bool = False
+    """Whether it is marked as one of the Pareto front."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Its whole configuration, encoded. Empty if its process was killed before it stored them."""
+
+    @property
+    def curve(self) -> dict[int, float]:
+        """Best objective so far by tokens, at each evaluation."""
+        return {one.tokens: one.best for one in self.evaluations}
+
+
+def read_trial(store: Store, run: Run, metric: str) -> StoredTrial:
+    """The trial that a run describes; `metric` is the search's train.best_metric."""
+    tags, metrics = run.data.tags, run.data.metrics
+    return StoredTrial(
+        number=int(tags[TRIAL_TAG]),
+        run_id=run.info.run_id,
+        values=json.loads(tags[VALUES_TAG]),
+        state=tags.get(STATE_TAG),
+        objective=metrics.get(f"best_{metric}"),
+        tokens=int(metrics.get("tokens", 0)),
+        seconds=metrics.get("seconds", 0.0),
+        evaluations=read_evaluations(store, run, metric),
+        reason=tags.get(REASON_TAG, ""),
+        status=run.info.status,
+        milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
+        search_run=str(tags.get(PARENT_RUN_TAG, "")),
+        best=tags.get(BEST_TAG) == "true",
+        pareto="true" in (tags.get(PARETO_TAG), tags.get(OLD_PARETO_TAG)),
+        params=configuration_of(run),
+    )
+
+
+def configuration_of(run: Run) -> dict[str, str]:
+    """The parameters of a trial or a fit, those that did not apply with the values they had.
+
+    A trial of an older store has INACTIVE_PARAM there.
+    """
+    return {**run.data.params, **json.loads(run.data.tags.get(INACTIVE_TAG, "{}"))}
+
+
+def read_evaluations(store: Store, run: Run, metric: str) -> tuple[Evaluation, ...]:
+    """The evaluations of a trial or a fit, of which `metric` is the train.best_metric."""
+    if "val_bits_per_byte" not in run.data.metrics:
+        return ()
+    evaluated = store.history(run.info.run_id, "val_bits_per_byte")
+    same = metric == "val_bits_per_byte"
+    objective = evaluated if same else store.history(run.info.run_id, metric)
+    batch_tokens = int(run.data.params["train.batch_tokens"])
+    best = accumulate((objective[step] for step in evaluated), min)
+    return tuple(
+        Evaluation(step, step * batch_tokens, value, so_far)
+        for (step, value), so_far in zip(evaluated.items(), best, strict=True)
+    )
