@@ -31,16 +31,17 @@ def plain(experiment: Experiment) -> Experiment:
 
 def searcher_of(
     experiment: Experiment,
-    stored: Sequence[StoredTrial] = (),
+    stored: Sequence[StoredTrial] | StoredSearch = (),
     warm_start: Sequence[StoredTrial] = (),
     open_run: Callable[[int, dict[str, Any]], Future[str]] | None = None,
     **changes: Any,
 ) -> tuple[StudySearcher, optuna.Study]:
     """The searcher of a search with stored trials, and its study."""
     task = experiment.replace(changes).search_task()
-    study = build_study(task, list(stored), list(warm_start))
+    search = stored if isinstance(stored, StoredSearch) else StoredSearch(list(stored), [])
+    study = build_study(task, search.trials, list(warm_start))
     open_run = open_run or (lambda *_: created())
-    searcher = StudySearcher(study, task, open_run=open_run, stored=StoredSearch(list(stored), []))
+    searcher = StudySearcher(study, task, open_run=open_run, stored=search)
     return searcher, study
 
 

@@ -1,0 +1,192 @@
+"""Which stored trials belong to a search: those whose configuration lies in its space."""
+
+import json
+from typing import Any
+
+import pytest
+
+from pipelines.console.errors import ConfigError
+from pipelines.experiment import Experiment
+from pipelines.search.resume import StoredSearch, earlier_trials, reopen, stored_search
+from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.store import Store
+from tests.pipelines.search.trials import draw, searcher_of
+
+RATE = "train.learning_rate"
+SPACE = {RATE: {"log_uniform": [1e-3, 1e-2]}}
+
+
+@pytest.fixture
+def base(experiment: Experiment) -> Experiment:
+    """The small experiment with a range of learning rates."""
+    return experiment.replace({"search": {"space": SPACE, "trials": 8}})
+
+
+def put_search(store: Store, experiment: Experiment, trials: list[dict[str, Any]], **tags) -> str:
+    """A search's run with complete trials of these values, as the recorder stores them."""
+    run = store.create("search", f"search {len(trials)}", "search", params={"corpus": "text"})
+    put_trials(store, experiment, run, trials)
+    return run
+
+
+def put_trials(
+    store: Store, experiment: Experiment, run: str, trials: list[dict[str, Any]], first: int = 0
+) -> None:
+    for number, values in enumerate(trials, first):
+        inactive = {
+            key: encode_param(experiment.get(key))
+            for key in experiment.search.space
+            if key not in values
+        }
+        tags = {"dca.trial": str(number), "dca.values": json.dumps(values)}
+        trial = store.create(
+            "trial",
+            f"{run}/{number}",
+            "trial",
+            parent=run,
+            params=experiment.training_run().params | values | dict.fromkeys(inactive, "n/a"),
+            tags=tags | {"dca.inactive": json.dumps(inactive)},
+        )
+        store.tag(trial, {"dca.state": "complete"})
+        store.log_metrics(trial, {"tokens": 1024, "best_val_bits_per_byte": 2.0 + number / 10})
+        store.end(trial)
+
+
+def found(store: Store, run: str, experiment: Experiment, **changes: Any) -> StoredSearch:
+    return stored_search(store, run, experiment.replace(changes).search_task())
+
+
+def numbers(store: Store, run: str, experiment: Experiment, **changes: Any) -> list[int]:
+    return [trial.number for trial in found(store, run, experiment, **changes).trials]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search.trials": 12},
+        {"search.trials": 1},
+        {"search.max_tokens": 5000, "search.max_seconds": 60},
+        {"search.space": {RATE: {"log_uniform": [1e-4, 1e-1]}}},
+        {"search.space": {RATE: {"uniform": [0.001, 0.05]}}},
+        {"search.space": {RATE: {"choice": [2e-3, 4e-3, 8e-3]}}},
+        {"search.space": {**SPACE, "train.weight_decay": {"uniform": [0, 1]}}},
+        {"search.space": {**SPACE, "train.schedule": {"choice": ["cosine", "wsd"]}}},
+        {"search.sampler.name": "random", "search.scheduler.name": "none"},
+        {"failures.retries": 9},
+        {"data.path": "elsewhere.txt"},
+    ],
+)
+def test_trials_that_lie_in_a_search_that_has_grown_belong_to_it(store, base, changes):
+    run = put_search(store, base, [{RATE: 2e-3}, {RATE: 8e-3}])
+    assert numbers(store, run, base, **changes) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "inside"),
+    [
+        ({"search.space": {RATE: {"log_uniform": [1e-3, 5e-3]}}}, [0]),
+        ({"search.space": {RATE: {"choice": [8e-3]}}}, [1]),
+        ({"search.space": {"train.weight_decay": {"uniform": [0, 1]}}, RATE: 8e-3}, [1]),
+        ({"search.space": {**SPACE, "train.weight_decay": {"uniform": [0.5, 1]}}}, []),
+        ({"model.depth": 3}, []),
+        ({"train.beta2": 0.99}, []),
+        ({"train.tokens": 8192}, []),
+    ],
+)
+def test_trials_outside_the_space_are_left_alone(store, base, changes, inside):
+    run = put_search(store, base, [{RATE: 2e-3}, {RATE: 8e-3}])
+    search = found(store, run, base, **changes)
+    assert [trial.number for trial in search.trials] == inside
+    assert len(search.outside) == 2 - len(inside)
+    assert search.numbers == {0, 1}
+
+
+def test_a_trial_has_values_of_the_keys_that_are_searched_now(store, base):
+    run = put_search(store, base, [{RATE: 2e-3}])
+    space = {**SPACE, "train.weight_decay": {"uniform": [0, 1]}, "model.depth": {"int": [1, 9]}}
+    (trial,) = found(store, run, base, **{"search.space": space}).trials
+    assert trial.values == {
+        RATE: 2e-3,
+        "train.weight_decay": base.train.weight_decay,
+        "model.depth": base.model.depth,
+    }
+
+
+CONDITIONAL = {
+    "model.residual": {"choice": ["standard", "dca"]},
+    "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+}
+
+
+def test_a_key_that_did_not_apply_has_the_value_that_was_trained_with(store, base):
+    searched = base.replace({"search.space": CONDITIONAL, "model.last_k": 2})
+    values = [{"model.residual": "standard"}, {"model.residual": "dca", "model.last_k": 1}]
+    run = put_search(store, searched, values)
+    assert [trial.values for trial in found(store, run, searched).trials] == values
+    always = {"model.residual": CONDITIONAL["model.residual"], "model.last_k": {"choice": [1, 2]}}
+    both = found(store, run, searched, **{"search.space": always}).trials
+    assert [trial.values["model.last_k"] for trial in both] == [2, 1]
+    assert numbers(store, run, searched, **{"model.last_k": 1}) == [1]
+
+
+def test_a_number_that_is_stored_as_an_integer_is_the_same_real_number(store, base):
+    run = put_search(store, base.replace({"train.weight_decay": 0}), [{RATE: 2e-3}])
+    space = {**SPACE, "train.weight_decay": {"choice": [0, 0.1]}}
+    (trial,) = found(store, run, base, **{"search.space": space}).trials
+    assert trial.values["train.weight_decay"] == 0
+
+
+def test_new_trials_take_free_numbers_and_learn_from_those_in_the_space(store, base):
+    run = put_search(store, base, [{RATE: 2e-3}, {RATE: 8e-3}])
+    narrow = base.replace({"search.space": {RATE: {"log_uniform": [1e-3, 5e-3]}}})
+    stored = found(store, run, narrow)
+    searcher, study = searcher_of(narrow, stored)
+    assert [trial.params for trial in study.trials] == [{RATE: 2e-3}]
+    assert searcher.suggest("a")["number"] == 2
+    assert len(draw(searcher_of(narrow, stored)[0], 99)) == 7
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "new"),
+    [
+        ([2e-3, 8e-3], [2e-3, 4e-3, 8e-3], [4e-3]),
+        ([2e-3, 8e-3], [1e-3, 8e-3, 2e-3], [1e-3]),
+        ([2e-3, 4e-3, 8e-3], [2e-3, 8e-3], []),
+    ],
+)
+def test_a_grid_with_another_choice_runs_the_new_points_alone(store, base, before, after, new):
+    run = put_search(store, base, [{RATE: rate} for rate in before])
+    search = {"sampler": {"name": "grid"}, "space": {RATE: {"choice": after}}}
+    grid = base.replace({"search": search})
+    drawn = draw(searcher_of(grid, found(store, run, grid))[0], 99)
+    assert drawn == [{RATE: rate} for rate in new]
+
+
+def test_points_to_try_first_that_are_added_later_are_tried_next(store, base):
+    run = put_search(store, base, [{RATE: 2e-3}, {RATE: 8e-3}])
+    first = [{RATE: 8e-3}, {RATE: 3e-3}]
+    grown = base.replace({"search.try_first": first})
+    assert draw(searcher_of(grown, found(store, run, grown))[0], 1) == [{RATE: 3e-3}]
+
+
+def test_a_failed_trial_that_is_opened_again_is_unfinished(store, base):
+    run = put_search(store, base, [{RATE: 2e-3}])
+    (trial,) = found(store, run, base).trials
+    store.tag(trial.run_id, {"dca.state": "failed", "dca.reason": "MemoryError"})
+    reopen(store, found(store, run, base).trials[0])
+    (again,) = found(store, run, base).trials
+    assert (again.run_id, again.state, again.reason) == (trial.run_id, None, "")
+    assert found(store, run, base).missing(1) == 1
+
+
+def test_a_warm_start_takes_the_trials_in_the_space_of_the_same_text(store, base):
+    put_search(store, base, [{RATE: 2e-3}, {RATE: 8e-3}])
+    narrow = {"search.space": {RATE: {"choice": [8e-3]}}, "search.warm_start": ["tiny"], "seed": 5}
+    task = base.replace(narrow).search_task()
+    assert [trial.values for trial in earlier_trials(task, "text")] == [{RATE: 8e-3}]
+    with pytest.raises(ConfigError, match=r"warm_start: tiny: its corpus is text, here other"):
+        earlier_trials(task, "other")
+    deeper = base.replace({**narrow, "model.depth": 9}).search_task()
+    message = r"tiny: none of its 2 trials lies in the space, as its model\.depth is 2, here 9"
+    with pytest.raises(ConfigError, match=message):
+        earlier_trials(deeper, "text")
