@@ -254,14 +254,14 @@ def run_search(experiment: Any) -> None:
     """Corpus and search of an experiment in this process."""
     from pipelines.console.progress import Progress
     from pipelines.engine import dag
-    from pipelines.engine.stage import Invocation
+    from pipelines.engine.stage import Invocation, Stage
     from pipelines.stages import search
     from pipelines.stages.corpus import CorpusStage
     from pipelines.tracking.descriptions import describe_pipeline
 
     invocation = Invocation(sys.argv, Progress())
     about = describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv)
-    stages = [CorpusStage().stage, search.STAGE]
+    stages: list[Stage[Any, Any]] = [CorpusStage().stage, search.STAGE]
     dag.run(stages, experiment, invocation, lock_name="benchmark", descriptions=about)
 
 

@@ -92,7 +92,7 @@ def _resolve_inputs(experiment: Experiment, corpus: "CorpusStage", *, write: boo
         Storage.of(experiment.storage).probe()
     experiment = resolve_start(experiment, searched=experiment.search.space, write=write)
     if experiment.search.warm_start:
-        earlier_trials(experiment.search_task(), corpus.preview(experiment)["fingerprint"])
+        earlier_trials(experiment.search_task(), corpus.preview(experiment).fingerprint)
     return experiment
 
 
@@ -134,7 +134,7 @@ def _plan(
         sweep_stages(corpus), experiment, until=arguments.until, fresh=arguments.fresh
     )
     _print_plan(experiment, planned, cluster)
-    sizes = corpus.preview(experiment)["bytes"]
+    sizes = corpus.preview(experiment).bytes
     print(*estimate(experiment, sizes, planned, cluster, progress.log), sep="\n")
 
 

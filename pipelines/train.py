@@ -21,8 +21,10 @@ from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
 from pipelines.experiment import Experiment, load, read_packaged
+from pipelines.registry.results import Fitted
 
 if TYPE_CHECKING:  # MLflow, which takes seconds to import
+    from pipelines.engine.results import StageResults
     from pipelines.engine.stage import Invocation
     from pipelines.tracking.models import ModelStore
 
@@ -53,8 +55,9 @@ def main(argv: Sequence[str]) -> int:
         _require_resources(experiment)
         if version:
             _print_differences(version)
-        outputs = _run(experiment, version, invocation, fresh=arguments.fresh)
-        progress.result("\n".join(_result(outputs["train"], version, invocation)), outputs)
+        results = _run(experiment, version, invocation, fresh=arguments.fresh)
+        lines = _result(results[Fitted], version, invocation)
+        progress.result("\n".join(lines), results.to_json())
     return DONE
 
 
@@ -75,9 +78,9 @@ def _require_resources(experiment: Experiment) -> None:
 
 def _run(
     experiment: Experiment, version: Version | None, invocation: "Invocation", *, fresh: bool
-) -> dict[str, Any]:
+) -> "StageResults":
     from pipelines.engine import dag
-    from pipelines.engine.cache import json_digest
+    from pipelines.engine.results import json_digest
     from pipelines.stages import resolve_start, train
     from pipelines.stages.corpus import CorpusStage
     from pipelines.tracking.descriptions import describe_pipeline
@@ -101,16 +104,16 @@ def _run(
     )
 
 
-def _result(result: dict[str, Any], version: Version | None, invocation: "Invocation") -> list[str]:
+def _result(result: Fitted, version: Version | None, invocation: "Invocation") -> list[str]:
     """What was trained, and what to run next."""
-    weights = [] if version is None else [f"weights    {_compare(version, result['model_uri'])}"]
+    weights = [] if version is None else [f"weights    {_compare(version, result.model_uri)}"]
     return [
-        f"validation {result['val_bits_per_byte']:.4f} bits per byte after {result['tokens']:,} "
-        f"bytes, {result['parameters']:,} parameters",
-        f"model      {result['model_uri']}",
+        f"validation {result.val_bits_per_byte:.4f} bits per byte after {result.tokens:,} "
+        f"bytes, {result.parameters:,} parameters",
+        f"model      {result.model_uri}",
         *weights,
         f"next       python {invocation.script('generate.py')} "
-        f"--model {result['model_uri']} --prompt 'def '",
+        f"--model {result.model_uri} --prompt 'def '",
     ]
 
 

@@ -16,6 +16,7 @@ from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, s
 from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
+from pipelines.search.results import Selected
 from pipelines.search.resume import stored_search
 from pipelines.search.space import RUN_KEYS
 from pipelines.tracking.store import Run
@@ -57,8 +58,9 @@ def estimate(
         searches = costs.searches(cluster, stages["search"].run)
         notes.append(f"search {_range([one.seconds for one in searches])}")
     else:
-        chosen = next(one.outputs for one in planned if one.stage.name == "select") or {}
-        searches = [SimulatedSearch(experiment.training_run(chosen.get("values", {})))]
+        chosen = (one.result for one in planned if isinstance(one.result, Selected))
+        values = next((one.values for one in chosen), {})
+        searches = [SimulatedSearch(experiment.training_run(values))]
     seconds = np.array([one.seconds for one in searches])
     flops = np.array([one.flops for one in searches])
     if "fit" in stages:

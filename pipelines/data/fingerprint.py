@@ -14,6 +14,16 @@ SPLIT_KEYS = {"train": "path", "validation": "validation_path", "test": "test_pa
 
 
 @dataclass(frozen=True)
+class PreparedCorpus:
+    """A corpus by name and content: the result of the stage corpus, whose splits are in storage."""
+
+    name: str
+    fingerprint: str
+    bytes: dict[str, int]
+    """Of each split."""
+
+
+@dataclass(frozen=True)
 class Corpus:
     """The identity of a corpus, before anything of it is written."""
 

@@ -5,7 +5,6 @@ depends on and of the code that can change it. A finished run with that key whos
 is reused for the stage. Other stages are cheap or have side effects: they run every time.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,8 @@ from typing import Any
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.config.yaml_text import flatten
 from pipelines.engine.code import code_digest
-from pipelines.engine.stage import Outputs, PipelineConfig, Stage
+from pipelines.engine.results import from_json, json_digest, to_json
+from pipelines.engine.stage import PipelineConfig, Stage
 from pipelines.storage.location import exists
 from pipelines.tracking.schema import CACHE_TAG, DISCARDED, INPUTS_TAG, OUTPUTS_TAG
 from pipelines.tracking.store import Run, Store
@@ -24,28 +24,28 @@ from pipelines.tracking.store import Run, Store
 class PlannedStage:
     """A stage in one invocation, with its cached result if there is one."""
 
-    stage: Stage
+    stage: Stage[Any, Any]
     inputs: dict[str, Any] = field(default_factory=dict)
     """The inputs that its key is a hash of: config, needs and sources."""
     key: str | None = None
     """The key by which a cached result is found; None for a stage that is not cached."""
-    outputs: Outputs | None = None
+    result: Any = None
     run: Run | None = None
     """The MLflow run that holds the result, or one that was left unfinished and is resumed."""
     reason: str = ""
     """Why the result is reused, or why the stage runs."""
     identity: str | None = None
-    """Identifies the result in the keys of dependent stages: its run, or a digest of the outputs of
+    """Identifies the result in the keys of dependent stages: its run, or a digest of the result of
     a stage without a run. None until it is known."""
 
     @property
     def reused(self) -> bool:
         """Whether a cached result is reused for the stage."""
-        return self.stage.cached and self.outputs is not None
+        return self.stage.cached and self.result is not None
 
     def discard(self, reason: str) -> None:
         """Ignore the result that was found in the store."""
-        self.run, self.outputs, self.identity, self.reason = None, None, None, reason
+        self.run, self.result, self.identity, self.reason = None, None, None, reason
 
     @property
     def tags(self) -> dict[str, str]:
@@ -54,13 +54,8 @@ class PlannedStage:
         return {INPUTS_TAG: inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}"}
 
 
-def json_digest(value: Any) -> str:
-    """32 hex digits of the sha256 of JSON data."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
-
-
 def resolve(
-    stage: Stage,
+    stage: Stage[Any, Any],
     config: PipelineConfig,
     store: Store | None,
     done: Mapping[str, PlannedStage],
@@ -82,7 +77,7 @@ def resolve(
         again = fresh and stage.cached
         return PlannedStage(stage, reason="fresh" if again else f"follows {', '.join(unknown)}")
     if not stage.cached:
-        identity = json_digest(stage.preview(config)) if stage.preview else None
+        identity = json_digest(to_json(stage.preview(config))) if stage.preview else None
         return PlannedStage(stage, identity=identity, reason="runs every time")
     inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.depends_on})
     planned = PlannedStage(stage, inputs, json_digest({"stage": stage.name, **inputs}))
@@ -104,16 +99,20 @@ def invalidate(planned: PlannedStage, store: Store) -> None:
 def _take(planned: PlannedStage, run: Run, store: Store) -> None:
     """The result of a run with the stage's key, if it is complete and its artifacts exist."""
     planned.run, planned.identity = run, run.info.run_id
-    outputs = json.loads(run.data.tags.get(OUTPUTS_TAG, "null"))
-    if outputs is None:
+    text = run.data.tags.get(OUTPUTS_TAG)
+    if text is None:
         planned.reason = "resumes an unfinished run"
-    elif missing := _missing_artifact(outputs, store):
+    elif (result := from_json(planned.stage.result, text)) is None:
+        planned.discard(f"the tag {OUTPUTS_TAG} of its run is not a result")
+    elif missing := _missing_artifact(result, store):
         planned.discard(f"{missing} does not exist any more")
     else:
-        planned.outputs, planned.reason = outputs, "cached"
+        planned.result, planned.reason = result, "cached"
 
 
-def _inputs(stage: Stage, config: PipelineConfig, needs: dict[str, str]) -> dict[str, Any]:
+def _inputs(
+    stage: Stage[Any, Any], config: PipelineConfig, needs: dict[str, str]
+) -> dict[str, Any]:
     """The inputs of a key, in a form that can be compared."""
     values = flatten(config.model_dump(mode="json"))
     read = {
@@ -122,12 +121,12 @@ def _inputs(stage: Stage, config: PipelineConfig, needs: dict[str, str]) -> dict
     return {"config": read, "needs": needs, "sources": code_digest(stage.modules(config))}
 
 
-def _missing_artifact(outputs: Outputs, store: Store) -> str | None:
+def _missing_artifact(result: object, store: Store) -> str | None:
     """The first artifact a result refers to that does not exist."""
-    for path in outputs.get("files", []):
+    for path in getattr(result, "files", ()):
         if not exists(path):
             return str(path)
-    model = outputs.get("model_uri")
+    model = getattr(result, "model_uri", None)
     return None if model is None or store.models.exists(model) else str(model)
 
 

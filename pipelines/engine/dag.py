@@ -10,8 +10,9 @@ from graphlib import TopologicalSorter
 from typing import Any
 
 from pipelines.compat.mlflow import FINISHED
-from pipelines.engine.cache import PlannedStage, invalidate, json_digest, resolve
-from pipelines.engine.stage import Context, Invocation, Outputs, PipelineConfig, Stage
+from pipelines.engine.cache import PlannedStage, invalidate, resolve
+from pipelines.engine.results import StageResults, json_digest, to_json
+from pipelines.engine.stage import Context, Invocation, PipelineConfig, Stage
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import Descriptions
 from pipelines.tracking.locks import exclusive_lock
@@ -19,7 +20,7 @@ from pipelines.tracking.schema import EXPERIMENT_FILE, OUTPUTS_TAG, STAGE_TAG
 from pipelines.tracking.store import Store
 
 
-def order(stages: Sequence[Stage], until: str | None = None) -> list[Stage]:
+def order(stages: Sequence[Stage[Any, Any]], until: str | None = None) -> list[Stage[Any, Any]]:
     """Stages after their dependencies; with `until`, only that stage and what it depends on."""
     by_name = {stage.name: stage for stage in stages}
     wanted, todo = set(), [until] if until else list(by_name)
@@ -32,7 +33,7 @@ def order(stages: Sequence[Stage], until: str | None = None) -> list[Stage]:
 
 
 def plan(
-    stages: Sequence[Stage], config: PipelineConfig, *, until: str | None, fresh: bool
+    stages: Sequence[Stage[Any, Any]], config: PipelineConfig, *, until: str | None, fresh: bool
 ) -> list[PlannedStage]:
     """The stages that `run` would run or reuse, in order; writes nothing."""
     store = Store.open(config.experiment, storage_folder(config.storage), create=False)
@@ -43,7 +44,7 @@ def plan(
 
 
 def run(
-    stages: Sequence[Stage],
+    stages: Sequence[Stage[Any, Any]],
     config: PipelineConfig,
     invocation: Invocation,
     *,
@@ -51,8 +52,8 @@ def run(
     descriptions: Descriptions,
     until: str | None = None,
     fresh: bool = False,
-) -> dict[str, Outputs]:
-    """Run the stages in order, reusing what is cached; returns their outputs by name.
+) -> StageResults:
+    """Run the stages in order, reusing what is cached; returns their results.
 
     Args:
         stages: All of the DAG, in any order.
@@ -79,7 +80,7 @@ def run(
             context.store.fail(context.pipeline_run, error)
             raise
         context.store.end(context.pipeline_run)
-        return {name: planned.outputs or {} for name, planned in done.items()}
+        return StageResults({name: planned.result for name, planned in done.items()})
 
 
 def _open(
@@ -109,7 +110,7 @@ def _open_pipeline_run(store: Store, config: PipelineConfig) -> str:
 
 
 def _execute(
-    stages: Sequence[Stage], context: Context[Any], *, fresh: bool
+    stages: Sequence[Stage[Any, Any]], context: Context[Any], *, fresh: bool
 ) -> dict[str, PlannedStage]:
     """Compute the stages in order, or reuse their cached results."""
     done: dict[str, PlannedStage] = {}
@@ -134,7 +135,7 @@ def _log(context: Context[Any], planned: PlannedStage, state: str) -> None:
             f"{name:9} {planned.reason}", "stage", stage=name, state=state, reason=planned.reason
         )
         return
-    data = {"stage": name, "state": state, "outputs": planned.outputs}
+    data = {"stage": name, "state": state, "outputs": to_json(planned.result)}
     if state == "reused":
         context.progress.log(f"{name:9} reused", "stage", **data)
     else:
@@ -159,19 +160,21 @@ def _compute(
 ) -> None:
     """Run a stage; a cached one has an MLflow run of its own, under the pipeline's."""
     stage, store = planned.stage, context.store
-    needs = {name: done[name].outputs or {} for name in stage.depends_on}
+    needs = StageResults({name: done[name].result for name in stage.depends_on})
     if not stage.cached:
-        planned.outputs = stage.run(context, needs)
-        planned.identity = json_digest(planned.outputs)
+        planned.result = stage.run(context, needs)
+        planned.identity = json_digest(to_json(planned.result))
         return
     planned.identity = run_id = _open_run(planned, context)
     _refer(context, planned)
     try:
-        planned.outputs = stage.run(replace(context, run_id=run_id), needs)
+        planned.result = stage.run(replace(context, run_id=run_id), needs)
     except BaseException as error:
         store.fail(run_id, error)
         raise
-    store.tag(run_id, {OUTPUTS_TAG: json.dumps(planned.outputs)})  # from now on it is a result
+    store.tag(
+        run_id, {OUTPUTS_TAG: json.dumps(to_json(planned.result))}
+    )  # from now on it is a result
     store.end(run_id)
 
 

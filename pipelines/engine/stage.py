@@ -1,18 +1,15 @@
 """A stage of the DAG: a named function, its dependencies and its context."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.console.progress import Progress
 from pipelines.console.text import shown_path
+from pipelines.engine.results import R, StageResults
 from pipelines.storage.remote import Folder
 from pipelines.tracking.store import Store
-
-Outputs = dict[str, Any]
-"""JSON-serialisable result; valid only while the paths in `files` and the model at `model_uri`
-exist."""
 
 
 class PipelineConfig(Protocol):
@@ -56,7 +53,7 @@ class Invocation:
 
 @dataclass(frozen=True)
 class Context(Generic[C]):
-    """What a stage may use besides the outputs of its dependencies."""
+    """What a stage may use besides the results of its dependencies."""
 
     config: C
     storage: Folder
@@ -74,18 +71,20 @@ class Context(Generic[C]):
 
 
 @dataclass(frozen=True)
-class Stage:
+class Stage(Generic[C, R]):
     """One node of the DAG."""
 
     name: str
-    run: Callable[[Context[Any], Mapping[str, Outputs]], Outputs]
+    result: type[R]
+    """The type of its result: a frozen dataclass of JSON data and references to artifacts."""
+    run: Callable[[Context[C], StageResults], R]
     depends_on: tuple[str, ...] = ()
-    """Stages whose outputs it receives."""
+    """Stages whose results it receives; each has another type of result."""
     config_keys: tuple[str, ...] = ()
     """Configuration keys or sections that its result depends on."""
-    modules: Callable[[Any], Collection[str]] = lambda _: ()
+    modules: Callable[[C], Collection[str]] = lambda _: ()
     """The project's modules whose code, with all that they import, can change its result, for a
     configuration; see engine/code.py."""
     cached: bool = True
-    preview: Callable[[Any], Outputs] | None = None
-    """The outputs of a stage that is not cached, computed without side effects."""
+    preview: Callable[[C], R] | None = None
+    """The result of a stage that is not cached, computed without side effects."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
-from pipelines.engine.cache import json_digest
+from pipelines.engine.results import json_digest
 from pipelines.registry.champions import (
     FORCED,
     PROMOTED,

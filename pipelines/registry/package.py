@@ -28,6 +28,7 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError, Problem
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import verify, without_bytecode_cache
 from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
@@ -50,7 +51,7 @@ def log_package(
     config: Mapping[str, Any],
     params: Mapping[str, Any],
     weights: dict[str, Tensor],
-    corpus: Mapping[str, Any],
+    corpus: PreparedCorpus,
 ) -> str:
     """Package weights with configuration, lineage and code, and log the package under a run.
 
@@ -63,7 +64,7 @@ def log_package(
         lineage = {
             "run": run_id,
             "weights_sha256": sha256_of(model / "model.safetensors"),
-            "corpus": {key: corpus[key] for key in ("name", "fingerprint")},
+            "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint},
             "provenance": store.run_tags,
             "hardware": hardware(),
         }

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.compat.mlflow import KILLED
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
-from pipelines.engine.stage import Context, Outputs
+from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import trials_folder
 from pipelines.search.space import FIXED, Space
@@ -51,7 +52,7 @@ class Recorder:
         self,
         context: Context[Any],
         task: SearchTask,
-        corpus: Outputs,
+        corpus: PreparedCorpus,
         stored: Sequence[StoredTrial],
         previous_seconds: float,
     ) -> None:
@@ -60,7 +61,7 @@ class Recorder:
         Args:
             context: The search's stage: its store and its run.
             task: The search.
-            corpus: The outputs of the stage corpus.
+            corpus: The text that the trials read.
             stored: Trials of earlier sessions, whose runs are opened again.
             previous_seconds: Duration of the earlier sessions.
 
@@ -108,7 +109,7 @@ class Recorder:
         search = descriptions.run_link("the search", context.store.experiment_id, context.run_id)
         note = descriptions.describe_trial(number, search, context.pipeline_run, values)
         context.store.describe(note, run_id)
-        training = train_val_splits(context.storage, self._corpus["fingerprint"]).train
+        training = train_val_splits(context.storage, self._corpus.fingerprint).train
         context.store.log_corpus(run_id, self._corpus, training=training)
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
@@ -156,12 +157,12 @@ class Recorder:
         self._context.store.end(run.result(), KILLED)
 
 
-def log_search(context: Context[Any], task: SearchTask, corpus: Outputs) -> None:
+def log_search(context: Context[Any], task: SearchTask, corpus: PreparedCorpus) -> None:
     """Store a search's parameters, its description and its corpus, on its own run.
 
     MLflow changes no parameter, so they are those in which all trials of a search agree.
     """
-    store, run_id, fingerprint = context.store, context.run_id, corpus["fingerprint"]
+    store, run_id, fingerprint = context.store, context.run_id, corpus.fingerprint
     fixed = {key: value for key, value in task.base.params.items() if key in FIXED}
     second = {"search.second_objective": task.search.second_objective}
     store.log_params(run_id, {"corpus": fingerprint, "seed": task.base.seed, **fixed, **second})

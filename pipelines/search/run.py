@@ -25,8 +25,9 @@ from pipelines.compat.ray import (
     without_aws_keys,
 )
 from pipelines.console.errors import StorageError
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
-from pipelines.engine.stage import Context, Outputs
+from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.search.progress import SearchProgress
 from pipelines.search.recorder import Recorder
@@ -45,7 +46,7 @@ MAX_REASON_CHARACTERS = 1000
 def run_trials(
     context: Context[Any],
     task: SearchTask,
-    corpus: Outputs,
+    corpus: PreparedCorpus,
     stored: StoredSearch,
     previous_seconds: float,
 ) -> None:
@@ -54,7 +55,7 @@ def run_trials(
     Args:
         context: The search's stage.
         task: The search.
-        corpus: The outputs of the stage corpus.
+        corpus: The text that the trials read.
         stored: The trials of its earlier sessions.
         previous_seconds: Duration of its earlier sessions.
 
@@ -63,7 +64,7 @@ def run_trials(
         PipelineError: If something could not be stored in the tracking store.
 
     """
-    warm_start = earlier_trials(task, corpus["fingerprint"], context.run_id)
+    warm_start = earlier_trials(task, corpus.fingerprint, context.run_id)
     if warm_start:
         context.progress.log(f"  warm start with {len(warm_start)} trials of earlier searches")
     with quiet():
@@ -84,7 +85,7 @@ def run_trials(
 def _run_tuner(
     context: Context[Any],
     task: SearchTask,
-    corpus: Outputs,
+    corpus: PreparedCorpus,
     stored: StoredSearch,
     searcher: StudySearcher,
     events: "TrialEvents",
@@ -96,7 +97,7 @@ def _run_tuner(
     trainable = tune.with_parameters(
         Trial,
         base=task.base,
-        corpus=train_val_splits(context.storage, corpus["fingerprint"]),
+        corpus=train_val_splits(context.storage, corpus.fingerprint),
         folder=trials_folder(context),
     )
     with tempfile.TemporaryDirectory() as scratch, without_aws_keys():

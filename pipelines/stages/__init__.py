@@ -4,7 +4,7 @@ The commands sweep.py and train.py run them with `pipelines.engine`.
 """
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.experiment import Experiment
 from pipelines.storage.location import storage_folder
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pipelines.stages.corpus import CorpusStage
 
 
-def sweep_stages(corpus: "CorpusStage") -> list["Stage"]:
+def sweep_stages(corpus: "CorpusStage") -> list["Stage[Experiment, Any]"]:
     """The stages of a sweep over a corpus."""
     from pipelines.stages import evaluate, fit, promote, register, report, sample, search, select
 

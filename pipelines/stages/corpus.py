@@ -7,9 +7,10 @@ from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.updates import OutputMode
-from pipelines.data.fingerprint import Corpus
+from pipelines.data.fingerprint import Corpus, PreparedCorpus
 from pipelines.data.splits import find_splits, measure_corpus, sealed_test, write_splits
-from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage.files import size_of, temporary_copy
 from pipelines.storage.location import storage_folder
@@ -31,31 +32,31 @@ class CorpusStage:
         """
         self._output, self._fingerprint, self._name = output, fingerprint, name
         self._measured: Corpus | None = None
-        self.stage = Stage(name="corpus", run=self.run, cached=False, preview=self.preview)
+        self.stage = Stage("corpus", PreparedCorpus, self.run, cached=False, preview=self.preview)
 
-    def preview(self, experiment: Experiment) -> Outputs:
+    def preview(self, experiment: Experiment) -> PreparedCorpus:
         """Name, fingerprint and sizes; writes nothing. Raises ConfigError."""
         if self._fingerprint:
             splits = find_splits(storage_folder(experiment.storage), self._fingerprint)
             if splits:
                 sizes = {split: size_of(file) for split, file in splits.items()}
-                return self._outputs(experiment, self._fingerprint, sizes)
+                return self._result(experiment, self._fingerprint, sizes)
         found = self._measure(experiment)
         _require(experiment, found, self._fingerprint)
-        return self._outputs(experiment, found.fingerprint, found.sizes)
+        return self._result(experiment, found.fingerprint, found.sizes)
 
-    def _outputs(
+    def _result(
         self, experiment: Experiment, fingerprint: str, sizes: Mapping[str, int]
-    ) -> Outputs:
+    ) -> PreparedCorpus:
         name = self._name or experiment.data.corpus
-        return {"name": name, "fingerprint": fingerprint, "bytes": dict(sizes)}
+        return PreparedCorpus(name, fingerprint, dict(sizes))
 
-    def run(self, context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
+    def run(self, context: Context[Experiment], needs: StageResults) -> PreparedCorpus:
         """Write the splits into storage, unless they are there."""
-        outputs = self.preview(context.config)
+        result = self.preview(context.config)
         if self._measured is not None:
             write_splits(context.config.data, self._measured, context.storage, self._output)
-        return outputs
+        return result
 
     def _measure(self, experiment: Experiment) -> Corpus:
         if self._measured is None:

@@ -1,29 +1,32 @@
 """fit: the winner of the search, trained at its full budget and packaged."""
 
-from collections.abc import Mapping
-
-from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.results import Fitted
+from pipelines.search.results import Selected
 from pipelines.stages.recorded_training import describe_run, train_and_package
 from pipelines.tracking import descriptions
 from pipelines.training.config import TrainingRun
 
 
-def fit(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
+def fit(context: Context[Experiment], needs: StageResults) -> Fitted:
     """Train the selected values; returns the packaged model and its validation loss."""
-    config = context.config.fit_run(needs["select"]["values"])
-    describe_run(context, config, needs["corpus"])
-    _describe_origin(context, config, needs["select"])
-    return train_and_package(context, config, needs["corpus"], key="fit.resources")
+    corpus, selected = needs[PreparedCorpus], needs[Selected]
+    config = context.config.fit_run(selected.values)
+    describe_run(context, config, corpus)
+    _describe_origin(context, config, selected)
+    return train_and_package(context, config, corpus, key="fit.resources")
 
 
-def _describe_origin(context: Context[Experiment], config: TrainingRun, selected: Outputs) -> None:
+def _describe_origin(context: Context[Experiment], config: TrainingRun, selected: Selected) -> None:
     """Describe in MLflow which trial was selected, and with which values."""
     trial = descriptions.run_link(
-        f"trial {selected['trial']}", context.store.experiment_id, selected["run_id"]
+        f"trial {selected.trial}", context.store.experiment_id, selected.run_id
     )
     values = {
-        **selected["values"],
+        **selected.values,
         "train.tokens": config.train.tokens,
         "resources.workers": config.resources.workers,
     }
@@ -33,6 +36,7 @@ def _describe_origin(context: Context[Experiment], config: TrainingRun, selected
 
 STAGE = Stage(
     name="fit",
+    result=Fitted,
     run=fit,
     depends_on=("corpus", "select"),
     config_keys=("seed", "model", "train", "fit.tokens"),

@@ -13,10 +13,12 @@ from pipelines.cluster.connection import cluster_address, connect
 from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.console.text import format_duration
 from pipelines.console.updates import Bar, ProgressUpdate
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
-from pipelines.engine.stage import Context, Outputs
+from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
+from pipelines.registry.results import Fitted
 from pipelines.storage.remote import Folder
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.tensorboard import event_files
@@ -28,14 +30,14 @@ from pipelines.training.history import Row, best_row, finished
 
 
 def train_and_package(
-    context: Context[Experiment], config: TrainingRun, corpus: Outputs, *, key: str
-) -> Outputs:
+    context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus, *, key: str
+) -> Fitted:
     """Train into the context's run, resuming an unfinished one; package the best checkpoint.
 
     Args:
         context: Of the stage.
         config: The training.
-        corpus: Outputs of the stage corpus.
+        corpus: The text that it reads.
         key: The configuration key of the resources, for errors.
 
     """
@@ -44,23 +46,27 @@ def train_and_package(
     return _package(context, config, corpus, folder, history)
 
 
-def describe_run(context: Context[Experiment], config: TrainingRun, corpus: Outputs) -> None:
+def describe_run(context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus) -> None:
     """Record a training run's parameters and the text it reads."""
     context.store.log_params(context.run_id, config.params)
-    files = train_val_splits(context.storage, corpus["fingerprint"])
+    files = train_val_splits(context.storage, corpus.fingerprint)
     splits = {"training": files.train, "validation": files.validation}
     context.store.log_corpus(context.run_id, corpus, **splits)
 
 
 def _train(
-    context: Context[Experiment], config: TrainingRun, corpus: Outputs, folder: Folder, key: str
+    context: Context[Experiment],
+    config: TrainingRun,
+    corpus: PreparedCorpus,
+    folder: Folder,
+    key: str,
 ) -> list[Row]:
     """Train to the end; returns the whole history.
 
     One worker trains in this process, unless there is a cluster, whose nodes may have the GPU that
     this machine lacks; several workers, and all on a cluster, train under Ray Train.
     """
-    files, log = train_val_splits(context.storage, corpus["fingerprint"]), context.progress.log
+    files, log = train_val_splits(context.storage, corpus.fingerprint), context.progress.log
     with context.progress.working("training: starting"):
         if config.resources.max_workers == 1 and not cluster_address():
             run = loop.train(config, files, folder, log)
@@ -116,11 +122,11 @@ def _progress(history: Mapping[int, Row], config: TrainingRun) -> ProgressUpdate
 def _package(
     context: Context[Experiment],
     config: TrainingRun,
-    corpus: Outputs,
+    corpus: PreparedCorpus,
     folder: Folder,
     history: list[Row],
-) -> Outputs:
-    """Log the best checkpoint as a pyfunc model; returns the stage's outputs."""
+) -> Fitted:
+    """Log the best checkpoint as a pyfunc model; returns the stage's result."""
     run_id, metric = context.run_id, config.train.best_metric
     best, weights = best_checkpoint(folder, history, metric, context.progress.log)
     data = context.config.with_run(config)
@@ -129,18 +135,18 @@ def _package(
         run_id,
         {"step": best["step"], f"best_{metric}": best[metric]},
         model_id=model_id_of(uri),
-        dataset_name=f"{corpus['name']} validation",
-        dataset_digest=corpus["fingerprint"],
+        dataset_name=f"{corpus.name} validation",
+        dataset_digest=corpus.fingerprint,
     )
-    return {
-        "run_id": run_id,
-        "model_uri": uri,
-        "val_bits_per_byte": best["val_bits_per_byte"],
-        "parameters": config.model.parameter_count(),
-        "tokens": int(history[-1]["tokens"]),
-        "seconds": history[-1]["seconds"],
-        "workers": config.resources.workers_text,
-    }
+    return Fitted(
+        run_id=run_id,
+        model_uri=uri,
+        val_bits_per_byte=best["val_bits_per_byte"],
+        parameters=config.model.parameter_count(),
+        tokens=int(history[-1]["tokens"]),
+        seconds=history[-1]["seconds"],
+        workers=config.resources.workers_text,
+    )
 
 
 def best_checkpoint(

@@ -3,28 +3,29 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
 
 from pipelines.console.errors import PipelineError
-from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.results import Promoted, Sampled
 from pipelines.storage.project import ROOT
 from pipelines.tracking.schema import SAMPLES_FILE
 
 SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
 
 
-def sample(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
+def sample(context: Context[Experiment], needs: StageResults) -> Sampled:
     """Continue the configured prompts; the texts are an artifact of the stage's run."""
-    champion = needs["promote"]["champion"]
-    if champion is None:
+    promoted = needs[Promoted]
+    if promoted.champion is None:
         context.store.log_text(context.run_id, "no champion, no sample", SAMPLES_FILE)
-        return {"run_id": context.run_id}
-    uri = f"models:/{needs['promote']['model']}/{champion}"
+        return Sampled(context.run_id)
+    uri = f"models:/{promoted.model}/{promoted.champion}"
     with context.progress.working("sample: generating"):
         texts = _generate(context, uri)
     context.store.log_text(context.run_id, SEPARATOR.join(texts), SAMPLES_FILE)
-    return {"model_uri": uri, "run_id": context.run_id}
+    return Sampled(context.run_id, uri)
 
 
 def _generate(context: Context[Experiment], uri: str) -> list[str]:
@@ -47,6 +48,7 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
 
 STAGE = Stage(
     name="sample",
+    result=Sampled,
     run=sample,
     depends_on=("promote",),
     config_keys=("seed", "generate"),

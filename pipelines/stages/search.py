@@ -5,20 +5,22 @@ with the same command, and one that is complete runs nothing. A search with more
 space, continues with those of its trials that lie in the space.
 """
 
-from collections.abc import Mapping
-
 from pipelines.console.errors import PipelineError
-from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.results import StageResults, json_digest
+from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.search.ranking import pareto_front
 from pipelines.search.recorder import end_runs, log_search, log_summary
+from pipelines.search.results import Searched
 from pipelines.search.resume import StoredSearch, stored_search, trials_folder
 from pipelines.search.run import run_trials
 from pipelines.storage.files import remove
 
 
-def search(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Run the missing trials; returns how many trials ended in each state."""
-    task, corpus = context.config.search_task(), needs["corpus"]
+def search(context: Context[Experiment], needs: StageResults) -> Searched:
+    """Run the missing trials; returns which trials there are, and their Pareto front."""
+    task, corpus = context.config.search_task(), needs[PreparedCorpus]
     stored = stored_search(context.store, context.run_id, task)
     ended, total = stored.ended, task.search.trial_count
     end_runs(context.store, ended)
@@ -35,7 +37,16 @@ def search(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Output
         stored = stored_search(context.store, context.run_id, task)
     _require_results(stored, total)
     remove(trials_folder(context))
-    return {"search_run": context.run_id, "trials": log_summary(context, task, stored.ended)}
+    return Searched(
+        search_run=context.run_id,
+        trials=log_summary(context, task, stored.ended),
+        front=tuple(
+            (trial.number, trial.objective, trial.second)
+            for trial in pareto_front(stored.ended, task.search.second_objective)
+            if trial.objective is not None and trial.second is not None
+        ),
+        selection=json_digest(sorted([trial.run_id, trial.state] for trial in stored.ended)),
+    )
 
 
 def _require_results(stored: StoredSearch, total: int) -> None:
@@ -52,6 +63,7 @@ def _require_results(stored: StoredSearch, total: int) -> None:
 
 STAGE = Stage(
     name="search",
+    result=Searched,
     run=search,
     depends_on=("corpus",),
     config_keys=("seed", "model", "train", "search"),

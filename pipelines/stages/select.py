@@ -1,36 +1,34 @@
-"""select: choose the best trial of the search, and its Pareto front if it has two objectives."""
+"""select: choose the best trial of the search, and mark it and the Pareto front in MLflow."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
-from pipelines.search.ranking import best_trial, pareto_front
+from pipelines.search.ranking import best_trial
+from pipelines.search.results import Searched, Selected
 from pipelines.search.resume import stored_search
 from pipelines.tracking.schema import BEST_RUN_TAG, BEST_TAG, BEST_TRIAL_TAG, PARETO_TAG
 from pipelines.tracking.store import Store
 from pipelines.tracking.trials import StoredTrial
 
 
-def select(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
-    """Choose the winner and mark it in MLflow, on its own run and on its search's."""
+def select(context: Context[Experiment], needs: StageResults) -> Selected:
+    """Choose the winner and mark it, on its own run and on its search's; mark the Pareto front."""
     task, store = context.config.search_task(), context.store
-    search_run = needs["search"]["search_run"]
+    searched = needs[Searched]
+    search_run = searched.search_run
     stored = stored_search(store, search_run, task)
     winner = best_trial(stored.ended)
     assert winner.objective is not None
     store.tag(search_run, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})
     store.log_metrics(search_run, {f"best_{task.base.train.best_metric}": winner.objective})
-    front = pareto_front(stored.ended, task.search.second_objective)
+    numbers = {number for number, _, _ in searched.front}
+    front = [trial for trial in stored.ended if trial.number in numbers]
     trials = [*stored.trials, *stored.outside]
     _mark(store, BEST_TAG, [winner], [trial for trial in trials if trial.best])
     _mark(store, PARETO_TAG, front, [trial for trial in trials if trial.pareto])
-    return {
-        "trial": winner.number,
-        "run_id": winner.run_id,
-        "values": winner.values,
-        "objective": winner.objective,
-        "front": [[t.number, t.objective, t.second] for t in front],
-    }
+    return Selected(winner.number, winner.run_id, winner.values, winner.objective)
 
 
 def _mark(
@@ -47,8 +45,9 @@ def _mark(
 
 STAGE = Stage(
     name="select",
+    result=Selected,
     run=select,
     depends_on=("search",),
-    config_keys=("train.best_metric", "search.second_objective"),
+    config_keys=("train.best_metric",),
     modules=lambda _: ("pipelines.stages.select",),
 )

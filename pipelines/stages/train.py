@@ -1,21 +1,23 @@
 """train: one training run of the configuration as it is, without a search."""
 
-from collections.abc import Mapping
-
-from pipelines.engine.stage import Context, Outputs, Stage
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.results import Fitted
 from pipelines.stages.recorded_training import describe_run, train_and_package
 
 
-def train(context: Context[Experiment], needs: Mapping[str, Outputs]) -> Outputs:
+def train(context: Context[Experiment], needs: StageResults) -> Fitted:
     """Train the configuration; returns the packaged model and its validation loss."""
-    config = context.config.training_run()
-    describe_run(context, config, needs["corpus"])
-    return train_and_package(context, config, needs["corpus"], key="resources")
+    config, corpus = context.config.training_run(), needs[PreparedCorpus]
+    describe_run(context, config, corpus)
+    return train_and_package(context, config, corpus, key="resources")
 
 
 STAGE = Stage(
     name="train",
+    result=Fitted,
     run=train,
     depends_on=("corpus",),
     config_keys=("seed", "model", "train"),

@@ -38,6 +38,7 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.storage.files import File, size_of, uri_of
 from pipelines.storage.remote import Folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
@@ -224,13 +225,13 @@ class Store:
             self.tag(run_id, {REASON_TAG: reason})
             self.end(run_id, KILLED if isinstance(error, KeyboardInterrupt) else FAILED)
 
-    def log_corpus(self, run_id: str, corpus: Mapping[str, Any], **splits: File) -> None:
+    def log_corpus(self, run_id: str, corpus: PreparedCorpus, **splits: File) -> None:
         """Record the bytes a run read as MLflow datasets, one for each split of a corpus."""
         inputs = []
         for split, file in splits.items():
             source = json.dumps({"uri": uri_of(file)})
             profile = json.dumps({"bytes": size_of(file)})
-            name, digest = f"{corpus['name']} {split}", corpus["fingerprint"]
+            name, digest = f"{corpus.name} {split}", corpus.fingerprint
             dataset = Dataset(name, digest, "local", source, profile=profile)
             inputs.append(DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, split)]))
         self.client.log_inputs(run_id, inputs)

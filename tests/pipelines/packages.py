@@ -3,11 +3,12 @@
 import torch
 
 from dca import build_model
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
 from pipelines.tracking.store import Store
 
-CORPUS = {"name": "files", "fingerprint": "0" * 32}
+CORPUS = PreparedCorpus("files", "0" * 32, {})
 
 
 def log_untrained(store: Store, experiment: Experiment, seed: int = 0) -> tuple[str, str]:

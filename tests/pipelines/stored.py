@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
 from pipelines.tracking.client import connect
 from pipelines.tracking.schema import (
@@ -114,7 +115,7 @@ def store_training(store: Store, run: TrainingRun, bits: float) -> str:
     """Store a finished run of train.py with this configuration."""
     key = f"train {bits} {run.model_dump_json()}"
     run_id = store.create("train", key, "train", params=run.params)
-    store.log_corpus(run_id, {"name": "files", "fingerprint": CORPUS}, train=Path(__file__))
+    store.log_corpus(run_id, PreparedCorpus("files", CORPUS, {}), train=Path(__file__))
     store.log_metrics(run_id, {f"best_{run.train.best_metric}": bits})
     store.tag(run_id, {OUTPUTS_TAG: "{}"})
     store.end(run_id)

@@ -1,13 +1,16 @@
 """The DAG's order, its cached results, and what it records in the tracking store."""
 
 import json
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.engine import dag
-from pipelines.engine.stage import Invocation, Stage
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Invocation, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage import location
 from pipelines.tracking.descriptions import describe_pipeline
@@ -17,6 +20,23 @@ from tests.pipelines.commands import invocation
 pytestmark = pytest.mark.usefixtures("tracking")
 
 
+@dataclass(frozen=True)
+class A:
+    source: int
+
+
+@dataclass(frozen=True)
+class B:
+    source: int
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class C:
+    sum: int
+    note: str | None = None
+
+
 class Pipeline:
     """Counts the runs of its stages: a source that always runs, two that are cached."""
 
@@ -24,28 +44,28 @@ class Pipeline:
         self.ran: list[str] = []
         self.source, self.broken = 1, False
 
-    def stages(self) -> list[Stage]:
+    def stages(self) -> list[Stage[Experiment, Any]]:
         return [
-            Stage("c", self._c, ("a", "b"), config_keys=("promote",)),
-            Stage("b", self._b, ("a",), config_keys=("train", "seed"), modules=lambda _: ("dca",)),
-            Stage("a", self._a, cached=False, preview=lambda _: {"source": self.source}),
+            Stage("c", C, self._c, ("a", "b"), ("promote",)),
+            Stage("b", B, self._b, ("a",), ("train", "seed"), modules=lambda _: ("dca",)),
+            Stage("a", A, self._a, cached=False, preview=lambda _: A(self.source)),
         ]
 
-    def _a(self, context, needs):
+    def _a(self, context: Context, needs: StageResults) -> A:
         self.ran.append("a")
-        return {"source": self.source}
+        return A(self.source)
 
-    def _b(self, context, needs):
+    def _b(self, context: Context, needs: StageResults) -> B:
         self.ran.append("b")
         if self.broken:
             raise RuntimeError("broken")
         file = context.storage / f"{context.run_id}.txt"
         file.write_text("x")
-        return {"files": [str(file)], "source": needs["a"]["source"]}
+        return B(needs[A].source, (str(file),))
 
-    def _c(self, context, needs):
+    def _c(self, context: Context, needs: StageResults) -> C:
         self.ran.append("c")
-        return {"sum": needs["b"]["source"]}
+        return C(needs[A].source + needs[B].source)
 
     def run(self, config: Experiment, until: str | None = None, fresh: bool = False) -> list[str]:
         self.ran = []
@@ -133,6 +153,17 @@ def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, experiment):
     assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
 
 
+@pytest.mark.parametrize("text", ["{", "null", '{"source": 1}', '{"source": "1", "files": []}'])
+def test_a_damaged_result_is_computed_again_and_the_plan_says_so(pipeline, experiment, text):
+    pipeline.run(experiment)
+    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+    (run,) = store.find("b")
+    store.tag(run.info.run_id, {"dca.outputs": text})
+    _, b, _ = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
+    assert b.reason == "the tag dca.outputs of its run is not a result"
+    assert pipeline.run(experiment) == ["a", "b", "c"]
+
+
 def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, experiment):
     nodes = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
     assert [(node.stage.name, node.reused) for node in nodes] == [
@@ -190,4 +221,4 @@ def test_stages_are_reported_with_their_reason_and_as_events(pipeline, experimen
         ("c", "reused"),
     ]
     assert [row.get("outputs") for row in events][1] == {"source": 1}
-    assert events[3]["outputs"] == {"sum": 1}
+    assert events[3]["outputs"] == {"sum": 2}

@@ -8,6 +8,7 @@ import pytest
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.progress import Progress
+from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Invocation
 from pipelines.registry import gate as module
 from pipelines.registry.champions import (
@@ -17,6 +18,7 @@ from pipelines.registry.champions import (
     Promotion,
 )
 from pipelines.registry.gate import Decision, Gate, force, rollback
+from pipelines.registry.results import Registered, Tested
 from pipelines.registry.score import Score, block_edges
 from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
@@ -77,13 +79,10 @@ class Versions:
         """What the stage decides about a version."""
         changes = {f"promote.{key}": value for key, value in settings.items()}
         context = replace(self.context, config=self.context.config.replace(changes))
-        needs = {
-            "register": {"model": "tiny", "version": version},
-            "evaluate": {"fingerprint": fingerprint},
-        }
-        outputs = promote(context, needs)
-        assert outputs["champion"] == self.champion
-        return outputs["decision"]
+        registered, tested = Registered("tiny", version), Tested(2.0, fingerprint, {})
+        promoted = promote(context, StageResults({"register": registered, "evaluate": tested}))
+        assert promoted.champion == self.champion
+        return promoted.decision
 
     def decide(self, version: int, fingerprint: str = "same", **options) -> Decision:
         """The gate's decision, without the stage."""

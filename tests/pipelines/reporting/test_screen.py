@@ -2,38 +2,33 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.results import StageResults
+from pipelines.registry.results import Fitted, Promoted, Registered, Sampled, Tested
 from pipelines.reporting.screen import pareto_lines, screen_lines
+from pipelines.search.results import Searched, Selected
 
-OUTPUTS = {
-    "corpus": {"name": "files", "bytes": {"test": 3000}},
-    "search": {"trials": {"complete": 2, "pruned": 1, "failed": 0}},
-    "select": {
-        "trial": 1,
-        "objective": 2.25,
-        "values": {"train.learning_rate": 0.012345678, "model.last_k": None},
-        "front": [],
-    },
-    "fit": {
-        "parameters": 12345,
-        "tokens": 65536,
-        "workers": 2,
-        "seconds": 61.0,
-        "val_bits_per_byte": 2.2,
-    },
-    "evaluate": {"baselines": {"gzip": 3.1, "lzma": 2.0}, "test_bits_per_byte": 2.2},
-    "register": {"version": 3},
-    "promote": {"model": "dca-gpt", "champion": "3", "decision": "promoted: the first"},
-    "sample": {},
+RESULTS = {
+    "corpus": PreparedCorpus("files", "0" * 32, {"test": 3000}),
+    "search": Searched("s", {"complete": 2, "pruned": 1, "failed": 0}, (), ""),
+    "select": Selected(1, "t", {"train.learning_rate": 0.012345678, "model.last_k": None}, 2.25),
+    "fit": Fitted("f", "models:/m", 2.2, 12345, 65536, 61.0, "2"),
+    "evaluate": Tested(2.2, "0" * 32, {"gzip": 3.1, "lzma": 2.0}),
+    "register": Registered("dca-gpt", 3),
+    "promote": Promoted("dca-gpt", 3, "promoted: the first"),
+    "sample": Sampled("r"),
 }
+"""By stage."""
 
 
-def shown(experiment, outputs: dict, page: Path | None = Path("report.html")) -> list[str]:
+def shown(experiment, page: Path | None = Path("report.html"), **changes: object) -> list[str]:
     where = {"page": page, "storage": "/runs", "script": lambda name: Path("pipelines") / name}
-    return screen_lines(experiment, outputs, "def generated", **where)
+    results = StageResults(RESULTS | changes)
+    return screen_lines(experiment, results, "def generated", **where)
 
 
 def test_the_screen_has_the_result_the_text_and_the_next_commands(experiment):
-    lines = shown(experiment, OUTPUTS)
+    lines = shown(experiment)
     assert lines[:4] == [
         "tiny: 3 trials (2 complete, 1 pruned)",
         "winner   trial 1, 2.2500 bits per byte: train.learning_rate=0.012345678, "
@@ -50,16 +45,20 @@ def test_the_screen_has_the_result_the_text_and_the_next_commands(experiment):
     assert "python pipelines/generate.py --model dca-gpt --prompt" in lines[-1]
 
 
+def test_one_worker_is_singular(experiment):
+    fit = Fitted("f", "models:/m", 2.2, 12345, 65536, 61.0, "1")
+    assert "with 1 worker in 1:01" in shown(experiment, fit=fit)[2]
+
+
 def test_without_a_champion_the_commands_use_the_version(experiment):
-    promote = OUTPUTS["promote"] | {"champion": None}
-    lines = shown(experiment, OUTPUTS | {"promote": promote})
+    lines = shown(experiment, promote=Promoted("dca-gpt", None, "kept"))
     (champion,) = [line for line in lines if line.startswith("champion")]
     assert champion.endswith("python pipelines/promote.py promote --model dca-gpt 3")
     assert "--model dca-gpt/3 --prompt" in lines[-1]
 
 
 def test_without_a_page_its_line_is_left_out(experiment):
-    assert not any(line.startswith("report ") for line in shown(experiment, OUTPUTS, None))
+    assert not any(line.startswith("report ") for line in shown(experiment, None))
 
 
 @pytest.mark.parametrize(

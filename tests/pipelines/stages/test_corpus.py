@@ -1,6 +1,7 @@
 """A corpus is identified by its fingerprint: restored without its text, refused if that changed."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,8 +9,10 @@ import pytest
 
 from pipelines import promote
 from pipelines.console.errors import ConfigError
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import sealed_test
 from pipelines.engine import dag
+from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.stages import corpus
@@ -35,8 +38,8 @@ def context(config: Experiment, tmp_path: Path) -> Context:
     return Context(config, tmp_path / "runs", None, invocation(), pipeline_run="")
 
 
-def run(config: Experiment, tmp_path: Path, fingerprint: str | None = None) -> dict:
-    return CorpusStage(fingerprint=fingerprint).run(context(config, tmp_path), {})
+def run(config: Experiment, tmp_path: Path, fingerprint: str | None = None) -> PreparedCorpus:
+    return CorpusStage(fingerprint=fingerprint).run(context(config, tmp_path), StageResults({}))
 
 
 def test_a_plan_with_enwik8_neither_downloads_nor_reads(experiment, tmp_path):
@@ -49,20 +52,20 @@ def test_a_plan_with_enwik8_neither_downloads_nor_reads(experiment, tmp_path):
 
 def test_the_test_part_that_was_given_is_the_one_that_candidates_meet(held_out, tmp_path):
     found = run(held_out, tmp_path)
-    assert found["bytes"] == {"train": 500, "validation": 1000, "test": 400}
-    sealed = sealed_test(tmp_path / "runs", found["fingerprint"])
+    assert found.bytes == {"train": 500, "validation": 1000, "test": 400}
+    sealed = sealed_test(tmp_path / "runs", found.fingerprint)
     assert sealed.read_bytes() == b"test" * 100
-    with corpus.test_bytes(held_out, found["fingerprint"]) as path:
+    with corpus.test_bytes(held_out, found.fingerprint) as path:
         assert path == sealed
 
 
 def test_a_corpus_of_three_files_is_restored_by_its_fingerprint(held_out, tmp_path):
     found = CorpusStage().preview(held_out)
-    fingerprint = found["fingerprint"]
+    fingerprint = found.fingerprint
     assert CorpusStage(fingerprint=fingerprint).preview(held_out) == found
     assert run(held_out, tmp_path, fingerprint) == found
     renamed = CorpusStage(fingerprint=fingerprint, name="its own").preview(held_out)
-    assert renamed == {**found, "name": "its own"}
+    assert renamed == replace(found, name="its own")
     (tmp_path / "train").unlink()  # what is in storage needs no file
     assert run(held_out, tmp_path, fingerprint) == found
 
@@ -72,19 +75,19 @@ def test_a_command_reads_its_text_once(held_out, tmp_path, monkeypatch):
     found = stage.preview(held_out)
     monkeypatch.setattr(corpus, "measure_corpus", lambda *_, **__: pytest.fail("read again"))
     assert stage.preview(held_out) == found
-    assert stage.run(context(held_out, tmp_path), {}) == found
+    assert stage.run(context(held_out, tmp_path), StageResults({})) == found
 
 
 def test_a_corpus_in_shared_storage_is_restored_without_its_files(held_out, shared, tmp_path):
     held_out = held_out.replace({"storage": str(shared)})
     here = Context(held_out, shared, None, invocation(), pipeline_run="")
-    found = CorpusStage().run(here, {})
+    found = CorpusStage().run(here, StageResults({}))
     for name in ("train", "validation", "test"):
         (tmp_path / name).unlink()
-    again = CorpusStage(fingerprint=found["fingerprint"])
+    again = CorpusStage(fingerprint=found.fingerprint)
     assert again.preview(held_out) == found
-    assert again.run(here, {}) == found
-    with corpus.test_bytes(held_out, found["fingerprint"]) as path:
+    assert again.run(here, StageResults({})) == found
+    with corpus.test_bytes(held_out, found.fingerprint) as path:
         assert path.read_bytes() == b"test" * 100
     assert not path.exists()
 
@@ -92,18 +95,18 @@ def test_a_corpus_in_shared_storage_is_restored_without_its_files(held_out, shar
 def test_held_out_files_that_have_changed_are_not_the_corpus_of_before(held_out, tmp_path):
     found = CorpusStage().preview(held_out)
     (tmp_path / "test").write_bytes(b"Test" * 100)
-    with pytest.raises(ConfigError, match=f"the corpus {found['fingerprint']} is not in "):
-        run(held_out, tmp_path, found["fingerprint"])
+    with pytest.raises(ConfigError, match=f"the corpus {found.fingerprint} is not in "):
+        run(held_out, tmp_path, found.fingerprint)
     with (
         pytest.raises(ConfigError, match=r"or data\.path=PATH where it is"),
-        corpus.test_bytes(held_out, found["fingerprint"]),
+        corpus.test_bytes(held_out, found.fingerprint),
     ):
         pass
 
 
 def test_the_test_split_is_made_again_where_storage_has_none(held_out):
     found = CorpusStage().preview(held_out)
-    with corpus.test_bytes(held_out, found["fingerprint"]) as path:
+    with corpus.test_bytes(held_out, found.fingerprint) as path:
         assert path.read_bytes() == b"test" * 100
     assert not path.exists()
 

@@ -4,7 +4,9 @@ import optuna
 import pytest
 
 from pipelines.console.errors import PipelineError
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
+from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
@@ -28,8 +30,8 @@ VALUES = {"train.learning_rate": 0.001}
 
 
 @pytest.fixture
-def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, dict]:
-    """A search that an earlier start has begun, and the outputs of the corpus stage."""
+def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, StageResults]:
+    """A search that an earlier start has begun, and the result of the corpus stage."""
     space = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
     changes = {"search.max_seconds": 20, "search.space": space, "search.trials": 3}
     experiment = experiment.replace(changes)
@@ -37,21 +39,21 @@ def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, dict]:
     write_splits(experiment.data, found, tmp_path / "runs")
     pipeline, run = (store.create(kind, kind, kind) for kind in ("pipeline", "search"))
     context = Context(experiment, tmp_path / "runs", store, invocation(), pipeline, run)
-    corpus = {"fingerprint": found.fingerprint, "name": "files", "bytes": found.sizes}
-    return context, {"corpus": corpus}
+    corpus = PreparedCorpus("files", found.fingerprint, found.sizes)
+    return context, StageResults({"corpus": corpus})
 
 
-def recorder_of(context: Context, needs: dict) -> Recorder:
+def recorder_of(context: Context, needs: StageResults) -> Recorder:
     task = context.config.search_task()
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    return Recorder(context, task, needs["corpus"], trials_of(context), seconds)
+    return Recorder(context, task, needs[PreparedCorpus], trials_of(context), seconds)
 
 
 def trials_of(context: Context) -> list[StoredTrial]:
     return stored_search(context.store, context.run_id, context.config.search_task()).trials
 
 
-def start(context: Context, needs: dict, seconds: float) -> None:
+def start(context: Context, needs: StageResults, seconds: float) -> None:
     """One of the search's starts, which lasts so long and ends no trial."""
     recorder = recorder_of(context, needs)
     recorder._started -= seconds
@@ -135,8 +137,8 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
     recorder.close()
     context.store.client.update_run(failed, status="RUNNING")  # killed between state and status
     monkeypatch.setattr(module, "run_trials", lambda *_: pytest.fail("a trial was run"))
-    outputs = search(context, needs)
-    assert outputs["trials"] == {"complete": 2, "pruned": 0, "failed": 1}
+    searched = search(context, needs)
+    assert searched.trials == {"complete": 2, "pruned": 0, "failed": 1}
     store = context.store
     assert store.client.get_run(failed).info.status == "FAILED"
     found = store.client.get_run(context.run_id)
@@ -144,10 +146,10 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
     path = store.client.download_artifacts(context.run_id, "study.db", str(tmp_path))
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{path}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
-    chosen = select(context, {"search": outputs})
-    assert (chosen["trial"], chosen["objective"]) == (1, 3.0)
-    assert store.client.get_run(chosen["run_id"]).data.tags["dca.best"] == "true"
-    assert store.client.get_run(context.run_id).data.tags["dca.best_run"] == chosen["run_id"]
+    chosen = select(context, StageResults({"search": searched}))
+    assert (chosen.trial, chosen.objective) == (1, 3.0)
+    assert store.client.get_run(chosen.run_id).data.tags["dca.best"] == "true"
+    assert store.client.get_run(context.run_id).data.tags["dca.best_run"] == chosen.run_id
 
 
 def test_a_search_of_failed_trials_is_an_error_with_their_reasons(begun, monkeypatch):

@@ -1,4 +1,5 @@
 from pipelines.compat.mlflow import NOTE_TAG
+from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.tracking.schema import CACHE_TAG, DISCARDED
 from pipelines.tracking.store import Store
 
@@ -28,7 +29,7 @@ def test_a_result_is_on_the_page_of_its_model_with_the_bytes_it_was_measured_on(
     run = store.create("evaluate", "k", "n")
     model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
     (tmp_path / "test.bin").write_bytes(b"abc")
-    corpus = {"name": "files", "fingerprint": "0" * 32}
+    corpus = PreparedCorpus("files", "0" * 32, {})
     store.log_corpus(run, corpus, training=tmp_path / "test.bin", test=tmp_path / "test.bin")
     store.log_use(run, model.model_id)
     dataset = {"dataset_name": "files test", "dataset_digest": "0" * 32}
