@@ -65,7 +65,7 @@ def curve_table(
     metric = config.train.best_metric
     curves = [(f"trial {t.number}", t.number, t.run_id, t.evaluations) for t in trials]
     for run in fits:
-        evaluations = read_evaluations(store, run, metric)
+        evaluations = read_evaluations(store, run.info.run_id, run.data.params, metric)
         curves.append((run.data.tags[KIND_TAG], -1, run.info.run_id, evaluations))
     rows = []
     for name, number, run_id, evaluations in curves:

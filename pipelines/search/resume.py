@@ -6,7 +6,7 @@ whose trials teach its sampler.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,7 +20,7 @@ from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import INACTIVE_PARAM, REASON_TAG, STATE_TAG
 from pipelines.tracking.store import Store
-from pipelines.tracking.trials import TRIAL_KIND, StoredTrial, read_trial
+from pipelines.tracking.trials import TRIAL_KIND, StoredTrial, read_evaluations, read_trial
 
 OUTSIDE = object()
 """Value of a searched key that lies outside its range: equal to no value of a condition."""
@@ -60,26 +60,26 @@ def second_value(
     return None
 
 
-def stored_search(store: Store, search_run: str, task: SearchTask) -> StoredSearch:
-    """The trials under a search's run."""
+def stored_search(
+    store: Store, search_run: str, task: SearchTask, *, evaluations: bool = True
+) -> StoredSearch:
+    """The trials under a search's run, those in the space with their `evaluations` if wanted."""
     metric = task.base.train.best_metric
-    found = [read_trial(store, run, metric) for run in store.children(search_run, TRIAL_KIND)]
-    found.sort(key=lambda trial: trial.number)
-    inside = _inside(task, found)
-    numbers = {trial.number for trial in inside}
-    return StoredSearch(inside, [trial for trial in found if trial.number not in numbers])
-
-
-def _inside(task: SearchTask, trials: Iterable[StoredTrial]) -> list[StoredTrial]:
-    """The trials that lie in the task's space, with the values of its searched keys."""
-    found = []
-    for trial in trials:
+    trials = [read_trial(run, metric) for run in store.children(search_run, TRIAL_KIND)]
+    inside, outside = [], []
+    for trial in sorted(trials, key=lambda trial: trial.number):
         values, difference = _locate(task, trial)
-        if not difference:
-            metrics = {"tokens": trial.tokens, "seconds": trial.seconds}
-            second = second_value(task, values, metrics) if trial.state == "complete" else None
-            found.append(replace(trial, values=values, second=second))
-    return found
+        if difference:
+            outside.append(trial)
+            continue
+        metrics = {"tokens": trial.tokens, "seconds": trial.seconds}
+        second = second_value(task, values, metrics) if trial.state == "complete" else None
+        trial = replace(trial, values=values, second=second)
+        if evaluations:
+            curve = read_evaluations(store, trial.run_id, trial.params, metric)
+            trial = replace(trial, evaluations=curve)
+        inside.append(trial)
+    return StoredSearch(inside, outside)
 
 
 def _locate(task: SearchTask, trial: StoredTrial) -> tuple[dict[str, Any], str]:

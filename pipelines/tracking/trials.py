@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
-from pipelines.compat.mlflow import FAILED, FINISHED, KILLED, PARENT_RUN_TAG
+from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
 from pipelines.tracking.schema import (
     BEST_TAG,
     INACTIVE_TAG,
@@ -65,7 +65,6 @@ class StoredTrial:
     """MLflow's: RUNNING, FINISHED, FAILED or KILLED."""
     milliseconds: tuple[int, int] = (0, 0)
     """Start and end, since 1970."""
-    search_run: str = ""
     best: bool = False
     """Whether it is marked as the winner of its search."""
     pareto: bool = False
@@ -79,8 +78,11 @@ class StoredTrial:
         return {one.tokens: one.best for one in self.evaluations}
 
 
-def read_trial(store: Store, run: Run, metric: str) -> StoredTrial:
-    """The trial that a run describes; `metric` is the search's train.best_metric."""
+def read_trial(run: Run, metric: str) -> StoredTrial:
+    """The trial that a run describes, without its evaluations.
+
+    `metric` is the search's train.best_metric.
+    """
     tags, metrics = run.data.tags, run.data.metrics
     return StoredTrial(
         number=int(tags[TRIAL_TAG]),
@@ -90,11 +92,9 @@ def read_trial(store: Store, run: Run, metric: str) -> StoredTrial:
         objective=metrics.get(f"best_{metric}"),
         tokens=int(metrics.get("tokens", 0)),
         seconds=metrics.get("seconds", 0.0),
-        evaluations=read_evaluations(store, run, metric),
         reason=tags.get(REASON_TAG, ""),
         status=run.info.status,
         milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
-        search_run=str(tags.get(PARENT_RUN_TAG, "")),
         best=tags.get(BEST_TAG) == "true",
         pareto="true" in (tags.get(PARETO_TAG), tags.get(OLD_PARETO_TAG)),
         params=configuration_of(run),
@@ -109,14 +109,16 @@ def configuration_of(run: Run) -> dict[str, str]:
     return {**run.data.params, **json.loads(run.data.tags.get(INACTIVE_TAG, "{}"))}
 
 
-def read_evaluations(store: Store, run: Run, metric: str) -> tuple[Evaluation, ...]:
-    """The evaluations of a trial or a fit, of which `metric` is the train.best_metric."""
-    if "val_bits_per_byte" not in run.data.metrics:
+def read_evaluations(
+    store: Store, run_id: str, params: Mapping[str, str], metric: str
+) -> tuple[Evaluation, ...]:
+    """The evaluations of a trial or a fit with these parameters; `metric` is as in read_trial."""
+    evaluated = store.history(run_id, "val_bits_per_byte")
+    if not evaluated:  # the process may have been killed before it stored the parameters
         return ()
-    evaluated = store.history(run.info.run_id, "val_bits_per_byte")
     same = metric == "val_bits_per_byte"
-    objective = evaluated if same else store.history(run.info.run_id, metric)
-    batch_tokens = int(run.data.params["train.batch_tokens"])
+    objective = evaluated if same else store.history(run_id, metric)
+    batch_tokens = int(params["train.batch_tokens"])
     best = accumulate((objective[step] for step in evaluated), min)
     return tuple(
         Evaluation(step, step * batch_tokens, value, so_far)
