@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +56,8 @@ def main(argv: Sequence[str]) -> int:
 def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Print every version, the newest first."""
     aliases = registry.aliases()
-    rows = [_row(version, aliases) for version in reversed(registry.versions())]
+    versions = registry.versions()[::-1]
+    rows = [_row(version, aliases) for version in versions]
     if arguments.json:
         from pipelines.registry.package import LINEAGE
 
@@ -68,7 +69,7 @@ def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
         *("version", "aliases", "test", "validation", "parameters"),
         *("corpus", "experiment", "commit", "age", "gate"),
     ]
-    _print_table(columns, [_cells(row) for row in rows])
+    _print_table(columns, map(_cells, versions, rows))
 
 
 def _row(version: Any, aliases: dict[str, int]) -> dict[str, Any]:
@@ -83,27 +84,22 @@ def _row(version: Any, aliases: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def _cells(version: Any, row: dict[str, Any]) -> list[str]:
     """A row of `list` for people."""
-    from pipelines.tracking.schema import (
-        DECISION_TAG,
-        PARAMETERS_TAG,
-        TEST_BITS_TAG,
-        VAL_BITS_TAG,
-    )
+    from pipelines.tracking.schema import VersionTags
 
-    tags = row["tags"]
+    tags = VersionTags.of(version)
     return [
         str(row["version"]),
         ", ".join(row["aliases"]),
-        _format_bits(tags.get(TEST_BITS_TAG)),
-        _format_bits(tags.get(VAL_BITS_TAG)),
-        _format_count(tags.get(PARAMETERS_TAG, "")),
-        tags.get("corpus", ""),
-        tags.get("experiment", ""),
-        _format_commit(tags),
+        _format_bits(tags.test_bits),
+        _format_bits(tags.val_bits),
+        "" if tags.parameters is None else f"{tags.parameters:,}",
+        tags.corpus,
+        tags.experiment,
+        tags.commit[:COMMIT_DIGITS] + (" + changes" if tags.dirty else ""),
         _format_age(row["created_seconds"]),
-        tags.get(DECISION_TAG, "not decided"),
+        tags.decision or "not decided",
     ]
 
 
@@ -150,19 +146,19 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     from pipelines.registry.gate import Gate, gate_lock
     from pipelines.registry.package import CONFIG
     from pipelines.stages.corpus import test_bytes
-    from pipelines.tracking.schema import PROMOTE_TAG, TEST_FINGERPRINT_TAG
+    from pipelines.tracking.schema import VersionTags
 
-    data, tags = registry.read_json(version, CONFIG), registry.get(version).tags
+    data, tags = registry.read_json(version, CONFIG), VersionTags.of(registry.get(version))
     name = f"{registry.name} version {version}"
-    if data is None or PROMOTE_TAG not in tags:
+    if data is None or tags.promote is None or tags.test_fingerprint is None:
         message = (
             "expected a version that sweep.py registered; it has no configuration: --force REASON "
             "promotes it all the same"
         )
         raise ConfigError(Problem(message, source=name))
-    data["promote"] = json.loads(tags[PROMOTE_TAG])  # as registered, not as trained
+    data["promote"] = tags.promote  # as registered, not as trained
     experiment = read_packaged(data, arguments.changes, source=name)
-    fingerprint = tags[TEST_FINGERPRINT_TAG]
+    fingerprint = tags.test_fingerprint
     print(f"evaluating version {version} on the test bytes {fingerprint}", file=sys.stderr)
     with test_bytes(experiment, fingerprint) as test, gate_lock(registry):
         gate = Gate(registry, experiment.promote, test, fingerprint, dry_run=arguments.dry_run)
@@ -215,7 +211,7 @@ def _dry_run_note(arguments: argparse.Namespace) -> str:
     return " (dry run: nothing was changed)" if arguments.dry_run else ""
 
 
-def _print_table(columns: list[str], rows: list[list[str]]) -> None:
+def _print_table(columns: list[str], rows: Iterable[list[str]]) -> None:
     """A table as wide as the terminal, or wide enough to be read by other programs."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
@@ -226,15 +222,6 @@ def _print_table(columns: list[str], rows: list[list[str]]) -> None:
     console = Console(width=width, markup=False, highlight=False)
     console.print(table)
     console.print()
-
-
-def _format_count(number: str) -> str:
-    return f"{int(number):,}" if number.isdecimal() else number
-
-
-def _format_commit(tags: dict[str, str]) -> str:
-    dirty = " + changes" if tags.get("dirty") == "true" else ""
-    return tags.get("commit", "unknown")[:COMMIT_DIGITS] + dirty
 
 
 def _format_bits(value: Any) -> str:

@@ -8,13 +8,24 @@ from pipelines.config.yaml_text import flatten
 from pipelines.experiment import Experiment
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import HOST_TAG, INACTIVE_PARAM, REASON_TAG
+from pipelines.tracking.schema import (
+    BATCH_TOKENS_PARAM,
+    FIT_KIND,
+    HOST_TAG,
+    INACTIVE_PARAM,
+    PIPELINE_KIND,
+    REASON_TAG,
+    SEARCH_KIND,
+    SECONDS_METRIC,
+    TOKENS_METRIC,
+    TRIAL_KIND,
+)
 from pipelines.tracking.store import Run, Store
 from pipelines.training.config import TrainingRun
 
 MAX_PIPELINES = 5
 STEP_PARAMS = (
-    *("model.", "train.seq_len", "train.batch_tokens", "train.micro_batch_tokens"),
+    *("model.", "train.seq_len", BATCH_TOKENS_PARAM, "train.micro_batch_tokens"),
     *("train.ema_decay", "train.activation_checkpointing", "train.compile"),
 )
 """What changes the time of a step."""
@@ -28,20 +39,22 @@ class EarlierRuns:
         self.store = Store.open(experiment.experiment, folder, create=False)
         data = experiment.model_dump(mode="json", include={"resources": True, "fit": {"resources"}})
         wanted = {key: encode_param(value) for key, value in flatten(data)}
-        found = self.store.find("pipeline") if self.store else []
+        found = self.store.find(PIPELINE_KIND) if self.store else []
         found = [run for run in found if run.data.tags.get(HOST_TAG) == platform.node()]
         found = [run for run in found if wanted.items() <= run.data.params.items()]
         self._pipelines = found[:MAX_PIPELINES]
 
     def step_seconds(self, kind: str, run: TrainingRun) -> float | None:
         """Of trials or fits with the same model and batch, evaluations left out; None without."""
-        parents = self._pipelines if kind == "fit" else self._children("search", self._pipelines)
+        parents = (
+            self._pipelines if kind == FIT_KIND else self._children(SEARCH_KIND, self._pipelines)
+        )
         wanted = {k: encode_param(v) for k, v in run.params.items() if k.startswith(STEP_PARAMS)}
         data = [stored.data for stored in self._children(kind, parents)]
         found = [
-            one.metrics["seconds"] * run.train.batch_tokens / one.metrics["tokens"]
+            one.metrics[SECONDS_METRIC] * run.train.batch_tokens / one.metrics[TOKENS_METRIC]
             for one in data
-            if {"seconds", "tokens"} <= one.metrics.keys()
+            if {SECONDS_METRIC, TOKENS_METRIC} <= one.metrics.keys()
             and all(one.params.get(key) in (value, INACTIVE_PARAM) for key, value in wanted.items())
         ]
         return median(found) if found else None
@@ -51,8 +64,8 @@ class EarlierRuns:
         found = []
         for run in self._children(name, self._pipelines):
             ends = [run.info.end_time]
-            if name == "search":
-                ends = [trial.info.start_time for trial in self._children("trial", [run])]
+            if name == SEARCH_KIND:
+                ends = [trial.info.start_time for trial in self._children(TRIAL_KIND, [run])]
             if ends and run.info.status == FINISHED and REASON_TAG not in run.data.tags:
                 found.append((min(ends) - run.info.start_time) / 1000)
         return median(found) if found else None

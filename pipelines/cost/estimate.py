@@ -19,6 +19,7 @@ from pipelines.experiment import Experiment
 from pipelines.search.results import Selected
 from pipelines.search.resume import stored_search
 from pipelines.search.space import RUN_KEYS
+from pipelines.tracking.schema import SECONDS_METRIC
 from pipelines.tracking.store import Run
 from pipelines.training.config import TrainingRun
 from pipelines.training.memory import MIB, peak_bytes
@@ -142,7 +143,7 @@ class _Costs:
         task, store, stored, elapsed = self.experiment.search_task(), self.earlier.store, [], 0.0
         if store and run:
             stored = stored_search(store, run.info.run_id, task).trials
-            elapsed = max(store.history(run.info.run_id, "seconds").values(), default=0.0)
+            elapsed = max(store.history(run.info.run_id, SECONDS_METRIC).values(), default=0.0)
         drawn = [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
         concurrent = min(max_concurrent_jobs(cluster, task.base.resources), len(drawn[0]))
         seconds = self.times(

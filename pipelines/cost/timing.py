@@ -17,7 +17,7 @@ from pipelines.console.errors import PipelineError
 from pipelines.data.splits import TrainValSplits
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
-from pipelines.training.history import Row
+from pipelines.training.history import TIME, TOKENS_PER_SECOND, Row
 
 TIMED_SECONDS = 2.0
 STEPS = 4
@@ -75,6 +75,6 @@ def _time(run: TrainingRun, text: Path, folder: Path) -> float:
     with closing(loop.train(run.replace(changes), TrainValSplits(text, text), folder)) as history:
         for new in history:
             rows += new
-            if len(rows) > 1 and rows[-1]["time"] > rows[0]["time"] + TIMED_SECONDS:
+            if len(rows) > 1 and rows[-1][TIME] > rows[0][TIME] + TIMED_SECONDS:
                 break
-    return median(batch / row["tokens_per_second"] for row in rows[1:])
+    return median(batch / row[TOKENS_PER_SECOND] for row in rows[1:])

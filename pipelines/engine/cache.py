@@ -16,7 +16,15 @@ from pipelines.engine.code import code_digest
 from pipelines.engine.results import from_json, json_digest, to_json
 from pipelines.engine.stage import PipelineConfig, Stage
 from pipelines.storage.location import exists
-from pipelines.tracking.schema import CACHE_TAG, DISCARDED, INPUTS_TAG, OUTPUTS_TAG
+from pipelines.tracking.schema import (
+    CACHE_TAG,
+    DISCARDED,
+    INPUTS_TAG,
+    OUTPUTS_TAG,
+    SCHEMA_VERSION,
+    schema_version,
+    stage_inputs,
+)
 from pipelines.tracking.store import Run, Store
 
 
@@ -118,7 +126,8 @@ def _inputs(
     read = {
         k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in stage.config_keys)
     }
-    return {"config": read, "needs": needs, "sources": code_digest(stage.modules(config))}
+    code = code_digest(stage.modules(config))
+    return {"config": read, "needs": needs, "sources": code, "schema": SCHEMA_VERSION}
 
 
 def _missing_artifact(result: object, store: Store) -> str | None:
@@ -135,7 +144,10 @@ def _difference(planned: PlannedStage, store: Store | None) -> str:
     latest = store.find(planned.stage.name)[:1] if store else []
     if not latest:
         return "new"
-    before, inputs = json.loads(latest[0].data.tags.get(INPUTS_TAG, "{}")), planned.inputs
+    tags, inputs = latest[0].data.tags, planned.inputs
+    if (written := schema_version(tags)) != SCHEMA_VERSION:
+        return f"the earlier result is of store schema {written}, this is {SCHEMA_VERSION}"
+    before = stage_inputs(tags)
     old, new = before.get("config", {}), inputs["config"]
     changes = [
         f"{key}: {old.get(key)} -> {new.get(key)}"

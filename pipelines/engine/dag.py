@@ -16,7 +16,13 @@ from pipelines.engine.stage import Context, Invocation, PipelineConfig, Stage
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import Descriptions
 from pipelines.tracking.locks import exclusive_lock
-from pipelines.tracking.schema import EXPERIMENT_FILE, OUTPUTS_TAG, STAGE_TAG
+from pipelines.tracking.schema import (
+    EXPERIMENT_FILE,
+    OUTPUTS_TAG,
+    PIPELINE_KIND,
+    SCHEMA_VERSION,
+    STAGE_TAG,
+)
 from pipelines.tracking.store import Store
 
 
@@ -99,12 +105,12 @@ def _open(
 def _open_pipeline_run(store: Store, config: PipelineConfig) -> str:
     """One run per configuration: the parent of the runs of its stages."""
     data = config.model_dump(mode="json")
-    key = json_digest(data)
-    if found := store.find("pipeline", key):
+    key = json_digest({"schema": SCHEMA_VERSION, **data})
+    if found := store.find(PIPELINE_KIND, key):
         run_id = str(found[0].info.run_id)
         store.resume(run_id, data)
     else:
-        run_id = store.create("pipeline", key, f"{config.experiment} pipeline", params=data)
+        run_id = store.create(PIPELINE_KIND, key, f"{config.experiment} pipeline", params=data)
     store.log_text(run_id, config.to_yaml(), EXPERIMENT_FILE)
     return run_id
 

@@ -28,6 +28,17 @@ from pipelines.registry.versions import (
 )
 from pipelines.tracking import descriptions
 from pipelines.tracking.provenance import user
+from pipelines.tracking.schema import (
+    ACTION_TAG,
+    CLAIM_TAG,
+    DONE_TAG,
+    ENTRY_REASON_TAG,
+    ENTRY_SECONDS_TAG,
+    ENTRY_USER_TAG,
+    ENTRY_VERSION_TAG,
+    FOLLOWS_TAG,
+    PREVIOUS_TAG,
+)
 
 CHAMPION = "champion"
 """The alias."""
@@ -64,12 +75,12 @@ class Promotion:
         tags = entry.tags
         return Promotion(
             number=_number(entry),
-            version=int(tags["version"]),
-            previous=int(tags["previous"]) if "previous" in tags else None,
-            action=tags["action"],
-            reason=tags["reason"],
-            user=tags["user"],
-            seconds=float(tags["seconds"]),
+            version=int(tags[ENTRY_VERSION_TAG]),
+            previous=int(tags[PREVIOUS_TAG]) if PREVIOUS_TAG in tags else None,
+            action=tags[ACTION_TAG],
+            reason=tags[ENTRY_REASON_TAG],
+            user=tags[ENTRY_USER_TAG],
+            seconds=float(tags[ENTRY_SECONDS_TAG]),
         )
 
 
@@ -95,7 +106,7 @@ class Champions:
     def state(self, *, reconcile: bool = True) -> ChampionState:
         """The present champion; an interrupted promotion is completed if `reconcile`."""
         state, last, alias = self._read()
-        unfinished = last is not None and ("done" not in last.tags or alias != state.champion)
+        unfinished = last is not None and (DONE_TAG not in last.tags or alias != state.champion)
         if reconcile and unfinished:
             self.reconcile_alias()
         return state
@@ -105,7 +116,7 @@ class Champions:
         versions = search_versions(self.registry.client, self.registry.name)
         sources = {str(version.version): version.source for version in versions}
         entries = self._valid_entries()
-        ours = (e for e in entries if sources.get(e.tags["version"], e.source) == e.source)
+        ours = (e for e in entries if sources.get(e.tags[ENTRY_VERSION_TAG], e.source) == e.source)
         return [Promotion.of(entry) for entry in ours]
 
     def promote(self, version: int, action: str, reason: str, seen: ChampionState) -> None:
@@ -142,7 +153,7 @@ class Champions:
         while True:
             last = self._valid_entries()[-1]
             if self._version_exists(last):
-                self.registry.set_alias(CHAMPION, int(last.tags["version"]))
+                self.registry.set_alias(CHAMPION, int(last.tags[ENTRY_VERSION_TAG]))
             self._mark_done(last)
             if _number(self._valid_entries()[-1]) == _number(last):
                 return
@@ -156,13 +167,15 @@ class Champions:
         last = next(reversed(self._valid_entries()), None)
         alias = champion = self.registry.aliases().get(CHAMPION)
         if last is not None and not _alias_moved(last) and self._version_exists(last):
-            champion = int(last.tags["version"])
+            champion = int(last.tags[ENTRY_VERSION_TAG])
         return ChampionState(champion, _number(last) if last else 0), last, alias
 
     def _version_exists(self, entry: ModelVersion) -> bool:
         """Whether the version of an entry still exists, and is not another one of its number."""
         try:
-            return bool(self.registry.get(int(entry.tags["version"])).source == entry.source)
+            return bool(
+                self.registry.get(int(entry.tags[ENTRY_VERSION_TAG])).source == entry.source
+            )
         except MlflowException as error:
             if error.error_code != MISSING:
                 raise
@@ -175,21 +188,21 @@ class Champions:
             create_name(client, self.log_name, descriptions.describe_champions(registry.name))
         model, model_id, claim = registry.get(version), registry.model_id(version), uuid.uuid4().hex
         tags = {
-            "version": str(version),
-            "follows": str(seen.entry),
-            "action": action,
-            "reason": reason,
-            "user": user(),
-            "seconds": repr(time.time()),
-            "claim": claim,
+            ENTRY_VERSION_TAG: str(version),
+            FOLLOWS_TAG: str(seen.entry),
+            ACTION_TAG: action,
+            ENTRY_REASON_TAG: reason,
+            ENTRY_USER_TAG: user(),
+            ENTRY_SECONDS_TAG: repr(time.time()),
+            CLAIM_TAG: claim,
         }
         if seen.champion is not None:
-            tags["previous"] = str(seen.champion)
+            tags[PREVIOUS_TAG] = str(seen.champion)
         tries = itertools.count()
 
         def append_once() -> int:
             for entry in search_versions(client, self.log_name) if next(tries) else []:
-                if entry.tags.get("claim") == claim:  # written before, but the answer was lost
+                if entry.tags.get(CLAIM_TAG) == claim:  # written before, but the answer was lost
                     return _number(entry)
             made = client.create_model_version(
                 self.log_name,
@@ -207,14 +220,14 @@ class Champions:
         """The entries that are valid: each follows the one before it."""
         valid: list[ModelVersion] = []
         for entry in search_versions(self.registry.client, self.log_name):
-            if entry.tags.get("follows") == str(_number(valid[-1]) if valid else 0):
+            if entry.tags.get(FOLLOWS_TAG) == str(_number(valid[-1]) if valid else 0):
                 valid.append(entry)
         return valid
 
     def _mark_done(self, entry: ModelVersion) -> None:
         client = self.registry.client
         CONFLICTS.call(
-            client.set_model_version_tag, self.log_name, str(entry.version), "done", "true"
+            client.set_model_version_tag, self.log_name, str(entry.version), DONE_TAG, "true"
         )
 
     def _what_happened(self, seen: ChampionState) -> str:
@@ -227,8 +240,8 @@ class Champions:
 
 def _alias_moved(entry: ModelVersion) -> bool:
     """Whether an alias that names another version was moved by hand after the entry."""
-    age = time.time() - float(entry.tags["seconds"])
-    return "done" in entry.tags and age > ALIAS_GRACE_SECONDS
+    age = time.time() - float(entry.tags[ENTRY_SECONDS_TAG])
+    return DONE_TAG in entry.tags and age > ALIAS_GRACE_SECONDS
 
 
 def _number(entry: ModelVersion) -> int:

@@ -3,14 +3,19 @@
 Used by promote.py compare.
 """
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.yaml_text import flatten
 from pipelines.registry.package import CONFIG, LINEAGE
 from pipelines.registry.versions import Registry
-from pipelines.tracking.schema import PARAMETERS_TAG, RESULT_METRIC, TEST_BITS_TAG
+from pipelines.tracking.schema import (
+    PARAMETERS_TAG,
+    TEST_BITS_TAG,
+    TOKENS_METRIC,
+    VAL_BITS_METRIC,
+    VersionTags,
+)
 
 Pairs = dict[str, list[Any]]
 """By key: the value of either version; None where it has none."""
@@ -53,10 +58,13 @@ def _file(registry: Registry, version: int, file: str) -> dict[str, Any]:
 def _metrics(registry: Registry, version: int) -> dict[str, Any]:
     """Those of the version's tags and of the run that trained it."""
     found = registry.get(version)
-    keys = (TEST_BITS_TAG, PARAMETERS_TAG)
-    tagged = {key: json.loads(found.tags[key]) for key in keys if key in found.tags}
+    tags = VersionTags.of(found)
+    tagged = {TEST_BITS_TAG: tags.test_bits, PARAMETERS_TAG: tags.parameters}
     run = found.run_id
-    return {**tagged, **(registry.client.get_run(run).data.metrics if run else {})}
+    return {
+        **{key: value for key, value in tagged.items() if value is not None},
+        **(registry.client.get_run(run).data.metrics if run else {}),
+    }
 
 
 def _curve(registry: Registry, version: int) -> dict[int, float]:
@@ -65,6 +73,6 @@ def _curve(registry: Registry, version: int) -> dict[int, float]:
         return {}
     tokens, bits = (
         {point.step: point.value for point in registry.client.get_metric_history(run, metric)}
-        for metric in ("tokens", RESULT_METRIC)
+        for metric in (TOKENS_METRIC, VAL_BITS_METRIC)
     )
     return {int(tokens[step]): value for step, value in bits.items() if step in tokens}

@@ -24,17 +24,24 @@ from pipelines.registry.champions import (
     ConcurrentPromotionError,
 )
 from pipelines.registry.config import PromoteConfig
-from pipelines.registry.score import FILE, Score, score
+from pipelines.registry.score import Score, score
 from pipelines.registry.statistics import paired_gain
 from pipelines.registry.versions import Registry
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.provenance import user
 from pipelines.tracking.schema import (
+    CHAMPION_BITS,
+    DECISION_FILE,
     DECISION_TAG,
+    FORCED_TAG,
+    GAIN,
+    GATE_CHAMPION_TAG,
     GATE_KEY_TAG,
+    GATE_TAG,
+    MIN_GAIN,
     PROMOTED_TAG,
-    TEST_BITS_TAG,
-    TEST_FINGERPRINT_TAG,
+    SCORE_FILE,
+    VersionTags,
 )
 
 MAX_REMEASURED_DIFFERENCE = 1e-4
@@ -123,7 +130,7 @@ class Gate:
             "bytes_per_second": challenger_score.bytes_per_second,
             "latency_seconds": challenger_score.latency_seconds,
         }
-        if reason := self._disqualification(self.registry.get(version).tags, challenger_score):
+        if reason := self._disqualification(version, challenger_score):
             return self._decision(version, seen, False, reason, numbers)
         if seen.champion is None:
             reason = f"{challenger_score.bits_per_byte:.4f} bits per byte; there was no champion"
@@ -134,9 +141,9 @@ class Gate:
             return self._decision(version, seen, True, reason, numbers)
         gain = paired_gain(challenger_score, champion_score, self.settings.confidence)
         numbers |= {
-            "champion_bits_per_byte": champion_score.bits_per_byte,
-            "gain": gain.mean,
-            "least_gain": gain.lower_bound,
+            CHAMPION_BITS: champion_score.bits_per_byte,
+            GAIN: gain.mean,
+            MIN_GAIN: gain.lower_bound,
         }
         better = gain.lower_bound > self.settings.min_improvement
         reason = (
@@ -167,13 +174,14 @@ class Gate:
             dict(numbers or {}),
         )
 
-    def _disqualification(self, tags: Mapping[str, str], challenger_score: Score) -> str | None:
+    def _disqualification(self, version: int, challenger_score: Score) -> str | None:
         """Why a version cannot be promoted, whichever version is champion; None if it can."""
         bits, limits = challenger_score.bits_per_byte, self.settings
         if not math.isfinite(bits):
             return f"its bits per byte are not finite: {bits}"
-        if TEST_BITS_TAG in tags and tags.get(TEST_FINGERPRINT_TAG) == self.fingerprint:
-            evaluated = float(tags[TEST_BITS_TAG])
+        tags = VersionTags.of(self.registry.get(version))
+        if tags.test_bits is not None and tags.test_fingerprint == self.fingerprint:
+            evaluated = tags.test_bits
             if not abs(evaluated - bits) <= MAX_REMEASURED_DIFFERENCE:  # also where it is NaN
                 return f"re-measured at {bits:.4f} bits per byte, but evaluated at {evaluated:.4f}"
         if (
@@ -194,7 +202,7 @@ class Gate:
 
     def _champion_score(self, champion: int, text_bytes: int) -> Score:
         """The champion's score on these test bytes: stored, or measured now by its own code."""
-        file = FILE.format(self.fingerprint)
+        file = SCORE_FILE.format(self.fingerprint)
         stored = Score.read(self.registry.read_json(champion, file), text_bytes)
         if stored is not None:
             return stored
@@ -213,15 +221,15 @@ def earlier_decision(
 ) -> str | None:
     """The decision of an earlier sweep about a version, if it still holds; else None."""
     champions = Champions(registry)
-    tags, champion = registry.get(version).tags, champions.state().champion
+    tags = VersionTags.of(registry.get(version))
+    champion = champions.state().champion
     if champion == version:
-        by_gate = tags.get(PROMOTED_TAG) == "true"
-        return tags[DECISION_TAG] if by_gate else f"{PROMOTED}: by hand"
+        return tags.decision if tags.promoted else f"{PROMOTED}: by hand"
     if version in [promotion.version for promotion in champions.promotions()]:
         now = "removed" if champion is None else f"replaced by version {champion}"
         return f"was champion and has been {now}; restore it with promote.py"
-    if tags.get(GATE_KEY_TAG) == _key(settings.model_dump(), fingerprint, champion):
-        return None if tags.get(PROMOTED_TAG) == "true" else tags.get(DECISION_TAG)
+    if tags.gate_key == _key(settings.model_dump(), fingerprint, champion):
+        return None if tags.promoted else tags.decision
     return None
 
 
@@ -262,20 +270,21 @@ def _record(registry: Registry, decision: Decision) -> None:
     """Store the decision as an artifact and, last of all its tags, a line on the version."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     data = {"model": registry.name, "when": stamp, "user": user(), **asdict(decision)}
-    file = f"gate/{registry.name}-{decision.version}-{stamp}.json"
+    file = DECISION_FILE.format(f"{registry.name}-{decision.version}-{stamp}")
     registry.write_json(decision.version, file, data)
-    numbers = {f"gate.{key}": json.dumps(value) for key, value in decision.numbers.items()}
-    forced = {} if decision.settings else {"gate.forced": decision.reason}
+    numbers = {GATE_TAG.format(key): json.dumps(value) for key, value in decision.numbers.items()}
+    forced = {} if decision.settings else {FORCED_TAG: decision.reason}
     tags = {
         **numbers,
         **forced,
-        "gate.champion": str(decision.champion or "none"),
+        GATE_CHAMPION_TAG: str(decision.champion or "none"),
         GATE_KEY_TAG: _key(decision.settings, decision.fingerprint, decision.champion),
         PROMOTED_TAG: json.dumps(decision.promoted),
         DECISION_TAG: decision.summary,
     }
-    before = {key for key in registry.get(decision.version).tags if key.startswith("gate.")}
-    registry.remove_tags(decision.version, before - set(tags) - {"gate.forced"})
+    prefix = GATE_TAG.format("")
+    before = {key for key in registry.get(decision.version).tags if key.startswith(prefix)}
+    registry.remove_tags(decision.version, before - set(tags) - {FORCED_TAG})
     registry.tag(decision.version, tags)
 
 

@@ -34,11 +34,12 @@ from pipelines.registry.packaged_model import verify, without_bytecode_cache
 from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
 from pipelines.storage.project import ROOT
 from pipelines.tracking.models import ModelStore, load_pyfunc, model_uri
+from pipelines.tracking.schema import LINEAGE_FILE, PACKAGE_FOLDER
 from pipelines.tracking.store import Store
+from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
 
-FILES = Path("artifacts") / "model"
-"""Folder in a package with the weights, configuration, lineage and digests."""
-CONFIG, LINEAGE = str(FILES / "config.json"), str(FILES / "lineage.json")
+FILES = Path(PACKAGE_FOLDER)
+CONFIG, LINEAGE = str(FILES / DESCRIPTION), str(FILES / LINEAGE_FILE)
 REQUIREMENTS = [
     f"{name}=={version(name)}"
     for name in ("torch", "safetensors", "einops", "numpy", "pandas", "mlflow")
@@ -60,16 +61,16 @@ def log_package(
     with tempfile.TemporaryDirectory() as scratch:
         model, sources = Path(scratch) / "model", Path(scratch) / "dca"
         model.mkdir()
-        save_file(weights, model / "model.safetensors")
+        save_file(weights, model / WEIGHTS)
         lineage = {
             "run": run_id,
-            "weights_sha256": sha256_of(model / "model.safetensors"),
+            "weights_sha256": sha256_of(model / WEIGHTS),
             "corpus": {"name": corpus.name, "fingerprint": corpus.fingerprint},
             "provenance": store.run_tags,
             "hardware": hardware(),
         }
-        (model / "config.json").write_text(json.dumps(config, indent=1))
-        (model / "lineage.json").write_text(json.dumps(lineage, indent=1))
+        (model / DESCRIPTION).write_text(json.dumps(config, indent=1))
+        (model / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
         shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
         code = Path(packaged_model.__file__)
         places = {

@@ -25,8 +25,6 @@ from pipelines.registry.package import fetch_model, load_model
 from pipelines.tracking.models import ModelStore, model_uri
 
 MIN_BLOCKS, MAX_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
-FILE = "scores/{}.json"
-"""Among a model's files: its score on the test text of that fingerprint."""
 ERROR = "error"
 """Key of the reason in the result of a process that could not score."""
 MAX_CHARACTERS = 300

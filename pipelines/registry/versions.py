@@ -26,6 +26,7 @@ from pipelines.console.text import nearest, one_line
 from pipelines.tracking import descriptions
 from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.models import ModelStore, model_id_of, model_uri
+from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION
 
 LOG_SUFFIX = "-champions"
 """Behind a registered model's name: the name of the log of its champions."""
@@ -60,7 +61,7 @@ class Registry:
             version = self._version_of(uri)
             if version is None:
                 version = self._create(uri, run_id, description)
-            self.tag(version, tags)
+            self.tag(version, {SCHEMA_TAG: str(SCHEMA_VERSION), **tags})
             self._link(model_id_of(uri), version)
             return version
 

@@ -19,6 +19,7 @@ from pipelines.search.config import LEARNING_SAMPLERS
 from pipelines.storage.location import storage_folder
 from pipelines.storage.project import ROOT
 from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.schema import TRAIN_KIND
 from pipelines.tracking.uri import tracking_uri
 
 EXTRA_SEEDS = 4
@@ -146,7 +147,7 @@ def replication_commands(results: Results) -> list[str]:
 
 
 def _sweep(results: Results, *changes: str) -> str:
-    command = "sweep.py" if "train" not in results.stages else "train.py"
+    command = "sweep.py" if TRAIN_KIND not in results.stages else "train.py"
     return shlex.join(["python", f"pipelines/{command}", config_path(results.config), *changes])
 
 

@@ -6,7 +6,6 @@
 Used by the stage report, pipelines/report.py and the notebooks.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -30,18 +29,28 @@ from pipelines.search.resume import stored_search
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
+    CORPUS_PARAM,
     DIRTY_TAG,
+    EVALUATE_KIND,
     EXPERIMENT_FILE,
-    INPUTS_TAG,
+    FIT_KIND,
+    PIPELINE_KIND,
+    SAMPLE_KIND,
     SAMPLES_FILE,
-    STAGE_TAG,
+    SEARCH_KIND,
+    SELECT_KIND,
+    TRAIN_KIND,
+    TRIAL_KIND,
     VERSION_PREFIX,
+    VersionTags,
+    stage_inputs,
+    stage_runs,
 )
 from pipelines.tracking.store import Run, Store
 from pipelines.tracking.trials import configuration_of
 from pipelines.tracking.uri import tracking_uri
 
-STAGE_CHAIN = ("search", "select", "fit", "evaluate")
+STAGE_CHAIN = (SEARCH_KIND, SELECT_KIND, FIT_KIND, EVALUATE_KIND)
 """Stages each of which reads the run of the one before it."""
 PROVENANCE_TAGS = (VERSION_PREFIX, COMMIT_TAG, DIRTY_TAG)
 """Prefixes of the tags with a run's commit and package versions."""
@@ -57,8 +66,8 @@ def load_results(experiment: str) -> Results:
         message = f"no such experiment in {tracking_uri()}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
     store = Store.open(experiment, Path.cwd(), create=False)
-    pipelines = store.find("pipeline") if store else []
-    searched = [run for run in pipelines if STAGE_TAG.format("search") in run.data.tags]
+    pipelines = store.find(PIPELINE_KIND) if store else []
+    searched = [run for run in pipelines if SEARCH_KIND in stage_runs(run.data.tags)]
     if store is None or not pipelines:
         message = "no run of sweep.py or train.py in it yet"
         raise ConfigError(Problem(message, source=experiment))
@@ -67,21 +76,21 @@ def load_results(experiment: str) -> Results:
 
 def results_of(store: Store, pipeline_run: str) -> Results:
     """The results of one pipeline run, by its run id."""
-    pipelines = {run.info.run_id: run for run in store.find("pipeline")}
+    pipelines = {run.info.run_id: run for run in store.find(PIPELINE_KIND)}
     pipeline = pipelines[pipeline_run]
     text = store.read_text(pipeline_run, EXPERIMENT_FILE)
     config = read_experiment(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
     stages = _stage_runs(store, pipeline)
-    searches = {run.info.run_id: run for run in store.find("search")}
-    trials = [run for run in store.find("trial") if _parent(run) in searches]
-    fits = [*store.find("fit"), *store.find("train")]
+    searches = {run.info.run_id: run for run in store.find(SEARCH_KIND)}
+    trials = [run for run in store.find(TRIAL_KIND) if _parent(run) in searches]
+    fits = [*store.find(FIT_KIND), *store.find(TRAIN_KIND)]
     configurations = _trial_configurations(trials, searches, pipelines, pipeline)
     configurations |= {
         run.info.run_id: configuration_text(run.data.params, _corpus_of(run)) for run in fits
     }
-    search = stages["search"].info.run_id if "search" in stages else ""
+    search = stages[SEARCH_KIND].info.run_id if SEARCH_KIND in stages else ""
     own = stored_search(store, search, config.search_task()).trials if search else []
-    own_fits = [stages[name] for name in ("fit", "train") if name in stages]
+    own_fits = [stages[name] for name in (FIT_KIND, TRAIN_KIND) if name in stages]
     results = Results(
         config=config,
         store=store,
@@ -94,23 +103,22 @@ def results_of(store: Store, pipeline_run: str) -> Results:
         ),
         other_pipeline_count=len(pipelines) - 1,
     )
-    corpus = searches[search].data.params.get("corpus", "") if search in searches else ""
+    corpus = searches[search].data.params.get(CORPUS_PARAM, "") if search in searches else ""
     return _with_samples(_with_model(results, corpus))
 
 
 def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
     """The runs of a pipeline's stages, without those that follow from another earlier result."""
-    prefix = STAGE_TAG.format("")
-    tags = {k: v for k, v in pipeline.data.tags.items() if k.startswith(prefix)}
-    stages = {key.removeprefix(prefix): store.client.get_run(run) for key, run in tags.items()}
+    runs = stage_runs(pipeline.data.tags)
+    stages = {name: store.client.get_run(run) for name, run in runs.items()}
     for before, name in pairwise(STAGE_CHAIN):
         if name in stages:
-            needs = json.loads(stages[name].data.tags.get(INPUTS_TAG, "{}")).get("needs", {})
+            needs = stage_inputs(stages[name].data.tags).get("needs", {})
             expected = stages[before].info.run_id if before in stages else None
             if needs.get(before, expected) != expected:
                 del stages[name]
-    if "evaluate" not in stages:
-        stages.pop("sample", None)
+    if EVALUATE_KIND not in stages:
+        stages.pop(SAMPLE_KIND, None)
     return stages
 
 
@@ -133,7 +141,7 @@ def _trial_configurations(
             key: base.get(key, value) if value == INACTIVE else value
             for key, value in configuration_of(run).items()
         }
-        corpus = search.data.params.get("corpus", "")
+        corpus = search.data.params.get(CORPUS_PARAM, "")
         found[run.info.run_id] = configuration_text(params, corpus)
     return found
 
@@ -157,14 +165,14 @@ def _with_model(results: Results, corpus: str) -> Results:
         versions = []
     if not versions:
         return replace(results, lineage=lineage)
-    version, version_tags = int(versions[0].version), dict(versions[0].tags)
-    return replace(results, lineage=lineage, version=version, version_tags=version_tags)
+    version, tags = int(versions[0].version), VersionTags.of(versions[0])
+    return replace(results, lineage=lineage, version=version, version_tags=tags)
 
 
 def _with_samples(results: Results) -> Results:
-    if not results.outputs("sample"):
+    if not results.outputs(SAMPLE_KIND):
         return results
-    run_id = results.stages["sample"].info.run_id
+    run_id = results.stages[SAMPLE_KIND].info.run_id
     return replace(results, samples=results.store.read_text(run_id, SAMPLES_FILE))
 
 

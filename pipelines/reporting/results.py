@@ -12,7 +12,15 @@ import pandas as pd
 
 from pipelines.experiment import Experiment
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import INACTIVE_PARAM, OUTPUTS_TAG
+from pipelines.tracking.schema import (
+    FIT_KIND,
+    INACTIVE_PARAM,
+    SELECT_KIND,
+    TRAIN_KIND,
+    TRAIN_TOKENS_PARAM,
+    VersionTags,
+    stage_outputs,
+)
 from pipelines.tracking.store import Run, Store
 
 INACTIVE = INACTIVE_PARAM
@@ -41,7 +49,7 @@ class Results:
     configuration: configuration, kind, run_id, seed, bits_per_byte, tokens."""
     version: int | None = None
     """Version of the registered model that the fit became."""
-    version_tags: dict[str, str] = field(default_factory=dict)
+    version_tags: VersionTags = field(default_factory=VersionTags)
     """Tags of that version, with the gate's decision."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """Corpus, provenance and hardware, as packaged with the fit's model."""
@@ -63,28 +71,28 @@ class Results:
     @property
     def winner(self) -> int | None:
         """Number of the selected trial; None if none is selected yet."""
-        return self.outputs("select").get("trial")
+        return self.outputs(SELECT_KIND).get("trial")
 
     @property
     def fit(self) -> Run | None:
         """The final training run: of the winner, or of train.py if there was no search."""
-        return self.stages.get("fit") or self.stages.get("train")
+        return self.stages.get(FIT_KIND) or self.stages.get(TRAIN_KIND)
 
     @property
     def model_uri(self) -> str | None:
         """URI of the model that the fit logged."""
-        name = "fit" if "fit" in self.stages else "train"
+        name = FIT_KIND if FIT_KIND in self.stages else TRAIN_KIND
         return self.outputs(name).get("model_uri")
 
     def outputs(self, stage: str) -> dict[str, Any]:
         """Outputs of a stage; empty if it has not ended."""
         if stage not in self.stages:
             return {}
-        return dict(json.loads(self.stages[stage].data.tags.get(OUTPUTS_TAG, "{}")))
+        return stage_outputs(self.stages[stage].data.tags) or {}
 
     def configuration(self, values: Mapping[str, Any], tokens: int | None = None) -> str:
         """The `configuration` column's text for these values of some keys, and this budget."""
-        base = self.config.training_run().params | ({"train.tokens": tokens} if tokens else {})
+        base = self.config.training_run().params | ({TRAIN_TOKENS_PARAM: tokens} if tokens else {})
         params = {key: encode_param(value) for key, value in (base | dict(values)).items()}
         return configuration_text(params, str(self.lineage["corpus"]["fingerprint"]))
 

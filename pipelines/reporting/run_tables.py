@@ -12,7 +12,17 @@ import pandas as pd
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment
 from pipelines.reporting.results import INACTIVE
-from pipelines.tracking.schema import KIND_TAG, OUTPUTS_TAG, STATE_TAG
+from pipelines.tracking.schema import (
+    BATCH_TOKENS_PARAM,
+    BEST_METRIC,
+    KIND_TAG,
+    SECONDS_METRIC,
+    SEED_PARAM,
+    STATE_TAG,
+    TRAIN_TOKENS_PARAM,
+    TRIAL_KIND,
+    stage_outputs,
+)
 from pipelines.tracking.store import Run, Store
 from pipelines.tracking.trials import StoredTrial, read_evaluations
 
@@ -32,7 +42,7 @@ def trial_table(
 
 
 def _trial_row(config: Experiment, trial: StoredTrial) -> dict[str, Any]:
-    batch_tokens = int(trial.params.get("train.batch_tokens", config.train.batch_tokens))
+    batch_tokens = int(trial.params.get(BATCH_TOKENS_PARAM, config.train.batch_tokens))
     return {
         "number": trial.number,
         "run_id": trial.run_id,
@@ -69,7 +79,7 @@ def curve_table(
         curves.append((run.data.tags[KIND_TAG], -1, run.info.run_id, evaluations))
     rows = []
     for name, number, run_id, evaluations in curves:
-        seconds = store.history(run_id, "seconds") if evaluations else {}
+        seconds = store.history(run_id, SECONDS_METRIC) if evaluations else {}
         for one in evaluations:
             row = {"name": name, "number": number, **asdict(one)}
             rows.append(row | {"seconds": seconds.get(one.step, float("nan"))})
@@ -90,9 +100,9 @@ def completed_run_table(
             "configuration": configurations[run.info.run_id],
             "kind": run.data.tags[KIND_TAG],
             "run_id": run.info.run_id,
-            "seed": int(run.data.params["seed"]),
-            "bits_per_byte": run.data.metrics.get(f"best_{metric}", float("nan")),
-            "tokens": int(run.data.params["train.tokens"]),
+            "seed": int(run.data.params[SEED_PARAM]),
+            "bits_per_byte": run.data.metrics.get(BEST_METRIC.format(metric), float("nan")),
+            "tokens": int(run.data.params[TRAIN_TOKENS_PARAM]),
             "started": run.info.start_time,
         }
         for run in runs
@@ -105,6 +115,6 @@ def completed_run_table(
 
 def _is_complete(run: Run) -> bool:
     """Whether a run used its whole budget, or was stopped by its own patience."""
-    if run.data.tags[KIND_TAG] == "trial":
+    if run.data.tags[KIND_TAG] == TRIAL_KIND:
         return bool(run.data.tags.get(STATE_TAG) == "complete")
-    return OUTPUTS_TAG in run.data.tags
+    return stage_outputs(run.data.tags) is not None

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from pipelines.reporting.results import INACTIVE, Results
+from pipelines.tracking.schema import BATCH_TOKENS_PARAM
 
 CONFIDENCE = 0.95
 """Level of the intervals over seeds."""
@@ -96,7 +97,7 @@ def pruning_savings(results: Results) -> PruningSavings:
 def trial_budgets(results: Results) -> pd.Series:
     """The tokens of each trial's whole training: full steps of its own batch size."""
     train = results.config.train
-    sizes = results.trials.get("train.batch_tokens", train.batch_tokens)
+    sizes = results.trials.get(BATCH_TOKENS_PARAM, train.batch_tokens)
     batch = pd.Series(sizes, index=results.trials.index).replace(INACTIVE, train.batch_tokens)
     return (-(-train.tokens // batch.astype(int)) * batch).astype(int)
 

@@ -5,10 +5,7 @@ seeds. Used by the page and the notebooks.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
 
-from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.experiment import FIELDS
 from pipelines.reporting.commands import reproduction_command
 from pipelines.reporting.importance import Importance, importance
@@ -22,7 +19,7 @@ from pipelines.reporting.statistics import (
     seed_statistics,
 )
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import DECISION_TAG, DIRTY_TAG, PROMOTE_TAG, PROMOTED_TAG
+from pipelines.tracking.schema import BEST_METRIC, TRAIN_TOKENS_PARAM, Provenance
 
 FEW_TRIALS = 20
 """With fewer trials the importance is called a hint."""
@@ -90,7 +87,7 @@ def _sentence_without_winner(results: Results) -> str:
         )
     if results.fit is None:
         return "No winner is selected yet: no trial has a result."
-    value = results.fit.data.metrics.get(f"best_{results.metric}")
+    value = results.fit.data.metrics.get(BEST_METRIC.format(results.metric))
     shown = "has no result yet" if value is None else f"reached {value:.4f} bits per byte"
     return f"There was no search, so there is no winner: one training run {shown}."
 
@@ -114,27 +111,21 @@ def gate_phrase(results: Results) -> str:
     tags = results.version_tags
     if results.version is None:
         return "no version is registered yet, so there is no comparison on the test split"
-    if "gate.least_gain" in tags:
-        confidence = _gate_settings(tags).get("confidence", results.config.promote.confidence)
-        verdict = "promoted" if tags.get(PROMOTED_TAG) == "true" else "not promoted"
+    if tags.gain is not None and tags.min_gain is not None:
+        confidence = (tags.promote or {}).get("confidence", results.config.promote.confidence)
+        verdict = "promoted" if tags.promoted else "not promoted"
         return (
-            f"on the test split version {results.version} gains {float(tags['gate.gain']):.4f} "
-            f"bits per byte over version {tags['gate.champion']}, at least "
-            f"{float(tags['gate.least_gain']):.4f} with {100 * confidence:g} % confidence, and was "
-            f"{verdict}"
+            f"on the test split version {results.version} gains {tags.gain:.4f} bits per byte over "
+            f"version {tags.champion}, at least {tags.min_gain:.4f} with {100 * confidence:g} % "
+            f"confidence, and was {verdict}"
         )
-    return f"version {results.version} {tags.get(DECISION_TAG, 'has no decision yet')}"
-
-
-def _gate_settings(tags: Mapping[str, str]) -> dict[str, Any]:
-    return dict(json.loads(tags.get(PROMOTE_TAG, "{}")))
+    return f"version {results.version} {tags.decision or 'has no decision yet'}"
 
 
 def _reproduction_sentence(results: Results) -> str:
-    provenance = results.lineage["provenance"]
-    commit = str(provenance.get(COMMIT_TAG, ""))
-    at = f" at commit {commit[:12]}" if commit else ""
-    dirty = ", which had uncommitted changes" if provenance.get(DIRTY_TAG) == "true" else ""
+    code = Provenance.of(results.lineage["provenance"])
+    at = f" at commit {code.commit[:12]}" if code.commit else ""
+    dirty = ", which had uncommitted changes" if code.dirty else ""
     return f"To reproduce it{at}{dirty}: {reproduction_command(results)}"
 
 
@@ -162,9 +153,11 @@ def repeated_configurations(
     table = seed_statistics(results)
     table = table[table["n"] > 1].sort_values("mean", kind="stable")
     params = [dict(json.loads(str(name))[1]) for name in table.index]
-    every = dict.fromkeys([*results.keys, "train.tokens", *(key for one in params for key in one)])
+    every = dict.fromkeys(
+        [*results.keys, TRAIN_TOKENS_PARAM, *(key for one in params for key in one)]
+    )
     differ = [key for key in every if len({one.get(key) for one in params}) > 1]
-    keys = differ or [*results.keys, "train.tokens"]
+    keys = differ or [*results.keys, TRAIN_TOKENS_PARAM]
     return [
         (
             chr(ord("A") + place % 26),

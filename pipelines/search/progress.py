@@ -13,7 +13,9 @@ from pipelines.console.text import format_duration, format_value
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.search.config import SearchTask
 from pipelines.search.trial import TrialOutcome
+from pipelines.tracking.schema import BEST_METRIC
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
+from pipelines.training.history import STEP
 
 
 @dataclass
@@ -83,7 +85,8 @@ class SearchProgress:
         self._counts[outcome.state] += 1
         result, data = outcome.reason, dict[str, Any](reason=outcome.reason)
         if outcome.objective is not None:
-            steps, metric = outcome.last_row["step"], f"best_{self._task.base.train.best_metric}"
+            steps = outcome.last_row[STEP]
+            metric = BEST_METRIC.format(self._task.base.train.best_metric)
             result = f"{steps} steps, best {outcome.objective:.4f} bits per byte"
             data = {"steps": steps, metric: outcome.objective}
         tried = ", ".join(f"{key}={format_value(value, digits=3)}" for key, value in values.items())

@@ -27,19 +27,24 @@ from pipelines.storage.files import remove
 from pipelines.tracking import descriptions
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
+    BEST_METRIC,
+    CORPUS_PARAM,
     INACTIVE_PARAM,
     INACTIVE_TAG,
     REASON_TAG,
+    SECONDS_METRIC,
     STATE_TAG,
     STUDY_FILE,
+    TOKENS_METRIC,
+    TRIAL_KIND,
     TRIAL_TAG,
     VALUES_TAG,
 )
 from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
-from pipelines.tracking.trials import STATUS_OF_STATE, TRIAL_KIND, StoredTrial
+from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.writer import Writer
-from pipelines.training.history import Row
+from pipelines.training.history import STEP, TIME, Row
 
 ELAPSED_LOG_INTERVAL_SECONDS = 5
 """Interval of storing the search's duration: a killed command loses at most so much of it."""
@@ -126,8 +131,8 @@ class Recorder:
         if outcome.objective is None:
             tags[REASON_TAG] = outcome.reason
         else:
-            metric = f"best_{self._task.base.train.best_metric}"
-            summary = {key: outcome.last_row[key] for key in ("step", "time")}
+            metric = BEST_METRIC.format(self._task.base.train.best_metric)
+            summary = {key: outcome.last_row[key] for key in (STEP, TIME)}
             summary[metric] = outcome.objective
         self._writer.finish(run_id, STATUS_OF_STATE[outcome.state], tags, summary)
         # After the end of the run: until then a resumed search would need the checkpoints.
@@ -143,7 +148,7 @@ class Recorder:
     def _log_seconds(self) -> None:
         self._logged = time.monotonic()
         seconds = self._previous_seconds + self._logged - self._started
-        row = {"step": round(seconds), "seconds": seconds}
+        row = {STEP: round(seconds), SECONDS_METRIC: seconds}
         self._writer.enqueue(partial(self._context.store.log_metrics, self._context.run_id, row))
 
     def close(self) -> None:
@@ -165,7 +170,7 @@ def log_search(context: Context[Any], task: SearchTask, corpus: PreparedCorpus) 
     store, run_id, fingerprint = context.store, context.run_id, corpus.fingerprint
     fixed = {key: value for key, value in task.base.params.items() if key in FIXED}
     second = {"search.second_objective": task.search.second_objective}
-    store.log_params(run_id, {"corpus": fingerprint, "seed": task.base.seed, **fixed, **second})
+    store.log_params(run_id, {CORPUS_PARAM: fingerprint, "seed": task.base.seed, **fixed, **second})
     text = descriptions.describe_search(
         run_id,
         list(task.search.space),
@@ -196,7 +201,7 @@ def log_summary(
     """Store the number of trials by state and Optuna's study; returns the number by state."""
     counts = {state: sum(trial.state == state for trial in trials) for state in STATUS_OF_STATE}
     tokens = sum(trial.tokens for trial in trials)
-    context.store.log_metrics(context.run_id, {"tokens": tokens, **counts})
+    context.store.log_metrics(context.run_id, {TOKENS_METRIC: tokens, **counts})
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / STUDY_FILE
         save_study(path, task, trials)

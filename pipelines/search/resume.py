@@ -18,9 +18,18 @@ from pipelines.search.space import TRAINING_KEYS, Space
 from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import INACTIVE_PARAM, REASON_TAG, STATE_TAG
+from pipelines.tracking.schema import (
+    CORPUS_PARAM,
+    INACTIVE_PARAM,
+    REASON_TAG,
+    SEARCH_KIND,
+    SECONDS_METRIC,
+    STATE_TAG,
+    TOKENS_METRIC,
+    TRIAL_KIND,
+)
 from pipelines.tracking.store import Store
-from pipelines.tracking.trials import TRIAL_KIND, StoredTrial, read_evaluations, read_trial
+from pipelines.tracking.trials import StoredTrial, read_evaluations, read_trial
 
 OUTSIDE = object()
 """Value of a searched key that lies outside its range: equal to no value of a condition."""
@@ -55,8 +64,8 @@ def second_value(
     """The value of search.second_objective, from a trial's last metrics; None if there is none."""
     if task.search.second_objective == "parameters":
         return task.base.replace(values).model.parameter_count()
-    if task.search.second_objective == "bytes_per_second" and metrics.get("seconds"):
-        return metrics["tokens"] / metrics["seconds"]
+    if task.search.second_objective == "bytes_per_second" and metrics.get(SECONDS_METRIC):
+        return metrics[TOKENS_METRIC] / metrics[SECONDS_METRIC]
     return None
 
 
@@ -72,7 +81,7 @@ def stored_search(
         if difference:
             outside.append(trial)
             continue
-        metrics = {"tokens": trial.tokens, "seconds": trial.seconds}
+        metrics = {TOKENS_METRIC: trial.tokens, SECONDS_METRIC: trial.seconds}
         second = second_value(task, values, metrics) if trial.state == "complete" else None
         trial = replace(trial, values=values, second=second)
         if evaluations:
@@ -141,13 +150,13 @@ def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> 
     found: list[StoredTrial] = []
     for name in task.search.warm_start:
         store = Store.open(name, storage_folder(task.storage), create=False)
-        searches = store.find("search") if store else []
+        searches = store.find(SEARCH_KIND) if store else []
         searches = [run for run in searches if run.info.run_id != search_run]
         if store is None or not searches:
             raise _warm_start_error(name, "no such experiment, or no search in it")
-        same = [run for run in searches if run.data.params.get("corpus") == fingerprint]
+        same = [run for run in searches if run.data.params.get(CORPUS_PARAM) == fingerprint]
         if not same:
-            other = searches[0].data.params.get("corpus")
+            other = searches[0].data.params.get(CORPUS_PARAM)
             raise _warm_start_error(name, f"its corpus is {other}, here {fingerprint}")
         stored = [stored_search(store, run.info.run_id, task) for run in same]
         if not any(one.trials for one in stored):

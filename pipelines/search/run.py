@@ -36,6 +36,7 @@ from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from pipelines.search.trial import Trial, TrialOutcome
+from pipelines.training.history import TOKENS_PER_SECOND
 
 HEAD_NODE_SHARE = 0.001
 """Share of the head node requested for a trial with several workers. The trial's own process
@@ -184,7 +185,7 @@ class TrialEvents(NotPickled, tune.Callback):
             return
         rows = result["rows"]
         self._recorder.write(number, rows)
-        speed = rows[-1]["tokens_per_second"]
+        speed = rows[-1][TOKENS_PER_SECOND]
         self._progress.reported(number, result["tokens"], result["objective"], speed)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:

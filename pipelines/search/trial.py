@@ -20,7 +20,7 @@ from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
-from pipelines.training.history import Row, finished
+from pipelines.training.history import TOKENS, VAL_BITS, Row, finished
 from pipelines.training.trainer import DivergedError
 
 
@@ -98,9 +98,9 @@ class Trial(tune.Trainable):
             for rows in training:
                 curve = []
                 for row in rows:
-                    if "val_bits_per_byte" in row:
+                    if VAL_BITS in row:
                         best = min(best, row[run.train.best_metric])
-                        curve.append((int(row["tokens"]), best))
+                        curve.append((int(row[TOKENS]), best))
                 history += rows
                 done = finished(history, run.train)
                 yield {

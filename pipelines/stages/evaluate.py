@@ -8,9 +8,10 @@ from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted, Tested
-from pipelines.registry.score import FILE, score
+from pipelines.registry.score import score
 from pipelines.storage.files import temporary_copy
 from pipelines.tracking.models import model_id_of
+from pipelines.tracking.schema import BASELINE_METRIC, EVALUATE_KIND, SCORE_FILE, TEST_BITS_METRIC
 from pipelines.training.evaluation import compressors
 
 
@@ -24,21 +25,21 @@ def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
     with context.progress.working("evaluate: the test split"), temporary_copy(file) as path:
         found = score(context.store.models, model_id, path)
         baselines = compressors(path)
-    context.store.models.write_json(model_id, FILE.format(corpus.fingerprint), asdict(found))
+    context.store.models.write_json(model_id, SCORE_FILE.format(corpus.fingerprint), asdict(found))
     context.store.log_metrics(
         context.run_id,
-        {"test_bits_per_byte": found.bits_per_byte},
+        {TEST_BITS_METRIC: found.bits_per_byte},
         model_id=model_id,
         dataset_name=f"{corpus.name} test",
         dataset_digest=corpus.fingerprint,
     )
-    others = {f"{key.replace(' ', '_')}_bits_per_byte": v for key, v in baselines.items()}
+    others = {BASELINE_METRIC.format(key.replace(" ", "_")): v for key, v in baselines.items()}
     context.store.log_metrics(context.run_id, others)
     return Tested(found.bits_per_byte, corpus.fingerprint, baselines)
 
 
 STAGE = Stage(
-    name="evaluate",
+    name=EVALUATE_KIND,
     result=Tested,
     run=evaluate,
     depends_on=("corpus", "fit"),

@@ -8,6 +8,7 @@ from pipelines.registry.results import Fitted
 from pipelines.search.results import Selected
 from pipelines.stages.recorded_training import describe_run, train_and_package
 from pipelines.tracking import descriptions
+from pipelines.tracking.schema import FIT_KIND
 from pipelines.training.config import TrainingRun
 
 
@@ -35,7 +36,7 @@ def _describe_origin(context: Context[Experiment], config: TrainingRun, selected
 
 
 STAGE = Stage(
-    name="fit",
+    name=FIT_KIND,
     result=Fitted,
     run=fit,
     depends_on=("corpus", "select"),

@@ -21,12 +21,22 @@ from pipelines.registry.package import log_package
 from pipelines.registry.results import Fitted
 from pipelines.storage.remote import Folder
 from pipelines.tracking.models import model_id_of
+from pipelines.tracking.schema import BEST_METRIC
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
 from pipelines.training import checkpoint, loop
 from pipelines.training.checkpoint import step_of
 from pipelines.training.config import TrainingRun
-from pipelines.training.history import Row, best_row, finished
+from pipelines.training.history import (
+    SECONDS,
+    STEP,
+    TOKENS,
+    TOKENS_PER_SECOND,
+    VAL_BITS,
+    Row,
+    best_row,
+    finished,
+)
 
 
 def train_and_package(
@@ -89,30 +99,30 @@ def _record(
     with closing(Writer(context.store, events)) as writer:
         for rows in run:
             writer.write(context.run_id, rows)
-            history |= {int(row["step"]): row for row in rows}
+            history |= {int(row[STEP]): row for row in rows}
             context.progress.update(_progress(history, config))
     return [history[step] for step in sorted(history)]
 
 
 def _progress(history: Mapping[int, Row], config: TrainingRun) -> ProgressUpdate:
     """Step, quality, speed and the time left."""
-    rows = [row for row in history.values() if "val_bits_per_byte" in row]
+    rows = [row for row in history.values() if VAL_BITS in row]
     last, steps = rows[-1], config.train.steps
-    step, bits, speed = int(last["step"]), last["val_bits_per_byte"], last["tokens_per_second"]
+    step, bits, speed = int(last[STEP]), last[VAL_BITS], last[TOKENS_PER_SECOND]
     steps_left = 0 if finished(list(history.values()), config.train) else steps - step
-    seconds = last["seconds"] / step * steps_left
+    seconds = last[SECONDS] / step * steps_left
     quality = f"validation {bits:.4f} bits per byte, {speed:,.0f} bytes/s"
     left = f"about {format_duration(seconds)} left"
     return ProgressUpdate(
         text=f"training: step {step}/{steps}, {quality}, {left}",
         bars=[Bar("training", step / (step + steps_left), f"step {step}/{steps}, {left}")],
         note=quality,
-        curve=[row["val_bits_per_byte"] for row in rows],
+        curve=[row[VAL_BITS] for row in rows],
         data={
             "stage": "training",
             "step": step,
             "of_steps": steps,
-            "val_bits_per_byte": bits,
+            VAL_BITS: bits,
             "bytes_per_second": speed,
             "seconds_left": seconds,
         },
@@ -133,7 +143,7 @@ def _package(
     uri = log_package(context.store, run_id, data, config.params, weights, corpus)
     context.store.log_metrics(
         run_id,
-        {"step": best["step"], f"best_{metric}": best[metric]},
+        {STEP: best[STEP], BEST_METRIC.format(metric): best[metric]},
         model_id=model_id_of(uri),
         dataset_name=f"{corpus.name} validation",
         dataset_digest=corpus.fingerprint,
@@ -141,10 +151,10 @@ def _package(
     return Fitted(
         run_id=run_id,
         model_uri=uri,
-        val_bits_per_byte=best["val_bits_per_byte"],
+        val_bits_per_byte=best[VAL_BITS],
         parameters=config.model.parameter_count(),
-        tokens=int(history[-1]["tokens"]),
-        seconds=history[-1]["seconds"],
+        tokens=int(history[-1][TOKENS]),
+        seconds=history[-1][SECONDS],
         workers=config.resources.workers_text,
     )
 
@@ -153,11 +163,11 @@ def best_checkpoint(
     folder: Folder, history: list[Row], metric: str, log: Callable[[str], None]
 ) -> tuple[Row, dict[str, Tensor]]:
     """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is."""
-    evaluated = {row["step"]: row for row in history if "val_bits_per_byte" in row}
+    evaluated = {row[STEP]: row for row in history if VAL_BITS in row}
     left = [path for path in checkpoint.list_checkpoints(folder) if step_of(path) in evaluated]
     while left:
         best = best_row([evaluated[step_of(path)] for path in left], metric)
-        path = next(path for path in left if step_of(path) == best["step"])
+        path = next(path for path in left if step_of(path) == best[STEP])
         try:
             return best, checkpoint.read_weights(path)
         except DamagedError as error:

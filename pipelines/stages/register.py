@@ -1,9 +1,10 @@
 """register: the candidate becomes a version of the registered model, and its challenger."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
+from pipelines.compat.mlflow import PARENT_RUN_TAG
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
@@ -15,13 +16,25 @@ from pipelines.search.results import Selected
 from pipelines.tracking.descriptions import describe_version, run_link
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
-    DIRTY_TAG,
+    CORPUS_TAG,
+    EXPERIMENT_TAG,
+    FIT_RUN_TAG,
+    HARDWARE_TAG,
+    PACKAGES_TAG,
     PARAMETERS_TAG,
+    PIPELINE_RUN_TAG,
     PROMOTE_TAG,
+    SEARCH_RUN_TAG,
+    TEST_BITS_METRIC,
     TEST_BITS_TAG,
     TEST_FINGERPRINT_TAG,
+    TRIAL_NUMBER_TAG,
+    TRIAL_RUN_TAG,
+    VAL_BITS_METRIC,
     VAL_BITS_TAG,
-    VERSION_PREFIX,
+    VERSION_COMMIT_TAG,
+    VERSION_DIRTY_TAG,
+    Provenance,
 )
 
 CHALLENGER = "challenger"
@@ -51,8 +64,8 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
     context.store.log_metrics(
         context.pipeline_run,
         {
-            "test_bits_per_byte": tested.test_bits_per_byte,
-            "val_bits_per_byte": fit.val_bits_per_byte,
+            TEST_BITS_METRIC: tested.test_bits_per_byte,
+            VAL_BITS_METRIC: fit.val_bits_per_byte,
         },
     )
     return Registered(registry.name, version)
@@ -63,13 +76,13 @@ def _tags(context: Context[Experiment], needs: StageResults, search_run: str) ->
     fit, tested, selected = needs[Fitted], needs[Tested], needs[Selected]
     return {
         PROMOTE_TAG: context.config.promote.model_dump_json(),
-        "experiment": context.config.experiment,
-        "pipeline_run": context.pipeline_run,
-        "search_run": search_run,
-        "trial_run": selected.run_id,
-        "trial": str(selected.trial),
-        "fit_run": fit.run_id,
-        "corpus": needs[PreparedCorpus].name,
+        EXPERIMENT_TAG: context.config.experiment,
+        PIPELINE_RUN_TAG: context.pipeline_run,
+        SEARCH_RUN_TAG: search_run,
+        TRIAL_RUN_TAG: selected.run_id,
+        TRIAL_NUMBER_TAG: str(selected.trial),
+        FIT_RUN_TAG: fit.run_id,
+        CORPUS_TAG: needs[PreparedCorpus].name,
         TEST_FINGERPRINT_TAG: tested.fingerprint,
         TEST_BITS_TAG: repr(tested.test_bits_per_byte),
         VAL_BITS_TAG: repr(fit.val_bits_per_byte),
@@ -79,17 +92,12 @@ def _tags(context: Context[Experiment], needs: StageResults, search_run: str) ->
 
 def _lineage_tags(lineage: Mapping[str, Any]) -> dict[str, str]:
     """The machine, the packages and the commit that it was trained with."""
-    made_by, hardware = lineage["provenance"], lineage["hardware"]
-    packages = [
-        f"{name.removeprefix(VERSION_PREFIX)} {value}"
-        for name, value in made_by.items()
-        if name.startswith(VERSION_PREFIX)
-    ]
+    code, hardware = Provenance.of(lineage["provenance"]), lineage["hardware"]
     return {
-        "hardware": ", ".join([hardware["processor"], *hardware["gpus"]]),
-        "packages": ", ".join(packages),
-        "commit": made_by.get(COMMIT_TAG, "unknown"),
-        "dirty": made_by.get(DIRTY_TAG, "unknown"),
+        HARDWARE_TAG: ", ".join([hardware["processor"], *hardware["gpus"]]),
+        PACKAGES_TAG: code.packages_text,
+        VERSION_COMMIT_TAG: code.commit or "unknown",
+        VERSION_DIRTY_TAG: "unknown" if code.dirty is None else json.dumps(code.dirty),
     }
 
 

@@ -10,10 +10,7 @@ from pipelines.registry.results import Sampled
 from pipelines.reporting.loading import results_of
 from pipelines.reporting.page.publish import publish
 from pipelines.reporting.screen import screen_lines
-from pipelines.tracking.schema import SAMPLES_FILE
-
-SCREEN_FILE = "report.txt"
-"""Artifact of the pipeline's run: the screen as text."""
+from pipelines.tracking.schema import SAMPLES_FILE, SCREEN_FILE
 
 
 @dataclass(frozen=True)

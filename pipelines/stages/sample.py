@@ -10,7 +10,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Promoted, Sampled
 from pipelines.storage.project import ROOT
-from pipelines.tracking.schema import SAMPLES_FILE
+from pipelines.tracking.schema import SAMPLE_KIND, SAMPLES_FILE
 
 SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
 
@@ -47,7 +47,7 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
 
 
 STAGE = Stage(
-    name="sample",
+    name=SAMPLE_KIND,
     result=Sampled,
     run=sample,
     depends_on=("promote",),

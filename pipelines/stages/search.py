@@ -16,6 +16,7 @@ from pipelines.search.results import Searched
 from pipelines.search.resume import StoredSearch, stored_search, trials_folder
 from pipelines.search.run import run_trials
 from pipelines.storage.files import remove
+from pipelines.tracking.schema import SEARCH_KIND, SECONDS_METRIC
 
 
 def search(context: Context[Experiment], needs: StageResults) -> Searched:
@@ -26,7 +27,7 @@ def search(context: Context[Experiment], needs: StageResults) -> Searched:
     end_runs(context.store, ended)
     log_search(context, task, corpus)
     tokens = sum(trial.tokens for trial in ended)
-    seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
+    seconds = max(context.store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
     if stored.trials:
         context.progress.log(f"  {len(ended)} of {total} trials are done")
     if stored.outside:
@@ -62,7 +63,7 @@ def _require_results(stored: StoredSearch, total: int) -> None:
 
 
 STAGE = Stage(
-    name="search",
+    name=SEARCH_KIND,
     result=Searched,
     run=search,
     depends_on=("corpus",),

@@ -8,7 +8,14 @@ from pipelines.experiment import Experiment
 from pipelines.search.ranking import best_trial
 from pipelines.search.results import Searched, Selected
 from pipelines.search.resume import stored_search
-from pipelines.tracking.schema import BEST_RUN_TAG, BEST_TAG, BEST_TRIAL_TAG, PARETO_TAG
+from pipelines.tracking.schema import (
+    BEST_METRIC,
+    BEST_RUN_TAG,
+    BEST_TAG,
+    BEST_TRIAL_TAG,
+    PARETO_TAG,
+    SELECT_KIND,
+)
 from pipelines.tracking.store import Store
 from pipelines.tracking.trials import StoredTrial
 
@@ -22,7 +29,8 @@ def select(context: Context[Experiment], needs: StageResults) -> Selected:
     winner = best_trial(stored.ended)
     assert winner.objective is not None
     store.tag(search_run, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})
-    store.log_metrics(search_run, {f"best_{task.base.train.best_metric}": winner.objective})
+    best = BEST_METRIC.format(task.base.train.best_metric)
+    store.log_metrics(search_run, {best: winner.objective})
     numbers = {number for number, _, _ in searched.front}
     front = [trial for trial in stored.ended if trial.number in numbers]
     trials = [*stored.trials, *stored.outside]
@@ -44,7 +52,7 @@ def _mark(
 
 
 STAGE = Stage(
-    name="select",
+    name=SELECT_KIND,
     result=Selected,
     run=select,
     depends_on=("search",),

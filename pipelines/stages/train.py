@@ -6,6 +6,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted
 from pipelines.stages.recorded_training import describe_run, train_and_package
+from pipelines.tracking.schema import TRAIN_KIND
 
 
 def train(context: Context[Experiment], needs: StageResults) -> Fitted:
@@ -16,7 +17,7 @@ def train(context: Context[Experiment], needs: StageResults) -> Fitted:
 
 
 STAGE = Stage(
-    name="train",
+    name=TRAIN_KIND,
     result=Fitted,
     run=train,
     depends_on=("corpus",),

@@ -11,7 +11,13 @@ from typing import Any
 
 from pipelines.compat.mlflow import model_page, run_page
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE
+from pipelines.tracking.schema import (
+    BEST_RUN_TAG,
+    EXPERIMENT_FILE,
+    REPORT_FILE,
+    STATE_TAG,
+    STUDY_FILE,
+)
 
 
 @dataclass(frozen=True)
@@ -49,8 +55,8 @@ def describe_search(
     searched = ", ".join(f"`{key}`" for key in keys) or "nothing"
     return _paragraphs(
         f"{trials} trials of {tokens:,} bytes over {searched}. `{sampler}` proposes them, the "
-        f"scheduler is `{scheduler}`. The best one is in the tag `dca.best_run`; how each ended is "
-        "its tag `dca.state`.",
+        f"scheduler is `{scheduler}`. The best one is in the tag `{BEST_RUN_TAG}`; how each ended "
+        f"is its tag `{STATE_TAG}`.",
         f"Optuna's study is the artifact `{STUDY_FILE}`:",
         _code(
             _download(run_id, STUDY_FILE),

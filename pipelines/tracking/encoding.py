@@ -1,11 +1,17 @@
-"""Encoding of parameters and rows of metrics for MLflow; used by the store and the writer."""
+"""Encoding of parameters, tags and rows of metrics for MLflow; used by the store and the writer."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from mlflow.entities import Metric
+from mlflow.entities import Metric, RunTag
 
+from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
+from pipelines.console.errors import PipelineError
+from pipelines.training.history import STEP, TIME
+
+CUT_MARK = "\n\n(cut)"
+"""End of a description that was too long."""
 ROWS_PER_BATCH = 100
 """Rows of a history in one request; each has a few of the metrics that a request may have."""
 
@@ -24,14 +30,14 @@ def metric_entities(
     They can be those of a logged model, on a dataset.
     """
     for row in rows:
-        milliseconds = int(1000 * row["time"])
+        milliseconds = int(1000 * row[TIME])
         for key, value in row.items():
-            if key not in ("step", "time"):
+            if key not in (STEP, TIME):
                 yield Metric(
                     key,
                     value,
                     milliseconds,
-                    int(row["step"]),
+                    int(row[STEP]),
                     model_id=model_id,
                     dataset_name=dataset_name,
                     dataset_digest=dataset_digest,
@@ -41,3 +47,22 @@ def metric_entities(
 def encode_param(value: Any) -> str:
     """A parameter's value as MLflow stores it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def encode_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    """Tags as MLflow stores them. Raises PipelineError for a value that it would cut short.
+
+    A description, which only people read, is cut here, and says so at its end.
+    """
+    return [RunTag(key, _within_limit(key, str(value))) for key, value in tags.items()]
+
+
+def _within_limit(key: str, value: str) -> str:
+    if len(value) <= MAX_TAG_CHARACTERS:
+        return value
+    if key == NOTE_TAG:
+        return value[: MAX_TAG_CHARACTERS - len(CUT_MARK)] + CUT_MARK
+    raise PipelineError(
+        f"tag {key}: {len(value):,} characters, expected at most {MAX_TAG_CHARACTERS:,}, "
+        "as MLflow stores them"
+    )

@@ -21,7 +21,7 @@ from pipelines.console.errors import PipelineError
 from pipelines.console.text import first_line
 from pipelines.tracking.client import RetryingClient, configure_mlflow
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import SHA256_TAG
+from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION, SHA256_TAG
 
 SCHEME = "models:/"
 
@@ -71,7 +71,7 @@ class ModelStore:
                     pip_requirements=requirements,
                     params={key: encode_param(value) for key, value in flatten(params)},
                     input_example=example,
-                    tags={SHA256_TAG: digest},
+                    tags={SCHEMA_TAG: str(SCHEMA_VERSION), SHA256_TAG: digest},
                 )
             return str(info.model_id)
 

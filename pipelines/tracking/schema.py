@@ -1,17 +1,46 @@
-"""Names in the tracking store: tags, metrics and artifacts, by what has them.
+"""The names in the tracking store, each spelled once, and readers that give them types.
 
-Every run: KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, REASON_TAG if it failed, and
-MLflow's own tags of user, source, commit and parent run, if any (pipelines/compat/mlflow.py).
+A test finds any of them elsewhere. The columns of a history, which are metrics of a run, are named
+in pipelines/training/history.py, the weights and the configuration in a model's folder in
+pipelines/training/initial_weights.py: the training library is used without a store.
+
+Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, REASON_TAG if it
+failed, and MLflow's own tags of user, source, commit and parent run, if any
+(pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BEST_TRIAL_TAG, BEST_RUN_TAG.
 A trial's run, besides: TRIAL_TAG, VALUES_TAG and INACTIVE_TAG from its creation, STATE_TAG at its
 end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
-A version of the registered model: the tags in the last part, and lineage (stages/register.py).
+A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG and the tags
+of VersionTags, and those that lead to the runs it comes from. The log of champions: LOG_TAGS.
 """
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipelines.compat.mlflow import COMMIT_TAG
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
+from pipelines.training import history
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+SCHEMA_VERSION, SCHEMA_TAG = 1, "dca.schema"
+"""Of every run, logged model and version: the version of this schema by which it was written.
+Without the tag it is 0, of stores from before the tag. Later versions only add names."""
+
+# Kinds of runs
+PIPELINE_KIND, TRIAL_KIND = "pipeline", "trial"
+SEARCH_KIND, SELECT_KIND, FIT_KIND, TRAIN_KIND = "search", "select", "fit", "train"
+EVALUATE_KIND, SAMPLE_KIND = "evaluate", "sample"
+"""A cached stage's run has the stage's name as its kind."""
 
 # Every run
 KIND_TAG, KEY_TAG = "dca.kind", "dca.key"
-"""What it is (a stage, `pipeline` or `trial`), and which one of its kind."""
+"""What it is, and which one of its kind."""
 CACHE_TAG, LIVE, DISCARDED = "dca.memory", "live", "forgotten"
 """Whether a command may reuse it by its key; the values are those of older stores."""
 HOST_TAG = "host"
@@ -21,10 +50,25 @@ VERSION_PREFIX, DIRTY_TAG = "version.", "git.dirty"
 package's lineage."""
 REASON_TAG = "dca.reason"
 """Of one that failed: the error in one line."""
-STEP_METRIC = "train_bits_per_byte"
-"""A metric that every row of a history has: its steps are the rows already stored."""
-RESULT_METRIC = "val_bits_per_byte"
+
+# Metrics
+STEP_METRIC = history.TRAIN_BITS
+"""One that every row of a history has: its steps are the rows already stored."""
+VAL_BITS_METRIC = history.VAL_BITS
 """Logged first, so that MLflow's comparison page lists it first."""
+TOKENS_METRIC, SECONDS_METRIC = history.TOKENS, history.SECONDS
+"""Of a training: so far. Of a search: tokens of all trials, seconds from its start."""
+BEST_METRIC = "best_{}"
+"""The best value of train.best_metric: of a trial, a fit, or all trials of a search."""
+TEST_BITS_METRIC, BASELINE_METRIC = "test_bits_per_byte", "{}_bits_per_byte"
+"""Of the stage evaluate's run: the model's on the test split, and those of common compressors."""
+
+# Parameters that are read back; all are keys of the configuration, but the first
+CORPUS_PARAM = "corpus"
+"""Of a search's run: the fingerprint of its corpus."""
+SEED_PARAM, TRAIN_TOKENS_PARAM, BATCH_TOKENS_PARAM = "seed", "train.tokens", "train.batch_tokens"
+INACTIVE_PARAM = "n/a"
+"""Value of a searched parameter that does not apply to the trial."""
 
 # A pipeline's run, a stage's run
 STAGE_TAG = "dca.stage.{}"
@@ -34,10 +78,13 @@ INPUTS_TAG, OUTPUTS_TAG = "dca.inputs", "dca.outputs"
 as finished."""
 BEST_TRIAL_TAG, BEST_RUN_TAG = "dca.best_trial", "dca.best_run"
 """Of a search's run: the number and the run of its winner."""
-EXPERIMENT_FILE, REPORT_FILE, STUDY_FILE = "experiment.yaml", "report/report.html", "study.db"
-"""Artifacts: the first two of a pipeline's run, the last of a search's."""
-SAMPLES_FILE = "samples.txt"
-"""Artifact of the run of the stage sample."""
+EXPERIMENT_FILE, SCREEN_FILE = "experiment.yaml", "report.txt"
+"""Artifacts of a pipeline's run: its whole configuration, and the last screen of the command."""
+PAGE_FILE, REPORT_FOLDER = "report.html", "report"
+REPORT_FILE = f"{REPORT_FOLDER}/{PAGE_FILE}"
+"""Artifact of a pipeline's run: the page, with its figures beside it."""
+STUDY_FILE, SAMPLES_FILE = "study.db", "samples.txt"
+"""Artifacts of a search's run and of the stage sample's."""
 
 # A trial's run
 TRIAL_TAG, VALUES_TAG = "dca.trial", "dca.values"
@@ -48,24 +95,182 @@ BEST_TAG, PARETO_TAG = "dca.best", "dca.pareto"
 """`true` on a search's winner, and on the trials of its Pareto front."""
 OLD_PARETO_TAG = "dca.front"
 """The latter in older stores."""
-INACTIVE_PARAM = "n/a"
-"""Value of a searched parameter that does not apply to the trial."""
 INACTIVE_TAG = "dca.inactive"
 """Set as it is created, if there are such parameters: the values that they have in its
 configuration, encoded, as JSON."""
 
-# A logged model, a version of the registered model
+# A logged model, its files
 SHA256_TAG = "dca.sha256"
-"""Of a logged model: the digest of its list of digests, so that a replaced list is detected."""
+"""The digest of its list of digests, so that a replaced list is detected."""
+PACKAGE_FOLDER, LINEAGE_FILE = "artifacts/model", "lineage.json"
+"""Folder with the weights, configuration, lineage and digests; where these come from."""
+SCORE_FILE = "scores/{}.json"
+"""Its score on the test text of that fingerprint."""
+DECISION_FILE = "gate/{}.json"
+"""A decision of the gate, by model, version and time."""
+
+# A version of the registered model
 TEST_BITS_TAG, TEST_FINGERPRINT_TAG = "test.bits_per_byte", "test.fingerprint"
 """Its result on the test split, and the corpus of that."""
 VAL_BITS_TAG, PARAMETERS_TAG = "val.bits_per_byte", "parameters"
 """Its result on the validation split, and its size."""
+EXPERIMENT_TAG, CORPUS_TAG = "experiment", "corpus"
+"""The experiment that it comes from, and the name of its corpus."""
+PIPELINE_RUN_TAG, SEARCH_RUN_TAG, TRIAL_RUN_TAG = "pipeline_run", "search_run", "trial_run"
+FIT_RUN_TAG, TRIAL_NUMBER_TAG = "fit_run", "trial"
+"""The runs that it comes from, and the number of its trial."""
+HARDWARE_TAG, PACKAGES_TAG = "hardware", "packages"
+"""The processor and the GPUs it was trained on, and the versions of packages, for people."""
+VERSION_COMMIT_TAG, VERSION_DIRTY_TAG = "commit", "dirty"
+"""The commit it was trained with, and whether that had changes."""
 PROMOTE_TAG = "promote"
 """The settings of the gate when it was registered, as JSON."""
-DECISION_TAG, PROMOTED_TAG, GATE_KEY_TAG = "gate.decision", "gate.promoted", "gate.key"
-"""The gate's last decision in a line, whether it promoted, and what it was about."""
+GATE_TAG = "gate.{}"
+"""Of the gate's last decision: each of its numbers, and what follows."""
+GAIN, MIN_GAIN, CHAMPION_BITS = "gain", "least_gain", "champion_bits_per_byte"
+"""Numbers of a comparison with the champion."""
+DECISION_TAG, PROMOTED_TAG = GATE_TAG.format("decision"), GATE_TAG.format("promoted")
+GATE_KEY_TAG, GATE_CHAMPION_TAG = GATE_TAG.format("key"), GATE_TAG.format("champion")
+"""The decision in a line, whether it promoted, what it was about, and the champion until then."""
+FORCED_TAG = GATE_TAG.format("forced")
+"""Why a version was promoted past the gate."""
+
+# An entry of the log of champions, a version of a second registered model
+ENTRY_VERSION_TAG, PREVIOUS_TAG, FOLLOWS_TAG = "version", "previous", "follows"
+"""The champion from then on and until then, and the entry that it follows."""
+ACTION_TAG, ENTRY_REASON_TAG = "action", "reason"
+ENTRY_USER_TAG, ENTRY_SECONDS_TAG = "user", "seconds"
+"""How, why, by whom and when, in seconds since 1970."""
+CLAIM_TAG, DONE_TAG = "claim", "done"
+"""Marks the process that wrote it, and that the alias has been moved."""
 
 COMMIT_VARIABLE = "DCA_GPT_COMMIT"
 """The environment variable with the commit where there is no .git, as in a container or a Ray
 job."""
+
+Tags = Mapping[str, str]
+N = TypeVar("N", int, float)
+
+
+def schema_version(tags: Tags) -> int:
+    """The version of the schema by which a run, a logged model or a version was written.
+
+    0 without the tag, or with one that is no number. A later one than ours is read all the same:
+    later versions only add.
+    """
+    text = tags.get(SCHEMA_TAG, "")
+    return int(text) if text.isdecimal() else 0
+
+
+def stage_runs(tags: Tags) -> dict[str, str]:
+    """The runs that hold the results of a pipeline's stages, by stage."""
+    prefix = STAGE_TAG.format("")
+    return {key.removeprefix(prefix): run for key, run in tags.items() if key.startswith(prefix)}
+
+
+def stage_inputs(tags: Tags) -> dict[str, Any]:
+    """What the key of a stage's run is made of; empty if that was too long to be stored."""
+    return _json_object(tags, INPUTS_TAG) or {}
+
+
+def stage_outputs(tags: Tags) -> dict[str, Any] | None:
+    """The result of a stage's run; None while it has none, or if an older store cut it short."""
+    return _json_object(tags, OUTPUTS_TAG)
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The code that a run or a packaged model was made by."""
+
+    commit: str | None
+    """None where git was not found."""
+    dirty: bool | None
+    """Whether the code had changes that were not committed; None if that is unknown."""
+    packages: dict[str, str]
+    """Versions of packages, by name."""
+
+    @staticmethod
+    def of(tags: Tags) -> "Provenance":
+        """From a run's tags, or from the provenance in a package's lineage, which are the same."""
+        packages = {k: v for k, v in tags.items() if k.startswith(VERSION_PREFIX)}
+        return Provenance(
+            tags.get(COMMIT_TAG),
+            tags[DIRTY_TAG] == "true" if DIRTY_TAG in tags else None,
+            {key.removeprefix(VERSION_PREFIX): value for key, value in packages.items()},
+        )
+
+    @property
+    def packages_text(self) -> str:
+        """The packages in one line."""
+        return ", ".join(f"{name} {version}" for name, version in self.packages.items())
+
+
+@dataclass(frozen=True)
+class VersionTags:
+    """The tags of a version of the registered model; None where it has none, as in an older store.
+
+    Used by the gate, promote.py and the report.
+    """
+
+    test_bits: float | None = None
+    test_fingerprint: str | None = None
+    val_bits: float | None = None
+    parameters: int | None = None
+    corpus: str = ""
+    experiment: str = ""
+    commit: str = "unknown"
+    dirty: bool = False
+    promote: dict[str, Any] | None = None
+    """The settings of the gate when it was registered."""
+    decision: str | None = None
+    """The gate's last decision in a line."""
+    promoted: bool = False
+    """Whether that promoted it."""
+    gate_key: str | None = None
+    """What that was about."""
+    champion: str | None = None
+    """The champion that it was compared with then."""
+    gain: float | None = None
+    """Bits per byte by which it was better than that."""
+    min_gain: float | None = None
+    """The lower bound of the gain."""
+
+    @staticmethod
+    def of(version: "ModelVersion") -> "VersionTags":
+        """Of a version. Raises ConfigError if one that should be a number is none."""
+        tags = version.tags
+        source = f"{version.name} version {version.version}"
+
+        def number(name: str, kind: type[N]) -> N | None:
+            try:
+                return kind(tags[name]) if name in tags else None
+            except ValueError:
+                message = f"expected a number, got {one_line(tags[name])}"
+                raise ConfigError(Problem(message, f"tag {name}", source)) from None
+
+        return VersionTags(
+            test_bits=number(TEST_BITS_TAG, float),
+            test_fingerprint=tags.get(TEST_FINGERPRINT_TAG),
+            val_bits=number(VAL_BITS_TAG, float),
+            parameters=number(PARAMETERS_TAG, int),
+            corpus=tags.get(CORPUS_TAG, ""),
+            experiment=tags.get(EXPERIMENT_TAG, ""),
+            commit=tags.get(VERSION_COMMIT_TAG, "unknown"),
+            dirty=tags.get(VERSION_DIRTY_TAG) == "true",
+            promote=_json_object(tags, PROMOTE_TAG),
+            decision=tags.get(DECISION_TAG),
+            promoted=tags.get(PROMOTED_TAG) == "true",
+            gate_key=tags.get(GATE_KEY_TAG),
+            champion=tags.get(GATE_CHAMPION_TAG),
+            gain=number(GATE_TAG.format(GAIN), float),
+            min_gain=number(GATE_TAG.format(MIN_GAIN), float),
+        )
+
+
+def _json_object(tags: Tags, name: str) -> dict[str, Any] | None:
+    """The JSON object in a tag; None if there is none, or it is cut short."""
+    try:
+        found = json.loads(tags.get(name, "null"))
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None

@@ -22,7 +22,6 @@ from mlflow.entities import (
     LoggedModelInput,
     Param,
     Run,
-    RunTag,
 )
 from mlflow.exceptions import MlflowException
 
@@ -42,12 +41,21 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.storage.files import File, size_of, uri_of
 from pipelines.storage.remote import Folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
-from pipelines.tracking.encoding import Row, encode_param, metric_entities
+from pipelines.tracking.encoding import Row, encode_param, encode_tags, metric_entities
 from pipelines.tracking.locks import named_lock
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import provenance
-from pipelines.tracking.schema import CACHE_TAG, KEY_TAG, KIND_TAG, LIVE, REASON_TAG
+from pipelines.tracking.schema import (
+    CACHE_TAG,
+    KEY_TAG,
+    KIND_TAG,
+    LIVE,
+    REASON_TAG,
+    SCHEMA_TAG,
+    SCHEMA_VERSION,
+)
 from pipelines.tracking.uri import database_file, tracking_uri
+from pipelines.training.history import STEP, TIME
 
 __all__ = ["Run", "Store"]
 
@@ -139,10 +147,13 @@ class Store:
     ) -> str:
         """Create a run with its parameters and provenance; returns its id.
 
-        If a reusable run of the kind has the key, that one's id is returned."""
-        identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE}
+        If a reusable run of the kind has the key, that one's id is returned. Raises PipelineError
+        if a tag is too long to be stored whole.
+        """
+        identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE, SCHEMA_TAG: str(SCHEMA_VERSION)}
         parent_tag = {PARENT_RUN_TAG: parent} if parent else {}
-        all_tags = {**self.run_tags, **identity, **parent_tag, **(tags or {})}
+        encoded = encode_tags({**self.run_tags, **identity, **parent_tag, **(tags or {})})
+        all_tags = {tag.key: tag.value for tag in encoded}
 
         def create_once() -> Run:
             if found := self.find(kind, key):  # created before, but the answer was lost
@@ -159,8 +170,8 @@ class Store:
         self.client.log_batch(run_id, params=entities)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run."""
-        self.client.log_batch(run_id, tags=[RunTag(key, str(value)) for key, value in tags.items()])
+        """Set tags of a run. Raises PipelineError if one is too long to be stored whole."""
+        self.client.log_batch(run_id, tags=encode_tags(tags))
 
     def untag(self, run_id: str, tag: str) -> None:
         """Remove a tag of a run, if it has it."""
@@ -194,8 +205,8 @@ class Store:
         With a logged model's id and a dataset they are shown on the pages of both as well.
         """
         stored = self.client.get_run(run_id).data.metrics
-        new = {k: v for k, v in metrics.items() if k == "step" or stored.get(k) != v}
-        row = {"step": 0, "time": time.time(), **new}
+        new = {k: v for k, v in metrics.items() if k == STEP or stored.get(k) != v}
+        row = {STEP: 0, TIME: time.time(), **new}
         entities = metric_entities(
             [row], model_id=model_id, dataset_name=dataset_name, dataset_digest=dataset_digest
         )

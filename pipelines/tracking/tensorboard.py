@@ -9,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from pipelines.console.errors import StorageError
+from pipelines.training.history import STEP, TIME
 
 
 class EventFiles:
@@ -32,9 +33,9 @@ class EventFiles:
         try:
             file = self._files.get(run) or self._open(run)
             for row in rows:
-                if row["step"] > self._last_steps.get(run, -1):
+                if row[STEP] > self._last_steps.get(run, -1):
                     file.write_event(_event(row))
-                    self._last_steps[run] = row["step"]
+                    self._last_steps[run] = row[STEP]
             file.flush()
         except OSError as error:
             raise StorageError(f"{self._folder / run}: cannot be written: {error}") from error
@@ -67,6 +68,6 @@ def _event(row: Mapping[str, float]) -> Event:
     values = [
         Summary.Value(tag=key, simple_value=value)
         for key, value in row.items()
-        if key not in ("step", "time")
+        if key not in (STEP, TIME)
     ]
-    return Event(step=int(row["step"]), wall_time=row["time"], summary=Summary(value=values))
+    return Event(step=int(row[STEP]), wall_time=row[TIME], summary=Summary(value=values))

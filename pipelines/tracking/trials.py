@@ -12,18 +12,22 @@ from typing import Any
 
 from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
 from pipelines.tracking.schema import (
+    BATCH_TOKENS_PARAM,
+    BEST_METRIC,
     BEST_TAG,
     INACTIVE_TAG,
     OLD_PARETO_TAG,
     PARETO_TAG,
     REASON_TAG,
+    SECONDS_METRIC,
     STATE_TAG,
+    TOKENS_METRIC,
     TRIAL_TAG,
+    VAL_BITS_METRIC,
     VALUES_TAG,
 )
 from pipelines.tracking.store import Run, Store
 
-TRIAL_KIND = "trial"
 STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
 """The states of a trial that ended, and MLflow's status of its run."""
 
@@ -89,9 +93,9 @@ def read_trial(run: Run, metric: str) -> StoredTrial:
         run_id=run.info.run_id,
         values=json.loads(tags[VALUES_TAG]),
         state=tags.get(STATE_TAG),
-        objective=metrics.get(f"best_{metric}"),
-        tokens=int(metrics.get("tokens", 0)),
-        seconds=metrics.get("seconds", 0.0),
+        objective=metrics.get(BEST_METRIC.format(metric)),
+        tokens=int(metrics.get(TOKENS_METRIC, 0)),
+        seconds=metrics.get(SECONDS_METRIC, 0.0),
         reason=tags.get(REASON_TAG, ""),
         status=run.info.status,
         milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
@@ -113,12 +117,12 @@ def read_evaluations(
     store: Store, run_id: str, params: Mapping[str, str], metric: str
 ) -> tuple[Evaluation, ...]:
     """The evaluations of a trial or a fit with these parameters; `metric` is as in read_trial."""
-    evaluated = store.history(run_id, "val_bits_per_byte")
+    evaluated = store.history(run_id, VAL_BITS_METRIC)
     if not evaluated:  # the process may have been killed before it stored the parameters
         return ()
-    same = metric == "val_bits_per_byte"
+    same = metric == VAL_BITS_METRIC
     objective = evaluated if same else store.history(run_id, metric)
-    batch_tokens = int(params["train.batch_tokens"])
+    batch_tokens = int(params[BATCH_TOKENS_PARAM])
     best = accumulate((objective[step] for step in evaluated), min)
     return tuple(
         Evaluation(step, step * batch_tokens, value, so_far)

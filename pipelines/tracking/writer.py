@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from mlflow.entities import RunTag
-
 from pipelines.console.errors import PipelineError
-from pipelines.tracking.encoding import ROWS_PER_BATCH, Row, metric_entities
-from pipelines.tracking.schema import RESULT_METRIC, STEP_METRIC
+from pipelines.tracking.encoding import ROWS_PER_BATCH, Row, encode_tags, metric_entities
+from pipelines.tracking.schema import STEP_METRIC, VAL_BITS_METRIC
 from pipelines.tracking.store import Store
+from pipelines.training.history import STEP
 
 if TYPE_CHECKING:
     from pipelines.tracking.tensorboard import EventFiles
@@ -102,12 +101,12 @@ class Writer:
         if run_id not in self._seen:
             self._seen[run_id] = set(self._store.history(run_id, STEP_METRIC))
         seen = self._seen[run_id]
-        new = [row for row in rows if int(row["step"]) not in seen]
+        new = [row for row in rows if int(row[STEP]) not in seen]
         for first in range(0, len(new), ROWS_PER_BATCH):
             batch = new[first : first + ROWS_PER_BATCH]
-            metrics = sorted(metric_entities(batch), key=lambda metric: metric.key != RESULT_METRIC)
+            metrics = sorted(metric_entities(batch), key=lambda one: one.key != VAL_BITS_METRIC)
             client.log_batch(run_id, metrics=metrics)
-            seen.update(int(row["step"]) for row in batch)
+            seen.update(int(row[STEP]) for row in batch)
 
     def _finish(self, run_id: str, status: str, tags: dict[str, str], summary: Row | None) -> None:
         if run_id in self._incomplete:
@@ -115,7 +114,7 @@ class Writer:
         self._store.client.log_batch(
             run_id,
             metrics=list(metric_entities([summary] if summary else [])),
-            tags=[RunTag(key, value) for key, value in tags.items()],
+            tags=encode_tags(tags),
         )
         self._store.end(run_id, status)  # last: a run that ended has its state
         self._seen.pop(run_id, None)

@@ -29,7 +29,22 @@ from pipelines.training.device import (
     reset_peak_memory,
 )
 from pipelines.training.evaluation import bits_per_byte
-from pipelines.training.history import Row, best_row, finished
+from pipelines.training.history import (
+    GRAD_NORM,
+    LEARNING_RATE,
+    MFU,
+    PEAK_MEMORY,
+    SECONDS,
+    STEP,
+    TIME,
+    TOKENS,
+    TOKENS_PER_SECOND,
+    TRAIN_BITS,
+    VAL_BITS,
+    Row,
+    best_row,
+    finished,
+)
 from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.optimizer import build_optimizer
 from pipelines.training.schedule import learning_rate_at
@@ -108,7 +123,7 @@ class Trainer:
 
     def new_rows(self) -> list[Row]:
         """Rows not returned before, up to the last evaluation."""
-        eval_ends = [i for i, row in enumerate(self.history, 1) if "val_bits_per_byte" in row]
+        eval_ends = [i for i, row in enumerate(self.history, 1) if VAL_BITS in row]
         start, self.rows_emitted = self.rows_emitted, max(eval_ends, default=0)
         return self.history[start : self.rows_emitted]
 
@@ -131,15 +146,15 @@ class Trainer:
         )
         if not math.isfinite(bits):  # the last update diverged: no gradient was computed after it
             raise DivergedError(f"diverged at step {self.step}: validation is not finite")
-        self.history[-1]["val_bits_per_byte"] = bits
+        self.history[-1][VAL_BITS] = bits
         self._save()
 
     def _save(self) -> None:
         self.last_save = time.monotonic()
         if self.rank != 0:
             return
-        has_evaluation = any("val_bits_per_byte" in row for row in self.history)
-        best = int(best_row(self.history, self.config.best_metric)["step"]) if has_evaluation else 0
+        has_evaluation = any(VAL_BITS in row for row in self.history)
+        best = int(best_row(self.history, self.config.best_metric)[STEP]) if has_evaluation else 0
         snapshot = Snapshot(self.step, self.history, best, self.seconds, self.config_digest)
         checkpoint.save(self.folder, self.model, self.optimizer, snapshot, self.average)
 
@@ -170,16 +185,16 @@ class Trainer:
         self.seconds += seconds
         speed = steps * self.config.batch_tokens / seconds
         return {
-            "step": self.step,
-            "time": time.time(),
-            "tokens": self.step * self.config.batch_tokens,
-            "train_bits_per_byte": bits,
-            "learning_rate": learning_rate_at(self.step - 1, self.config),
-            "grad_norm": norm.item(),
-            "tokens_per_second": speed,
+            STEP: self.step,
+            TIME: time.time(),
+            TOKENS: self.step * self.config.batch_tokens,
+            TRAIN_BITS: bits,
+            LEARNING_RATE: learning_rate_at(self.step - 1, self.config),
+            GRAD_NORM: norm.item(),
+            TOKENS_PER_SECOND: speed,
             **self.utilisation(speed),
-            "seconds": self.seconds,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            SECONDS: self.seconds,
+            PEAK_MEMORY: peak_memory_bytes(self.device),
         }
 
 
@@ -206,4 +221,4 @@ def utilisation_of(run: TrainingRun, device: torch.device, workers: int) -> Call
     if peak is None:
         return lambda _: {}
     share = 3 * run.model.flops_per_token(run.train.seq_len) / (workers * peak)
-    return lambda tokens_per_second: {"mfu": share * tokens_per_second}
+    return lambda tokens_per_second: {MFU: share * tokens_per_second}

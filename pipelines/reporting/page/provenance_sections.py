@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.reporting.commands import (
     Command,
     config_file,
@@ -12,7 +11,7 @@ from pipelines.reporting.commands import (
 )
 from pipelines.reporting.page.content import Section, Table, TextFile
 from pipelines.reporting.results import Results
-from pipelines.tracking.schema import DECISION_TAG, DIRTY_TAG, VERSION_PREFIX
+from pipelines.tracking.schema import PIPELINE_KIND, Provenance
 from pipelines.tracking.uri import tracking_uri
 
 
@@ -31,7 +30,7 @@ def lineage_section(results: Results) -> Section:
 
 
 def _result_rows(results: Results) -> list[tuple[str, str]]:
-    stages = {"pipeline": results.pipeline, **results.stages}
+    stages = {PIPELINE_KIND: results.pipeline, **results.stages}
     runs = {name: run.info.run_id for name, run in stages.items()}
     if results.winner is not None:
         runs["winning trial's"] = results.trials.at[results.winner, "run_id"]
@@ -41,18 +40,13 @@ def _result_rows(results: Results) -> list[tuple[str, str]]:
         *((f"{name} run", run_id) for name, run_id in runs.items()),
         ("model", results.model_uri or "none yet"),
         ("version", f"{model} {version}" if version else "none"),
-        ("gate", results.version_tags.get(DECISION_TAG, "not decided")),
+        ("gate", results.version_tags.decision or "not decided"),
     ]
 
 
 def _provenance_rows(lineage: dict[str, Any]) -> list[tuple[str, str]]:
-    provenance, hardware = lineage["provenance"], lineage["hardware"]
-    dirty = " and uncommitted changes" if provenance.get(DIRTY_TAG) == "true" else ""
-    packages = [
-        f"{key.removeprefix(VERSION_PREFIX)} {value}"
-        for key, value in provenance.items()
-        if key.startswith(VERSION_PREFIX)
-    ]
+    code, hardware = Provenance.of(lineage["provenance"]), lineage["hardware"]
+    dirty = " and uncommitted changes" if code.dirty else ""
     processors = [
         str(hardware.get("processor", "unknown")),
         f"{hardware.get('cpus', '?')} CPUs",
@@ -60,8 +54,8 @@ def _provenance_rows(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     return [
         ("corpus", " ".join(lineage["corpus"].values())),
-        ("commit", f"{provenance.get(COMMIT_TAG, 'unknown')}{dirty}"),
-        ("packages", ", ".join(packages)),
+        ("commit", f"{code.commit or 'unknown'}{dirty}"),
+        ("packages", code.packages_text),
         ("hardware", ", ".join(processors)),
         ("platform", str(hardware.get("platform", "unknown"))),
     ]

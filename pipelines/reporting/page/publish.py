@@ -35,8 +35,8 @@ from pipelines.reporting.page.search_sections import (
 )
 from pipelines.reporting.results import Results
 from pipelines.reporting.summary import summary
+from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
 
-PAGE = "report.html"
 DOTS_PER_INCH = 150
 """Resolution of the PNG files."""
 MAX_SVG_BYTES = 1_000_000
@@ -49,7 +49,7 @@ def publish(results: Results) -> Path:
     Returns the page's path.
     """
     path = write(results, report_folder(results.config))
-    results.store.log_files(results.pipeline.info.run_id, path.parent, "report")
+    results.store.log_files(results.pipeline.info.run_id, path.parent, REPORT_FOLDER)
     return path
 
 
@@ -59,7 +59,7 @@ def write(results: Results, folder: Path) -> Path:
     The files of an earlier report in the folder are deleted.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("*.png"), *folder.glob("*.yaml"), folder / PAGE]:
+    for old in [*folder.glob("*.png"), *folder.glob("*.yaml"), folder / PAGE_FILE]:
         old.unlink(missing_ok=True)
     sections = all_sections(results)
     for picture in (picture for section in sections for picture in section.pictures):
@@ -69,7 +69,7 @@ def write(results: Results, folder: Path) -> Path:
             picture.figure.set_layout_engine("none")  # computed above, and not for each file again
             picture.markup = _markup(picture, png)
     (folder / config_file(results.config)).write_text(results.config.to_yaml())
-    path = folder / PAGE
+    path = folder / PAGE_FILE
     path.write_text(_render(results, sections), encoding="utf-8")
     return path
 

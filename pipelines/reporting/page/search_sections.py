@@ -10,7 +10,7 @@ from pipelines.reporting.page.cells import share_cell, values_text
 from pipelines.reporting.page.content import Picture, Section, Table, picture_section
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import pruning_savings
-from pipelines.tracking.schema import REASON_TAG
+from pipelines.tracking.schema import PIPELINE_KIND, REASON_TAG
 
 NO_TRIALS = "There are no trials."
 
@@ -136,7 +136,7 @@ def failures_section(results: Results) -> Section:
         [f"trial {number}", row["state"], row["reason"] or "-", values_text(results, row)]
         for number, row in bad.iterrows()
     ]
-    for name, run in {"pipeline": results.pipeline, **results.stages}.items():
+    for name, run in {PIPELINE_KIND: results.pipeline, **results.stages}.items():
         if run.info.status != FINISHED and (reason := run.data.tags.get(REASON_TAG)):
             rows.append([name, run.info.status.lower(), reason, ""])
     if not rows:

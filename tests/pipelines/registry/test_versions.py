@@ -5,6 +5,7 @@ import pytest
 from pipelines.compat.mlflow import MODEL_VERSIONS_TAG
 from pipelines.console.errors import ConfigError
 from pipelines.registry.versions import Registry
+from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION
 from tests.pipelines.registry.registered import register
 
 
@@ -13,7 +14,7 @@ def test_registering_twice_makes_one_version(store):
     uri, run = registry.get(1).source, registry.get(1).run_id
     assert registry.register(uri, run, {"a": "1"}) == 1
     assert registry.register(uri, run, {"a": "2"}) == 1
-    assert registry.get(1).tags == {"number": "0", "a": "2"}
+    assert registry.get(1).tags == {SCHEMA_TAG: str(SCHEMA_VERSION), "number": "0", "a": "2"}
 
 
 def test_a_version_is_found_by_number_alias_or_as_the_latest(store):
