@@ -8,12 +8,13 @@ import pytest
 
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
-from pipelines.engine import dag
+from pipelines.engine import cache, dag
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Invocation, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage import location
 from pipelines.tracking.descriptions import describe_pipeline
+from pipelines.tracking.schema import SCHEMA_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.commands import invocation
 
@@ -162,6 +163,28 @@ def test_a_damaged_result_is_computed_again_and_the_plan_says_so(pipeline, exper
     _, b, _ = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
     assert b.reason == "the tag dca.outputs of its run is not a result"
     assert pipeline.run(experiment) == ["a", "b", "c"]
+
+
+def test_results_of_an_older_schema_are_kept_but_not_reused_and_the_plan_says_so(
+    pipeline, experiment, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        for module in (cache, dag):
+            patch.setattr(module, "SCHEMA_VERSION", 0)
+        pipeline.run(experiment)
+    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+    older = {kind: store.find(kind)[0] for kind in ("pipeline", "b")}
+    for run in older.values():
+        store.client.delete_tag(run.info.run_id, SCHEMA_TAG)
+    _, b, _ = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
+    assert b.reason == "the earlier result is of store schema 0, this is 1"
+    assert pipeline.run(experiment) == ["a", "b", "c"]
+    for kind, run in older.items():
+        assert [again.info.run_id for again in store.find(kind)][1:] == [run.info.run_id]
+        assert store.client.get_run(run.info.run_id).data.tags.keys() == run.data.tags.keys() - {
+            SCHEMA_TAG
+        }
+    assert pipeline.run(experiment) == ["a"]
 
 
 def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, experiment):

@@ -5,6 +5,7 @@ import pytest
 from pipelines.console.errors import PipelineError
 from pipelines.registry.versions import Registry
 from pipelines.tracking.models import model_id_of, model_uri
+from pipelines.tracking.schema import SCHEMA_VERSION, schema_version
 from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
 
@@ -30,8 +31,9 @@ def test_a_model_is_logged_once_and_exists_until_its_files_are_gone(store, exper
     assert models.logged_by(run) == model_id
     assert models.logged_by(store.create("fit", "other", "n")) is None
     assert models.exists(uri)
-    location = store.client.get_logged_model(model_id).artifact_location
-    Path(location.removeprefix("file://"), "MLmodel").unlink()
+    logged = store.client.get_logged_model(model_id)
+    assert schema_version(logged.tags) == SCHEMA_VERSION
+    Path(logged.artifact_location.removeprefix("file://"), "MLmodel").unlink()
     assert not models.exists(uri)
     store.client.delete_logged_model(model_id)
     assert not models.exists(uri)

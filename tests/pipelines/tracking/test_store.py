@@ -1,6 +1,17 @@
-from pipelines.compat.mlflow import NOTE_TAG
+import json
+
+import pytest
+
+from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
+from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
-from pipelines.tracking.schema import CACHE_TAG, DISCARDED
+from pipelines.tracking.schema import (
+    CACHE_TAG,
+    DISCARDED,
+    OUTPUTS_TAG,
+    SCHEMA_VERSION,
+    schema_version,
+)
 from pipelines.tracking.store import Store
 
 
@@ -63,3 +74,28 @@ def test_a_text_artifact_is_read_back(store):
     run = store.create("fit", "k", "n")
     store.log_text(run, "été\n", "folder/file.txt")
     assert store.read_text(run, "folder/file.txt") == "été\n"
+
+
+def test_a_run_has_the_version_of_the_schema(store):
+    run = store.client.get_run(store.create("fit", "k", "n"))
+    assert schema_version(run.data.tags) == SCHEMA_VERSION
+
+
+def test_a_tag_that_would_be_cut_short_is_refused(store):
+    long = {OUTPUTS_TAG: json.dumps(MAX_TAG_CHARACTERS * "x")}
+    message = r"tag dca.outputs: 8,002 characters, expected at most 8,000"
+    with pytest.raises(PipelineError, match=message):
+        store.create("fit", "k", "n", tags=long)
+    assert store.find("fit") == []
+    run = store.create("fit", "k", "n")
+    with pytest.raises(PipelineError, match=message):
+        store.tag(run, long)
+    assert OUTPUTS_TAG not in store.client.get_run(run).data.tags
+    store.tag(run, {OUTPUTS_TAG: MAX_TAG_CHARACTERS * "x"})
+
+
+def test_a_description_that_is_too_long_ends_with_a_mark(store):
+    run = store.create("fit", "k", "n")
+    store.describe(2 * MAX_TAG_CHARACTERS * "x", run)
+    note = store.client.get_run(run).data.tags[NOTE_TAG]
+    assert (len(note), note[-8:]) == (MAX_TAG_CHARACTERS, "x\n\n(cut)")
