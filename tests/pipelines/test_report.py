@@ -10,8 +10,9 @@ from nbclient import NotebookClient
 from selenium.webdriver.common.by import By
 
 from pipelines.experiment import load
+from pipelines.reporting.grn_weights import OUT
 from pipelines.reporting.loading import load_results
-from pipelines.reporting.mixing import OUT, read_mixing
+from pipelines.reporting.mixing import read_mixing
 from pipelines.tracking.schema import STAGE_TAG
 from pipelines.tracking.store import Run, Store
 from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser

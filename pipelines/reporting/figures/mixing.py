@@ -8,7 +8,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pipelines.reporting.figures.style import SHADES, new_figure, styled
-from pipelines.reporting.mixing import OUT, Mixing
+from pipelines.reporting.grn_weights import OUT
+from pipelines.reporting.mixing import Mixing
 
 MAX_NUMBERED_CELLS = 150
 """Cells of a heat map up to which each has its number written in it."""

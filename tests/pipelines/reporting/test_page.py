@@ -5,8 +5,9 @@ from html.parser import HTMLParser
 import pytest
 
 from pipelines.experiment import load, read_experiment
+from pipelines.reporting.grn_weights import entry_names
 from pipelines.reporting.loading import load_results
-from pipelines.reporting.mixing import entry_names, read_mixing
+from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page.publish import publish, write
 from pipelines.reporting.statistics import ranking
 from tests.pipelines.stored import Made, store_sweep
