@@ -44,6 +44,14 @@ def code_digest(modules: Iterable[str]) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
+class CodeDigests(dict[tuple[str, ...], str]):
+    """The digest of the code of some modules, computed once for as long as the object lives."""
+
+    def __missing__(self, modules: tuple[str, ...]) -> str:
+        self[modules] = code_digest(modules)
+        return self[modules]
+
+
 def imported_modules(modules: Iterable[str]) -> set[str]:
     """These modules of the project and what they import, directly or not, but the excluded."""
     found: set[str] = set()

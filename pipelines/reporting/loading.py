@@ -16,7 +16,7 @@ from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest
-from pipelines.experiment import read_experiment
+from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
 from pipelines.reporting.results import INACTIVE, Results, configuration_text
@@ -25,6 +25,7 @@ from pipelines.reporting.run_tables import (
     curve_table,
     trial_table,
 )
+from pipelines.search.results import read_numbers
 from pipelines.search.resume import stored_search
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import model_id_of
@@ -44,10 +45,11 @@ from pipelines.tracking.schema import (
     VERSION_PREFIX,
     VersionTags,
     stage_inputs,
+    stage_outputs,
     stage_runs,
 )
 from pipelines.tracking.store import Run, Store
-from pipelines.tracking.trials import configuration_of
+from pipelines.tracking.trials import StoredTrial, configuration_of
 from pipelines.tracking.uri import tracking_uri
 
 STAGE_CHAIN = (SEARCH_KIND, SELECT_KIND, FIT_KIND, EVALUATE_KIND)
@@ -89,7 +91,7 @@ def results_of(store: Store, pipeline_run: str) -> Results:
         run.info.run_id: configuration_text(run.data.params, _corpus_of(run)) for run in fits
     }
     search = stages[SEARCH_KIND].info.run_id if SEARCH_KIND in stages else ""
-    own = stored_search(store, search, config.search_task()).trials if search else []
+    own = _trials(store, config, stages[SEARCH_KIND]) if search else []
     own_fits = [stages[name] for name in (FIT_KIND, TRAIN_KIND) if name in stages]
     results = Results(
         config=config,
@@ -120,6 +122,16 @@ def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
     if EVALUATE_KIND not in stages:
         stages.pop(SAMPLE_KIND, None)
     return stages
+
+
+def _trials(store: Store, config: Experiment, search: Run) -> list[StoredTrial]:
+    """The trials that a search has selected; before it has ended, those in its space."""
+    stored = stored_search(store, search.info.run_id, config.search_task(), any_code=True)
+    outputs = stage_outputs(search.data.tags) or {}
+    if "selection" not in outputs:  # it has not ended, or it has in an older store
+        return stored.trials
+    numbers = read_numbers(outputs["selection"])
+    return [trial for trial in stored.trials if trial.number in numbers]
 
 
 def _trial_configurations(

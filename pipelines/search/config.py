@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import product
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
 
+from dca import registry
 from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
@@ -178,6 +179,15 @@ class SearchTask:
     base: TrainingRun
     """One trial, with each searched key at the experiment's own value."""
     search: SearchConfig
+
+    def modules(self, values: Mapping[str, Any]) -> tuple[str, str, str]:
+        """The modules whose code, with all that they import, trains a trial of these values."""
+        model, kinds = self.base.model, (registry.architecture, registry.residual)
+        chosen = [values.get(f"model.{k.field}", getattr(model, k.field)) for k in kinds]
+        architecture, residual = (
+            kind[str(name)].__module__ for kind, name in zip(kinds, chosen, strict=True)
+        )
+        return "pipelines.search.trial", architecture, residual
 
     @property
     def grace_tokens(self) -> int:

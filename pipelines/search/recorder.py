@@ -17,6 +17,7 @@ from typing import Any
 from pipelines.compat.mlflow import KILLED
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
+from pipelines.engine.code import CodeDigests
 from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import trials_folder
@@ -28,6 +29,7 @@ from pipelines.tracking import descriptions
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     BEST_METRIC,
+    CODE_TAG,
     CORPUS_PARAM,
     INACTIVE_PARAM,
     INACTIVE_TAG,
@@ -76,6 +78,7 @@ class Recorder:
         self._writer = Writer(
             context.store, event_files(task.storage, task.experiment, enabled=task.tensorboard)
         )
+        self._code = CodeDigests()
         self._open: dict[int, Future[str]] = {}
         """The runs of trials that have not ended, by number."""
         self._previous_seconds = previous_seconds
@@ -99,7 +102,11 @@ class Recorder:
             # Its parameters stay as they were when other keys were searched.
             self._context.store.resume(stored.run_id, {} if stored.params else params)
             return stored.run_id
-        tags = {TRIAL_TAG: str(number), VALUES_TAG: json.dumps(values)}
+        tags = {
+            TRIAL_TAG: str(number),
+            VALUES_TAG: json.dumps(values),
+            CODE_TAG: self._code[self._task.modules(values)],
+        }
         return self._context.store.create(
             TRIAL_KIND,
             f"{self._context.run_id}/{number}",

@@ -4,6 +4,7 @@ Stored in the tracking store by the engine; read by the stages after them, the c
 reports.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ class Searched:
     """The Pareto front, of each trial its number and its two objectives; empty with one
     objective."""
     selection: str
-    """Digest of which trials the search consists of, and of their states."""
+    """Numbers of the trials that the search consists of, as in `0-9,12`; see `read_numbers`."""
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,23 @@ class Selected:
     values: dict[str, Any]
     """Values of its searched keys."""
     objective: float
+
+
+def write_numbers(numbers: Iterable[int]) -> str:
+    """Numbers as a short text, as in `0-9,12`."""
+    ranges: list[list[int]] = []
+    for number in sorted(numbers):
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ",".join(f"{low}-{high}" if low < high else f"{low}" for low, high in ranges)
+
+
+def read_numbers(text: str) -> set[int]:
+    """The numbers in a text of `write_numbers`."""
+    found: set[int] = set()
+    for part in filter(None, text.split(",")):
+        low, _, high = part.partition("-")
+        found |= set(range(int(low), int(high or low) + 1))
+    return found

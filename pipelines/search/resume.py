@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.engine.code import CodeDigests
 from pipelines.engine.stage import Context
 from pipelines.search.config import Dimension, SearchTask
 from pipelines.search.space import TRAINING_KEYS, Space
@@ -70,15 +71,29 @@ def second_value(
 
 
 def stored_search(
-    store: Store, search_run: str, task: SearchTask, *, evaluations: bool = True
+    store: Store,
+    search_run: str,
+    task: SearchTask,
+    *,
+    evaluations: bool = True,
+    any_code: bool = False,
 ) -> StoredSearch:
-    """The trials under a search's run, those in the space with their `evaluations` if wanted."""
-    metric = task.base.train.best_metric
+    """The trials under a search's run.
+
+    Args:
+        store: The experiment's store.
+        search_run: The run.
+        task: The search as it is configured now.
+        evaluations: Whether the trials in the space are read with their evaluations.
+        any_code: Whether those that other code has trained count as lying in the space.
+
+    """
+    metric, code = task.base.train.best_metric, CodeDigests()
     trials = [read_trial(run, metric) for run in store.children(search_run, TRIAL_KIND)]
     inside, outside = [], []
     for trial in sorted(trials, key=lambda trial: trial.number):
         values, difference = _locate(task, trial)
-        if difference:
+        if difference or not (any_code or trial.code in ("", code[task.modules(values)])):
             outside.append(trial)
             continue
         metrics = {TOKENS_METRIC: trial.tokens, SECONDS_METRIC: trial.seconds}
@@ -158,7 +173,7 @@ def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> 
         if not same:
             other = searches[0].data.params.get(CORPUS_PARAM)
             raise _warm_start_error(name, f"its corpus is {other}, here {fingerprint}")
-        stored = [stored_search(store, run.info.run_id, task) for run in same]
+        stored = [stored_search(store, run.info.run_id, task, any_code=True) for run in same]
         if not any(one.trials for one in stored):
             outside = [trial for one in stored for trial in one.outside]
             message = f"none of its {len(outside)} trials lies in the space"

@@ -7,12 +7,12 @@ space, continues with those of its trials that lie in the space.
 
 from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
-from pipelines.engine.results import StageResults, json_digest
+from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import pareto_front
 from pipelines.search.recorder import end_runs, log_search, log_summary
-from pipelines.search.results import Searched
+from pipelines.search.results import Searched, write_numbers
 from pipelines.search.resume import StoredSearch, stored_search, trials_folder
 from pipelines.search.run import run_trials
 from pipelines.storage.files import remove
@@ -46,7 +46,7 @@ def search(context: Context[Experiment], needs: StageResults) -> Searched:
             for trial in pareto_front(stored.ended, task.search.second_objective)
             if trial.objective is not None and trial.second is not None
         ),
-        selection=json_digest(sorted([trial.run_id, trial.state] for trial in stored.ended)),
+        selection=write_numbers(trial.number for trial in stored.ended),
     )
 
 

@@ -6,7 +6,7 @@ from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import best_trial
-from pipelines.search.results import Searched, Selected
+from pipelines.search.results import Searched, Selected, read_numbers
 from pipelines.search.resume import stored_search
 from pipelines.tracking.schema import (
     BEST_METRIC,
@@ -25,14 +25,16 @@ def select(context: Context[Experiment], needs: StageResults) -> Selected:
     task, store = context.config.search_task(), context.store
     searched = needs[Searched]
     search_run = searched.search_run
-    stored = stored_search(store, search_run, task)
-    winner = best_trial(stored.ended)
+    stored = stored_search(store, search_run, task, any_code=True)
+    selection = read_numbers(searched.selection)
+    selected = [trial for trial in stored.trials if trial.number in selection]
+    winner = best_trial(selected)
     assert winner.objective is not None
     store.tag(search_run, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})
     best = BEST_METRIC.format(task.base.train.best_metric)
     store.log_metrics(search_run, {best: winner.objective})
     numbers = {number for number, _, _ in searched.front}
-    front = [trial for trial in stored.ended if trial.number in numbers]
+    front = [trial for trial in selected if trial.number in numbers]
     trials = [*stored.trials, *stored.outside]
     _mark(store, BEST_TAG, [winner], [trial for trial in trials if trial.best])
     _mark(store, PARETO_TAG, front, [trial for trial in trials if trial.pareto])

@@ -8,8 +8,8 @@ Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_T
 failed, and MLflow's own tags of user, source, commit and parent run, if any
 (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BEST_TRIAL_TAG, BEST_RUN_TAG.
-A trial's run, besides: TRIAL_TAG, VALUES_TAG and INACTIVE_TAG from its creation, STATE_TAG at its
-end, BEST_TAG or PARETO_TAG if it was selected.
+A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG and INACTIVE_TAG from its creation,
+STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
 A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG and the tags
 of VersionTags, and those that lead to the runs it comes from. The log of champions: LOG_TAGS.
@@ -89,6 +89,8 @@ STUDY_FILE, SAMPLES_FILE = "study.db", "samples.txt"
 # A trial's run
 TRIAL_TAG, VALUES_TAG = "dca.trial", "dca.values"
 """Set as it is created: its number, and its searched values as JSON."""
+CODE_TAG = "dca.code"
+"""Set as it is created: a digest of the code that trains it."""
 STATE_TAG = "dca.state"
 """Set as it ends: complete, pruned or failed."""
 BEST_TAG, PARETO_TAG = "dca.best", "dca.pareto"

@@ -15,6 +15,7 @@ from pipelines.tracking.schema import (
     BATCH_TOKENS_PARAM,
     BEST_METRIC,
     BEST_TAG,
+    CODE_TAG,
     INACTIVE_TAG,
     OLD_PARETO_TAG,
     PARETO_TAG,
@@ -73,6 +74,8 @@ class StoredTrial:
     """Whether it is marked as the winner of its search."""
     pareto: bool = False
     """Whether it is marked as one of the Pareto front."""
+    code: str = ""
+    """Digest of the code that trains it; empty in an older store."""
     params: Mapping[str, str] = field(default_factory=dict)
     """Its whole configuration, encoded. Empty if its process was killed before it stored them."""
 
@@ -101,6 +104,7 @@ def read_trial(run: Run, metric: str) -> StoredTrial:
         milliseconds=(run.info.start_time, run.info.end_time or run.info.start_time),
         best=tags.get(BEST_TAG) == "true",
         pareto="true" in (tags.get(PARETO_TAG), tags.get(OLD_PARETO_TAG)),
+        code=tags.get(CODE_TAG, ""),
         params=configuration_of(run),
     )
 

@@ -16,6 +16,7 @@ from pipelines.cost.timing import time_steps
 from pipelines.engine import dag
 from pipelines.engine.stage import Stage
 from pipelines.experiment import Experiment, read_experiment
+from pipelines.search.results import Selected
 from pipelines.tracking.schema import HOST_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.writer import Writer
@@ -130,7 +131,7 @@ def test_a_process_has_the_niceness_and_the_gpus_of_a_worker(experiment, monkeyp
 def planned(searched) -> list[dag.PlannedStage]:
     """Nothing is cached."""
     names = ("search", "select", "fit", "evaluate")
-    return [dag.PlannedStage(Stage(name, run=lambda *_: {})) for name in names]
+    return [dag.PlannedStage(Stage(name, Selected, run=lambda *_: None)) for name in names]
 
 
 @pytest.fixture
