@@ -91,7 +91,7 @@ class ModelConfig:
     @lru_cache  # noqa: B019  configurations are few, small and frozen
     def parameter_count(self) -> int:
         """Trainable numbers in the model, counted on the meta device."""
-        return sum(parameter.numel() for parameter in self._meta_model().parameters())
+        return sum(parameter.numel() for parameter in self.meta_model().parameters())
 
     @lru_cache  # noqa: B019
     def flops_per_token(self, seq_len: int) -> int:
@@ -105,12 +105,12 @@ class ModelConfig:
         from torch.utils.flop_counter import FlopCounterMode  # imported here: takes half a second
 
         ids_bt = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
-        model, counter = self._meta_model().eval(), FlopCounterMode(display=False)
+        model, counter = self.meta_model().eval(), FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(ids_bt)
         return round(counter.get_total_flops() / seq_len)
 
-    def _meta_model(self) -> nn.Module:
+    def meta_model(self) -> nn.Module:
         """The model on the meta device: shapes without values."""
         with torch.device("meta"), SkipInitialisation():
             return registry.architecture[self.architecture](self)

@@ -68,8 +68,7 @@ def load_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
     Raises RuntimeError for weights of another shape.
     """
     given = dict(weights)
-    with torch.device("meta"):
-        standard = build_model(replace(model.config, residual="standard")).state_dict()
+    standard = replace(model.config, residual="standard").meta_model().state_dict()
     if given.keys() == standard.keys():
         start = build_model(replace(model.config, grn_init_std=0.0)).state_dict()
         for name in start.keys() - given.keys():

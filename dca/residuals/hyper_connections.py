@@ -37,9 +37,11 @@ class Connection(nn.Module):
     def __init__(self, config: ModelConfig, sublayer: int) -> None:
         super().__init__()
         n = config.hyper_streams
-        read_n1 = torch.zeros(n, 1)
-        read_n1[sublayer % n] = 1.0
-        self.static_nc = nn.Parameter(torch.cat([read_n1, torch.eye(n), torch.ones(n, 1)], 1))
+        static_nc = torch.zeros(n, n + 2)
+        static_nc[sublayer % n, 0] = 1.0
+        static_nc[:, 1:-1].fill_diagonal_(1.0)  # torch.eye on the meta device imports the compiler
+        static_nc[:, -1] = 1.0
+        self.static_nc = nn.Parameter(static_nc)
         self.dynamic_cd = nn.Parameter(torch.zeros(n + 2, config.dim))
         self.scale_c = nn.Parameter(torch.full((3,), START_SCALE))
         self.widths = (1, n, 1)

@@ -4,6 +4,7 @@ Used by pipelines.training. The model package has names of its own in dca/compat
 """
 
 from collections.abc import Iterable
+from inspect import unwrap
 
 import torch
 from torch import Tensor
@@ -17,6 +18,21 @@ FOUND_INF = "found_inf"
 reads it on the device, and no public argument of `step` does the same."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """Tensors that AdamW keeps for each parameter: the memory estimate counts them."""
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW, whose methods import PyTorch's compiler, without these imports.
+
+    They take 2 s in every process that trains. PyTorch wraps these methods to keep its compiler out
+    of them; the optimizer is never compiled here. Relies on every wrapper's `__wrapped__`, and on
+    that of `step` to do nothing else than switch gradients off.
+    """
+
+    add_param_group = unwrap(torch.optim.AdamW.add_param_group)
+    zero_grad = unwrap(torch.optim.AdamW.zero_grad)
+    state_dict = unwrap(torch.optim.AdamW.state_dict)
+    load_state_dict = unwrap(torch.optim.AdamW.load_state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
 def step_unless(optimizer: torch.optim.Optimizer, skip: Tensor) -> None:

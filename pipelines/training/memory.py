@@ -11,9 +11,11 @@ from dca import ModelConfig
 from pipelines.training.config import TrainingRun
 
 MIB, GIB = 1 << 20, 1 << 30
-PROCESS_BYTES = 570 * MIB
+PROCESS_BYTES = 435 * MIB
 """Of a worker without a model: Python, torch, Ray. Trials of a model of 7,000 parameters peaked at
-595 MiB, the workers of its fit at 605."""
+595 MiB, the workers of its fit at 605, 136 of them PyTorch's compiler."""
+COMPILER_BYTES = 136 * MIB
+"""Of PyTorch's compiler, imported."""
 STATE_COPIES = 4
 """Numbers held per parameter: weight, gradient, two moments."""
 SAVED_COPIES = 6
@@ -30,7 +32,13 @@ def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     training = STATE_COPIES * 4 * parameters + tokens * _token_bytes(config, on_gpu=on_gpu)
     saving = (3 if on_gpu else SAVED_COPIES) * 4 * parameters
     evaluating = 3 * 4 * parameters + _evaluation_bytes(config)
-    return averages + max(training, saving, evaluating) + (0 if on_gpu else PROCESS_BYTES)
+    return averages + max(training, saving, evaluating) + (0 if on_gpu else _process_bytes(config))
+
+
+def _process_bytes(config: TrainingRun) -> int:
+    """Of a worker without a model; activation checkpointing imports PyTorch's compiler as well."""
+    compiler = config.train.compile or config.train.activation_checkpointing
+    return PROCESS_BYTES + (COMPILER_BYTES if compiler else 0)
 
 
 def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor, nn
 
 from dca.residuals.grn import GRN
-from pipelines.compat.torch import FUSED_DEVICES, step_unless, update_ema
+from pipelines.compat.torch import FUSED_DEVICES, AdamW, step_unless, update_ema
 from pipelines.training.config import TrainConfig
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW, fused where the device supports it; `lr_multiplier` scales a group's learning rate.
 
     Only the matrices of linear layers have weight decay. It would pull the stack weights b from 1
@@ -29,7 +29,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
     fused = next(model.parameters()).device.type in FUSED_DEVICES
-    return torch.optim.AdamW(used, lr=config.learning_rate, betas=betas, fused=fused)
+    return AdamW(used, lr=config.learning_rate, betas=betas, fused=fused)
 
 
 def update(optimizer: torch.optim.AdamW, non_finite: Tensor) -> None:

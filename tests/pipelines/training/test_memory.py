@@ -65,3 +65,13 @@ def test_activations_computed_again_are_not_kept(small):
     deep = small.replace({"model.depth": 24})
     again = deep.replace({"train.activation_checkpointing": True})
     assert peak_bytes(again, on_gpu=True) < peak_bytes(deep, on_gpu=True) / 2
+
+
+def test_the_compiler_takes_memory_once_where_it_is_imported(small):
+    again = small.replace({"train.activation_checkpointing": True})
+    both = again.replace({"train.compile": True})
+    compiled = small.replace({"train.compile": True})
+    added = peak_bytes(compiled, on_gpu=False) - peak_bytes(small, on_gpu=False)
+    assert added == memory.COMPILER_BYTES > 128 << 20
+    assert peak_bytes(both, on_gpu=False) == peak_bytes(again, on_gpu=False)
+    assert peak_bytes(compiled, on_gpu=True) == peak_bytes(small, on_gpu=True)
