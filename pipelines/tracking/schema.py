@@ -11,8 +11,8 @@ A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BEST_TRIAL_
 A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG and INACTIVE_TAG from its creation,
 STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
-A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG and the tags
-of VersionTags, and those that lead to the runs it comes from. The log of champions: LOG_TAGS.
+A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG, the tags of
+VersionTags, and those of the runs it comes from. An entry of the log of champions: its own part.
 """
 
 import json
