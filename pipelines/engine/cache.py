@@ -1,7 +1,7 @@
 """Cached results of stages, found in the tracking store by a key.
 
 A cached stage's key is the hash of its name, of the configuration it reads, of the results it
-depends on and of the code that can change it. A finished run with that key whose artifacts exist
+depends on and of the code that can change it. A finished run with that key whose files are intact
 is reused for the stage. Other stages are cheap or have side effects: they run every time.
 """
 
@@ -12,10 +12,10 @@ from typing import Any
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.config.yaml_text import flatten
+from pipelines.console.errors import PipelineError
 from pipelines.engine.code import code_digest
 from pipelines.engine.results import from_json, json_digest, to_json
 from pipelines.engine.stage import PipelineConfig, Stage
-from pipelines.storage.location import exists
 from pipelines.tracking.schema import (
     CACHE_TAG,
     DISCARDED,
@@ -38,22 +38,21 @@ class PlannedStage:
     key: str | None = None
     """The key by which a cached result is found; None for a stage that is not cached."""
     result: Any = None
+    """The result, or the preview of one; None until it is known."""
     run: Run | None = None
     """The MLflow run that holds the result, or one that was left unfinished and is resumed."""
     reason: str = ""
     """Why the result is reused, or why the stage runs."""
-    identity: str | None = None
-    """Identifies the result in the keys of dependent stages: its run, or a digest of the result of
-    a stage without a run. None until it is known."""
 
     @property
     def reused(self) -> bool:
         """Whether a cached result is reused for the stage."""
         return self.stage.cached and self.result is not None
 
-    def discard(self, reason: str) -> None:
-        """Ignore the result that was found in the store."""
-        self.run, self.result, self.identity, self.reason = None, None, None, reason
+    @property
+    def identity(self) -> str | None:
+        """Identifies the result in the keys of dependent stages; None until the result is known."""
+        return None if self.result is None else json_digest(to_json(self.result))
 
     @property
     def tags(self) -> dict[str, str]:
@@ -85,8 +84,8 @@ def resolve(
         again = fresh and stage.cached
         return PlannedStage(stage, reason="fresh" if again else f"follows {', '.join(unknown)}")
     if not stage.cached:
-        identity = json_digest(to_json(stage.preview(config))) if stage.preview else None
-        return PlannedStage(stage, identity=identity, reason="runs every time")
+        result = stage.preview(config) if stage.preview else None
+        return PlannedStage(stage, result=result, reason="runs every time")
     inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.depends_on})
     planned = PlannedStage(stage, inputs, json_digest({"stage": stage.name, **inputs}))
     if fresh:
@@ -105,17 +104,20 @@ def invalidate(planned: PlannedStage, store: Store) -> None:
 
 
 def _take(planned: PlannedStage, run: Run, store: Store) -> None:
-    """The result of a run with the stage's key, if it is complete and its artifacts exist."""
-    planned.run, planned.identity = run, run.info.run_id
-    text = run.data.tags.get(OUTPUTS_TAG)
+    """The result of a run with the stage's key, if it is complete and its files are intact."""
+    stage, text, planned.run = planned.stage, run.data.tags.get(OUTPUTS_TAG), run
     if text is None:
         planned.reason = "resumes an unfinished run"
-    elif (result := from_json(planned.stage.result, text)) is None:
-        planned.discard(f"the tag {OUTPUTS_TAG} of its run is not a result")
-    elif missing := _missing_artifact(result, store):
-        planned.discard(f"{missing} does not exist any more")
+        return
+    result = from_json(stage.result, text)
+    if result is None:
+        planned.reason = f"the tag {OUTPUTS_TAG} of its run is not a result"
     else:
+        planned.reason = store.damaged_artifact(run) or _damage(stage, result, store) or ""
+    if not planned.reason:
         planned.result, planned.reason = result, "cached"
+    elif not stage.continues:
+        planned.run = None
 
 
 def _inputs(
@@ -130,13 +132,13 @@ def _inputs(
     return {"config": read, "needs": needs, "sources": code, "schema": SCHEMA_VERSION}
 
 
-def _missing_artifact(result: object, store: Store) -> str | None:
-    """The first artifact a result refers to that does not exist."""
-    for path in getattr(result, "files", ()):
-        if not exists(path):
-            return str(path)
-    model = getattr(result, "model_uri", None)
-    return None if model is None or store.models.exists(model) else str(model)
+def _damage(stage: Stage[Any, Any], result: object, store: Store) -> str | None:
+    """What is wrong with the files that a result refers to, if anything is."""
+    try:
+        stage.verify(store, result)
+    except PipelineError as error:
+        return str(error)
+    return None
 
 
 def _difference(planned: PlannedStage, store: Store | None) -> str:

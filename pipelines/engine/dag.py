@@ -151,14 +151,14 @@ def _log(context: Context[Any], planned: PlannedStage, state: str) -> None:
 def _reuse(planned: PlannedStage, context: Context[Any]) -> None:
     """Refer to a cached result from the pipeline's run."""
     run = planned.run
-    if run is not None and run.info.status != FINISHED:
+    assert run is not None
+    if run.info.status != FINISHED:
         context.store.end(run.info.run_id)  # its command was killed before it could
-    _refer(context, planned)
+    _refer(context, planned, run.info.run_id)
 
 
-def _refer(context: Context[Any], planned: PlannedStage) -> None:
-    tag = STAGE_TAG.format(planned.stage.name)
-    context.store.tag(context.pipeline_run, {tag: str(planned.identity)})
+def _refer(context: Context[Any], planned: PlannedStage, run_id: str) -> None:
+    context.store.tag(context.pipeline_run, {STAGE_TAG.format(planned.stage.name): run_id})
 
 
 def _compute(
@@ -169,10 +169,9 @@ def _compute(
     needs = StageResults({name: done[name].result for name in stage.depends_on})
     if not stage.cached:
         planned.result = stage.run(context, needs)
-        planned.identity = json_digest(to_json(planned.result))
         return
-    planned.identity = run_id = _open_run(planned, context)
-    _refer(context, planned)
+    run_id = _open_run(planned, context)
+    _refer(context, planned, run_id)
     try:
         planned.result = stage.run(replace(context, run_id=run_id), needs)
     except BaseException as error:
@@ -188,8 +187,11 @@ def _open_run(planned: PlannedStage, context: Context[Any]) -> str:
     """The run of a stage: an unfinished one is resumed, else a new one is created."""
     store, name = context.store, planned.stage.name
     if planned.run is not None:
-        store.resume(planned.run.info.run_id)
-        return str(planned.run.info.run_id)
+        run_id = str(planned.run.info.run_id)
+        store.resume(run_id)
+        if OUTPUTS_TAG in planned.run.data.tags:
+            store.untag(run_id, OUTPUTS_TAG)  # it is unfinished again
+        return run_id
     invalidate(planned, store)
     return store.create(
         name,

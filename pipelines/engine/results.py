@@ -14,10 +14,15 @@ R = TypeVar("R")
 
 
 def to_json(result: object) -> dict[str, Any]:
-    """A result as JSON data. A field that has its default is left out."""
-    found: dict[str, Any] = TypeAdapter(type(result)).dump_python(
-        result, mode="json", exclude_defaults=True
-    )
+    """A result as JSON data, the same before it is stored and after it is read.
+
+    A field that has its default is left out. Raises pydantic's ValidationError if a field is not of
+    its type.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(type(result))
+    text = json.dumps(adapter.dump_python(result, mode="json"))
+    same = adapter.validate_json(text, strict=True)  # an integer of a field of floats is a float
+    found: dict[str, Any] = adapter.dump_python(same, mode="json", exclude_defaults=True)
     return found
 
 

@@ -86,5 +86,11 @@ class Stage(Generic[C, R]):
     """The project's modules whose code, with all that they import, can change its result, for a
     configuration; see engine/code.py."""
     cached: bool = True
+    verify: Callable[[Store, R], object] = lambda _, __: None
+    """Raises PipelineError if files that a stored result refers to are damaged, besides the
+    artifacts of its own run."""
+    continues: bool = False
+    """Whether it continues in the same run if an artifact of that run is damaged: what takes its
+    time is kept elsewhere, as the trials of a search are. Others start again in a new run."""
     preview: Callable[[C], R] | None = None
     """The result of a stage that is not cached, computed without side effects."""

@@ -33,7 +33,7 @@ from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import verify, without_bytecode_cache
 from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
 from pipelines.storage.project import ROOT
-from pipelines.tracking.models import ModelStore, load_pyfunc, model_uri
+from pipelines.tracking.models import ModelStore, load_pyfunc, model_id_of, model_uri
 from pipelines.tracking.schema import LINEAGE_FILE, PACKAGE_FOLDER
 from pipelines.tracking.store import Store
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
@@ -126,6 +126,12 @@ def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
         message = f"its {DIGESTS_FILE} is not the one that was logged"
         raise DamagedError(f"{model_uri(model_id)}: {message}")
     return copy
+
+
+def verify_model(models: ModelStore, uri: str) -> None:
+    """Raise PipelineError if a logged model does not exist, DamagedError if it is damaged."""
+    with tempfile.TemporaryDirectory() as scratch:
+        fetch_model(models, model_id_of(uri), Path(scratch) / "model")
 
 
 def load_model(folder: Path) -> Any:

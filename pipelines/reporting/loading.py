@@ -16,6 +16,7 @@ from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest
+from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
@@ -116,8 +117,7 @@ def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
     for before, name in pairwise(STAGE_CHAIN):
         if name in stages:
             needs = stage_inputs(stages[name].data.tags).get("needs", {})
-            expected = stages[before].info.run_id if before in stages else None
-            if needs.get(before, expected) != expected:
+            if before in needs and needs[before] not in _identities(stages.get(before)):
                 del stages[name]
     if EVALUATE_KIND not in stages:
         stages.pop(SAMPLE_KIND, None)
@@ -132,6 +132,14 @@ def _trials(store: Store, config: Experiment, search: Run) -> list[StoredTrial]:
         return stored.trials
     numbers = read_numbers(outputs["selection"])
     return [trial for trial in stored.trials if trial.number in numbers]
+
+
+def _identities(run: Run | None) -> set[str]:
+    """What the inputs of a stage have for the result of this run: a digest; in older stores the
+    run."""
+    if run is None:
+        return set()
+    return {run.info.run_id, json_digest(stage_outputs(run.data.tags))}
 
 
 def _trial_configurations(

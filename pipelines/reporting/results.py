@@ -85,7 +85,10 @@ class Results:
         return self.outputs(name).get("model_uri")
 
     def outputs(self, stage: str) -> dict[str, Any]:
-        """Outputs of a stage; empty if it has not ended."""
+        """The stored result of a stage; empty if it has not ended.
+
+        As it was stored, because older stores have other fields.
+        """
         if stage not in self.stages:
             return {}
         return stage_outputs(self.stages[stage].data.tags) or {}

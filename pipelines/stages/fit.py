@@ -6,7 +6,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted
 from pipelines.search.results import Selected
-from pipelines.stages.recorded_training import describe_run, train_and_package
+from pipelines.stages.recorded_training import describe_run, train_and_package, verify_fitted
 from pipelines.tracking import descriptions
 from pipelines.tracking.schema import FIT_KIND
 from pipelines.training.config import TrainingRun
@@ -42,4 +42,5 @@ STAGE = Stage(
     depends_on=("corpus", "select"),
     config_keys=("seed", "model", "train", "fit.tokens"),
     modules=lambda config: ("pipelines.stages.fit", *config.model_modules()),
+    verify=verify_fitted,
 )

@@ -11,6 +11,7 @@ from pipelines.experiment import Experiment
 from pipelines.registry.results import Promoted, Sampled
 from pipelines.storage.project import ROOT
 from pipelines.tracking.schema import SAMPLE_KIND, SAMPLES_FILE
+from pipelines.tracking.store import Store
 
 SEPARATOR = "\n\n" + 20 * "-" + "\n\n"
 
@@ -46,6 +47,11 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
     return [json.loads(line)["text"] for line in child.stdout.splitlines()]
 
 
+def _verify(store: Store, sampled: Sampled) -> None:
+    if sampled.model_uri is not None and not store.models.exists(sampled.model_uri):
+        raise PipelineError(f"{sampled.model_uri} does not exist any more")
+
+
 STAGE = Stage(
     name=SAMPLE_KIND,
     result=Sampled,
@@ -53,4 +59,5 @@ STAGE = Stage(
     depends_on=("promote",),
     config_keys=("seed", "generate"),
     modules=lambda _: ("pipelines.stages.sample", "pipelines.generate"),
+    verify=_verify,
 )

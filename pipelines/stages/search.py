@@ -69,4 +69,5 @@ STAGE = Stage(
     depends_on=("corpus",),
     config_keys=("seed", "model", "train", "search"),
     modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
+    continues=True,
 )

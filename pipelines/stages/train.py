@@ -5,7 +5,7 @@ from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted
-from pipelines.stages.recorded_training import describe_run, train_and_package
+from pipelines.stages.recorded_training import describe_run, train_and_package, verify_fitted
 from pipelines.tracking.schema import TRAIN_KIND
 
 
@@ -23,4 +23,5 @@ STAGE = Stage(
     depends_on=("corpus",),
     config_keys=("seed", "model", "train"),
     modules=lambda config: ("pipelines.stages.train", *config.model_modules()),
+    verify=verify_fitted,
 )

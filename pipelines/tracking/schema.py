@@ -11,6 +11,7 @@ A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BEST_TRIAL_
 A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG and INACTIVE_TAG from its creation,
 STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
+A run with artifacts, besides: ARTIFACT_TAG for each file of them.
 A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG, the tags of
 VersionTags, and those of the runs it comes from. An entry of the log of champions: its own part.
 """
@@ -85,6 +86,8 @@ REPORT_FILE = f"{REPORT_FOLDER}/{PAGE_FILE}"
 """Artifact of a pipeline's run: the page, with its figures beside it."""
 STUDY_FILE, SAMPLES_FILE = "study.db", "samples.txt"
 """Artifacts of a search's run and of the stage sample's."""
+ARTIFACT_TAG = "dca.sha256.{}"
+"""The sha256 of an artifact by its path, set as it is logged; runs of older stores have none."""
 
 # A trial's run
 TRIAL_TAG, VALUES_TAG = "dca.trial", "dca.values"

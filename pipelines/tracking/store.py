@@ -4,6 +4,7 @@ Used by the engine, the stages and the reports. A run has a kind and a key as ta
 restarted command finds its runs by these.
 """
 
+import hashlib
 import json
 import tempfile
 import time
@@ -38,6 +39,7 @@ from pipelines.compat.mlflow import (
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import File, size_of, uri_of
 from pipelines.storage.remote import Folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
@@ -46,6 +48,7 @@ from pipelines.tracking.locks import named_lock
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import provenance
 from pipelines.tracking.schema import (
+    ARTIFACT_TAG,
     CACHE_TAG,
     KEY_TAG,
     KIND_TAG,
@@ -254,14 +257,39 @@ class Store:
     def log_file(self, run_id: str, path: Path) -> None:
         """Log a file as an artifact under its name."""
         self.client.log_artifact(run_id, str(path))
+        self._log_digests(run_id, {path.name: sha256_of(path)})
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Log a text as an artifact."""
         self.client.log_text(run_id, text, file)
+        self._log_digests(run_id, {file: hashlib.sha256(text.encode()).hexdigest()})
 
     def log_files(self, run_id: str, folder: Path, name: str) -> None:
         """Log the files of a folder as artifacts in a folder of that name."""
         self.client.log_artifacts(run_id, str(folder), name)
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        digests = {f"{name}/{path.relative_to(folder)}": sha256_of(path) for path in files}
+        self._log_digests(run_id, digests)
+
+    def _log_digests(self, run_id: str, digests: Mapping[str, str]) -> None:
+        self.tag(run_id, {ARTIFACT_TAG.format(file): value for file, value in digests.items()})
+
+    def damaged_artifact(self, run: Run) -> str | None:
+        """What is wrong with the first artifact of a run that is not as it was logged, if any."""
+        prefix = ARTIFACT_TAG.format("")
+        for tag, digest in sorted(run.data.tags.items()):
+            if not tag.startswith(prefix):
+                continue
+            file = tag.removeprefix(prefix)
+            with tempfile.TemporaryDirectory() as scratch:
+                try:
+                    copy = self.client.download_artifacts(run.info.run_id, file, scratch)
+                    found = sha256_of(Path(copy))
+                except (MlflowException, OSError):
+                    return f"{file} is missing"
+            if found != digest:
+                return f"{file} is not what was logged"
+        return None
 
     def read_text(self, run_id: str, file: str) -> str:
         """Read a text artifact."""

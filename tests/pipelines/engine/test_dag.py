@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.console.errors import DamagedError
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.engine import cache, dag
@@ -20,6 +21,8 @@ from tests.pipelines.commands import invocation
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
+FILE = "folder/file.txt"
+
 
 @dataclass(frozen=True)
 class A:
@@ -29,7 +32,7 @@ class A:
 @dataclass(frozen=True)
 class B:
     source: int
-    files: tuple[str, ...]
+    run: str
 
 
 @dataclass(frozen=True)
@@ -44,11 +47,16 @@ class Pipeline:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.source, self.broken = 1, False
+        self.equal, self.continues, self.model_is_damaged = False, False, False
 
     def stages(self) -> list[Stage[Experiment, Any]]:
         return [
             Stage("c", C, self._c, ("a", "b"), ("promote",)),
-            Stage("b", B, self._b, ("a",), ("train", "seed"), modules=lambda _: ("dca",)),
+            Stage(
+                *("b", B, self._b, ("a",), ("train", "seed"), lambda _: ("dca",)),
+                verify=self._verify,
+                continues=self.continues,
+            ),
             Stage("a", A, self._a, cached=False, preview=lambda _: A(self.source)),
         ]
 
@@ -60,9 +68,12 @@ class Pipeline:
         self.ran.append("b")
         if self.broken:
             raise RuntimeError("broken")
-        file = context.storage / f"{context.run_id}.txt"
-        file.write_text("x")
-        return B(needs[A].source, (str(file),))
+        context.store.log_text(context.run_id, "x" * needs[A].source, FILE)
+        return B(needs[A].source, "" if self.equal else context.run_id)
+
+    def _verify(self, store: Store, result: B) -> None:
+        if self.model_is_damaged:
+            raise DamagedError("models:/m-1: the weights were altered")
 
     def _c(self, context: Context, needs: StageResults) -> C:
         self.ran.append("c")
@@ -114,11 +125,87 @@ def test_a_changed_source_runs_again_what_follows(pipeline, experiment):
     assert pipeline.run(experiment) == ["a", "b", "c"]
 
 
-def test_a_result_whose_files_are_gone_is_computed_again(pipeline, experiment):
+def store_of(experiment: Experiment) -> Store:
+    return Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+
+
+def reasons(pipeline: Pipeline, experiment: Experiment) -> list[str]:
+    planned = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
+    return [one.reason for one in planned]
+
+
+DAMAGE = [
+    (lambda file: file.unlink(), "is missing"),
+    (lambda file: file.write_text(""), "is not what was logged"),
+    (lambda file: file.write_text("y"), "is not what was logged"),
+]
+
+
+@pytest.mark.parametrize(("damage", "expected"), DAMAGE)
+@pytest.mark.parametrize("continues", [False, True])
+def test_a_result_whose_file_is_damaged_is_computed_again(
+    pipeline, experiment, damage, expected, continues
+):
+    pipeline.continues = continues
     pipeline.run(experiment)
-    (file,) = location.storage_folder(experiment.storage).glob("*.txt")
-    file.unlink()
+    store = store_of(experiment)
+    (first,) = store.find("b")
+    (file,) = location.storage_folder(experiment.storage).rglob("file.txt")
+    damage(file)
+    reason = f"{FILE} {expected}"
+    assert reasons(pipeline, experiment) == ["runs every time", reason, "follows b"]
+    assert file.exists() == (expected != "is missing")
+    pipeline.broken = True
+    with pytest.raises(RuntimeError, match="broken"):
+        pipeline.run(experiment)
+    pipeline.broken = False
+    assert reasons(pipeline, experiment)[1] == "resumes an unfinished run"
+    assert pipeline.run(experiment) == ["a", "b"] + (["c"] if not continues else [])
+    (again,) = store.find("b")
+    assert (again.info.run_id == first.info.run_id) == continues
+    assert store.read_text(again.info.run_id, FILE) == "x"
+    assert pipeline.run(experiment) == ["a"]
+
+
+def test_a_result_without_digests_of_its_files_is_reused_as_it_was(pipeline, experiment):
+    """Runs of earlier versions have none."""
+    pipeline.run(experiment)
+    store = store_of(experiment)
+    (run,) = store.find("b")
+    store.untag(run.info.run_id, f"dca.sha256.{FILE}")
+    (file,) = location.storage_folder(experiment.storage).rglob("file.txt")
+    file.write_text("other")
+    assert pipeline.run(experiment) == ["a"]
+
+
+def test_a_result_that_refers_to_something_damaged_is_computed_again(pipeline, experiment):
+    pipeline.run(experiment)
+    pipeline.model_is_damaged = True
+    assert reasons(pipeline, experiment)[1] == "models:/m-1: the weights were altered"
     assert pipeline.run(experiment) == ["a", "b", "c"]
+
+
+def test_what_follows_an_unfinished_stage_is_decided_when_that_has_ended(pipeline, experiment):
+    pipeline.broken = True
+    with pytest.raises(RuntimeError, match="broken"):
+        pipeline.run(experiment)
+    assert reasons(pipeline, experiment)[1:] == ["resumes an unfinished run", "follows b"]
+
+
+def test_a_stage_is_reused_if_another_run_before_it_has_the_same_result(pipeline, experiment):
+    pipeline.equal = True
+    pipeline.run(experiment)
+    assert pipeline.run(experiment.replace({"seed": 7})) == ["a", "b"]
+
+
+def test_a_stage_runs_again_if_the_same_run_before_it_has_another_result(pipeline, experiment):
+    """As a search that continues with more trials."""
+    pipeline.run(experiment)
+    store = store_of(experiment)
+    (run,) = store.find("b")
+    store.tag(run.info.run_id, {"dca.outputs": json.dumps({"source": 5, "run": run.info.run_id})})
+    assert reasons(pipeline, experiment) == ["runs every time", "cached", "b changed"]
+    assert pipeline.run(experiment) == ["a", "c"]
 
 
 def test_until_stops_after_a_stage_and_fresh_computes_again(pipeline, experiment):
@@ -134,7 +221,7 @@ def test_a_failed_stage_goes_on_in_the_same_run(pipeline, experiment):
     pipeline.broken = True
     with pytest.raises(RuntimeError, match="broken"):
         pipeline.run(experiment)
-    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+    store = store_of(experiment)
     (failed,) = store.find("b")
     assert (failed.info.status, failed.data.tags["dca.reason"]) == ("FAILED", "broken")
     pipeline.broken = False
@@ -147,17 +234,17 @@ def test_a_failed_stage_goes_on_in_the_same_run(pipeline, experiment):
 def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, experiment):
     """Killed between the end of the run and the tag that makes it count."""
     pipeline.run(experiment)
-    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+    store = store_of(experiment)
     (run,) = store.find("b")
     store.client.delete_tag(run.info.run_id, "dca.outputs")
     assert pipeline.run(experiment) == ["a", "b"]
     assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
 
 
-@pytest.mark.parametrize("text", ["{", "null", '{"source": 1}', '{"source": "1", "files": []}'])
+@pytest.mark.parametrize("text", ["{", "null", '{"source": 1}', '{"source": "1", "run": ""}'])
 def test_a_damaged_result_is_computed_again_and_the_plan_says_so(pipeline, experiment, text):
     pipeline.run(experiment)
-    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+    store = store_of(experiment)
     (run,) = store.find("b")
     store.tag(run.info.run_id, {"dca.outputs": text})
     _, b, _ = dag.plan(pipeline.stages(), experiment, until=None, fresh=False)
@@ -210,7 +297,7 @@ def test_the_plan_lists_what_would_run_and_why_and_writes_nothing(pipeline, expe
 
 def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, experiment):
     pipeline.run(experiment)
-    store = Store.open(experiment.experiment, location.storage_folder(experiment.storage))
+    store = store_of(experiment)
     (parent,), (b,) = store.find("pipeline"), store.find("b")
     assert b.data.tags["mlflow.parentRunId"] == parent.info.run_id
     assert json.loads(b.data.tags["dca.outputs"])["source"] == 1

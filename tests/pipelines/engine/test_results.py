@@ -2,6 +2,7 @@ import json
 from dataclasses import dataclass
 
 import pytest
+from pydantic import ValidationError
 
 from pipelines.engine.results import StageResults, from_json, json_digest, to_json
 
@@ -27,6 +28,18 @@ def test_a_result_is_read_back_from_json_as_it_was(result):
     text = json.dumps(to_json(result))
     assert from_json(type(result), text) == result
     assert json_digest(json.loads(text)) == json_digest(to_json(result))
+
+
+def test_a_result_has_the_same_digest_before_and_after_it_is_stored():
+    whole = Fit(1, ((1, 2),), {})  # integers where floats are expected
+    read = from_json(Fit, json.dumps(to_json(whole)))
+    assert json_digest(to_json(read)) == json_digest(to_json(whole))
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+def test_a_result_with_a_field_of_another_type_is_not_stored():
+    with pytest.raises(ValidationError, match="name"):
+        to_json(Other(1))
 
 
 def test_a_field_with_its_default_is_left_out_and_unknown_fields_are_ignored():

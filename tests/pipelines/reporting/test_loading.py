@@ -3,6 +3,7 @@ import json
 import pytest
 
 from pipelines.console.errors import ConfigError
+from pipelines.engine.results import json_digest
 from pipelines.reporting.loading import load_results
 from pipelines.tracking.schema import STAGE_TAG
 from tests.pipelines.stored import Made, store_sweep
@@ -21,6 +22,22 @@ def test_a_stage_of_another_searchs_result_is_left_out(store, searched):
     select = store.client.get_run(pipeline).data.tags[STAGE_TAG.format("select")]
     store.tag(select, {"dca.inputs": json.dumps({"needs": {"search": "another run"}})})
     assert load_results("tiny").winner is None
+
+
+@pytest.mark.parametrize("older", [False, True])
+def test_a_stage_of_this_searchs_result_is_kept(store, searched, older):
+    """Inputs have the digest of a result, in older stores its run."""
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2])], winner=0)
+    tags = store.client.get_run(pipeline).data.tags
+    search, select = (tags[STAGE_TAG.format(name)] for name in ("search", "select"))
+    result = {"search_run": search, "trials": {"complete": 1}}
+    store.tag(search, {"dca.outputs": json.dumps(result)})
+    identity = search if older else json_digest(result)
+    store.tag(select, {"dca.inputs": json.dumps({"needs": {"search": identity}})})
+    assert load_results("tiny").winner == 0
+    store.tag(search, {"dca.outputs": json.dumps(result | {"trials": {"complete": 2}})})
+    assert load_results("tiny").winner == (0 if older else None)
 
 
 def test_a_failed_trial_whose_values_do_not_go_together_has_no_parameter_count(store, searched):

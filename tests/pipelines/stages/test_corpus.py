@@ -126,7 +126,7 @@ def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_val
     registry = SimpleNamespace(
         name="dca-gpt",
         read_json=lambda *_: packaged,
-        get=lambda _: SimpleNamespace(tags=tags),
+        get=lambda _: SimpleNamespace(tags=tags, name="dca-gpt", version="1"),
     )
     arguments = promote._parse(["promote", "1"])
     with pytest.raises(ConfigError, match=f"the corpus {'0' * 32} is not in "):

@@ -1,11 +1,16 @@
+from pathlib import Path
+
 import pytest
 import torch
 
-from pipelines.console.errors import PipelineError
-from pipelines.stages.recorded_training import best_checkpoint
+from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.registry.results import Fitted
+from pipelines.stages.recorded_training import best_checkpoint, verify_fitted
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
+from tests.pipelines.packages import log_untrained
 
+WEIGHTS = "artifacts/model/model.safetensors"
 BITS = {1: 3.0, 2: 1.0, 3: 2.0}
 HISTORY = [{"step": step, "val_bits_per_byte": bits} for step, bits in BITS.items()]
 
@@ -37,3 +42,21 @@ def test_the_best_sound_checkpoint_is_packaged(folder):
     (folder / "00000003" / "tensors.safetensors").unlink()
     with pytest.raises(PipelineError, match="no checkpoint is sound; --fresh trains again"):
         packaged()
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [(WEIGHTS, "safetensors was altered"), ("artifacts/model/SHA256SUMS", "packaged is missing")],
+)
+def test_a_packaged_model_that_is_damaged_does_not_count(store, experiment, file, expected):
+    run, uri = log_untrained(store, experiment)
+    fitted = Fitted(run, uri, 2.0, 10, 100, 1.0, "1")
+    verify_fitted(store, fitted)
+    location = store.client.get_logged_model(uri.removeprefix("models:/")).artifact_location
+    path = Path(location.removeprefix("file://"), file)
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(DamagedError, match=expected):
+        verify_fitted(store, fitted)
+    path.unlink()
+    with pytest.raises(PipelineError, match=uri):
+        verify_fitted(store, fitted)

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -68,6 +69,41 @@ def test_provenance_is_that_of_the_store_and_not_of_the_process(store, tmp_path,
         assert store.run_tags == {"mlflow.user": "other"}  # found out at its first use
     assert store.run_tags == {"mlflow.user": "other"}  # and once
     assert Store.open("tiny", tmp_path / "runs").run_tags["mlflow.source.name"] == "pipelines"
+
+
+def test_an_artifact_that_is_not_as_it_was_logged_is_named(store, tmp_path):
+    run = store.create("fit", "k", "n")
+    folder = tmp_path / "made"
+    (folder / "below").mkdir(parents=True)
+    for name in ("a.bin", "below/b c.bin"):
+        (folder / name).write_bytes(name.encode())
+    store.log_files(run, folder, "copies")
+    store.log_file(run, folder / "a.bin")
+    store.log_text(run, "été\r\n", "texts/c.txt")
+
+    def damaged() -> str | None:
+        return store.damaged_artifact(store.client.get_run(run))
+
+    artifacts = Path(store.client.get_run(run).info.artifact_uri.removeprefix("file://"))
+    for name in ("a.bin", "copies/a.bin", "copies/below/b c.bin", "texts/c.txt"):
+        assert damaged() is None
+        file = artifacts / name
+        content = file.read_bytes()
+        file.write_bytes(content[:-1])
+        assert damaged() == f"{name} is not what was logged"
+        file.unlink()
+        assert damaged() == f"{name} is missing"
+        file.mkdir()
+        assert damaged() == f"{name} is missing"
+        file.rmdir()
+        file.write_bytes(content)
+
+
+def test_an_artifact_that_is_logged_again_counts_as_it_is_now(store):
+    run = store.create("fit", "k", "n")
+    for text in ("first", "second"):
+        store.log_text(run, text, "file.txt")
+        assert store.damaged_artifact(store.client.get_run(run)) is None
 
 
 def test_a_text_artifact_is_read_back(store):
