@@ -108,7 +108,7 @@ def _run(
 
     name = experiment.experiment
     dag.run(
-        sweep_stages(corpus),
+        sweep_stages(corpus, retry_failed=arguments.retry_failed),
         experiment,
         invocation,
         lock_name=f"experiment {name}",
@@ -130,9 +130,8 @@ def _plan(
     from pipelines.engine import dag
     from pipelines.stages import sweep_stages
 
-    planned = dag.plan(
-        sweep_stages(corpus), experiment, until=arguments.until, fresh=arguments.fresh
-    )
+    stages = sweep_stages(corpus, retry_failed=arguments.retry_failed)
+    planned = dag.plan(stages, experiment, until=arguments.until, fresh=arguments.fresh)
     _print_plan(experiment, planned, cluster)
     sizes = corpus.preview(experiment).bytes
     print(*estimate(experiment, sizes, planned, cluster, progress.log), sep="\n")
@@ -185,7 +184,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         metavar="STAGE",
         help="stop after: " + ", ".join(STAGE_NAMES),
     )
-    parser.add_argument("--fresh", action="store_true", help="compute everything again")
+    again = parser.add_mutually_exclusive_group()
+    again.add_argument("--fresh", action="store_true", help="compute everything again")
+    again.add_argument("--retry-failed", action="store_true", help="run failed trials again")
     parser.add_argument("--smoke", action="store_true", help="every stage in seconds, tiny")
     add_output_options(parser)
     return parser.parse_intermixed_args(argv)

@@ -17,9 +17,11 @@ from pipelines.engine.code import code_digest
 from pipelines.engine.results import from_json, json_digest, to_json
 from pipelines.engine.stage import PipelineConfig, Stage
 from pipelines.tracking.schema import (
+    BASIS_TAG,
     CACHE_TAG,
     DISCARDED,
     INPUTS_TAG,
+    KEY_TAG,
     OUTPUTS_TAG,
     SCHEMA_VERSION,
     schema_version,
@@ -44,6 +46,10 @@ class PlannedStage:
     reason: str = ""
     """Why the result is reused, or why the stage runs."""
 
+    basis: str | None = None
+    """What the key has in common with those of runs that the stage can continue; None if it cannot
+    grow."""
+
     @property
     def reused(self) -> bool:
         """Whether a cached result is reused for the stage."""
@@ -56,9 +62,13 @@ class PlannedStage:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Tags of a new run of the stage: the inputs, unless they are too long."""
+        """Tags of a run of the stage: its key, and the inputs unless they are too long."""
         inputs = json.dumps(self.inputs)
-        return {INPUTS_TAG: inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}"}
+        tags = {
+            KEY_TAG: str(self.key),
+            INPUTS_TAG: inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}",
+        }
+        return tags if self.basis is None else {**tags, BASIS_TAG: self.basis}
 
 
 def resolve(
@@ -88,22 +98,45 @@ def resolve(
         return PlannedStage(stage, result=result, reason="runs every time")
     inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.depends_on})
     planned = PlannedStage(stage, inputs, json_digest({"stage": stage.name, **inputs}))
+    planned.basis = _basis(stage, inputs)
     if fresh:
         planned.reason = "fresh"
     elif store and (found := store.find(stage.name, planned.key)):
-        _take(planned, found[0], store)
+        _take(planned, found[0], store, config)
+    elif grown := _usable_runs(planned, store, config):
+        planned.run = grown[0]
+        planned.reason = f"goes on: {_changes(inputs, stage_inputs(grown[0].data.tags))}"
     else:
         planned.reason = _difference(planned, store)
     return planned
 
 
-def invalidate(planned: PlannedStage, store: Store) -> None:
-    """Exclude earlier runs of a stage from reuse; they stay in the store."""
-    for run in store.find(planned.stage.name, planned.key):
+def invalidate(planned: PlannedStage, config: PipelineConfig, store: Store) -> None:
+    """Exclude earlier runs of a stage from reuse and from growth; they stay in the store."""
+    same = store.find(planned.stage.name, planned.key)
+    for run in [*same, *_usable_runs(planned, store, config)]:
         store.tag(run.info.run_id, {CACHE_TAG: DISCARDED})
 
 
-def _take(planned: PlannedStage, run: Run, store: Store) -> None:
+def _basis(stage: Stage[Any, Any], inputs: Mapping[str, Any]) -> str | None:
+    """A digest of what the runs that a stage can continue have in common."""
+    if stage.growth is None:
+        return None
+    config = {key: inputs["config"][key] for key in stage.growth.identity_keys}
+    return json_digest({"stage": stage.name, "config": config, "needs": inputs["needs"]})
+
+
+def _usable_runs(planned: PlannedStage, store: Store | None, config: PipelineConfig) -> list[Run]:
+    """The runs whose work the stage can continue with, the one with most of it first."""
+    growth = planned.stage.growth
+    if store is None or growth is None:
+        return []
+    runs = store.find(planned.stage.name, basis=planned.basis)
+    usable = [(growth.usable(store, run.info.run_id, config), run) for run in runs]
+    return [run for count, run in sorted(usable, key=lambda one: -one[0]) if count]
+
+
+def _take(planned: PlannedStage, run: Run, store: Store, config: PipelineConfig) -> None:
     """The result of a run with the stage's key, if it is complete and its files are intact."""
     stage, text, planned.run = planned.stage, run.data.tags.get(OUTPUTS_TAG), run
     if text is None:
@@ -114,9 +147,11 @@ def _take(planned: PlannedStage, run: Run, store: Store) -> None:
         planned.reason = f"the tag {OUTPUTS_TAG} of its run is not a result"
     else:
         planned.reason = store.damaged_artifact(run) or _damage(stage, result, store) or ""
+    if not planned.reason and stage.growth:
+        planned.reason = stage.growth.unfinished(store, run.info.run_id, config)
     if not planned.reason:
         planned.result, planned.reason = result, "cached"
-    elif not stage.continues:
+    elif not stage.growth:
         planned.run = None
 
 
@@ -149,7 +184,11 @@ def _difference(planned: PlannedStage, store: Store | None) -> str:
     tags, inputs = latest[0].data.tags, planned.inputs
     if (written := schema_version(tags)) != SCHEMA_VERSION:
         return f"the earlier result is of store schema {written}, this is {SCHEMA_VERSION}"
-    before = stage_inputs(tags)
+    return _changes(inputs, stage_inputs(tags))
+
+
+def _changes(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> str:
+    """What differs from the inputs of an earlier run."""
     old, new = before.get("config", {}), inputs["config"]
     changes = [
         f"{key}: {old.get(key)} -> {new.get(key)}"

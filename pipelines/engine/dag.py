@@ -177,22 +177,22 @@ def _compute(
     except BaseException as error:
         store.fail(run_id, error)
         raise
-    store.tag(
-        run_id, {OUTPUTS_TAG: json.dumps(to_json(planned.result))}
-    )  # from now on it is a result
+    # From now on it is a result.
+    store.tag(run_id, {OUTPUTS_TAG: json.dumps(to_json(planned.result))})
     store.end(run_id)
 
 
 def _open_run(planned: PlannedStage, context: Context[Any]) -> str:
-    """The run of a stage: an unfinished one is resumed, else a new one is created."""
+    """The run of a stage: an unfinished one, or one that has grown, is resumed, else a new one is
+    created."""
     store, name = context.store, planned.stage.name
     if planned.run is not None:
         run_id = str(planned.run.info.run_id)
         store.resume(run_id)
-        if OUTPUTS_TAG in planned.run.data.tags:
-            store.untag(run_id, OUTPUTS_TAG)  # it is unfinished again
+        store.untag(run_id, OUTPUTS_TAG)  # it is unfinished again
+        store.tag(run_id, planned.tags)
         return run_id
-    invalidate(planned, store)
+    invalidate(planned, context.config, store)
     return store.create(
         name,
         str(planned.key),

@@ -71,6 +71,18 @@ class Context(Generic[C]):
 
 
 @dataclass(frozen=True)
+class Growth(Generic[C]):
+    """How a stage continues an earlier run that was made with another configuration."""
+
+    identity_keys: tuple[str, ...]
+    """Of the configuration keys that the stage depends on, those in which the two must agree."""
+    usable: Callable[[Store, str, C], int]
+    """How much of the work of a run, given by its id, a configuration can use."""
+    unfinished: Callable[[Store, str, C], str]
+    """Why a run that has a result is continued all the same; empty if it is not."""
+
+
+@dataclass(frozen=True)
 class Stage(Generic[C, R]):
     """One node of the DAG."""
 
@@ -89,8 +101,9 @@ class Stage(Generic[C, R]):
     verify: Callable[[Store, R], object] = lambda _, __: None
     """Raises PipelineError if files that a stored result refers to are damaged, besides the
     artifacts of its own run."""
-    continues: bool = False
-    """Whether it continues in the same run if an artifact of that run is damaged: what takes its
-    time is kept elsewhere, as the trials of a search are. Others start again in a new run."""
+    growth: Growth[C] | None = None
+    """How it continues an earlier run of another configuration; None if it cannot. Such a stage
+    continues in the same run too if an artifact of that run is damaged: what takes its time is kept
+    elsewhere, as the trials of a search are. Others start again in a new run."""
     preview: Callable[[C], R] | None = None
     """The result of a stage that is not cached, computed without side effects."""

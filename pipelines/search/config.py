@@ -111,7 +111,8 @@ class SearchConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     trials: Positive | None = None
-    """Trials of the whole search, over all its sessions; null: every point of a grid, else 8."""
+    """Trials of the whole search, over all its sessions; null: every point of a grid, else 8. More
+    of them, or another space, go on with the trials that lie in the space."""
     second_objective: Literal["parameters", "bytes_per_second"] | None = None
     """A second objective beside train.best_metric: fewer `parameters`, or more `bytes_per_second`
     of training. The Pareto front is reported; its best in bits per byte is the winner. Needs
@@ -119,8 +120,8 @@ class SearchConfig(Section):
     try_first: list[dict[str, Choice]] = []
     """Points of the space that are tried first; keys that a point leaves out are sampled."""
     warm_start: list[str] = []
-    """Experiments with searches of the same space, corpus and training, from whose complete and
-    pruned trials the sampler learns before its first proposal."""
+    """Experiments from whose complete and pruned trials, of the same corpus and in this space, the
+    sampler learns before its first proposal."""
     max_tokens: Positive | None = None
     """Training bytes of all trials together after which no further trial starts."""
     max_seconds: Positive | None = None

@@ -178,15 +178,7 @@ def log_search(context: Context[Any], task: SearchTask, corpus: PreparedCorpus) 
     fixed = {key: value for key, value in task.base.params.items() if key in FIXED}
     second = {"search.second_objective": task.search.second_objective}
     store.log_params(run_id, {CORPUS_PARAM: fingerprint, "seed": task.base.seed, **fixed, **second})
-    text = descriptions.describe_search(
-        run_id,
-        list(task.search.space),
-        trials=task.search.trial_count,
-        tokens=task.base.train.tokens,
-        sampler=task.search.sampler.name,
-        scheduler=task.search.scheduler.name,
-    )
-    store.describe(text, run_id)
+    store.describe(descriptions.describe_search(run_id, task.base.train.tokens), run_id)
     splits = train_val_splits(context.storage, fingerprint)
     store.log_corpus(run_id, corpus, training=splits.train, validation=splits.validation)
 

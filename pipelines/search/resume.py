@@ -50,6 +50,11 @@ class StoredSearch:
         return [trial for trial in self.trials if trial.state is not None]
 
     @property
+    def failed(self) -> list[StoredTrial]:
+        """The trials in the space that have failed."""
+        return [trial for trial in self.trials if trial.state == "failed"]
+
+    @property
     def numbers(self) -> set[int]:
         """The numbers that are taken."""
         return {trial.number for trial in (*self.trials, *self.outside)}

@@ -14,12 +14,15 @@ if TYPE_CHECKING:
     from pipelines.stages.corpus import CorpusStage
 
 
-def sweep_stages(corpus: "CorpusStage") -> list["Stage[Experiment, Any]"]:
-    """The stages of a sweep over a corpus."""
+def sweep_stages(
+    corpus: "CorpusStage", *, retry_failed: bool = False
+) -> list["Stage[Experiment, Any]"]:
+    """The stages of a sweep over a corpus, which runs the failed trials again if wanted."""
     from pipelines.stages import evaluate, fit, promote, register, report, sample, search, select
 
-    others = (search, select, fit, evaluate, register, promote, sample, report)
-    return [corpus.stage, *(module.STAGE for module in others)]
+    others = (select, fit, evaluate, register, promote, sample, report)
+    searched = search.search_stage(retry_failed=retry_failed)
+    return [corpus.stage, searched, *(module.STAGE for module in others)]
 
 
 def resolve_start(

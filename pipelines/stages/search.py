@@ -5,24 +5,40 @@ with the same command, and one that is complete runs nothing. A search with more
 space, continues with those of its trials that lie in the space.
 """
 
+from dataclasses import replace
+from functools import partial
+
 from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
-from pipelines.engine.stage import Context, Stage
+from pipelines.engine.stage import Context, Growth, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import pareto_front
 from pipelines.search.recorder import end_runs, log_search, log_summary
 from pipelines.search.results import Searched, write_numbers
-from pipelines.search.resume import StoredSearch, stored_search, trials_folder
+from pipelines.search.resume import StoredSearch, reopen, stored_search, trials_folder
 from pipelines.search.run import run_trials
+from pipelines.search.space import FIXED
 from pipelines.storage.files import remove
 from pipelines.tracking.schema import SEARCH_KIND, SECONDS_METRIC
+from pipelines.tracking.store import Store
 
 
-def search(context: Context[Experiment], needs: StageResults) -> Searched:
-    """Run the missing trials; returns which trials there are, and their Pareto front."""
+def search(
+    context: Context[Experiment], needs: StageResults, *, retry_failed: bool = False
+) -> Searched:
+    """Run the missing trials; returns which trials there are, and their Pareto front.
+
+    With `retry_failed`, those that have failed are run again.
+    """
     task, corpus = context.config.search_task(), needs[PreparedCorpus]
     stored = stored_search(context.store, context.run_id, task)
+    if retry_failed:
+        for trial in stored.failed:
+            reopen(context.store, trial)
+        count = max(task.search.trial_count, len(stored.trials))
+        task = replace(task, search=task.search.replace({"trials": count}))
+        stored = stored_search(context.store, context.run_id, task)
     ended, total = stored.ended, task.search.trial_count
     end_runs(context.store, ended)
     log_search(context, task, corpus)
@@ -62,12 +78,28 @@ def _require_results(stored: StoredSearch, total: int) -> None:
         raise PipelineError(f"search: every trial failed; --retry-failed tries again\n{reasons}")
 
 
-STAGE = Stage(
-    name=SEARCH_KIND,
-    result=Searched,
-    run=search,
-    depends_on=("corpus",),
-    config_keys=("seed", "model", "train", "search"),
-    modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
-    continues=True,
-)
+def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:
+    """The stage, which runs its failed trials again if wanted."""
+
+    def stored(store: Store, run_id: str, config: Experiment) -> StoredSearch:
+        return stored_search(store, run_id, config.search_task(), evaluations=False)
+
+    def usable(store: Store, run_id: str, config: Experiment) -> int:
+        return len(stored(store, run_id, config).trials)
+
+    def unfinished(store: Store, run_id: str, config: Experiment) -> str:
+        failed = stored(store, run_id, config).failed if retry_failed else []
+        return f"failed trials run again: {len(failed)}" if failed else ""
+
+    return Stage(
+        name=SEARCH_KIND,
+        result=Searched,
+        run=partial(search, retry_failed=retry_failed),
+        depends_on=("corpus",),
+        config_keys=("seed", "model", "train", "search"),
+        modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
+        growth=Growth(("seed", *sorted(FIXED), "search.second_objective"), usable, unfinished),
+    )
+
+
+STAGE = search_stage()

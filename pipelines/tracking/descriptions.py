@@ -48,15 +48,12 @@ def describe_pipeline(experiment: str, model: str, argv: Sequence[str]) -> Descr
     )
 
 
-def describe_search(
-    run_id: str, keys: Sequence[str], *, trials: int, tokens: int, sampler: str, scheduler: str
-) -> str:
-    """Markdown description of a search's run."""
-    searched = ", ".join(f"`{key}`" for key in keys) or "nothing"
+def describe_search(run_id: str, tokens: int) -> str:
+    """Markdown description of a search's run, as true of it after it has grown."""
     return _paragraphs(
-        f"{trials} trials of {tokens:,} bytes over {searched}. `{sampler}` proposes them, the "
-        f"scheduler is `{scheduler}`. The best one is in the tag `{BEST_RUN_TAG}`; how each ended "
-        f"is its tag `{STATE_TAG}`.",
+        f"Trials of {tokens:,} bytes. The keys that are searched, and how, are parameters of the "
+        "pipeline: the same search goes on when they change. The best one is in the tag "
+        f"`{BEST_RUN_TAG}`; how each ended is its tag `{STATE_TAG}`.",
         f"Optuna's study is the artifact `{STUDY_FILE}`:",
         _code(
             _download(run_id, STUDY_FILE),

@@ -49,6 +49,7 @@ from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import provenance
 from pipelines.tracking.schema import (
     ARTIFACT_TAG,
+    BASIS_TAG,
     CACHE_TAG,
     KEY_TAG,
     KIND_TAG,
@@ -110,11 +111,16 @@ class Store:
         """The tags of every run that is created through this object, computed once."""
         return provenance()
 
-    def find(self, kind: str, key: str | None = None) -> list[Run]:
-        """Reusable runs of a kind, newest first: those whose tag `dca.memory` is `live`."""
+    def find(self, kind: str, key: str | None = None, *, basis: str | None = None) -> list[Run]:
+        """Reusable runs of a kind, newest first: those whose tag `dca.memory` is `live`.
+
+        With a key, those that have it; with a basis the same.
+        """
         terms = [f"tags.`{KIND_TAG}` = '{kind}'", f"tags.`{CACHE_TAG}` = '{LIVE}'"]
         if key is not None:
             terms.append(f"tags.`{KEY_TAG}` = '{key}'")
+        if basis is not None:
+            terms.append(f"tags.`{BASIS_TAG}` = '{basis}'")
         return self._search(" and ".join(terms))
 
     def children(self, parent: str, kind: str) -> list[Run]:

@@ -11,7 +11,7 @@ from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.engine import cache, dag
 from pipelines.engine.results import StageResults
-from pipelines.engine.stage import Context, Invocation, Stage
+from pipelines.engine.stage import Context, Growth, Invocation, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage import location
 from pipelines.tracking.descriptions import describe_pipeline
@@ -47,7 +47,8 @@ class Pipeline:
     def __init__(self) -> None:
         self.ran: list[str] = []
         self.source, self.broken = 1, False
-        self.equal, self.continues, self.model_is_damaged = False, False, False
+        self.equal, self.grows, self.model_is_damaged = False, False, False
+        self.usable, self.unfinished = 1, ""
 
     def stages(self) -> list[Stage[Experiment, Any]]:
         return [
@@ -55,10 +56,14 @@ class Pipeline:
             Stage(
                 *("b", B, self._b, ("a",), ("train", "seed"), lambda _: ("dca",)),
                 verify=self._verify,
-                continues=self.continues,
+                growth=self._growth if self.grows else None,
             ),
             Stage("a", A, self._a, cached=False, preview=lambda _: A(self.source)),
         ]
+
+    @property
+    def _growth(self) -> Growth[Experiment]:
+        return Growth(("seed",), lambda *_: self.usable, lambda *_: self.unfinished)
 
     def _a(self, context: Context, needs: StageResults) -> A:
         self.ran.append("a")
@@ -142,11 +147,11 @@ DAMAGE = [
 
 
 @pytest.mark.parametrize(("damage", "expected"), DAMAGE)
-@pytest.mark.parametrize("continues", [False, True])
+@pytest.mark.parametrize("grows", [False, True])
 def test_a_result_whose_file_is_damaged_is_computed_again(
-    pipeline, experiment, damage, expected, continues
+    pipeline, experiment, damage, expected, grows
 ):
-    pipeline.continues = continues
+    pipeline.grows = grows
     pipeline.run(experiment)
     store = store_of(experiment)
     (first,) = store.find("b")
@@ -160,11 +165,63 @@ def test_a_result_whose_file_is_damaged_is_computed_again(
         pipeline.run(experiment)
     pipeline.broken = False
     assert reasons(pipeline, experiment)[1] == "resumes an unfinished run"
-    assert pipeline.run(experiment) == ["a", "b"] + (["c"] if not continues else [])
+    assert pipeline.run(experiment) == ["a", "b"] + (["c"] if not grows else [])
     (again,) = store.find("b")
-    assert (again.info.run_id == first.info.run_id) == continues
+    assert (again.info.run_id == first.info.run_id) == grows
     assert store.read_text(again.info.run_id, FILE) == "x"
     assert pipeline.run(experiment) == ["a"]
+
+
+def test_a_stage_that_grows_goes_on_in_its_run(pipeline, experiment):
+    pipeline.grows = True
+    pipeline.run(experiment)
+    (first,) = store_of(experiment).find("b")
+    grown = experiment.replace({"train.learning_rate": 0.1})
+    reason = "goes on: train.learning_rate: 0.01 -> 0.1"
+    assert reasons(pipeline, grown) == ["runs every time", reason, "follows b"]
+    pipeline.broken = True  # it is unfinished then, as after a kill
+    with pytest.raises(RuntimeError, match="broken"):
+        pipeline.run(grown)
+    pipeline.broken = False
+    assert reasons(pipeline, grown)[1] == "resumes an unfinished run"
+    assert reasons(pipeline, experiment)[1] == "goes on: train.learning_rate: 0.1 -> 0.01"
+    assert pipeline.run(grown) == ["a", "b"]  # c follows from the same result
+    assert pipeline.run(grown) == ["a"]
+    (run,) = store_of(experiment).find("b")
+    assert run.info.run_id == first.info.run_id
+    assert pipeline.run(experiment) == ["a", "b"]
+
+
+def test_a_stage_does_not_go_on_from_a_run_that_it_cannot_use(pipeline, experiment):
+    pipeline.grows = True
+    pipeline.run(experiment)
+    assert pipeline.run(experiment.replace({"seed": 7})) == ["a", "b", "c"]
+    pipeline.usable = 0
+    assert pipeline.run(experiment.replace({"train.learning_rate": 0.1})) == ["a", "b", "c"]
+    pipeline.usable, pipeline.source = 1, 2
+    assert reasons(pipeline, experiment)[1].endswith("a changed")
+    assert len(store_of(experiment).find("b")) == 3
+
+
+def test_fresh_computes_a_stage_that_grows_in_a_new_run(pipeline, experiment):
+    pipeline.grows = True
+    pipeline.run(experiment)
+    grown = experiment.replace({"train.learning_rate": 0.1})
+    assert pipeline.run(grown, fresh=True) == ["a", "b", "c"]
+    (run,) = store_of(experiment).find("b")
+    assert pipeline.run(experiment)[:2] == ["a", "b"]
+    assert [one.info.run_id for one in store_of(experiment).find("b")] == [run.info.run_id]
+
+
+def test_a_finished_run_is_continued_if_the_stage_has_more_to_do(pipeline, experiment):
+    pipeline.grows = True
+    pipeline.run(experiment)
+    pipeline.unfinished = "two failed"
+    assert reasons(pipeline, experiment) == ["runs every time", "two failed", "follows b"]
+    assert pipeline.run(experiment) == ["a", "b"]
+    pipeline.unfinished = ""
+    assert pipeline.run(experiment) == ["a"]
+    assert len(store_of(experiment).find("b")) == 1
 
 
 def test_a_result_without_digests_of_its_files_is_reused_as_it_was(pipeline, experiment):
