@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test test-cluster test-faults check docs bench bench-sweep bench-cluster
+.PHONY: install sweep test test-cluster test-faults check docs bench check-gpu bench-sweep bench-cluster mutants
 
 install: .venv/.installed
 
@@ -25,11 +25,17 @@ test-cluster: install
 test-faults: install
 	$(BIN)/python -m pytest -m faults
 
+mutants: install
+	$(BIN)/python tests/mutants.py
+
 docs: install
 	$(BIN)/python docs/generate.py
 
 bench: .venv/.bench
 	$(BIN)/python benchmarks/model.py
+
+check-gpu: install
+	$(BIN)/python benchmarks/check_gpu.py
 
 bench-sweep: install
 	$(BIN)/python benchmarks/sweep.py
