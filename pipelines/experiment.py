@@ -28,7 +28,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, one_line
 from pipelines.data.config import DataConfig
 from pipelines.registry.config import GenerateConfig, PromoteConfig
-from pipelines.search.config import FitConfig, SearchConfig, SearchTask, search_problems
+from pipelines.search.config import SearchConfig, SearchTask, search_problems
 from pipelines.search.space import (
     FIXED,
     RUN_KEYS,
@@ -40,6 +40,7 @@ from pipelines.search.space import (
 from pipelines.storage.location import Place
 from pipelines.training.config import (
     FailuresConfig,
+    FitConfig,
     Resources,
     TrainConfig,
     TrainingRun,
@@ -104,11 +105,7 @@ class Experiment(Section):
 
     def fit_run(self, values: Mapping[str, Any] | None = None) -> TrainingRun:
         """The final training: a trial's values with the fit's budget and resources."""
-        fit = {
-            "train.tokens": self.fit.tokens or self.train.tokens,
-            "resources": self.fit.resources.model_dump(),
-        }
-        return self.training_run({**(values or {}), **fit})
+        return self.training_run({**(values or {}), **self.fit.values(self.train)})
 
     def search_task(self) -> SearchTask:
         """The search, and the training run that its trials vary."""

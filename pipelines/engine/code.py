@@ -9,27 +9,38 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 from pipelines.storage.project import ROOT
 
 PROJECT = ("dca", "pipelines")
 EXCLUDED = {
-    "pipelines.cluster": "places work on machines; the numbers are those of the training loop",
+    "pipelines.cluster.capacity": "counts the workers that fit the nodes",
+    "pipelines.cluster.connection": "starts Ray, or connects to it",
+    "pipelines.cluster.mailbox": "passes rows and messages between processes",
     "pipelines.compat.mlflow": "names what is in the tracking store",
+    "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",
-    "pipelines.compat.ray": "names settings of the cluster, and its errors",
     "pipelines.compat.ruamel": "names parts of a parser of values",
-    "pipelines.config": "reads values, which are in the key themselves",
+    "pipelines.config.compose": "reads values, which are in the key themselves",
+    "pipelines.config.overrides": "reads values, which are in the key themselves",
+    "pipelines.config.problems": "words problems of values",
+    "pipelines.config.schema": "describes values for editors",
+    "pipelines.config.validation": "refuses values, and changes none",
+    "pipelines.config.yaml_text": "reads and writes values, which are in the key themselves",
     "pipelines.console": "shows what happens",
     "pipelines.engine": "orders stages and finds results",
-    "pipelines.experiment": "assembles values, which are in the key themselves",
+    "pipelines.experiment": "assembles sections, whose modules and values are in the key",
     "pipelines.search.progress": "shows a search",
     "pipelines.search.recorder": "writes what trials report",
     "pipelines.storage": "keeps files, whose digests are checked",
     "pipelines.tracking": "records what was found",
 }
 """Modules and packages that imports are not followed into, each with the reason."""
+PACKAGE = "__init__"
+"""Last part of the name of a package that is imported for a module in it: what that executes."""
+BLOCKS = ("body", "orelse", "finalbody")
 KERNEL_SUFFIX = ".cpp"
 _CPP = re.compile(r'"(?:\\.|[^"\\])*"|(?://[^\n]*|/\*.*?\*/|\s)+', re.S)
 
@@ -40,7 +51,7 @@ def code_digest(modules: Iterable[str]) -> str:
     Raises ModuleNotFoundError for a module that is not in the project.
     """
     found = sorted(imported_modules(modules))
-    parts = [(name, part) for name in found for part in _normalised(path_of(name))]
+    parts = [(name, part) for name in found for part in _normalised(name)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
@@ -53,14 +64,18 @@ class CodeDigests(dict[tuple[str, ...], str]):
 
 
 def imported_modules(modules: Iterable[str]) -> set[str]:
-    """These modules of the project and what they import, directly or not, but the excluded."""
+    """These modules of the project and what they import, directly or not, but the excluded.
+
+    The packages around a module are `NAME.__init__` if nothing names them themselves: importing
+    the module executes their statements, but none of their functions.
+    """
     found: set[str] = set()
     left = list(modules)
     while left:
         name = left.pop()
         if name not in found:
             found.add(name)
-            left += [other for other in _imports(path_of(name)) if not is_excluded(other)]
+            left += [other for other in _imports(name) if not is_excluded(other)]
     return found
 
 
@@ -78,18 +93,12 @@ def path_of(module: str) -> Path:
     raise ModuleNotFoundError(f"{module}: a result depends on it, but it is not in {ROOT}")
 
 
-def _imports(path: Path) -> Iterator[str]:
-    """The project's modules that a source imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.add(node.value)  # importlib.import_module("dca.mix_triton")
-    ours = (name for name in names if name.split(".")[0] in PROJECT)
-    yield from (name for name in ours if _exists(name))
+def _imports(module: str) -> Iterator[str]:
+    """The modules of the project that a module imports, and the packages around it."""
+    parts = module.removesuffix(f".{PACKAGE}").split(".")
+    yield from (".".join([*parts[:count], PACKAGE]) for count in range(1, len(parts)))
+    names, _ = _parsed(path_of(module).read_text(), whole=not module.endswith(f".{PACKAGE}"))
+    yield from (name for name in names if name.split(".")[0] in PROJECT and _exists(name))
 
 
 def _exists(module: str) -> bool:
@@ -100,20 +109,48 @@ def _exists(module: str) -> bool:
     return True
 
 
-def _normalised(path: Path) -> Iterator[str]:
+def _normalised(module: str) -> Iterator[str]:
     """A source without what cannot change numbers, and its kernel in C++ if it has one."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        for _, block in ast.iter_fields(node):
-            if isinstance(block, list):
-                block[:] = [one for one in block if not _is_text(one)]
-    yield ast.dump(tree)
+    path = path_of(module)
+    yield _parsed(path.read_text(), whole=not module.endswith(f".{PACKAGE}"))[1]
     kernel = path.with_suffix(KERNEL_SUFFIX)
     if kernel.is_file():
         yield _CPP.sub(_without_comment, kernel.read_text()).strip()
 
 
-def _is_text(node: object) -> bool:
+@cache  # the stages of a plan share most of their sources
+def _parsed(text: str, *, whole: bool) -> tuple[frozenset[str], str]:
+    """The names that a source may import, and a digest of its syntax tree without docstrings.
+
+    With `whole` false neither counts its functions, nor what only type checkers read.
+    """
+    tree = ast.parse(text)
+    if not whole:
+        tree.body = [node for node in tree.body if not _is_unused(node)]
+    names: set[str] = set()
+    left: list[ast.AST] = [tree]
+    while left:
+        node = left.pop()
+        for block in (getattr(node, name, None) for name in BLOCKS):
+            if isinstance(block, list):
+                block[:] = [one for one in block if not _is_docstring(one)]
+        left += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            names.add(node.value)  # importlib.import_module("dca.mix_triton")
+    return frozenset(names), hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def _is_unused(node: ast.stmt) -> bool:
+    """A function, or `if TYPE_CHECKING`."""
+    typing = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    return typing or isinstance(node, ast.FunctionDef)
+
+
+def _is_docstring(node: ast.stmt) -> bool:
     """A docstring, of whatever it may be."""
     return (
         isinstance(node, ast.Expr)

@@ -1,5 +1,4 @@
-"""The sections `search` and `fit`: the searched keys, the number of trials, the sampler, the
-scheduler, and the final training of the winner."""
+"""The section `search`: the searched keys, the number of trials, the sampler and the scheduler."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
-from pipelines.training.config import Resources, TrainConfig, TrainingRun, check_batch
+from pipelines.training.config import TrainingRun
 
 RealRange = tuple[int | float, int | float]
 IntRange = tuple[int, int]
@@ -147,24 +146,6 @@ class SearchConfig(Section):
     def within_budget(self, tokens: int, seconds: float) -> bool:
         """Whether another trial may start after so many tokens of training and so much time."""
         return tokens < (self.max_tokens or math.inf) and seconds < (self.max_seconds or math.inf)
-
-
-class FitConfig(Section):
-    """The final training of the search's winner."""
-
-    tokens: Positive | None = None
-    """Training budget in bytes; null: train.tokens."""
-    resources: Resources = Resources()
-
-    def check(self, train: TrainConfig) -> None:
-        """Raise FieldError if its budget or its workers do not fit a batch of `train`."""
-        check_batch(train, self.resources)
-        if self.tokens is not None and self.tokens < train.batch_tokens:
-            raise FieldError(
-                "fit.tokens",
-                f"expected at least one step of train.batch_tokens = {train.batch_tokens}, "
-                f"got {self.tokens}",
-            )
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,11 @@ from pipelines.console.text import nearest
 from pipelines.search.config import (
     Choice,
     Dimension,
-    FitConfig,
     SearchConfig,
     SearchTask,
     condition_order,
 )
-from pipelines.training.config import SCHEDULE_OPTIONS, TrainingRun
+from pipelines.training.config import SCHEDULE_OPTIONS, FitConfig, TrainingRun
 from pipelines.training.memory import peak_bytes
 
 if TYPE_CHECKING:

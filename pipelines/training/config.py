@@ -186,6 +186,31 @@ class TrainConfig(Section):
         return [self.steps * (i + 1) // count for i in range(count)]
 
 
+class FitConfig(Section):
+    """The final training of the search's winner."""
+
+    tokens: Positive | None = None
+    """Training budget in bytes; null: train.tokens."""
+    resources: Resources = Resources()
+
+    def check(self, train: TrainConfig) -> None:
+        """Raise FieldError if its budget or its workers do not fit a batch of `train`."""
+        check_batch(train, self.resources)
+        if self.tokens is not None and self.tokens < train.batch_tokens:
+            raise FieldError(
+                "fit.tokens",
+                f"expected at least one step of train.batch_tokens = {train.batch_tokens}, "
+                f"got {self.tokens}",
+            )
+
+    def values(self, train: TrainConfig) -> dict[str, Any]:
+        """What it changes in a trial's configuration, by dotted key."""
+        return {
+            "train.tokens": self.tokens or train.tokens,
+            "resources": self.resources.model_dump(),
+        }
+
+
 class FailuresConfig(Section):
     """Checkpoints, retries and the timeout."""
 

@@ -1,12 +1,26 @@
+import json
+import pickle
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from dca import registry
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
 from pipelines.engine import code
+from pipelines.engine.stage import Stage
+from pipelines.experiment import Experiment, load
+from pipelines.stages import evaluate, fit, sample, search, select, train
+from pipelines.stages.corpus import CorpusStage
 
-FIT = ["pipelines.training.loop", "pipelines.stages.fit", "dca.residuals.standard"]
-SEARCH = ["pipelines.search.run", "dca.residuals.standard"]
+STAGES: list[Stage] = [module.STAGE for module in (search, select, fit, evaluate, sample, train)]
+TRAINING = {"search", "fit", "train"}
+"""Stages whose code trains. The key of select, which follows the search, may change with it."""
+EXPERIMENT = load(["model.residual=standard", "search.space={}"])
 
 
 @pytest.fixture
@@ -19,34 +33,57 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def changed(project: Path, file: str, old: str, new: str) -> dict[str, bool]:
-    """Whether a change of a source changes the digests of a search and a fit."""
-    before = [code.code_digest(modules) for modules in (SEARCH, FIT)]
-    path = project / file
+def digests() -> dict[str, str]:
+    return {stage.name: code.code_digest(stage.modules(EXPERIMENT)) for stage in STAGES}
+
+
+def changed(project: Path, file: str, old: str, new: str) -> set[str]:
+    """The stages whose digests a change of a source changes."""
+    before, path = digests(), project / file
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new, 1))
-    after = [code.code_digest(modules) for modules in (SEARCH, FIT)]
-    path.write_text(text)
-    return {name: a != b for name, a, b in zip(("search", "fit"), before, after, strict=True)}
+    after = digests()
+    return {name for name in before if before[name] != after[name]}
+
+
+def sources(*suffixes: str) -> list[Path]:
+    files = [path for name in code.PROJECT for path in (code.ROOT / name).rglob("*.*")]
+    return [path for path in files if path.suffix in suffixes]
+
+
+NUMBER = ("\nfrom", "\nNUMBER = 1\nfrom")
+
+
+def test_a_comment_or_a_docstring_anywhere_changes_no_key(project):
+    before = digests()
+    for path in sources(".py"):
+        text = re.sub(r'^( *)"""(?=\w)', r'\1"""Other words. ', path.read_text(), flags=re.M)
+        path.write_text(
+            re.sub(r"^(?=(class|def|import|from) )", "# a comment\n\n", text, flags=re.M)
+        )
+    for path in sources(".cpp"):
+        path.write_text(path.read_text().replace("#include", "// a comment\n\n#include"))
+    assert digests() == before
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("pipelines/training/optimizer.py", '"""', '"""Other words. '),
-        ("pipelines/training/schedule.py", "\nimport", "\n# a comment\nimport"),
-        ("dca/residuals/standard.py", '"""', '"""Other words. '),
-        ("dca/kernels.cpp", "#include", "// other words\n#include"),
-        ("pipelines/search/study.py", '"""', '"""Other words. '),
         ("pipelines/console/text.py", "500", "400"),
-        ("pipelines/tracking/store.py", "def ", "NUMBER = 1\n\n\ndef "),
-        ("pipelines/search/progress.py", "\nfrom", "\nNUMBER = 1\nfrom"),
-        ("dca/residuals/value_residual.py", "\nfrom", "\nNUMBER = 1\nfrom"),
+        ("pipelines/tracking/store.py", *NUMBER),
+        ("pipelines/tracking/schema.py", *NUMBER),
+        ("pipelines/reporting/statistics.py", *NUMBER),
+        ("pipelines/reporting/page/publish.py", *NUMBER),
+        ("pipelines/engine/dag.py", *NUMBER),
+        ("pipelines/cluster/connection.py", *NUMBER),
+        ("pipelines/search/progress.py", *NUMBER),
+        ("pipelines/stages/__init__.py", "def ", "def new() -> None: ...\n\n\ndef "),
+        ("dca/residuals/value_residual.py", *NUMBER),
     ],
 )
-def test_words_other_kinds_and_what_only_shows_or_stores_change_no_key(project, file, old, new):
-    assert changed(project, file, old, new) == {"search": False, "fit": False}
+def test_code_that_shows_stores_or_orders_and_other_kinds_change_no_key(project, file, old, new):
+    assert changed(project, file, old, new) == set()
 
 
 @pytest.mark.parametrize(
@@ -54,25 +91,48 @@ def test_words_other_kinds_and_what_only_shows_or_stores_change_no_key(project, 
     [
         ("pipelines/training/optimizer.py", "0.0", "0.1"),
         ("pipelines/training/schedule.py", "0.5", "0.25"),
-        ("pipelines/data/batches.py", "lru_cache(maxsize=2)", "lru_cache(maxsize=3)"),
-        ("dca/residuals/standard.py", "\nfrom", "\nNUMBER = 1\nfrom"),
+        ("pipelines/compat/torch.py", "\nimport", "\nNUMBER = 1\nimport"),
+        ("pipelines/cluster/workers.py", "RESIZE_SECONDS = 60", "RESIZE_SECONDS = 61"),
+    ],
+)
+def test_code_that_trains_changes_the_keys_of_what_trains(project, file, old, new):
+    assert changed(project, file, old, new) - {"select"} == TRAINING
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new"),
+    [
+        ("pipelines/training/__init__.py", "_MODULES = {", "_MODULES = {'new': 'new',"),
+        ("dca/residuals/standard.py", *NUMBER),
+        ("dca/architectures/gpt.py", *NUMBER),
         ("dca/kernels.cpp", "#include", "int number = 1;\n#include"),
         ("dca/mix_triton_kernels.py", "\nimport", "\nNUMBER = 1\nimport"),
     ],
 )
-def test_code_that_trains_changes_the_keys_of_search_and_fit(project, file, old, new):
-    assert changed(project, file, old, new) == {"search": True, "fit": True}
+def test_the_configured_model_its_kernels_and_packages_change_the_keys_of_what_trains(
+    project, file, old, new
+):
+    assert changed(project, file, old, new) >= TRAINING
 
 
-def test_code_of_the_search_changes_the_key_of_the_search_alone(project):
-    change = ("pipelines/search/study.py", "\nfrom", "\nNUMBER = 1\nfrom")
-    assert changed(project, *change) == {"search": True, "fit": False}
+def test_a_constant_of_the_optimizer_changes_neither_corpus_nor_evaluate(project):
+    """The corpus has no key; evaluate imports none of it, and follows a fit that is made anew."""
+    assert not CorpusStage().stage.cached
+    assert "fit" in evaluate.STAGE.depends_on
+    stages = changed(project, "pipelines/training/optimizer.py", "0.0", "0.1")
+    assert stages - {"select"} == TRAINING
+
+
+def test_code_of_a_stage_changes_its_key_alone(project):
+    assert changed(project, "pipelines/search/study.py", *NUMBER) == {"search"}
+    assert changed(project, "pipelines/registry/score.py", *NUMBER) == {"evaluate"}
+    assert changed(project, "pipelines/generate.py", *NUMBER) == {"sample"}
 
 
 def test_a_new_residual_kind_changes_no_other_kinds_key(project):
-    before = code.code_digest(FIT)
+    before = digests()
     (project / "dca/residuals/new_kind.py").write_text("NUMBER = 1\n")
-    assert code.code_digest(FIT) == before
+    assert digests() == before
 
 
 def test_a_module_that_is_missing_is_an_error(project):
@@ -84,3 +144,88 @@ def test_every_exclusion_names_something_and_has_a_reason():
     for name, reason in code.EXCLUDED.items():
         assert code.path_of(name).exists()
         assert len(reason.split()) > 2
+
+
+def test_no_source_has_an_import_that_is_not_followed():
+    """A relative import, or a header of the project's own in C++."""
+    hidden = re.compile(r'^\s*(from \.|#include ")', re.M)
+    assert [path for path in sources(".py", ".cpp") if hidden.search(path.read_text())] == []
+
+
+OF_OTHER_STAGES = {
+    "pipelines.registry.config": "the sections of the stages promote and sample",
+    "pipelines.search.config": "the section of the search, whose winner the fit is given",
+    "pipelines.search.space": "the same",
+    "pipelines.training.memory": "an estimate, with which the search's space is checked",
+}
+"""What a fit loads with the experiment and does not use: the search's key has the last three."""
+TRIAL = """
+import pickle, sys
+from pathlib import Path
+from pipelines.search.trial import Trial
+
+base, corpus, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
+trial = Trial.__new__(Trial)
+trial.setup({"number": 0, "values": {}}, base, corpus, folder)
+while not trial.step()["done"]:
+    pass
+trial.cleanup()
+import pipelines.cluster.workers  # where it has several
+"""
+FIT = """
+import pickle, sys
+from pathlib import Path
+from pipelines.console.progress import Progress
+from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context, Invocation
+from pipelines.search.results import Selected
+from pipelines.stages.fit import fit
+from pipelines.tracking.store import Store
+
+experiment, corpus, storage = pickle.loads(Path(sys.argv[1]).read_bytes())
+store = Store.open("tiny", storage)
+pipeline, run = (store.create(kind, kind, kind) for kind in ("pipeline", "fit"))
+invocation = Invocation(("pipelines/sweep.py",), Progress())
+context = Context(experiment, storage, store, invocation, pipeline, run)
+fit(context, StageResults({"corpus": corpus, "select": Selected(0, run, {}, 1.0)}))
+"""
+LOADED = """
+import json
+names = [name for name in sys.modules if name.split(".")[0] in ("dca", "pipelines")]
+Path(sys.argv[2]).write_text(json.dumps(names))
+"""
+
+
+def loaded(script: str, given: tuple, folder: Path) -> set[str]:
+    """The project's modules in a process after it has run a script."""
+    task, names = folder / "task", folder / "names.json"
+    task.write_bytes(pickle.dumps(given))
+    subprocess.run([sys.executable, "-c", script + LOADED, str(task), str(names)], check=True)
+    return set(json.loads(names.read_text()))
+
+
+def unexplained(modules: set[str], stage: Stage, experiment: Experiment) -> set[str]:
+    """Modules that are neither in a stage's key, nor excluded, nor of other kinds of model."""
+    found = code.imported_modules(stage.modules(experiment))
+    found |= {name.removesuffix(f".{code.PACKAGE}") for name in found}
+    kinds = (registry.residual, registry.architecture)
+    found |= {names[name].__module__ for names in kinds for name in names.names}
+    return {name for name in modules - found if not code.is_excluded(name)}
+
+
+def test_what_a_trial_loads_is_in_the_key_or_excluded(experiment, tmp_path):
+    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+    write_splits(experiment.data, found, tmp_path)
+    given = (experiment.training_run(), train_val_splits(tmp_path, found.fingerprint), tmp_path)
+    modules = loaded(TRIAL, given, tmp_path)
+    assert {"pipelines.training.optimizer", "dca.mix", "pipelines.cluster.workers"} <= modules
+    assert unexplained(modules, search.STAGE, experiment) == set()
+
+
+def test_what_a_fit_loads_is_in_the_key_or_excluded(experiment, tracking, tmp_path):
+    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+    write_splits(experiment.data, found, tmp_path)
+    given = (experiment, PreparedCorpus("files", found.fingerprint, found.sizes), tmp_path)
+    modules = loaded(FIT, given, tmp_path)
+    assert {"pipelines.training.optimizer", "dca.mix"} <= modules
+    assert unexplained(modules, fit.STAGE, experiment) == set(OF_OTHER_STAGES)

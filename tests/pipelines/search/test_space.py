@@ -1,5 +1,6 @@
-from pipelines.search.config import Dimension, FitConfig
+from pipelines.search.config import Dimension
 from pipelines.search.space import Space, space_problems
+from pipelines.training.config import FitConfig
 from tests.pipelines.search.trials import SPACE, searcher_of
 
 
