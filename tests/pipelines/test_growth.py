@@ -51,7 +51,12 @@ def test_a_search_goes_on_with_what_there_is_when_it_grows_and_is_killed(tmp_pat
     ten = ended(folder)
     assert len(ten) == 10
 
-    wider = (*SEARCH, "select", "search.trials=14", f"search.space.{RATE}.log_uniform=[1e-5, 1e-1]")
+    wider = (
+        *SEARCH,
+        "select",
+        "search.trials=14",
+        f"search.space.{RATE}={{log_uniform: [1e-5, 1e-1]}}",
+    )
     kill(folder, folder.start(*SEARCH, "select", "search.trials=14"), 10)
     kill(folder, folder.start(*wider), 12)
     code, out, err = folder.run(*wider)

@@ -1,0 +1,239 @@
+"""A search that grows, through the DAG and the tracking store; its trials train nothing."""
+
+import math
+from typing import Any
+
+import pytest
+
+from pipelines.engine import dag
+from pipelines.experiment import Experiment
+from pipelines.search.recorder import Recorder
+from pipelines.search.resume import StoredSearch
+from pipelines.search.searcher import StudySearcher
+from pipelines.search.study import build_study
+from pipelines.search.trial import TrialOutcome
+from pipelines.stages import search as module
+from pipelines.stages import select
+from pipelines.stages.corpus import CorpusStage
+from pipelines.stages.search import search_stage
+from pipelines.storage.location import storage_folder
+from pipelines.tracking.descriptions import describe_pipeline
+from pipelines.tracking.store import Store
+from tests.pipelines.commands import invocation
+
+pytestmark = pytest.mark.usefixtures("tracking")
+RATE = "train.learning_rate"
+SPACE = {RATE: {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"int": [1, 2]}}
+DIVERGES_FROM = 1.0
+
+
+class Sweep:
+    """An experiment's search and selection, again and again."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment = experiment
+        self.ran: list[int] = []
+        """Numbers of the trials that the last command has run."""
+        self.kill_after = math.inf
+        """Trials after which the command is killed."""
+
+    def run(self, *, retry_failed: bool = False, fresh: bool = False, **changes: Any) -> None:
+        self.ran, config = [], self.experiment.replace(changes)
+        dag.run(
+            self.stages(retry_failed),
+            config,
+            invocation(),
+            lock_name="test",
+            descriptions=describe_pipeline(config.experiment, config.promote.model, ["sweep.py"]),
+            fresh=fresh,
+        )
+
+    def stages(self, retry_failed: bool) -> list[Any]:
+        return [CorpusStage().stage, search_stage(retry_failed=retry_failed), select.STAGE]
+
+    def reason(self, retry_failed: bool = False, **changes: Any) -> str:
+        """Why the search would run."""
+        config = self.experiment.replace(changes)
+        planned = dag.plan(self.stages(retry_failed), config, until="search", fresh=False)
+        return "reused" if planned[-1].reused else planned[-1].reason
+
+    def train(self, context, task, corpus, stored: StoredSearch, seconds: float) -> None:
+        """Stands for run_trials: a trial's result is how far its rate is from 0.003."""
+        recorder = Recorder(context, task, corpus, stored.trials, seconds)
+        searcher = StudySearcher(
+            build_study(task, stored.trials), task, open_run=recorder.open_run, stored=stored
+        )
+        while (suggested := searcher.suggest("trial")) != "FINISHED":
+            if len(self.ran) == self.kill_after:
+                recorder.close()
+                raise KeyboardInterrupt
+            number, rate = suggested["number"], suggested["values"].get(RATE, 0.004)
+            self.ran.append(number)
+            result = {"failed": "diverged", "done": True}
+            if rate < DIVERGES_FROM:
+                bits = 2 + abs(math.log10(rate / 0.003))
+                row = {"step": 4, "time": 1e9, "tokens": 1024, "seconds": 2.0}
+                row |= {"train_bits_per_byte": bits, "val_bits_per_byte": bits}
+                recorder.write(number, [row])
+                result = {"objective": bits, "tokens": 1024, "rows": [row], "finished": True}
+            recorder.end_trial(number, TrialOutcome.of(result))
+            searcher.on_trial_complete("trial", result | {"curve": [], "tokens": 1024})
+        recorder.close()
+
+    def ended(self) -> dict[int, tuple[str, int]]:
+        """The run and the end of each trial that has ended."""
+        return {
+            int(run.data.tags["dca.trial"]): (run.info.run_id, run.info.end_time)
+            for run in self.trials
+            if "dca.state" in run.data.tags
+        }
+
+    @property
+    def trials(self) -> list[Any]:
+        """The runs of the latest search's trials."""
+        return self.store.children(self.store.find("search")[0].info.run_id, "trial")
+
+    @property
+    def store(self) -> Store:
+        store = Store.open(self.experiment.experiment, storage_folder(self.experiment.storage))
+        assert store is not None
+        return store
+
+    @property
+    def best(self) -> tuple[int, list[int]]:
+        """The selected trial, and those that are marked as such."""
+        (search,) = self.store.find("search")
+        marked = [run for run in self.trials if "dca.best" in run.data.tags]
+        return int(search.data.tags["dca.best_trial"]), [
+            int(run.data.tags["dca.trial"]) for run in marked
+        ]
+
+
+@pytest.fixture
+def sweep(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+    """After its first four trials."""
+    found = Sweep(experiment.replace({"search": {"space": SPACE, "trials": 4}}))
+    monkeypatch.setattr(module, "run_trials", found.train)
+    found.run()
+    assert found.ran == [0, 1, 2, 3]
+    return found
+
+
+WIDER = {f"search.space.{RATE}": {"log_uniform": [1e-5, 1e-1]}}
+MORE = {"search.trials": 6}
+
+
+GROWN = [
+    ({}, "search.trials: 4 -> 6"),
+    (WIDER, f"search.space.{RATE}.log_uniform: [0.0001, 0.01] -> [1e-05, 0.1]; "),
+    ({"search.space.model.depth": {"choice": [1, 2, 3]}}, "search.space.model.depth."),
+    ({"search.space.train.weight_decay": {"uniform": [0, 1]}}, "search.space.train.weight_decay."),
+    ({"search.space.model.residual": {"choice": ["dca", "standard"]}}, "search.space.model."),
+    ({"search.max_tokens": 10**9}, "search.max_tokens: None -> 1000000000; "),
+    ({"search.sampler.name": "random"}, "search.sampler.name: tpe -> random; "),
+    ({"search.scheduler.name": "none"}, "search.scheduler.name: asha -> none; "),
+]
+
+
+def test_a_search_that_grows_runs_what_is_missing_and_gives_its_reason(sweep):
+    before = sweep.ended()
+    for changes, reason in GROWN:
+        assert sweep.reason(**MORE | changes).startswith(f"goes on: {reason}")
+    everything = MORE | {key: value for changes, _ in GROWN for key, value in changes.items()}
+    sweep.run(**everything)
+    assert sweep.ran == [4, 5]
+    assert sweep.ended().items() >= before.items()
+    assert len(sweep.ended()) == 6
+    assert sweep.reason(**everything) == "reused"
+    after = sweep.ended()
+    for changes in ({"search.trials": 2}, {"failures.retries": 9}, {"search.max_seconds": 9}):
+        sweep.run(**everything | changes)
+        assert (sweep.ran, sweep.ended()) == ([], after)
+
+
+def test_a_range_that_is_narrowed_and_widened_again_keeps_every_trial(sweep):
+    rates = {
+        int(run.data.tags["dca.trial"]): float(run.data.params[RATE])
+        for run in sweep.store.find("trial")
+    }
+    low, high = sorted(rates.values())[1:3]
+    middle = {f"search.space.{RATE}": {"log_uniform": [low * 0.999, high * 1.001]}}
+    before = sweep.ended()
+    sweep.run(**middle)
+    assert sweep.ran == [4, 5]
+    winner, marked = sweep.best
+    assert rates.get(winner, low) in (low, high) or winner in (4, 5)
+    assert marked == [winner]
+    sweep.run()
+    assert sweep.ran == []
+    assert len(sweep.ended()) == 6
+    assert sweep.ended().items() >= before.items()
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"train.tokens": 8192}, {"model.dim": 32}])
+def test_another_search_begins_anew(sweep, changes):
+    assert "goes on" not in sweep.reason(**changes)
+    sweep.run(**changes)
+    assert sweep.ran == [0, 1, 2, 3]
+    assert len(sweep.store.find("search")) == 2
+    sweep.run()
+    assert sweep.ran == []
+
+
+def test_a_search_that_was_killed_grows_from_where_it_was(sweep):
+    first = sweep.ended()
+    for kill_after, changes in ((2, {"search.trials": 8}), (1, WIDER | {"search.trials": 8})):
+        sweep.kill_after = kill_after
+        with pytest.raises(KeyboardInterrupt):
+            sweep.run(**changes)
+        assert len(sweep.ran) == kill_after
+    sweep.kill_after = math.inf
+    sweep.run(**WIDER | {"search.trials": 8})
+    assert sorted(sweep.ended()) == list(range(8))
+    assert sweep.ended().items() >= first.items()
+    assert len(sweep.store.find("trial")) == 8
+    assert len(sweep.store.find("search")) == 1
+
+
+def test_fewer_trials_than_have_begun_finish_without_the_unfinished_one(sweep):
+    sweep.kill_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(**{"search.trials": 8})
+    sweep.run(**{"search.trials": 5})
+    assert sweep.ran == []
+    assert len(sweep.ended()) == 5
+
+
+GRID = {
+    "search.sampler.name": "grid",
+    "search.space": {RATE: {"choice": [1e-3, 1e3, 2e3]}},
+    "search.trials": 3,
+}
+
+
+def test_failed_trials_alone_run_again(sweep):
+    sweep.run(**GRID)
+    before = sweep.ended()
+    assert sweep.reason(**GRID) == "reused"
+    assert sweep.reason(retry_failed=True, **GRID) == "failed trials run again: 2"
+    sweep.kill_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(retry_failed=True, **GRID)
+    assert sweep.ran == [1]
+    sweep.kill_after = math.inf
+    sweep.run(**GRID)  # what was opened again is unfinished, with the option or without
+    assert sweep.ran == [2]
+    after = sweep.ended()
+    assert [run for run, _ in after.values()] == [run for run, _ in before.values()]
+    assert [after[number][1] > before[number][1] for number in range(3)] == [False, True, True]
+    sweep.run(retry_failed=True, **GRID | {"search.trials": 1})
+    assert sweep.ran == [1, 2]
+
+
+def test_fresh_begins_a_search_that_later_ones_go_on_from(sweep):
+    sweep.run(fresh=True)
+    assert sweep.ran == [0, 1, 2, 3]
+    sweep.run(**MORE)
+    assert sweep.ran == [4, 5]
+    assert len(sweep.store.find("search")) == 1
+    assert len(sweep.store.find("trial")) == 10
