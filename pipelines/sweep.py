@@ -20,7 +20,6 @@ from pipelines.experiment import Experiment, load
 from pipelines.training.config import Resources
 
 if TYPE_CHECKING:  # MLflow and Optuna, which take seconds to import
-    from pipelines.engine.cache import PlannedStage
     from pipelines.engine.stage import Invocation
     from pipelines.stages.corpus import CorpusStage
 
@@ -132,16 +131,13 @@ def _plan(
 
     stages = sweep_stages(corpus, retry_failed=arguments.retry_failed)
     planned = dag.plan(stages, experiment, until=arguments.until, fresh=arguments.fresh)
-    _print_plan(experiment, planned, cluster)
+    print(*dag.plan_lines(planned), sep="\n")
+    _print_resources(experiment, cluster)
     sizes = corpus.preview(experiment).bytes
     print(*estimate(experiment, sizes, planned, cluster, progress.log), sep="\n")
 
 
-def _print_plan(
-    experiment: Experiment, planned: Sequence["PlannedStage"], cluster: Cluster
-) -> None:
-    for one in planned:
-        print(f"{one.stage.name:9} {'reuse' if one.reused else 'run':6} {one.reason}")
+def _print_resources(experiment: Experiment, cluster: Cluster) -> None:
     search, train = experiment.search, experiment.train
     concurrent = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
     print(

@@ -6,21 +6,30 @@ is reused for the stage. Other stages are cheap or have side effects: they run e
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import PipelineError
-from pipelines.engine.code import code_digest
-from pipelines.engine.results import from_json, json_digest, to_json
+from pipelines.engine.code import CodeDigests
+from pipelines.engine.instances import Node
+from pipelines.engine.results import (
+    StageResults,
+    Values,
+    from_json,
+    json_digest,
+    label,
+    to_json,
+)
 from pipelines.engine.stage import PipelineConfig, Stage
 from pipelines.tracking.schema import (
     BASIS_TAG,
     CACHE_TAG,
     DISCARDED,
     INPUTS_TAG,
+    INSTANCE_TAG,
     KEY_TAG,
     OUTPUTS_TAG,
     SCHEMA_VERSION,
@@ -29,12 +38,15 @@ from pipelines.tracking.schema import (
 )
 from pipelines.tracking.store import Run, Store
 
+MAX_NAMES = 3
+"""Names of instances in a line for people."""
+
 
 @dataclass
 class PlannedStage:
-    """A stage in one invocation, with its cached result if there is one."""
+    """An instance of a stage in one invocation, with its cached result if there is one."""
 
-    stage: Stage[Any, Any]
+    node: Node
     inputs: dict[str, Any] = field(default_factory=dict)
     """The inputs that its key is a hash of: config, needs and sources."""
     key: str | None = None
@@ -43,17 +55,25 @@ class PlannedStage:
     """The result, or the preview of one; None until it is known."""
     run: Run | None = None
     """The MLflow run that holds the result, or one that was left unfinished and is resumed."""
-    reason: str = ""
-    """Why the result is reused, or why the stage runs."""
-
     basis: str | None = None
     """What the key has in common with those of runs that the stage can continue; None if it cannot
     grow."""
+    run_id: str = ""
+    """Of the run that holds the result; empty until it is known."""
+    same_as: "PlannedStage | None" = None
+    """An instance before it that has the same key, whose run it shares."""
+    reason: str = ""
+    """Why the result is reused, or why the stage runs."""
+
+    @property
+    def stage(self) -> Stage[Any, Any]:
+        """The stage that it is an instance of."""
+        return self.node.stage
 
     @property
     def reused(self) -> bool:
-        """Whether a cached result is reused for the stage."""
-        return self.stage.cached and self.result is not None
+        """Whether a cached result, or that of another instance, is reused."""
+        return self.same_as is not None or (self.stage.cached and self.result is not None)
 
     @property
     def identity(self) -> str | None:
@@ -62,60 +82,138 @@ class PlannedStage:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Tags of a run of the stage: its key, and the inputs unless they are too long."""
+        """Tags of its run: the key, the inputs unless they are too long, which instance it is."""
         inputs = json.dumps(self.inputs)
         tags = {
             KEY_TAG: str(self.key),
             INPUTS_TAG: inputs if len(inputs) <= MAX_TAG_CHARACTERS else "{}",
+            INSTANCE_TAG: str(self.node) if self.node.position else None,
+            BASIS_TAG: self.basis,
         }
-        return tags if self.basis is None else {**tags, BASIS_TAG: self.basis}
+        return {tag: value for tag, value in tags.items() if value is not None}
 
 
-def resolve(
-    stage: Stage[Any, Any],
-    config: PipelineConfig,
-    store: Store | None,
-    done: Mapping[str, PlannedStage],
-    *,
-    fresh: bool = False,
-) -> PlannedStage:
-    """Look for a cached result of a stage; writes nothing.
+class Cache:
+    """The cached results of one invocation."""
 
-    Args:
-        stage: The stage to plan.
-        config: The configuration of the pipeline.
-        store: The experiment's store; None if there is no experiment yet.
-        done: The stages before it, by name.
-        fresh: Whether cached results are ignored.
+    def __init__(self, store: Store | None, nodes: Iterable[Node], *, fresh: bool) -> None:
+        """Those in an experiment's store for the nodes of a DAG; none if `fresh`.
 
-    """
-    unknown = [name for name in stage.depends_on if done[name].identity is None]
-    if unknown:
-        again = fresh and stage.cached
-        return PlannedStage(stage, reason="fresh" if again else f"follows {', '.join(unknown)}")
-    if not stage.cached:
-        result = stage.preview(config) if stage.preview else None
-        return PlannedStage(stage, result=result, reason="runs every time")
-    inputs = _inputs(stage, config, {name: str(done[name].identity) for name in stage.depends_on})
-    planned = PlannedStage(stage, inputs, json_digest({"stage": stage.name, **inputs}))
-    planned.basis = _basis(stage, inputs)
-    if fresh:
-        planned.reason = "fresh"
-    elif store and (found := store.find(stage.name, planned.key)):
-        _take(planned, found[0], store, config)
-    elif grown := _usable_runs(planned, store, config):
-        planned.run = grown[0]
-        planned.reason = f"goes on: {_changes(inputs, stage_inputs(grown[0].data.tags))}"
-    else:
-        planned.reason = _difference(planned, store)
-    return planned
+        The store is None if there is no experiment yet.
+        """
+        self._store, self._fresh = store, fresh
+        self._names = {str(node) for node in nodes}
+        self._codes = CodeDigests()
+        self._by_key: dict[str, PlannedStage] = {}
+        self._taken: set[str] = set()
+        """The runs that an instance has reused or continues."""
+
+    def resolve(
+        self, node: Node, config: PipelineConfig, needs: Sequence[PlannedStage]
+    ) -> PlannedStage:
+        """Look for a cached result of an instance of a stage; writes nothing.
+
+        Args:
+            node: The instance.
+            config: Its configuration.
+            needs: The instances it depends on.
+
+        """
+        stage = node.stage
+        unknown = [str(one.node) for one in needs if one.identity is None]
+        if unknown:
+            again = self._fresh and stage.cached
+            return PlannedStage(node, reason="fresh" if again else f"follows {shortened(unknown)}")
+        if not stage.cached:
+            result = stage.preview(config) if stage.preview else None
+            return PlannedStage(node, result=result, reason="runs every time")
+        inputs = self._inputs(node, config, needs)
+        planned = PlannedStage(node, inputs, json_digest({"stage": stage.name, **inputs}))
+        planned.basis = _basis(stage, inputs)
+        assert planned.key is not None
+        same = self._by_key.setdefault(planned.key, planned)
+        if same is not planned:
+            planned.same_as, planned.reason = same, f"the same as {same.node}"
+            planned.result, planned.run_id = same.result, same.run_id
+        elif self._fresh:
+            planned.reason = "fresh"
+        elif self._store and (found := self._store.find(stage.name, planned.key)):
+            _take(planned, found[0], self._store, config)
+        elif grown := self._usable_runs(planned, config):
+            planned.run = grown[0]
+            planned.reason = f"goes on: {_changes(inputs, stage_inputs(grown[0].data.tags))}"
+        else:
+            planned.reason = _difference(planned, self._store)
+        if planned.run is not None:
+            self._taken.add(planned.run.info.run_id)
+        return planned
+
+    def invalidate(self, planned: PlannedStage, config: PipelineConfig) -> None:
+        """Exclude earlier runs of an instance from reuse and growth; they stay in the store."""
+        assert self._store is not None
+        same = self._store.find(planned.stage.name, planned.key)
+        for run in [*same, *self._usable_runs(planned, config)]:
+            self._store.tag(run.info.run_id, {CACHE_TAG: DISCARDED})
+
+    def _usable_runs(self, planned: PlannedStage, config: PipelineConfig) -> list[Run]:
+        """The runs whose work an instance can continue with, the one with most of it first.
+
+        Not those of another instance of this DAG.
+        """
+        growth, name = planned.stage.growth, str(planned.node)
+        if self._store is None or growth is None:
+            return []
+        runs = [
+            run
+            for run in self._store.find(planned.stage.name, basis=planned.basis)
+            if run.info.run_id not in self._taken
+            and run.data.tags.get(INSTANCE_TAG, name) not in self._names - {name}
+        ]
+        usable = [(growth.usable(self._store, run.info.run_id, config), run) for run in runs]
+        return [run for count, run in sorted(usable, key=lambda one: -one[0]) if count]
+
+    def _inputs(
+        self, node: Node, config: PipelineConfig, needs: Sequence[PlannedStage]
+    ) -> dict[str, Any]:
+        """The inputs of a key, in a form that can be compared.
+
+        Of the values of instances only those that the instance can see are among them: they name
+        the results that it is given by `StageResults.all`.
+        """
+        values, keys = flatten(config.model_dump(mode="json")), node.stage.config_keys
+        return {
+            "config": {
+                k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in keys)
+            },
+            "needs": {label(*_seen_from(node, one)): one.identity for one in needs},
+            "sources": self._codes[tuple(node.stage.modules(config))],
+            "schema": SCHEMA_VERSION,
+        }
 
 
-def invalidate(planned: PlannedStage, config: PipelineConfig, store: Store) -> None:
-    """Exclude earlier runs of a stage from reuse and from growth; they stay in the store."""
-    same = store.find(planned.stage.name, planned.key)
-    for run in [*same, *_usable_runs(planned, store, config)]:
-        store.tag(run.info.run_id, {CACHE_TAG: DISCARDED})
+def shortened(names: Sequence[str]) -> str:
+    """Names in a line, of many the first ones."""
+    more = len(names) - MAX_NAMES
+    return ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
+def results_for(node: Node | None, needs: Iterable[PlannedStage]) -> StageResults:
+    """The results of instances as another instance sees them; for None, with all their values."""
+    one: dict[str, object] = {}
+    several: dict[str, dict[Values, object]] = {}
+    for planned in needs:
+        stage, values = _seen_from(node, planned)
+        if values:
+            several.setdefault(stage, {})[values] = planned.result
+        else:
+            one[stage] = planned.result
+    return StageResults(one, several)
+
+
+def _seen_from(node: Node | None, planned: PlannedStage) -> tuple[str, Values]:
+    """The stage of an instance, and its values in the dimensions that `node` does not have."""
+    own = [name for name, _ in node.position] if node else []
+    return planned.stage.name, planned.node.values_beyond(own)
 
 
 def _basis(stage: Stage[Any, Any], inputs: Mapping[str, Any]) -> str | None:
@@ -124,16 +222,6 @@ def _basis(stage: Stage[Any, Any], inputs: Mapping[str, Any]) -> str | None:
         return None
     config = {key: inputs["config"][key] for key in stage.growth.identity_keys}
     return json_digest({"stage": stage.name, "config": config, "needs": inputs["needs"]})
-
-
-def _usable_runs(planned: PlannedStage, store: Store | None, config: PipelineConfig) -> list[Run]:
-    """The runs whose work the stage can continue with, the one with most of it first."""
-    growth = planned.stage.growth
-    if store is None or growth is None:
-        return []
-    runs = store.find(planned.stage.name, basis=planned.basis)
-    usable = [(growth.usable(store, run.info.run_id, config), run) for run in runs]
-    return [run for count, run in sorted(usable, key=lambda one: -one[0]) if count]
 
 
 def _take(planned: PlannedStage, run: Run, store: Store, config: PipelineConfig) -> None:
@@ -150,21 +238,9 @@ def _take(planned: PlannedStage, run: Run, store: Store, config: PipelineConfig)
     if not planned.reason and stage.growth:
         planned.reason = stage.growth.unfinished(store, run.info.run_id, config)
     if not planned.reason:
-        planned.result, planned.reason = result, "cached"
+        planned.result, planned.run_id, planned.reason = result, run.info.run_id, "cached"
     elif not stage.growth:
         planned.run = None
-
-
-def _inputs(
-    stage: Stage[Any, Any], config: PipelineConfig, needs: dict[str, str]
-) -> dict[str, Any]:
-    """The inputs of a key, in a form that can be compared."""
-    values = flatten(config.model_dump(mode="json"))
-    read = {
-        k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in stage.config_keys)
-    }
-    code = code_digest(stage.modules(config))
-    return {"config": read, "needs": needs, "sources": code, "schema": SCHEMA_VERSION}
 
 
 def _damage(stage: Stage[Any, Any], result: object, store: Store) -> str | None:
@@ -178,10 +254,12 @@ def _damage(stage: Stage[Any, Any], result: object, store: Store) -> str | None:
 
 def _difference(planned: PlannedStage, store: Store | None) -> str:
     """What differs from the latest result of the same stage."""
-    latest = store.find(planned.stage.name)[:1] if store else []
-    if not latest:
+    earlier = store.find(planned.stage.name) if store else []
+    if planned.node.position:
+        earlier = [run for run in earlier if run.data.tags.get(INSTANCE_TAG) == str(planned.node)]
+    if not earlier:
         return "new"
-    tags, inputs = latest[0].data.tags, planned.inputs
+    tags, inputs = earlier[0].data.tags, planned.inputs
     if (written := schema_version(tags)) != SCHEMA_VERSION:
         return f"the earlier result is of store schema {written}, this is {SCHEMA_VERSION}"
     return _changes(inputs, stage_inputs(tags))

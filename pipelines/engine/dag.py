@@ -3,50 +3,49 @@
 Used by the commands that run a pipeline: sweep.py and train.py.
 """
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from graphlib import TopologicalSorter
+from collections.abc import Sequence
 from typing import Any
 
-from pipelines.compat.mlflow import FINISHED
-from pipelines.engine.cache import PlannedStage, invalidate, resolve
-from pipelines.engine.results import StageResults, json_digest, to_json
+from pipelines.engine.cache import Cache, PlannedStage
+from pipelines.engine.execution import Execution, name_width
+from pipelines.engine.instances import FanOut, Node, expand
+from pipelines.engine.results import StageResults, json_digest
 from pipelines.engine.stage import Context, Invocation, PipelineConfig, Stage
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import Descriptions
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.schema import (
     EXPERIMENT_FILE,
-    OUTPUTS_TAG,
     PIPELINE_KIND,
     SCHEMA_VERSION,
-    STAGE_TAG,
 )
 from pipelines.tracking.store import Store
 
 
-def order(stages: Sequence[Stage[Any, Any]], until: str | None = None) -> list[Stage[Any, Any]]:
-    """Stages after their dependencies; with `until`, only that stage and what it depends on."""
-    by_name = {stage.name: stage for stage in stages}
-    wanted, todo = set(), [until] if until else list(by_name)
-    while todo:
-        name = todo.pop()
-        wanted.add(name)
-        todo.extend(by_name[name].depends_on)
-    graph = {name: by_name[name].depends_on for name in by_name}
-    return [by_name[name] for name in TopologicalSorter(graph).static_order() if name in wanted]
-
-
 def plan(
-    stages: Sequence[Stage[Any, Any]], config: PipelineConfig, *, until: str | None, fresh: bool
+    stages: Sequence[Stage[Any, Any]],
+    config: PipelineConfig,
+    *,
+    until: str | None,
+    fresh: bool,
+    fan_out: FanOut[Any] | None = None,
 ) -> list[PlannedStage]:
-    """The stages that `run` would run or reuse, in order; writes nothing."""
+    """The instances of stages that `run` would run or reuse, in order; writes nothing."""
     store = Store.open(config.experiment, storage_folder(config.storage), create=False)
-    done: dict[str, PlannedStage] = {}
-    for stage in order(stages, until):
-        done[stage.name] = resolve(stage, config, store, done, fresh=fresh)
+    nodes, done = expand(stages, fan_out, until), dict[Node, PlannedStage]()
+    cache = Cache(store, nodes, fresh=fresh)
+    for node, needs in nodes.items():
+        own = node.config(config, fan_out)
+        done[node] = cache.resolve(node, own, [done[need] for need in needs])
     return list(done.values())
+
+
+def plan_lines(planned: Sequence[PlannedStage]) -> list[str]:
+    """A plan for people: a line for each instance of a stage."""
+    width = name_width([one.node for one in planned])
+    return [
+        f"{one.node!s:{width}} {'reuse' if one.reused else 'run':6} {one.reason}" for one in planned
+    ]
 
 
 def run(
@@ -58,6 +57,7 @@ def run(
     descriptions: Descriptions,
     until: str | None = None,
     fresh: bool = False,
+    fan_out: FanOut[Any] | None = None,
 ) -> StageResults:
     """Run the stages in order, reusing what is cached; returns their results.
 
@@ -69,24 +69,27 @@ def run(
         descriptions: Descriptions of the experiment and of this pipeline in the tracking store.
         until: The last stage to run, after what it depends on; None for all.
         fresh: Whether cached results are computed again.
+        fan_out: Dimensions over which stages have instances, as the arms and seeds of a study.
 
     Raises:
-        PipelineError: If another process holds the lock.
+        PipelineError: If another process holds the lock, or at the end if instances failed.
 
     """
     with exclusive_lock(lock_name):
-        ordered = order(stages, until)
-        for stage in ordered:
-            if stage.preview:
-                stage.preview(config)  # bad input is found before anything is written
+        nodes = expand(stages, fan_out, until)
+        configs = {node: node.config(config, fan_out) for node in nodes}
+        for node in nodes:
+            if node.stage.preview:
+                node.stage.preview(configs[node])  # bad input is found before anything is written
         context = _open(config, invocation, descriptions)
         try:
-            done = _execute(ordered, context, fresh=fresh)
+            execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes)
+            results = execution.run(configs)
         except BaseException as error:
             context.store.fail(context.pipeline_run, error)
             raise
         context.store.end(context.pipeline_run)
-        return StageResults({name: planned.result for name, planned in done.items()})
+        return results
 
 
 def _open(
@@ -113,90 +116,3 @@ def _open_pipeline_run(store: Store, config: PipelineConfig) -> str:
         run_id = store.create(PIPELINE_KIND, key, f"{config.experiment} pipeline", params=data)
     store.log_text(run_id, config.to_yaml(), EXPERIMENT_FILE)
     return run_id
-
-
-def _execute(
-    stages: Sequence[Stage[Any, Any]], context: Context[Any], *, fresh: bool
-) -> dict[str, PlannedStage]:
-    """Compute the stages in order, or reuse their cached results."""
-    done: dict[str, PlannedStage] = {}
-    for stage in stages:
-        planned = resolve(stage, context.config, context.store, done, fresh=fresh)
-        if planned.reused:
-            _log(context, planned, "reused")
-            _reuse(planned, context)
-        else:
-            _log(context, planned, "begun")
-            _compute(planned, context, done)
-            _log(context, planned, "done")
-        done[stage.name] = planned
-    return done
-
-
-def _log(context: Context[Any], planned: PlannedStage, state: str) -> None:
-    """Report a stage's state: a line for people unless it is done, an event for machines."""
-    name = planned.stage.name
-    if state == "begun":
-        context.progress.log(
-            f"{name:9} {planned.reason}", "stage", stage=name, state=state, reason=planned.reason
-        )
-        return
-    data = {"stage": name, "state": state, "outputs": to_json(planned.result)}
-    if state == "reused":
-        context.progress.log(f"{name:9} reused", "stage", **data)
-    else:
-        context.progress.emit_event("stage", **data)
-
-
-def _reuse(planned: PlannedStage, context: Context[Any]) -> None:
-    """Refer to a cached result from the pipeline's run."""
-    run = planned.run
-    assert run is not None
-    if run.info.status != FINISHED:
-        context.store.end(run.info.run_id)  # its command was killed before it could
-    _refer(context, planned, run.info.run_id)
-
-
-def _refer(context: Context[Any], planned: PlannedStage, run_id: str) -> None:
-    context.store.tag(context.pipeline_run, {STAGE_TAG.format(planned.stage.name): run_id})
-
-
-def _compute(
-    planned: PlannedStage, context: Context[Any], done: Mapping[str, PlannedStage]
-) -> None:
-    """Run a stage; a cached one has an MLflow run of its own, under the pipeline's."""
-    stage, store = planned.stage, context.store
-    needs = StageResults({name: done[name].result for name in stage.depends_on})
-    if not stage.cached:
-        planned.result = stage.run(context, needs)
-        return
-    run_id = _open_run(planned, context)
-    _refer(context, planned, run_id)
-    try:
-        planned.result = stage.run(replace(context, run_id=run_id), needs)
-    except BaseException as error:
-        store.fail(run_id, error)
-        raise
-    # From now on it is a result.
-    store.tag(run_id, {OUTPUTS_TAG: json.dumps(to_json(planned.result))})
-    store.end(run_id)
-
-
-def _open_run(planned: PlannedStage, context: Context[Any]) -> str:
-    """The run of a stage: an unfinished one, or one that has grown, is resumed, else a new one is
-    created."""
-    store, name = context.store, planned.stage.name
-    if planned.run is not None:
-        run_id = str(planned.run.info.run_id)
-        store.resume(run_id)
-        store.untag(run_id, OUTPUTS_TAG)  # it is unfinished again
-        store.tag(run_id, planned.tags)
-        return run_id
-    invalidate(planned, context.config, store)
-    return store.create(
-        name,
-        str(planned.key),
-        f"{context.config.experiment} {name}",
-        parent=context.pipeline_run,
-        tags=planned.tags,
-    )

@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 R = TypeVar("R")
+Value = str | int
+"""In a dimension of a stage with several instances."""
+Values = tuple[Value, ...]
 
 
 def to_json(result: object) -> dict[str, Any]:
@@ -39,20 +42,51 @@ def json_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def label(stage: str, values: Values) -> str:
+    """The name of an instance of a stage, as in `fit[dca-2, 3]`; the stage's without values."""
+    return f"{stage}[{', '.join(map(str, values))}]" if values else stage
+
+
 class StageResults:
     """Results of some stages: `results[Fitted]` is the one of that type."""
 
-    def __init__(self, by_stage: Mapping[str, object]) -> None:
-        """The results by the names of their stages."""
-        self._by_stage = dict(by_stage)
+    def __init__(
+        self,
+        by_stage: Mapping[str, object],
+        instances: Mapping[str, Mapping[Values, object]] | None = None,
+    ) -> None:
+        """The results by the names of their stages, or of each `stage[values]` by its values."""
+        self._found: dict[str, Mapping[Values, object]] = dict(instances or {})
+        self._found |= {name: {(): result} for name, result in by_stage.items()}
 
     def __getitem__(self, kind: type[R]) -> R:
         """The result of a type. Raises LookupError unless there is exactly one."""
-        found = [result for result in self._by_stage.values() if isinstance(result, kind)]
+        found = self.all(kind)
         if len(found) != 1:
             raise LookupError(f"{len(found)} results of type {kind.__name__}, expected one")
-        return found[0]
+        return next(iter(found.values()))
+
+    def all(self, kind: type[R]) -> dict[Values, R]:
+        """The results of a type, of all instances of a stage, by their values.
+
+        The values are those in the dimensions that the reader does not have itself. Raises
+        LookupError if two stages have results of this type.
+        """
+        stages = [
+            {values: result for values, result in found.items() if isinstance(result, kind)}
+            for found in self._found.values()
+        ]
+        stages = [found for found in stages if found]
+        if len(stages) > 1:
+            raise LookupError(
+                f"{len(stages)} stages have results of type {kind.__name__}, expected one"
+            )
+        return stages[0] if stages else {}
 
     def to_json(self) -> dict[str, Any]:
-        """All of them as JSON data, by stage."""
-        return {name: to_json(result) for name, result in self._by_stage.items()}
+        """All of them as JSON data, by stage or instance."""
+        return {
+            label(stage, values): to_json(result)
+            for stage, found in self._found.items()
+            for values, result in found.items()
+        }

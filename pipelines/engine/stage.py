@@ -107,3 +107,5 @@ class Stage(Generic[C, R]):
     elsewhere, as the trials of a search are. Others start again in a new run."""
     preview: Callable[[C], R] | None = None
     """The result of a stage that is not cached, computed without side effects."""
+    over: tuple[str, ...] = ()
+    """Dimensions over which it has instances; those that a command's FanOut lacks do not count."""

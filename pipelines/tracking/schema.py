@@ -7,8 +7,8 @@ pipelines/training/initial_weights.py: the training library is used without a st
 Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, REASON_TAG if it
 failed, and MLflow's own tags of user, source, commit and parent run, if any
 (pipelines/compat/mlflow.py).
-A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG; a search's run also BASIS_TAG, BEST_TRIAL_TAG,
-BEST_RUN_TAG.
+A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG, INSTANCE_TAG if the stage has several instances; a
+search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG.
 A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG and INACTIVE_TAG from its creation,
 STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
@@ -74,7 +74,10 @@ INACTIVE_PARAM = "n/a"
 
 # A pipeline's run, a stage's run
 STAGE_TAG = "dca.stage.{}"
-"""Of a pipeline's run: the run that holds a stage's result, its own or an earlier pipeline's."""
+"""Of a pipeline's run: the run that holds a stage's result, its own or an earlier pipeline's. Of an
+instance of a stage its values follow, as in `dca.stage.fit/dca-2/3`."""
+INSTANCE_TAG = "dca.instance"
+"""Of a stage's run: the instance that used it last, as in `fit[dca-2, 3]`, if there are several."""
 BASIS_TAG = "dca.basis"
 """Of a search's run: what its key has in common with those of what it may grow to."""
 INPUTS_TAG, OUTPUTS_TAG = "dca.inputs", "dca.outputs"

@@ -234,12 +234,14 @@ class Store:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
 
-    def fail(self, run_id: str, error: BaseException) -> None:
+    def fail(self, run_id: str, error: BaseException, *, command_ends: bool = True) -> None:
         """End a run as FAILED, or KILLED after Ctrl-C, with the error as its reason.
 
-        Errors of the store itself are suppressed, so that the caller's error is the one raised.
+        Errors of the store itself are suppressed, so that the caller's error is the one raised. If
+        the command ends with it, no call is repeated from then on.
         """
-        self.client.cancel_retries()
+        if command_ends:
+            self.client.cancel_retries()
         with suppress(MlflowException, PipelineError):
             reason = (str(error) or type(error).__name__)[:MAX_REASON_CHARACTERS]
             self.tag(run_id, {REASON_TAG: reason})

@@ -13,7 +13,8 @@ from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.estimate import estimate
 from pipelines.cost.simulation import draw_trials, simulate, step_flops
 from pipelines.cost.timing import time_steps
-from pipelines.engine import dag
+from pipelines.engine import instances
+from pipelines.engine.cache import PlannedStage
 from pipelines.engine.stage import Stage
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.search.results import Selected
@@ -128,10 +129,12 @@ def test_a_process_has_the_niceness_and_the_gpus_of_a_worker(experiment, monkeyp
 
 
 @pytest.fixture
-def planned(searched) -> list[dag.PlannedStage]:
+def planned(searched) -> list[PlannedStage]:
     """Nothing is cached."""
     names = ("search", "select", "fit", "evaluate")
-    return [dag.PlannedStage(Stage(name, Selected, run=lambda *_: None)) for name in names]
+    return [
+        PlannedStage(instances.Node(Stage(name, Selected, run=lambda *_: None))) for name in names
+    ]
 
 
 @pytest.fixture

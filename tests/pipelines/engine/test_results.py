@@ -61,5 +61,18 @@ def test_results_are_found_by_their_type():
     assert results.to_json() == {"fit": to_json(FIT), "other": {"name": "a"}}
     with pytest.raises(LookupError, match="0 results of type Fit, expected one"):
         StageResults({"other": Other("a")})[Fit]
-    with pytest.raises(LookupError, match="2 results of type Other, expected one"):
+    with pytest.raises(LookupError, match="2 stages have results of type Other, expected one"):
         StageResults({"other": Other("a"), "third": Other("b")})[Other]
+
+
+def test_results_of_instances_are_found_by_their_values():
+    several = {"arm": {("a", 1): Other("x"), ("b", 1): Other("y")}}
+    results = StageResults({"fit": FIT}, several)
+    assert results.all(Other) == {("a", 1): Other("x"), ("b", 1): Other("y")}
+    assert results.all(Fit) == {(): FIT}
+    assert results.to_json().keys() == {"fit", "arm[a, 1]", "arm[b, 1]"}
+    with pytest.raises(LookupError, match="2 results of type Other, expected one"):
+        results[Other]
+    one = StageResults({}, {"arm": {("a",): Other("x")}})
+    assert one[Other] == Other("x")
+    assert one.all(Fit) == {}

@@ -1,0 +1,94 @@
+"""Instances of stages: the nodes of the DAG, and their order.
+
+A stage has an instance for each combination of values of its dimensions, as a fit has one for each
+arm and seed of a study. An instance depends on those instances of other stages that agree with it
+in the dimensions that both have.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from itertools import product
+from typing import Any, Generic
+
+from pipelines.engine.results import Value, label
+from pipelines.engine.stage import C, Stage
+
+
+@dataclass(frozen=True)
+class FanOut(Generic[C]):
+    """The dimensions over which stages have instances."""
+
+    dimensions: Mapping[str, Sequence[Value]]
+    """Their values; as text they are of letters, digits, `_`, `-`, `.`, `:` and spaces, for the tag
+    of an instance."""
+    configure: Callable[[Mapping[str, Value]], C]
+    """The configuration of an instance, from its value in each of its dimensions."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One instance of a stage."""
+
+    stage: Stage[Any, Any]
+    position: tuple[tuple[str, Value], ...] = ()
+    """Dimensions and their values; empty for a stage without instances."""
+
+    def __str__(self) -> str:
+        """The name for people, as in `fit[dca-2, 3]`."""
+        return label(self.stage.name, self.values_beyond(()))
+
+    @property
+    def path(self) -> str:
+        """The name in the tag of a pipeline's run, as in `fit/dca-2/3`."""
+        return "/".join([self.stage.name, *(str(value) for _, value in self.position)])
+
+    def values_beyond(self, dimensions: Collection[str]) -> tuple[Value, ...]:
+        """Its values in all dimensions but these."""
+        return tuple(value for name, value in self.position if name not in dimensions)
+
+    def agrees_with(self, other: "Node") -> bool:
+        """Whether both have the same value in each dimension that both have."""
+        mine = dict(self.position)
+        return all(mine.get(name, value) == value for name, value in other.position)
+
+    def config(self, config: C, fan_out: FanOut[C] | None) -> C:
+        """Its configuration: without dimensions that of the pipeline."""
+        return fan_out.configure(dict(self.position)) if fan_out and self.position else config
+
+
+def expand(
+    stages: Sequence[Stage[Any, Any]], fan_out: FanOut[Any] | None, until: str | None
+) -> dict[Node, list[Node]]:
+    """The instances of the stages, each after those it depends on, and these.
+
+    With `until`, only those of that stage and of what it depends on.
+    """
+    by_name = {stage.name: stage for stage in stages}
+    nodes = {name: _instances(stage, fan_out) for name, stage in by_name.items()}
+    graph = {
+        node: [
+            other
+            for name in node.stage.depends_on
+            for other in nodes[name]
+            if node.agrees_with(other)
+        ]
+        for instances in nodes.values()
+        for node in instances
+    }
+    wanted, todo = set(), [until] if until else list(by_name)
+    while todo:
+        name = todo.pop()
+        wanted.add(name)
+        todo.extend(by_name[name].depends_on)
+    ordered = TopologicalSorter(graph).static_order()
+    return {node: graph[node] for node in ordered if node.stage.name in wanted}
+
+
+def _instances(stage: Stage[Any, Any], fan_out: FanOut[Any] | None) -> list[Node]:
+    values = fan_out.dimensions if fan_out else {}
+    over = [name for name in stage.over if name in values]
+    return [
+        Node(stage, tuple(zip(over, chosen, strict=True)))
+        for chosen in product(*(values[name] for name in over))
+    ]
