@@ -226,15 +226,16 @@ def _basis(stage: Stage[Any, Any], inputs: Mapping[str, Any]) -> str | None:
 
 def _take(planned: PlannedStage, run: Run, store: Store, config: PipelineConfig) -> None:
     """The result of a run with the stage's key, if it is complete and its files are intact."""
-    stage, text, planned.run = planned.stage, run.data.tags.get(OUTPUTS_TAG), run
-    if text is None:
+    stage, planned.run = planned.stage, run
+    if OUTPUTS_TAG not in run.data.tags:
         planned.reason = "resumes an unfinished run"
         return
-    result = from_json(stage.result, text)
-    if result is None:
+    result = from_json(stage.result, json.dumps(store.read_result(run)))
+    planned.reason = store.damaged_artifact(run) or ""
+    if not planned.reason and result is None:
         planned.reason = f"the tag {OUTPUTS_TAG} of its run is not a result"
-    else:
-        planned.reason = store.damaged_artifact(run) or _damage(stage, result, store) or ""
+    elif not planned.reason:
+        planned.reason = _damage(stage, result, store) or ""
     if not planned.reason and stage.growth:
         planned.reason = stage.growth.unfinished(store, run.info.run_id, config)
     if not planned.reason:

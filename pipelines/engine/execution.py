@@ -4,7 +4,6 @@ If an instance of a stage fails, those that do not depend on it still run. A sta
 ends the execution, and so do bad input and Ctrl-C.
 """
 
-import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -100,12 +99,11 @@ class Execution:
             self._refer(planned)
             try:
                 planned.result = stage.run(replace(context, run_id=planned.run_id), given)
+                store.write_result(planned.run_id, to_json(planned.result))
             except BaseException as error:
                 ends = _ends_command(planned.node, error)
                 store.fail(planned.run_id, error, command_ends=ends)
                 raise
-            text = json.dumps(to_json(planned.result))
-            store.tag(planned.run_id, {OUTPUTS_TAG: text})  # from now on it is a result
             store.end(planned.run_id)
         else:
             planned.result = stage.run(context, given)

@@ -46,7 +46,6 @@ from pipelines.tracking.schema import (
     VERSION_PREFIX,
     VersionTags,
     stage_inputs,
-    stage_outputs,
     stage_runs,
 )
 from pipelines.tracking.store import Run, Store
@@ -74,7 +73,8 @@ def load_results(experiment: str) -> Results:
     if store is None or not pipelines:
         message = "no run of sweep.py or train.py in it yet"
         raise ConfigError(Problem(message, source=experiment))
-    return results_of(store, (searched or pipelines)[0].info.run_id)
+    latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
+    return results_of(store, latest.info.run_id)
 
 
 def results_of(store: Store, pipeline_run: str) -> Results:
@@ -117,7 +117,7 @@ def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
     for before, name in pairwise(STAGE_CHAIN):
         if name in stages:
             needs = stage_inputs(stages[name].data.tags).get("needs", {})
-            if before in needs and needs[before] not in _identities(stages.get(before)):
+            if before in needs and needs[before] not in _identities(store, stages.get(before)):
                 del stages[name]
     if EVALUATE_KIND not in stages:
         stages.pop(SAMPLE_KIND, None)
@@ -127,19 +127,19 @@ def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
 def _trials(store: Store, config: Experiment, search: Run) -> list[StoredTrial]:
     """The trials that a search has selected; before it has ended, those in its space."""
     stored = stored_search(store, search.info.run_id, config.search_task(), any_code=True)
-    outputs = stage_outputs(search.data.tags) or {}
+    outputs = store.read_result(search) or {}
     if "selection" not in outputs:  # it has not ended, or it has in an older store
         return stored.trials
     numbers = read_numbers(outputs["selection"])
     return [trial for trial in stored.trials if trial.number in numbers]
 
 
-def _identities(run: Run | None) -> set[str]:
+def _identities(store: Store, run: Run | None) -> set[str]:
     """What the inputs of a stage have for the result of this run: a digest; in older stores the
     run."""
     if run is None:
         return set()
-    return {run.info.run_id, json_digest(stage_outputs(run.data.tags))}
+    return {run.info.run_id, json_digest(store.read_result(run))}
 
 
 def _trial_configurations(

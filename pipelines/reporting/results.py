@@ -19,7 +19,6 @@ from pipelines.tracking.schema import (
     TRAIN_KIND,
     TRAIN_TOKENS_PARAM,
     VersionTags,
-    stage_outputs,
 )
 from pipelines.tracking.store import Run, Store
 
@@ -91,7 +90,7 @@ class Results:
         """
         if stage not in self.stages:
             return {}
-        return stage_outputs(self.stages[stage].data.tags) or {}
+        return self.store.read_result(self.stages[stage]) or {}
 
     def configuration(self, values: Mapping[str, Any], tokens: int | None = None) -> str:
         """The `configuration` column's text for these values of some keys, and this budget."""

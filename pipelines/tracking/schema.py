@@ -82,7 +82,10 @@ BASIS_TAG = "dca.basis"
 """Of a search's run: what its key has in common with those of what it may grow to."""
 INPUTS_TAG, OUTPUTS_TAG = "dca.inputs", "dca.outputs"
 """Of a stage's run: what its key is made of, and its result, both as JSON. With a result it counts
-as finished."""
+as finished. A result too long for a tag is in RESULT_FILE."""
+RESULT_FILE = "result.json"
+RESULT_IS_IN_FILE = {"file": RESULT_FILE}
+"""Artifact of a stage's run, and what the tag is then."""
 BEST_TRIAL_TAG, BEST_RUN_TAG = "dca.best_trial", "dca.best_run"
 """Of a search's run: the number and the run of its winner."""
 EXPERIMENT_FILE, SCREEN_FILE = "experiment.yaml", "report.txt"

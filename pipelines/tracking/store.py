@@ -32,6 +32,7 @@ from pipelines.compat.mlflow import (
     FAILED,
     FINISHED,
     KILLED,
+    MAX_TAG_CHARACTERS,
     NOTE_TAG,
     PARENT_RUN_TAG,
     RUNNING,
@@ -54,9 +55,13 @@ from pipelines.tracking.schema import (
     KEY_TAG,
     KIND_TAG,
     LIVE,
+    OUTPUTS_TAG,
     REASON_TAG,
+    RESULT_FILE,
+    RESULT_IS_IN_FILE,
     SCHEMA_TAG,
     SCHEMA_VERSION,
+    stage_outputs,
 )
 from pipelines.tracking.uri import database_file, tracking_uri
 from pipelines.training.history import STEP, TIME
@@ -220,6 +225,24 @@ class Store:
             [row], model_id=model_id, dataset_name=dataset_name, dataset_digest=dataset_digest
         )
         self.client.log_batch(run_id, metrics=list(entities))
+
+    def write_result(self, run_id: str, result: Mapping[str, Any]) -> None:
+        """Store the result of a stage's run: from now on the run counts as finished."""
+        text = json.dumps(result)
+        if len(text) > MAX_TAG_CHARACTERS:
+            self.log_text(run_id, text, RESULT_FILE)
+            text = json.dumps(RESULT_IS_IN_FILE)
+        self.tag(run_id, {OUTPUTS_TAG: text})
+
+    def read_result(self, run: Run) -> dict[str, Any] | None:
+        """The result of a stage's run; None while it has none, or if it is damaged."""
+        found = stage_outputs(run.data.tags)
+        if found != RESULT_IS_IN_FILE:
+            return found
+        try:
+            return dict(json.loads(self.read_text(run.info.run_id, RESULT_FILE)))
+        except (MlflowException, OSError, ValueError):
+            return None
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again, and log its parameters; idempotent.

@@ -49,6 +49,7 @@ class Pipeline:
         self.source, self.broken = 1, False
         self.equal, self.grows, self.model_is_damaged = False, False, False
         self.usable, self.unfinished = 1, ""
+        self.note: str | None = None
 
     def stages(self) -> list[Stage[Experiment, Any]]:
         return [
@@ -82,7 +83,7 @@ class Pipeline:
 
     def _c(self, context: Context, needs: StageResults) -> C:
         self.ran.append("c")
-        return C(needs[A].source + needs[B].source)
+        return C(needs[A].source + needs[B].source, self.note)
 
     def run(self, config: Experiment, until: str | None = None, fresh: bool = False) -> list[str]:
         self.ran = []
@@ -170,6 +171,19 @@ def test_a_result_whose_file_is_damaged_is_computed_again(
     assert (again.info.run_id == first.info.run_id) == grows
     assert store.read_text(again.info.run_id, FILE) == "x"
     assert pipeline.run(experiment) == ["a"]
+
+
+def test_a_result_too_long_for_a_tag_is_a_file(pipeline, experiment):
+    pipeline.note = "x" * 9000
+    assert pipeline.run(experiment) == ["a", "b", "c"]
+    assert pipeline.run(experiment) == ["a"]
+    store = store_of(experiment)
+    (run,) = store.find("c")
+    assert store.read_result(run) == {"sum": 2, "note": pipeline.note}
+    (file,) = location.storage_folder(experiment.storage).rglob("result.json")
+    file.write_text(file.read_text()[:-9])
+    assert reasons(pipeline, experiment)[-1] == "result.json is not what was logged"
+    assert pipeline.run(experiment) == ["a", "c"]
 
 
 def test_a_stage_that_grows_goes_on_in_its_run(pipeline, experiment):
