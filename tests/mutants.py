@@ -48,7 +48,7 @@ OPERATORS: dict[type, tuple[type, ...]] = {
 }
 CHOSEN_ELSEWHERE = ("annotation", "returns", "decorator_list", "bases", "format_spec")
 """Fields whose values are types, or decide how a class is made: no behaviour that a test sees."""
-MIN_LIMIT_SECONDS = 60
+MIN_LIMIT_SECONDS, MAX_SECONDS = 60, 1800
 
 
 @dataclass(frozen=True)
@@ -171,26 +171,30 @@ def copy_checkout(to: Path) -> None:
             shutil.copy2(ROOT / name, to / name)
 
 
-def fail(tests: list[str], root: Path, limit: float) -> bool:
-    """Whether a test fails, or they take longer than `limit` seconds."""
+def failure(tests: list[str], root: Path, limit: float) -> str:
+    """The end of pytest's output if a test fails, or they take longer than `limit` seconds."""
     environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    process = subprocess.Popen(
-        command,
-        cwd=root,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(limit) != 0
-    except subprocess.TimeoutExpired:
-        return True
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=root,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            if process.wait(limit) == 0:
+                return ""
+        except subprocess.TimeoutExpired:
+            return f"longer than {limit:.0f} seconds"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+        output.seek(0)
+        return output.read()[-3000:] or "no output"
 
 
 def main() -> int:
@@ -212,13 +216,13 @@ def main() -> int:
             key = tuple(sorted(tests))
             if key not in limits:
                 started = time.monotonic()
-                if fail(tests, root, 3600):
-                    print(f"{package}: its tests fail without a mutant; run them first")
+                if output := failure(tests, root, MAX_SECONDS):
+                    print(f"{output}\n{package}: its tests fail without a mutant; mend them first")
                     return 1
                 limits[key] = max(MIN_LIMIT_SECONDS, 3 * (time.monotonic() - started))
             original, started = mutant.path.read_text(), time.monotonic()
             mutant.path.write_text(mutant.text)
-            killed = fail(tests, root, limits[key])
+            killed = failure(tests, root, limits[key]) != ""
             mutant.path.write_text(original)
             survived += not killed
             print(
