@@ -76,6 +76,20 @@ def test_a_probe_leaves_nothing(shared):
     assert shared.files() == set()
 
 
+def test_named_files_are_put_and_got_and_no_others(shared, tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    for name in "abc":
+        written(here / name, name.encode())
+    (shared / "x").put(here, "a", "b")
+    assert shared.files() == {"x/a", "x/b"}
+    (shared / "x").get(there, "b")
+    assert [(path.name, path.read_text()) for path in there.iterdir()] == [("b", "b")]
+    with pytest.raises(FileNotFoundError):
+        (shared / "x").get(there, "c")
+
+
 def closed_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
