@@ -83,7 +83,7 @@ def mutants_of(path: Path) -> list[Mutant]:
 
 def _places(node: ast.AST, is_condition: bool = False) -> Iterator[tuple[Any, bool]]:
     """The nodes of a tree that may be changed, and whether a branch depends on them."""
-    if isinstance(node, ast.JoinedStr) or _is_for_tools(node):
+    if isinstance(node, ast.JoinedStr) or _changes_nothing(node):
         return  # Python 3.11 gives wrong columns inside f-strings
     if isinstance(node, ast.expr | ast.AugAssign):
         yield node, is_condition
@@ -93,8 +93,11 @@ def _places(node: ast.AST, is_condition: bool = False) -> Iterator[tuple[Any, bo
                 yield from _places(child, name in ("test", "ifs"))
 
 
-def _is_for_tools(node: ast.AST) -> bool:
-    """Whether it is `__all__ = ...`, `if TYPE_CHECKING:` or `if __name__ == "__main__":`."""
+def _changes_nothing(node: ast.AST) -> bool:
+    """Whether it is for tools, as `__all__` and `if TYPE_CHECKING:`, for a start as a script, or
+    an assertion: `strict=True`."""
+    if isinstance(node, ast.keyword):
+        return node.arg == "strict"
     if isinstance(node, ast.Assign):
         return ast.unparse(node.targets[0]) == "__all__"
     names = ("TYPE_CHECKING", "__name__ == '__main__'")

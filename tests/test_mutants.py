@@ -20,7 +20,7 @@ def f(x: 4 = None, *, flag: bool = True) -> 5:
     if not x and x != "é" or x < 0.5:
         return -x if flag else text
     return ü(x,
-             y=x is None)  # 9
+             y=x is None, strict=True)  # 9
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Panel:
 
 def _bar_table(bars: Sequence[Bar], width: int) -> Table:
     """Bars one below the other; on a narrow terminal the bars become shorter, not the texts."""
-    grid = Table.grid(padding=(0, 1), expand=True)
+    grid = Table.grid(padding=(0, 1))
     grid.width = width
     grid.add_column(no_wrap=True)
     grid.add_column(ratio=1)
