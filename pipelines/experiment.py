@@ -107,6 +107,12 @@ class Experiment(Section):
         """The final training: a trial's values with the fit's budget and resources."""
         return self.training_run({**(values or {}), **self.fit.values(self.train)})
 
+    def as_fit(self, values: Mapping[str, Any]) -> Self:
+        """The experiment of that training alone, without a search."""
+        run = self.fit_run(values)
+        alone = {"model": run.model, "train": run.train, "search": SearchConfig()}
+        return self.model_copy(update=alone)
+
     def search_task(self) -> SearchTask:
         """The search, and the training run that its trials vary."""
         base = self.training_run()

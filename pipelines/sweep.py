@@ -134,7 +134,10 @@ def _plan(
     print(*dag.plan_lines(planned), sep="\n")
     _print_resources(experiment, cluster)
     sizes = corpus.preview(experiment).bytes
-    print(*estimate(experiment, sizes, planned, cluster, progress.log), sep="\n")
+    lines = estimate(
+        *(experiment, sizes, planned, cluster, progress.log), retry_failed=arguments.retry_failed
+    )
+    print(*lines, sep="\n")
 
 
 def _print_resources(experiment: Experiment, cluster: Cluster) -> None:

@@ -44,8 +44,12 @@ def estimate(
     planned: Sequence[PlannedStage],
     cluster: Cluster,
     log: Callable[[str], Any],
+    *,
+    retry_failed: bool = False,
 ) -> list[str]:
     """Lines for people: what is left to do and what it takes; none if nothing is left to train.
+
+    With `retry_failed` failed trials are left, too.
 
     A fit that was left unfinished counts from its start, a search from its last evaluations. `log`
     is called before steps are timed, which takes seconds.
@@ -53,7 +57,8 @@ def estimate(
     stages = {one.stage.name: one for one in planned if not one.reused}
     if not stages.keys() & {"search", "fit"}:
         return []
-    costs = _Costs(experiment, EarlierRuns(experiment), corpus_bytes["validation"], log)
+    earlier, validation_bytes = EarlierRuns(experiment), corpus_bytes["validation"]
+    costs = _Costs(experiment, earlier, validation_bytes, log, retry_failed)
     notes, reading = [], np.zeros(1)
     if "search" in stages:
         searches = costs.searches(cluster, stages["search"].run)
@@ -130,6 +135,7 @@ class _Costs:
     earlier: EarlierRuns
     validation_bytes: int
     log: Callable[[str], Any]
+    retry_failed: bool = False
     table: list[Row] = field(default_factory=list)
     timed: bool = False
 
@@ -143,6 +149,8 @@ class _Costs:
         task, store, stored, elapsed = self.experiment.search_task(), self.earlier.store, [], 0.0
         if store and run:
             stored = stored_search(store, run.info.run_id, task).trials
+            if self.retry_failed:
+                stored = [trial for trial in stored if trial.state != "failed"]
             elapsed = max(store.history(run.info.run_id, SECONDS_METRIC).values(), default=0.0)
         drawn = [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
         concurrent = min(max_concurrent_jobs(cluster, task.base.resources), len(drawn[0]))

@@ -105,7 +105,7 @@ class Cache:
         self._names = {str(node) for node in nodes}
         self._codes = CodeDigests()
         self._by_key: dict[str, PlannedStage] = {}
-        self._taken: set[str] = set()
+        self._used_run_ids: set[str] = set()
         """The runs that an instance has reused or continues."""
 
     def resolve(
@@ -138,14 +138,15 @@ class Cache:
         elif self._fresh:
             planned.reason = "fresh"
         elif self._store and (found := self._store.find(stage.name, planned.key)):
-            _take(planned, found[0], self._store, config)
-        elif grown := self._usable_runs(planned, config):
-            planned.run = grown[0]
-            planned.reason = f"goes on: {_changes(inputs, stage_inputs(grown[0].data.tags))}"
+            _reuse_or_resume(planned, found[0], self._store, config)
+        elif growable := self._usable_runs(planned, config):
+            planned.run = growable[0]
+            changes = _changes(inputs, stage_inputs(growable[0].data.tags))
+            planned.reason = f"goes on: {changes}" if changes else "goes on"
         else:
             planned.reason = _difference(planned, self._store)
         if planned.run is not None:
-            self._taken.add(planned.run.info.run_id)
+            self._used_run_ids.add(planned.run.info.run_id)
         return planned
 
     def invalidate(self, planned: PlannedStage, config: PipelineConfig) -> None:
@@ -166,7 +167,7 @@ class Cache:
         runs = [
             run
             for run in self._store.find(planned.stage.name, basis=planned.basis)
-            if run.info.run_id not in self._taken
+            if run.info.run_id not in self._used_run_ids
             and run.data.tags.get(INSTANCE_TAG, name) not in self._names - {name}
         ]
         usable = [(growth.usable(self._store, run.info.run_id, config), run) for run in runs]
@@ -180,13 +181,20 @@ class Cache:
         Of the values of instances only those that the instance can see are among them: they name
         the results that it is given by `StageResults.all`.
         """
-        values, keys = flatten(config.model_dump(mode="json")), node.stage.config_keys
+        stage = node.stage
+        if stage.configured is not None:
+            config = stage.configured(config, results_for(node, needs))
+        values, keys = flatten(config.model_dump(mode="json")), stage.config_keys
         return {
             "config": {
                 k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in keys)
             },
-            "needs": {label(*_seen_from(node, one)): one.identity for one in needs},
-            "sources": self._codes[tuple(node.stage.modules(config))],
+            "needs": {
+                label(*_seen_from(node, one)): one.identity
+                for one in needs
+                if one.stage.name not in stage.absorbed
+            },
+            "sources": self._codes[tuple(stage.modules(config))],
             "schema": SCHEMA_VERSION,
         }
 
@@ -221,10 +229,11 @@ def _basis(stage: Stage[Any, Any], inputs: Mapping[str, Any]) -> str | None:
     if stage.growth is None:
         return None
     config = {key: inputs["config"][key] for key in stage.growth.identity_keys}
-    return json_digest({"stage": stage.name, "config": config, "needs": inputs["needs"]})
+    same = {key: inputs[key] for key in ("needs", "schema")}
+    return json_digest({"stage": stage.name, "config": config, **same})
 
 
-def _take(planned: PlannedStage, run: Run, store: Store, config: PipelineConfig) -> None:
+def _reuse_or_resume(planned: PlannedStage, run: Run, store: Store, config: PipelineConfig) -> None:
     """The result of a run with the stage's key, if it is complete and its files are intact."""
     stage, planned.run = planned.stage, run
     if OUTPUTS_TAG not in run.data.tags:
@@ -263,11 +272,13 @@ def _difference(planned: PlannedStage, store: Store | None) -> str:
     tags, inputs = earlier[0].data.tags, planned.inputs
     if (written := schema_version(tags)) != SCHEMA_VERSION:
         return f"the earlier result is of store schema {written}, this is {SCHEMA_VERSION}"
-    return _changes(inputs, stage_inputs(tags))
+    return _changes(inputs, stage_inputs(tags)) or "new"
 
 
 def _changes(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What differs from the inputs of an earlier run."""
+    if not before:
+        return "its inputs were too many to be stored, and to be compared"
     old, new = before.get("config", {}), inputs["config"]
     changes = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
@@ -278,4 +289,4 @@ def _changes(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     changes += [f"{k} changed" for k, v in inputs["needs"].items() if needs.get(k) != v]
     if before.get("sources") != inputs["sources"]:
         changes.append("its code changed")
-    return "; ".join(changes) or "new"
+    return "; ".join(changes)

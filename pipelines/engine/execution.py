@@ -4,6 +4,7 @@ If an instance of a stage fails, those that do not depend on it still run. A sta
 ends the execution, and so do bad input and Ctrl-C.
 """
 
+import json
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,7 +15,7 @@ from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.console.text import first_line
 from pipelines.engine.cache import Cache, PlannedStage, results_for, shortened
 from pipelines.engine.instances import Node
-from pipelines.engine.results import StageResults, to_json
+from pipelines.engine.results import StageResults, from_json, to_json
 from pipelines.engine.stage import Context, PipelineConfig
 from pipelines.tracking.schema import OUTPUTS_TAG, STAGE_TAG
 
@@ -57,10 +58,10 @@ class Execution:
 
     def _run_node(self, node: Node, context: Context[Any], needs: list[PlannedStage]) -> None:
         planned = self._cache.resolve(node, context.config, needs)
-        twin = planned.same_as.node if planned.same_as else None
-        if twin in self._failed:
-            self._failed[node] = self._failed[twin]
-            self._log_end(node, "failed", f"failed as {twin}")
+        shared_with = planned.same_as.node if planned.same_as else None
+        if shared_with in self._failed:
+            self._failed[node] = self._failed[shared_with]
+            self._log_end(node, "failed", f"failed as {shared_with}")
             return
         try:
             self._reuse(planned) if planned.reused else self._compute(planned, context, needs)
@@ -98,8 +99,10 @@ class Execution:
             planned.run_id = self._open_run(planned, context)
             self._refer(planned)
             try:
-                planned.result = stage.run(replace(context, run_id=planned.run_id), given)
-                store.write_result(planned.run_id, to_json(planned.result))
+                result = stage.run(replace(context, run_id=planned.run_id), given)
+                assert isinstance(result, stage.result), f"{name}: not a {stage.result}: {result}"
+                store.write_result(planned.run_id, to_json(result))
+                planned.result = from_json(stage.result, json.dumps(to_json(result)))
             except BaseException as error:
                 ends = _ends_command(planned.node, error)
                 store.fail(planned.run_id, error, command_ends=ends)

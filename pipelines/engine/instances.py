@@ -86,7 +86,7 @@ def expand(
 
 
 def _instances(stage: Stage[Any, Any], fan_out: FanOut[Any] | None) -> list[Node]:
-    values = fan_out.dimensions if fan_out else {}
+    values = {k: list(dict.fromkeys(v)) for k, v in fan_out.dimensions.items()} if fan_out else {}
     over = [name for name in stage.over if name in values]
     return [
         Node(stage, tuple(zip(over, chosen, strict=True)))

@@ -29,6 +29,7 @@ from pipelines.reporting.run_tables import (
 from pipelines.search.results import read_numbers
 from pipelines.search.resume import stored_search
 from pipelines.tracking.client import connect_existing
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
     CORPUS_PARAM,
@@ -83,7 +84,7 @@ def results_of(store: Store, pipeline_run: str) -> Results:
     pipeline = pipelines[pipeline_run]
     text = store.read_text(pipeline_run, EXPERIMENT_FILE)
     config = read_experiment(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
-    stages = _stage_runs(store, pipeline)
+    stages = _stage_runs(store, pipeline, config)
     searches = {run.info.run_id: run for run in store.find(SEARCH_KIND)}
     trials = [run for run in store.find(TRIAL_KIND) if _parent(run) in searches]
     fits = [*store.find(FIT_KIND), *store.find(TRAIN_KIND)]
@@ -110,18 +111,32 @@ def results_of(store: Store, pipeline_run: str) -> Results:
     return _with_samples(_with_model(results, corpus))
 
 
-def _stage_runs(store: Store, pipeline: Run) -> dict[str, Run]:
+def _stage_runs(store: Store, pipeline: Run, config: Experiment) -> dict[str, Run]:
     """The runs of a pipeline's stages, without those that follow from another earlier result."""
     runs = stage_runs(pipeline.data.tags)
     stages = {name: store.client.get_run(run) for name, run in runs.items()}
     for before, name in pairwise(STAGE_CHAIN):
         if name in stages:
             needs = stage_inputs(stages[name].data.tags).get("needs", {})
-            if before in needs and needs[before] not in _identities(store, stages.get(before)):
+            follows = before not in needs or needs[before] in _identities(store, stages.get(before))
+            if not follows or (name == FIT_KIND and not _is_fit_of(config, store, stages)):
                 del stages[name]
     if EVALUATE_KIND not in stages:
         stages.pop(SAMPLE_KIND, None)
     return stages
+
+
+def _is_fit_of(config: Experiment, store: Store, stages: Mapping[str, Run]) -> bool:
+    """Whether the fit is that of the selected values, and not of those selected before."""
+    selected = store.read_result(stages[SELECT_KIND]) if SELECT_KIND in stages else None
+    if not selected:
+        return False
+    stored, params = stages[FIT_KIND].data.params, config.fit_run(selected["values"]).params
+    return all(
+        stored.get(key, encode_param(value)) == encode_param(value)
+        for key, value in params.items()
+        if key.startswith(("model.", "train."))
+    )
 
 
 def _trials(store: Store, config: Experiment, search: Run) -> list[StoredTrial]:

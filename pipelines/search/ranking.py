@@ -1,6 +1,6 @@
 """The best trial of a search, and its Pareto front. Pruned trials are compared at equal tokens.
 
-Used by the stage select.
+Used by the recorder and the stage select.
 """
 
 import math
@@ -24,7 +24,7 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
         pruned = [t for t in trials if t.objective is not None and t.state == "pruned"]
         ranked = _at_most_shared_tokens(pruned)
     if not ranked:
-        raise PipelineError("select: no trial has a result")
+        raise PipelineError("search: no trial has a result")
     return min(ranked, key=lambda trial: (trial.objective, trial.number))
 
 

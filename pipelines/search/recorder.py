@@ -20,7 +20,9 @@ from pipelines.data.splits import train_val_splits
 from pipelines.engine.code import CodeDigests
 from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import trials_folder
+from pipelines.search.ranking import best_trial, pareto_front
+from pipelines.search.results import Searched, write_numbers
+from pipelines.search.resume import StoredSearch, trials_folder
 from pipelines.search.space import FIXED, Space
 from pipelines.search.study import save_study
 from pipelines.search.trial import TrialOutcome, trial_folder
@@ -29,12 +31,17 @@ from pipelines.tracking import descriptions
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     BEST_METRIC,
+    BEST_RUN_TAG,
+    BEST_TAG,
+    BEST_TRIAL_TAG,
     CODE_TAG,
     CORPUS_PARAM,
     INACTIVE_PARAM,
     INACTIVE_TAG,
+    PARETO_TAG,
     REASON_TAG,
     SECONDS_METRIC,
+    SEED_PARAM,
     STATE_TAG,
     STUDY_FILE,
     TOKENS_METRIC,
@@ -142,9 +149,10 @@ class Recorder:
             summary = {key: outcome.last_row[key] for key in (STEP, TIME)}
             summary[metric] = outcome.objective
         self._writer.finish(run_id, STATUS_OF_STATE[outcome.state], tags, summary)
-        # After the end of the run: until then a resumed search would need the checkpoints.
-        folder = trial_folder(trials_folder(self._context), number)
-        self._writer.enqueue(partial(remove, folder), run_id)
+        if outcome.state != "failed":  # else it may be run again, from its checkpoints
+            # After the end of the run: until then a resumed search would need the checkpoints.
+            folder = trial_folder(trials_folder(self._context), number)
+            self._writer.enqueue(partial(remove, folder), run_id)
         return run_id
 
     def log_elapsed(self) -> None:
@@ -177,7 +185,8 @@ def log_search(context: Context[Any], task: SearchTask, corpus: PreparedCorpus) 
     store, run_id, fingerprint = context.store, context.run_id, corpus.fingerprint
     fixed = {key: value for key, value in task.base.params.items() if key in FIXED}
     second = {"search.second_objective": task.search.second_objective}
-    store.log_params(run_id, {CORPUS_PARAM: fingerprint, "seed": task.base.seed, **fixed, **second})
+    seed = {SEED_PARAM: task.base.seed}
+    store.log_params(run_id, {CORPUS_PARAM: fingerprint, **seed, **fixed, **second})
     store.describe(descriptions.describe_search(run_id, task.base.train.tokens), run_id)
     splits = train_val_splits(context.storage, fingerprint)
     store.log_corpus(run_id, corpus, training=splits.train, validation=splits.validation)
@@ -194,15 +203,45 @@ def end_runs(store: Store, ended: Sequence[StoredTrial]) -> None:
             store.end(trial.run_id, status)
 
 
-def log_summary(
-    context: Context[Any], task: SearchTask, trials: Sequence[StoredTrial]
-) -> dict[str, int]:
-    """Store the number of trials by state and Optuna's study; returns the number by state."""
-    counts = {state: sum(trial.state == state for trial in trials) for state in STATUS_OF_STATE}
-    tokens = sum(trial.tokens for trial in trials)
-    context.store.log_metrics(context.run_id, {TOKENS_METRIC: tokens, **counts})
+def log_summary(context: Context[Any], task: SearchTask, stored: StoredSearch) -> Searched:
+    """Store what came out of a search, on its run and its trials'; returns it as the result.
+
+    Stored are the number of trials by state, the winner, the Pareto front and Optuna's study.
+    """
+    store, run_id, ended = context.store, context.run_id, stored.ended
+    counts = {state: sum(trial.state == state for trial in ended) for state in STATUS_OF_STATE}
+    winner, front = best_trial(ended), pareto_front(ended, task.search.second_objective)
+    store.tag(run_id, {BEST_TRIAL_TAG: str(winner.number), BEST_RUN_TAG: winner.run_id})
+    every = [*stored.trials, *stored.outside]
+    _mark(store, BEST_TAG, [winner], [trial for trial in every if trial.best])
+    _mark(store, PARETO_TAG, front, [trial for trial in every if trial.pareto])
+    tokens = sum(trial.tokens for trial in ended)
+    assert winner.objective is not None
+    best = {BEST_METRIC.format(task.base.train.best_metric): winner.objective}
+    store.log_metrics(run_id, {TOKENS_METRIC: tokens, **counts, **best})
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / STUDY_FILE
-        save_study(path, task, trials)
-        context.store.log_file(context.run_id, path)
-    return counts
+        save_study(path, task, ended)
+        store.log_file(run_id, path)
+    return Searched(
+        search_run=run_id,
+        trials=counts,
+        front=tuple(
+            (trial.number, trial.objective, trial.second)
+            for trial in front
+            if trial.objective is not None and trial.second is not None
+        ),
+        selection=write_numbers(trial.number for trial in ended),
+    )
+
+
+def _mark(
+    store: Store, tag: str, trials: Sequence[StoredTrial], before: Sequence[StoredTrial]
+) -> None:
+    """Set a tag on the runs of these trials, and remove it where it was before."""
+    wanted = {trial.run_id for trial in trials}
+    for trial in before:
+        if trial.run_id not in wanted:
+            store.untag(trial.run_id, tag)
+    for trial in trials:
+        store.tag(trial.run_id, {tag: "true"})

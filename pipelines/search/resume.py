@@ -2,15 +2,17 @@
 
 A search may grow: with more trials, another range or a further searched key it continues with those
 of its stored trials that lie in its present space. `search.warm_start` names other experiments,
-whose trials teach its sampler.
+from whose trials its sampler learns.
 """
 
 import json
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
+from pipelines.compat.mlflow import PARENT_RUN_TAG
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.engine.code import CodeDigests
 from pipelines.engine.stage import Context
@@ -20,18 +22,25 @@ from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
+    BASIS_TAG,
     CORPUS_PARAM,
     INACTIVE_PARAM,
+    INSTANCE_TAG,
+    KEY_TAG,
     REASON_TAG,
     SEARCH_KIND,
     SECONDS_METRIC,
     STATE_TAG,
     TOKENS_METRIC,
     TRIAL_KIND,
+    TRIAL_TAG,
 )
 from pipelines.tracking.store import Store
 from pipelines.tracking.trials import StoredTrial, read_evaluations, read_trial
+from pipelines.training.config import TrainingRun
 
+DEFAULTS = {key: encode_param(value) for key, value in TrainingRun().params.items()}
+"""Encoded values of keys that a stored trial lacks: it is older than they are."""
 OUTSIDE = object()
 """Value of a searched key that lies outside its range: equal to no value of a condition."""
 
@@ -48,6 +57,17 @@ class StoredSearch:
     def ended(self) -> list[StoredTrial]:
         """The trials in the space that are complete, pruned or failed."""
         return [trial for trial in self.trials if trial.state is not None]
+
+    @property
+    def unfinished(self) -> list[StoredTrial]:
+        """The trials that have begun and not ended, in the space or not."""
+        return [trial for trial in (*self.trials, *self.outside) if trial.state is None]
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens of all trials that have ended, in the space or not."""
+        every = (*self.trials, *self.outside)
+        return sum(trial.tokens for trial in every if trial.state is not None)
 
     @property
     def failed(self) -> list[StoredTrial]:
@@ -116,30 +136,31 @@ def _locate(task: SearchTask, trial: StoredTrial) -> tuple[dict[str, Any], str]:
 
     The difference is that of the first key that does not fit; empty if the trial is a point.
     """
-    here = {key: encode_param(value) for key, value in task.base.params.items()}
+    present = {key: encode_param(value) for key, value in task.base.params.items()}
     own = {key: encode_param(value) for key, value in trial.values.items()}
-    params = trial.params or here | own
-    values = Space(task).point(lambda key, dimension: _decode(dimension, params.get(key, "")))
+    params = {**DEFAULTS, **(trial.params or present | own)}
+    values = Space(task).point(lambda key, dimension: _decode(dimension, params[key]))
     for key in TRAINING_KEYS:
-        stored = params.get(key, "absent")
+        stored = params[key]
         if key in values:
             if values[key] is OUTSIDE:
                 return values, f"its {key} is {stored}"
-        elif stored not in (here[key], INACTIVE_PARAM):
-            return values, f"its {key} is {stored}, here {here[key]}"
+        elif stored != INACTIVE_PARAM and not _same(stored, present[key]):
+            return values, f"its {key} is {stored}, here {present[key]}"
     return values, ""
 
 
 def _decode(dimension: Dimension, text: str) -> Any:
     """The value of a range that is stored as this text; OUTSIDE if there is none."""
+    if dimension.choice is not None:
+        return next((one for one in dimension.choice if _same(encode_param(one), text)), OUTSIDE)
     number = _number(text)
-    if dimension.choice is None:
-        return number if number is not None and dimension.contains(number) else OUTSIDE
-    for one in dimension.choice:
-        stored = encode_param(one)
-        if stored == text or (number is not None and _number(stored) == number):  # 1 and 1.0
-            return one
-    return OUTSIDE
+    return number if number is not None and dimension.contains(number) else OUTSIDE
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two encoded values are equal, as 1 and 1.0 are."""
+    return one == other or (_number(one) is not None and _number(one) == _number(other))
 
 
 def _number(text: str) -> int | float | None:
@@ -148,6 +169,31 @@ def _number(text: str) -> int | float | None:
         value = json.loads(text)
         return value if type(value) in (int, float) else None
     return None
+
+
+def adopt(store: Store, search_run: str, task: SearchTask) -> int:
+    """Move the trials of other searches that lie in the space into a search; returns how many.
+
+    Only trials that have ended, of searches whose runs have the same basis: there are two if their
+    spaces had no trial in common. A moved trial keeps its run, and has a free number in its search.
+    """
+    tags = store.client.get_run(search_run).data.tags
+    if BASIS_TAG not in tags:
+        return 0
+    taken = stored_search(store, search_run, task, evaluations=False).numbers
+    numbers = (number for number in count() if number not in taken)
+    moved = 0
+    for other in reversed(store.find(SEARCH_KIND, basis=tags[BASIS_TAG])):
+        if other.info.run_id == search_run or INSTANCE_TAG in other.data.tags:
+            continue
+        for trial in stored_search(store, other.info.run_id, task, evaluations=False).ended:
+            number = next(numbers)
+            key = f"{search_run}/{number}"
+            place = {PARENT_RUN_TAG: search_run, TRIAL_TAG: str(number), KEY_TAG: key}
+            store.tag(trial.run_id, place)
+            store.client.update_run(trial.run_id, name=f"{task.experiment} trial {number}")
+            moved += 1
+    return moved
 
 
 def reopen(store: Store, trial: StoredTrial) -> None:
@@ -164,29 +210,29 @@ def trials_folder(context: Context[Any]) -> Folder:
 def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> list[StoredTrial]:
     """The complete and pruned trials in the space of the experiments that search.warm_start names.
 
-    Those of a search of another corpus, and of the search's own run, `search_run`, are left out.
+    Those of a search of another corpus, and of the search's own run, `search_run`, are left out; so
+    are pruned ones if there are two objectives, of which they have one.
     Raises ConfigError if an experiment has no search, or none with a trial in the space.
     """
     found: list[StoredTrial] = []
     for name in task.search.warm_start:
         store = Store.open(name, storage_folder(task.storage), create=False)
         searches = store.find(SEARCH_KIND) if store else []
-        searches = [run for run in searches if run.info.run_id != search_run]
         if store is None or not searches:
             raise _warm_start_error(name, "no such experiment, or no search in it")
         same = [run for run in searches if run.data.params.get(CORPUS_PARAM) == fingerprint]
         if not same:
             other = searches[0].data.params.get(CORPUS_PARAM)
             raise _warm_start_error(name, f"its corpus is {other}, here {fingerprint}")
-        stored = [stored_search(store, run.info.run_id, task, any_code=True) for run in same]
-        if not any(one.trials for one in stored):
+        ids = [run.info.run_id for run in same if run.info.run_id != search_run]
+        stored = [stored_search(store, run_id, task, any_code=True) for run_id in ids]
+        if ids and not any(one.trials for one in stored):
             outside = [trial for one in stored for trial in one.outside]
             message = f"none of its {len(outside)} trials lies in the space"
             reasons = [f", as {_locate(task, trial)[1]}" for trial in outside[:1]]
             raise _warm_start_error(name, "".join([message, *reasons]))
-        found += [
-            trial for one in stored for trial in one.trials if trial.state in ("complete", "pruned")
-        ]
+        states = ["complete"] if task.search.second_objective else ["complete", "pruned"]
+        found += [trial for one in stored for trial in one.trials if trial.state in states]
     return found
 
 

@@ -79,7 +79,7 @@ class StudySearcher(NotPickled, Searcher):
         self._unfinished = len(stored.trials) - len(stored.ended)
         """Trials that an earlier session has started: they are finished whatever the budgets."""
         self._free_numbers = (number for number in count() if number not in stored.numbers)
-        self._tokens = sum(trial.tokens for trial in stored.ended)
+        self._tokens = stored.tokens
         """Training tokens of ended trials."""
         self._previous_seconds, self._started = previous_seconds, math.inf
         self._queue: list[PendingTrial] = []

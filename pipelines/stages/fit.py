@@ -8,7 +8,7 @@ from pipelines.registry.results import Fitted
 from pipelines.search.results import Selected
 from pipelines.stages.recorded_training import describe_run, train_and_package, verify_fitted
 from pipelines.tracking import descriptions
-from pipelines.tracking.schema import FIT_KIND
+from pipelines.tracking.schema import FIT_KIND, SELECT_KIND
 from pipelines.training.config import TrainingRun
 
 
@@ -40,7 +40,9 @@ STAGE = Stage(
     result=Fitted,
     run=fit,
     depends_on=("corpus", "select"),
-    config_keys=("seed", "model", "train", "fit.tokens"),
+    absorbed=(SELECT_KIND,),
+    configured=lambda config, needs: config.as_fit(needs[Selected].values),
+    config_keys=("seed", "model", "train"),
     modules=lambda config: ("pipelines.stages.fit", *config.model_modules()),
     verify=verify_fitted,
 )

@@ -13,10 +13,9 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Growth, Stage
 from pipelines.experiment import Experiment
-from pipelines.search.ranking import pareto_front
 from pipelines.search.recorder import end_runs, log_search, log_summary
-from pipelines.search.results import Searched, write_numbers
-from pipelines.search.resume import StoredSearch, reopen, stored_search, trials_folder
+from pipelines.search.results import Searched
+from pipelines.search.resume import StoredSearch, adopt, reopen, stored_search, trials_folder
 from pipelines.search.run import run_trials
 from pipelines.search.space import FIXED
 from pipelines.storage.files import remove
@@ -32,38 +31,31 @@ def search(
     With `retry_failed`, those that have failed are run again.
     """
     task, corpus = context.config.search_task(), needs[PreparedCorpus]
+    if joined := adopt(context.store, context.run_id, task):
+        context.progress.log(f"  {joined} trials of earlier searches lie in the space and join it")
     stored = stored_search(context.store, context.run_id, task)
     if retry_failed:
         for trial in stored.failed:
             reopen(context.store, trial)
-        count = max(task.search.trial_count, len(stored.trials))
+        count = max(task.search.trial_count, len(stored.ended))
         task = replace(task, search=task.search.replace({"trials": count}))
         stored = stored_search(context.store, context.run_id, task)
     ended, total = stored.ended, task.search.trial_count
     end_runs(context.store, ended)
     log_search(context, task, corpus)
-    tokens = sum(trial.tokens for trial in ended)
     seconds = max(context.store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
     if stored.trials:
         context.progress.log(f"  {len(ended)} of {total} trials are done")
     if stored.outside:
         context.progress.log(f"  {len(stored.outside)} earlier trials lie outside the space")
     begun = len(stored.trials) > len(ended)
-    if len(ended) < total and (begun or task.search.within_budget(tokens, seconds)):
+    if len(ended) < total and (begun or task.search.within_budget(stored.tokens, seconds)):
         run_trials(context, task, corpus, stored, seconds)
         stored = stored_search(context.store, context.run_id, task)
     _require_results(stored, total)
-    remove(trials_folder(context))
-    return Searched(
-        search_run=context.run_id,
-        trials=log_summary(context, task, stored.ended),
-        front=tuple(
-            (trial.number, trial.objective, trial.second)
-            for trial in pareto_front(stored.ended, task.search.second_objective)
-            if trial.objective is not None and trial.second is not None
-        ),
-        selection=write_numbers(trial.number for trial in stored.ended),
-    )
+    if not stored.unfinished and not stored.failed:  # which may go on from their checkpoints
+        remove(trials_folder(context))
+    return log_summary(context, task, stored)
 
 
 def _require_results(stored: StoredSearch, total: int) -> None:

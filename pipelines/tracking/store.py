@@ -241,7 +241,7 @@ class Store:
             return found
         try:
             return dict(json.loads(self.read_text(run.info.run_id, RESULT_FILE)))
-        except (MlflowException, OSError, ValueError):
+        except (MlflowException, OSError, TypeError, ValueError):
             return None
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:

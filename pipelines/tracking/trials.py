@@ -112,8 +112,11 @@ def read_trial(run: Run, metric: str) -> StoredTrial:
 def configuration_of(run: Run) -> dict[str, str]:
     """The parameters of a trial or a fit, those that did not apply with the values they had.
 
-    A trial of an older store has INACTIVE_PARAM there.
+    Empty if its process was killed before it stored them. A trial of an older store has
+    INACTIVE_PARAM where a parameter did not apply.
     """
+    if not run.data.params:
+        return {}
     return {**run.data.params, **json.loads(run.data.tags.get(INACTIVE_TAG, "{}"))}
 
 

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from dca.residuals.grn import GRN
 from pipelines.compat.torch import FUSED_DEVICES, AdamW, step_unless, update_ema
 from pipelines.training.config import TrainConfig
 
@@ -15,9 +14,7 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     to 0, and w, norm gains and embeddings towards 0.
     """
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    mixtures = [module for module in model.modules() if isinstance(module, GRN)]
-    b = [mixture.b_ond for mixture in mixtures]
-    w = [mixture.w_od for mixture in mixtures if mixture.w_od is not None]
+    b, w = _named(model, "b_ond"), _named(model, "w_od")
     grouped = {id(weight) for weight in [*linear, *b, *w]}
     others = [weight for weight in model.parameters() if id(weight) not in grouped]
     groups = [
@@ -30,6 +27,15 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     betas = (config.beta1, config.beta2)
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     return AdamW(used, lr=config.learning_rate, betas=betas, fused=fused)
+
+
+def _named(model: nn.Module, own_name: str) -> list[nn.Parameter]:
+    """The parameters that their modules call so: b and w of the mixtures, in any residual kind.
+
+    By name, because the code of one kind is no part of the others' training.
+    """
+    found = model.named_parameters()
+    return [weight for name, weight in found if name.rpartition(".")[2] == own_name]
 
 
 def update(optimizer: torch.optim.AdamW, non_finite: Tensor) -> None:

@@ -1,5 +1,5 @@
 """Real searches that grow and are killed meanwhile, or run their failed trials again: a part of
-`make test-faults`. Without Ray in stages/test_search.py."""
+`make test-faults`. Without Ray in stages/test_growth.py."""
 
 import json
 from functools import partial

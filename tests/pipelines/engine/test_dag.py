@@ -227,6 +227,14 @@ def test_fresh_computes_a_stage_that_grows_in_a_new_run(pipeline, experiment):
     assert [one.info.run_id for one in store_of(experiment).find("b")] == [run.info.run_id]
 
 
+def test_a_stage_does_not_grow_from_a_run_of_another_schema(pipeline, experiment, monkeypatch):
+    pipeline.grows = True
+    pipeline.run(experiment)
+    monkeypatch.setattr(cache, "SCHEMA_VERSION", 2)
+    grown = experiment.replace({"train.learning_rate": 0.1})
+    assert "goes on" not in reasons(pipeline, grown)[1]
+
+
 def test_a_finished_run_is_continued_if_the_stage_has_more_to_do(pipeline, experiment):
     pipeline.grows = True
     pipeline.run(experiment)
@@ -236,17 +244,6 @@ def test_a_finished_run_is_continued_if_the_stage_has_more_to_do(pipeline, exper
     pipeline.unfinished = ""
     assert pipeline.run(experiment) == ["a"]
     assert len(store_of(experiment).find("b")) == 1
-
-
-def test_a_result_without_digests_of_its_files_is_reused_as_it_was(pipeline, experiment):
-    """Runs of earlier versions have none."""
-    pipeline.run(experiment)
-    store = store_of(experiment)
-    (run,) = store.find("b")
-    store.untag(run.info.run_id, f"dca.sha256.{FILE}")
-    (file,) = location.storage_folder(experiment.storage).rglob("file.txt")
-    file.write_text("other")
-    assert pipeline.run(experiment) == ["a"]
 
 
 def test_a_result_that_refers_to_something_damaged_is_computed_again(pipeline, experiment):

@@ -22,7 +22,7 @@ def base(experiment: Experiment) -> Experiment:
     return experiment.replace({"search": {"space": SPACE, "trials": 8}})
 
 
-def put_search(store: Store, experiment: Experiment, trials: list[dict[str, Any]], **tags) -> str:
+def put_search(store: Store, experiment: Experiment, trials: list[dict[str, Any]]) -> str:
     """A search's run with complete trials of these values, as the recorder stores them."""
     run = store.create("search", f"search {len(trials)}", "search", params={"corpus": "text"})
     put_trials(store, experiment, run, trials)
@@ -129,11 +129,46 @@ def test_a_key_that_did_not_apply_has_the_value_that_was_trained_with(store, bas
     assert numbers(store, run, searched, **{"model.last_k": 1}) == [1]
 
 
+def test_a_key_that_is_younger_than_a_trial_has_its_default(store, base):
+    run = store.create("search", "older", "search", params={"corpus": "text"})
+    params = base.training_run().params | {RATE: 2e-3}
+    del params["train.beta2"]
+    tags = {"dca.trial": "0", "dca.values": json.dumps({RATE: 2e-3})}
+    store.create("trial", f"{run}/0", "trial", parent=run, params=params, tags=tags)
+    assert numbers(store, run, base) == [0]
+    assert numbers(store, run, base, **{"train.beta2": 0.9}) == []
+
+
+def test_a_trial_that_was_killed_before_its_parameters_were_stored_is_found(store, base):
+    searched = base.replace({"search.space": CONDITIONAL})
+    run = store.create("search", "killed", "search", params={"corpus": "text"})
+    values = {"model.residual": "standard"}
+    tags = {"dca.trial": "0", "dca.values": json.dumps(values)}
+    tags["dca.inactive"] = json.dumps({"model.last_k": "null"})
+    store.create("trial", f"{run}/0", "trial", parent=run, tags=tags)
+    (trial,) = found(store, run, searched).trials
+    assert (trial.values, trial.state) == (values, None)
+
+
+def test_a_warm_start_of_the_search_itself_or_of_pruned_trials_is_no_error(store, base):
+    run = put_search(store, base, [{RATE: 2e-3}, {RATE: 8e-3}])
+    itself = base.replace({"search.warm_start": ["tiny"]})
+    assert earlier_trials(itself.search_task(), "text", run) == []
+    pruned = store.children(run, "trial")[0].info.run_id
+    store.tag(pruned, {"dca.state": "pruned"})
+    assert len(earlier_trials(itself.search_task(), "text")) == 2
+    two = {"search.second_objective": "parameters", "search.scheduler.name": "none"}
+    assert len(earlier_trials(itself.replace(two).search_task(), "text")) == 1
+
+
 def test_a_number_that_is_stored_as_an_integer_is_the_same_real_number(store, base):
     run = put_search(store, base.replace({"train.weight_decay": 0}), [{RATE: 2e-3}])
     space = {**SPACE, "train.weight_decay": {"choice": [0, 0.1]}}
     (trial,) = found(store, run, base, **{"search.space": space}).trials
     assert trial.values["train.weight_decay"] == 0
+    run = put_search(store, base, [{"train.weight_decay": 0}])
+    fixed = {"search.space": {RATE: {"choice": [base.train.learning_rate]}}}
+    assert numbers(store, run, base, **fixed, **{"train.weight_decay": 0.0}) == [0]
 
 
 def test_new_trials_take_free_numbers_and_learn_from_those_in_the_space(store, base):

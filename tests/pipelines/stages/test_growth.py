@@ -6,12 +6,15 @@ from typing import Any
 import pytest
 
 from pipelines.engine import dag
+from pipelines.engine.results import from_json
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
+from pipelines.search.results import Selected
 from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from pipelines.search.trial import TrialOutcome
+from pipelines.stages import fit as fit_module
 from pipelines.stages import search as module
 from pipelines.stages import select
 from pipelines.stages.corpus import CorpusStage
@@ -25,6 +28,10 @@ pytestmark = pytest.mark.usefixtures("tracking")
 RATE = "train.learning_rate"
 SPACE = {RATE: {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"int": [1, 2]}}
 DIVERGES_FROM = 1.0
+
+
+def number_of(run: Any) -> int:
+    return int(run.data.tags["dca.trial"])
 
 
 class Sweep:
@@ -83,7 +90,7 @@ class Sweep:
     def ended(self) -> dict[int, tuple[str, int]]:
         """The run and the end of each trial that has ended."""
         return {
-            int(run.data.tags["dca.trial"]): (run.info.run_id, run.info.end_time)
+            number_of(run): (run.info.run_id, run.info.end_time)
             for run in self.trials
             if "dca.state" in run.data.tags
         }
@@ -99,14 +106,23 @@ class Sweep:
         assert store is not None
         return store
 
+    def trial(self, number: int) -> Any:
+        """The run of a trial of the latest search."""
+        return next(run for run in self.trials if number_of(run) == number)
+
+    @property
+    def selected(self) -> Selected:
+        """The latest selection."""
+        result = from_json(Selected, self.store.find("select")[0].data.tags["dca.outputs"])
+        assert result is not None
+        return result
+
     @property
     def best(self) -> tuple[int, list[int]]:
         """The selected trial, and those that are marked as such."""
         (search,) = self.store.find("search")
         marked = [run for run in self.trials if "dca.best" in run.data.tags]
-        return int(search.data.tags["dca.best_trial"]), [
-            int(run.data.tags["dca.trial"]) for run in marked
-        ]
+        return int(search.data.tags["dca.best_trial"]), [number_of(run) for run in marked]
 
 
 @pytest.fixture
@@ -152,10 +168,7 @@ def test_a_search_that_grows_runs_what_is_missing_and_gives_its_reason(sweep):
 
 
 def test_a_range_that_is_narrowed_and_widened_again_keeps_every_trial(sweep):
-    rates = {
-        int(run.data.tags["dca.trial"]): float(run.data.params[RATE])
-        for run in sweep.store.find("trial")
-    }
+    rates = {number_of(run): float(run.data.params[RATE]) for run in sweep.store.find("trial")}
     low, high = sorted(rates.values())[1:3]
     middle = {f"search.space.{RATE}": {"log_uniform": [low * 0.999, high * 1.001]}}
     before = sweep.ended()
@@ -168,6 +181,73 @@ def test_a_range_that_is_narrowed_and_widened_again_keeps_every_trial(sweep):
     assert sweep.ran == []
     assert len(sweep.ended()) == 6
     assert sweep.ended().items() >= before.items()
+
+
+def test_a_winner_is_trained_as_it_was_when_a_key_that_was_fixed_is_searched(sweep):
+    sweep.run(**{"search.space": {RATE: SPACE[RATE]}, "model.depth": 1})
+    assert sweep.selected.values.keys() == {RATE}
+    sweep.run(**{"search.space": SPACE, "model.depth": 2})
+    chosen = sweep.store.client.get_run(sweep.selected.run_id).data.params
+    assert sweep.selected.values["model.depth"] == int(chosen["model.depth"])
+
+
+def test_the_winner_that_is_marked_is_that_of_the_last_command(sweep):
+    best, _ = sweep.best
+    rate = float(sweep.trial(best).data.params[RATE])
+    sweep.run(**{f"search.space.{RATE}": {"log_uniform": [1e-4, rate * 0.999]}})
+    assert sweep.best[0] != best
+    assert sweep.best[1] == [sweep.best[0]]
+    sweep.run()
+    winner = min(sweep.trials, key=lambda run: run.data.metrics["best_val_bits_per_byte"])
+    assert sweep.best == (number_of(winner), [number_of(winner)])
+
+
+def test_trials_of_several_searches_join_one_whose_space_has_them(sweep):
+    sweep.run(**{"model.dim": 32})
+    assert sweep.ran == [0, 1, 2, 3]
+    runs = {run.info.run_id: run.info.end_time for run in sweep.store.find("trial")}
+    sweep.run(**{"search.space.model.dim": {"choice": [16, 32]}, "search.trials": 9})
+    assert sweep.ran == [8]
+    assert sorted(sweep.ended()) == list(range(9))
+    assert dict(sweep.ended().values()).items() >= runs.items()
+    sweep.run(**{"model.dim": 32})
+    assert sweep.ran == []
+
+
+def test_checkpoints_of_an_unfinished_trial_stay_while_it_is_not_needed(sweep):
+    sweep.kill_after = 1
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(**{"search.trials": 8})
+    (search,) = sweep.store.find("search")
+    storage = storage_folder(sweep.experiment.storage)
+    folder = storage / "trials" / search.info.run_id / "trial-0005"
+    folder.mkdir(parents=True)
+    sweep.run(**{"search.trials": 5})
+    assert folder.exists()
+    sweep.kill_after = math.inf
+    sweep.run(**{"search.trials": 6})
+    assert sweep.ran == [5]
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"search.trials": 6, "search.space.train.weight_decay": {"choice": [0.1]}},
+        {"search.trials": 5, "search.space.model.residual": {"choice": ["dca", "standard"]}},
+    ],
+)
+def test_a_fit_of_the_same_winner_is_that_of_the_search_before_it_grew(sweep, changes):
+    def fit(**changes: Any) -> dag.PlannedStage:
+        stages = [*sweep.stages(False), fit_module.STAGE]
+        config = sweep.experiment.replace(changes)
+        return dag.plan(stages, config, until="fit", fresh=False)[-1]
+
+    before, winner = fit(), sweep.selected.run_id
+    sweep.run(**changes)
+    same = sweep.selected.run_id == winner
+    assert (fit(**changes).key == before.key) == same
+    assert same
 
 
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"train.tokens": 8192}, {"model.dim": 32}])
