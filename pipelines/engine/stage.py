@@ -94,11 +94,6 @@ class Stage(Generic[C, R]):
     """Stages whose results it receives; each has another type of result."""
     config_keys: tuple[str, ...] = ()
     """Configuration keys or sections that its result depends on."""
-    absorbed: tuple[str, ...] = ()
-    """Of the stages it depends on, those of whose results only `configured` is in its key."""
-    configured: Callable[[C, StageResults], C] | None = None
-    """The configuration that its key is made of, with what it takes from the results of `absorbed`;
-    None: the pipeline's."""
     modules: Callable[[C], Collection[str]] = lambda _: ()
     """The project's modules whose code, with all that they import, can change its result, for a
     configuration; see engine/code.py."""
@@ -114,3 +109,8 @@ class Stage(Generic[C, R]):
     """The result of a stage that is not cached, computed without side effects."""
     over: tuple[str, ...] = ()
     """Dimensions over which it has instances; those that a command's FanOut lacks do not count."""
+    absorbed: tuple[str, ...] = ()
+    """Of the stages it depends on, those of whose results only `configured` is in its key."""
+    configured: Callable[[C, StageResults], C] | None = None
+    """The configuration that its key is made of, with what it takes from the results of `absorbed`;
+    None: the pipeline's."""

@@ -166,7 +166,7 @@ def test_a_number_that_is_stored_as_an_integer_is_the_same_real_number(store, ba
     space = {**SPACE, "train.weight_decay": {"choice": [0, 0.1]}}
     (trial,) = found(store, run, base, **{"search.space": space}).trials
     assert trial.values["train.weight_decay"] == 0
-    run = put_search(store, base, [{"train.weight_decay": 0}])
+    run = put_search(store, base, [{"train.weight_decay": 0}, {"train.weight_decay": 1}])
     fixed = {"search.space": {RATE: {"choice": [base.train.learning_rate]}}}
     assert numbers(store, run, base, **fixed, **{"train.weight_decay": 0.0}) == [0]
 
