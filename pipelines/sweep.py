@@ -10,18 +10,17 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipelines.cluster.capacity import Cluster, max_concurrent_jobs, require_capacity
-from pipelines.cluster.connection import ray_session
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
-from pipelines.experiment import Experiment, load
-from pipelines.training.config import Resources
 
-if TYPE_CHECKING:  # MLflow and Optuna, which take seconds to import
+if TYPE_CHECKING:  # torch, MLflow and Optuna, which take seconds to import
+    from pipelines.cluster.capacity import Cluster
     from pipelines.engine.stage import Invocation
+    from pipelines.experiment import Experiment
     from pipelines.stages.corpus import CorpusStage
+    from pipelines.training.config import Resources
 
 STAGE_NAMES = [
     *("corpus", "search", "select", "fit", "evaluate"),
@@ -32,6 +31,9 @@ STAGE_NAMES = [
 def main(argv: Sequence[str]) -> int:
     """Check the configuration, then run or plan the stages."""
     arguments = _parse(argv)
+    from pipelines.cluster.connection import ray_session
+    from pipelines.experiment import load
+
     progress = Progress(output_mode(arguments))
     experiment = load(arguments.arguments, smoke=arguments.smoke, grids=True)
     _require_equal_trials(experiment.resources)
@@ -52,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _require_equal_trials(resources: Resources) -> None:
+def _require_equal_trials(resources: "Resources") -> None:
     if resources.min_workers < resources.max_workers:
         message = (
             f"expected one number, got {resources.workers_text}: trials of several sizes cannot be "
@@ -61,8 +63,9 @@ def _require_equal_trials(resources: Resources) -> None:
         raise ConfigError(Problem(message, "resources.workers"))
 
 
-def _require_resources(experiment: Experiment) -> Cluster:
+def _require_resources(experiment: "Experiment") -> "Cluster":
     """The cluster. Raises ConfigError if trials or the fit do not fit it."""
+    from pipelines.cluster.capacity import require_capacity
     from pipelines.cluster.inspection import inspect_cluster
     from pipelines.cluster.memory import require_memory
     from pipelines.search.space import largest_trial
@@ -80,7 +83,9 @@ def _require_resources(experiment: Experiment) -> Cluster:
     return cluster
 
 
-def _resolve_inputs(experiment: Experiment, corpus: "CorpusStage", *, write: bool) -> Experiment:
+def _resolve_inputs(
+    experiment: "Experiment", corpus: "CorpusStage", *, write: bool
+) -> "Experiment":
     """The experiment with its initial weights as a copy in storage. Raises ConfigError if they,
     the storage or the earlier searches that it names cannot be used."""
     from pipelines.search.resume import earlier_trials
@@ -96,7 +101,7 @@ def _resolve_inputs(experiment: Experiment, corpus: "CorpusStage", *, write: boo
 
 
 def _run(
-    experiment: Experiment,
+    experiment: "Experiment",
     corpus: "CorpusStage",
     invocation: "Invocation",
     arguments: argparse.Namespace,
@@ -118,9 +123,9 @@ def _run(
 
 
 def _plan(
-    experiment: Experiment,
+    experiment: "Experiment",
     corpus: "CorpusStage",
-    cluster: Cluster,
+    cluster: "Cluster",
     progress: Progress,
     arguments: argparse.Namespace,
 ) -> None:
@@ -140,7 +145,9 @@ def _plan(
     print(*lines, sep="\n")
 
 
-def _print_resources(experiment: Experiment, cluster: Cluster) -> None:
+def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
+    from pipelines.cluster.capacity import max_concurrent_jobs
+
     search, train = experiment.search, experiment.train
     concurrent = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
     print(
@@ -155,7 +162,7 @@ def _print_resources(experiment: Experiment, cluster: Cluster) -> None:
         print(f"node:   {node}, room for {workers} workers of trials")
 
 
-def _describe(resources: Resources) -> str:
+def _describe(resources: "Resources") -> str:
     gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     return f"{resources.workers_text} x {resources.cpus_per_worker} CPUs{gpus}"
 

@@ -12,20 +12,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipelines.cluster.capacity import require_capacity
-from pipelines.cluster.connection import ray_session
 from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
-from pipelines.experiment import Experiment, load, read_packaged
-from pipelines.registry.results import Fitted
 
-if TYPE_CHECKING:  # MLflow, which takes seconds to import
+if TYPE_CHECKING:  # torch and MLflow, which take seconds to import
     from pipelines.engine.results import StageResults
     from pipelines.engine.stage import Invocation
+    from pipelines.experiment import Experiment
+    from pipelines.registry.results import Fitted
     from pipelines.tracking.models import ModelStore
 
 
@@ -42,6 +40,8 @@ class Version:
 def main(argv: Sequence[str]) -> int:
     """Check the configuration, then train."""
     arguments = _parse(argv)
+    from pipelines.cluster.connection import ray_session
+
     progress = Progress(output_mode(arguments))
     with ray_session():
         version = None if arguments.from_version is None else _read_version(arguments.from_version)
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
             print(experiment.to_yaml(), end="")
             return DONE
         from pipelines.engine.stage import Invocation
+        from pipelines.registry.results import Fitted
 
         invocation = Invocation.of(__file__, argv, progress)
         _require_resources(experiment)
@@ -61,8 +62,9 @@ def main(argv: Sequence[str]) -> int:
     return DONE
 
 
-def _require_resources(experiment: Experiment) -> None:
+def _require_resources(experiment: "Experiment") -> None:
     """Raise ConfigError if the training does not fit the cluster, or its storage is no good."""
+    from pipelines.cluster.capacity import require_capacity
     from pipelines.cluster.inspection import inspect_cluster
     from pipelines.cluster.memory import require_memory
     from pipelines.storage.location import Storage
@@ -77,7 +79,7 @@ def _require_resources(experiment: Experiment) -> None:
 
 
 def _run(
-    experiment: Experiment, version: Version | None, invocation: "Invocation", *, fresh: bool
+    experiment: "Experiment", version: Version | None, invocation: "Invocation", *, fresh: bool
 ) -> "StageResults":
     from pipelines.engine import dag
     from pipelines.engine.results import json_digest
@@ -104,7 +106,7 @@ def _run(
     )
 
 
-def _result(result: Fitted, version: Version | None, invocation: "Invocation") -> list[str]:
+def _result(result: "Fitted", version: Version | None, invocation: "Invocation") -> list[str]:
     """What was trained, and what to run next."""
     weights = [] if version is None else [f"weights    {_compare(version, result.model_uri)}"]
     return [
@@ -117,7 +119,9 @@ def _result(result: Fitted, version: Version | None, invocation: "Invocation") -
     ]
 
 
-def _experiment(arguments: argparse.Namespace, version: Version | None) -> Experiment:
+def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Experiment":
+    from pipelines.experiment import load, read_packaged
+
     if version is None:
         return load(arguments.arguments, smoke=arguments.smoke)
     return read_packaged(version.config, arguments.arguments, source=version.label)
