@@ -215,7 +215,7 @@ def test_a_search_has_a_description_and_the_study(browser, address, store):
     (search,) = store.find("search")
     page = f"{address}/#/experiments/{store.experiment_id}/runs/{search.info.run_id}"
     browser.open(page)
-    shown = ("4 trials of 8,192 bytes over", "best_val_bits_per_byte", "files training")
+    shown = ("Trials of 8,192 bytes", "best_val_bits_per_byte", "files training")
     assert browser.missing(*shown) == []
     browser.picture("search")
     browser.open(f"{page}/artifacts")

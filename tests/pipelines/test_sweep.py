@@ -135,7 +135,7 @@ def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
     code, out, err = swept[0].run("sweep.py", "tiny.yaml", "fit.tokens=65536", "--dry-run")
     assert code == 0, err
     assert re.search(r"select +reuse", out)
-    assert re.search(r"fit +run +fit.tokens: 131072 -> 65536", out)
+    assert re.search(r"fit +run +train.tokens: 131072 -> 65536", out)
     assert re.search(r"^fit +about \d+:\d\d", out, re.M)
     assert not re.search(r"^search +about", out, re.M)
 
