@@ -17,7 +17,7 @@ from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
 from pipelines.search.results import Selected
-from pipelines.search.resume import stored_search
+from pipelines.search.resume import joining, stored_search
 from pipelines.search.space import RUN_KEYS
 from pipelines.tracking.schema import SECONDS_METRIC
 from pipelines.tracking.store import Run
@@ -148,7 +148,8 @@ class _Costs:
         """Ways in which what is left of the search may go, which was begun in a run or not."""
         task, store, stored, elapsed = self.experiment.search_task(), self.earlier.store, [], 0.0
         if store and run:
-            stored = stored_search(store, run.info.run_id, task).trials
+            run_id = run.info.run_id
+            stored = [*stored_search(store, run_id, task).trials, *joining(store, run_id, task)]
             if self.retry_failed:
                 stored = [trial for trial in stored if trial.state != "failed"]
             elapsed = max(store.history(run.info.run_id, SECONDS_METRIC).values(), default=0.0)

@@ -5,14 +5,21 @@ arm and seed of a study. An instance depends on those instances of other stages 
 in the dimensions that both have.
 """
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import product
 from typing import Any, Generic
 
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import quote_value
 from pipelines.engine.results import Value, label
 from pipelines.engine.stage import C, Stage
+
+MAX_CHARACTERS = 60
+VALUE = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9_.: -]{{0,{MAX_CHARACTERS - 1}}}")
+"""A value as text: part of a tag of MLflow, and of a name for people."""
 
 
 @dataclass(frozen=True)
@@ -20,10 +27,20 @@ class FanOut(Generic[C]):
     """The dimensions over which stages have instances."""
 
     dimensions: Mapping[str, Sequence[Value]]
-    """Their values; as text they are of letters, digits, `_`, `-`, `.`, `:` and spaces, for the tag
-    of an instance."""
+    """Their values."""
     configure: Callable[[Mapping[str, Value]], C]
     """The configuration of an instance, from its value in each of its dimensions."""
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a value that cannot be part of the name of an instance."""
+        for name, values in self.dimensions.items():
+            for value in values:
+                if not VALUE.fullmatch(str(value)):
+                    message = (
+                        f"expected 1 to {MAX_CHARACTERS} letters, digits, spaces and _-.: with a "
+                        f"letter or digit first, got {quote_value(value)}"
+                    )
+                    raise ConfigError(Problem(message, name))
 
 
 @dataclass(frozen=True)

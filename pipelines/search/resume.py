@@ -171,29 +171,36 @@ def _number(text: str) -> int | float | None:
     return None
 
 
-def adopt(store: Store, search_run: str, task: SearchTask) -> int:
-    """Move the trials of other searches that lie in the space into a search; returns how many.
+def joining(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial]:
+    """The ended trials in the space that other searches have, of runs with the same basis.
 
-    Only trials that have ended, of searches whose runs have the same basis: there are two if their
-    spaces had no trial in common. A moved trial keeps its run, and has a free number in its search.
+    There are two such searches if their spaces had no trial in common.
     """
     tags = store.client.get_run(search_run).data.tags
-    if BASIS_TAG not in tags:
-        return 0
-    taken = stored_search(store, search_run, task, evaluations=False).numbers
+    runs = store.find(SEARCH_KIND, basis=tags[BASIS_TAG]) if BASIS_TAG in tags else []
+    others = [run for run in runs if run.info.run_id != search_run]
+    return [
+        trial
+        for run in reversed(others)
+        if INSTANCE_TAG not in run.data.tags
+        for trial in stored_search(store, run.info.run_id, task, evaluations=False).ended
+    ]
+
+
+def join(store: Store, search_run: str, task: SearchTask) -> int:
+    """Move the trials that `joining` finds into a search; returns how many.
+
+    Each keeps its run, and has a free number in its new search.
+    """
+    trials = joining(store, search_run, task)
+    taken = stored_search(store, search_run, task, evaluations=False).numbers if trials else set()
     numbers = (number for number in count() if number not in taken)
-    moved = 0
-    for other in reversed(store.find(SEARCH_KIND, basis=tags[BASIS_TAG])):
-        if other.info.run_id == search_run or INSTANCE_TAG in other.data.tags:
-            continue
-        for trial in stored_search(store, other.info.run_id, task, evaluations=False).ended:
-            number = next(numbers)
-            key = f"{search_run}/{number}"
-            place = {PARENT_RUN_TAG: search_run, TRIAL_TAG: str(number), KEY_TAG: key}
-            store.tag(trial.run_id, place)
-            store.client.update_run(trial.run_id, name=f"{task.experiment} trial {number}")
-            moved += 1
-    return moved
+    for trial, number in zip(trials, numbers, strict=False):
+        key = f"{search_run}/{number}"
+        place = {PARENT_RUN_TAG: search_run, TRIAL_TAG: str(number), KEY_TAG: key}
+        store.tag(trial.run_id, place)
+        store.client.update_run(trial.run_id, name=f"{task.experiment} trial {number}")
+    return len(trials)
 
 
 def reopen(store: Store, trial: StoredTrial) -> None:

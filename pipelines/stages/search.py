@@ -15,7 +15,7 @@ from pipelines.engine.stage import Context, Growth, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import end_runs, log_search, log_summary
 from pipelines.search.results import Searched
-from pipelines.search.resume import StoredSearch, adopt, reopen, stored_search, trials_folder
+from pipelines.search.resume import StoredSearch, join, reopen, stored_search, trials_folder
 from pipelines.search.run import run_trials
 from pipelines.search.space import FIXED
 from pipelines.storage.files import remove
@@ -31,7 +31,7 @@ def search(
     With `retry_failed`, those that have failed are run again.
     """
     task, corpus = context.config.search_task(), needs[PreparedCorpus]
-    if joined := adopt(context.store, context.run_id, task):
+    if joined := join(context.store, context.run_id, task):
         context.progress.log(f"  {joined} trials of earlier searches lie in the space and join it")
     stored = stored_search(context.store, context.run_id, task)
     if retry_failed:

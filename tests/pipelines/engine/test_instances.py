@@ -303,6 +303,12 @@ def test_the_plan_has_a_line_for_each_instance(study):
     assert "fit[slow, 0] run fresh" in study.plan(fresh=True)
 
 
+@pytest.mark.parametrize("name", ["", "a,b", "a/b", "it's", " a", "x" * 61, "\n"])
+def test_a_name_that_cannot_be_in_a_tag_is_refused_before_anything_runs(name):
+    with pytest.raises(ConfigError, match="arm: expected 1 to 60 letters"):
+        FanOut({"arm": ["dca-2", name]}, lambda _: None)
+
+
 def test_the_names_of_instances_are_a_column(study):
     planned = dag.plan(
         study.stages(), study.experiment, until="fit", fresh=False, fan_out=study.fan_out

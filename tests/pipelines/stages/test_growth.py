@@ -10,7 +10,7 @@ from pipelines.engine.results import from_json
 from pipelines.experiment import Experiment
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Selected
-from pipelines.search.resume import StoredSearch
+from pipelines.search.resume import StoredSearch, joining
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from pipelines.search.trial import TrialOutcome
@@ -207,7 +207,12 @@ def test_trials_of_several_searches_join_one_whose_space_has_them(sweep):
     sweep.run(**{"model.dim": 32})
     assert sweep.ran == [0, 1, 2, 3]
     runs = {run.info.run_id: run.info.end_time for run in sweep.store.find("trial")}
-    sweep.run(**{"search.space.model.dim": {"choice": [16, 32]}, "search.trials": 9})
+    both = {"search.space.model.dim": {"choice": [16, 32]}, "search.trials": 9}
+    config = sweep.experiment.replace(both)
+    planned = dag.plan(sweep.stages(False), config, until="search", fresh=False)[-1]
+    assert planned.run is not None
+    assert len(joining(sweep.store, planned.run.info.run_id, config.search_task())) == 4
+    sweep.run(**both)
     assert sweep.ran == [8]
     assert sorted(sweep.ended()) == list(range(9))
     assert dict(sweep.ended().values()).items() >= runs.items()
