@@ -261,7 +261,7 @@ def run_search(experiment: Any) -> None:
 
     invocation = Invocation(sys.argv, Progress())
     about = describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv)
-    stages: list[Stage[Any, Any]] = [CorpusStage().stage, search.STAGE]
+    stages: list[Stage[Any, Any]] = [CorpusStage().stage, search.search_stage()]
     dag.run(stages, experiment, invocation, lock_name="benchmark", descriptions=about)
 
 

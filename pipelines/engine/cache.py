@@ -153,7 +153,8 @@ class Cache:
         """Exclude earlier runs of an instance from reuse and growth; they stay in the store."""
         assert self._store is not None
         same = self._store.find(planned.stage.name, planned.key)
-        for run in [*same, *self._usable_runs(planned, config)]:
+        usable = self._usable_runs(planned, config) if self._fresh else []  # else there is none
+        for run in [*same, *usable]:
             self._store.tag(run.info.run_id, {CACHE_TAG: DISCARDED})
 
     def _usable_runs(self, planned: PlannedStage, config: PipelineConfig) -> list[Run]:

@@ -101,8 +101,9 @@ class Execution:
             try:
                 result = stage.run(replace(context, run_id=planned.run_id), given)
                 assert isinstance(result, stage.result), f"{name}: not a {stage.result}: {result}"
-                store.write_result(planned.run_id, to_json(result))
-                planned.result = from_json(stage.result, json.dumps(to_json(result)))
+                stored = to_json(result)
+                store.write_result(planned.run_id, stored)
+                planned.result = from_json(stage.result, json.dumps(stored))
             except BaseException as error:
                 ends = _ends_command(planned.node, error)
                 store.fail(planned.run_id, error, command_ends=ends)

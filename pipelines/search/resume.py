@@ -6,7 +6,7 @@ from whose trials its sampler learns.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import count
@@ -80,7 +80,7 @@ class StoredSearch:
         return {trial.number for trial in (*self.trials, *self.outside)}
 
     def missing(self, trial_count: int) -> int:
-        """Trials of the space that have not ended, of this number."""
+        """How many of so many trials have not ended."""
         return max(0, trial_count - len(self.ended))
 
 
@@ -113,11 +113,11 @@ def stored_search(
         any_code: Whether those that other code has trained count as lying in the space.
 
     """
-    metric, code = task.base.train.best_metric, CodeDigests()
+    metric, code, locate = task.base.train.best_metric, CodeDigests(), _locator(task)
     trials = [read_trial(run, metric) for run in store.children(search_run, TRIAL_KIND)]
     inside, outside = [], []
     for trial in sorted(trials, key=lambda trial: trial.number):
-        values, difference = _locate(task, trial)
+        values, difference = locate(trial)
         if difference or not (any_code or trial.code in ("", code[task.modules(values)])):
             outside.append(trial)
             continue
@@ -131,23 +131,29 @@ def stored_search(
     return StoredSearch(inside, outside)
 
 
-def _locate(task: SearchTask, trial: StoredTrial) -> tuple[dict[str, Any], str]:
-    """A trial's values of the keys that are searched now, and how it differs from the space.
+def _locator(task: SearchTask) -> Callable[[StoredTrial], tuple[dict[str, Any], str]]:
+    """A function that finds where trials lie in the task's space.
 
-    The difference is that of the first key that does not fit; empty if the trial is a point.
+    It returns a trial's values of the keys that are searched now, and how it differs from the
+    space: by the first key that does not fit; empty if the trial is a point.
     """
+    space = Space(task)
     present = {key: encode_param(value) for key, value in task.base.params.items()}
-    own = {key: encode_param(value) for key, value in trial.values.items()}
-    params = {**DEFAULTS, **(trial.params or present | own)}
-    values = Space(task).point(lambda key, dimension: _decode(dimension, params[key]))
-    for key in TRAINING_KEYS:
-        stored = params[key]
-        if key in values:
-            if values[key] is OUTSIDE:
-                return values, f"its {key} is {stored}"
-        elif stored != INACTIVE_PARAM and not _same(stored, present[key]):
-            return values, f"its {key} is {stored}, here {present[key]}"
-    return values, ""
+
+    def locate(trial: StoredTrial) -> tuple[dict[str, Any], str]:
+        own = {key: encode_param(value) for key, value in trial.values.items()}
+        params = {**DEFAULTS, **(trial.params or present | own)}
+        values = space.point(lambda key, dimension: _decode(dimension, params[key]))
+        for key in TRAINING_KEYS:
+            stored = params[key]
+            if key in values:
+                if values[key] is OUTSIDE:
+                    return values, f"its {key} is {stored}"
+            elif stored != INACTIVE_PARAM and not _same(stored, present[key]):
+                return values, f"its {key} is {stored}, here {present[key]}"
+        return values, ""
+
+    return locate
 
 
 def _decode(dimension: Dimension, text: str) -> Any:
@@ -174,10 +180,13 @@ def _number(text: str) -> int | float | None:
 def joining(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial]:
     """The ended trials in the space that other searches have, of runs with the same basis.
 
-    There are two such searches if their spaces had no trial in common.
+    There are two such searches if their spaces had no trial in common. An instance's search neither
+    takes trials of others nor gives its own: each goes on by itself.
     """
     tags = store.client.get_run(search_run).data.tags
-    runs = store.find(SEARCH_KIND, basis=tags[BASIS_TAG]) if BASIS_TAG in tags else []
+    if BASIS_TAG not in tags or INSTANCE_TAG in tags:
+        return []
+    runs = store.find(SEARCH_KIND, basis=tags[BASIS_TAG])
     others = [run for run in runs if run.info.run_id != search_run]
     return [
         trial
@@ -236,7 +245,7 @@ def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> 
         if ids and not any(one.trials for one in stored):
             outside = [trial for one in stored for trial in one.outside]
             message = f"none of its {len(outside)} trials lies in the space"
-            reasons = [f", as {_locate(task, trial)[1]}" for trial in outside[:1]]
+            reasons = [f", as {_locator(task)(trial)[1]}" for trial in outside[:1]]
             raise _warm_start_error(name, "".join([message, *reasons]))
         states = ["complete"] if task.search.second_objective else ["complete", "pruned"]
         found += [trial for one in stored for trial in one.trials if trial.state in states]

@@ -33,13 +33,13 @@ def search(
     task, corpus = context.config.search_task(), needs[PreparedCorpus]
     if joined := join(context.store, context.run_id, task):
         context.progress.log(f"  {joined} trials of earlier searches lie in the space and join it")
-    stored = stored_search(context.store, context.run_id, task)
     if retry_failed:
-        for trial in stored.failed:
+        before = stored_search(context.store, context.run_id, task, evaluations=False)
+        for trial in before.failed:
             reopen(context.store, trial)
-        count = max(task.search.trial_count, len(stored.ended))
+        count = max(task.search.trial_count, len(before.ended))
         task = replace(task, search=task.search.replace({"trials": count}))
-        stored = stored_search(context.store, context.run_id, task)
+    stored = stored_search(context.store, context.run_id, task)
     ended, total = stored.ended, task.search.trial_count
     end_runs(context.store, ended)
     log_search(context, task, corpus)
@@ -92,6 +92,3 @@ def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:
         modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
         growth=Growth(("seed", *sorted(FIXED), "search.second_objective"), usable, unfinished),
     )
-
-
-STAGE = search_stage()

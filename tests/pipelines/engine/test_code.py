@@ -17,7 +17,11 @@ from pipelines.experiment import Experiment, load
 from pipelines.stages import evaluate, fit, sample, search, select, train
 from pipelines.stages.corpus import CorpusStage
 
-STAGES: list[Stage] = [module.STAGE for module in (search, select, fit, evaluate, sample, train)]
+SEARCH = search.search_stage()
+STAGES: list[Stage] = [
+    SEARCH,
+    *(module.STAGE for module in (select, fit, evaluate, sample, train)),
+]
 TRAINING = {"search", "fit", "train"}
 """Stages whose code trains. The key of select, which follows the search, may change with it."""
 EXPERIMENT = load(["model.residual=standard", "search.space={}"])
@@ -220,7 +224,7 @@ def test_what_a_trial_loads_is_in_the_key_or_excluded(experiment, tmp_path):
     given = (experiment.training_run(), train_val_splits(tmp_path, found.fingerprint), tmp_path)
     modules = loaded(TRIAL, given, tmp_path)
     assert {"pipelines.training.optimizer", "dca.mix", "pipelines.cluster.workers"} <= modules
-    assert unexplained(modules, search.STAGE, experiment) == set()
+    assert unexplained(modules, SEARCH, experiment) == set()
 
 
 def test_what_a_fit_loads_is_in_the_key_or_excluded(experiment, tracking, tmp_path):

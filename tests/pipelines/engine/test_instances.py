@@ -41,7 +41,7 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Told:
+class Shown:
     text: str
 
 
@@ -68,7 +68,7 @@ class Study:
     def stages(self) -> list[Stage[Experiment, Any]]:
         arm, rate = ("arm",), ("train.learning_rate",)
         return [
-            Stage("tell", Told, self._tell, ("compare",), cached=False),
+            Stage("show", Shown, self._show, ("compare",), cached=False),
             Stage("compare", Compared, self._compare, ("fit",)),
             Stage("mean", Compared, self._mean, ("fit",), over=arm),
             Stage("fit", Trained, self._fit, ("select",), ("seed",), over=("arm", "seed")),
@@ -97,9 +97,9 @@ class Study:
         fits = needs.all(Trained)
         return Compared({" ".join(map(str, at)): fit.rate for at, fit in fits.items()})
 
-    def _tell(self, context: Context[Experiment], needs: StageResults) -> Told:
-        self.ran.append("tell")
-        return Told(str(needs[Compared].rates))
+    def _show(self, context: Context[Experiment], needs: StageResults) -> Shown:
+        self.ran.append("show")
+        return Shown(str(needs[Compared].rates))
 
     def run(self, mode: OutputMode = OutputMode.TEXT, **options: Any) -> StageResults:
         self.ran = []
@@ -154,12 +154,12 @@ def test_an_instance_depends_on_those_that_agree_in_the_dimensions_of_both(study
 def test_without_a_fan_out_each_stage_is_one_node(study):
     nodes = expand(study.stages(), None, "compare")
     assert list(map(str, nodes)) == ["select", "fit", "compare"]
-    assert Node(study.stages()[0]).path == "tell"
+    assert Node(study.stages()[0]).path == "show"
 
 
 def test_each_instance_has_its_own_configuration_and_what_reads_several_has_all(study):
     results = study.run()
-    assert sorted(study.ran) == sorted([*SELECTS, *FITS, "mean", "mean", "compare", "tell"])
+    assert sorted(study.ran) == sorted([*SELECTS, *FITS, "mean", "mean", "compare", "show"])
     fits = results.all(Trained)
     assert {at: (fit.rate, fit.seed) for at, fit in fits.items()} == {
         ("slow", 0): (0.1, 0),
@@ -192,16 +192,16 @@ def test_the_runs_of_instances_are_tags_of_the_pipelines_run(study):
 def test_all_is_reused_and_a_changed_arm_repeats_its_own_instances_alone(study):
     study.run()
     study.run()
-    assert study.ran == ["tell"]
+    assert study.ran == ["show"]
     study.arms["fast"] = 0.7
     study.run()
     assert sorted(study.ran) == sorted(
-        ["select 0.7", "fit 0.7 0", "fit 0.7 1", "mean", "compare", "tell"]
+        ["select 0.7", "fit 0.7 0", "fit 0.7 1", "mean", "compare", "show"]
     )
     study.seeds = [0, 1, 2]
     study.run()
     assert sorted(study.ran) == sorted(
-        ["fit 0.1 2", "fit 0.7 2", "mean", "mean", "compare", "tell"]
+        ["fit 0.1 2", "fit 0.7 2", "mean", "mean", "compare", "show"]
     )
 
 
@@ -209,7 +209,7 @@ def test_a_renamed_arm_repeats_only_what_sees_its_name(study):
     before = study.run().all(Trained)
     study.arms = {"slow": 0.1, "quick": 0.5}
     after = study.run().all(Trained)
-    assert study.ran == ["compare", "tell"]
+    assert study.ran == ["compare", "show"]
     assert after["quick", 1] == before["fast", 1]
 
 
@@ -217,7 +217,7 @@ def test_exchanged_names_are_not_mistaken_for_each_other(study):
     study.run()
     study.arms = {"slow": 0.5, "fast": 0.1}
     found = study.run().to_json()
-    assert study.ran == ["compare", "tell"]
+    assert study.ran == ["compare", "show"]
     assert found["compare"]["rates"]["slow 0"] == 0.5
 
 
@@ -229,7 +229,7 @@ def test_instances_with_equal_keys_share_one_run(study, fresh):
     fits = study.run(fresh=fresh).all(Trained)
     assert fits["same", 1] == fits["fast", 1]
     expected = [*SELECTS, *FITS, "mean", "mean"] if fresh else []
-    assert sorted(study.ran) == sorted([*expected, "compare", "tell"])
+    assert sorted(study.ran) == sorted([*expected, "compare", "show"])
     (pipeline,) = [
         run for run in study.store.find("pipeline") if "dca.stage.fit/same/1" in run.data.tags
     ]
@@ -286,7 +286,7 @@ def test_the_plan_has_a_line_for_each_instance(study):
         "mean[slow] run follows fit[slow, 0], fit[slow, 1]",
         "compare run follows fit[slow, 0], fit[slow, 1], fit[fast, 0] and 1 more",
         "mean[fast] run follows fit[fast, 0], fit[fast, 1]",
-        "tell run follows compare",
+        "show run follows compare",
     ]
     study.run()
     assert study.plan()[:6] == [
@@ -330,13 +330,13 @@ def test_if_an_instance_fails_the_others_go_on_and_what_depends_on_it_does_not_r
         "  not run: " + str(raised.value).rpartition("not run: ")[2],
     ]
     assert set(str(raised.value).rpartition("not run: ")[2].split(", ")) == {
-        *("mean[slow]", "mean[fast]", "compare", "tell")
+        *("mean[slow]", "mean[fast]", "compare", "show")
     }
     out, err = capsys.readouterr()
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "fit[slow, 1] failed: no room" in lines
     assert "mean[slow] not run: fit[slow, 1] failed" in lines
-    assert "tell not run: fit[slow, 1], fit[fast, 0] failed" in lines
+    assert "show not run: fit[slow, 1], fit[fast, 0] failed" in lines
     assert "Traceback" in err  # of the bug
     assert err.count("Traceback") == 1
     runs = {run.info.run_name: run.info.status for run in study.store.find("fit")}
@@ -349,7 +349,7 @@ def test_if_an_instance_fails_the_others_go_on_and_what_depends_on_it_does_not_r
     study.errors = {}
     study.run()
     assert sorted(study.ran) == sorted(
-        ["fit 0.1 1", "fit 0.5 0", "mean", "mean", "compare", "tell"]
+        ["fit 0.1 1", "fit 0.5 0", "mean", "mean", "compare", "show"]
     )
     assert len(study.store.find("fit")) == 4
 
@@ -399,7 +399,7 @@ def test_bad_input_and_ctrl_c_end_at_once_and_the_same_command_resumes(study, er
     assert "fit[slow, 1] run resumes an unfinished run" in study.plan()
     study.errors = {}
     fits = study.run().all(Trained)
-    assert sorted(study.ran) == sorted([*FITS[1:], "mean", "mean", "compare", "tell"])
+    assert sorted(study.ran) == sorted([*FITS[1:], "mean", "mean", "compare", "show"])
     assert fits["slow", 1].run == broken.info.run_id
 
 
@@ -409,7 +409,7 @@ def test_an_instance_that_was_killed_goes_on_in_its_run(study):
     study.store.client.delete_tag(killed, "dca.outputs")
     study.store.client.update_run(killed, status="RUNNING")
     assert study.run().all(Trained) == fits
-    assert study.ran == ["fit 0.5 0", "tell"]
+    assert study.ran == ["fit 0.5 0", "show"]
     assert study.store.client.get_run(killed).info.status == "FINISHED"
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment
-from pipelines.search.resume import StoredSearch, earlier_trials, reopen, stored_search
+from pipelines.search.resume import StoredSearch, earlier_trials, joining, reopen, stored_search
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.store import Store
 from tests.pipelines.search.trials import draw, searcher_of
@@ -202,6 +202,16 @@ def test_points_to_try_first_that_are_added_later_are_tried_next(store, base):
     first = [{RATE: 8e-3}, {RATE: 3e-3}]
     grown = base.replace({"search.try_first": first})
     assert draw(searcher_of(grown, found(store, run, grown))[0], 1) == [{RATE: 3e-3}]
+
+
+def test_the_searches_of_instances_neither_take_nor_give_trials(store, base):
+    runs = [put_search(store, base, [{RATE: 2e-3}] * count) for count in (1, 2, 3)]
+    for run in runs:
+        store.tag(run, {"dca.basis": "same"})
+    task = base.search_task()
+    assert [len(joining(store, run, task)) for run in runs] == [5, 4, 3]
+    store.tag(runs[2], {"dca.instance": "search[a]"})
+    assert [len(joining(store, run, task)) for run in runs] == [2, 1, 0]
 
 
 def test_a_failed_trial_that_is_opened_again_is_unfinished(store, base):
