@@ -5,6 +5,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from pipelines.experiment import Experiment, read_experiment
@@ -20,6 +21,10 @@ LONGEST = (
     "test_registry.py",
     "test_docs.py",
 )
+SAME = {"derandomize": True, "deadline": None, "database": None}
+hypothesis.settings.register_profile("quick", max_examples=200, **SAME)
+hypothesis.settings.register_profile("full", max_examples=2000, **SAME)
+hypothesis.settings.load_profile("quick")  # --hypothesis-profile full: make test-faults
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests

@@ -5,11 +5,12 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -40,10 +41,6 @@ search:
 generate:
   prompts: ["def ", 'import "', class A]
 """
-
-
-def many(examples: int) -> settings:
-    return settings(max_examples=examples, derandomize=True, deadline=None, database=None)
 
 
 def outcome(call: Callable[[], Experiment], *sources: object) -> Experiment | str:
@@ -80,15 +77,21 @@ def read(file: Path, text: str | bytes, *overrides: str) -> Experiment | str:
     return outcome(lambda: load([str(file), *overrides]), file, "command line")
 
 
-def whole() -> dict[str, Any]:
-    """Every key, with a space: plain data to be damaged."""
+@cache
+def whole_json() -> str:
+    """Every key of an experiment with a space."""
     space = {
         "train.learning_rate": {"log_uniform": [1e-3, 1e-2], "when": {"model.residual": "dca"}},
         "model.depth": {"int": [2, 6]},
         "model.last_k": {"choice": [1, 2, None]},
     }
     data = {"experiment": "odd", "search": {"space": space}}
-    return read_experiment(data, source="whole").model_dump(mode="json")
+    return json.dumps(read_experiment(data, source="whole").model_dump(mode="json"))
+
+
+def whole() -> dict[str, Any]:
+    """The same as plain data to be damaged."""
+    return json.loads(whole_json())
 
 
 def places(data: Any, path: tuple = ()) -> Iterator[tuple]:
@@ -158,7 +161,6 @@ VALUES = st.one_of(
 )
 
 
-@many(130)
 @given(changes=st.lists(st.tuples(st.sampled_from(PLACES), VALUES), min_size=1, max_size=3))
 def test_any_value_in_any_place_is_taken_or_refused(changes):
     data = whole()
@@ -167,7 +169,6 @@ def test_any_value_in_any_place_is_taken_or_refused(changes):
     assert outcome(lambda: read_experiment(data, source="here"), "here")
 
 
-@many(50)
 @given(place=st.sampled_from(PLACES), value=st.sampled_from([{"x": {}}, [[]]]))
 def test_a_value_of_the_wrong_type_is_refused_with_its_key(place, value):
     data = whole()
@@ -177,7 +178,6 @@ def test_a_value_of_the_wrong_type_is_refused_with_its_key(place, value):
     assert message.startswith(f"here: {'.'.join(place)}")
 
 
-@many(100)
 @given(section=st.sampled_from(SECTIONS), key=KEYS, value=VALUES)
 def test_an_unknown_key_anywhere_is_refused(section, key, value):
     data = whole()
@@ -194,7 +194,6 @@ def near_misses(draw: st.DrawFn) -> tuple[tuple, str]:
     return place, name[:at] + draw(st.sampled_from(["", name[at] * 2, "Z"])) + name[at + 1 :]
 
 
-@many(50)
 @given(near_miss=near_misses())
 def test_a_misspelt_key_is_refused_with_the_nearest(near_miss):
     place, misspelt = near_miss
@@ -241,7 +240,6 @@ def in_flow(place: tuple, snippet: str) -> str:
     return f"{sections}{place[-1]}: {snippet}{'}' * (len(place) - 1)}"
 
 
-@many(130)
 @given(place=st.sampled_from(PLACES), snippet=SNIPPETS, flow=st.booleans())
 def test_any_yaml_in_any_place_of_a_file_is_read_or_refused(file, place, snippet, flow):
     if flow:
@@ -252,7 +250,6 @@ def test_any_yaml_in_any_place_of_a_file_is_read_or_refused(file, place, snippet
     assert read(file, f"experiment: odd\n{text}\n")
 
 
-@many(100)
 @given(
     changes=st.lists(
         st.tuples(
@@ -274,7 +271,6 @@ def test_a_damaged_file_is_read_or_refused(file, changes):
     assert read(file, text)
 
 
-@many(40)
 @given(content=st.binary(max_size=40), at=st.integers(0, len(TEXT)))
 def test_bytes_in_a_file_are_read_or_refused(file, content, at):
     assert read(file, content)
@@ -288,7 +284,6 @@ OVERRIDE_KEYS = st.one_of(
 )
 
 
-@many(100)
 @given(
     overrides=st.lists(
         st.builds("{}={}".format, OVERRIDE_KEYS, SNIPPETS | st.sampled_from(TEXTS)),
@@ -305,7 +300,6 @@ def test_any_change_on_the_command_line_is_taken_or_refused(file, overrides, gri
 PRINTABLE = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=5)
 
 
-@many(50)
 @given(
     values=st.lists(
         st.integers(1, 10**30) | st.none() | st.floats(1e-300, 1e300) | PRINTABLE,
@@ -322,7 +316,6 @@ def test_any_values_between_commas_are_the_values_of_the_grid(values):
     assert (change.value, change.is_list) == (values, False)
 
 
-@many(60)
 @given(place=st.sampled_from([*PLACES, ("extends",)]), snippet=SNIPPETS)
 def test_any_part_is_taken_or_refused(file, place, snippet):
     part = file.with_name("part.yaml")
@@ -331,7 +324,6 @@ def test_any_part_is_taken_or_refused(file, place, snippet):
     assert outcome(lambda: load([str(file)]), file, part)
 
 
-@many(40)
 @given(arguments=st.lists(st.sampled_from(TEXTS) | st.text(max_size=8), max_size=3))
 def test_any_arguments_are_taken_or_refused(arguments):
     names = [one_line(Path(argument)) for argument in arguments]
@@ -360,7 +352,6 @@ SPACES = st.dictionaries(
 )
 
 
-@many(130)
 @given(space=SPACES)
 def test_any_search_space_is_taken_or_refused(space):
     data = {"experiment": "odd", "search": {"space": space}}
@@ -425,7 +416,6 @@ GOOD = st.fixed_dictionaries(
 )
 
 
-@many(50)
 @given(data=GOOD)
 def test_a_valid_configuration_is_the_same_after_a_round_trip_and_in_a_file(file, data):
     experiment = read_experiment(data, source="here")
@@ -434,21 +424,18 @@ def test_a_valid_configuration_is_the_same_after_a_round_trip_and_in_a_file(file
     assert read(file, json.dumps(dumped)) == experiment
 
 
-@many(40)
 @given(data=GOOD)
 def test_a_printed_configuration_is_read_as_the_same(file, data):
     experiment = read_experiment(data, source="here")
     assert read(file, experiment.to_yaml()) == experiment
 
 
-@many(40)
 @given(text=st.sampled_from(PLAIN) | st.text(max_size=8))
 def test_any_printed_text_is_read_as_the_same(text):
     text = text.encode("utf-8", "ignore").decode()  # without halves of characters
     assert parse(dump({"a": text, text: [text]}), source="here") == {"a": text, text: [text]}
 
 
-@many(40)
 @given(data=GOOD, workers=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_a_valid_configuration_can_be_shrunk_with_any_number_of_workers(file, data, workers):
     batch = 256 * math.lcm(*range(1, 10))
