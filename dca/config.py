@@ -1,16 +1,17 @@
-"""The configuration of a model: its fields, their limits, and its parameters and FLOPs."""
+"""The configuration of a model: its fields, their limits, and its parameters and FLOPs.
+
+A configuration is read and checked without PyTorch, which takes seconds to import.
+"""
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar
-
-import torch
-from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from dca import registry
-from dca.compat import SkipInitialisation
 from dca.errors import FieldError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,7 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise FieldError(name, f"expected at least 1, got {getattr(self, name)}")
         for names in (registry.architecture, registry.residual):
-            names[getattr(self, names.field)]  # which raises for an unknown name
+            names.module(getattr(self, names.field))  # which raises for an unknown name
         if self.last_k is not None and self.last_k < 1:
             raise FieldError("last_k", f"expected at least 1 or null, got {self.last_k}")
         object.__setattr__(self, "attention_windows", tuple(self.attention_windows))  # from JSON
@@ -102,7 +103,9 @@ class ModelConfig:
         element-wise work (norms, rotary, weighted sums) is bound by memory and not counted, as
         usual. A training step costs three times this.
         """
-        from torch.utils.flop_counter import FlopCounterMode  # imported here: takes half a second
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.utils.flop_counter import FlopCounterMode
 
         ids_bt = torch.zeros(1, seq_len, dtype=torch.long, device="meta")
         model, counter = self.meta_model().eval(), FlopCounterMode(display=False)
@@ -110,7 +113,11 @@ class ModelConfig:
             model(ids_bt)
         return round(counter.get_total_flops() / seq_len)
 
-    def meta_model(self) -> nn.Module:
+    def meta_model(self) -> "nn.Module":
         """The model on the meta device: shapes without values."""
+        import torch
+
+        from dca.compat import SkipInitialisation
+
         with torch.device("meta"), SkipInitialisation():
             return registry.architecture[self.architecture](self)

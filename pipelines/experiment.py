@@ -125,7 +125,7 @@ class Experiment(Section):
             dimension = self.search.space.get(f"model.{names.field}")
             searched = dimension.choice if dimension and dimension.choice else []
             chosen = {getattr(self.model, names.field), *searched}
-            found |= {names[str(name)].__module__ for name in chosen}
+            found |= {names.module(str(name)) for name in chosen}
         return found
 
     def with_run(self, run: TrainingRun) -> dict[str, Any]:

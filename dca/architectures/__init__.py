@@ -1,8 +1,4 @@
-"""Architectures of language models, registered by name; every module here is imported with dca.
+"""Architectures of language models, registered by name; a module is imported when it is chosen.
 
 Used by dca.model through the registry.
 """
-
-from dca.registry import import_all
-
-import_all(__name__, __path__)

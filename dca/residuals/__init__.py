@@ -1,8 +1,4 @@
-"""Residual kinds, registered by name; every module here is imported with dca.
+"""Residual kinds, registered by name; a module is imported when it is chosen.
 
 Used by the architectures through the registry.
 """
-
-from dca.registry import import_all
-
-import_all(__name__, __path__)

@@ -102,10 +102,11 @@ class PackagedModel(PythonModel):
             raise ValueError(f"MLmodel was altered: it takes the weights from {folder}")
         with without_bytecode_cache():
             dca = importlib.import_module("dca")
-        _check_sources(Path(dca.__file__ or "").parent, root / "code" / "dca")
-        self.dca: Any = dca
-        self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
-        self.model = dca.build_model(dca.ModelConfig(**self.config["model"]))
+            _check_sources(Path(dca.__file__ or "").parent, root / "code" / "dca")
+            importlib.import_module("dca.sampling")
+            self.dca: Any = dca
+            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+            self.model = dca.build_model(dca.ModelConfig(**self.config["model"]))
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.eval()
 

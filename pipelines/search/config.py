@@ -167,7 +167,7 @@ class SearchTask:
         model, kinds = self.base.model, (registry.architecture, registry.residual)
         chosen = [values.get(f"model.{k.field}", getattr(model, k.field)) for k in kinds]
         architecture, residual = (
-            kind[str(name)].__module__ for kind, name in zip(kinds, chosen, strict=True)
+            kind.module(str(name)) for kind, name in zip(kinds, chosen, strict=True)
         )
         return "pipelines.search.trial", architecture, residual
 

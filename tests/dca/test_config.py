@@ -35,8 +35,28 @@ def test_an_unknown_name_comes_with_the_nearest_valid_one(names, message):
         ModelConfig(**names)
 
 
-def test_a_name_is_registered_once():
-    names = registry.Registry("residual")
+def test_a_name_is_registered_once(tmp_path):
+    names = registry.Registry("residual", tmp_path)
     names("sum")(int)
     with pytest.raises(ValueError, match="residual: sum is registered twice"):
         names("sum")(float)
+    for file in ("one.py", "two.py"):
+        (tmp_path / file).write_text('@residual("sum")\nclass Sum: ...\n')
+    with pytest.raises(ValueError, match="residual: sum is registered twice"):
+        _ = registry.Registry("residual", tmp_path).names
+
+
+def test_the_names_of_the_files_are_those_that_their_classes_are_registered_under():
+    for kinds in (registry.residual, registry.architecture):
+        for name in kinds.names:
+            assert kinds[name].__module__ == kinds.module(name)
+
+
+def test_names_are_read_without_importing_the_files(tmp_path):
+    (tmp_path / "kind.py").write_text(
+        'import nothing\n@registry.residual("far")\n@other\nclass Far: ...\n'
+        '@residual("near")\nclass Near: ...\n'
+    )
+    names = registry.Registry("residual", tmp_path)
+    assert names.names == ["far", "near"]
+    assert names.module("near") == f"dca.{tmp_path.name}.kind"

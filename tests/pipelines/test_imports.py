@@ -33,5 +33,5 @@ def test_what_every_command_imports_first_loads_no_library(module):
 
 
 def test_an_experiment_is_read_without_the_libraries_that_run_it():
-    heavy = {"ray", "mlflow", "optuna", "pandas", "pyarrow", "matplotlib", "requests"}
+    heavy = {"torch", "numpy", "ray", "mlflow", "optuna", "pandas", "pyarrow", "matplotlib"}
     assert not heavy & loaded("pipelines.experiment")

@@ -214,7 +214,7 @@ def unexplained(modules: set[str], stage: Stage, experiment: Experiment) -> set[
     found = code.imported_modules(stage.modules(experiment))
     found |= {name.removesuffix(f".{code.PACKAGE}") for name in found}
     kinds = (registry.residual, registry.architecture)
-    found |= {names[name].__module__ for names in kinds for name in names.names}
+    found |= {names.module(name) for names in kinds for name in names.names}
     return {name for name in modules - found if not code.is_excluded(name)}
 
 
