@@ -2,13 +2,14 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines.cluster.capacity import Node
 from pipelines.compat.ray import NICENESS
 from pipelines.cost import estimate as estimates
-from pipelines.cost import timing
+from pipelines.cost import simulation, timing
 from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.estimate import estimate
 from pipelines.cost.simulation import draw_trials, simulate, step_flops
@@ -21,6 +22,7 @@ from pipelines.search.results import Selected
 from pipelines.tracking.schema import HOST_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.writer import Writer
+from pipelines.training.memory import peak_bytes
 from tests.pipelines.search.trials import evaluations
 
 SPACE = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
@@ -284,3 +286,121 @@ def test_an_experiment_without_runs_has_no_earlier_ones(searched, tracking):
     earlier = EarlierRuns(searched)
     assert earlier.step_seconds("fit", searched.fit_run()) is None
     assert earlier.stage_seconds("search") is None
+
+
+def test_a_run_takes_its_start_its_steps_and_its_evaluations(experiment):
+    run = experiment.training_run()  # 16 steps of 256 bytes, 4 evaluations of 512 bytes
+    trial = estimates.Times("trial", 1000, {run: 3.0})
+    assert trial.of_reading(run, 512) == pytest.approx(3.0 * 512 / (3 * 256))
+    assert trial.of_run(run) == pytest.approx(0.4 + 16 * 3.0 + 4 * 2.0)
+    assert estimates.Times("fit", 1000, {run: 3.0}).of_run(run) == pytest.approx(1.5 + 48 + 8)
+    small = estimates.Times("trial", 256, {run: 3.0})  # evaluations read no more than there is
+    assert small.of_run(run) == pytest.approx(0.4 + 48 + 4 * 1.0)
+    whole = run.replace({"train.eval_tokens": None})
+    assert estimates.Times("trial", 768, {whole: 3.0}).of_run(whole) == pytest.approx(48.4 + 4 * 3)
+
+
+def test_only_a_fit_starts_several_workers_anew(experiment):
+    one, two = (experiment.training_run({"resources.workers": number}) for number in (1, 2))
+    for kind, seconds in (("trial", 0.0), ("fit", 15.7)):
+        times = estimates.Times(kind, 1000, {one: 1.0, two: 1.0})
+        assert times.of_run(two) - times.of_run(one) == pytest.approx(seconds)
+
+
+def test_a_row_has_the_size_the_work_the_memory_and_the_time_of_a_run(experiment):
+    run = experiment.training_run()
+    (row,) = estimates.Times("fit", 1000, {run: 3.0}).rows()
+    memory = f"{peak_bytes(run, on_gpu=False) / (1 << 20):,.0f} MiB"
+    work = f"{16 * 3 * 256 * run.model.flops_per_token(32):.2e}"
+    assert row == ("fit ", f"{run.model.parameter_count():,}", work, memory, "3,000 ms", "0:58")
+
+
+def test_without_earlier_runs_each_stage_has_a_time_of_its_own(
+    searched, tracking, timed, cluster, monkeypatch
+):
+    """On two cores: a change of these figures is a change of the estimate."""
+    monkeypatch.setattr(estimates, "format_duration", lambda seconds: f"{seconds:.1f}")
+    monkeypatch.setattr(estimates, "time_steps", lambda runs, processes: [0.0 for _ in runs])
+    seconds = {"search": 10.6 + 3 * 0.4, "select": 0.1, "fit": 1.5, "corpus": 2.0, "sample": 5.0}
+    seconds |= {"evaluate": 6.0, "register": 3.0, "promote": 3.2, "report": 1.2}
+    for name, expected in seconds.items():
+        needed = [name] if name in ("search", "fit") else ["fit", name]
+        total = 4.0 + expected + (1.5 if len(needed) > 1 else 0)  # 4 s of the command itself
+        stages = [
+            PlannedStage(instances.Node(Stage(n, Selected, run=lambda *_: None))) for n in needed
+        ]
+        lines = estimate(searched, SIZES, stages, cluster, discard)
+        (last,) = [line for line in lines if line.startswith("all ")]
+        assert last.split()[2] == f"{total:.1f}", name
+
+
+def test_half_of_the_searches_are_below_the_middle_and_most_within_the_range():
+    seconds = [60.0 * number for number in range(11)]
+    assert estimates._range(seconds) == "about 5:00 (1:00 to 9:00)"
+
+
+def test_three_sizes_are_timed_the_smallest_and_the_largest_among_them(
+    searched, tracking, monkeypatch
+):
+    asked = []
+
+    def time_some(runs, *, processes):
+        asked.append(([run.model.depth for run in runs], processes))
+        return [1.0 for _ in runs]
+
+    monkeypatch.setattr(estimates, "time_steps", time_some)
+    monkeypatch.setattr(estimates.os, "cpu_count", lambda: 8)
+    costs = estimates._Costs(searched, EarlierRuns(searched), 1000, discard)
+    depths = [3, 9, 5, 1, 7]
+    costs.times("trial", [searched.training_run({"model.depth": n}) for n in depths], 3)
+    two = {"resources.workers": 2, "resources.cpus_per_worker": 3}
+    costs.times("fit", [searched.training_run(two)], 5)
+    monkeypatch.setattr(estimates.os, "cpu_count", lambda: None)
+    costs.times("fit", [searched.training_run(two)], 5)
+    assert asked == [([1, 5, 9], 3), ([2], 2), ([2], 1)]
+    assert costs.timed
+    assert [row[0] for row in costs.table[:3]] == [
+        "trial depth 1",
+        "trial depth 5",
+        "trial depth 9",
+    ]
+
+
+def test_failed_trials_are_left_of_a_search_that_tries_them_again(searched, store, cluster, timed):
+    stored = Stored(store, searched)
+    run = store.client.get_run(stored.search)
+    for failed in store.children(stored.search, "trial"):
+        store.tag(failed.info.run_id, {STATE_TAG: "failed"})
+    for again, trials in ((False, 4), (True, 6)):
+        costs = estimates._Costs(searched, EarlierRuns(searched), 1000, discard, again)
+        found = costs.searches(cluster, run)
+        assert len(found) == 20
+        assert {one.trials for one in found} == {trials}
+
+
+def test_a_simulated_search_sums_up_its_work_and_ends_with_a_complete_winner(searched):
+    found = run(searched)
+    assert found.flops == pytest.approx(6 * 16 * step_flops(searched.training_run()))
+    assert found.trials == 6
+    asha = searched.replace({"search.scheduler.name": "asha", "search.trials": 30})
+    stopped = run(asha, concurrent=1)
+    assert stopped.flops == pytest.approx(stopped.seconds * step_flops(searched.training_run()))
+
+
+def test_the_best_of_the_complete_trials_wins_a_simulated_search(searched, monkeypatch):
+    task = searched.search_task()
+    runs = [searched.training_run({"train.learning_rate": 1e-3 + n / 1e4}) for n in range(5)]
+    qualities = iter([0.5, 0.2, 0.9, 0.1, 0.3])
+    monkeypatch.setattr(
+        simulation.random, "Random", lambda seed: SimpleNamespace(random=lambda: next(qualities))
+    )
+    assert simulate(task, [], runs, lambda run: 1.0, 2).winner == runs[3]
+
+
+@pytest.mark.parametrize(("factor", "goes_on"), [(2, (0.3, 0.45)), (3, (0.3,))])
+def test_one_of_factor_trials_goes_beyond_a_rung(factor, goes_on):
+    for quality in (0.3, 0.45, 0.55):  # the second, third and fourth of six
+        rungs = {10: [], 20: []}
+        found = [simulation._stop_tokens(rungs, factor, q) for q in (0.5, 0.4, 0.6, 0.1, 0.7)]
+        assert [one == 10 for one in found] == [False, False, True, False, True]
+        assert (simulation._stop_tokens(rungs, factor, quality) == 10) == (quality not in goes_on)
