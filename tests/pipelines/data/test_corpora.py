@@ -241,3 +241,22 @@ def test_wrong_use_of_a_corpus_is_one_line_with_its_key(arguments, expected):
     assert expected in message
     assert message.startswith("command line: data.")
     assert "\n" not in message
+
+
+def test_the_standard_library_is_read_in_a_fixed_order_without_tests_and_packages(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: f"{tmp_path}/{name}")
+    files = ["a.py", "b/c.py", "b/d.txt", "test/e.py", "b/tests/f.py", "site-packages/g.py"]
+    for name in [*files, "idle_test/h.py", "i/dist-packages/j.py", "__pycache__/k.py"]:
+        path = tmp_path / "stdlib" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{name} ")
+    expected = sorted(["a.py", "b/c.py"], key=lambda name: hashlib.sha256(name.encode()).digest())
+    assert b"".join(CORPORA["python-stdlib"].read()) == "".join(f"{n} " for n in expected).encode()
+
+
+def test_enwik8_is_the_file_that_is_published():
+    assert ENWIK8.url == "http://mattmahoney.net/dc/enwik8.zip"
+    assert (ENWIK8.zip_bytes, ENWIK8.text_bytes) == (36_445_475, 100_000_000)
+    assert ENWIK8.sha256.startswith("2b49720ec4d78c3c9fabaee6e4179a5e")
