@@ -1,5 +1,7 @@
 """Other devices than the CPU are made up at the edge: what PyTorch says is there."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -95,3 +97,40 @@ def test_the_memory_of_an_accelerator_is_its_allocators(monkeypatch, name):
     assert asked == [torch.device(name)]
     assert peak_memory_bytes(torch.device(name)) == 7
     assert peak_memory_bytes(torch.device("mps")) > 2**20
+
+
+def test_the_listed_peaks_are_those_of_the_data_sheets():
+    """In units of 1e12, as NVIDIA gives them: dense, bfloat16."""
+    assert {name: flops / 1e12 for name, flops in device.PEAK_FLOPS.items()} == {
+        "NVIDIA A100-PCIE-40GB": 312,
+        "NVIDIA A100-SXM4-40GB": 312,
+        "NVIDIA A100 80GB PCIe": 312,
+        "NVIDIA A100-SXM4-80GB": 312,
+        "NVIDIA H100 80GB HBM3": 989,
+        "NVIDIA H100 PCIe": 756,
+        "NVIDIA H200": 989,
+        "NVIDIA B200": 2250,
+        "NVIDIA L4": 121,
+        "NVIDIA L40S": 362,
+        "NVIDIA GeForce RTX 3090": 71,
+        "NVIDIA GeForce RTX 4090": 165,
+    }
+
+
+def test_the_peak_of_a_process_is_in_bytes_and_starts_again(tmp_path, monkeypatch):
+    cpu = torch.device("cpu")
+    status = tmp_path / "status"
+    monkeypatch.setattr(device, "LINUX_PEAK", status)
+    used = SimpleNamespace(ru_maxrss=3)
+    monkeypatch.setattr(device.resource, "getrusage", lambda _: used)
+    device.reset_peak_memory(cpu)  # without /proc nothing is written
+    assert list(tmp_path.iterdir()) == []
+    for platform, expected in (("linux", 3072), ("darwin", 3)):
+        monkeypatch.setattr(device.sys, "platform", platform)
+        assert peak_memory_bytes(cpu) == expected
+    status.write_text("Name:\tpython\nVmHWM:\t    12 kB\nVmRSS:\t 5 kB\n")
+    assert peak_memory_bytes(cpu) == 12 * 1024
+    status.write_text("Name:\tpython\n")
+    assert peak_memory_bytes(cpu) == 3
+    device.reset_peak_memory(cpu)
+    assert (tmp_path / "clear_refs").read_text() == "5"

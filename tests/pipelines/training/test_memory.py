@@ -75,3 +75,57 @@ def test_the_compiler_takes_memory_once_where_it_is_imported(small):
     assert added == memory.COMPILER_BYTES > 128 << 20
     assert peak_bytes(both, on_gpu=False) == peak_bytes(again, on_gpu=False)
     assert peak_bytes(compiled, on_gpu=True) == peak_bytes(small, on_gpu=True)
+
+
+MICRO = {"train.micro_batch_tokens": 128}
+WHOLE = {**MICRO, "train.eval_tokens": None}
+ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 8, "model.heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("changes", "on_cpu", "on_gpu"),
+    [
+        ({}, 101_456_896, 60_562_432),
+        ({"model.residual": "dca"}, 120_367_104, 70_035_456),
+        ({"model.residual": "hyper_connections"}, 202_159_648, 110_933_536),
+        ({"model.residual": "value_residual"}, 101_456_960, 60_562_496),
+        ({"model.ff_mult": 6}, 114_826_240, 67_640_320),
+        ({"train.activation_checkpointing": True}, 65_805_312, 42_736_640),
+        (
+            {"train.activation_checkpointing": True, "model.residual": "dca"},
+            *(81_569_792, 50_636_800),
+        ),
+        ({"train.ema_decay": 0.9}, 102_179_584, 61_285_120),
+        ({"resources.workers": 2}, 52_173_824, 35_722_496),
+        # a checkpoint that is written
+        ({**MICRO, "model.dim": 1024, "train.eval_tokens": 128}, 918_724_608, 633_454_592),
+        # evaluations
+        (WHOLE, 35_722_496, 35_722_496),
+        ({**MICRO, "train.eval_tokens": 2048}, 18_945_280, 18_945_280),
+        ({**MICRO, "train.eval_tokens": 8192}, 35_722_496, 35_722_496),
+        ({**WHOLE, "model.depth": 5, "model.last_k": None}, 39_002_368, 39_002_368),
+        ({**WHOLE, "model.depth": 5, "model.last_k": 1}, 35_856_640, 35_856_640),
+        ({**ONE, "model.depth": 1, "model.ff_mult": 1}, 742_176, 742_176),
+    ],
+)
+def test_the_formula_gives_the_golden_numbers(changes, on_cpu, on_gpu):
+    """In bytes. If a factor was changed on purpose, change them here."""
+    base = {"model.residual": "standard", "model.dim": 64, "model.depth": 3, "model.heads": 4}
+    base |= {"train.seq_len": 128, "train.batch_tokens": 4096, "train.eval_tokens": 4096}
+    sized = TrainingRun().replace(base | changes)
+    again = sized.train.activation_checkpointing
+    process = memory.PROCESS_BYTES + (memory.COMPILER_BYTES if again else 0)
+    assert peak_bytes(sized, on_gpu=False) - process == on_cpu
+    assert peak_bytes(sized, on_gpu=True) == on_gpu
+
+
+def test_the_sizes_of_a_process_are_in_bytes():
+    assert (memory.MIB, memory.GIB) == (2**20, 2**30)
+    assert memory.PROCESS_BYTES / 2**20 == 435
+    assert memory.COMPILER_BYTES / 2**20 == 136
+
+
+def test_a_forward_pass_reads_a_micro_batch_of_a_workers_share(run):
+    for workers, micro, expected in ((1, None, 256), (2, None, 128), (1, 64, 64), (4, 128, 64)):
+        changes = {"resources.workers": workers, "train.micro_batch_tokens": micro}
+        assert memory.micro_tokens(run.replace(changes)) == expected
