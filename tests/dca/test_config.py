@@ -2,6 +2,7 @@ import pytest
 
 from dca import ModelConfig, registry
 from dca.residuals.grn import stack_entries
+from tests.sections import fields, shipped_fields
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,42 @@ def test_names_are_read_without_importing_the_files(tmp_path):
     names = registry.Registry("residual", tmp_path)
     assert names.names == ["far", "near"]
     assert names.module("near") == f"dca.{tmp_path.name}.kind"
+
+
+def test_defaults_and_limits_are_those_of_the_shipped_schema():
+    assert fields(ModelConfig) == shipped_fields(ModelConfig)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"dim": 12, "heads": 4}, "heads: dim / heads must be an even number, got 12 / 4"),
+        ({"dim": 20, "heads": 8}, "heads: dim / heads must be an even number, got 20 / 8"),
+        ({"attention_windows": ()}, r"attention_windows: .*, got \[\]"),
+        ({"attention_windows": (0,)}, r"of at least 1 or null, got \[0\]"),
+        ({"attention_windows": (4, None, -1)}, r"got \[4, None, -1\]"),
+        ({"grn_init_std": -0.1}, "grn_init_std: expected at least 0, got -0.1"),
+        ({"grn_init_std": float("inf")}, "grn_init_std: expected at least 0, got inf"),
+        ({"ff_mult": 0}, "ff_mult: expected at least 1, got 0"),
+        ({"last_k": 0}, "last_k: expected at least 1 or null, got 0"),
+    ],
+)
+def test_an_invalid_shape_is_refused_with_what_was_expected(given, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(**given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        *({"dim": 2, "heads": 1}, {"last_k": 1}, {"dropout": 0.0}, {"dropout": 0.999}),
+        *({"grn_init_std": 0.0}, {"attention_windows": [1]}, {"hyper_streams": 1}, {"vocab": 1}),
+    ],
+)
+def test_the_smallest_shapes_are_valid(given):
+    assert ModelConfig(**given)
+
+
+def test_attention_windows_are_repeated_over_the_depth():
+    config = ModelConfig(attention_windows=[8, None, 2])
+    assert [config.window(block) for block in range(1, 6)] == [8, None, 2, 8, None]

@@ -22,6 +22,7 @@ from pipelines.data.published import PublishedText, read_published
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.experiment import Experiment, load, reference
 from tests.pages import example
+from tests.sections import fields, shipped_fields
 
 TEXT = b"text of long ago, " * 1000
 
@@ -260,3 +261,7 @@ def test_enwik8_is_the_file_that_is_published():
     assert ENWIK8.url == "http://mattmahoney.net/dc/enwik8.zip"
     assert (ENWIK8.zip_bytes, ENWIK8.text_bytes) == (36_445_475, 100_000_000)
     assert ENWIK8.sha256.startswith("2b49720ec4d78c3c9fabaee6e4179a5e")
+
+
+def test_defaults_and_limits_are_those_of_the_shipped_schema():
+    assert fields(DataConfig) == shipped_fields(DataConfig)
