@@ -261,3 +261,44 @@ def test_a_terminal_that_becomes_narrow_shows_the_panel_as_it_fits():
     assert max(len(row) for row in shown.splitlines()) <= 40
     terminal.process.kill()
     terminal.process.wait()
+
+
+@pytest.mark.parametrize(("options", "seconds"), [((), 30), (("--json",), 1)])
+def test_a_line_of_progress_is_written_after_so_many_seconds(options, seconds, monkeypatch, capsys):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    progress = progress_with(*options)
+    progress.update(SEARCH)
+    assert len(capsys.readouterr().out.splitlines()) == 1  # the first one at once
+    now += seconds
+    progress.update(SEARCH)
+    assert capsys.readouterr().out == ""
+    now += 0.01
+    progress.update(SEARCH)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_work_in_a_log_file_has_a_first_line_after_the_interval_and_in_json_at_once(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(time, "monotonic", lambda: 1000.0)
+    for options, lines in (((), 0), (("--json",), 1)):
+        progress = progress_with(*options)
+        with progress.working("starting"):
+            progress.update(SEARCH)
+        assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_without_an_option_that_prints_json_goes_with_anything():
+    for options in ({}, {"dry_run": False}, {"print_config": False, "dry_run": False}):
+        assert output_mode(argparse.Namespace(json=True, quiet=False, **options)).name == "JSON"
+    for plain in ({"dry_run": True}, {"print_config": True}):
+        assert output_mode(argparse.Namespace(json=False, quiet=False, **plain)).name == "TEXT"
+        assert output_mode(argparse.Namespace(json=False, quiet=True, **plain)).name == "QUIET"
+
+
+def test_a_curve_of_as_many_points_as_columns_has_each_and_a_longer_one_every_second():
+    assert len(sparkline(range(SPARKLINE))) == SPARKLINE
+    assert sparkline(range(8)) == SPARKS
+    assert sparkline([0, 9] * 15 + [0]) == SPARKS[0] * SPARKLINE
+    assert (SPARKLINE, MAX_WIDTH) == (16, 100)

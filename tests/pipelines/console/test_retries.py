@@ -77,3 +77,26 @@ def test_a_cancelled_policy_ends_its_pause_and_repeats_nothing():
     assert work.calls == 2
     with pytest.raises(ConnectionError, match="failure 3"):
         replace(policy, cancelled=cancelled).call(work)
+
+
+def test_pauses_double_up_to_a_minute(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", pauses.append)
+    RetryPolicy(lambda _: True, random_pauses=False).call(Work(8))
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_random_pauses_are_up_to_those_that_double(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    monkeypatch.setattr("random.uniform", lambda *between: drawn.append(between) or 0.0)
+    RetryPolicy(lambda _: True).call(Work(8))
+    assert drawn == [(0, longest) for longest in (1, 2, 4, 8, 16, 32, 60, 60)]
+
+
+def test_a_policy_without_limits_goes_on_for_ever(monkeypatch):
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda _: None)
+    assert POLICY.max_seconds is POLICY.max_attempts is None
+    work = Work(5000)
+    POLICY.call(work)
+    assert work.calls == 5001

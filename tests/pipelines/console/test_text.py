@@ -76,3 +76,28 @@ def test_the_nearest_name_is_a_close_one_or_none():
 @pytest.mark.parametrize(("seconds", "shown"), [(59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])
 def test_a_duration_has_hours_only_if_it_lasts_one(seconds, shown):
     assert format_duration(seconds) == shown
+
+
+def test_text_at_a_limit_is_whole_or_cut():
+    assert one_line("x" * 499) == "x" * 499
+    assert one_line("x" * 500) == "x" * 497 + "..."  # the limit may have cut it
+    assert one_line("x" * 9, limit=10) == "x" * 9
+    assert one_line("x" * 11, limit=10) == "xxxxxxx..."
+    assert one_line("\n" * 6, limit=10) == r"\n\n\n\..."
+    assert quote_value("x" * 58) == f'"{"x" * 58}"'
+    assert quote_value("x" * 59) == f'"{"x" * 56}...'
+
+
+def test_a_whole_number_is_shown_in_full_up_to_fifteen_digits():
+    assert format_value(123_456_789_012_345.0) == "123456789012345"
+    assert format_value(-123_456_789_012_345.0) == "-123456789012345"
+    assert format_value(1e15) == "1e+15"
+    assert format_value(-1e15) == "-1e+15"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (59.4, "0:59"), (60, "1:00"), (3599.4, "59:59"), (3600, "1:00:00")],
+)
+def test_a_duration_at_a_full_minute_or_hour(seconds, shown):
+    assert format_duration(seconds) == shown
