@@ -1,6 +1,7 @@
 """The estimate of a sweep's cost: a simulated schedule, and times of earlier runs."""
 
 import os
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -404,3 +405,15 @@ def test_one_of_factor_trials_goes_beyond_a_rung(factor, goes_on):
         found = [simulation._stop_tokens(rungs, factor, q) for q in (0.5, 0.4, 0.6, 0.1, 0.7)]
         assert [one == 10 for one in found] == [False, False, True, False, True]
         assert (simulation._stop_tokens(rungs, factor, quality) == 10) == (quality not in goes_on)
+
+
+def test_the_newest_five_pipelines_count_and_no_experiment_is_made(searched, store):
+    none = searched.replace({"experiment": "other"})
+    assert EarlierRuns(none).stage_seconds("fit") is None
+    assert store.client.get_experiment_by_name("other") is None
+    data, ids = searched.model_dump(mode="json"), []
+    for number in range(7):
+        ids.append(store.create("pipeline", f"key {number}", "pipeline", params=data))
+        store.tag(ids[-1], {HOST_TAG: platform.node()})
+    found = [run.info.run_id for run in EarlierRuns(searched)._pipelines]
+    assert found == ids[:1:-1]

@@ -27,3 +27,16 @@ def test_a_gain_that_is_the_same_in_every_block_has_itself_as_bound():
     )
     assert paired_gain(challenger, champion, 0.95) == pytest.approx((0.5, 0.5))
     assert paired_gain(champion, challenger, 0.95) == pytest.approx((-0.5, -0.5))
+
+
+def test_the_same_scores_give_the_golden_bounds():
+    """Another number of resamples or seed would decide otherwise about close versions."""
+    rng, edges = np.random.default_rng(1), np.diff(block_edges(2001))
+    mine, other = (
+        Score((edges * rng.normal(2, 0.1, len(edges))).tolist(), 2001, 1, 1.0, 1.0)
+        for _ in range(2)
+    )
+    for confidence, bound in ((0.9, -0.0269588388687), (0.95, -0.0351306049856)):
+        gain = paired_gain(mine, other, confidence)
+        assert gain.mean == pytest.approx(0.00296763267386, rel=1e-9)
+        assert gain.lower_bound == pytest.approx(bound, rel=1e-9)

@@ -1,0 +1,55 @@
+"""What differs between two versions, of a registry that is made up."""
+
+from types import SimpleNamespace
+
+from pipelines.registry.differences import compare_versions
+from pipelines.registry.package import CONFIG, LINEAGE
+
+FILES = {
+    (1, CONFIG): {"model": {"dim": 16, "depth": 2}, "seed": 0},
+    (2, CONFIG): {"model": {"dim": 32, "depth": 2}, "seed": 0, "later": 1},
+    (1, LINEAGE): {"run": "a", "corpus": {"name": "files"}},
+    (2, LINEAGE): {"run": "b", "corpus": {"name": "files"}},
+}
+HISTORIES = {
+    ("a", "tokens"): {4: 1024.0, 8: 2048.0},
+    ("a", "val_bits_per_byte"): {4: 3.0, 8: 2.5, 12: 2.0},
+    ("b", "tokens"): {2: 1024.0, 4: 4096.0},
+    ("b", "val_bits_per_byte"): {2: 2.9, 4: 2.4},
+}
+
+
+def registry(runs: dict[int, str], tags: dict[int, dict[str, str]]) -> SimpleNamespace:
+    """Versions by number, of these runs and with these tags."""
+    metrics = {"a": {"seconds": 1.0, "same": 2.0}, "b": {"seconds": 3.0, "same": 2.0}}
+    client = SimpleNamespace(
+        get_run=lambda run: SimpleNamespace(data=SimpleNamespace(metrics=metrics[run])),
+        get_metric_history=lambda run, metric: [
+            SimpleNamespace(step=step, value=value)
+            for step, value in HISTORIES[run, metric].items()
+        ],
+    )
+    return SimpleNamespace(
+        client=client,
+        get=lambda number: SimpleNamespace(
+            name="tiny", version=number, run_id=runs[number], tags=tags.get(number, {})
+        ),
+        read_json=lambda number, file: FILES.get((number, file)),
+    )
+
+
+def test_only_what_differs_is_compared_and_the_curves_are_whole():
+    tags = {1: {"test.bits_per_byte": "2.5", "parameters": "7"}, 2: {"parameters": "7"}}
+    found = compare_versions(registry({1: "a", 2: "b"}, tags), 1, 2)
+    assert found.versions == [1, 2]
+    assert found.configuration == {"model.dim": [16, 32], "later": [None, 1]}
+    assert found.lineage == {"run": ["a", "b"]}
+    assert found.metrics == {"test.bits_per_byte": [2.5, None], "seconds": [1.0, 3.0]}
+    assert found.curves == {1024: [3.0, 2.9], 2048: [2.5, None], 4096: [None, 2.4]}
+
+
+def test_a_version_without_a_run_or_files_is_compared_by_what_it_has():
+    found = compare_versions(registry({1: "a", 3: ""}, {3: {"parameters": "9"}}), 1, 3)
+    assert found.configuration["model.dim"] == [16, None]
+    assert found.metrics == {"parameters": [None, 9], "seconds": [1.0, None], "same": [2.0, None]}
+    assert found.curves == {1024: [3.0, None], 2048: [2.5, None]}
