@@ -11,11 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from pipelines.compat.mlflow import (
     CODE_LOADER,
@@ -31,12 +27,16 @@ from pipelines.console.errors import ConfigError, DamagedError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import verify, without_bytecode_cache
+from pipelines.registry.results import Fitted
 from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
 from pipelines.storage.project import ROOT
 from pipelines.tracking.models import ModelStore, load_pyfunc, model_id_of, model_uri
 from pipelines.tracking.schema import LINEAGE_FILE, PACKAGE_FOLDER
 from pipelines.tracking.store import Store
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
+
+if TYPE_CHECKING:  # imported by the functions that need it
+    from torch import Tensor
 
 FILES = Path(PACKAGE_FOLDER)
 CONFIG, LINEAGE = str(FILES / DESCRIPTION), str(FILES / LINEAGE_FILE)
@@ -51,13 +51,15 @@ def log_package(
     run_id: str,
     config: Mapping[str, Any],
     params: Mapping[str, Any],
-    weights: dict[str, Tensor],
+    weights: "dict[str, Tensor]",
     corpus: PreparedCorpus,
 ) -> str:
     """Package weights with configuration, lineage and code, and log the package under a run.
 
     Returns the models:/ URI. Idempotent for a run.
     """
+    from safetensors.torch import save_file
+
     with tempfile.TemporaryDirectory() as scratch:
         model, sources = Path(scratch) / "model", Path(scratch) / "dca"
         model.mkdir()
@@ -95,6 +97,8 @@ def log_package(
 
 def hardware() -> dict[str, Any]:
     """The machine of this process: host, platform, processor, CPUs and GPUs."""
+    import torch
+
     cpus = [line for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
@@ -132,6 +136,11 @@ def verify_model(models: ModelStore, uri: str) -> None:
     """Raise PipelineError if a logged model does not exist, DamagedError if it is damaged."""
     with tempfile.TemporaryDirectory() as scratch:
         fetch_model(models, model_id_of(uri), Path(scratch) / "model")
+
+
+def verify_fitted(store: Store, fitted: Fitted) -> None:
+    """Raise PipelineError if the model of a training does not exist or is damaged."""
+    verify_model(store.models, fitted.model_uri)
 
 
 def load_model(folder: Path) -> Any:

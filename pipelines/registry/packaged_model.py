@@ -1,9 +1,10 @@
 """The model as MLflow serves it: text in, text out. Runs wherever MLflow and torch do.
 
 MLflow copies this file into the model, next to the `dca` sources, and executes the copy on loading.
-It therefore imports nothing of this project but `dca`, and that after its digests were checked. The
-file's name, the names of digests and the methods that generate.py and the score call are a format:
-models that were packaged earlier have an earlier copy.
+It therefore imports nothing of this project but `dca`, and that after its digests were checked;
+PyTorch where a model is loaded, because checking one does not need it. The file's name, the names
+of digests and the methods that generate.py and the score call are a format: models that were
+packaged earlier have an earlier copy.
 """
 
 import codecs
@@ -21,13 +22,11 @@ from typing import Any
 import mlflow
 import numpy as np
 import pandas as pd
-import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel, PythonModelContext
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 
 DEFAULTS: dict[str, Any] = {
     "max_new_tokens": 200,
@@ -95,6 +94,8 @@ class PackagedModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Check the model's own folder, then read weights and configuration from it."""
+        from safetensors.torch import load_file
+
         folder = Path(context.artifacts["model"])
         root = folder.parents[1]
         verify(root)
@@ -154,6 +155,8 @@ class PackagedModel(PythonModel):
 
         It ends before the first `stop`, or after `max_new_tokens` bytes.
         """
+        import torch
+
         device = next(self.model.parameters()).device
         new = self.dca.stream(
             self.model,
@@ -166,13 +169,14 @@ class PackagedModel(PythonModel):
         )
         return until(stop or "", _characters(int(ids_b[0]) for ids_b in new))
 
-    @torch.inference_mode()
     def bits(self, data: NDArray[np.uint8]) -> NDArray[np.float64]:
         """-log2 p of every byte but the first: [bytes - 1].
 
         Each is predicted from those before it in its window; windows are of the training's
         seq_len, one after another, the last one shorter.
         """
+        import torch
+
         seq_len = self.config["train"]["seq_len"]
         device = next(self.model.parameters()).device
         whole = (len(data) - 1) // seq_len * seq_len
@@ -181,11 +185,12 @@ class PackagedModel(PythonModel):
         if whole < len(data) - 1:
             batches.append(data[None, whole:])
         found = [np.empty(0)]
-        for batch in batches:
-            ids_bt = torch.from_numpy(np.ascontiguousarray(batch)).to(device).long()
-            log_p_btv = self.model(ids_bt[:, :-1]).float().log_softmax(-1)
-            nats_bt = -log_p_btv.gather(-1, ids_bt[:, 1:, None])[..., 0]
-            found.append(nats_bt.double().flatten().cpu().numpy() / math.log(2))
+        with torch.inference_mode():
+            for batch in batches:
+                ids_bt = torch.from_numpy(np.ascontiguousarray(batch)).to(device).long()
+                log_p_btv = self.model(ids_bt[:, :-1]).float().log_softmax(-1)
+                nats_bt = -log_p_btv.gather(-1, ids_bt[:, 1:, None])[..., 0]
+                found.append(nats_bt.double().flatten().cpu().numpy() / math.log(2))
         return np.concatenate(found)
 
 

@@ -16,9 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from pipelines.console.errors import PipelineError
 from pipelines.console.text import first_line, one_line
 from pipelines.registry.package import fetch_model, load_model
@@ -107,6 +104,9 @@ def _result_of(folder: Path, text: Path) -> dict[str, Any]:
 
 
 def _measure(packaged: Any, text: Path) -> Score:
+    import numpy as np
+    import torch
+
     packaged.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = np.memmap(text, dtype=np.uint8, mode="r")
     bits = packaged.bits(data)
@@ -123,6 +123,8 @@ def _measure(packaged: Any, text: Path) -> Score:
 
 def _timed(packaged: Any, prompt: bytes) -> tuple[float, float]:
     """Seconds to the first byte, and from it to the last."""
+    import torch
+
     ids_bt = torch.tensor([list(prompt)], device=next(packaged.model.parameters()).device)
     start = time.perf_counter()
     new = packaged.dca.stream(

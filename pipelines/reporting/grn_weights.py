@@ -14,13 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from pipelines.registry.package import load_model
-
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from dca.residuals.grn import GRN, Stack
 
 OUTPUTS = {1: ("all",), 3: ("q", "k", "v")}
@@ -29,7 +25,7 @@ OUT = "out"
 """Name of the read-out behind the last block, as a layer and as an output."""
 
 
-def grn_weights(model: Any, ids_bt: Tensor | None) -> list[dict[str, Any]]:
+def grn_weights(model: Any, ids_bt: "Tensor | None") -> list[dict[str, Any]]:
     """The rows of `Mixing.weights`; none if the model's residual kind has no GRN.
 
     Args:
@@ -37,6 +33,8 @@ def grn_weights(model: Any, ids_bt: Tensor | None) -> list[dict[str, Any]]:
         ids_bt: Text over which the input-dependent part is averaged; None if there is none.
 
     """
+    import torch
+
     grns = dict(_grns(model))
     with torch.inference_mode():
         added = _input_weights(model, grns, ids_bt) if ids_bt is not None else {}
@@ -67,7 +65,7 @@ def _grns(model: Any) -> "Iterator[tuple[str, GRN]]":
         yield OUT, model.mix
 
 
-def _input_weights(model: Any, grns: "dict[str, GRN]", ids_bt: Tensor) -> dict[str, Tensor]:
+def _input_weights(model: Any, grns: "dict[str, GRN]", ids_bt: "Tensor") -> "dict[str, Tensor]":
     """The input-dependent weights of every GRN on a text, by layer: [o, n].
 
     The model is changed: its GRNs record their weights in each forward pass.
@@ -84,7 +82,9 @@ def _input_weights(model: Any, grns: "dict[str, GRN]", ids_bt: Tensor) -> dict[s
     return recorded
 
 
-def _rows(model: Any, layer: str, grn: "GRN", added: dict[str, Tensor]) -> Iterator[dict[str, Any]]:
+def _rows(
+    model: Any, layer: str, grn: "GRN", added: "dict[str, Tensor]"
+) -> Iterator[dict[str, Any]]:
     outputs, count, _ = grn.b_ond.shape
     names = (OUT,) if layer == OUT else OUTPUTS[outputs]
     block = model.config.depth + 1 if layer == OUT else int(layer)
@@ -103,8 +103,16 @@ def _rows(model: Any, layer: str, grn: "GRN", added: dict[str, Tensor]) -> Itera
             }
 
 
-if __name__ == "__main__":
-    folder, ids, result = map(Path, sys.argv[1:])
+def _main(folder: Path, ids: Path, result: Path) -> None:
+    import numpy as np
+    import torch
+
+    from pipelines.registry.package import load_model
+
     packaged = load_model(folder)
     text_bt = torch.from_numpy(np.load(ids)) if ids.exists() else None
     result.write_text(json.dumps(grn_weights(packaged.model, text_bt)))
+
+
+if __name__ == "__main__":
+    _main(*map(Path, sys.argv[1:]))

@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import optuna
 import pandas as pd
-from optuna.importance import FanovaImportanceEvaluator
-from optuna.trial import create_trial
 
-from pipelines.compat.optuna import quiet
 from pipelines.reporting.results import INACTIVE, Results
 from pipelines.reporting.statistics import at_equal_tokens, python_value
-from pipelines.search.study import distribution
 
 MIN_TRIALS = 4
 """With fewer trials no importance is computed."""
@@ -85,6 +80,13 @@ def _fanova(
     results: Results, table: pd.DataFrame, values: pd.Series, keys: Sequence[str]
 ) -> dict[str, float]:
     """Shares of the variance of these trials' values that keys explain."""
+    import optuna
+    from optuna.importance import FanovaImportanceEvaluator  # with scikit-learn
+    from optuna.trial import create_trial
+
+    from pipelines.compat.optuna import quiet
+    from pipelines.search.study import distribution
+
     varied = [key for key in keys if not _is_constant(table, key)]
     if not varied:
         return dict.fromkeys(keys, 0.0)

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
-import torch
-from torch import Tensor
 
 from pipelines.console.errors import PipelineError
 from pipelines.console.text import one_line
@@ -26,8 +25,8 @@ from pipelines.reporting import grn_weights
 from pipelines.reporting.results import Results
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.models import model_id_of
-from pipelines.training.evaluation import to_ids
 
+Ids = npt.NDArray[np.int64]
 WINDOWS = 16
 """Windows of the validation split over which the input-dependent part is averaged."""
 
@@ -65,14 +64,14 @@ def read_mixing(results: Results) -> Mixing:
     table = pd.DataFrame(rows)
     if ids_bt is None:
         return Mixing(table, note="the validation text is no longer in storage: only b is shown")
-    return Mixing(table, ids_bt.numel())
+    return Mixing(table, ids_bt.size)
 
 
-def _weights(folder: Path, ids_bt: Tensor | None, scratch: Path) -> list[dict[str, Any]]:
+def _weights(folder: Path, ids_bt: Ids | None, scratch: Path) -> list[dict[str, Any]]:
     """The rows of a packaged model, read in a process of its own. Raises PipelineError."""
     ids, result = scratch / "ids.npy", scratch / "weights.json"
     if ids_bt is not None:
-        np.save(ids, ids_bt.numpy())
+        np.save(ids, ids_bt)
     child = subprocess.run(
         [sys.executable, "-m", grn_weights.__name__, str(folder), str(ids), str(result)],
         capture_output=True,
@@ -88,7 +87,7 @@ def _nothing(note: str) -> Mixing:
     return Mixing(pd.DataFrame(), note=note)
 
 
-def _validation_ids(results: Results) -> Tensor | None:
+def _validation_ids(results: Results) -> Ids | None:
     """Windows spread over the validation split, [WINDOWS, seq_len]; None if it is gone."""
     seq_len = results.config.train.seq_len
     storage = storage_folder(results.config.storage)
@@ -97,4 +96,4 @@ def _validation_ids(results: Results) -> Tensor | None:
         return None
     data = open_bytes(splits["validation"])
     starts = np.linspace(0, len(data) - seq_len - 1, WINDOWS).astype(np.int64)
-    return to_ids(windows(data, starts, seq_len)[:, :-1], torch.device("cpu"))
+    return windows(data, starts, seq_len)[:, :-1].astype(np.int64)

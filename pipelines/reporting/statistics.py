@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from pipelines.reporting.results import INACTIVE, Results
 from pipelines.tracking.schema import BATCH_TOKENS_PARAM
@@ -63,6 +62,8 @@ def _interval(values: np.ndarray) -> tuple[int, float, float, float]:
     n, mean = len(values), float(values.mean())
     if n < 2:
         return n, mean, math.nan, math.nan
+    from scipy import stats  # takes a second, which one seed does not need
+
     half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / math.sqrt(n))
     return n, mean, mean - half, mean + half
 
@@ -139,6 +140,8 @@ def compare_top_two(results: Results) -> TopTwo | None:
     a, b = _results_over_seeds(results, winner, second)
     if min(len(a), len(b)) < 2:
         return TopTwo(winner, second, tokens, gap, counts=(len(a), len(b)))
+    from scipy import stats
+
     interval = stats.ttest_ind(b, a, equal_var=False).confidence_interval(CONFIDENCE)
     means = float(np.mean(a)), float(np.mean(b))
     low, high = float(interval.low), float(interval.high)

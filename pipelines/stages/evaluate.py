@@ -12,11 +12,12 @@ from pipelines.registry.score import score
 from pipelines.storage.files import temporary_copy
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import BASELINE_METRIC, EVALUATE_KIND, SCORE_FILE, TEST_BITS_METRIC
-from pipelines.training.evaluation import compressors
 
 
 def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
     """Bits per byte of the packaged model, read back from the store, and of the baselines."""
+    from pipelines.training.evaluation import compressors  # with PyTorch
+
     corpus = needs[PreparedCorpus]
     file = sealed_test(context.storage, corpus.fingerprint)
     model_id = model_id_of(needs[Fitted].model_uri)

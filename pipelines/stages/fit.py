@@ -4,9 +4,9 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
 from pipelines.search.results import Selected
-from pipelines.stages.recorded_training import describe_run, train_and_package, verify_fitted
 from pipelines.tracking import descriptions
 from pipelines.tracking.schema import FIT_KIND, SELECT_KIND
 from pipelines.training.config import TrainingRun
@@ -14,6 +14,8 @@ from pipelines.training.config import TrainingRun
 
 def fit(context: Context[Experiment], needs: StageResults) -> Fitted:
     """Train the selected values; returns the packaged model and its validation loss."""
+    from pipelines.stages.recorded_training import describe_run, train_and_package
+
     corpus, selected = needs[PreparedCorpus], needs[Selected]
     config = context.config.fit_run(selected.values)
     describe_run(context, config, corpus)

@@ -1,6 +1,6 @@
 """A training run of a stage: trained, recorded in the tracking store, packaged as a model.
 
-Shared by the stages fit and train.
+Shared by the stages fit and train, which import it, and PyTorch with it, once they train.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,12 +17,11 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
-from pipelines.registry.package import log_package, verify_model
+from pipelines.registry.package import log_package
 from pipelines.registry.results import Fitted
 from pipelines.storage.remote import Folder
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import BEST_METRIC
-from pipelines.tracking.store import Store
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
 from pipelines.training import checkpoint, loop
@@ -55,11 +54,6 @@ def train_and_package(
     folder = context.storage / "fits" / context.run_id
     history = _train(context, config, corpus, folder, key)
     return _package(context, config, corpus, folder, history)
-
-
-def verify_fitted(store: Store, fitted: Fitted) -> None:
-    """Raise PipelineError if the packaged model is damaged."""
-    verify_model(store.models, fitted.model_uri)
 
 
 def describe_run(context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus) -> None:

@@ -7,8 +7,6 @@ from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Sampled
-from pipelines.reporting.loading import results_of
-from pipelines.reporting.page.publish import publish
 from pipelines.reporting.screen import screen_lines
 from pipelines.tracking.schema import SAMPLES_FILE, SCREEN_FILE
 
@@ -23,6 +21,9 @@ def report(context: Context[Experiment], needs: StageResults) -> Reported:
 
     The screen is printed even if the page cannot be written.
     """
+    from pipelines.reporting.loading import results_of
+    from pipelines.reporting.page.publish import publish  # with matplotlib
+
     page = None
     try:
         with context.progress.working("report: drawing the figures"):

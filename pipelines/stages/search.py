@@ -13,10 +13,8 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Growth, Stage
 from pipelines.experiment import Experiment
-from pipelines.search.recorder import end_runs, log_search, log_summary
 from pipelines.search.results import Searched
 from pipelines.search.resume import StoredSearch, join, reopen, stored_search, trials_folder
-from pipelines.search.run import run_trials
 from pipelines.search.space import FIXED
 from pipelines.storage.files import remove
 from pipelines.tracking.schema import SEARCH_KIND, SECONDS_METRIC
@@ -30,6 +28,9 @@ def search(
 
     With `retry_failed`, those that have failed are run again.
     """
+    from pipelines.search.recorder import end_runs, log_search, log_summary
+    from pipelines.search.run import run_trials  # with Ray Tune and PyTorch
+
     task, corpus = context.config.search_task(), needs[PreparedCorpus]
     if joined := join(context.store, context.run_id, task):
         context.progress.log(f"  {joined} trials of earlier searches lie in the space and join it")

@@ -4,13 +4,15 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
-from pipelines.stages.recorded_training import describe_run, train_and_package, verify_fitted
 from pipelines.tracking.schema import TRAIN_KIND
 
 
 def train(context: Context[Experiment], needs: StageResults) -> Fitted:
     """Train the configuration; returns the packaged model and its validation loss."""
+    from pipelines.stages.recorded_training import describe_run, train_and_package
+
     config, corpus = context.config.training_run(), needs[PreparedCorpus]
     describe_run(context, config, corpus)
     return train_and_package(context, config, corpus, key="resources")

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
-from pipelines.stages.recorded_training import best_checkpoint, verify_fitted
+from pipelines.stages.recorded_training import best_checkpoint
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
 from tests.pipelines.packages import log_untrained

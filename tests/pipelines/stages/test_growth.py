@@ -8,6 +8,7 @@ import pytest
 from pipelines.engine import dag
 from pipelines.engine.results import from_json
 from pipelines.experiment import Experiment
+from pipelines.search import run as module
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Selected
 from pipelines.search.resume import StoredSearch, joining
@@ -15,7 +16,6 @@ from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from pipelines.search.trial import TrialOutcome
 from pipelines.stages import fit as fit_module
-from pipelines.stages import search as module
 from pipelines.stages import select
 from pipelines.stages.corpus import CorpusStage
 from pipelines.stages.search import search_stage

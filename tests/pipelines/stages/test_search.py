@@ -9,10 +9,10 @@ from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
+from pipelines.search import run as module
 from pipelines.search.recorder import Recorder
 from pipelines.search.resume import stored_search
 from pipelines.search.trial import TrialOutcome
-from pipelines.stages import search as module
 from pipelines.stages.search import search
 from pipelines.stages.select import select
 from pipelines.tracking.trials import StoredTrial
