@@ -271,3 +271,56 @@ def test_a_connection_is_reused_only_with_the_same_credentials(monkeypatch):
     assert second is not first
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", KEYS["AWS_SECRET_ACCESS_KEY"])
     assert filesystem.connect(uri)[0] is first
+
+
+def test_a_local_file_is_used_where_it_lies(tmp_path):
+    path = written(tmp_path / "a.bin")
+    assert file_at(path) == local_copy(path) == path
+    assert file_at(tmp_path / "none") is None
+    assert (files.size_of(path), files.uri_of(path)) == (5, f"file://{tmp_path}/a.bin")
+    with files.temporary_copy(path) as found:
+        assert found == path
+    assert path.exists()
+
+
+def test_a_remote_file_has_a_size_a_uri_and_a_copy_for_some_time(shared, tmp_path):
+    put_file(written(tmp_path / "text"), shared / "b" / "file.bin")
+    file = file_at(shared / "b" / "file.bin")
+    assert (files.size_of(file), files.uri_of(file)) == (5, str(shared / "b" / "file.bin"))
+    with files.temporary_copy(file) as found:
+        assert (found.name, found.read_bytes()) == ("file.bin", b"bytes")
+    assert not found.parent.exists()
+
+
+def test_a_local_folder_is_removed_or_left_without_error(tmp_path):
+    (tmp_path / "runs" / "a").mkdir(parents=True)
+    for _ in range(2):
+        files.remove(tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_object_store_is_waited_for_ten_minutes():
+    policy = filesystem.RETRIES
+    assert (policy.max_seconds, policy.max_pause_seconds, policy.max_attempts) == (600, 10, None)
+    assert policy.random_pauses
+
+
+def test_a_folder_that_cannot_hold_copies_is_an_error_of_storage(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.tempfile, "tempdir", str(written(tmp_path / "file")))
+    file = RemoteFile(RemoteDirectory("s3://bucket/x"), "0" * 64, 5)
+    with pytest.raises(StorageError, match="corpora/0+: cannot be written"):
+        local_copy(file)
+
+
+def test_a_google_store_limits_its_own_retries(monkeypatch):
+    from pyarrow import fs
+
+    asked = []
+    monkeypatch.setattr(fs.FileSystem, "from_uri", lambda uri: asked.append(uri))
+    for uri in ("gs://a/b", "gs://a/b?scheme=http", "s3://a/b"):
+        filesystem._connect(uri, "digest of this test")
+    assert asked == [
+        "gs://a/b?retry_limit_seconds=10",
+        "gs://a/b?scheme=http&retry_limit_seconds=10",
+        "s3://a/b",
+    ]

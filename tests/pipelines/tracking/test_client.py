@@ -7,7 +7,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines.console.errors import ConfigError, PipelineError
-from pipelines.tracking.client import RetryingClient, connect
+from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.store import Store
 from pipelines.tracking.uri import tracking_uri
 from pipelines.tracking.writer import Writer
@@ -105,3 +105,28 @@ def test_a_store_that_does_not_answer_is_found_in_seconds(uri, expected):
     with pytest.raises(ConfigError, match=expected):
         connect(uri)
     assert time.monotonic() - started < 20
+
+
+def test_a_store_that_is_away_is_waited_for_an_hour(store):
+    policy = store.client._retries
+    assert (policy.pause_seconds, policy.max_pause_seconds) == (0.5, 10)
+    assert (policy.max_seconds, policy.max_attempts) == (3600, None)
+    assert policy.random_pauses
+
+
+def test_a_file_that_is_no_database_is_refused_and_an_empty_one_is_not(tmp_path):
+    path = tmp_path / "a.db"
+    for content, valid in (
+        (b"", True),
+        (b"SQLite format 3", True),
+        (b"SQLit", False),
+        (b"x", False),
+    ):
+        path.write_bytes(content)
+        if valid:
+            check_uri(f"sqlite:///{path}")
+        else:
+            with pytest.raises(ConfigError, match="is no SQLite database"):
+                check_uri(f"sqlite:///{path}")
+    check_uri(f"sqlite:///{tmp_path}/new.db")
+    assert not (tmp_path / "new.db").exists()

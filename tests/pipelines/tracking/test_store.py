@@ -135,3 +135,101 @@ def test_a_description_that_is_too_long_ends_with_a_mark(store):
     store.describe(2 * MAX_TAG_CHARACTERS * "x", run)
     note = store.client.get_run(run).data.tags[NOTE_TAG]
     assert (len(note), note[-8:]) == (MAX_TAG_CHARACTERS, "x\n\n(cut)")
+
+
+class Pages:
+    """A client whose search has several pages."""
+
+    def __init__(self, *pages: list[str]) -> None:
+        self.pages, self.tokens = pages, list[str | None]()
+
+    def search_runs(self, ids, query, *, order_by, page_token):
+        assert (ids, order_by) == (["7"], ["attributes.start_time DESC"])
+        self.tokens.append(page_token)
+        number = int(page_token or 0)
+        return Page(self.pages[number], str(number + 1) if number + 1 < len(self.pages) else None)
+
+
+class Page(list):
+    def __init__(self, runs: list[str], token: str | None) -> None:
+        super().__init__(runs)
+        self.token = token
+
+
+def test_runs_are_found_on_every_page():
+    client = Pages(["a", "b"], [], ["c"])
+    assert Store(client, "7").find("trial") == ["a", "b", "c"]
+    assert client.tokens == [None, "1", "2"]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_result_that_is_too_long_for_a_tag_is_read_back_from_a_file(store, more):
+    result = {"a": "x" * (MAX_TAG_CHARACTERS - len('{"a": ""}') + more)}
+    run = store.create("fit", "k", "n")
+    store.write_result(run, result)
+    found = store.client.get_run(run)
+    assert (json.loads(found.data.tags[OUTPUTS_TAG]) == result) == (more == 0)
+    assert store.read_result(found) == result
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "reason"),
+    [
+        (PipelineError("x" * 6000), "FAILED", "x" * 5000),
+        (ValueError(), "FAILED", "ValueError"),
+        (KeyboardInterrupt(), "KILLED", "KeyboardInterrupt"),
+    ],
+)
+def test_a_run_that_failed_has_its_reason(store, error, status, reason):
+    run = store.create("fit", "k", "n")
+    store.fail(run, error)
+    found = store.client.get_run(run)
+    assert (found.info.status, found.data.tags["dca.reason"]) == (status, reason)
+    assert store.client._cancelled.is_set()
+
+
+def test_a_run_that_failed_beside_others_does_not_end_their_calls(store):
+    store.fail(store.create("fit", "k", "n"), ValueError("a"), command_ends=False)
+    assert not store.client._cancelled.is_set()
+
+
+def test_a_run_that_is_resumed_has_an_empty_reason_and_runs(store):
+    run = store.create("fit", "k", "n")
+    store.end(run)
+    store.resume(run, {"a": {"b": 1}})
+    found = store.client.get_run(run)
+    assert (found.info.status, found.data.tags["dca.reason"]) == ("RUNNING", "")
+    assert found.data.params == {"a.b": "1"}
+
+
+def test_metrics_of_a_run_are_stored_once_at_step_0(store):
+    run = store.create("fit", "k", "n")
+    for _ in range(2):
+        store.log_metrics(run, {"a": 1.0})
+    (point,) = store.client.get_metric_history(run, "a")
+    assert (point.step, point.value) == (0, 1.0)
+    assert point.timestamp > 10**12
+    store.log_metrics(run, {"a": 2.0})
+    assert len(store.client.get_metric_history(run, "a")) == 2
+
+
+def test_a_metrics_history_is_in_the_order_of_its_steps(store):
+    run = store.create("fit", "k", "n")
+    for step in (3, 1, 2):
+        store.log_metrics(run, {"step": step, "a": 10.0 * step})
+    assert [*store.history(run, "a").items()] == [(1, 10.0), (2, 20.0), (3, 30.0)]
+
+
+def test_no_experiment_is_made_where_none_is_wanted(store, tmp_path, monkeypatch):
+    assert Store.open("other", tmp_path / "other", create=False) is None
+    assert not (tmp_path / "other").exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
+    assert Store.open("tiny", tmp_path / "other", create=False) is None
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_tag_that_is_removed_may_be_missing(store):
+    run = store.create("fit", "k", "n", tags={"a": "b"})
+    for _ in range(2):
+        store.untag(run, "a")
+    assert "a" not in store.client.get_run(run).data.tags

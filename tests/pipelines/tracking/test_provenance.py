@@ -1,0 +1,54 @@
+import os
+import subprocess
+
+import pytest
+
+from pipelines.tracking import provenance as module
+from pipelines.tracking.provenance import provenance
+
+ANSWERS = {("rev-parse", "HEAD"): "c0ffee\n", ("status", "--porcelain"): " M a.py\n"}
+
+
+@pytest.fixture
+def git(monkeypatch) -> dict[tuple[str, ...], str]:
+    """What git prints; without an entry it fails."""
+    monkeypatch.delenv(module.COMMIT_VARIABLE, raising=False)
+    answers = dict(ANSWERS)
+
+    def run(command, **options):
+        assert command[0] == "git"
+        assert options == {**WANTED, "cwd": options["cwd"]}
+        found = answers.get(tuple(command[1:]))
+        return subprocess.CompletedProcess(command, 128 if found is None else 0, found or "", "")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    return answers
+
+
+WANTED = {"capture_output": True, "text": True, "timeout": 10}
+
+
+def test_a_commit_is_known_with_whether_files_differ_from_it(git):
+    tags = provenance()
+    assert (tags[module.COMMIT_TAG], tags[module.DIRTY_TAG]) == ("c0ffee", "true")
+    git[("status", "--porcelain")] = ""
+    assert provenance()[module.DIRTY_TAG] == "false"
+
+
+def test_without_a_repository_the_commit_is_that_of_the_environment(git, monkeypatch):
+    git.clear()
+    assert not {module.COMMIT_TAG, module.DIRTY_TAG} & provenance().keys()
+    monkeypatch.setenv(module.COMMIT_VARIABLE, "beef")
+    tags = provenance()
+    assert tags[module.COMMIT_TAG] == "beef"
+    assert module.DIRTY_TAG not in tags
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.TimeoutExpired("git", 10)])
+def test_git_that_is_missing_or_hangs_is_no_error(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(module.subprocess, "run", fail)
+    monkeypatch.setitem(os.environ, module.COMMIT_VARIABLE, "")
+    assert module.COMMIT_TAG not in provenance()
