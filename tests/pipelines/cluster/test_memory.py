@@ -1,5 +1,7 @@
 """What does not fit into the memory of the machine is refused."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pipelines.cluster import memory
@@ -40,3 +42,50 @@ def test_a_containers_limit_is_the_machines(tmp_path, monkeypatch):
     assert machine_bytes() == 1 << 20
     limit.write_text("max\n")
     assert machine_bytes() >= physical
+
+
+def test_what_takes_most_is_the_key_to_change(run, monkeypatch):
+    """The micro batch, if it takes more than the model's state: here they are nearly equal."""
+    state, found = 16 * run.model.parameter_count(), []
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 0)
+    for activations in (state, state + 1):
+        sizes = iter([10**9 + activations, 10**9])
+        monkeypatch.setattr(memory, "peak_bytes", lambda *_, sizes=sizes, **__: next(sizes))
+        with pytest.raises(ConfigError) as error:
+            require_memory(run, HERE)
+        found.append(error.value.problems[0].key)
+    assert found == ["model.dim", "train.micro_batch_tokens"]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "trials", "together"), [(1, 8, 1), (0.5, 8, 2), (0.5, 1, 1), (2, 8, 1), (0.3, 8, 3)]
+)
+def test_trials_that_share_a_gpu_share_its_memory(run, monkeypatch, gpus, trials, together):
+    each = peak_bytes(run, on_gpu=True)
+    node = [Node("here", 64, 8)]
+    monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: True)
+    shared = run.replace({"resources.gpus_per_worker": gpus})
+    for room, fits in ((together * each, True), (together * each - 1, False)):
+        device = SimpleNamespace(total_memory=room)
+        monkeypatch.setattr(memory.torch.cuda, "get_device_properties", lambda _, one=device: one)
+        if fits:
+            require_memory(shared, node, trials=trials)
+        else:
+            with pytest.raises(ConfigError, match=rf"{together} x .* the GPU has"):
+                require_memory(shared, node, trials=trials)
+
+
+def test_processes_of_one_machine_share_the_pages_of_libraries(run, monkeypatch):
+    each = peak_bytes(run, on_gpu=False)
+    need = 200 * 2**20 + 2 * (each - 200 * 2**20)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: need)
+    require_memory(run, HERE, trials=2)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: need - 1)
+    with pytest.raises(ConfigError) as error:
+        require_memory(run, HERE, trials=2)
+    gigabytes = f"{need / 2**30:.1f} GiB"
+    assert f"2 x {each / 2**30:.1f} GiB need about {gigabytes}; the machine has" in str(error.value)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 0)
+    with pytest.raises(ConfigError) as error:
+        require_memory(run, HERE, trials=1)
+    assert "fewer at once" not in str(error.value)

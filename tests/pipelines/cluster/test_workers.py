@@ -1,0 +1,283 @@
+"""Training with several workers, without Ray: its parts are made up."""
+
+import asyncio
+import os
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+import torch
+
+from pipelines.cluster import connection, mailbox, workers
+from pipelines.cluster.mailbox import next_message
+from pipelines.compat.ray import START_TIMEOUT
+from pipelines.console.errors import ConfigError, PipelineError, StorageError
+from pipelines.storage.project import ROOT
+from pipelines.training.trainer import DivergedError
+
+Mailbox = mailbox.Mailbox.__ray_metadata__.modified_class
+
+
+def test_a_sender_waits_for_the_readers_answer():
+    async def exchange() -> list[Any]:
+        box = Mailbox()
+        first = asyncio.ensure_future(box.post("a"))
+        found = [await box.take(), first.done()]
+        await box.answer(True)
+        await box.answer(False)  # it has been answered
+        return [*found, await first]
+
+    assert asyncio.run(exchange()) == ["a", False, True]
+
+
+def test_a_box_that_is_stopped_answers_no_to_all_now_and_later():
+    async def exchange() -> list[Any]:
+        box = Mailbox()
+        await box.answer(True)  # nothing was taken yet
+        sent = [asyncio.ensure_future(box.post(number)) for number in range(3)]
+        assert await box.take() == 0
+        await box.stop()
+        return [*await asyncio.gather(*sent), await box.post("later")]
+
+    assert asyncio.run(asyncio.wait_for(exchange(), 10)) == 4 * [False]
+
+
+@pytest.mark.parametrize(("waits", "expected"), [(0, "row"), (3, "row"), (None, None)])
+def test_the_next_message_is_waited_for_while_the_workers_train(monkeypatch, waits, expected):
+    fit: Future[None] = Future()
+    asked = []
+
+    def wait(references, *, timeout):
+        assert (references, timeout) == (["reference"], 0.2)
+        asked.append(timeout)
+        if waits is None and len(asked) == 2:
+            fit.set_result(None)
+        return (references, []) if waits is not None and len(asked) > waits else ([], references)
+
+    monkeypatch.setattr(mailbox.ray, "wait", wait)
+    monkeypatch.setattr(mailbox.ray, "get", {"reference": "row"}.get)
+    box = SimpleNamespace(take=SimpleNamespace(remote=lambda: "reference"))
+    assert next_message(box, fit) == expected
+    assert len(asked) == (2 if waits is None else waits + 1)
+
+
+class Remote:
+    """An actor: each of its methods returns what it was called with, or the answer."""
+
+    def __init__(self, answer: Any = None) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._answer = answer
+
+    def __getattr__(self, name: str) -> Any:
+        def remote(*given: Any) -> Any:
+            self.calls.append((name, *given))
+            return self._answer
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def fitted(monkeypatch, run) -> Any:
+    """Training whose workers send these messages, and end with this error."""
+    found = SimpleNamespace(messages=[], error=None, box=Remote(), shown=[], alive=True)
+
+    def fit() -> None:
+        if found.error:
+            raise found.error
+
+    options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: found.box))
+    context = SimpleNamespace(get_node_id=lambda: "0" * 56)
+    monkeypatch.setattr(workers, "Mailbox", options)
+    monkeypatch.setattr(workers, "_trainer", lambda *_: SimpleNamespace(fit=fit))
+    monkeypatch.setattr(workers, "next_message", lambda *_: next(iter_messages, None))
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    monkeypatch.setattr(ray, "is_initialized", lambda: found.alive)
+    monkeypatch.setattr(ray, "shutdown", lambda: setattr(found, "alive", False))
+    iter_messages = iter(())
+
+    def rows() -> list[Any]:
+        nonlocal iter_messages
+        iter_messages = iter(found.messages)
+        return list(workers.train_with_workers(run, None, None, found.shown.append))
+
+    found.rows = rows
+    return found
+
+
+def test_rows_are_yielded_lines_are_logged_and_each_message_is_answered(fitted):
+    fitted.messages = [[{"step": 1}], "resumes", [{"step": 2}]]
+    assert fitted.rows() == [[{"step": 1}], [{"step": 2}]]
+    assert fitted.shown == ["resumes"]
+    assert fitted.box.calls == [*3 * [("answer", True)], ("stop",)]
+
+
+def test_why_a_training_ended_is_one_line(fitted):
+    fitted.messages = [DivergedError("at step 3")]
+    with pytest.raises(DivergedError, match="at step 3"):
+        fitted.rows()
+    fitted.messages, fitted.error = [], ValueError("first\nlast")
+    with pytest.raises(PipelineError, match=r"^training failed: last$"):
+        fitted.rows()
+    fitted.error = StorageError("no room")
+    with pytest.raises(StorageError, match=r"^no room$"):
+        fitted.rows()
+
+
+def test_ctrl_c_ends_ray_at_once(fitted, monkeypatch):
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "next_message", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        fitted.rows()
+    assert not fitted.alive
+    assert fitted.box.calls == []
+
+
+def trainer_of(monkeypatch, run, tmp_path) -> dict[str, Any]:
+    """What Ray Train is given for a run."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(workers, "TorchTrainer", lambda work, **options: given.update(options))
+    for name in ("ScalingConfig", "RunConfig", "FailureConfig"):
+        monkeypatch.setattr(ray.train, name, lambda **options: options)
+    workers._trainer(run, None, None, None, tmp_path)
+    return given
+
+
+@pytest.mark.parametrize(
+    ("resources", "per_worker", "gpu"),
+    [
+        ({"workers": 2}, {"CPU": 1}, False),
+        ({"workers": 2, "cpus_per_worker": 3}, {"CPU": 3}, False),
+        ({"workers": 2, "gpus_per_worker": 0.5}, {"CPU": 1, "GPU": 0.5}, True),
+    ],
+)
+def test_workers_have_the_configured_resources_and_retries(
+    run, monkeypatch, tmp_path, resources, per_worker, gpu
+):
+    monkeypatch.delenv(START_TIMEOUT, raising=False)
+    changed = run.replace({"resources": resources, "failures.retries": 5})
+    given = trainer_of(monkeypatch, changed, tmp_path)
+    assert given["scaling_config"] == {
+        "num_workers": 2,
+        "elastic_resize_monitor_interval_s": 60,
+        "use_gpu": gpu,
+        "resources_per_worker": per_worker,
+    }
+    failures = {"max_failures": 5, "controller_failure_limit": 3}
+    assert given["run_config"]["failure_config"] == failures
+    assert given["run_config"]["storage_path"] == str(tmp_path)
+    assert START_TIMEOUT not in os.environ
+
+
+def test_a_range_of_workers_waits_a_minute_for_a_place(run, monkeypatch, tmp_path):
+    monkeypatch.setenv(START_TIMEOUT, "30")
+    given = trainer_of(monkeypatch, run.replace({"resources.workers": [1, 4]}), tmp_path)
+    assert given["scaling_config"]["num_workers"] == (1, 4)
+    assert os.environ[START_TIMEOUT] == "60"
+
+
+def test_gloo_uses_the_interface_of_the_nodes_address(monkeypatch):
+    addresses = {"lo": ["127.0.0.1", "::1"], "eth0": ["fe80::1", "10.0.0.7"], "eth1": ["10.0.1.7"]}
+    found = {
+        name: [SimpleNamespace(address=one) for one in several]
+        for name, several in addresses.items()
+    }
+    monkeypatch.setattr(workers.psutil, "net_if_addrs", lambda: found)
+    monkeypatch.setattr(ray.util, "get_node_ip_address", lambda: "10.0.0.7")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "removed after the test")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME")
+    workers._use_own_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "eth0"
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "mine")
+    workers._use_own_interface()
+    assert os.environ["GLOO_SOCKET_IFNAME"] == "mine"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("end", ["last", "told to stop", "diverged"])
+def test_the_first_worker_sends_and_all_stop_together(run, monkeypatch, rank, end):
+    box, closed = Remote(end != "told to stop"), []
+
+    def train(config, corpus, folder, log):
+        log("resumes")
+        try:
+            yield [{"step": 1}]
+            if end == "diverged":
+                raise DivergedError("at step 2")
+            yield [{"step": 2}]
+        finally:
+            closed.append(True)
+
+    def broadcast(go_on: torch.Tensor, src: int) -> None:
+        assert src == 0
+        if rank:
+            go_on.fill_(end != "told to stop")
+
+    monkeypatch.setattr(workers, "train", train)
+    monkeypatch.setattr(workers.dist, "get_rank", lambda: rank)
+    monkeypatch.setattr(workers.dist, "broadcast", broadcast)
+    monkeypatch.setattr(ray, "get", lambda reference: reference)
+    workers._work({"config": run, "corpus": None, "folder": None, "mailbox": box})
+    sent = {"last": [[{"step": 1}], [{"step": 2}]], "told to stop": [[{"step": 1}]]}
+    posted = [message for _, message in box.calls]
+    if rank:
+        assert posted == []
+    elif end == "diverged":
+        assert posted[:2] == ["resumes", [{"step": 1}]]
+        assert str(posted[2]) == "at step 2"
+    else:
+        assert posted == ["resumes", *sent[end]]
+    assert closed == [True]
+
+
+def test_code_is_sent_to_other_machines_unless_ray_has_its_own_copy(monkeypatch):
+    monkeypatch.delenv(connection.names.JOB_CONFIG, raising=False)
+    sent = connection._runtime_env()
+    assert sent["py_modules"] == [f"{ROOT}/dca", f"{ROOT}/pipelines"]
+    monkeypatch.setenv(connection.names.JOB_CONFIG, "{}")
+    assert connection._runtime_env() == {"env_vars": connection.names.ENVIRONMENT}
+
+
+def test_an_empty_address_is_none(monkeypatch):
+    for value, expected in (("", None), ("a:1", "a:1")):
+        monkeypatch.setenv("RAY_ADDRESS", value)
+        assert connection.cluster_address() == expected
+
+
+@pytest.mark.parametrize("address", ["auto", "local", "ray://host:1"])
+def test_an_address_that_ray_resolves_is_not_tried(monkeypatch, address):
+    monkeypatch.setattr(connection.socket, "create_connection", None)
+    connection._probe(address)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "host", "host:x", "127.0.0.1:"])
+def test_a_wrong_address_is_found_in_seconds(address):
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: no Ray cluster answers there"):
+        connection._probe(address)
+
+
+def test_only_the_nodes_that_are_alive_count():
+    names = connection.names
+    nodes = [
+        {
+            names.NODE_ADDRESS: address,
+            names.NODE_RESOURCES: resources,
+            names.NODE_ID: address * 2,
+            names.NODE_ALIVE: alive,
+        }
+        for address, resources, alive in (
+            ("a", {"CPU": 4.0, "GPU": 1.0}, True),
+            ("b", {}, True),
+            ("c", {"CPU": 8.0}, False),
+        )
+    ]
+    found = connection.alive_nodes(SimpleNamespace(nodes=lambda: nodes))
+    assert [(node.address, node.cpus, node.gpus, node.id) for node in found] == [
+        ("a", 4.0, 1.0, "aa"),
+        ("b", 0, 0, "bb"),
+    ]
+    assert [str(node) for node in found] == ["a (4 CPUs, 1 GPUs)", "b (0 CPUs)"]
