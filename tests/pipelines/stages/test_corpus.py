@@ -131,3 +131,8 @@ def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_val
     arguments = promote._parse(["promote", "1"])
     with pytest.raises(ConfigError, match=f"the corpus {'0' * 32} is not in "):
         promote._decide(registry, 1, arguments)
+
+
+def test_a_corpus_without_a_name_of_its_own_is_that_of_the_configuration(held_out):
+    assert CorpusStage().preview(held_out).name == "files"
+    assert CorpusStage(name="mine").preview(held_out).name == "mine"

@@ -11,6 +11,7 @@ from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.search import run as module
 from pipelines.search.recorder import Recorder
+from pipelines.search.results import Searched
 from pipelines.search.resume import stored_search
 from pipelines.search.trial import TrialOutcome
 from pipelines.stages.search import search
@@ -162,3 +163,16 @@ def test_a_search_of_failed_trials_is_an_error_with_their_reasons(begun, monkeyp
     recorder.close()
     with pytest.raises(PipelineError, match=r"every trial failed.*\n  trial 0: reason 0\n"):
         search(context, needs)
+
+
+def test_the_winner_is_one_of_the_trials_that_were_selected(begun):
+    context, needs = begun
+    recorder = recorder_of(context, needs)
+    for number, bits in enumerate((3.5, 3.0, 3.2)):
+        recorder.open_run(number, VALUES)
+        recorder.write(number, [ROW | {"val_bits_per_byte": bits}])
+        recorder.end_trial(number, TrialOutcome("complete", objective=bits, last_row=ROW))
+    recorder.close()
+    for selection, winner in (("0-2", 1), ("0,2", 2), ("0", 0)):
+        searched = Searched(context.run_id, {"complete": 3}, (), selection)
+        assert select(context, StageResults({"search": searched})).trial == winner

@@ -1,0 +1,121 @@
+"""The sample's command, and the progress of a training."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines.console.errors import PipelineError
+from pipelines.console.progress import Progress
+from pipelines.engine.results import StageResults
+from pipelines.registry.results import Promoted, Sampled
+from pipelines.stages import sample as module
+from pipelines.stages.recorded_training import _progress
+from pipelines.stages.sample import STAGE, sample
+from pipelines.storage.project import ROOT
+
+
+class Texts:
+    """A store that keeps the texts that are logged."""
+
+    def __init__(self) -> None:
+        self.logged: list[tuple[str, str, str]] = []
+
+    def log_text(self, run_id: str, text: str, file: str) -> None:
+        self.logged.append((run_id, text, file))
+
+
+def context(config):
+    return SimpleNamespace(config=config, store=Texts(), run_id="r", progress=Progress())
+
+
+def needs(champion: int | None) -> StageResults:
+    return StageResults({"promote": Promoted("dca-gpt", champion, "decided")})
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list[list[str]]:
+    """The commands that are run; each prints two texts."""
+    found = []
+
+    def run(command, **options):
+        assert options == {"capture_output": True, "text": True}
+        found.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"text": "a"}\n{"text": "b"}\n', "")
+
+    monkeypatch.setattr(module.subprocess, "run", run)
+    return found
+
+
+def test_the_champion_continues_the_prompts_as_configured(experiment, commands):
+    changes = {"prompts": ["x", "--y"], "max_new_tokens": 7, "temperature": 0.5}
+    here = context(experiment.replace({"generate": changes, "seed": 3}))
+    uri = "models:/dca-gpt/2"
+    assert sample(here, needs(2)) == Sampled("r", uri)
+    assert here.store.logged == [("r", "a\n\n--------------------\n\nb", "samples.txt")]
+    assert commands == [
+        [
+            *(sys.executable, f"{ROOT}/pipelines/generate.py", "--json", f"--model={uri}"),
+            *("--prompt=x", "--prompt=--y", "--max-new-tokens=7", "--temperature=0.5"),
+            *("--top-k=40", "--top-p=1.0", "--seed=3"),
+        ]
+    ]
+
+
+def test_what_is_null_cuts_nothing(experiment, commands):
+    sample(context(experiment.replace({"generate": {"top_k": None, "top_p": 0.25}})), needs(1))
+    assert commands[0][-3:-1] == ["--top-k=256", "--top-p=0.25"]
+
+
+def test_without_a_champion_nothing_is_generated(experiment, commands):
+    here = context(experiment)
+    assert sample(here, needs(None)) == Sampled("r")
+    assert here.store.logged == [("r", "no champion, no sample", "samples.txt")]
+    assert commands == []
+
+
+def test_a_command_that_fails_is_an_error_with_its_reason(experiment, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", " no such model\n")
+    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: failed)
+    with pytest.raises(PipelineError, match=r"^models:/dca-gpt/2: no such model$"):
+        sample(context(experiment), needs(2))
+
+
+@pytest.mark.parametrize(
+    ("uri", "exists", "valid"), [(None, False, True), ("m", True, True), ("m", False, False)]
+)
+def test_a_sample_is_valid_while_its_model_exists(uri, exists, valid):
+    store = SimpleNamespace(models=SimpleNamespace(exists=lambda given: given == uri and exists))
+    if valid:
+        STAGE.verify(store, Sampled("r", uri))
+    else:
+        with pytest.raises(PipelineError, match="m does not exist any more"):
+            STAGE.verify(store, Sampled("r", uri))
+
+
+def test_the_progress_of_a_training_has_its_step_quality_and_the_time_left(run):
+    rows = {
+        2: {"step": 2, "train_bits_per_byte": 4.0},
+        4: {"step": 4, "val_bits_per_byte": 3.0, "tokens_per_second": 1234.5, "seconds": 10.0},
+        8: {"step": 8, "val_bits_per_byte": 2.0, "tokens_per_second": 2345.5, "seconds": 30.0},
+        10: {"step": 10, "train_bits_per_byte": 1.0},
+    }
+    shown = _progress(rows, run)
+    assert shown.text == (
+        "training: step 8/16, validation 2.0000 bits per byte, 2,346 bytes/s, about 0:30 left"
+    )
+    (bar,) = shown.bars
+    assert (bar.name, bar.share, bar.note) == ("training", 0.5, "step 8/16, about 0:30 left")
+    assert shown.note == "validation 2.0000 bits per byte, 2,346 bytes/s"
+    assert list(shown.curve) == [3.0, 2.0]
+    assert (shown.data["step"], shown.data["of_steps"]) == (8, 16)
+    assert (shown.data["seconds_left"], shown.data["bytes_per_second"]) == (30.0, 2345.5)
+
+
+def test_a_training_whose_patience_is_over_has_no_time_left(run):
+    patient = run.replace({"train.patience": 1})
+    row = {"tokens_per_second": 1.0, "seconds": 10.0}
+    rows = {n: {"step": n, "val_bits_per_byte": float(n), **row} for n in (4, 8)}
+    shown = _progress(rows, patient)
+    assert (shown.data["seconds_left"], shown.bars[0].share) == (0.0, 1.0)
