@@ -126,3 +126,19 @@ def test_a_full_disk_is_not_repeated():
 def write_full() -> None:
     with fs.LocalFileSystem().open_output_stream("/dev/full") as out:
         out.write(b"a")
+
+
+@pytest.mark.parametrize(
+    ("error", "transient"),
+    [
+        (OSError("When reading: AWS Error NETWORK_CONNECTION"), True),
+        (OSError("AWS Error UNKNOWN (HTTP status 408)"), True),
+        (OSError("AWS Error UNKNOWN (HTTP status 429)"), True),
+        (OSError("AWS Error UNKNOWN (HTTP status 405)"), False),
+        (OSError("AWS Error ACCESS_DENIED"), False),
+        (OSError(28, "No space left on device"), False),
+        (ValueError("AWS Error NETWORK_CONNECTION"), False),
+    ],
+)
+def test_errors_of_a_store_without_an_answer_are_repeated(error, transient):
+    assert is_transient(error) == transient

@@ -298,3 +298,50 @@ def test_a_split_is_mapped_and_not_read(tmp_path):
     assert isinstance(data, np.memmap)
     with pytest.raises(ValueError, match="read-only"):
         data[0] = 1
+
+
+def test_the_order_of_the_data_is_golden():
+    """If it changes, every earlier training's numbers do."""
+    batches = Batches(np.arange(1000), seq_len=10, sequences=7, seed=3)
+    starts = {step: batches(step)[:, 0].tolist() for step in (0, 13, 14)}
+    assert starts == {
+        0: [828, 448, 228, 18, 348, 238, 608],
+        13: [148, 578, 368, 718, 548, 58, 198],
+        14: [309, 79, 319, 759, 809, 839, 739],  # the next epoch
+    }
+
+
+@pytest.mark.parametrize(
+    ("size", "starts"),
+    [
+        (11, [[0, 0], [0, 0], [0, 0]]),
+        (12, [[1, 1], [1, 1], [0, 1]]),
+        (22, [[8, 5], [9, 5], [4, 6]]),
+        (31, [[8, 18], [15, 5], [19, 9]]),
+    ],
+)
+def test_a_text_of_a_few_windows_is_read_from_all_its_starts(size, starts):
+    batches = Batches(np.arange(size), seq_len=10, sequences=2, seed=0)
+    assert [batches(step)[:, 0].tolist() for step in range(3)] == starts
+    assert batches(0).shape == (2, 11)
+
+
+def test_workers_that_do_not_divide_a_batch_share_it_all_the_same():
+    batches = Batches(numbered(5000), 16, 5, seed=0)
+    shares = [batches(2, rank, 3) for rank in range(3)]
+    assert [len(share) for share in shares] == [1, 2, 2]
+    assert np.array_equal(np.concatenate(shares), batches(2))
+
+
+def test_a_corpus_is_long_enough_from_a_window_in_each_split_on(tmp_path):
+    path = tmp_path / "text"
+    path.write_bytes(b"x" * 659)
+    message = r"^data: the corpus has 659 bytes; expected at least 661 for splits of 90/5/5 % and"
+    with pytest.raises(ConfigError, match=message):
+        measure_corpus(of_files(path), seq_len=32)
+    path.write_bytes(b"x" * 661)
+    assert measure_corpus(of_files(path), seq_len=32).sizes == {
+        "train": 595,
+        "validation": 33,
+        "test": 33,
+    }
