@@ -1,6 +1,12 @@
+import pickle
+
 import pytest
+import torch
+from torch import nn
 
 from dca import ModelConfig, registry
+from dca.compat import SkipInitialisation
+from dca.errors import FieldError
 from dca.residuals.grn import stack_entries
 from tests.sections import fields, shipped_fields
 
@@ -100,3 +106,21 @@ def test_the_smallest_shapes_are_valid(given):
 def test_attention_windows_are_repeated_over_the_depth():
     config = ModelConfig(attention_windows=[8, None, 2])
     assert [config.window(block) for block in range(1, 6)] == [8, None, 2, 8, None]
+
+
+def test_an_error_has_its_parts_and_names_the_nearest_if_there_is_one():
+    bare, near = FieldError("dim", "expected 1"), FieldError("dim", "expected 1", "depth")
+    assert (str(bare), str(near)) == ("dim: expected 1", "dim: expected 1; did you mean depth?")
+    for error in (bare, near):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (FieldError, str(error))
+        parts = (again.field, again.message, again.nearest)
+        assert parts == (error.field, error.message, error.nearest)
+
+
+def test_functions_that_draw_are_skipped_and_others_are_not():
+    with SkipInitialisation():
+        for tensor in (nn.init.normal_(torch.zeros(3)), nn.init.uniform_(tensor=torch.zeros(3))):
+            assert tensor.tolist() == [0, 0, 0]
+        assert (torch.zeros(3) + 1).tolist() == [1, 1, 1]
+    assert nn.init.constant_(torch.zeros(2), 5).tolist() == [5, 5]

@@ -2,6 +2,8 @@ import pytest
 import torch
 
 from dca import ModelConfig, build_model, generate, registry
+from dca.errors import FieldError
+from dca.sampling import check_sampling
 
 
 class Fixed(torch.nn.Module):
@@ -151,3 +153,50 @@ def test_a_parameter_out_of_range_is_named(options):
 def test_an_empty_prompt_is_refused():
     with pytest.raises(ValueError, match="prompt"):
         generate(Fixed(PROBABILITIES), torch.zeros(1, 0, dtype=torch.long), max_new_tokens=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_new_tokens": -1}, "max_new_tokens: expected at least 0, got -1"),
+        ({"temperature": -1e-9}, "temperature: expected a number of at least 0, got -1e-09"),
+        ({"temperature": float("inf")}, "temperature: expected a number of at least 0, got inf"),
+        ({"temperature": float("nan")}, "temperature: expected a number of at least 0, got nan"),
+        ({"top_k": 0}, "top_k: expected at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p: expected more than 0 and at most 1, got 0.0"),
+        ({"top_p": 1.001}, "top_p: expected more than 0 and at most 1, got 1.001"),
+    ],
+)
+def test_a_parameter_just_out_of_range_is_refused(options, message):
+    given = {"max_new_tokens": 1, "temperature": 1.0, "top_k": None, "top_p": None} | options
+    with pytest.raises(FieldError, match=message):
+        check_sampling(**given)
+
+
+def test_parameters_at_the_ends_of_their_ranges_are_taken():
+    check_sampling(0, 0.0, 1, 1.0)
+    check_sampling(1, 1e300, None, 1e-300)
+    assert draw(top_k=1) == {1}
+    assert draw(top_p=1.0) == draw(top_k=4) == {0, 1, 2, 3}
+
+
+def test_no_new_tokens_are_the_prompt():
+    prompt = torch.zeros(2, 3, dtype=torch.long)
+    assert torch.equal(generate(Fixed(PROBABILITIES), prompt, max_new_tokens=0), prompt)
+
+
+def test_the_temperature_divides_the_logits_down_to_the_coldest():
+    prompt = torch.zeros(8000, 1, dtype=torch.long)
+    for temperature in (2.0, 0.5):
+        generator = torch.Generator().manual_seed(0)
+        ids = generate(
+            Fixed(PROBABILITIES),
+            prompt,
+            max_new_tokens=1,
+            temperature=temperature,
+            generator=generator,
+        )
+        shares = torch.bincount(ids[:, 1], minlength=4) / 8000
+        wanted = torch.tensor(PROBABILITIES) ** (1 / temperature)
+        torch.testing.assert_close(shares, wanted / wanted.sum(), rtol=0, atol=0.02)
+    assert draw(temperature=1e-7) == draw(temperature=2e-6) == {1}
