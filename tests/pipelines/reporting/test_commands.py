@@ -7,10 +7,13 @@ from pipelines.reporting.commands import (
     config_path,
     next_commands,
     replication_commands,
+    report_folder,
+    reproduction_command,
     setup_lines,
     tracking_page_command,
 )
 from pipelines.reporting.page.publish import publish
+from tests.pipelines.reporting.tables import results_of, trial
 from tests.pipelines.stored import Made
 
 TWO = [
@@ -31,10 +34,10 @@ def test_the_commands_name_the_file_beside_the_page(searched, made, tmp_path):
 def test_the_winner_and_the_runner_up_are_trained_with_further_seeds(searched, made):
     lines = replication_commands(made(searched, TWO, winner=0))
     assert lines[0] == "for seed in 1 2 3 4; do"
-    for line, trial in zip(lines[1:3], TWO, strict=True):
+    for line, one in zip(lines[1:3], TWO, strict=True):
         arguments = shlex.split(line)
         assert arguments[:2] == ["python", "pipelines/train.py"]
-        assert f"train.learning_rate={trial.values['train.learning_rate']}" in arguments
+        assert f"train.learning_rate={one.values['train.learning_rate']}" in arguments
         assert f"model.last_k={searched.model.last_k}" in arguments  # the key did not apply
         assert arguments[-1] == "seed=$seed"
     assert lines[3:] == ["done", "python pipelines/report.py tiny"]
@@ -68,3 +71,81 @@ def test_the_tracking_pages_are_opened_where_the_store_is(uri, command, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     assert tracking_page_command() == command
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+
+
+TRIALS = [
+    trial("complete", [2.0], train__learning_rate=1e-3, model__residual="dca"),
+    trial("complete", [2.5], train__learning_rate=2e-3, model__residual="a b"),
+]
+YAML = "runs/reports/tiny/tiny.yaml"
+
+
+def purposes(results) -> dict[str, list[str]]:
+    return {one.purpose: one.lines for one in next_commands(results)}
+
+
+def test_without_a_model_the_whole_pipeline_reproduces_the_result(searched, here):
+    results = results_of(searched, TRIALS, winner=0)
+    assert reproduction_command(results) == f"python pipelines/sweep.py {YAML}"
+    found = purposes(results)
+    assert list(found) == [
+        "Run the whole pipeline",
+        "Train the winner and the runner-up with more seeds, and compare them",
+        "Start a new search from the results of these trials",
+        "Train the winner longer; the search is reused",
+        "Show all runs, curves and versions",
+        "Write this page again",
+    ]
+    new = found["Start a new search from the results of these trials"]
+    changes = "experiment=tiny-2 'search.warm_start=[tiny]' search.trials=16"
+    assert new == [f"python pipelines/sweep.py {YAML} {changes}"]
+    longer = found["Train the winner longer; the search is reused"]
+    assert longer == [f"python pipelines/sweep.py {YAML} fit.tokens={4 * 4096}"]
+    assert found["Write this page again"] == ["python pipelines/report.py tiny"]
+
+
+def test_a_model_is_trained_again_and_generates(searched, here):
+    outputs = {"fit": {"model_uri": "models:/m-1"}}
+    results = results_of(searched, TRIALS, winner=0, outputs=outputs)
+    assert reproduction_command(results) == f"python pipelines/train.py {YAML}"
+    found = purposes(results)
+    generate = "python pipelines/generate.py --model models:/m-1 --prompt 'def '"
+    assert found["Generate text with the model"] == [generate]
+    assert "Train the winner again, and compare its weights bit for bit" in found
+    versioned = results_of(searched, TRIALS, winner=0, outputs=outputs, version=3)
+    assert reproduction_command(versioned) == ("python pipelines/train.py --from-version dca-gpt/3")
+    assert purposes(versioned)["Generate text with the model"] == [
+        generate.replace("models:/m-1", "dca-gpt/3")
+    ]
+    lines = replication_commands(versioned)
+    assert lines[1] == "  python pipelines/train.py --from-version dca-gpt/3 seed=$seed"
+
+
+def test_a_training_without_a_search_is_run_by_its_own_command(searched, here):
+    results = results_of(searched.replace({"search.space": {}}), outputs={"train": {}})
+    assert reproduction_command(results) == f"python pipelines/train.py {YAML}"
+    assert "Start a new search from the results of these trials" not in purposes(results)
+
+
+def test_a_search_that_does_not_learn_starts_no_other(searched, here):
+    random = results_of(searched.replace({"search.sampler.name": "random"}), TRIALS, winner=0)
+    assert "Start a new search from the results of these trials" not in purposes(random)
+
+
+def test_further_seeds_follow_the_experiments_and_values_are_quoted(searched, here):
+    lines = replication_commands(results_of(searched.replace({"seed": 7}), TRIALS, winner=0))
+    assert lines[0] == "for seed in 8 9 10 11; do"
+    assert "model.residual=dca" in shlex.split(lines[1])
+    assert 'model.residual="a b"' in shlex.split(lines[2])
+
+
+def test_the_report_of_shared_storage_is_in_the_current_folder(searched, here, tmp_path):
+    assert report_folder(searched) == tmp_path / "runs" / "reports" / "tiny"
+    shared = searched.replace({"storage": "s3://bucket/x"})
+    assert report_folder(shared) == tmp_path / "reports" / "tiny"

@@ -3,8 +3,11 @@ import math
 import optuna
 import pytest
 
+from pipelines.experiment import read_experiment
+from pipelines.reporting import importance as module
 from pipelines.reporting.importance import importance
 from pipelines.reporting.summary import summary
+from tests.pipelines.reporting.tables import INACTIVE, results_of, trial
 from tests.pipelines.stored import Made
 
 
@@ -49,3 +52,86 @@ def test_importance_leaves_optunas_verbosity_as_it_was(searched, made):
     before = optuna.logging.get_verbosity()
     assert not importance(made(searched, trials)).note
     assert optuna.logging.get_verbosity() == before
+
+
+def searched_trials(count: int, **columns) -> list[dict]:
+    """Trials whose results are those of the first column."""
+    first = next(iter(columns.values()))
+    return [
+        trial("complete", [float(first(n))], **{key: value(n) for key, value in columns.items()})
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def three(data):
+    space = {
+        "train.weight_decay": {"uniform": [0.0, 10.0]},
+        "model.depth": {"int": [1, 9]},
+        "model.last_k": {"int": [1, 9], "when": {"model.residual": "dca"}},
+    }
+    return read_experiment(data | {"search": {"space": space}}, source="test")
+
+
+def test_shares_are_those_of_the_key_that_decides(three):
+    trials = searched_trials(
+        8,
+        train__weight_decay=lambda n: float(n),
+        model__depth=lambda n: 5,
+        model__last_k=lambda n: n % 2 + 1 if n < 4 else INACTIVE,
+    )
+    found = importance(results_of(three, trials))
+    shares = found.shares
+    assert (found.note, found.tokens) == ("", 256)
+    assert list(shares.index) == ["train.weight_decay", "model.last_k", "model.depth"]
+    assert shares.loc["train.weight_decay", "share"] == pytest.approx(1.0)
+    assert shares.loc["model.depth"].tolist() == [0.0, 8, True]
+    assert 0 < shares.loc["model.last_k", "share"] < 0.5
+    assert shares.loc["model.last_k"].tolist()[1:] == [4, False]
+
+
+def test_a_key_that_applied_in_too_few_trials_has_no_share(three):
+    trials = searched_trials(
+        8,
+        train__weight_decay=lambda n: float(n),
+        model__depth=lambda n: n + 1,
+        model__last_k=lambda n: n % 2 + 1 if n < 3 else INACTIVE,
+    )
+    shares = importance(results_of(three, trials)).shares
+    assert math.isnan(shares.loc["model.last_k", "share"])
+    assert shares.loc["model.last_k", "trials"] == 3
+    assert shares.index[-1] == "model.last_k"
+
+
+def test_without_a_difference_or_a_search_there_is_a_reason(three):
+    decay = {"train__weight_decay": lambda n: n * 1e-10, "model__depth": lambda n: n + 1}
+    decay["model__last_k"] = lambda n: 1
+    assert importance(results_of(three, searched_trials(4, **decay))).note == (
+        "all trials have the same result"
+    )
+    decay["train__weight_decay"] = lambda n: n * 1e-8
+    assert importance(results_of(three, searched_trials(4, **decay))).note == ""
+    note = importance(results_of(three, searched_trials(3, **decay))).note
+    assert note == "3 trials have a result; at least 4 are needed"
+    nothing = results_of(three.replace({"search.space": {}}), [trial("complete", [1.0])])
+    assert importance(nothing).note == "nothing was searched"
+    assert importance(nothing).shares.empty
+
+
+def test_the_latest_five_hundred_trials_are_compared(three, monkeypatch):
+    monkeypatch.setattr(module, "MAX_TRIALS", 5)
+    trials = searched_trials(
+        8,
+        train__weight_decay=lambda n: float(n),
+        model__depth=lambda n: n + 1,
+        model__last_k=lambda n: n + 1,
+    )
+    asked = []
+
+    def shares(results, table, values, keys):
+        asked.append(list(table.index))
+        return dict.fromkeys(keys, 0.5)
+
+    monkeypatch.setattr(module, "_fanova", shares)
+    importance(results_of(three, trials))
+    assert asked == [[3, 4, 5, 6, 7]]
