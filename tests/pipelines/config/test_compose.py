@@ -304,3 +304,23 @@ def test_only_a_sweep_takes_comma_lists(tmp_path):
     assert "is a grid, for sweep.py" in problem(tmp_path, "model.depth=2,4", e=FILE)
     with pytest.raises(ConfigError, match=r"^command line: promote.model=a,b: a comma"):
         read_experiment({"experiment": "e"}, ["promote.model=a,b"], source="version 1")
+
+
+@pytest.mark.parametrize(
+    ("last", "message"),
+    [
+        ("extends: a.yaml", "c.yaml: extends: cyclic: e.yaml -> a.yaml -> b.yaml -> c.yaml -> a."),
+        ("extends: none.yaml", "c.yaml: extends: none.yaml: no such file"),
+        ("extends: [" + ", ".join(["d.yaml"] * 50) + "]", "c.yaml: extends: expected at most 50"),
+    ],
+)
+def test_a_problem_of_a_part_names_the_part_that_extends_it(tmp_path, last, message):
+    parts = {"a": "extends: b.yaml", "b": "extends: c.yaml", "c": last, "d": "seed: 1"}
+    assert problem(tmp_path, **parts, e="extends: a.yaml\nexperiment: e").startswith(message)
+
+
+def test_an_experiment_has_at_most_fifty_files(tmp_path):
+    parts = ", ".join(["d.yaml"] * 49)
+    assert composed(tmp_path, d="seed: 3", e=f"experiment: e\nextends: [{parts}]").seed == 3
+    more = f"experiment: e\nextends: [{parts}, d.yaml]"
+    assert problem(tmp_path, d="seed: 3", e=more).endswith("at most 50 files in one experiment")

@@ -38,3 +38,15 @@ def test_an_error_has_its_problems_and_writes_each_on_a_line():
 def test_an_error_keeps_its_problems_between_processes():
     error = pickle.loads(pickle.dumps(ConfigError(Problem("bad", "a.b", "e.yaml", "a.c"))))
     assert error.problems == [Problem("bad", "a.b", "e.yaml", "a.c")]
+
+
+def test_a_message_has_room_for_a_path_and_what_is_wrong():
+    assert str(Problem("x" * 999)) == "x" * 999
+    assert str(Problem("x" * 2000)) == "x" * 997 + "..."
+    assert str(Problem("m", "k" * 600, "s" * 600)) == f"{'s' * 497}...: {'k' * 497}...: m"
+
+
+def test_a_problem_of_another_key_names_the_one_that_is_wrong():
+    problem = Problem("bad", "a.b", "e.yaml", "a.c").at("x")
+    assert problem == Problem("e.yaml: a.b: bad", "x", "", "a.c")
+    assert str(problem) == "x: e.yaml: a.b: bad; did you mean a.c?"

@@ -302,3 +302,13 @@ def test_a_curve_of_as_many_points_as_columns_has_each_and_a_longer_one_every_se
     assert sparkline(range(8)) == SPARKS
     assert sparkline([0, 9] * 15 + [0]) == SPARKS[0] * SPARKLINE
     assert (SPARKLINE, MAX_WIDTH) == (16, 100)
+
+
+@pytest.mark.parametrize("width", [12, 24, 30])
+def test_on_a_narrow_terminal_texts_are_cut_and_not_wrapped(width):
+    bars = [Bar("a name of many words", 0.5, "some words of a note")] * 3
+    file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    console = Console(file=file, force_terminal=True, width=width, height=24, no_color=True)
+    console.print(Panel(ProgressUpdate("x", bars=bars), console))
+    file.seek(0)
+    assert len(file.read().splitlines()) == 4

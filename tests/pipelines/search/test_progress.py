@@ -125,3 +125,15 @@ def test_a_person_reads_how_a_trial_ended_and_what_it_tried(board, screen, clock
     assert crashed == (
         "  trial 3 crashed: MemoryError; resumes from its last checkpoint (retry 1 of 2)"
     )
+
+
+def test_a_trial_beyond_its_budget_is_whole_and_equal_results_keep_the_first(board, screen, clock):
+    board.started(2, {})
+    board.started(3, {})
+    clock[0] += 10
+    board.reported(2, 9999, 2.5, 1.0)
+    board.reported(3, 4096, 2.5, 1.0)
+    assert screen.now.data["running"] == {2: 1.0, 3: 1.0}
+    assert (screen.now.data["best"], screen.now.data["best_trial"]) == (2.5, 2)
+    assert list(screen.now.curve) == [3.0, 2.5, 2.5]
+    assert screen.now.bars[1].note == "2.5000, 1 bytes/s"

@@ -54,3 +54,22 @@ def test_the_front_is_what_no_trial_beats_in_both_objectives(second, front):
     trials += [trial(6, "failed", None), replace(trial(7, "pruned", 1.0), second=1.0)]
     assert [found.number for found in pareto_front(trials, second)] == front
     assert best_trial(trials).number == 2
+
+
+def test_of_equal_trials_the_first_wins():
+    assert best_trial([trial(3, "complete", 2.0), trial(1, "complete", 2.0)]).number == 1
+    curve = {10: 2.0, 20: 1.0}
+    pruned = [trial(4, "pruned", 1.0, curve), trial(2, "pruned", 1.0, curve)]
+    assert best_trial(pruned).number == 2
+
+
+def test_pruned_trials_without_a_shared_rung_are_ranked_by_depth():
+    trials = [trial(0, "pruned", 1.0, {10: 1.0}), trial(1, "pruned", 3.0, {30: 3.0})]
+    assert best_trial(trials).number == 1
+
+
+def test_of_equal_second_objectives_the_better_one_is_on_the_front():
+    values = {0: (2.0, 10.0), 1: (2.5, 10.0), 2: (3.0, 9.0)}
+    trials = [replace(trial(n, "complete", a), second=b) for n, (a, b) in values.items()]
+    assert [found.number for found in pareto_front(trials, "parameters")] == [0, 2]
+    assert [found.number for found in pareto_front(trials, "bytes_per_second")] == [0]

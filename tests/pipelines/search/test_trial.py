@@ -1,5 +1,11 @@
 """A trial without Ray's bookkeeping."""
 
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster import workers
+from pipelines.search import trial as module
 from pipelines.search.trial import Trial, TrialOutcome
 
 
@@ -14,3 +20,88 @@ def test_values_that_do_not_go_together_are_a_failed_trial_that_does_not_start_a
     end = TrialOutcome.of(result)
     assert end.state == "failed"
     assert end.reason.startswith("model.heads: dim / heads must be an even number, got 20 / 4")
+
+
+@pytest.mark.parametrize(
+    ("result", "outcome"),
+    [
+        ({}, TrialOutcome("failed", reason="no evaluation")),
+        ({"failed": "diverged"}, TrialOutcome("failed", reason="diverged")),
+        (
+            {"objective": 2.0, "finished": True, "rows": [{"step": 1}, {"step": 2}]},
+            TrialOutcome("complete", objective=2.0, last_row={"step": 2}),
+        ),
+        (
+            {"objective": 2.0, "finished": False, "rows": [{"step": 1}]},
+            TrialOutcome("pruned", objective=2.0, last_row={"step": 1}),
+        ),
+    ],
+)
+def test_a_trial_ends_as_its_last_result_says(result, outcome):
+    assert TrialOutcome.of(result) == outcome
+
+
+def row(step: int, val: float | None = None, train: float = 9.0) -> dict[str, float]:
+    evaluated = {} if val is None else {"val_bits_per_byte": val}
+    return {"step": step, "tokens": 256.0 * step, "train_bits_per_byte": train, **evaluated}
+
+
+def results_of(run, monkeypatch, *batches: list, **changes) -> list[dict]:
+    """The results of a trial whose training yields these rows; text is a note."""
+    closed, launched = [], []
+
+    def launch(config, corpus, folder, notes):
+        launched.append(folder)
+        try:
+            for batch in batches:
+                notes += [one for one in batch if isinstance(one, str)]
+                yield [one for one in batch if not isinstance(one, str)]
+        finally:
+            closed.append(True)
+
+    monkeypatch.setattr(module, "_launch", launch)
+    trial = Trial.__new__(Trial)
+    trial.setup({"number": 7, "values": changes}, run, None, Path("trials"))
+    results = [trial.step() for _ in batches]
+    trial.cleanup()
+    assert (launched, closed) == ([Path("trials/trial-0007")], [True])
+    return results
+
+
+def test_each_step_of_a_trial_is_an_evaluation_with_the_best_so_far(run, monkeypatch):
+    first, second, third = results_of(
+        run,
+        monkeypatch,
+        ["resumes", row(2), row(4, 3.0), row(6), row(8, 2.0)],  # replayed
+        [row(12, 2.5)],
+        ["ends", row(16, 1.0)],
+    )
+    assert first["curve"] == [(1024, 3.0), (2048, 2.0)]
+    assert (first["tokens"], first["objective"], len(first["rows"])) == (2048, 2.0, 4)
+    assert (first["notes"], first["finished"], first["done"]) == (["resumes"], False, False)
+    assert second["curve"] == [(3072, 2.0)]
+    assert (second["objective"], second["notes"]) == (2.0, [])
+    assert (third["curve"], third["notes"]) == ([(4096, 1.0)], ["ends"])
+    assert third["finished"] is third["done"] is True
+
+
+def test_a_trial_minimises_the_configured_metric(run, monkeypatch):
+    best = {"train.best_metric": "train_bits_per_byte"}
+    (result,) = results_of(run, monkeypatch, [row(4, 3.0, 5.0), row(8, 2.0, 6.0)], **best)
+    assert result["curve"] == [(1024, 5.0), (2048, 5.0)]
+    assert result["objective"] == 5.0
+
+
+def test_a_trial_with_one_worker_trains_in_its_process_and_others_under_ray(run, monkeypatch):
+    calls = []
+    monkeypatch.setattr(module.loop, "train", lambda *given: calls.append(("loop", given)))
+    monkeypatch.setattr(module.loop, "with_watchdog", lambda _, limit: calls.append(limit))
+    monkeypatch.setattr(workers, "train_with_workers", lambda *given: calls.append(("ray", given)))
+    timed = run.replace({"failures.timeout_seconds": 9, "failures.retries": 5})
+    module._launch(timed, None, Path("a"), [])
+    two = timed.replace({"resources.workers": 2})
+    module._launch(two, None, Path("b"), [])
+    (one, own), limit, (other, theirs) = calls
+    assert (one, own[0], own[2], limit) == ("loop", timed, Path("a"), 9)
+    assert (other, theirs[2]) == ("ray", Path("b"))
+    assert theirs[0] == two.replace({"failures.retries": 0})

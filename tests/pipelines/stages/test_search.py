@@ -9,6 +9,7 @@ from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
+from pipelines.search import recorder as recorder_module
 from pipelines.search import run as module
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Searched
@@ -176,3 +177,19 @@ def test_the_winner_is_one_of_the_trials_that_were_selected(begun):
     for selection, winner in (("0-2", 1), ("0,2", 2), ("0", 0)):
         searched = Searched(context.run_id, {"complete": 3}, (), selection)
         assert select(context, StageResults({"search": searched})).trial == winner
+
+
+def test_the_duration_of_a_search_is_stored_every_five_seconds(begun, monkeypatch):
+    context, needs = begun
+    now = 100.0
+    monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
+    recorder = recorder_of(context, needs)
+    for moment, expected in ((105.0, []), (105.5, [5.5]), (110.5, [5.5]), (111.0, [5.5, 11.0])):
+        now = moment
+        recorder.log_elapsed()
+        recorder.open_run(0, VALUES).result()  # behind what is queued
+        stored = context.store.history(context.run_id, "seconds")
+        assert list(stored.values()) == expected
+    now = 112.25
+    recorder.close()
+    assert list(context.store.history(context.run_id, "seconds").items())[-1] == (12, 12.25)
