@@ -8,7 +8,7 @@ The same command again resumes an interrupted one and reuses what is done.
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
@@ -17,10 +17,13 @@ from pipelines.console.progress import Progress
 
 if TYPE_CHECKING:  # torch, MLflow and Optuna, which take seconds to import
     from pipelines.cluster.capacity import Cluster
-    from pipelines.engine.stage import Invocation
+    from pipelines.engine.cache import PlannedStage
+    from pipelines.engine.stage import Invocation, Stage
     from pipelines.experiment import Experiment
     from pipelines.stages.corpus import CorpusStage
     from pipelines.training.config import Resources
+
+    Stages = Sequence[Stage[Experiment, Any]]
 
 STAGE_NAMES = [
     *("corpus", "search", "select", "fit", "evaluate"),
@@ -42,15 +45,21 @@ def main(argv: Sequence[str]) -> int:
         return DONE
     with ray_session():
         from pipelines.engine.stage import Invocation
+        from pipelines.stages import sweep_stages
         from pipelines.stages.corpus import CorpusStage
 
         corpus = CorpusStage(progress.mode)
-        cluster = _require_resources(experiment)
-        experiment = _resolve_inputs(experiment, corpus, write=not arguments.dry_run)
+        stages = sweep_stages(corpus, retry_failed=arguments.retry_failed)
         if arguments.dry_run:
-            _plan(experiment, corpus, cluster, progress, arguments)
-        else:
-            _run(experiment, corpus, Invocation.of(__file__, argv, progress), arguments)
+            cluster = _require_resources(experiment)
+            experiment = _resolve_inputs(experiment, corpus, write=False)
+            _plan(experiment, corpus, cluster, stages, progress, arguments)
+            return DONE
+        reused = _reused_training(experiment, stages, fresh=arguments.fresh)
+        if not reused:
+            _require_resources(experiment)
+        experiment = _resolve_inputs(experiment, corpus, write=True)
+        _run(experiment, stages, reused, Invocation.of(__file__, argv, progress), arguments)
     return DONE
 
 
@@ -83,6 +92,25 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
     return cluster
 
 
+def _reused_training(
+    experiment: "Experiment", stages: "Stages", *, fresh: bool
+) -> "list[PlannedStage]":
+    """The stages up to the fit if the store has their results: then nothing needs resources."""
+    from pipelines.engine import dag
+    from pipelines.storage.location import storage_folder
+    from pipelines.tracking.schema import FIT_KIND
+    from pipelines.tracking.store import Store
+
+    if fresh or experiment.train.start_from:
+        return []
+    store = Store.open(experiment.experiment, storage_folder(experiment.storage), create=False)
+    if store is None or not store.find(FIT_KIND):
+        return []  # before the text is read
+    planned = dag.plan(stages, experiment, until=FIT_KIND, fresh=False)
+    cached = [one for one in planned if one.stage.cached]
+    return cached if all(one.reused for one in cached) else []
+
+
 def _resolve_inputs(
     experiment: "Experiment", corpus: "CorpusStage", *, write: bool
 ) -> "Experiment":
@@ -102,23 +130,24 @@ def _resolve_inputs(
 
 def _run(
     experiment: "Experiment",
-    corpus: "CorpusStage",
+    stages: "Stages",
+    reused: "list[PlannedStage]",
     invocation: "Invocation",
     arguments: argparse.Namespace,
 ) -> None:
     from pipelines.engine import dag
-    from pipelines.stages import sweep_stages
     from pipelines.tracking.descriptions import describe_pipeline
 
     name = experiment.experiment
     dag.run(
-        sweep_stages(corpus, retry_failed=arguments.retry_failed),
+        stages,
         experiment,
         invocation,
         lock_name=f"experiment {name}",
         descriptions=describe_pipeline(name, experiment.promote.model, invocation.argv),
         until=arguments.until,
         fresh=arguments.fresh,
+        reused=reused,
     )
 
 
@@ -126,15 +155,14 @@ def _plan(
     experiment: "Experiment",
     corpus: "CorpusStage",
     cluster: "Cluster",
+    stages: "Stages",
     progress: Progress,
     arguments: argparse.Namespace,
 ) -> None:
     """Print what would run and what it would cost."""
     from pipelines.cost.estimate import estimate
     from pipelines.engine import dag
-    from pipelines.stages import sweep_stages
 
-    stages = sweep_stages(corpus, retry_failed=arguments.retry_failed)
     planned = dag.plan(stages, experiment, until=arguments.until, fresh=arguments.fresh)
     print(*dag.plan_lines(planned), sep="\n")
     _print_resources(experiment, cluster)

@@ -58,6 +58,7 @@ def run(
     until: str | None = None,
     fresh: bool = False,
     fan_out: FanOut[Any] | None = None,
+    reused: Sequence[PlannedStage] = (),
 ) -> StageResults:
     """Run the stages in order, reusing what is cached; returns their results.
 
@@ -70,6 +71,7 @@ def run(
         until: The last stage to run, after what it depends on; None for all.
         fresh: Whether cached results are computed again.
         fan_out: Dimensions over which stages have instances, as the arms and seeds of a study.
+        reused: Stages that `plan` has just found cached, which are not looked for again.
 
     Raises:
         PipelineError: If another process holds the lock, or at the end if instances failed.
@@ -83,7 +85,7 @@ def run(
                 node.stage.preview(configs[node])  # bad input is found before anything is written
         context = _open(config, invocation, descriptions)
         try:
-            execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes)
+            execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes, reused)
             results = execution.run(configs)
         except BaseException as error:
             context.store.fail(context.pipeline_run, error)

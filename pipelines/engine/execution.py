@@ -26,9 +26,19 @@ NAME_WIDTH = 9
 class Execution:
     """One execution of the nodes of a DAG."""
 
-    def __init__(self, context: Context[Any], cache: Cache, nodes: Mapping[Node, Sequence[Node]]):
-        """An execution of these nodes, each of which comes after the ones it depends on."""
+    def __init__(
+        self,
+        context: Context[Any],
+        cache: Cache,
+        nodes: Mapping[Node, Sequence[Node]],
+        reused: Iterable[PlannedStage] = (),
+    ):
+        """An execution of these nodes, each of which comes after the ones it depends on.
+
+        Those `reused` have been found in the cache.
+        """
         self._context, self._cache, self._nodes = context, cache, nodes
+        self._reused = {one.node: one for one in reused}
         self._width = name_width(nodes)
         self._done: dict[Node, PlannedStage] = {}
         self._failed: dict[Node, Exception] = {}
@@ -57,7 +67,7 @@ class Execution:
         return [node] if node in self._failed else self._blocked.get(node, [])
 
     def _run_node(self, node: Node, context: Context[Any], needs: list[PlannedStage]) -> None:
-        planned = self._cache.resolve(node, context.config, needs)
+        planned = self._reused.get(node) or self._cache.resolve(node, context.config, needs)
         shared_with = planned.same_as.node if planned.same_as else None
         if shared_with in self._failed:
             self._failed[node] = self._failed[shared_with]

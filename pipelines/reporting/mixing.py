@@ -25,6 +25,7 @@ from pipelines.reporting import grn_weights
 from pipelines.reporting.results import Results
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.models import model_id_of
+from pipelines.tracking.schema import MIXING_FILE
 
 Ids = npt.NDArray[np.int64]
 WINDOWS = 16
@@ -47,14 +48,21 @@ class Mixing:
 
 
 def read_mixing(results: Results) -> Mixing:
-    """The weights that the fit's model learned; the model is run by its own packaged code."""
+    """The weights that the fit's model learned; the model is run by its own packaged code.
+
+    They are stored with the model: a later report reads them.
+    """
     uri = results.model_uri
     if uri is None:
         return _nothing("no model has been trained to its end yet")
+    models, model_id = results.store.models, model_id_of(uri)
+    file = MIXING_FILE.format(results.lineage["corpus"]["fingerprint"])
+    if stored := models.read_json(model_id, file):
+        return Mixing(pd.DataFrame(stored["rows"]), stored["bytes_read"])
     ids_bt = _validation_ids(results)
     with tempfile.TemporaryDirectory() as scratch:
         try:
-            folder = fetch_model(results.store.models, model_id_of(uri), Path(scratch) / "model")
+            folder = fetch_model(models, model_id, Path(scratch) / "model")
             rows = _weights(folder, ids_bt, Path(scratch))
         except (PipelineError, ValueError) as error:
             return _nothing(f"the model could not be read: {error}")
@@ -64,6 +72,7 @@ def read_mixing(results: Results) -> Mixing:
     table = pd.DataFrame(rows)
     if ids_bt is None:
         return Mixing(table, note="the validation text is no longer in storage: only b is shown")
+    models.write_json(model_id, file, {"rows": rows, "bytes_read": ids_bt.size})
     return Mixing(table, ids_bt.size)
 
 

@@ -53,7 +53,7 @@ def _trial_row(config: Experiment, trial: StoredTrial) -> dict[str, Any]:
         "tokens": trial.tokens,
         "steps": trial.tokens // batch_tokens,
         "seconds": trial.seconds,
-        "parameters": _parameter_count(config, trial.values),
+        "parameters": trial.parameters or _parameter_count(config, trial.values),
         "pareto": trial.pareto,
         **{key: trial.values.get(key, INACTIVE) for key in config.search.space},
     }

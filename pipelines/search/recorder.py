@@ -10,11 +10,13 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.compat.mlflow import KILLED
+from pipelines.console.errors import ConfigError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.code import CodeDigests
@@ -38,6 +40,7 @@ from pipelines.tracking.schema import (
     CORPUS_PARAM,
     INACTIVE_PARAM,
     INACTIVE_TAG,
+    PARAMETERS_TAG,
     PARETO_TAG,
     REASON_TAG,
     SECONDS_METRIC,
@@ -114,6 +117,9 @@ class Recorder:
             VALUES_TAG: json.dumps(values),
             CODE_TAG: self._code[self._task.modules(values)],
         }
+        with suppress(ConfigError):  # the values do not go together: the trial fails at once
+            model = self._task.base.replace(values).model
+            tags[PARAMETERS_TAG] = str(model.parameter_count())
         return self._context.store.create(
             TRIAL_KIND,
             f"{self._context.run_id}/{number}",

@@ -9,8 +9,8 @@ failed, and MLflow's own tags of user, source, commit and parent run, if any
 (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG, INSTANCE_TAG if the stage has several instances; a
 search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG.
-A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG and INACTIVE_TAG from its creation,
-STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
+A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG, INACTIVE_TAG and PARAMETERS_TAG from its
+creation, STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
 A run with artifacts, besides: ARTIFACT_TAG for each file of them.
 A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG, the tags of
@@ -120,6 +120,8 @@ PACKAGE_FOLDER, LINEAGE_FILE = "artifacts/model", "lineage.json"
 """Folder with the weights, configuration, lineage and digests; where these come from."""
 SCORE_FILE = "scores/{}.json"
 """Its score on the test text of that fingerprint."""
+MIXING_FILE = "mixing/{}.json"
+"""The weights of its mixtures on the validation text of that fingerprint."""
 DECISION_FILE = "gate/{}.json"
 """A decision of the gate, by model, version and time."""
 
@@ -127,7 +129,7 @@ DECISION_FILE = "gate/{}.json"
 TEST_BITS_TAG, TEST_FINGERPRINT_TAG = "test.bits_per_byte", "test.fingerprint"
 """Its result on the test split, and the corpus of that."""
 VAL_BITS_TAG, PARAMETERS_TAG = "val.bits_per_byte", "parameters"
-"""Its result on the validation split, and its size."""
+"""Its result on the validation split, and its size; the latter also of a trial's run."""
 EXPERIMENT_TAG, CORPUS_TAG = "experiment", "corpus"
 """The experiment that it comes from, and the name of its corpus."""
 PIPELINE_RUN_TAG, SEARCH_RUN_TAG, TRIAL_RUN_TAG = "pipeline_run", "search_run", "trial_run"

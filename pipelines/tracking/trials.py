@@ -18,6 +18,7 @@ from pipelines.tracking.schema import (
     CODE_TAG,
     INACTIVE_TAG,
     OLD_PARETO_TAG,
+    PARAMETERS_TAG,
     PARETO_TAG,
     REASON_TAG,
     SECONDS_METRIC,
@@ -76,6 +77,8 @@ class StoredTrial:
     """Whether it is marked as one of the Pareto front."""
     code: str = ""
     """Digest of the code that trains it; empty in an older store."""
+    parameters: int | None = None
+    """Number of its model's parameters; None in an older store."""
     params: Mapping[str, str] = field(default_factory=dict)
     """Its whole configuration, encoded. Empty if its process was killed before it stored them."""
 
@@ -105,6 +108,7 @@ def read_trial(run: Run, metric: str) -> StoredTrial:
         best=tags.get(BEST_TAG) == "true",
         pareto="true" in (tags.get(PARETO_TAG), tags.get(OLD_PARETO_TAG)),
         code=tags.get(CODE_TAG, ""),
+        parameters=int(tags[PARAMETERS_TAG]) if PARAMETERS_TAG in tags else None,
         params=configuration_of(run),
     )
 
