@@ -1,10 +1,12 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from dca import ModelConfig, build_model, registry
+from dca.architectures import gpt
 from dca.layers import rotary_table
 from dca.model import load_weights
 from dca.residuals.grn import stack_entries
@@ -320,3 +322,17 @@ class _Largest(torch.utils._python_dispatch.TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.numel = max(self.numel, tensor.numel())
         return result
+
+
+@pytest.mark.parametrize(
+    ("windows", "before", "limit"), [((None,), 1, 8), ((4, 8, None), 1, 16), ((4,), 99, 99)]
+)
+def test_the_compiler_has_room_for_a_program_of_each_window(monkeypatch, windows, before, limit):
+    monkeypatch.setattr(gpt, "compiler", SimpleNamespace(recompile_limit=before))
+    compiled = []
+    model = build_model(ModelConfig(dim=16, depth=4, heads=2, attention_windows=windows))
+    for block in model.blocks:
+        monkeypatch.setattr(block, "compile", lambda **given: compiled.append(given))
+    model.compile(backend="eager")
+    assert gpt.compiler.recompile_limit == limit
+    assert compiled == 4 * [{"backend": "eager"}]

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from dca.errors import FieldError
 from pipelines.config.compose import Layer
 from pipelines.config.schema import choices, field_at, field_keys, reference
-from pipelines.config.section import Positive, Section, set_key
+from pipelines.config.section import Fraction, Positive, Section, set_key
 from pipelines.config.validation import validate
 from pipelines.console.errors import ConfigError, Problem
 
@@ -133,3 +133,15 @@ def test_the_machinery_imports_no_section():
         for name in re.findall(r"^from (pipelines\.\w+)", path.read_text(), re.M)
     }
     assert imported == {"pipelines.compat", "pipelines.config", "pipelines.console"}
+
+
+def test_a_positive_number_may_be_one_and_a_fraction_nothing_or_all():
+    class Numbers(Section):
+        count: Positive = 1
+        share: Fraction = 0.5
+
+    for given in ({"count": 1}, {"share": 0.0}, {"share": 1.0}):
+        assert validate(Numbers, given)
+    for given in ({"count": 0}, {"share": -0.001}, {"share": 1.001}):
+        with pytest.raises(ConfigError):
+            validate(Numbers, given)

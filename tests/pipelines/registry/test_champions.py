@@ -5,9 +5,11 @@ import time
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
     CHAMPION,
     Champions,
@@ -15,6 +17,7 @@ from pipelines.registry.champions import (
     ConcurrentPromotionError,
 )
 from pipelines.registry.versions import Registry
+from pipelines.tracking.schema import DONE_TAG, ENTRY_SECONDS_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.commands import tracking_server
 from tests.pipelines.registry.registered import force, register
@@ -214,3 +217,13 @@ def start_promoter(
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+@pytest.mark.parametrize(
+    ("age", "done", "moved"),
+    [(10.0, True, False), (10.5, True, True), (10.5, False, False), (0.0, True, False)],
+)
+def test_an_alias_that_differs_was_moved_by_hand_once_the_log_is_old(monkeypatch, age, done, moved):
+    monkeypatch.setattr(champions_module.time, "time", lambda: 1000.0 + age)
+    tags = {ENTRY_SECONDS_TAG: "1000.0"} | ({DONE_TAG: "true"} if done else {})
+    assert champions_module._alias_moved(SimpleNamespace(tags=tags)) == moved

@@ -96,7 +96,8 @@ def test_a_sample_is_valid_while_its_model_exists(uri, exists, valid):
 
 def test_the_progress_of_a_training_has_its_step_quality_and_the_time_left(run):
     rows = {
-        2: {"step": 2, "train_bits_per_byte": 4.0},
+        1: {"step": 1, "train_bits_per_byte": 4.0},
+        2: {"step": 2, "val_bits_per_byte": 4.0, "tokens_per_second": 1000.0, "seconds": 5.0},
         4: {"step": 4, "val_bits_per_byte": 3.0, "tokens_per_second": 1234.5, "seconds": 10.0},
         8: {"step": 8, "val_bits_per_byte": 2.0, "tokens_per_second": 2345.5, "seconds": 30.0},
         10: {"step": 10, "train_bits_per_byte": 1.0},
@@ -108,7 +109,7 @@ def test_the_progress_of_a_training_has_its_step_quality_and_the_time_left(run):
     (bar,) = shown.bars
     assert (bar.name, bar.share, bar.note) == ("training", 0.5, "step 8/16, about 0:30 left")
     assert shown.note == "validation 2.0000 bits per byte, 2,346 bytes/s"
-    assert list(shown.curve) == [3.0, 2.0]
+    assert list(shown.curve) == [4.0, 3.0, 2.0]
     assert (shown.data["step"], shown.data["of_steps"]) == (8, 16)
     assert (shown.data["seconds_left"], shown.data["bytes_per_second"]) == (30.0, 2345.5)
 

@@ -3,7 +3,12 @@
 import json
 from types import SimpleNamespace
 
-from pipelines.tracking.trials import configuration_of, read_evaluations, read_trial
+from pipelines.tracking.trials import (
+    StoredTrial,
+    configuration_of,
+    read_evaluations,
+    read_trial,
+)
 
 TAGS = {"dca.trial": "7", "dca.values": json.dumps({"model.depth": 2})}
 
@@ -61,3 +66,10 @@ def test_an_evaluation_has_the_best_value_so_far_of_what_is_minimised():
     other = read_evaluations(store, "id", params, "train_bits_per_byte")
     assert [one.best for one in other] == [5.0, 5.0, 4.0]
     assert read_evaluations(Histories(), "id", {}, "val_bits_per_byte") == ()
+
+
+def test_a_trial_without_a_run_has_nothing_yet():
+    trial = StoredTrial(0, "a", {})
+    assert (trial.tokens, trial.seconds, trial.evaluations) == (0, 0.0, ())
+    assert (trial.milliseconds, trial.reason, trial.status) == ((0, 0), "", "")
+    assert not (trial.best or trial.pareto or trial.code or trial.params or trial.state)

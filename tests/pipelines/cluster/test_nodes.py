@@ -1,0 +1,130 @@
+"""What a command finds out about nodes before anything starts, without Ray."""
+
+from types import SimpleNamespace
+
+import pytest
+import ray
+
+from pipelines.cluster import inspection as module
+from pipelines.cluster.capacity import Node, require_capacity
+from pipelines.cluster.inspection import inspect_cluster
+from pipelines.console.errors import ConfigError
+from pipelines.training.config import Resources
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No cluster, no job and no accelerator."""
+    for name in ("RAY_ADDRESS", module.COMMIT_VARIABLE, "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(module, "is_ray_job", lambda: False)
+    accelerator(monkeypatch, None)
+
+
+def accelerator(monkeypatch, kind: str | None) -> None:
+    found = SimpleNamespace(type=kind) if kind else None
+    monkeypatch.setattr(module.torch.accelerator, "current_accelerator", lambda **_: found)
+    monkeypatch.setattr(module.torch.accelerator, "device_count", lambda: 2)
+
+
+@pytest.mark.parametrize(("kind", "gpus"), [(None, 0), ("cuda", 2), ("xpu", 2), ("mps", 0)])
+def test_without_a_cluster_there_is_this_machine_with_what_ray_calls_gpus(monkeypatch, kind, gpus):
+    accelerator(monkeypatch, kind)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
+    assert inspect_cluster("runs") == [Node("this machine", 6, gpus)]
+    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
+    assert inspect_cluster("runs") == [Node("this machine", 1, gpus)]
+
+
+def keys(error: ConfigError) -> list[str]:
+    return [problem.key for problem in error.problems]
+
+
+def test_a_job_needs_store_storage_and_commit(monkeypatch):
+    monkeypatch.setattr(module, "is_ray_job", lambda: True)
+    with pytest.raises(ConfigError) as error:
+        inspect_cluster("runs")
+    assert keys(error.value) == ["MLFLOW_TRACKING_URI", "storage", module.COMMIT_VARIABLE]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+    monkeypatch.setenv(module.COMMIT_VARIABLE, "c0ffee")
+    for storage in ("/mounted/runs", "s3://bucket/runs"):
+        assert inspect_cluster(storage)[0].address == "this machine"
+
+
+@pytest.fixture
+def several(monkeypatch):
+    """A cluster of these nodes at RAY_ADDRESS."""
+    nodes = [Node("a", 4, id="1"), Node("b", 4, id="2")]
+    monkeypatch.setenv("RAY_ADDRESS", "a:1")
+    monkeypatch.setattr(module, "connect", lambda: list(nodes))
+    monkeypatch.setattr(module, "alive_nodes", lambda _: list(nodes))
+    return nodes
+
+
+def test_one_node_needs_nothing_in_common(several):
+    del several[1:]
+    assert inspect_cluster("runs") == several
+
+
+def test_several_nodes_need_a_common_store_and_storage(several, monkeypatch):
+    monkeypatch.setattr(module, "_differences", lambda *_: iter(()))
+    with pytest.raises(ConfigError, match="the cluster has 2") as error:
+        inspect_cluster("runs")
+    tracking, storage = keys(error.value)
+    assert tracking.startswith("MLFLOW_TRACKING_URI=sqlite:///")
+    assert storage == "storage"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+    with pytest.raises(ConfigError) as error:
+        inspect_cluster("runs")
+    assert keys(error.value) == ["storage"]
+    assert inspect_cluster("s3://bucket/runs") == several
+
+
+def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
+    own = {"Python": "3.11", "torch": "2.0"}
+    several.append(Node("c", 4, id="3"))
+    dead = Node("d", 4, id="4")
+    answers = {
+        "a": (None, own),
+        "b": ("storage: no", own | {"torch": "1.0"}),
+        "c": ray.exceptions.RayError("first\nlast"),
+        "d": ray.exceptions.RayError("gone"),
+    }
+
+    def get(answer, *, timeout):
+        assert timeout == 0
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(module, "_versions", lambda: own)
+    asked = [(node, answers[node.address]) for node in (*several, dead)]
+    monkeypatch.setattr(module, "_inspect_nodes", lambda *_: asked)
+    found = [str(problem) for problem in module._differences("s3://b", several)]
+    assert found == [
+        "node b: storage: no",
+        "node b: torch 1.0; expected 2.0, as here, on every node",
+        "node c: cannot be used: last",
+    ]
+
+
+def test_a_package_that_is_missing_has_a_version_all_the_same(monkeypatch):
+    def version(name: str) -> str:
+        if name == "torch":
+            raise module.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(module, "version", version)
+    found = module._versions()
+    assert (found["torch"], found["ray"]) == ("missing", "1.0")
+    assert list(found) == ["Python", *module.PACKAGES]
+
+
+def test_as_many_jobs_as_fit_is_enough(monkeypatch):
+    nodes = [Node("a", 2, 1)]
+    require_capacity(nodes, Resources(workers=2), "resources")
+    with pytest.raises(ConfigError, match=r"workers=3 of 1 CPUs each; there is room for 2 of them"):
+        require_capacity(nodes, Resources(workers=3), "resources")
+    with pytest.raises(ConfigError, match=r"workers=2 of 1 CPUs and 1 GPUs each; there is room"):
+        require_capacity(nodes, Resources(workers=2, gpus_per_worker=1), "resources")
