@@ -2,8 +2,10 @@
 
 import os
 import random
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -13,14 +15,10 @@ from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
-LONGEST = (
-    "test_promotion.py",
-    "test_report.py",
-    "test_sweep.py",
-    "test_faults.py",
-    "test_registry.py",
-    "test_docs.py",
-)
+RUNNING: list[str] = []
+"""The unit test that is running."""
+TIERS = ("process", "ray", "server", "browser", "docs", "faults", "cluster")
+"""Markers; a test without one of them is a unit test."""
 SAME = {"derandomize": True, "deadline": None, "database": None}
 hypothesis.settings.register_profile("quick", max_examples=200, **SAME)
 hypothesis.settings.register_profile("full", max_examples=2000, **SAME)
@@ -30,15 +28,36 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each o
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
 
 
+NEEDS = {
+    "finished": "ray",
+    "tutorial": "ray",
+    "failed": "ray",
+    "two_nodes": "ray",
+    "object_store": "server",
+    "tracking_address": "server",
+    "browser": "browser",
+}
+"""Fixtures whose tests are of a tier, whatever marks they have."""
+
+
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def common(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """A folder for all processes that run tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own if worker_id == "master" else own.parent
+
+
+@pytest.fixture(scope="session")
+def text(common: Path) -> Path:
     """60 kB of sentences from a small grammar."""
     rng = random.Random(0)
     words = [["the", "a"], ["old", "red", "small"], ["cat", "sun", "sea"], ["saw", "was", "ate"]]
     lines = [" ".join(rng.choice(w) for w in words) for _ in range(4000)]
-    path = tmp_path_factory.mktemp("corpus") / "text.txt"
-    path.write_text("\n".join(lines))
-    return path
+    path = common / "corpus" / "text.txt"
+    path.parent.mkdir(exist_ok=True)
+    own = path.with_name(f"{os.getpid()}")
+    own.write_text("\n".join(lines))
+    return own.replace(path)
 
 
 @pytest.fixture
@@ -74,8 +93,35 @@ def run(experiment: Experiment) -> TrainingRun:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest test files first: `make test` runs three files at a time."""
-    items.sort(key=lambda item: item.path.name not in LONGEST)
+    """Mark unit tests, and decide which tests one process runs: all that start Ray, or use a
+    server, or the tests of one file. The longest start first."""
+    for item in items:
+        for needed in NEEDS.keys() & set(getattr(item, "fixturenames", [])):
+            item.add_marker(NEEDS[needed])
+        tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
+        if not tiers:
+            item.add_marker("unit")
+        shared = [tier for tier in ("browser", "ray", "server") if tier in tiers]
+        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
+    items.sort(key=lambda item: not item.get_closest_marker("ray"))
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whether what follows is a unit test."""
+    RUNNING.clear()
+    if item.get_closest_marker("unit"):
+        RUNNING.append(item.nodeid)
+
+
+def refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
+    """Fail a unit test that starts a process of Python, or a server."""
+    started = event in ("os.fork", "socket.bind")
+    started |= event == "subprocess.Popen" and Path(str(arguments[0])) == Path(sys.executable)
+    if started and RUNNING:
+        raise RuntimeError(f"{event} in {RUNNING[0]}: mark it, see TIERS in tests/conftest.py")
+
+
+sys.addaudithook(refuse_processes)
 
 
 def pytest_terminal_summary(

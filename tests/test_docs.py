@@ -21,10 +21,10 @@ from ruamel.yaml import YAML
 
 from pipelines.experiment import load
 from tests.pages import PAGES, ROOT, blocks, commands, example, page
-from tests.pipelines.commands import needs_ray, turn
 from tests.pipelines.forked import Command
 
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
+pytestmark = pytest.mark.docs
 LANGUAGES = {"bash", "text", "python", "yaml"}
 OUTSIDE = {"curl", "docker", "kubectl", "sed", "pip", "source", "export", "git"}
 """Programs of a shell, and those that the page in question asks for."""
@@ -286,8 +286,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for program, script, *arguments in commands(block):
             if program != "python":
                 continue
-            with turn(needs_ray(script, *arguments)) as lock:
-                process = Command(folder / script, arguments, folder, environment(), lock)
+            process = Command(folder / script, arguments, folder, environment())
             out, err = process.communicate(timeout=300)
             assert process.returncode == 0, f"{script} {shlex.join(arguments)}\n{err}"
             assert "Traceback" not in out + err, script
@@ -311,16 +310,12 @@ SNIPPETS = [
 def run_example(code: str, folder: Path) -> str:
     """What an example prints in a folder, on what the tutorial has made there."""
     code = code.replace('"quickstart"', '"quickstart-smoke"').replace("dca-gpt@", "dca-gpt-smoke@")
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**environment(), "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
+    script = folder / "example.py"
+    script.write_text(code)
+    process = Command(script, [], folder, environment())
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out
 
 
 @pytest.mark.parametrize(("where", "code"), SNIPPETS, ids=[where for where, _ in SNIPPETS])

@@ -1,33 +1,34 @@
 """Commands as people run them, in a folder of their own: real processes, Ray, MLflow and kills."""
 
-import fcntl
-import getpass
+import importlib
+import io
 import itertools
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import requests
 
+from pipelines.console.command import run_command
 from pipelines.console.progress import Progress
 from pipelines.engine.stage import Invocation
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
 from pipelines.training import checkpoint
 from tests.pipelines.forked import Command
-from tests.pipelines.stored import put_database
+from tests.pipelines.stored import move_database, put_database
 
 ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240
-LOCK = Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}-tests.lock"
 TRIAL = ("ray::Trial", "ray::ResourceTrainable")
 """How Ray calls a trial's process between its steps, and in one."""
 EXPERIMENT = """
@@ -39,7 +40,7 @@ train:
 search:
   space:
     train.learning_rate: {{log_uniform: [1e-4, 1e-2]}}
-    model.residual: {{choice: [standard, dca]}}
+    model.residual: {{choice: [dca, grn_v2]}}
     model.last_k: {{choice: [1, 2], when: {{model.residual: dca}}}}
   trials: 4
 fit: {{tokens: 131072, resources: {{workers: 2}}}}
@@ -51,29 +52,48 @@ class Folder:
     """A working folder with an experiment in it."""
 
     def __init__(
-        self, path: Path, text: Path, experiment: str = EXPERIMENT, *, fresh: bool = False
+        self,
+        path: Path,
+        text: Path | None = None,
+        experiment: str = EXPERIMENT,
+        *,
+        fresh: bool = False,
     ) -> None:
-        """`fresh`: without the database that a first command makes in some seconds."""
+        """With no `text` the folder as it is; `fresh`: without a database, which takes seconds."""
         self.path = path
         path.mkdir(exist_ok=True)
-        if not fresh:
+        if text and not fresh:
             put_database(path / "mlflow.db")
-        (path / "tiny.yaml").write_text(experiment.format(text=text))
+        if text:
+            (path / "tiny.yaml").write_text(experiment.format(text=text))
         self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-        self._process: Command | None = None
 
     def start(self, command: str, *arguments: str) -> Command:
-        mine = self._process is not None and self._process.poll() is None
-        with turn("" if mine else needs_ray(command, *arguments)) as lock:
-            script = ROOT / "pipelines" / command
-            self._process = Command(script, arguments, self.path, self.environment, lock)
-        return self._process
+        """A command in a process of its own."""
+        script = ROOT / "pipelines" / command
+        return Command(script, arguments, self.path, self.environment)
 
-    def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
-        """Exit code, standard output and standard error."""
+    def run_forked(self, command: str, *arguments: str) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error of a command in a process of its own."""
         process = self.start(command, *arguments)
         out, err = process.communicate(timeout=WAIT_SECONDS)
+        assert process.returncode is not None
         return process.returncode, out, err
+
+    def run(self, command: str, *arguments: str) -> tuple[int, str, str]:
+        """The same of a command that runs in this process."""
+        main = importlib.import_module(f"pipelines.{Path(command).stem}").main
+        out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", write_through=True) for _ in range(2))
+        with (
+            chdir(self.path),
+            mock.patch.dict(os.environ, self.environment, clear=True),
+            redirect_stdout(out),
+            redirect_stderr(err),
+            mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO())),
+        ):
+            argv = [str(ROOT / "pipelines" / command), *arguments]
+            code = run_command(main, argv, resumes=command in ("sweep.py", "train.py"))
+        return code, *(stream.buffer.getvalue().decode() for stream in (out, err))
 
     def python(self, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a line of Python instead of a command."""
@@ -96,6 +116,12 @@ class Folder:
         out, err = process.communicate(timeout=60)
         return process.returncode, out, err
 
+    def copy(self, to: Path) -> "Folder":
+        """Another folder with the same runs, models and files."""
+        shutil.copytree(self.path, to)
+        move_database(to / "mlflow.db", self.path, to)
+        return Folder(to)
+
     def checkpoints(self) -> list[Path]:
         """Of trials."""
         return list(self.path.glob("runs/trials/*/trial-*/0*"))
@@ -115,29 +141,6 @@ class Folder:
 def invocation() -> Invocation:
     """Of a sweep, for what runs stages without a command."""
     return Invocation(("pipelines/sweep.py",), Progress())
-
-
-def needs_ray(command: str, *arguments: str) -> str:
-    """Whether a command starts Ray, and if it must be the only one on this machine: its trials
-    have several workers, which Ray Train can only clean up after where it finds one Ray."""
-    several = any(argument.startswith("resources.workers=") for argument in arguments)
-    if command.endswith("sweep.py") and "--dry-run" not in arguments:
-        return "exclusive" if several else "beside others"
-    return "beside others" if several else ""
-
-
-@contextmanager
-def turn(need: str) -> Iterator[list[int]]:
-    """Wait until Ray may be started as a command needs it.
-
-    Yields what the command's process must inherit: it is its turn until that process ends.
-    """
-    if not need:
-        yield []
-        return
-    with LOCK.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX if need == "exclusive" else fcntl.LOCK_SH)
-        yield [file.fileno()]
 
 
 def wait_until(condition: Callable[[], object], process: Command | subprocess.Popen[bytes]) -> None:

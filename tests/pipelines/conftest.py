@@ -1,8 +1,10 @@
 """What the tests of the pipeline share."""
 
+import fcntl
 import logging
 import os
 import re
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from moto.server import ThreadedMotoServer
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
+from tests.pipelines.commands import Folder, tracking_server
+from tests.pipelines.local_tune import local_tune as local_tune
 from tests.pipelines.stored import put_database
 
 KEYS = {
@@ -32,6 +36,34 @@ def environment() -> Iterator[None]:
     os.environ.pop("MLFLOW_TRACKING_URI", None)
     if before is not None:
         os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@pytest.fixture(scope="session")
+def finished(common: Path, text: Path) -> Folder:
+    """A sweep on real Ray that was killed in its search and interrupted in its fit, then finished.
+
+    Made once for all processes that run tests, which only read it; `Folder.copy` is for changes.
+    """
+    path = common / "finished"
+    with (common / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            assert (path / "screen.txt").exists(), "the sweep failed in another process"
+            return Folder(path)
+        folder = Folder(path, text, fresh=True)
+        _interrupt(folder)
+        code, out, err = folder.run_forked("sweep.py", "tiny.yaml")
+        assert code == 0, err
+        (path / "screen.txt").write_text(out)
+    return folder
+
+
+def _interrupt(folder: Folder) -> None:
+    """SIGKILL after two trials have ended, Ctrl-C once the fit has a checkpoint."""
+    folder.stop_when(lambda: sum("dca.state" in r.data.tags for r in folder.trials()) >= 2)
+    code, _, err = folder.stop_when(lambda: any(folder.path.glob("runs/fits/*/0*")), signal.SIGINT)
+    assert code == 130
+    assert re.search(r"run the same command again to go on:\n +python \S+/sweep.py tiny.yaml", err)
 
 
 @pytest.fixture
@@ -85,6 +117,13 @@ class ObjectStore:
         host, _, port = self.host.partition(":")
         self.server = ThreadedMotoServer(host, int(port))
         self.server.start()
+
+
+@pytest.fixture(scope="session")
+def tracking_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Address of an MLflow server, in which tests use experiments and models of their own."""
+    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 PRELOADED = (
@@ -32,17 +31,13 @@ class Command:
     """What `subprocess.Popen` would be of `python SCRIPT ARGUMENTS`, in text mode, output piped."""
 
     def __init__(
-        self, script: Path, arguments: Sequence[str], cwd: Path, environment: dict[str, str],
-        inherited: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+        self, script: Path, arguments: Sequence[str], cwd: Path, environment: dict[str, str]
+    ) -> None:
         self._output = tempfile.TemporaryDirectory()
-        kept = [Connection(os.dup(descriptor)) for descriptor in inherited]
         argv = [str(script), *arguments]
-        task = (argv, cwd, environment, Path(self._output.name), kept)
+        task = (argv, cwd, environment, Path(self._output.name))
         self._process = _FORKS.Process(target=_become, args=task)
         self._process.start()
-        for connection in kept:
-            connection.close()
         self.args = argv
 
     @property
@@ -81,16 +76,12 @@ class Command:
         return out, err
 
 
-def _become(
-    argv: list[str], cwd: Path, environment: dict[str, str], output: Path, kept: list[Connection]
-) -> None:
+def _become(argv: list[str], cwd: Path, environment: dict[str, str], output: Path) -> None:
     """Be the command, with nothing of the process that this one was forked from."""
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(output / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
-    for connection in kept:
-        os.set_inheritable(connection.fileno(), True)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  buffered as for a pipe
     sys.argv[:] = argv
     sys.path.insert(0, str(Path(argv[0]).parent))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import sqlite3
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,6 +34,15 @@ def put_database(path: Path) -> str:
     """Write an empty database for MLflow, a copy of one made once; returns its URI."""
     path.write_bytes(_empty_database())
     return f"sqlite:///{path}"
+
+
+def move_database(path: Path, old: Path | str, new: Path) -> None:
+    """Let a copied database name the files of another folder: it has absolute paths."""
+    with sqlite3.connect(path) as database:
+        dump = "\n".join(database.iterdump())
+    path.unlink()
+    with sqlite3.connect(path) as database:
+        database.executescript(dump.replace(str(old), str(new)))
 
 
 @functools.cache

@@ -21,7 +21,6 @@ from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
 from tests.pipelines.commands import (
     ROOT,
-    WAIT_SECONDS,
     Folder,
     assert_whole,
     saved,
@@ -29,7 +28,6 @@ from tests.pipelines.commands import (
     wait_until,
 )
 from tests.pipelines.conftest import KEYS
-from tests.pipelines.forked import Command
 
 
 @pytest.mark.parametrize(
@@ -93,14 +91,22 @@ from tests.pipelines.forked import Command
 def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     tmp_path, command, arguments, expected
 ):
-    environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    process = Command(ROOT / "pipelines" / command, arguments, tmp_path, environment)
-    _, err = process.communicate(timeout=WAIT_SECONDS)
-    assert process.returncode == 2, err
+    code, _, err = Folder(tmp_path).run(command, *arguments)
+    assert code == 2, err
     assert expected in err
-    assert "Traceback" not in err
     assert len(err.strip().splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["sweep", "train", "promote", "generate", "report"])
+def test_the_exit_code_of_a_process_is_that_of_its_command(tmp_path, command):
+    code, out, err = Folder(tmp_path).run_forked(f"{command}.py", "--nothing")
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    code, out, err = Folder(tmp_path).run_forked(f"{command}.py", "--help")
+    assert (code, err) == (0, "")
+    assert out.startswith(f"usage: {command}.py")
 
 
 @pytest.mark.parametrize("command", ["sweep.py", "train.py"])
@@ -138,6 +144,7 @@ def test_a_bucket_that_is_not_there_is_one_line_and_leaves_nothing(
     assert [path.name for path in folder.path.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.process
 def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_generates(
     tmp_path, text, s3
 ):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 import signal
 import sqlite3
 import time
@@ -19,6 +20,7 @@ def states(folder: Folder) -> Counter:
     return Counter(run.data.tags["dca.state"] for run in folder.trials())
 
 
+@pytest.mark.ray
 def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp_path, text):
     folder = Folder(tmp_path, text)
     process = folder.start(
@@ -39,6 +41,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     assert_whole(folder.store(), folder.trials())
 
 
+@pytest.mark.ray
 @pytest.mark.faults  # a minute
 def test_a_trial_that_always_crashes_is_recorded_with_its_reason(tmp_path, text):
     """One at a time, so that it is the first that is killed each time."""
@@ -64,9 +67,10 @@ def test_a_trial_that_always_crashes_is_recorded_with_its_reason(tmp_path, text)
     assert "best_val_bits_per_byte" in by_number["1"].data.metrics
 
 
+@pytest.mark.ray
 def test_a_trial_that_takes_too_long_goes_on_from_its_last_checkpoint(tmp_path, text):
     folder = Folder(tmp_path, text)
-    code, out, err = folder.run(
+    code, out, err = folder.run_forked(
         *SEARCH,
         ONE_TRIAL,
         "train.evals=1",
@@ -80,6 +84,7 @@ def test_a_trial_that_takes_too_long_goes_on_from_its_last_checkpoint(tmp_path, 
     assert folder.trials()[0].data.tags["dca.reason"] == reason
 
 
+@pytest.mark.usefixtures("local_tune")
 def test_a_disk_that_refuses_stops_the_sweep_and_no_trial_is_lost(tmp_path, text):
     folder = Folder(tmp_path, text)
     (tmp_path / "runs").mkdir()
@@ -95,23 +100,23 @@ def test_a_disk_that_refuses_stops_the_sweep_and_no_trial_is_lost(tmp_path, text
     assert states(folder)["failed"] == 0
 
 
-LIMITED = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, 2**24))"
-
-
 def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
     """A limit on the size of files stands in for a disk with no room left."""
     folder = Folder(tmp_path, text)
-    code = f"{LIMITED}; sys.argv[0] = {str(folder.path)!r}; " + (
-        "from pipelines.train import main; "
-        "from pipelines.console.command import run_command; "
-        "sys.exit(run_command(main, sys.argv, resumes=True))"
-    )
-    result = folder.python(code, "tiny.yaml", "model.dim=256", "model.depth=3", "train.evals=32")
-    assert result.returncode == 1, result.stderr
-    assert re.fullmatch(r".+/runs/fits/.+: the checkpoint cannot be written: .+\n", result.stderr)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**24, limits[1]))
+    try:
+        code, _, err = folder.run(
+            "train.py", "tiny.yaml", "model.dim=256", "model.depth=3", "train.evals=32"
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert code == 1, err
+    assert re.fullmatch(r".+/runs/fits/.+: the checkpoint cannot be written: .+\n", err)
     assert not list(folder.path.glob("runs/fits/*/.0*"))
 
 
+@pytest.mark.ray
 @pytest.mark.faults  # two minutes
 def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(tmp_path, text):
     """Bitwise: two Ray Train workers, one killed, then the driver, against two undisturbed."""
@@ -120,7 +125,7 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(t
     for path in (calm, disturbed):
         path.mkdir()
     undisturbed = Folder(calm, text)
-    code, _, err = undisturbed.run(*command)
+    code, _, err = undisturbed.run_forked(*command)
     assert code == 0, err
     folder = Folder(disturbed, text)
     saved = lambda: list(folder.path.glob("runs/fits/*/0*"))  # noqa: E731
@@ -131,13 +136,14 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(t
     wait_until(lambda: max(saved()) > before, process)
     process.kill()
     process.communicate(timeout=60)
-    code, out, err = folder.run(*command)
+    code, out, err = folder.run_forked(*command)
     assert code == 0, err
     assert "resumes from step" in out
     assert training(folder) == training(undisturbed)
     assert_whole(folder.store(), folder.store().find("train"))
 
 
+@pytest.mark.process
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, text):
     folder = Folder(tmp_path, text)
     process = folder.start("train.py", "tiny.yaml", "train.tokens=262144", "train.evals=64")

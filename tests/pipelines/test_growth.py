@@ -46,7 +46,7 @@ def kill(folder: Folder, process: Command, number: int) -> None:
 
 def test_a_search_goes_on_with_what_there_is_when_it_grows_and_is_killed(tmp_path, text):
     folder = Folder(tmp_path, text)
-    code, _, err = folder.run(*SEARCH, "select", "search.trials=10")
+    code, _, err = folder.run_forked(*SEARCH, "select", "search.trials=10")
     assert code == 0, err
     ten = ended(folder)
     assert len(ten) == 10
@@ -55,7 +55,7 @@ def test_a_search_goes_on_with_what_there_is_when_it_grows_and_is_killed(tmp_pat
     wider = (*more, f"search.space.{RATE}={{log_uniform: [1e-5, 1e-1]}}")
     kill(folder, folder.start(*more), 10)
     kill(folder, folder.start(*wider), 12)
-    code, out, err = folder.run(*wider)
+    code, out, err = folder.run_forked(*wider)
     assert code == 0, err
     assert "resumes an unfinished run" in out
     fourteen = ended(folder)
@@ -69,11 +69,11 @@ def test_a_search_goes_on_with_what_there_is_when_it_grows_and_is_killed(tmp_pat
     marked = [run.info.run_id for run in runs.values() if "dca.best" in run.data.tags]
     assert marked == [best.info.run_id]
 
-    code, out, err = folder.run(*wider, "search.trials=7")
+    code, out, err = folder.run_forked(*wider, "search.trials=7")
     assert code == 0, err
     assert "search    goes on: search.trials: 14 -> 7" in out
     assert ended(folder) == fourteen
-    code, out, err = folder.run(*wider, "seed=1", "--dry-run")
+    code, out, err = folder.run_forked(*wider, "seed=1", "--dry-run")
     assert code == 0, err
     assert "seed: 0 -> 1" in out
     assert "goes on" not in out
@@ -83,13 +83,13 @@ def test_failed_trials_alone_are_run_again(tmp_path, text):
     folder = Folder(tmp_path, text)
     space = json.dumps({RATE: {"choice": [0.001, 1e30]}})
     search = ("search.sampler.name=grid", "search.trials=2", f"search.space={space}")
-    code, _, err = folder.run(*SEARCH, "select", *search)
+    code, _, err = folder.run_forked(*SEARCH, "select", *search)
     assert code == 0, err
     before = by_number(folder)
     assert [before[n].data.tags["dca.state"] for n in (0, 1)] == ["complete", "failed"]
-    code, out, err = folder.run(*SEARCH, "select", *search, "--retry-failed", "--dry-run")
+    code, out, err = folder.run_forked(*SEARCH, "select", *search, "--retry-failed", "--dry-run")
     assert "search    run    failed trials run again: 1" in out, err
-    code, out, err = folder.run(*SEARCH, "select", *search, "--retry-failed")
+    code, out, err = folder.run_forked(*SEARCH, "select", *search, "--retry-failed")
     assert code == 0, err
     after = by_number(folder)
     assert {n: run.info.run_id for n, run in after.items()} == {
@@ -98,5 +98,5 @@ def test_failed_trials_alone_are_run_again(tmp_path, text):
     assert after[0].info.end_time == before[0].info.end_time
     assert after[1].info.end_time > before[1].info.end_time
     assert after[1].data.tags["dca.state"] == "failed"
-    code, out, err = folder.run(*SEARCH, "select", *search, "--retry-failed", "--fresh")
+    code, out, err = folder.run_forked(*SEARCH, "select", *search, "--retry-failed", "--fresh")
     assert (code, "not allowed with" in err) == (2, True)

@@ -125,7 +125,7 @@ def verify(folder: Folder, tally: Counter, err: str) -> None:
     registry = Registry(store.client, "dca-gpt")
     assert [int(version.version) for version in registry.versions()] == [1]
     assert [promotion.version for promotion in Champions(registry).promotions()] == [1]
-    code, out, err = folder.run(*SWEEP)
+    code, out, err = folder.run_forked(*SWEEP)
     assert code == 0, err
     assert out.count("reused") == 5
 
@@ -135,7 +135,7 @@ def test_a_training_killed_at_random_moments_is_bitwise_that_of_an_undisturbed_o
 ):
     command = ("train.py", "tiny.yaml", "train.evals=32", "failures.checkpoint_seconds=0.2")
     undisturbed = Folder(tmp_path_factory.mktemp("undisturbed"), text)
-    code, _, err = undisturbed.run(*command)
+    code, _, err = undisturbed.run_forked(*command)
     assert code == 0, err
     rng, folder = random.Random(), Folder(tmp_path_factory.mktemp("killed"), text)
     for _ in range(6):
@@ -147,7 +147,7 @@ def test_a_training_killed_at_random_moments_is_bitwise_that_of_an_undisturbed_o
         process.kill()
         process.communicate(timeout=60)
     tally["resumes"] += 6
-    code, _, err = folder.run(*command)
+    code, _, err = folder.run_forked(*command)
     assert code == 0, err
     assert training(folder) == training(undisturbed)
     assert_whole(folder.store(), folder.store().find("train"))

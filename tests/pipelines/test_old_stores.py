@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import promote, report, sweep, train
+from tests.pipelines.stored import move_database
 
 ARCHIVE = Path(__file__).parent / "stores" / "version_0.tar.xz"
 PLACE = "/srv/store"
@@ -52,11 +53,7 @@ def old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     database = tmp_path / "mlflow.db"
-    with sqlite3.connect(database) as old:
-        dump = "\n".join(old.iterdump())
-    database.unlink()
-    with sqlite3.connect(database) as new:
-        new.executescript(dump.replace(PLACE, str(tmp_path)))
+    move_database(database, PLACE, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
     return tmp_path

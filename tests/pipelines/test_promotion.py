@@ -2,28 +2,22 @@
 
 import json
 import re
-import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import mlflow.artifacts
 import numpy as np
 import pytest
 import requests
 
 from pipelines.registry.champions import CHAMPION, Champions, Promotion
 from pipelines.registry.versions import Registry
-from tests.pipelines.commands import (
-    ROOT,
-    Folder,
-    free_port,
-    start_and_wait,
-    stop,
-    tracking_server,
-    wait_until,
-)
+from pipelines.stages import promote
+from tests.pipelines.commands import ROOT, Folder, free_port, start_and_wait, stop
+from tests.pipelines.local_tune import LocalTune
 
 SWEEP = ("sweep.py", "tiny.yaml", "search.trials=1", "search.space={}", "train.tokens=4096")
 SWEEP += ("fit.resources.workers=1",)
@@ -35,7 +29,7 @@ WORSE = (*SWEEP, "fit.tokens=8192")
 
 @dataclass
 class Story:
-    """Three sweeps on a tracking server: a first, killed once, a better, a worse one."""
+    """Three sweeps on a server: a first, interrupted before the gate, a better, a worse one."""
 
     folder: Folder
     registry: Registry
@@ -55,26 +49,25 @@ class Story:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory, text):
+def story(tmp_path_factory, text, tracking_address):
     path = tmp_path_factory.mktemp("promotion")
-    with tracking_server(path) as uri:
-        folder = Folder(path, text)
-        folder.environment["MLFLOW_TRACKING_URI"] = uri
-        registry = Registry(folder.store().client, "dca-gpt")
-        process = folder.start(*FIRST, *TO_THE_GATE)
-        wait_until(lambda: is_challenger(registry, 1), process)
-        process.send_signal(signal.SIGKILL)
-        process.communicate(timeout=60)
-        assert registry.aliases() == {"challenger": 1}  # killed between register and promote
+    folder = Folder(path, text)
+    folder.environment["MLFLOW_TRACKING_URI"] = tracking_address
+    registry = Registry(folder.store().client, "dca-gpt")
+    with pytest.MonkeyPatch.context() as patch:
+        LocalTune(path, patch)
+        with patch.context() as interrupted:
+            interrupted.setattr(promote, "gate_lock", press_ctrl_c)
+            code, _, err = folder.run(*FIRST)
+            assert (code, registry.aliases()) == (130, {"challenger": 1}), err
         for command in (FIRST, BETTER, WORSE):
             code, _, err = folder.run(*command, *TO_THE_GATE)
             assert code == 0, err
         yield Story(folder, registry)
 
 
-def is_challenger(registry: Registry, version: int) -> bool:
-    names = [model.name for model in registry.client.search_registered_models()]
-    return registry.name in names and registry.aliases().get("challenger") == version
+def press_ctrl_c(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_better_version_takes_over_a_worse_one_does_not_and_a_kill_costs_nothing(story):
@@ -269,12 +262,10 @@ def test_a_text_is_scored_and_every_name_of_a_model_leads_to_it(story, text):
         code, out, err = folder.run("generate.py", "--score", str(test), "--json", "--model", model)
         assert code == 0, err
         assert json.loads(out)["bits_per_byte"] == expected
-    local = folder.python(
-        "import mlflow, sys; print(mlflow.artifacts.download_artifacts(sys.argv[1], dst_path='.'))",
-        "models:/dca-gpt/2",
+    uri = folder.environment["MLFLOW_TRACKING_URI"]
+    where = mlflow.artifacts.download_artifacts(
+        "models:/dca-gpt/2", dst_path=str(folder.path / "local"), tracking_uri=uri
     )
-    assert local.returncode == 0, local.stderr
-    where = local.stdout.strip().splitlines()[-1]
     code, out, err = folder.run("generate.py", "--score", str(test), "--json", "--model", where)
     assert code == 0, err
     assert json.loads(out)["bits_per_byte"] == expected

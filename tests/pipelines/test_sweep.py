@@ -1,37 +1,29 @@
-"""The commands as people run them: real processes, real Ray, real MLflow, real kills."""
+"""The whole pipeline: a sweep on real Ray that was killed, and sweeps without Ray."""
 
 import json
 import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
+import mlflow.cli
 import optuna
 import pytest
+from click.testing import CliRunner
 
 from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from pipelines.tracking.store import Store
-from tests.pipelines.commands import EXPERIMENT, ROOT, WAIT_SECONDS, Folder, assert_whole
+from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory, text) -> tuple[Folder, str]:
-    """A sweep interrupted by Ctrl-C and SIGKILL in its search and in its fit, then finished."""
-    folder = Folder(tmp_path_factory.mktemp("sweep"), text, fresh=True)
-    code, _, err = folder.stop_when(lambda: len(folder.checkpoints()) > 0, signal.SIGINT)
-    assert code == 130
-    assert re.search(r"run the same command again to go on:\n +python \S+/sweep.py tiny.yaml", err)
-    assert {run.info.status for run in folder.trials()} <= {"KILLED", "FINISHED"}
-    folder.stop_when(lambda: sum("dca.state" in r.data.tags for r in folder.trials()) >= 2)
-    folder.stop_when(lambda: any(folder.path.glob("runs/fits/*/0*")))
-    code, out, err = folder.run("sweep.py", "tiny.yaml")
-    assert code == 0, err
-    return folder, out
+def swept(finished: Folder) -> tuple[Folder, str]:
+    """A sweep that was killed and finished, and its screen."""
+    return finished, (finished.path / "screen.txt").read_text()
 
 
 def test_a_killed_sweep_ends_with_the_trials_asked_for_one_run_each(swept):
@@ -86,14 +78,17 @@ def test_optunas_study_is_an_artifact_and_has_every_trial_as_it_ended(swept, tmp
     assert study.best_trial.user_attrs["mlflow_run"] == search.data.tags["dca.best_run"]
 
 
-def test_runs_say_what_they_are_and_the_command_in_a_note_trains_a_trial(swept):
-    folder, _ = swept
+def test_runs_say_what_they_are_and_the_command_in_a_note_trains_a_trial(
+    swept, tmp_path, monkeypatch
+):
+    folder = swept[0].copy(tmp_path / "copy")
     store = folder.store()
     trial = next(run for run in store.find("trial") if run.data.tags["dca.state"] == "complete")
     note = trial.data.tags["mlflow.note.content"]
     fetch, train = re.findall(r"^(?:mlflow|python) .*$", note, re.M)
-    fetched = folder.python(f"import mlflow.cli; mlflow.cli.cli({shlex.split(fetch)[1:]})")
-    assert fetched.returncode == 0, fetched.stderr
+    monkeypatch.chdir(folder.path)
+    fetched = CliRunner().invoke(mlflow.cli.cli, shlex.split(fetch)[1:])
+    assert fetched.exit_code == 0, fetched.output
     _, script, *arguments = shlex.split(train)
     code, out, err = folder.run(Path(script).name, *arguments, "--json")
     assert code == 0, err
@@ -109,8 +104,8 @@ def test_the_screen_shows_the_result_the_baselines_and_what_to_run_next(swept):
     assert "Traceback" not in out
 
 
-def test_the_same_command_again_reuses_everything_and_promote_only_what_follows(swept):
-    folder, _ = swept
+def test_the_same_command_again_reuses_everything_and_promote_only_what_follows(swept, tmp_path):
+    folder = swept[0].copy(tmp_path / "copy")
     store = folder.store()
     kinds = ("pipeline", "search", "select", "fit", "evaluate", "sample", "trial")
     before = {kind: [r.info.run_id for r in store.find(kind)] for kind in kinds}
@@ -212,11 +207,13 @@ def test_what_generate_cannot_do_is_one_line_on_stderr(swept, arguments, expecte
     assert "Traceback" not in err
 
 
+@pytest.mark.usefixtures("local_tune")
 def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
-    experiment = EXPERIMENT.replace("log_uniform: [1e-4, 1e-2]", "choice: [1e-2, 1e30]")
-    experiment = experiment.replace("tokens: 65536", "tokens: 8192")
-    folder = Folder(tmp_path, text, experiment)
-    code, out, err = folder.run("sweep.py", "tiny.yaml", "--until", "select", "--json")
+    folder = Folder(tmp_path, text)
+    command = ("sweep.py", "tiny.yaml", "--until", "select", "train.tokens=8192")
+    grid = ("search.sampler.name=grid", "search.trials=null")
+    rates = "search.space={train.learning_rate: {choice: [1e-2, 1e30]}}"
+    code, out, err = folder.run(*command, *grid, rates, "--json")
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     ends = {row["trial"]: row for row in events if row["event"] == "trial"}
@@ -232,18 +229,17 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     assert {ends[int(run.data.tags["dca.trial"])]["state"] for run in folder.trials()} == {
         run.data.tags["dca.state"] for run in folder.trials()
     }
-    code, _out, err = folder.run(
-        "sweep.py", "tiny.yaml", "--until", "select", "train.learning_rate=1e30", "search.space={}"
-    )
+    code, _out, err = folder.run(*command, "train.learning_rate=1e30", "search.space={}")
     assert code == 1
     assert "every trial failed" in err
     assert err.count("the gradient is not finite") == 4
 
 
+@pytest.mark.ray
 @pytest.mark.faults  # two minutes
 def test_trials_of_several_workers_are_stopped_early_without_hanging(tmp_path, text):
     folder = Folder(tmp_path, text)
-    code, _out, err = folder.run(
+    code, _out, err = folder.run_forked(
         "sweep.py",
         "tiny.yaml",
         "resources.workers=2",
@@ -260,6 +256,7 @@ def test_trials_of_several_workers_are_stopped_early_without_hanging(tmp_path, t
     assert states["failed"] == 0
 
 
+@pytest.mark.usefixtures("local_tune")
 def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(tmp_path, text):
     folder = Folder(tmp_path, text)
     space = "{model.depth: {int: [1, 2]}, train.learning_rate: {choice: [1e-4, 1e-2]}}"
@@ -291,9 +288,10 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
     assert len(store.find("trial")) == 2
 
 
+@pytest.mark.ray
 def test_a_training_of_several_workers_that_diverges_says_so_once(tmp_path, text):
     folder = Folder(tmp_path, text)
-    code, _, err = folder.run(
+    code, _, err = folder.run_forked(
         "train.py", "tiny.yaml", "resources.workers=2", "train.learning_rate=1e30"
     )
     assert code == 1

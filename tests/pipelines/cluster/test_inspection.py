@@ -6,7 +6,7 @@ from ray.cluster_utils import Cluster
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
 from pipelines.console.errors import ConfigError
 from pipelines.training.config import Resources
-from tests.pipelines.commands import Folder, turn
+from tests.pipelines.commands import Folder
 
 TWO_SMALL = [Node("a", 3), Node("b", 3)]
 
@@ -44,13 +44,12 @@ def test_what_does_not_fit_is_refused_with_the_nodes():
 @pytest.fixture(scope="module")
 def two_nodes():
     """Two raylets, the smallest cluster of several nodes."""
-    with turn("beside others"):
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-        try:
-            cluster.add_node(num_cpus=1)
-            yield cluster.address
-        finally:
-            cluster.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    try:
+        cluster.add_node(num_cpus=1)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
 
 
 def test_several_nodes_with_a_file_as_store_or_a_local_folder_are_refused(

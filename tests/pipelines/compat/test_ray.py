@@ -23,7 +23,6 @@ from ray.tune.experimental import output
 from ray.tune.utils import callback
 
 from pipelines.compat import ray as compat
-from tests.pipelines.commands import turn
 
 TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "HEALTH_CHECK_INTERVAL_S_ENV_VAR",
@@ -84,15 +83,15 @@ def test_names_of_the_environment_and_of_resources():
     assert compat.HEAD_NODE == HEAD_NODE_RESOURCE_NAME
 
 
+@pytest.mark.ray
 def test_a_cluster_of_this_machine_has_the_names_and_the_niceness(monkeypatch):
     monkeypatch.delenv(compat.NICENESS, raising=False)
-    with turn("beside others"):
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            (node,) = ray.nodes()
-            nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
-        finally:
-            ray.shutdown()
+    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        (node,) = ray.nodes()
+        nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
+    finally:
+        ray.shutdown()
     assert node[compat.NODE_ALIVE] is True
     assert isinstance(node[compat.NODE_ADDRESS], str)
     assert isinstance(node[compat.NODE_ID], str)

@@ -14,7 +14,6 @@ from ray.tune.search import Searcher
 
 from pipelines.compat import ray as compat
 from pipelines.console.errors import StorageError
-from tests.pipelines.commands import turn
 
 
 class Proposals(compat.NotPickled, Searcher):
@@ -67,7 +66,7 @@ def failed(tmp_path_factory) -> tuple[Errors, list[tuple[str, str]]]:
     """A search whose trials have failed, and the order of its events."""
     events: list[tuple[str, str]] = []
     errors = Errors(events)
-    with pytest.MonkeyPatch.context() as patch, turn("beside others"):
+    with pytest.MonkeyPatch.context() as patch:
         for name, value in {**compat.ENVIRONMENT, **compat.LOCAL_ENVIRONMENT}.items():
             patch.setenv(name, value)
         ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)

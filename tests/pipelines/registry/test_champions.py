@@ -1,9 +1,6 @@
 import os
-import subprocess
-import sys
 import time
 from collections import Counter
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +16,7 @@ from pipelines.registry.champions import (
 from pipelines.registry.versions import Registry
 from pipelines.tracking.schema import DONE_TAG, ENTRY_SECONDS_TAG
 from pipelines.tracking.store import Store
-from tests.pipelines.commands import tracking_server
+from tests.pipelines.forked import Command
 from tests.pipelines.registry.registered import force, register
 
 VERSIONS = 5
@@ -178,45 +175,40 @@ print(overtaken)
     ],
 )
 def test_promotions_at_the_same_time_leave_one_champion_and_a_consistent_history(
-    remote, promotions, at_once, tmp_path, monkeypatch
+    remote, promotions, at_once, tmp_path, tracking_address, monkeypatch
 ):
-    with tracking_server(tmp_path) if remote else nullcontext(f"sqlite:///{tmp_path}/m.db") as uri:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        champions = Champions(register(Store.open("tiny", tmp_path / "runs"), VERSIONS))
-        shares = [len(range(i, promotions, at_once)) for i in range(at_once)]
-        promoters = [
-            start_promoter(tmp_path, number, share, own_host=remote)
-            for number, share in enumerate(shares)
-        ]
-        overtaken = 0
-        for promoter in promoters:
-            out, err = promoter.communicate(timeout=400)
-            assert promoter.returncode == 0, err
-            overtaken += int(out)
-        assert (overtaken > 0) is remote  # on one host the lock lets no two promote at once
-        history = champions.promotions()
-        reasons = Counter(promotion.reason for promotion in history)
-        asked = {f"{number} {i}" for number, share in enumerate(shares) for i in range(share)}
-        assert reasons == Counter(asked)
-        before = [None, *(promotion.version for promotion in history[:-1])]
-        assert [promotion.previous for promotion in history] == before
-        assert champions.registry.aliases() == {CHAMPION: history[-1].version}
-        assert champions.state() == ChampionState(history[-1].version, history[-1].number)
+    uri = tracking_address if remote else f"sqlite:///{tmp_path}/m.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    champions = Champions(register(Store.open("promotions", tmp_path / "runs"), VERSIONS))
+    shares = [len(range(i, promotions, at_once)) for i in range(at_once)]
+    promoters = [
+        start_promoter(tmp_path, number, share, own_host=remote)
+        for number, share in enumerate(shares)
+    ]
+    overtaken = 0
+    for promoter in promoters:
+        out, err = promoter.communicate(timeout=400)
+        assert promoter.returncode == 0, err
+        overtaken += int(out)
+    assert (overtaken > 0) is remote  # on one host the lock lets no two promote at once
+    history = champions.promotions()
+    reasons = Counter(promotion.reason for promotion in history)
+    asked = {f"{number} {i}" for number, share in enumerate(shares) for i in range(share)}
+    assert reasons == Counter(asked)
+    before = [None, *(promotion.version for promotion in history[:-1])]
+    assert [promotion.previous for promotion in history] == before
+    assert champions.registry.aliases() == {CHAMPION: history[-1].version}
+    assert champions.state() == ChampionState(history[-1].version, history[-1].number)
 
 
-def start_promoter(
-    folder: Path, number: int, share: int, *, own_host: bool
-) -> subprocess.Popen[str]:
+def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> Command:
     """On a host of its own it sees none of the others' lock files."""
     host = folder / f"host {number if own_host else 0}"
     host.mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-c", PROMOTER, str(number), str(share), str(VERSIONS)],
-        env={**os.environ, "TMPDIR": str(host)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    script = host / "promoter.py"
+    script.write_text(PROMOTER)
+    arguments = map(str, (number, share, VERSIONS))
+    return Command(script, [*arguments], host, {**os.environ, "TMPDIR": str(host)})
 
 
 @pytest.mark.parametrize(

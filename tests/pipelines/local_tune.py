@@ -1,0 +1,100 @@
+"""Searches without Ray: the trials run one after the other in the process of the command.
+
+For tests of what the pipeline does around Ray: budgets, retries, failures, what is stored.
+Proposals, early stopping, events and training are the real ones, the loop over the trials is not.
+"""
+
+import itertools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray import cloudpickle
+from ray.tune.schedulers import TrialScheduler
+
+from pipelines.data.splits import train_val_splits
+from pipelines.search import run as module
+from pipelines.search.resume import trials_folder
+from pipelines.search.schedulers import scheduler_of
+from pipelines.search.trial import Trial
+
+
+@pytest.fixture
+def local_tune(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> "LocalTune":
+    """Takes Tune's place in commands that run in this process."""
+    return LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
+
+
+class LocalTune:
+    """Runs the trials of a search; may be told to interrupt it, or to crash trials."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_run_tuner", self._run)
+        self._file = folder / "error.pkl"
+        self.interrupt_at = math.inf
+        """Results of trials after which Ctrl-C is pressed."""
+        self.crashes: dict[int, BaseException] = {}
+        """Errors that end the process of a trial after its first result, once, by its number."""
+
+    def _run(
+        self, context: Any, task: Any, corpus: Any, stored: Any, searcher: Any, events: Any
+    ) -> None:
+        """Stands for pipelines.search.run._run_tuner."""
+        scheduler = scheduler_of(task, stored.trials, searcher.should_prune)
+        given = {
+            "base": task.base,
+            "corpus": train_val_splits(context.storage, corpus.fingerprint),
+            "folder": trials_folder(context),
+        }
+        for tune_id in map(str, itertools.count()):
+            config = searcher.suggest(tune_id)
+            if config == "FINISHED":
+                return
+            trial = SimpleNamespace(trial_id=tune_id, config=config, last_result={})
+            scheduler.on_trial_add(None, trial)
+            events.on_trial_start(0, [], trial)
+            try:
+                for result in self._results(config, given):
+                    self._end_or_go_on(trial, result, searcher, scheduler, events)
+                    if trial.last_result["done"]:
+                        break
+            except Exception as error:
+                self._file.write_bytes(cloudpickle.dumps(error))
+                trial.pickled_error_file = str(self._file)
+                searcher.on_trial_complete(tune_id, trial.last_result, error=True)
+                events.on_trial_error(0, [], trial)
+            events.on_step_end(0, [])
+
+    def _results(self, config: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        trial = Trial.__new__(Trial)  # without the process and the folder that Tune makes for it
+        trial.setup(config, **given)
+        try:
+            while True:
+                yield trial.step()
+                self.interrupt_at -= 1
+                if self.interrupt_at <= 0:
+                    raise KeyboardInterrupt
+                if config["number"] in self.crashes:
+                    raise self.crashes.pop(config["number"])
+        finally:
+            trial.cleanup()
+
+    def _end_or_go_on(
+        self, trial: Any, result: dict[str, Any], searcher: Any, scheduler: Any, events: Any
+    ) -> None:
+        """In the order of Tune's own loop."""
+        if result["done"] or scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
+            result["done"] = True
+        else:
+            searcher.on_trial_result(trial.trial_id, result)
+        events.on_trial_result(0, [], trial, result)
+        trial.last_result = result
+        if result["done"]:
+            searcher.on_trial_complete(trial.trial_id, result)
+            scheduler.on_trial_complete(None, trial, result)
+            events.on_trial_complete(0, [], trial)
