@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test test-cluster test-faults check docs bench check-gpu bench-sweep bench-cluster mutants
+.PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep bench-cluster mutants
 
 install: .venv/.installed
 
@@ -17,7 +17,10 @@ sweep: install
 	$(BIN)/python pipelines/sweep.py
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+
+test-unit: install
+	$(BIN)/python -m pytest -m unit --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster

@@ -34,6 +34,7 @@ NEEDS = {
     "failed": "ray",
     "two_nodes": "ray",
     "object_store": "server",
+    "shared": "server",
     "tracking_address": "server",
     "browser": "browser",
 }
@@ -103,7 +104,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("unit")
         shared = [tier for tier in ("browser", "ray", "server") if tier in tiers]
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
-    items.sort(key=lambda item: not item.get_closest_marker("ray"))
+    order = ("ray", "server", "browser", "process")
+    items.sort(key=lambda item: [not item.get_closest_marker(tier) for tier in order])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -115,8 +117,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
     """Fail a unit test that starts a process of Python, or a server."""
-    started = event in ("os.fork", "socket.bind")
-    started |= event == "subprocess.Popen" and Path(str(arguments[0])) == Path(sys.executable)
+    started = event in ("os.fork", "os.posix_spawn", "socket.bind")
+    started |= event == "subprocess.Popen" and str(arguments[0]) == sys.executable
     if started and RUNNING:
         raise RuntimeError(f"{event} in {RUNNING[0]}: mark it, see TIERS in tests/conftest.py")
 

@@ -12,7 +12,10 @@ import torch
 
 FOLDER = Path(__file__).parent
 
-pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = [
+    pytest.mark.process,
+    pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed"),
+]
 
 
 def failures(file: str, environment: dict[str, str]) -> str:

@@ -190,6 +190,7 @@ def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied)
     assert counted[0] == sum(p.numel() for p in build_model(config).parameters())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("residual", "backend"),
     [
@@ -227,6 +228,7 @@ def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits():
     torch.testing.assert_close(whole(ids), model(ids), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.process
 def test_importing_the_model_does_not_import_the_compiler():
     code = "import sys, dca; sys.exit('torch._dynamo.eval_frame' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

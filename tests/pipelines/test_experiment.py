@@ -440,6 +440,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
@@ -461,6 +462,7 @@ def test_a_printed_configuration_is_an_experiment_with_the_same_result(
     assert load([str(saved)]) == load([str(path), *changes], smoke=smoke, grids=True)
 
 
+@pytest.mark.process
 def test_a_printed_configuration_is_checked_first(path):
     grid = "model.depth=2,4"
     result = command(str(ROOT / "pipelines" / "train.py"), str(path), "--print-config", grid)

@@ -19,6 +19,7 @@ import pytest
 from pipelines import promote, report, sweep, train
 from tests.pipelines.stored import move_database
 
+pytestmark = pytest.mark.process
 ARCHIVE = Path(__file__).parent / "stores" / "version_0.tar.xz"
 PLACE = "/srv/store"
 """Where it was made: its database has absolute paths."""

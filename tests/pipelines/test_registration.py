@@ -11,6 +11,7 @@ import pytest
 
 from tests.pages import example
 
+pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
 MODEL = '''
 """A gated recurrent network, whose cache is its state."""

@@ -121,6 +121,7 @@ def test_the_same_command_again_reuses_everything_and_promote_only_what_follows(
     assert len(registry.versions()) == len(Champions(registry).promotions()) == 1
 
 
+@pytest.mark.process
 def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
     code, out, err = swept[0].run("sweep.py", "tiny.yaml", "seed=3", "--dry-run")
     assert code == 0, err
@@ -273,13 +274,11 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
         run.data.params["model.depth"] for run in folder.trials() if "dca.pareto" in run.data.tags
     }
     assert "1" in front
-    again = ("experiment=again", "search.warm_start=[tiny]", "search.max_seconds=1")
+    again = ("experiment=again", "search.warm_start=[tiny]", "search.max_tokens=4097")
     code, out, err = folder.run(*common, *again)
     assert code == 0, err
     assert "warm start with 4 trials of earlier searches" in out
     store = Store.open("again", tmp_path / "runs")
-    (search,) = store.find("search")
-    assert search.data.metrics["seconds"] > 1
     assert [run.data.tags["dca.trial"] for run in store.find("trial")] == ["1", "0"]
     code, _, err = folder.run(*common, *again, "train.tokens=8192")
     assert code == 2

@@ -162,6 +162,7 @@ def test_a_server_that_does_not_answer_is_transient(monkeypatch):
     assert compat.is_transient(error)
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("status", "transient"),
     [(429, True), (503, True), (504, True), (400, False), (403, False), (404, False), (500, True)],

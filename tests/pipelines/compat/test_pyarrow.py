@@ -78,6 +78,7 @@ def write(system: fs.FileSystem) -> OSError:
     return error.value
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("status", "name"),
     [
@@ -98,11 +99,13 @@ def test_what_s3_refuses_is_not_repeated(server, s3_client, status, name):
     assert not is_transient(error)
 
 
+@pytest.mark.server
 def test_an_overloaded_s3_is_asked_again(server, s3_client):
     server.status, server.name = 503, "SlowDown"
     assert is_transient(read(s3_client))
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_what_google_cloud_refuses_is_not_repeated(server, google_client, status):
     server.status = status

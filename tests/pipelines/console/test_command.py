@@ -124,6 +124,7 @@ def test_a_wrong_option_is_bad_input_in_one_line(capsys):
     assert capsys.readouterr().err == "--number: invalid int value: 'x'\n"
 
 
+@pytest.mark.process
 def test_output_that_the_disk_does_not_take_is_one_line():
     code = (
         "import sys\n"

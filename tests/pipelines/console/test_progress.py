@@ -211,6 +211,7 @@ class Terminal:
         return "\n".join(row.rstrip() for row in self.screen.display).rstrip()
 
 
+@pytest.mark.process
 def test_a_terminal_shows_a_panel_and_keeps_the_lines():
     terminal = Terminal(0.6)
     rows = terminal.until("█▃▁").splitlines()
@@ -221,6 +222,7 @@ def test_a_terminal_shows_a_panel_and_keeps_the_lines():
     assert terminal.process.wait() == 0
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TTY_INTERACTIVE": "0"}])
 def test_a_terminal_that_cannot_draw_gets_lines(environment):
     terminal = Terminal(0, **environment)
@@ -229,6 +231,7 @@ def test_a_terminal_that_cannot_draw_gets_lines(environment):
     assert b"\x1b" not in terminal.raw
 
 
+@pytest.mark.process
 def test_no_color_is_respected():
     terminal = Terminal(0.4, NO_COLOR="1")
     assert "search   ━" in terminal.until("█▃▁")
@@ -236,6 +239,7 @@ def test_no_color_is_respected():
     assert not [code for code in terminal.raw.split(b"\x1b[")[1:] if code[:1] == b"3"]
 
 
+@pytest.mark.process
 def test_ctrl_c_leaves_a_clean_terminal():
     terminal = Terminal(60)
     terminal.until("█▃▁", times=2)
@@ -250,6 +254,7 @@ def test_ctrl_c_leaves_a_clean_terminal():
     assert terminal.process.wait() == 130
 
 
+@pytest.mark.process
 def test_a_terminal_that_becomes_narrow_shows_the_panel_as_it_fits():
     terminal = Terminal(60)
     terminal.until("█▃▁")

@@ -106,6 +106,7 @@ def test_larger_trials_take_longer_between_the_timed_sizes(experiment):
     assert 2 * 16 < times.of_run(deep) < 2 * 16 + 0.4 + 4 * 1000
 
 
+@pytest.mark.process
 def test_steps_are_timed_in_processes_of_their_own(experiment):
     two = experiment.training_run({"resources.workers": 2})
     small, large = time_steps([two, two.replace({"model.dim": 64, "model.depth": 8})], processes=1)

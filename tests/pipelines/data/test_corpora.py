@@ -67,6 +67,7 @@ def read(text: PublishedText, folder: Path) -> bytes:
     return b"".join(read_published(text, folder))
 
 
+@pytest.mark.server
 def test_a_published_text_is_downloaded_once(served, tmp_path):
     folder = tmp_path / "data"
     assert read(served, folder) == read(served, folder) == TEXT
@@ -74,6 +75,7 @@ def test_a_published_text_is_downloaded_once(served, tmp_path):
     assert [path.name for path in folder.iterdir()] == ["old8.zip"]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("name", FILES)
 def test_a_published_text_is_found_plain_zipped_or_gzipped(served, tmp_path, name):
     (tmp_path / name).write_bytes(FILES[name])
@@ -85,6 +87,7 @@ OTHER = TEXT.swapcase()
 HALF_GZIP = gzip.compress(TEXT)[:40]
 
 
+@pytest.mark.server
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
@@ -116,6 +119,7 @@ def test_another_file_of_that_name_is_refused_with_what_to_do(
     assert Handler.requested == []
 
 
+@pytest.mark.server
 @pytest.mark.parametrize("where", ["found", "downloaded"])
 def test_another_text_never_becomes_a_corpus(served, registry, tmp_path, where):
     corpus("old8", published=served)(lambda path: read_published(served, Path(path)))
@@ -133,6 +137,7 @@ def test_another_text_never_becomes_a_corpus(served, registry, tmp_path, where):
     assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
 
 
+@pytest.mark.server
 def test_an_empty_path_is_the_current_folder_and_not_the_default(
     served, registry, tmp_path, monkeypatch
 ):
@@ -143,6 +148,7 @@ def test_an_empty_path_is_the_current_folder_and_not_the_default(
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.server
 def test_a_file_in_place_of_the_folder_is_refused(served, tmp_path):
     (tmp_path / "file").write_bytes(TEXT)
     with pytest.raises(ConfigError, match=r"data\.path: .*file: expected a folder, got a file"):

@@ -18,6 +18,7 @@ from pipelines.console.updates import OutputMode
 from pipelines.data import download as module
 from pipelines.data.download import ATTEMPTS, CHUNK_BYTES, download
 
+pytestmark = pytest.mark.server
 CONTENT = bytes(range(256)) * 4096 + b"the end"
 HALF = len(CONTENT) // 2
 

@@ -218,6 +218,7 @@ def unexplained(modules: set[str], stage: Stage, experiment: Experiment) -> set[
     return {name for name in modules - found if not code.is_excluded(name)}
 
 
+@pytest.mark.process
 def test_what_a_trial_loads_is_in_the_key_or_excluded(experiment, tmp_path):
     found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
     write_splits(experiment.data, found, tmp_path)
@@ -227,6 +228,7 @@ def test_what_a_trial_loads_is_in_the_key_or_excluded(experiment, tmp_path):
     assert unexplained(modules, SEARCH, experiment) == set()
 
 
+@pytest.mark.process
 def test_what_a_fit_loads_is_in_the_key_or_excluded(experiment, tracking, tmp_path):
     found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
     write_splits(experiment.data, found, tmp_path)

@@ -1,6 +1,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from pipelines.storage.project import ROOT
 
 IMPORTS = """
@@ -12,6 +14,7 @@ print(sorted(name for name in sys.modules if name.split(".")[0] == "dca"))
 """
 
 
+@pytest.mark.process
 def test_what_loads_a_package_imports_no_dca_but_the_package_s_own():
     """Else a version made with other sources than today's could not be loaded."""
     child = subprocess.run(

@@ -185,6 +185,7 @@ def test_what_mlflow_would_load_instead_is_refused(folder):
         load_model(folder)
 
 
+@pytest.mark.process
 def test_a_cache_with_other_code_is_not_read_and_none_is_left(folder):
     source = folder / "code" / "dca" / "sampling.py"
     cache = Path(importlib.util.cache_from_source(str(source)))
@@ -202,6 +203,7 @@ def test_a_cache_with_other_code_is_not_read_and_none_is_left(folder):
     assert list(cache.parent.iterdir()) == [cache]
 
 
+@pytest.mark.process
 def test_mlflow_itself_refuses_altered_weights(folder):
     """Loading it without this project is protected, too."""
     altered(folder / FILES / "model.safetensors")

@@ -18,6 +18,7 @@ from pipelines.tracking.models import model_id_of
 from tests.pipelines.packages import log_untrained
 
 
+@pytest.mark.process
 def test_each_version_is_evaluated_by_its_own_sources(experiment, store, tmp_path, monkeypatch):
     """The second one's code makes every byte equally likely: 8 bits, whatever its weights are."""
     test = tmp_path / "test.bin"
@@ -37,6 +38,7 @@ def test_each_version_is_evaluated_by_its_own_sources(experiment, store, tmp_pat
     assert not decision.promoted
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "reason"),
     [

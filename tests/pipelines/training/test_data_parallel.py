@@ -55,6 +55,7 @@ def together(
     torch.multiprocessing.start_processes(_worker, work, workers, start_method=forked.METHOD)
 
 
+@pytest.mark.process
 def test_two_workers_resumed_are_bitwise_two_that_never_stopped(run, splits, tmp_path):
     """The newest checkpoint is damaged: both must go on from the one before it. With averaged
     weights, of which every worker has its own."""
@@ -84,6 +85,7 @@ def test_two_workers_go_on_from_the_same_object(run, s3, tmp_path):
     assert evaluated[:2] == begun
 
 
+@pytest.mark.process
 def test_two_workers_lose_patience_together(run, splits, tmp_path):
     stuck = run.replace(STUCK)
     together(stuck, splits, tmp_path / "run", tmp_path / "group")
@@ -92,6 +94,7 @@ def test_two_workers_lose_patience_together(run, splits, tmp_path):
     assert rows[-1]["step"] == 8
 
 
+@pytest.mark.process
 def test_any_number_of_workers_trains_as_one_does(run, splits, tmp_path):
     """Four share 8 sequences evenly, three do not; the last run goes from two to three, as one
     does whose nodes come and go."""

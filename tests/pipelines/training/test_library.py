@@ -31,6 +31,7 @@ EXAMPLE = textwrap.dedent(
 ).strip()
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("code", [IMPORT_ALL, IMPORT_PACKAGE], ids=["all modules", "the package"])
 def test_importing_loads_nothing_that_training_does_not_need(code):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -55,6 +56,7 @@ def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.process
 def test_the_example_trains_and_killed_and_started_again_it_resumes(tmp_path):
     assert len(EXAMPLE.splitlines()) <= 12
     whole, killed = tmp_path / "whole", tmp_path / "killed"

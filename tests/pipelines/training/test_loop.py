@@ -222,6 +222,7 @@ for row in with_watchdog(rows(), 1):
 """
 
 
+@pytest.mark.process
 def test_a_process_that_yields_nothing_for_too_long_ends_itself_and_says_where():
     result = subprocess.run([sys.executable, "-c", HANGS], capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (1, "['first']\n")

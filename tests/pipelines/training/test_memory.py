@@ -38,6 +38,7 @@ def peak_of_a_process(run: TrainingRun, folder: Path) -> float:
     return rows[-1]["peak_memory_bytes"] + RAY_CONNECTION_BYTES
 
 
+@pytest.mark.process
 def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path):
     standard = {"model.residual": "standard", "model.dim": 384}
     long = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192}
