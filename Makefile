@@ -3,7 +3,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep bench-cluster mutants
+.PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep \
+  bench-startup bench-cluster mutants
 
 install: .venv/.installed
 
@@ -43,6 +44,9 @@ check-gpu: install
 
 bench-sweep: install
 	$(BIN)/python benchmarks/sweep.py
+
+bench-startup: install
+	$(BIN)/python benchmarks/startup.py
 
 bench-cluster: install
 	$(BIN)/python benchmarks/cluster.py
