@@ -4,25 +4,31 @@
 
 A mutant has another operator, constant or condition. The places are drawn from one package after
 the other: the n-th mutant of a package depends on the seed alone. Each mutant is tested in a copy
-of the checkout with the tests of its package, until the first failure. One that no test fails on
-has survived: a test is missing, or the two programs do the same.
+of the checkout with the tests of its package that take seconds, those that execute the changed line
+first, until the first failure. One that no test fails on has survived: a test is missing, or the
+two programs do the same. The tests run in a process forked from one with the libraries in memory.
 """
 
 import argparse
 import ast
 import copy
+import json
+import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 OPERATORS: dict[type, tuple[type, ...]] = {
@@ -46,9 +52,24 @@ OPERATORS: dict[type, tuple[type, ...]] = {
     ast.And: (ast.Or,),
     ast.Or: (ast.And,),
 }
+LIBRARIES = (
+    *("numpy", "scipy.stats", "pandas", "matplotlib.pyplot", "torch", "torch._dynamo", "pytest"),
+    *("ray", "ray.tune", "ray.train", "optuna", "optuna.samplers", "mlflow", "mlflow.pyfunc"),
+    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
+    *("pydantic", "ruamel.yaml", "rich.console", "jinja2", "hypothesis", "moto.server"),
+)
+"""What most tests import: a dozen seconds, spent once. Nothing of this project: a mutant of it."""
+PROJECT = ("dca", "pipelines", "tests")
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(list(LIBRARIES))
+MARKS = "not (ray or browser or docs or faults or cluster)"
+NO_TESTS = 5
+"""pytest's exit code if none is selected."""
 CHOSEN_ELSEWHERE = ("annotation", "returns", "decorator_list", "bases", "format_spec")
 """Fields whose values are types, or decide how a class is made: no behaviour that a test sees."""
 MIN_LIMIT_SECONDS, MAX_SECONDS = 60, 1800
+WAIT_FACTOR = 5
+"""How much longer tests may wait, as on a busy machine, than compute."""
 
 
 @dataclass(frozen=True)
@@ -94,12 +115,12 @@ def _places(node: ast.AST, is_condition: bool = False) -> Iterator[tuple[Any, bo
 
 
 def _changes_nothing(node: ast.AST) -> bool:
-    """Whether it is for tools, as `__all__` and `if TYPE_CHECKING:`, for a start as a script, or
-    an assertion: `strict=True`."""
+    """Whether it is for tools, as `__all__` and `if TYPE_CHECKING:`, for a start as a script, an
+    assertion: `strict=True`, or the size of a buffer: `CHUNK_BYTES`."""
     if isinstance(node, ast.keyword):
         return node.arg == "strict"
     if isinstance(node, ast.Assign):
-        return ast.unparse(node.targets[0]) == "__all__"
+        return ast.unparse(node.targets[0]) in ("__all__", "CHUNK_BYTES")
     names = ("TYPE_CHECKING", "__name__ == '__main__'")
     return isinstance(node, ast.If) and ast.unparse(node.test) in names
 
@@ -153,51 +174,134 @@ def draw(modules: dict[str, list[Path]], seed: int, count: int) -> list[tuple[st
     return [(name, mutant) for mutant, name in drawn.items()]
 
 
-def find_tests(package: str, module: Path, root: Path) -> list[str]:
-    """The files of tests of a package, that of the module first."""
+def find_tests(package: str, root: Path) -> list[str]:
+    """The files of tests of a package."""
     folder = root / "tests" / package
-    own = f"test_{module.stem}"
-    if package == "pipelines":
-        files = list(folder.glob(f"{own}*.py")) or [folder / "test_commands.py"]
-    else:
-        files = sorted(folder.rglob("test_*.py"))
-    return [str(p) for p in sorted(files, key=lambda p: p.stem != own)]
+    pattern = "test_*.py" if package == "pipelines" else "**/test_*.py"
+    return [str(path) for path in sorted(folder.glob(pattern))]
 
 
 def copy_checkout(to: Path) -> None:
-    """Copy what git tracks, and new files that it does not ignore."""
+    """Copy what git tracks, and new files that it does not ignore, as a commit of its own."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout
     for name in filter(None, names.split("\0")):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, to / name)
+    author = ("-c", "user.name=mutants", "-c", "user.email=mutants@localhost")
+    for command in (("init", "-q"), ("add", "."), (*author, "commit", "-q", "-m", "copy")):
+        subprocess.run(["git", *command], cwd=to, check=True)
 
 
-def failure(tests: list[str], root: Path, limit: float) -> str:
-    """The end of pytest's output if a test fails, or they take longer than `limit` seconds."""
-    environment = os.environ | {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(
-            command,
-            cwd=root,
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+class Lines:
+    """A plugin of pytest that records which tests execute which lines of the project."""
+
+    def __init__(self, root: Path, file: Path) -> None:
+        self._prefixes, self._file = (f"{root}/dca/", f"{root}/pipelines/"), file
+        self._tests: dict[str, list[str]] = {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        lines: set[tuple[str, int]] = set()
+
+        def trace(frame: Any, event: str, arg: Any) -> Any:
+            path = frame.f_code.co_filename
+            if not path.startswith(self._prefixes):
+                return None
+            lines.add((path, frame.f_lineno))
+            return trace
+
+        sys.settrace(trace)
         try:
-            if process.wait(limit) == 0:
-                return ""
-        except subprocess.TimeoutExpired:
-            return f"longer than {limit:.0f} seconds"
+            return (yield)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-        output.seek(0)
+            sys.settrace(None)
+            for path, number in lines:
+                self._tests.setdefault(f"{path}:{number}", []).append(item.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        self._file.write_text(json.dumps(self._tests))
+
+
+class Order:
+    """A plugin of pytest that runs some tests before the others."""
+
+    def __init__(self, first: Collection[str]) -> None:
+        self._first = first
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: (item.nodeid not in self._first, _starts_process(item)))
+
+
+def _starts_process(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("process", "server"))
+
+
+def failure(tests: list[str], root: Path, limit: float, plugin: object) -> str:
+    """The end of pytest's output if a test fails, or they compute longer than `limit` seconds."""
+    with tempfile.NamedTemporaryFile("r") as output:
+        arguments = ["-x", "-m", MARKS, "-p", "no:cacheprovider", *tests]
+        task = (arguments, plugin, root, output.name, round(limit))
+        process = _FORKS.Process(target=_run_pytest, args=task)
+        process.start()
+        process.join(WAIT_FACTOR * limit)
+        if process.exitcode is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
+            return f"longer than {WAIT_FACTOR * limit:.0f} seconds"
+        if process.exitcode in (0, NO_TESTS):
+            return ""
         return output.read()[-3000:] or "no output"
+
+
+def _run_pytest(
+    arguments: list[str], plugin: object, root: Path, output: str, cpu_seconds: int
+) -> None:
+    """Be `python -m pytest` in a checkout, and the leader of a group of processes."""
+    os.setsid()
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds))
+    for descriptor in (1, 2):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_APPEND), descriptor)
+    os.chdir(root)
+    sys.path[:] = [str(root), *(path for path in sys.path if Path(path) != ROOT / "tests")]
+    for name in [name for name in sys.modules if name.partition(".")[0] in PROJECT]:
+        del sys.modules[name]
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    multiprocessing.set_start_method(None, force=True)
+    sys.exit(pytest.main(arguments, plugins=[plugin]))
+
+
+class PackageTests:
+    """The tests of a package in a copy of the checkout, which pass there without a mutant."""
+
+    def __init__(self, package: str, root: Path) -> None:
+        self._files, self._root = find_tests(package, root), root
+        started = time.monotonic()
+        with tempfile.NamedTemporaryFile("r") as lines:
+            recorder = Lines(root, Path(lines.name))
+            if output := failure(self._files, root, MAX_SECONDS, recorder):
+                raise SystemExit(f"{output}\n{package}: its tests fail without a mutant")
+            self._lines: dict[str, list[str]] = json.loads(lines.read() or "{}")
+        self._limit = max(MIN_LIMIT_SECONDS, 3 * (time.monotonic() - started))
+
+    def failure(self, mutant: Mutant) -> str:
+        """How they fail on a mutant; empty if it survives.
+
+        Those that execute its line go first; of a line that is executed at an import, those that
+        execute any of its module.
+        """
+        original, module = mutant.path.read_text(), f"{mutant.path}:"
+        found = self._lines.get(f"{module}{mutant.line}") or [
+            name for line, names in self._lines.items() if line.startswith(module) for name in names
+        ]
+        mutant.path.write_text(mutant.text)
+        try:
+            return failure(self._files, self._root, self._limit, Order(set(found)))
+        finally:
+            mutant.path.write_text(original)
 
 
 def main() -> int:
@@ -213,20 +317,12 @@ def main() -> int:
         copy_checkout(root)
         modules = packages(root)
         chosen = {package: modules[package] for package in arguments.package or modules}
-        limits: dict[tuple[str, ...], float] = {}
+        tests: dict[str, PackageTests] = {}
         for package, mutant in draw(chosen, arguments.seed, arguments.count):
-            tests = find_tests(package, mutant.path, root)
-            key = tuple(sorted(tests))
-            if key not in limits:
-                started = time.monotonic()
-                if output := failure(tests, root, MAX_SECONDS):
-                    print(f"{output}\n{package}: its tests fail without a mutant; mend them first")
-                    return 1
-                limits[key] = max(MIN_LIMIT_SECONDS, 3 * (time.monotonic() - started))
-            original, started = mutant.path.read_text(), time.monotonic()
-            mutant.path.write_text(mutant.text)
-            killed = failure(tests, root, limits[key]) != ""
-            mutant.path.write_text(original)
+            if package not in tests:
+                tests[package] = PackageTests(package, root)
+            started = time.monotonic()
+            killed = tests[package].failure(mutant) != ""
             survived += not killed
             print(
                 f"{'killed  ' if killed else 'SURVIVED'} {time.monotonic() - started:4.0f} s "

@@ -1,15 +1,19 @@
 """What the mutation tests change, and that they change nothing else."""
 
 import ast
+import multiprocessing
+from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOT, draw, find_tests, mutants_of, packages
+from tests import mutants
+from tests.mutants import ROOT, PackageTests, draw, find_tests, mutants_of, packages
 
 SOURCE = '''"""Doc, 1 + 1."""
 
 __all__ = ["f"]
 SIZE: tuple[int, 2] = 3
+CHUNK_BYTES = 1 << 7
 
 
 @decorated(frozen=True)
@@ -38,19 +42,19 @@ def module(tmp_path):
 def test_operators_constants_and_conditions_are_changed_and_no_types_texts_and_decorators(module):
     assert [(mutant.line, mutant.old, mutant.new) for mutant in mutants_of(module)] == [
         (4, "3", "4"),
-        (8, "True", "False"),
-        (11, "x *= SIZE", "x += SIZE"),
-        (11, "x *= SIZE", "x /= SIZE"),
-        (12, "not x and x != 'é' or x < 0.5", "(not x and x != 'é') and x < 0.5"),
-        (12, "not x and x != 'é'", "not x or x != 'é'"),
-        (12, "not x", "x"),
-        (12, "x != 'é'", "x == 'é'"),
-        (12, "x < 0.5", "x <= 0.5"),
-        (12, "x < 0.5", "x >= 0.5"),
-        (12, "0.5", "1.0"),
-        (13, "flag", "not flag"),
-        (13, "-x", "x"),
-        (15, "x is None", "x is not None"),
+        (9, "True", "False"),
+        (12, "x *= SIZE", "x += SIZE"),
+        (12, "x *= SIZE", "x /= SIZE"),
+        (13, "not x and x != 'é' or x < 0.5", "(not x and x != 'é') and x < 0.5"),
+        (13, "not x and x != 'é'", "not x or x != 'é'"),
+        (13, "not x", "x"),
+        (13, "x != 'é'", "x == 'é'"),
+        (13, "x < 0.5", "x <= 0.5"),
+        (13, "x < 0.5", "x >= 0.5"),
+        (13, "0.5", "1.0"),
+        (14, "flag", "not flag"),
+        (14, "-x", "x"),
+        (16, "x is None", "x is not None"),
     ]
 
 
@@ -73,12 +77,45 @@ def test_the_seed_decides_and_every_package_has_its_turn():
     assert alone == [pair for pair in first if pair[0] == "pipelines/config"]
 
 
-def test_the_tests_of_a_package_are_found_and_those_of_the_module_come_first():
-    for package, files in packages().items():
-        for module in files:
-            tests = find_tests(package, module, ROOT)
-            assert tests, package
-            own = [t for t in tests if t.endswith(f"/test_{module.stem}.py")]
-            assert tests[: len(own)] == own
-    (first, *_) = find_tests("pipelines/console", ROOT / "pipelines/console/text.py", ROOT)
-    assert first.endswith("tests/pipelines/console/test_text.py")
+def test_every_package_has_tests_and_those_of_commands_have_no_subfolders():
+    for package in packages():
+        files = find_tests(package, ROOT)
+        assert files
+        assert files == sorted(
+            {path for path in files if path.startswith(f"{ROOT}/tests/{package}")}
+        )
+    assert {Path(path).parent for path in find_tests("pipelines", ROOT)} == {
+        ROOT / "tests/pipelines"
+    }
+    assert f"{ROOT}/tests/pipelines/console/test_text.py" in find_tests("pipelines/console", ROOT)
+
+
+SMALL = """
+def larger(a, b):
+    if a >= b:
+        return a
+    return b
+"""
+TESTS = """
+from dca.small import larger
+
+def test_first():
+    assert larger(1, 2) == 2
+"""
+
+
+@pytest.mark.process
+def test_a_mutant_that_no_test_fails_on_survives(tmp_path, monkeypatch):
+    """In new processes: one with all libraries, to fork from, would take longer to start."""
+    monkeypatch.setattr(mutants, "_FORKS", multiprocessing.get_context("spawn"))
+    module, tests = tmp_path / "dca" / "small.py", tmp_path / "tests" / "dca" / "test_small.py"
+    for path, text in ((module, SMALL), (tests, TESTS)):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    module.with_name("__init__.py").touch()
+    found = PackageTests("dca", tmp_path)
+    assert {line.removeprefix(f"{module}:") for line in found._lines} == {"2", "3", "5"}
+    ends = {mutant.new: found.failure(mutant) for mutant in mutants_of(module)}
+    assert "1 failed" in ends.pop("a < b")
+    assert ends == {"a > b": ""}
+    assert module.read_text() == SMALL

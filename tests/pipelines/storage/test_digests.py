@@ -2,6 +2,7 @@ import subprocess
 
 import pytest
 
+from pipelines.storage import project
 from pipelines.storage.digests import (
     format_digests,
     parse_digests,
@@ -9,6 +10,7 @@ from pipelines.storage.digests import (
     verify_digests,
     write_digests,
 )
+from pipelines.storage.project import ROOT
 
 
 @pytest.fixture
@@ -54,3 +56,8 @@ def test_a_malformed_text_is_an_error(folder, damage):
     with pytest.raises(ValueError, match="SHA256SUMS"):
         (folder / "SHA256SUMS").write_text(damaged.get(damage, ""))
         verify_digests(folder, ["a", "b c"])
+
+
+def test_the_projects_own_files_are_found():
+    assert (ROOT / "pipelines" / "storage" / "project.py").samefile(project.__file__)
+    assert (ROOT / "dca" / "config.py").is_file()
