@@ -253,7 +253,10 @@ def failure(tests: list[str], root: Path, limit: float, plugin: object) -> str:
             return f"longer than {WAIT_FACTOR * limit:.0f} seconds"
         if process.exitcode in (0, NO_TESTS):
             return ""
-        return output.read()[-3000:] or "no output"
+        text = output.read()[-3000:]
+        if process.exitcode == 1 and not text:
+            raise RuntimeError("pytest did not start")
+        return text or f"exit code {process.exitcode}"
 
 
 def _run_pytest(

@@ -89,3 +89,12 @@ def test_processes_of_one_machine_share_the_pages_of_libraries(run, monkeypatch)
     with pytest.raises(ConfigError) as error:
         require_memory(run, HERE, trials=1)
     assert "fewer at once" not in str(error.value)
+
+
+def test_a_training_without_a_gpu_needs_the_machines_memory_although_there_is_a_gpu(
+    run, monkeypatch
+):
+    monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 0)
+    with pytest.raises(ConfigError, match="the machine has"):
+        require_memory(run, HERE)
