@@ -49,3 +49,12 @@ def test_a_failed_trial_whose_values_do_not_go_together_has_no_parameter_count(s
     results = load_results("tiny")
     assert list(results.trials["parameters"].isna()) == [False, True]
     assert str(results.trials.at[0, "parameters"]).isdecimal()
+
+
+def test_the_trials_are_those_that_the_search_consists_of(store, searched):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2 + n]) for n in range(3)])
+    search = store.client.get_run(pipeline).data.tags[STAGE_TAG.format("search")]
+    assert list(load_results("tiny").trials.index) == [0, 1, 2]
+    store.tag(search, {"dca.outputs": json.dumps({"search_run": search, "selection": "0,2"})})
+    assert list(load_results("tiny").trials.index) == [0, 2]
