@@ -1,5 +1,6 @@
 """Fixtures for all tests: a small generated corpus, and an experiment that trains on it quickly."""
 
+import gc
 import os
 import random
 import sys
@@ -106,6 +107,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
     order = ("ray", "server", "browser", "process")
     items.sort(key=lambda item: [not item.get_closest_marker(tier) for tier in order])
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: do not search it for garbage again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -9,9 +9,11 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import requests
+from mlflow.store.db import utils
 from moto.server import ThreadedMotoServer
 
 from pipelines.storage.location import Storage
@@ -26,6 +28,14 @@ KEYS = {
     "AWS_SECRET_ACCESS_KEY": "never-to-be-shown",
     "AWS_EC2_METADATA_DISABLED": "true",
 }
+
+
+@pytest.fixture(scope="session", autouse=True)
+def migrations() -> Iterator[None]:
+    """MLflow reads its seventy migrations each time a database is opened: here once."""
+    found = utils._get_latest_schema_revision()
+    with mock.patch.object(utils, "_get_latest_schema_revision", lambda: found):
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
