@@ -18,10 +18,10 @@ sweep: install
 	$(BIN)/python pipelines/sweep.py
 
 test: install
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: install
-	$(BIN)/python -m pytest -m unit --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -m unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster

@@ -10,12 +10,19 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
+GROUPS = dict.fromkeys(
+    ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_inspection.py")
+    + ("test_docs.py",),
+    "Ray, of which there is one at a time",
+) | dict.fromkeys(("test_promotion.py", "test_champions.py"), "the tracking server")
+"""Files of tests that one process runs one after the other."""
 RUNNING: list[str] = []
 """The unit test that is running."""
 TIERS = ("process", "ray", "server", "browser", "docs", "faults", "cluster")
@@ -95,18 +102,28 @@ def run(experiment: Experiment) -> TrainingRun:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark unit tests, and decide which tests one process runs: all that start Ray, or use a
-    server, or the tests of one file. The longest start first."""
+    """Mark unit tests, and put first what takes longest."""
     for item in items:
         for needed in NEEDS.keys() & set(getattr(item, "fixturenames", [])):
             item.add_marker(NEEDS[needed])
         tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if not tiers:
             item.add_marker("unit")
-        shared = [tier for tier in ("browser", "ray", "server") if tier in tiers]
-        item.add_marker(pytest.mark.xdist_group(shared[0] if shared else item.path.name))
-    order = ("ray", "server", "browser", "process")
+    order = ("ray", "server", "process", "browser")
     items.sort(key=lambda item: [not item.get_closest_marker(tier) for tier in order])
+
+
+class Scheduler(LoadFileScheduling):
+    """Gives a process the tests of one file at a time, or those of a group of files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = super()._split_scope(nodeid)
+        return GROUPS.get(Path(path).name, path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    """Instead of marks: xdist 3.8 does not find its groups with pytest 9.2."""
+    return Scheduler(config, log)
 
 
 def pytest_collection_finish() -> None:
