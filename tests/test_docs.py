@@ -20,7 +20,7 @@ import pytest
 from ruamel.yaml import YAML
 
 from pipelines.experiment import load
-from tests.pages import PAGES, ROOT, blocks, commands, example, page
+from tests.pages import PAGES, ROOT, blocks, commands, page
 from tests.pipelines.forked import Command
 
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
@@ -30,8 +30,8 @@ OUTSIDE = {"curl", "docker", "kubectl", "sed", "pip", "source", "export", "git"}
 """Programs of a shell, and those that the page in question asks for."""
 INSTALLED_BY_THE_PAGE = {"tensorboard", "optuna-dashboard"}
 FOLDERS = "dca|pipelines|tests|benchmarks|experiments|notebooks|docs"
-TESTED_ELSEWHERE = ("@corpus(", "@residual(")
-"""Examples that tests of data and of registration add to the project."""
+TESTED_ELSEWHERE = ("@corpus(", "@residual(", "import TrainingRun, train")
+"""Examples that tests of data, of registration and of training as a library run."""
 MAX_README_LINES, MAX_PICTURE_BYTES = 199, 150_000
 
 
@@ -321,14 +321,6 @@ def run_example(code: str, folder: Path) -> str:
 @pytest.mark.parametrize(("where", "code"), SNIPPETS, ids=[where for where, _ in SNIPPETS])
 def test_the_python_examples_run(where, code, tutorial):
     assert run_example(code, tutorial)
-
-
-def test_the_training_example_resumes_what_it_has_trained(tmp_path):
-    code = example("training", "Train and resume from Python", "python")
-    steps = [line.split()[0] for line in run_example(code, tmp_path).splitlines()]
-    again = [line.split()[0] for line in run_example(code, tmp_path).splitlines()]
-    assert len(steps) > 1
-    assert again == steps[-1:]
 
 
 @pytest.mark.parametrize(

@@ -137,5 +137,9 @@ class ModelStore:
 
 
 def load_pyfunc(folder: Path) -> Any:
-    """The Python object behind the pyfunc model in a folder. Its code is executed."""
-    return mlflow.pyfunc.load_model(str(folder)).unwrap_python_model()
+    """The Python object behind the pyfunc model in a folder. Its code is executed.
+
+    MLflow's warnings are never shown; to make them it looks at every installed file for half a
+    second.
+    """
+    return mlflow.pyfunc.load_model(str(folder), suppress_warnings=True).unwrap_python_model()

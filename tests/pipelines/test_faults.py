@@ -1,6 +1,7 @@
 """Failures while commands run, one each: killed processes, disks that take no file, a lock."""
 
 import json
+import math
 import re
 import resource
 import signal
@@ -67,7 +68,37 @@ def test_a_trial_that_always_crashes_is_recorded_with_its_reason(tmp_path, text)
     assert "best_val_bits_per_byte" in by_number["1"].data.metrics
 
 
+def test_a_trial_that_crashes_goes_on_from_its_checkpoint(tmp_path, text, local_tune):
+    """Without Ray: what the search does with the end of a trial's process."""
+    folder = Folder(tmp_path, text)
+    local_tune.crashes = {1: MemoryError("no room")}
+    code, out, err = folder.run(*SEARCH, "search.trials=2", "search.scheduler.name=none")
+    assert code == 0, err
+    assert "trial 1 crashed: MemoryError: no room" in out
+    assert "(retry 1 of 2)" in out
+    assert "trial 1: resumes from step 32/256" in out
+    assert states(folder) == {"complete": 2}
+    assert_whole(folder.store(), folder.trials())
+
+
+def test_ctrl_c_in_a_search_loses_no_trial(tmp_path, text, local_tune):
+    folder = Folder(tmp_path, text)
+    command = (*SEARCH, "search.trials=2", "search.scheduler.name=none")
+    local_tune.interrupt_at = 11
+    code, _, err = folder.run(*command)
+    assert code == 130
+    assert "run the same command again to go on" in err
+    assert sorted(run.info.status for run in folder.trials()) == ["FINISHED", "KILLED"]
+    local_tune.interrupt_at = math.inf
+    code, out, err = folder.run(*command)
+    assert code == 0, err
+    assert "resumes from step" in out
+    assert states(folder) == {"complete": 2}
+    assert_whole(folder.store(), folder.trials())
+
+
 @pytest.mark.ray
+@pytest.mark.faults  # half a minute
 def test_a_trial_that_takes_too_long_goes_on_from_its_last_checkpoint(tmp_path, text):
     folder = Folder(tmp_path, text)
     code, out, err = folder.run_forked(

@@ -288,6 +288,7 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
 
 
 @pytest.mark.ray
+@pytest.mark.faults  # half a minute
 def test_a_training_of_several_workers_that_diverges_says_so_once(tmp_path, text):
     folder = Folder(tmp_path, text)
     code, _, err = folder.run_forked(
