@@ -128,6 +128,15 @@ def is_defined(name: str) -> bool:
     return False
 
 
+def test_every_promise_names_a_test_that_exists():
+    """The file, of which the folder may be left out, and the function."""
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", page("promises"))
+    assert len(named) > 50
+    for file, function in named:
+        sources = [path.read_text() for path in (ROOT / "tests").rglob(f"*/{file}")]
+        assert any(f"\ndef {function}(" in source for source in sources), f"{file}::{function}"
+
+
 def test_the_generated_parts_are_those_of_the_code():
     generate = generator()
     marked = "".join(path.read_text() for path in generate.PAGES)
