@@ -132,14 +132,17 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Whether what follows is a unit test."""
+    """Remember whether what follows is a unit test, for `refuse_processes`."""
     RUNNING.clear()
     if item.get_closest_marker("unit"):
         RUNNING.append(item.nodeid)
 
 
 def refuse_processes(event: str, arguments: tuple[Any, ...]) -> None:
-    """Fail a unit test that starts a process of Python, or a server."""
+    """Fail a unit test that starts a process of Python, or a server.
+
+    Python has no audit event for the processes of `multiprocessing` that are not forked.
+    """
     started = event in ("os.fork", "os.posix_spawn", "socket.bind")
     started |= event == "subprocess.Popen" and str(arguments[0]) == sys.executable
     if started and RUNNING:

@@ -2,6 +2,8 @@
 
 import ast
 import re
+import socket
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -37,6 +39,13 @@ KERNELS = {"dca/mix_triton_kernels.py", "dca/mix_triton.py"}
 def pins(lines: list[str]) -> dict[str, str]:
     found = (re.match(r"([\w.-]+)(?:\[[^]]*\])?==([\w.]+)(?:;.*)?$", line) for line in lines)
     return {match[1].lower(): match[2] for match in found if match}
+
+
+def test_a_unit_test_that_starts_a_process_or_a_server_fails():
+    with pytest.raises(RuntimeError, match="subprocess.Popen in .+: mark it"):
+        subprocess.run([sys.executable, "-c", ""], check=False)
+    with socket.socket() as server, pytest.raises(RuntimeError, match="socket.bind in"):
+        server.bind(("127.0.0.1", 0))
 
 
 def test_pyproject_and_lock_agree():

@@ -28,7 +28,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
         *(*SEARCH, "search.trials=2", "search.scheduler.name=none"),
         *("train.tokens=327680", "train.evals=32"),
     )
-    wait_until(folder.checkpoints, process)
+    wait_until(lambda: len({path.parent for path in folder.checkpoints()}) == 2, process)
     code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
     assert code == 1
     assert re.fullmatch(rf"experiment tiny: already running \(process {process.pid}\); .+\n", err)
