@@ -42,9 +42,9 @@ def pins(lines: list[str]) -> dict[str, str]:
 
 
 def test_a_unit_test_that_starts_a_process_or_a_server_fails():
-    with pytest.raises(RuntimeError, match="subprocess.Popen in .+: mark it"):
+    with pytest.raises(RuntimeError, match=r"subprocess\.Popen in .+: mark it"):
         subprocess.run([sys.executable, "-c", ""], check=False)
-    with socket.socket() as server, pytest.raises(RuntimeError, match="socket.bind in"):
+    with socket.socket() as server, pytest.raises(RuntimeError, match=r"socket\.bind in"):
         server.bind(("127.0.0.1", 0))
 
 
