@@ -17,9 +17,12 @@ from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
-RAY = ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_inspection.py")
+RAY = (
+    *("test_sweep.py", "test_faults.py", "test_docs.py"),
+    *("test_ray.py", "test_tune.py", "test_inspection.py"),
+)
 SERVER = ("test_promotion.py", "test_champions.py")
-GROUPS = dict.fromkeys([*RAY, "test_docs.py"], "Ray") | dict.fromkeys(SERVER, "server")
+GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(SERVER, "server")
 """Files that one process runs one after the other: there is one Ray, and one tracking server."""
 RUNNING: list[str] = []
 """The unit test that is running."""
@@ -33,8 +36,6 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compiles starts others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
-
-
 NEEDS = {
     "finished": "ray",
     "tutorial": "ray",

@@ -250,8 +250,10 @@ def test_an_empty_address_is_none(monkeypatch):
 
 @pytest.mark.parametrize("address", ["auto", "local", "ray://host:1"])
 def test_an_address_that_ray_resolves_is_not_tried(monkeypatch, address):
-    monkeypatch.setattr(connection.socket, "create_connection", None)
+    tried: list[object] = []
+    monkeypatch.setattr(connection.socket, "create_connection", lambda *a, **_: tried.append(a))
     connection._probe(address)
+    assert tried == []
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "host", "host:x", "127.0.0.1:"])
