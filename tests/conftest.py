@@ -1,6 +1,7 @@
 """Fixtures for all tests: a small generated corpus, and an experiment that trains on it quickly."""
 
 import gc
+import multiprocessing.util
 import os
 import random
 import sys
@@ -36,6 +37,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compiles starts others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
+multiprocessing.util.get_temp_dir()  # chosen once: in a test's folder a socket's path is too long
 NEEDS = {
     "finished": "ray",
     "tutorial": "ray",
