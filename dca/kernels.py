@@ -129,13 +129,19 @@ def _built() -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     if folder.stat().st_uid != os.getuid():
         raise OSError(f"{folder} belongs to another user")
-    path = folder / f"kernels-{key}.so"
-    if not path.exists():  # several processes may each build it: the last replaces the others'
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = Path(scratch, path.name)
-            subprocess.run([*command, "-o", built], input=source, check=True, capture_output=True)
-            built.replace(path)
-    return path
+    for path in folder.glob(f"kernels-{key}-*.so"):
+        if path == _named(path, key):
+            return path
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        built = Path(scratch, "kernels.so")
+        subprocess.run([*command, "-o", built], input=source, check=True, capture_output=True)
+        return built.replace(folder / _named(built, key).name)
+
+
+def _named(path: Path, key: str) -> Path:
+    """The path of a library beside it by its content: what was damaged or replaced differs."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return path.with_name(f"kernels-{key}-{digest}.so")
 
 
 def _shape(rows: int, b_ond: Tensor, norm: bool, eps: float) -> tuple[Any, ...]:

@@ -1,5 +1,6 @@
 """The kernels against the same in PyTorch's own operations, in float64."""
 
+import ctypes
 import itertools
 import shutil
 
@@ -152,6 +153,17 @@ def test_other_types_are_mixed_unfused(dtype, monkeypatch):
     skip = run(inputs_of(3, 2, True), norm=True, dtype=dtype)[0]
     assert skip.dtype == dtype
     assert not fused
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"another library", None], ids=["empty", "foreign", "cut"]
+)
+def test_a_damaged_library_is_built_again(content, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = kernels._built()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] if content is None else content)
+    assert ctypes.CDLL(str(kernels._built())).mix_forward
 
 
 def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):
