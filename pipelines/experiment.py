@@ -57,8 +57,8 @@ class Experiment(Section):
 
     dotted: ClassVar[tuple[str, ...]] = ("search.space",)
 
-    experiment: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]+$")]
-    """Name; also the MLflow experiment's."""
+    experiment: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]*[\w\- ][\w.\- ]*$")]
+    """Name; also the MLflow experiment's, and that of folders: not of dots alone."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the weights, the order of the data and the sampler."""
     storage: Annotated[Place, Field(min_length=1)] = "runs"

@@ -5,8 +5,10 @@ python pipelines/generate.py --score FILE [--model MODEL]
 """
 
 import argparse
+import codecs
 import itertools
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -26,12 +28,18 @@ MODEL = "dca-gpt"
 def main(argv: Sequence[str]) -> int:
     """Load the model and write its text as it is sampled.
 
-    Nothing here imports `dca`: a model is loaded with the sources in its own package.
+    Nothing here imports `dca`: a model is loaded with the sources in its own package. If this
+    process has others, as a notebook may, the command runs in a process of its own.
     """
     arguments = _parse(argv)
     text = None if arguments.score is None else _read(arguments.score)
     prompts = _prompts(arguments) if text is None else []
-    with _loaded(arguments.model) as (packaged, label):
+    with _fetched(arguments.model) as (folder, label):
+        from pipelines.registry.package import load_model, runs_here
+
+        if not runs_here(folder):
+            return _run_alone(argv, prompts)
+        packaged = load_model(folder)
         print(label, file=sys.stderr)
         if text is None:
             _generate(packaged, prompts, label, arguments)
@@ -87,10 +95,32 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
     print(json.dumps(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
 
 
+def _run_alone(argv: Sequence[str], prompts: list[str]) -> int:
+    """The same command in a process of its own, which shows its text as it is written."""
+    from pipelines.console.isolated import isolated_command, isolated_environment
+
+    with tempfile.TemporaryFile("w+") as given:
+        given.write("\n".join(prompts))  # read if they came from standard input
+        given.seek(0)
+        child = subprocess.Popen(
+            isolated_command("pipelines.generate", argv),
+            env=isolated_environment(),
+            stdin=given,
+            stdout=subprocess.PIPE,
+        )
+        with child:
+            assert child.stdout is not None
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            while part := child.stdout.read1():  # type: ignore[attr-defined]
+                sys.stdout.write(decoder.decode(part))
+                sys.stdout.flush()
+    return child.returncode
+
+
 @contextmanager
-def _loaded(model: str) -> Iterator[tuple[Any, str]]:
-    """The packaged model, from a folder or the registry, and a label of it."""
-    from pipelines.registry.package import fetch_model, load_model, local_folder
+def _fetched(model: str) -> Iterator[tuple[Path, str]]:
+    """The folder of a packaged model, the user's or one from the registry, and a label of it."""
+    from pipelines.registry.package import fetch_model, local_folder
 
     with tempfile.TemporaryDirectory() as scratch:
         folder, label = local_folder(model), model
@@ -102,7 +132,7 @@ def _loaded(model: str) -> Iterator[tuple[Any, str]]:
             models = ModelStore(connect_existing())
             model_id, label = resolve_model(models.client, model, name=MODEL)
             folder = fetch_model(models, model_id, Path(scratch))
-        yield load_model(folder), label
+        yield folder, label
 
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:

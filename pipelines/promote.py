@@ -62,7 +62,7 @@ def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
         from pipelines.registry.package import LINEAGE
 
         for row in rows:
-            row["lineage"] = registry.read_json(row["version"], LINEAGE)
+            row["lineage"] = registry.read_packaged(row["version"], LINEAGE)
         print(json.dumps(rows, indent=1))
         return
     columns = [
@@ -148,7 +148,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     from pipelines.stages.corpus import test_bytes
     from pipelines.tracking.schema import VersionTags
 
-    data, tags = registry.read_json(version, CONFIG), VersionTags.of(registry.get(version))
+    data, tags = registry.read_packaged(version, CONFIG), VersionTags.of(registry.get(version))
     name = f"{registry.name} version {version}"
     if data is None or tags.promote is None or tags.test_fingerprint is None:
         message = (

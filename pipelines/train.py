@@ -135,7 +135,7 @@ def _read_version(reference: str) -> Version:
 
     models = ModelStore(connect_existing())
     model_id, label = resolve_model(models.client, reference, name="dca-gpt")
-    config, lineage = (models.read_json(model_id, file) for file in (CONFIG, LINEAGE))
+    config, lineage = (models.read_packaged(model_id, file) for file in (CONFIG, LINEAGE))
     if not config or not lineage:
         message = f"{label}: expected a model with {CONFIG} and {LINEAGE}"
         raise ConfigError(Problem(message, "--from-version"))
@@ -163,7 +163,8 @@ def _compare(version: Version, uri: str) -> str:
     from pipelines.registry.package import LINEAGE
     from pipelines.tracking.models import model_id_of
 
-    made = version.models.read_json(model_id_of(uri), LINEAGE)
+    made = version.models.read_packaged(model_id_of(uri), LINEAGE)
+    assert made is not None
     if made["run"] == version.lineage["run"]:
         return f"those of {version.label}, which is this very run; --fresh trains it again"
     same = made["weights_sha256"] == version.lineage["weights_sha256"]

@@ -10,6 +10,8 @@ from typing import Any
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """Statuses of a run, which the client takes and returns as texts."""
 
+MLFLOW_PREFIX = "mlflow."
+"""How the names of MLflow's own tags begin."""
 NOTE_TAG = "mlflow.note.content"
 """The description of a run or of an experiment; the client has no method to set it."""
 PARENT_RUN_TAG = "mlflow.parentRunId"
@@ -36,16 +38,13 @@ MAX_TAG_CHARACTERS = 8000
 MODEL_ID, RUN_ID = r"m-[0-9a-f]{32}", r"[0-9a-f]{32}"
 """Patterns of ids: they distinguish a logged model and a run from a registered model's name."""
 
-CODE_LOADER = "mlflow.pyfunc.loaders.code_model"
-"""The loader of a model from code, in its MLmodel file. Others read pickles, or any module."""
 MODEL_FILE = "MLmodel"
 """Name of the YAML file that describes a logged model, beside its other files."""
-FLAVOR = ("flavors", "python_function")
-"""Keys in it, one below the other, of what `pyfunc.load_model` reads of a model from code."""
-LOADER_KEY, MODEL_CODE_KEY, SOURCES_KEY = "loader_module", "model_code_path", "code"
-"""Keys of the flavour: the loader, the path of the model's own code, the folder of its sources."""
+REGISTERED_FILE = "registered_model_meta"
+"""Name of a file that MLflow writes into a model's folder when it is loaded by a version's name,
+also into that of a local artifact store."""
 SOURCES = "code"
-"""That folder."""
+"""Name of the folder of the sources that a model from code brings."""
 SKIP_TYPE_HINTS = "_skip_type_hint_validation"
 """Attribute of a PythonModel without type hints on `predict`: without it MLflow warns. The packaged
 model, which imports nothing of this project, repeats the name."""

@@ -5,17 +5,21 @@ is in another folder: neither the training nor the search receives a handle to i
 corpus stage, which writes the splits, and by whatever reads one.
 """
 
+import hashlib
 import os
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
+from pipelines.data.files import read_files
 from pipelines.data.fingerprint import HELD_OUT_SHARE, SPLIT_KEYS, Corpus
 from pipelines.data.reading import ChunkBuffer, CorpusReader
+from pipelines.storage.digests import file_state
 from pipelines.storage.files import File, file_at, put_file, size_of
 from pipelines.storage.remote import Folder
 
@@ -108,10 +112,48 @@ def sealed_test(storage: Folder, fingerprint: str) -> File:
 
 
 def find_splits(storage: Folder, fingerprint: str) -> dict[str, File] | None:
-    """The splits of a corpus in the order of the text; None unless all of them are in storage."""
+    """The splits of a corpus in the order of the text.
+
+    None unless all of them are in storage and their bytes have the fingerprint; each process reads
+    them once.
+    """
     found = {split: file_at(storage / name) for split, name in _names(fingerprint).items()}
     files = {split: file for split, file in found.items() if file is not None}
-    return files if len(files) == len(found) else None
+    if len(files) < len(found):
+        return None
+    states = [file_state(file) if isinstance(file, Path) else () for file in files.values()]
+    try:
+        _verify(tuple(files.values()), tuple(states), fingerprint)
+    except ValueError:
+        return None
+    return files
+
+
+@lru_cache(maxsize=64)
+def _verify(files: tuple[File, ...], states: tuple[tuple[int, ...], ...], fingerprint: str) -> None:
+    """Raise ValueError, anew at each call, unless files are the splits of a corpus.
+
+    The digests beside shared files must be theirs too: by these each node checks its copy. `states`
+    are those of files of this machine.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        if isinstance(file, Path):
+            for chunk in read_files([file]):
+                digest.update(chunk)
+        else:
+            own, digest = file.place.add_to(hashlib.sha256(), digest)
+            if own.hexdigest() != file.sha256:
+                raise ValueError(f"{file.place}: not of the digest beside it")
+    sizes = [size_of(file) for file in files]
+    one_text, held_out = (
+        Corpus.of(digest.hexdigest(), lengths) for lengths in ([sum(sizes)], sizes)
+    )
+    if not any(
+        found.fingerprint == fingerprint and [*found.sizes.values()] == sizes
+        for found in (one_text, held_out)
+    ):
+        raise ValueError(f"not the corpus {fingerprint}")
 
 
 def _file(place: Folder) -> File:

@@ -52,7 +52,7 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> Pairs:
 
 
 def _file(registry: Registry, version: int, file: str) -> dict[str, Any]:
-    return dict(flatten(registry.read_json(version, file) or {}))
+    return dict(flatten(registry.read_packaged(version, file) or {}))
 
 
 def _metrics(registry: Registry, version: int) -> dict[str, Any]:

@@ -8,23 +8,24 @@ import shutil
 import tempfile
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
+from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
-from dca import ModelConfig, build_model
-from dca.model import load_weights
+from dca import ModelConfig
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
 from pipelines.registry.resolve import resolve_model
-from pipelines.storage.digests import sha256_of
-from pipelines.storage.files import file_at, put_file
+from pipelines.storage.digests import cached_sha256
+from pipelines.storage.files import file_at, put_file, remove
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import ModelStore
-from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
+from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS, start_name
 
 KEY = "train.start_from"
 SHAPE = (
@@ -55,10 +56,22 @@ def resolve_initial_weights(
         folder = _folder(source, registered, Path(scratch))
         weights = _find(source, folder)
         _check(model, source, weights, searched)
-        target = storage / "starts" / sha256_of(weights)[:32]
-        if write and file_at(target / WEIGHTS) is None:
+        target = storage / "starts" / start_name(weights)
+        if write and not _is_copied(weights, target):
             _copy(weights.parent, target)
     return str(target)
+
+
+def _is_copied(weights: Path, target: Folder) -> bool:
+    """Whether a folder in storage has these weights; a damaged copy is removed."""
+    file = file_at(target / WEIGHTS)
+    if file is None or weights.parent == target:
+        return file is not None
+    digest = cached_sha256(file) if isinstance(file, Path) else file.sha256
+    if digest == cached_sha256(weights):
+        return True
+    remove(target)
+    return False
 
 
 def _folder(source: str, registered: str, scratch: Path) -> Path:
@@ -92,11 +105,10 @@ def _find(source: str, folder: Path) -> Path:
 def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[str]) -> None:
     """Refuse weights that do not fit the model, or some model of the search."""
     try:
-        given = ModelConfig(**json.loads(weights.with_name(DESCRIPTION).read_text())["model"])
-        with safe_open(weights, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        load_weights(build_model(given), tensors)
-    except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
+        text = json.loads(weights.with_name(DESCRIPTION).read_text())["model"]
+        given = TypeAdapter(ModelConfig).validate_json(json.dumps(text))
+        _require_shapes(given, weights)
+    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise _problem(f"{source}: expected a model of this project: {reason}") from None
     for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):
@@ -108,6 +120,28 @@ def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[
             given_here = quote_value(getattr(model, field))
             message = f"expected {quote_value(value)}, as train.start_from={source} has it"
             raise ConfigError(Problem(f"{message}, got {given_here}", key))
+
+
+def _require_shapes(given: ModelConfig, weights: Path) -> None:
+    """Raise ValueError unless weights have the shapes of a model; no memory is taken for either."""
+    with safe_open(weights, "pt") as file:
+        names = file.keys()
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+    if given.depth > len(shapes):
+        message = f"expected at most {len(shapes)}, the tensors of {weights.name}"
+        raise ValueError(f"model.depth: {message}, got {given.depth}")
+    for residual in (given.residual, "standard"):  # weights of the latter fit any kind
+        tensors = replace(given, residual=residual).meta_model().state_dict()
+        expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        if shapes == expected:
+            return
+    own = given.meta_model().state_dict()
+    other = next(
+        name
+        for name in sorted({*own, *shapes})
+        if name not in own or shapes.get(name) != tuple(own[name].shape)
+    )
+    raise ValueError(f"{weights.name}: {other} has another shape than in {DESCRIPTION}")
 
 
 def _problem(message: str) -> ConfigError:

@@ -3,34 +3,32 @@
 Used by the stages that train, by the gate and by the commands that load a model.
 """
 
+import importlib
 import json
+import math
 import os
 import platform
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipelines.compat.mlflow import (
-    CODE_LOADER,
-    FLAVOR,
-    LOADER_KEY,
-    MODEL_CODE_KEY,
-    MODEL_FILE,
-    SOURCES,
-    SOURCES_KEY,
-)
-from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, DamagedError, Problem
+from mlflow.pyfunc import PythonModelContext
+
+from pipelines.compat.mlflow import MLFLOW_PREFIX, MODEL_FILE, SOURCES
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.registry import packaged_model
-from pipelines.registry.packaged_model import verify, without_bytecode_cache
+from pipelines.registry.packaged_model import without_bytecode_cache
 from pipelines.registry.results import Fitted
-from pipelines.storage.digests import DIGESTS_FILE, format_digests, sha256_of
+from pipelines.storage.digests import CACHES, plain_files, sha256_of
 from pipelines.storage.project import ROOT
-from pipelines.tracking.models import ModelStore, load_pyfunc, model_id_of, model_uri
+from pipelines.tracking.models import ModelStore, model_id_of, verify_model_folder
 from pipelines.tracking.schema import LINEAGE_FILE, PACKAGE_FOLDER
 from pipelines.tracking.store import Store
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS
@@ -40,6 +38,8 @@ if TYPE_CHECKING:  # imported by the functions that need it
 
 FILES = Path(PACKAGE_FOLDER)
 CONFIG, LINEAGE = str(FILES / DESCRIPTION), str(FILES / LINEAGE_FILE)
+CODE = Path(packaged_model.__file__).name
+"""The file in a package that is executed as it is loaded."""
 REQUIREMENTS = [
     f"{name}=={version(name)}"
     for name in ("torch", "safetensors", "einops", "numpy", "pandas", "mlflow")
@@ -73,25 +73,17 @@ def log_package(
         }
         (model / DESCRIPTION).write_text(json.dumps(config, indent=1))
         (model / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
-        shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns("__pycache__"))
-        code = Path(packaged_model.__file__)
-        places = {
-            path: Path(SOURCES, "dca") / path.relative_to(sources) for path in _files(sources)
-        }
-        places |= {path: FILES / path.name for path in _files(model)}
-        places[code] = Path(code.name)
-        listed = {place.as_posix(): path for path, place in places.items()}
-        (model / DIGESTS_FILE).write_text(format_digests(listed))
+        shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns(CACHES))
         return store.models.log(
             run_id,
-            code=code,
+            code=Path(packaged_model.__file__),
             code_paths=[sources],
             artifacts={"model": model},
             signature=packaged_model.signature(),
             requirements=REQUIREMENTS,
             params=params,
             example=packaged_model.example(),
-            digest=sha256_of(model / DIGESTS_FILE),
+            tags={k: v for k, v in store.run_tags.items() if k.startswith(MLFLOW_PREFIX)},
         )
 
 
@@ -114,22 +106,13 @@ def _lines(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file())
-
-
 def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
     """Download a logged model into a folder and verify it; returns its path.
 
     Raises PipelineError if it does not exist, DamagedError if it is not what was logged.
     """
     folder.mkdir(exist_ok=True)
-    copy, expected = models.download(model_id, folder)
-    _check(copy, model_uri(model_id))
-    if expected is not None and sha256_of(copy / FILES / DIGESTS_FILE) != expected:
-        message = f"its {DIGESTS_FILE} is not the one that was logged"
-        raise DamagedError(f"{model_uri(model_id)}: {message}")
-    return copy
+    return models.download(model_id, folder)
 
 
 def verify_model(models: ModelStore, uri: str) -> None:
@@ -146,14 +129,71 @@ def verify_fitted(store: Store, fitted: Fitted) -> None:
 def load_model(folder: Path) -> Any:
     """The packaged model in a folder, checked before any of its code runs.
 
-    Raises ConfigError if there is none, DamagedError if it is not as it was packaged.
+    MLmodel is not read: the code, its sources and the weights have the same places in every
+    package. Raises ConfigError if there is none, DamagedError if it is not as it was packaged.
     """
     if not (folder / MODEL_FILE).is_file():
         message = f"expected a packaged model: there is no {MODEL_FILE} in it"
         raise ConfigError(Problem(message, source=str(folder)))
-    _check(folder, str(folder))
-    with without_bytecode_cache():
-        return load_pyfunc(folder)
+    verify_model_folder(folder, str(folder))
+    if not runs_here(folder):
+        message = "this process has imported another dca: load the model in a process of its own"
+        raise PipelineError(f"{folder}: {message}")
+    spec = spec_from_file_location("packaged_model", folder / CODE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    with without_bytecode_cache(), _sources_first(folder / SOURCES):
+        spec.loader.exec_module(module)
+        _require_sizes(folder, importlib.import_module("dca").ModelConfig)
+        packaged = module.PackagedModel()
+        packaged.load_context(PythonModelContext({"model": str(folder / FILES)}, None))
+    return packaged
+
+
+@contextmanager
+def _sources_first(folder: Path) -> Iterator[None]:
+    """Import from a folder before any other: the package's `dca`, not one that is installed."""
+    sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+def runs_here(folder: Path) -> bool:
+    """Whether this process can run the model in a folder: the `dca` that it has imported, if any,
+    is the package's."""
+    if "dca" not in sys.modules:
+        return True
+    imported, packaged = Path(sys.modules["dca"].__file__ or "").parent, folder / SOURCES / "dca"
+    return all(
+        (imported / name).is_file() and sha256_of(imported / name) == sha256_of(packaged / name)
+        for name in plain_files(packaged)
+    )
+
+
+def _require_sizes(folder: Path, kind: Any) -> None:
+    """Raise DamagedError if the configuration in a package is one of more weights than it has.
+
+    A model is built, with memory of its size, before its weights are loaded. `kind` is the
+    package's ModelConfig; earlier ones cannot count.
+    """
+    from safetensors import safe_open
+
+    config = json.loads((folder / CONFIG).read_text())["model"]
+    with safe_open(folder / FILES / WEIGHTS, "pt") as file:
+        sizes = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
+    fits = config["depth"] <= len(sizes)
+    if fits and hasattr(kind, "meta_model"):
+        fits = kind(**config).parameter_count() <= sum(sizes)
+    elif fits:
+        fits = config["depth"] * config["ff_mult"] * config["dim"] ** 2 <= sum(sizes)
+    if not fits:
+        sizes_given = ", ".join(f"{key}={config[key]}" for key in ("dim", "depth", "ff_mult"))
+        message = f"{CONFIG}: expected a model of {sum(sizes):,} weights, got {sizes_given}"
+        raise DamagedError(f"{folder}: {message}")
 
 
 def local_folder(text: str) -> Path | None:
@@ -166,20 +206,3 @@ def local_folder(text: str) -> Path | None:
     if text.startswith((".", "/", "~")):
         raise ConfigError(Problem("no such folder", source=text))
     return None
-
-
-def _check(folder: Path, name: str) -> None:
-    """Raise DamagedError unless all that MLflow reads of a model is as it was packaged."""
-    try:
-        verify(folder)
-    except ValueError as error:
-        raise DamagedError(f"{name}: {error}") from None
-    try:
-        flavor = parse((folder / MODEL_FILE).read_text(), source=MODEL_FILE)
-        for key in FLAVOR:
-            flavor = flavor[key]
-        found = flavor[LOADER_KEY], Path(flavor[MODEL_CODE_KEY]).name, flavor[SOURCES_KEY]
-    except (ConfigError, OSError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise DamagedError(f"{name}: {MODEL_FILE} was altered: {error!r}") from None
-    if found != (CODE_LOADER, Path(packaged_model.__file__).name, SOURCES):
-        raise DamagedError(f"{name}: {MODEL_FILE} was altered: it loads {found}")

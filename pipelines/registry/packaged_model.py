@@ -41,6 +41,8 @@ MAX_BYTES = 65_536
 """Of a prompt and of its continuation: a request must not take the machine's memory."""
 SUMS = "SHA256SUMS"
 """Beside the weights, in sha256sum's format: the digest of every file that loading reads."""
+NOTE = "registered_model_meta"
+"""A file that MLflow writes into the folder of a version that it loads by name."""
 BATCH = 32
 """Windows scored at a time."""
 
@@ -54,18 +56,22 @@ def digest(path: Path) -> str:
 def verify(root: Path) -> None:
     """Refuse a model that is not as it was packaged.
 
-    Raises ValueError naming the first file that is missing, altered, or code that was added.
-    Python's caches do not count: they are not read.
+    Raises ValueError naming the first file that is missing, altered or was added, or is a link.
+    Python's caches do not count: they are not read. Nor does MLflow's note of a version's name.
     """
     sums = root / "artifacts" / "model" / SUMS
     if not sums.is_file():
         raise ValueError(f"no {SUMS}: not a model of this project, or one from before it")
     rows = (line.split(maxsplit=1) for line in sums.read_text().splitlines())
     expected = {name: value for value, name in rows}
-    there = {str(path.relative_to(root)) for path in (root / "code").rglob("*") if path.is_file()}
-    added = {name for name in there if "__pycache__" not in name} - set(expected)
-    if added:
-        raise ValueError(f"{min(added)} was added after it was packaged")
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root).as_posix()
+        if path.is_symlink():
+            raise ValueError(f"{name} is a link; expected plain files")
+        if path.is_dir() or "__pycache__" in name or path in (sums, root / NOTE):
+            continue
+        if name not in expected:
+            raise ValueError(f"{name} was added after it was packaged")
     for name, value in expected.items():
         if not (root / name).is_file():
             raise ValueError(f"{name} is missing")

@@ -2,13 +2,11 @@
 
 Used by the stage evaluate and by the gate.
 
-    python -m pipelines.registry.score MODEL_FOLDER TEXT RESULT.json
-
 Python keeps the first `dca` it imports: models of different sources can be compared no other way.
 """
 
 import json
-import subprocess
+import math
 import sys
 import tempfile
 import time
@@ -17,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import PipelineError
+from pipelines.console.isolated import run_isolated
 from pipelines.console.text import first_line, one_line
+from pipelines.engine.results import from_json
 from pipelines.registry.package import fetch_model, load_model
 from pipelines.tracking.models import ModelStore, model_uri
 
@@ -51,14 +51,17 @@ class Score:
 
     @staticmethod
     def read(data: Any, text_bytes: int) -> "Score | None":
-        """A score of a text of that size from JSON; None if it is none, or has other blocks."""
-        try:
-            found = Score(**data)
-        except TypeError:
+        """A score of a text of that size from JSON; None if it is none, has other blocks, or a
+        number that no measurement gives."""
+        found = from_json(Score, json.dumps(data))
+        if found is None or data.keys() != asdict(found).keys():
             return None
-        blocks = len(block_edges(text_bytes)) - 1
-        fits = found.text_bytes == text_bytes and len(found.block_bits) == blocks
-        return found if fits else None
+        if found.text_bytes != text_bytes or found.parameters < 1:
+            return None
+        if len(found.block_bits) != len(block_edges(text_bytes)) - 1:
+            return None
+        numbers = [*found.block_bits, found.bytes_per_second, found.latency_seconds]
+        return found if all(map(math.isfinite, numbers)) and min(numbers) >= 0 else None
 
 
 def block_edges(text_bytes: int) -> list[int]:
@@ -83,11 +86,7 @@ def score(models: ModelStore, model_id: str, text: Path) -> Score:
 
 def _in_own_process(folder: Path, text: Path, result: Path) -> dict[str, Any]:
     """What `_result_of` returns in a new process."""
-    child = subprocess.run(
-        [sys.executable, "-m", __name__, str(folder), str(text), str(result)],
-        capture_output=True,
-        text=True,
-    )
+    child = run_isolated(__name__, [str(folder), str(text.absolute()), str(result)])
     if child.returncode == 0:
         found: dict[str, Any] = json.loads(result.read_text())
         return found

@@ -142,13 +142,23 @@ class Registry:
         return model_id_of(source)
 
     def write_json(self, version: int, file: str, data: Any) -> None:
-        """Store JSON as an artifact of a version's model."""
+        """Store JSON about a version's model."""
         self.models.write_json(self.model_id(version), file, data)
 
     def read_json(self, version: int, file: str) -> Any:
-        """JSON that is an artifact of a version's model; None if there is none."""
+        """What `write_json` has stored; None if there is none, or it is not what was written."""
         try:
             return self.models.read_json(self.model_id(version), file)
+        except ConfigError:
+            return None
+
+    def read_packaged(self, version: int, file: str) -> dict[str, Any] | None:
+        """A JSON object among the files of a version's model; None if there is none.
+
+        Raises DamagedError if it is not what was logged.
+        """
+        try:
+            return self.models.read_packaged(self.model_id(version), file)
         except ConfigError:
             return None
 

@@ -1,7 +1,5 @@
 """The weights of the GRNs of a packaged model, read with its own code in its own process.
 
-    python -m pipelines.reporting.grn_weights MODEL_FOLDER IDS.npy RESULT.json
-
 Used by `pipelines.reporting.mixing`. Python keeps the first `dca` that it imports: a model whose
 package has other sources than this project can be run no other way. Axes: o outputs, n stack
 entries.

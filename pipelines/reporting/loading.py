@@ -192,7 +192,7 @@ def _with_model(results: Results, corpus: str) -> Results:
     uri = results.model_uri
     if not uri:
         return replace(results, lineage=lineage)
-    lineage = results.store.models.read_json(model_id_of(uri), LINEAGE) or lineage
+    lineage = results.store.models.read_packaged(model_id_of(uri), LINEAGE) or lineage
     registry = Registry(results.store.client, results.config.promote.model)
     try:
         versions = [version for version in registry.versions() if version.source == uri]

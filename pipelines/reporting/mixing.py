@@ -5,10 +5,9 @@ entries.
 """
 
 import json
-import subprocess
-import sys
+import math
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,15 @@ import numpy.typing as npt
 import pandas as pd
 
 from pipelines.console.errors import PipelineError
+from pipelines.console.isolated import run_isolated
 from pipelines.console.text import one_line
 from pipelines.data.batches import open_bytes, windows
 from pipelines.data.splits import find_splits
+from pipelines.engine.results import from_json, json_digest
 from pipelines.registry.package import fetch_model
 from pipelines.reporting import grn_weights
 from pipelines.reporting.results import Results
+from pipelines.storage.digests import sha256_of
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import MIXING_FILE
@@ -47,18 +49,40 @@ class Mixing:
     """Why there are no weights, or no input-dependent part."""
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A row of `Mixing.weights`."""
+
+    layer: str
+    output: str
+    entry: str
+    place: int
+    b: float
+    spread: float
+    added: float
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What is stored about a model: its weights over the validation text."""
+
+    rows: list[_Row]
+    bytes_read: int
+
+
 def read_mixing(results: Results) -> Mixing:
     """The weights that the fit's model learned; the model is run by its own packaged code.
 
-    They are stored with the model: a later report reads them.
+    They are stored for the model: a later report with the same code reads them.
     """
     uri = results.model_uri
     if uri is None:
         return _nothing("no model has been trained to its end yet")
     models, model_id = results.store.models, model_id_of(uri)
-    file = MIXING_FILE.format(results.lineage["corpus"]["fingerprint"])
-    if stored := models.read_json(model_id, file):
-        return Mixing(pd.DataFrame(stored["rows"]), stored["bytes_read"])
+    code = json_digest([WINDOWS, sha256_of(Path(grn_weights.__file__))])
+    file = MIXING_FILE.format(results.lineage["corpus"]["fingerprint"], code)
+    if stored := _stored(models.read_json(model_id, file)):
+        return stored
     ids_bt = _validation_ids(results)
     with tempfile.TemporaryDirectory() as scratch:
         try:
@@ -81,15 +105,22 @@ def _weights(folder: Path, ids_bt: Ids | None, scratch: Path) -> list[dict[str, 
     ids, result = scratch / "ids.npy", scratch / "weights.json"
     if ids_bt is not None:
         np.save(ids, ids_bt)
-    child = subprocess.run(
-        [sys.executable, "-m", grn_weights.__name__, str(folder), str(ids), str(result)],
-        capture_output=True,
-        text=True,
-    )
+    child = run_isolated(grn_weights.__name__, [str(folder), str(ids), str(result)])
     if child.returncode:
         raise PipelineError(one_line(child.stderr.strip().rpartition("\n")[2]))
     rows: list[dict[str, Any]] = json.loads(result.read_text())
     return rows
+
+
+def _stored(data: Any) -> Mixing | None:
+    """What an earlier report stored; None if it is not of that form, or has no numbers."""
+    found = from_json(_Stored, json.dumps(data))
+    if found is None or not found.rows or found.bytes_read < 1:
+        return None
+    numbers = [number for row in found.rows for number in (row.b, row.spread, row.added)]
+    if not all(map(math.isfinite, numbers)):
+        return None
+    return Mixing(pd.DataFrame([asdict(row) for row in found.rows]), found.bytes_read)
 
 
 def _nothing(note: str) -> Mixing:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.compat.mlflow import PARENT_RUN_TAG
+from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
@@ -45,7 +46,9 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
     """Create, or find, the candidate's version, with its lineage and its test result as tags."""
     fit, tested, selected = needs[Fitted], needs[Tested], needs[Selected]
     registry = Registry(context.store.client, context.config.promote.model)
-    lineage = context.store.models.read_json(model_id_of(fit.model_uri), LINEAGE)
+    lineage = context.store.models.read_packaged(model_id_of(fit.model_uri), LINEAGE)
+    if lineage is None:
+        raise PipelineError(f"{fit.model_uri}: its {LINEAGE} is gone")
     trial = context.store.client.get_run(selected.run_id)
     runs = {
         "pipeline": context.pipeline_run,

@@ -1,15 +1,13 @@
 """sample: text from the champion, written by generate.py as a user would call it."""
 
 import json
-import subprocess
-import sys
 
 from pipelines.console.errors import PipelineError
+from pipelines.console.isolated import run_isolated
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Promoted, Sampled
-from pipelines.storage.project import ROOT
 from pipelines.tracking.schema import SAMPLE_KIND, SAMPLES_FILE
 from pipelines.tracking.store import Store
 
@@ -32,8 +30,8 @@ def sample(context: Context[Experiment], needs: StageResults) -> Sampled:
 def _generate(context: Context[Experiment], uri: str) -> list[str]:
     """In a process of its own: the champion is loaded with its own `dca`."""
     options = context.config.generate
-    command = [
-        *(sys.executable, str(ROOT / "pipelines" / "generate.py"), "--json", f"--model={uri}"),
+    arguments = [
+        *("--json", f"--model={uri}"),
         *(f"--prompt={prompt}" for prompt in options.prompts),
         f"--max-new-tokens={options.max_new_tokens}",
         f"--temperature={options.temperature}",
@@ -41,7 +39,7 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
         f"--top-p={options.top_p or 1.0}",
         f"--seed={context.config.seed}",
     ]
-    child = subprocess.run(command, capture_output=True, text=True)
+    child = run_isolated("pipelines.generate", arguments)
     if child.returncode:
         raise PipelineError(f"{uri}: {child.stderr.strip()}")
     return [json.loads(line)["text"] for line in child.stdout.splitlines()]

@@ -9,13 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 from filelock import FileLock
 
 from pipelines.console.errors import PipelineError, StorageError
-from pipelines.storage.digests import sha256_of
+from pipelines.storage.digests import cached_sha256, sha256_of
 from pipelines.storage.remote import Folder, RemoteDirectory
 
 
@@ -40,9 +39,7 @@ class RemoteFile:
         """Whether a file of this machine has the same content."""
         if not path.is_file():
             return False
-        found = path.stat()
-        state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
-        return found.st_size == self.size and _cached_sha256(path, state) == self.sha256
+        return path.stat().st_size == self.size and cached_sha256(path) == self.sha256
 
 
 File = Path | RemoteFile
@@ -119,14 +116,3 @@ def remove(folder: Folder) -> None:
         return
     with suppress(StorageError):
         folder.remove()
-
-
-@lru_cache(maxsize=64)
-def _cached_sha256(path: Path, state: tuple[int, ...]) -> str:
-    """The digest, computed once in each process until the file changes.
-
-    `state` is its inode, size and times of modification and of change. The time of modification of
-    a damaged file may be that of before, as after a copy that keeps times; the time of change is
-    not. So a later command in the process finds the damage that one in a new process would.
-    """
-    return sha256_of(path)

@@ -20,6 +20,9 @@ from pipelines.storage.filesystem import RETRIES, connect, download, upload
 OWNER = "owner"
 """Name of the file with the identifier of the process that writes into a remote folder now."""
 
+CHUNK_BYTES = 1 << 22
+"""Read at a time."""
+
 T = TypeVar("T")
 
 
@@ -126,6 +129,19 @@ class RemoteDirectory:
                 return str(stream.read(), "utf-8")
 
         return self._call("read", read, retry=retry)
+
+    def add_to(self, *digests: Any) -> list[Any]:
+        """Hashes like these with the file's bytes added. Raises FileNotFoundError."""
+
+        def add(system: Any, path: str) -> list[Any]:
+            added = [digest.copy() for digest in digests]  # anew if reading is repeated
+            with system.open_input_stream(path) as stream:
+                while chunk := stream.read(CHUNK_BYTES):
+                    for digest in added:
+                        digest.update(chunk)
+            return added
+
+        return self._call("read", add)
 
     def size(self) -> int:
         """Bytes of the file of this name. Raises FileNotFoundError if there is none."""

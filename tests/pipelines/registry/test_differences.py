@@ -34,7 +34,7 @@ def registry(runs: dict[int, str], tags: dict[int, dict[str, str]]) -> SimpleNam
         get=lambda number: SimpleNamespace(
             name="tiny", version=number, run_id=runs[number], tags=tags.get(number, {})
         ),
-        read_json=lambda number, file: FILES.get((number, file)),
+        read_packaged=lambda number, file: FILES.get((number, file)),
     )
 
 

@@ -214,15 +214,36 @@ def test_a_transient_failure_is_no_decision(versions):
 def test_an_incomplete_or_foreign_score_is_measured_again(versions):
     versions.sweep(first := versions.add(1.5))
     champion = versions.registry.model_id(first)
+    whole = asdict(versions.scores[champion])
     for damaged in (
         {"text_bytes": 3},
         [],
-        {**asdict(versions.scores[champion]), "block_bits": [1]},
+        {**whole, "block_bits": [1]},
+        {**whole, "block_bits": [math.nan, *whole["block_bits"][1:]]},
+        {**whole, "block_bits": [str(bits) for bits in whole["block_bits"]]},
+        {**whole, "latency_seconds": -1.0},
     ):
         versions.registry.write_json(first, "scores/same.json", damaged)
         versions.scored.clear()
         versions.sweep(versions.add(1.6))
         assert champion in versions.scored
+
+
+def test_a_score_that_was_edited_in_storage_lets_no_worse_version_win(versions):
+    versions.sweep(first := versions.add(1.5))
+    champion = versions.registry.model_id(first)
+    registry, file = versions.registry, "scores/same.json"
+    registry.write_json(first, file, asdict(versions.scores[champion]))
+    assert registry.read_json(first, file)
+    model = registry.client.get_logged_model(champion)
+    (stored,) = Path(versions.context.storage).rglob(f"{model.source_run_id}/artifacts/{file}")
+    score = versions.scores[champion]
+    worse = replace(score, block_bits=[1.1 * bits for bits in score.block_bits])
+    stored.write_text(json.dumps(asdict(worse), indent=1))
+    assert registry.read_json(first, file) is None
+    versions.scored.clear()
+    assert versions.sweep(versions.add(1.6)).startswith("kept version 1")
+    assert champion in versions.scored
 
 
 def test_on_other_test_bytes_the_champion_is_evaluated_once(versions):
@@ -280,8 +301,8 @@ def test_the_decision_and_its_numbers_are_an_artifact_whichever_way_it_went(vers
         version = versions.add(bits)
         versions.sweep(version)
         model = versions.context.store.client.get_logged_model(versions.registry.model_id(version))
-        (file,) = Path(model.artifact_location.removeprefix("file://")).glob("gate/*.json")
-        kept = json.loads(file.read_text())
+        (tag,) = (tag for tag in model.tags if tag.startswith("dca.sha256.gate/"))
+        kept = versions.registry.read_json(version, tag.removeprefix("dca.sha256."))
         assert kept["promoted"] is (bits < 3)
         assert kept["numbers"]["bits_per_byte"] == pytest.approx(bits)
         assert kept["fingerprint"] == "same"

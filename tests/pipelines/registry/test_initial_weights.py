@@ -1,4 +1,5 @@
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dca import ModelConfig, build_model
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.initial_weights import resolve_initial_weights
@@ -114,6 +115,31 @@ def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, mo
         with pytest.raises(KeyboardInterrupt):
             start(experiment_of(data, {}, trained))
     experiment = start(experiment_of(data, {}, trained))
+    assert read_initial_weights(experiment.train.start_from)
+
+
+@pytest.mark.parametrize("sizes", [{"depth": 10**9}, {"dim": 2**24}, {"ff_mult": 10**9}])
+def test_a_start_of_absurd_sizes_is_refused_before_memory_is_taken(data, trained, sizes, capsys):
+    path = trained / "artifacts" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"] |= sizes
+    path.write_text(json.dumps(config))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match=r"expected a model of this project: "):
+        start(experiment_of(data, {}, trained))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+    assert not Path(data["storage"]).exists()
+
+
+def test_a_copy_that_was_edited_is_refused_and_made_again_by_the_next_command(data, trained):
+    experiment = start(experiment_of(data, {}, trained))
+    copy = Path(experiment.train.start_from) / "model.safetensors"
+    before = copy.read_bytes()
+    copy.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(DamagedError, match=r"^train\.start_from: .*model\.safetensors was altered"):
+        read_initial_weights(experiment.train.start_from)
+    assert start(experiment_of(data, {}, trained)) == experiment
+    assert copy.read_bytes() == before
     assert read_initial_weights(experiment.train.start_from)
 
 

@@ -16,7 +16,7 @@ from mlflow.models import Model
 from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.experiment import read_experiment
 from pipelines.registry.package import FILES, fetch_model, load_model
-from pipelines.registry.packaged_model import DEFAULTS, SUMS, _characters, digest, until
+from pipelines.registry.packaged_model import DEFAULTS, SUMS, _characters, digest, until, verify
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.store import Store
 from pipelines.training.evaluation import bits_per_byte
@@ -170,19 +170,35 @@ def test_code_that_was_added_is_refused(folder):
 def test_what_mlflow_would_load_instead_is_refused(folder):
     description = folder / "MLmodel"
     before = description.read_text()
-    (folder / "evil.py").write_text("raise SystemExit('gotcha')")
     path = re.search(r"model_code_path: (.*)", before)[1]
-    description.write_text(before.replace(path, "evil.py"))
-    with pytest.raises(PipelineError, match="MLmodel was altered"):
-        load_model(folder)
-    for garbage in ("garbage: [", "a: 1", "[]", "\N{NULL}"):
-        description.write_text(garbage)
+    other = before.replace("path: artifacts/model", "path: artifacts/other")
+    for text in (before.replace(path, "evil.py"), other, "garbage: [", "a: 1", "[]", "\N{NULL}"):
+        description.write_text(text)
         with pytest.raises(PipelineError, match="MLmodel was altered"):
             load_model(folder)
+    description.write_text(before)
     shutil.copytree(folder / FILES, folder / "artifacts" / "other")
-    description.write_text(before.replace("path: artifacts/model", "path: artifacts/other"))
-    with pytest.raises(ValueError, match=r"MLmodel was altered: .* from .*artifacts/other"):
+    with pytest.raises(PipelineError, match=r"artifacts/other/\S+ was added"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("file", ["MLmodel", "requirements.txt"])
+def test_a_package_refuses_by_itself_what_was_added_and_any_link(folder, file, tmp_path):
+    verify(folder)
+    (folder / "registered_model_meta").write_text("model_name: tiny")  # as MLflow does
+    verify(folder)
+    altered(folder / file)
+    with pytest.raises(ValueError, match=f"^{file} was altered"):
+        verify(folder)
+    altered(folder / file)
+    (folder / "extra").mkdir()
+    (folder / "extra" / file).write_text("")
+    with pytest.raises(ValueError, match=f"^extra/{file} was added"):
+        verify(folder)
+    shutil.rmtree(folder / "extra")
+    (folder / "code" / "extra").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=r"^code/extra is a link"):
+        verify(folder)
 
 
 @pytest.mark.process
@@ -215,9 +231,10 @@ def test_mlflow_itself_refuses_altered_weights(folder):
 
 def test_digests_rewritten_to_match_are_refused_by_the_one_in_the_store(logged, tmp_path):
     models, model_id = logged
-    stored, _ = models.download(model_id, tmp_path / "where")
+    stored = models.download(model_id, tmp_path / "where")
     assert stored.is_relative_to(tmp_path)
-    origin = Path(Model.load(stored).artifact_path.removeprefix("file:"))
+    location = models.client.get_logged_model(model_id).artifact_location
+    origin = Path(location.removeprefix("file://"))
     weights, sums = origin / FILES / "model.safetensors", origin / FILES / SUMS
     before = weights.read_bytes(), sums.read_text()
     try:

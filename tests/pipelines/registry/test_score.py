@@ -1,3 +1,4 @@
+import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -92,6 +93,9 @@ def test_a_score_is_of_the_predicted_bytes_and_read_only_for_the_same_text():
     assert Score.read(asdict(SCORE) | {"block_bits": [1.0] * 29}, 31) is None
     assert Score.read(asdict(SCORE) | {"later": 1}, 31) is None
     assert Score.read(None, 31) is None
+    for number in (math.nan, math.inf, -1.0, "1.0", None, True):
+        for key, value in (("latency_seconds", number), ("block_bits", [1.0] * 29 + [number])):
+            assert Score.read(asdict(SCORE) | {key: value}, 31) is None
 
 
 class Clock:
@@ -130,7 +134,7 @@ def test_the_best_of_three_rounds_is_timed_from_a_prompt_of_64_bytes(tmp_path, m
 
 def test_a_process_that_ends_without_a_result_shows_the_end_of_its_errors(tmp_path, monkeypatch):
     child = SimpleNamespace(returncode=9, stderr=f" {'x' * 400}end\n", stdout="")
-    monkeypatch.setattr(score_module.subprocess, "run", lambda *_, **__: child)
+    monkeypatch.setattr(score_module, "run_isolated", lambda *_: child)
     found = score_module._in_own_process(tmp_path, tmp_path, tmp_path / "none")
     assert found == {"error": f"exit code 9: {'x' * 297}end"}
     child.stderr = ""

@@ -1,15 +1,20 @@
 import logging
 import re
+import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
+from pipelines.console.errors import ConfigError, DamagedError
 from pipelines.experiment import load, read_experiment
 from pipelines.reporting.grn_weights import entry_names
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page.publish import publish, write
 from pipelines.reporting.statistics import ranking
+from pipelines.storage.digests import sha256_of
 from tests.pipelines.stored import Made, store_sweep
 
 SECTIONS = [
@@ -137,11 +142,75 @@ def test_the_yaml_beside_the_page_is_the_experiment(store, searched, tmp_path):
 def test_a_report_replaces_an_earlier_one_and_is_an_artifact_of_the_pipelines_run(store, searched):
     run = store_sweep(store, searched, MIXED, winner=1)
     path = publish(load_results("tiny"))
-    (path.parent / "old.png").write_text("")
+    old, listed = path.parent / "old.png", path.parent / "SHA256SUMS"
+    old.write_text("of an earlier report")
+    with listed.open("a") as file:
+        file.write(f"{sha256_of(old)}  old.png\n")
     assert publish(load_results("tiny")) == path
     names = {file.path for file in store.client.list_artifacts(run, "report")}
     assert {"report/report.html", "report/history.png", "report/tiny.yaml"} <= names
-    assert not (path.parent / "old.png").exists()
+    assert not old.exists()
+
+
+@pytest.fixture
+def empty(monkeypatch):
+    """Pages without sections: figures take seconds."""
+    monkeypatch.setattr("pipelines.reporting.page.publish.all_sections", lambda _: [])
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_report_deletes_and_uploads_no_file_that_is_not_its_own(store, searched):
+    run = store_sweep(store, searched, MIXED, winner=1)
+    path = publish(load_results("tiny"))
+    mine = [path.parent / name for name in ("mine.png", "mine.yaml")]
+    for file in mine:
+        file.write_text("mine")
+    outside, digest = path.parents[1] / "outside.png", sha256_of(mine[0])
+    shutil.copy(mine[0], outside)
+    listed = path.parent / "SHA256SUMS"
+    before = listed.read_text()
+    for line in (f"{64 * '0'}  mine.png\n", f"{digest}  ../outside.png\n"):
+        listed.write_text(before + line)
+        publish(load_results("tiny"))
+    assert outside.read_text() == mine[0].read_text() == mine[1].read_text() == "mine"
+    names = {file.path for file in store.client.list_artifacts(run, "report")}
+    assert not {"report/mine.png", "report/mine.yaml", "report/SHA256SUMS"} & names
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_report_does_not_write_through_a_link(store, searched, tmp_path):
+    store_sweep(store, searched, MIXED, winner=1)
+    folder, victim = tmp_path / "page", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("mine")
+    for name in ("report.html", "tiny.yaml", "SHA256SUMS"):
+        (folder / name).symlink_to(victim)
+    page = write(load_results("tiny"), folder)
+    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert victim.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["..", ".", "a/b", "../b"])
+def test_an_experiment_that_would_be_another_folder_has_no_report(store, searched, tmp_path, name):
+    """Its name is read from the store, and checked as if it were typed."""
+    made = store.client.create_experiment(name, artifact_location=str(tmp_path / "artifacts"))
+    other = replace(store, experiment_id=made)
+    pipeline = store_sweep(other, searched, MIXED, winner=1)
+    other.log_text(pipeline, searched.to_yaml().replace("tiny", name, 1), "experiment.yaml")
+    outside = tmp_path / "runs" / "mine.yaml"
+    outside.parent.mkdir(exist_ok=True)
+    outside.write_text("mine")
+    with pytest.raises(ConfigError, match=r"^experiment\.yaml.*: experiment: "):
+        load_results(name)
+    assert outside.exists()
+
+
+def test_a_configuration_in_the_artifact_store_that_was_edited_is_not_read(store, searched):
+    run = store_sweep(store, searched, MIXED, winner=1)
+    (path,) = Path(searched.storage).rglob(f"{run}/artifacts/experiment.yaml")
+    path.write_text(path.read_text().replace("runs", "other"))
+    with pytest.raises(DamagedError, match=r"^run \w+: experiment\.yaml is not what was logged$"):
+        load_results("tiny")
 
 
 def test_null_differs_from_a_key_that_did_not_apply(store, searched):

@@ -104,6 +104,18 @@ def test_held_out_files_that_have_changed_are_not_the_corpus_of_before(held_out,
         pass
 
 
+def test_a_test_split_that_was_edited_is_not_scored(held_out, tmp_path):
+    found = run(held_out, tmp_path)
+    sealed = sealed_test(tmp_path / "runs", found.fingerprint)
+    sealed.write_bytes(b"Test" * 100)
+    with corpus.test_bytes(held_out, found.fingerprint) as path:
+        assert path != sealed
+        assert path.read_bytes() == b"test" * 100
+    (tmp_path / "test").unlink()
+    with pytest.raises(ConfigError), corpus.test_bytes(held_out, found.fingerprint):
+        pass
+
+
 def test_the_test_split_is_made_again_where_storage_has_none(held_out):
     found = CorpusStage().preview(held_out)
     with corpus.test_bytes(held_out, found.fingerprint) as path:
@@ -125,7 +137,7 @@ def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_val
     tags = {PROMOTE_TAG: json.dumps(packaged["promote"]), TEST_FINGERPRINT_TAG: "0" * 32}
     registry = SimpleNamespace(
         name="dca-gpt",
-        read_json=lambda *_: packaged,
+        read_packaged=lambda *_: packaged,
         get=lambda _: SimpleNamespace(tags=tags, name="dca-gpt", version="1"),
     )
     arguments = promote._parse(["promote", "1"])

@@ -47,7 +47,10 @@ def test_the_best_sound_checkpoint_is_packaged(folder):
 
 @pytest.mark.parametrize(
     ("file", "expected"),
-    [(WEIGHTS, "safetensors was altered"), ("artifacts/model/SHA256SUMS", "packaged is missing")],
+    [
+        (WEIGHTS, "safetensors was altered"),
+        ("artifacts/model/SHA256SUMS", "its SHA256SUMS is not the one that was logged"),
+    ],
 )
 def test_a_packaged_model_that_is_damaged_does_not_count(store, experiment, file, expected):
     run, uri = log_untrained(store, experiment)

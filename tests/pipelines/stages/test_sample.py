@@ -1,7 +1,6 @@
 """The sample's command, and the progress of a training."""
 
 import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +12,6 @@ from pipelines.registry.results import Promoted, Sampled
 from pipelines.stages import sample as module
 from pipelines.stages.recorded_training import _progress
 from pipelines.stages.sample import STAGE, sample
-from pipelines.storage.project import ROOT
 
 
 class Texts:
@@ -39,12 +37,12 @@ def commands(monkeypatch) -> list[list[str]]:
     """The commands that are run; each prints two texts."""
     found = []
 
-    def run(command, **options):
-        assert options == {"capture_output": True, "text": True}
-        found.append(command)
-        return subprocess.CompletedProcess(command, 0, '{"text": "a"}\n{"text": "b"}\n', "")
+    def run(name, arguments):
+        assert name == "pipelines.generate"
+        found.append(arguments)
+        return subprocess.CompletedProcess(arguments, 0, '{"text": "a"}\n{"text": "b"}\n', "")
 
-    monkeypatch.setattr(module.subprocess, "run", run)
+    monkeypatch.setattr(module, "run_isolated", run)
     return found
 
 
@@ -56,7 +54,7 @@ def test_the_champion_continues_the_prompts_as_configured(experiment, commands):
     assert here.store.logged == [("r", "a\n\n--------------------\n\nb", "samples.txt")]
     assert commands == [
         [
-            *(sys.executable, f"{ROOT}/pipelines/generate.py", "--json", f"--model={uri}"),
+            *("--json", f"--model={uri}"),
             *("--prompt=x", "--prompt=--y", "--max-new-tokens=7", "--temperature=0.5"),
             *("--top-k=40", "--top-p=1.0", "--seed=3"),
         ]
@@ -77,7 +75,7 @@ def test_without_a_champion_nothing_is_generated(experiment, commands):
 
 def test_a_command_that_fails_is_an_error_with_its_reason(experiment, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", " no such model\n")
-    monkeypatch.setattr(module.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(module, "run_isolated", lambda *_: failed)
     with pytest.raises(PipelineError, match=r"^models:/dca-gpt/2: no such model$"):
         sample(context(experiment), needs(2))
 

@@ -36,6 +36,12 @@ def test_the_list_must_be_of_the_very_files(folder, names):
         verify_digests(folder, names)
 
 
+@pytest.mark.parametrize("name", ["../a", "/a", "a/../b", "./a", "a//b", "a/."])
+def test_a_list_names_files_in_its_folder_only(name):
+    with pytest.raises(ValueError, match="is not the name of a file in its folder"):
+        parse_digests(f"{64 * '0'}  {name}\n")
+
+
 def test_an_altered_file_and_a_missing_one_are_errors(folder):
     (folder / "a").write_text("other")
     with pytest.raises(ValueError, match="a: a digest does not match"):

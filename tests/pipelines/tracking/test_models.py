@@ -10,7 +10,7 @@ from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
 
 
-def test_json_of_a_model_is_read_back_and_none_if_missing_or_cut_short(store):
+def test_json_about_a_model_is_read_back_and_none_if_it_is_not_what_was_written(store, tmp_path):
     run = store.create("fit", "k", "n")
     model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
     models, model_id = store.models, model.model_id
@@ -18,8 +18,13 @@ def test_json_of_a_model_is_read_back_and_none_if_missing_or_cut_short(store):
     assert models.read_json(model_id, "folder/file.json") == {"a": [1]}
     assert models.read_json(model_id, "none.json") is None
     assert models.read_json("m-" + 32 * "0", "none.json") is None
-    path = Path(model.artifact_location.removeprefix("file://"), "folder/file.json")
-    path.write_text('{"a": [')
+    assert not Path(model.artifact_location.removeprefix("file://"), "folder").exists()
+    assert store.damaged_artifact(store.client.get_run(run)) is None
+    (path,) = (tmp_path / "runs").rglob("folder/file.json")
+    for damaged in ('{"a": [', path.read_text().replace("1", "2")):
+        path.write_text(damaged)
+        assert models.read_json(model_id, "folder/file.json") is None
+    path.unlink()
     assert models.read_json(model_id, "folder/file.json") is None
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.tracking.schema import (
     CACHE_TAG,
@@ -110,6 +110,15 @@ def test_a_text_artifact_is_read_back(store):
     run = store.create("fit", "k", "n")
     store.log_text(run, "été\n", "folder/file.txt")
     assert store.read_text(run, "folder/file.txt") == "été\n"
+
+
+def test_a_text_without_a_digest_is_read_only_in_an_older_store(store):
+    run = store.create("fit", "k", "n")
+    store.client.log_text(run, "planted", "file.txt")
+    with pytest.raises(DamagedError, match=r"file\.txt: the tracking store has no digest of it$"):
+        store.read_text(run, "file.txt")
+    store.untag(run, "dca.schema")
+    assert store.read_text(run, "file.txt") == "planted"
 
 
 def test_a_run_has_the_version_of_the_schema(store):

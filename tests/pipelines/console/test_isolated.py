@@ -1,0 +1,40 @@
+"""Modules in processes of their own, which do not see the folder that a command is started in."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipelines.console.isolated import isolated_command, isolated_environment, run_isolated
+from pipelines.storage.project import ROOT
+
+
+def test_the_working_folder_is_taken_from_the_path(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    paths = ["", ".", str(tmp_path), str(tmp_path / "link"), "relative", "/elsewhere"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    assert isolated_environment()["PYTHONPATH"] == "/elsewhere"
+    monkeypatch.delenv("PYTHONPATH")
+    assert isolated_environment()["PYTHONPATH"] == ""
+    file = str(ROOT / "pipelines" / "console" / "isolated.py")
+    assert isolated_command("a.b", ["--c"]) == [sys.executable, "-P", file, "a.b", "--c"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("inside", [True, False])
+def test_a_module_of_the_working_folder_is_not_imported(monkeypatch, tmp_path, inside):
+    """Neither a library's name nor this project's is looked for there."""
+    for name in ("argparse.py", "torch.py", "numpy.py", "pipelines.py", "dca.py"):
+        (tmp_path / name).write_text("raise SystemExit('planted')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path) if inside else os.environ["PYTHONPATH"])
+    child = run_isolated("pipelines.storage.digests", [])
+    assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
+    child = run_isolated("pipelines.generate", ["--help"])
+    assert child.returncode == 0, child.stderr
+    assert "Text from a model" in child.stdout
+    assert {path.name for path in Path().iterdir()} == {
+        *("argparse.py", "torch.py", "numpy.py", "pipelines.py", "dca.py")
+    }
