@@ -4,6 +4,7 @@ Used by pipelines.data.splits, which measures a corpus and writes its splits.
 """
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
 from pipelines.data.files import find_files, read_files
 from pipelines.data.fingerprint import SPLIT_KEYS, Corpus
+from pipelines.storage.digests import sha256_of
 
 
 class ChunkBuffer:
@@ -74,8 +76,9 @@ def _texts(config: DataConfig, mode: OutputMode) -> list[Iterable[bytes]]:
 
 
 def _refuse_overlap(files: dict[str, list[Path]]) -> None:
-    """Raise ConfigError for a file in two splits: a test on training data measures nothing."""
+    """Raise ConfigError for a file in two splits, or a copy: it would measure what was learned."""
     keys: dict[tuple[int, int], str] = {}
+    sizes: dict[int, list[tuple[str, Path]]] = defaultdict(list)
     for key, paths in files.items():
         for path in paths:
             status = path.stat()  # of the file that a link points to
@@ -83,3 +86,20 @@ def _refuse_overlap(files: dict[str, list[Path]]) -> None:
             if first != key:
                 message = f"{one_line(path)} is in {first} too; expected each file in one of them"
                 raise ConfigError(Problem(message, key))
+            sizes[status.st_size].append((key, path))
+    for size, alike in sizes.items():
+        if size and len({key for key, _ in alike}) > 1:
+            _refuse_copies(alike)
+
+
+def _refuse_copies(alike: list[tuple[str, Path]]) -> None:
+    """Raise ConfigError for files of one size in several splits that have the same content."""
+    seen: dict[str, tuple[str, Path]] = {}
+    for key, path in alike:
+        first, other = seen.setdefault(sha256_of(path), (key, path))
+        if first != key:
+            message = (
+                f"{one_line(path)} has the same content as {one_line(other)} in {first}; "
+                "expected each text in one of them"
+            )
+            raise ConfigError(Problem(message, key))

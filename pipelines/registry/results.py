@@ -33,6 +33,9 @@ class Tested:
     """Of the corpus."""
     baselines: dict[str, float]
     """Bits per byte of common compressors."""
+    overlap: float | None = None
+    """Share of the test bytes in strings of 64 bytes that the training text has too; None in
+    results of earlier versions."""
 
 
 @dataclass(frozen=True)

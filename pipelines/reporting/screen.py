@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipelines.console.text import format_duration, format_value
 from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.data.overlap import overlap_text
 from pipelines.engine.results import StageResults
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted, Promoted, Registered, Tested
@@ -97,6 +98,7 @@ def _test_lines(results: StageResults) -> list[str]:
     return [
         f"bits per byte of the test split ({corpus.bytes['test']:,} bytes of {corpus.name})",
         *(f"  {bits:6.3f}  {name}" for name, bits in ranked),
+        *([] if tested.overlap is None else [overlap_text(tested.overlap)]),
     ]
 
 

@@ -1,17 +1,27 @@
-"""evaluate: bits per byte of the candidate and of common compressors on the test split."""
+"""evaluate: the candidate and common compressors on the test split, in bits per byte.
+
+And the share of the test split that the training text has too.
+"""
 
 from dataclasses import asdict
 
 from pipelines.data.fingerprint import PreparedCorpus
-from pipelines.data.splits import sealed_test
+from pipelines.data.overlap import overlap_share
+from pipelines.data.splits import sealed_test, train_val_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted, Tested
 from pipelines.registry.score import score
-from pipelines.storage.files import temporary_copy
+from pipelines.storage.files import local_copy, temporary_copy
 from pipelines.tracking.models import model_id_of
-from pipelines.tracking.schema import BASELINE_METRIC, EVALUATE_KIND, SCORE_FILE, TEST_BITS_METRIC
+from pipelines.tracking.schema import (
+    BASELINE_METRIC,
+    EVALUATE_KIND,
+    OVERLAP_METRIC,
+    SCORE_FILE,
+    TEST_BITS_METRIC,
+)
 
 
 def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
@@ -26,6 +36,8 @@ def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
     with context.progress.working("evaluate: the test split"), temporary_copy(file) as path:
         found = score(context.store.models, model_id, path)
         baselines = compressors(path)
+        train = train_val_splits(context.storage, corpus.fingerprint).train
+        overlap = overlap_share(local_copy(train), path)
     context.store.models.write_json(model_id, SCORE_FILE.format(corpus.fingerprint), asdict(found))
     context.store.log_metrics(
         context.run_id,
@@ -35,8 +47,8 @@ def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
         dataset_digest=corpus.fingerprint,
     )
     others = {BASELINE_METRIC.format(key.replace(" ", "_")): v for key, v in baselines.items()}
-    context.store.log_metrics(context.run_id, others)
-    return Tested(found.bits_per_byte, corpus.fingerprint, baselines)
+    context.store.log_metrics(context.run_id, {**others, OVERLAP_METRIC: overlap})
+    return Tested(found.bits_per_byte, corpus.fingerprint, baselines, overlap)
 
 
 STAGE = Stage(

@@ -65,6 +65,8 @@ BEST_METRIC = "best_{}"
 """The best value of train.best_metric: of a trial, a fit, or all trials of a search."""
 TEST_BITS_METRIC, BASELINE_METRIC = "test_bits_per_byte", "{}_bits_per_byte"
 """Of the stage evaluate's run: the model's on the test split, and those of common compressors."""
+OVERLAP_METRIC = "test_overlap_share"
+"""Likewise: share of the test bytes in strings of 64 bytes that the training text has too."""
 
 # Parameters that are read back; all are keys of the configuration, but the first
 CORPUS_PARAM = "corpus"

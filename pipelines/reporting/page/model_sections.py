@@ -2,6 +2,7 @@
 
 import pandas as pd
 
+from pipelines.data.overlap import overlap_text
 from pipelines.reporting import figures
 from pipelines.reporting.mixing import Mixing
 from pipelines.reporting.page.cells import printable, values_text
@@ -38,7 +39,9 @@ def _test_tables(results: Results) -> list[Table]:
     scores = {**tested["baselines"], name: tested["test_bits_per_byte"]}
     ranked = sorted(scores.items(), key=lambda item: item[1])
     rows = [[label, f"{bits:.4f}"] for label, bits in ranked]
-    return [Table("Bits per byte of the test split.", ["", "bits per byte"], rows, {1})]
+    overlap = tested.get("overlap")
+    note = "" if overlap is None else f" {overlap_text(overlap)}."
+    return [Table(f"Bits per byte of the test split.{note}", ["", "bits per byte"], rows, {1})]
 
 
 def mixing_section(mixing: Mixing) -> Section:

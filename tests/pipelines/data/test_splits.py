@@ -268,6 +268,23 @@ def test_a_file_in_two_parts_is_refused(tmp_path, how):
         measure_corpus(config, seq_len=32)
 
 
+def test_a_copy_of_a_file_in_another_part_is_refused(tmp_path):
+    config = parts_in(tmp_path)
+    (tmp_path / "test").write_bytes((tmp_path / "validation").read_bytes())
+    expected = (
+        r"/test has the same content as \S+/validation in data.validation_path; expected each"
+    )
+    with pytest.raises(ConfigError, match=rf"data\.test_path: \S+{expected}"):
+        measure_corpus(config, seq_len=32)
+    for part in ("validation", "test"):  # empty files are no copies
+        (tmp_path / f"{part}s").mkdir()
+        (tmp_path / part).rename(tmp_path / f"{part}s" / part)
+        (tmp_path / f"{part}s" / "empty").touch()
+    (tmp_path / "tests" / "test").write_bytes(b"other" * 20)
+    folders = {f"{part}_path": str(tmp_path / f"{part}s") for part in ("validation", "test")}
+    assert measure_corpus(config.model_copy(update=folders), seq_len=32)
+
+
 @pytest.mark.parametrize("after", [b"longer", b"y" * 4000, b""])
 def test_a_text_that_changes_between_two_readings_is_not_kept(tmp_path, after):
     path = tmp_path / "text"

@@ -13,7 +13,7 @@ RESULTS = {
     "search": Searched("s", {"complete": 2, "pruned": 1, "failed": 0}, (), ""),
     "select": Selected(1, "t", {"train.learning_rate": 0.012345678, "model.last_k": None}, 2.25),
     "fit": Fitted("f", "models:/m", 2.2, 12345, 65536, 61.0, "2"),
-    "evaluate": Tested(2.2, "0" * 32, {"gzip": 3.1, "lzma": 2.0}),
+    "evaluate": Tested(2.2, "0" * 32, {"gzip": 3.1, "lzma": 2.0}, 0.1234),
     "register": Registered("dca-gpt", 3),
     "promote": Promoted("dca-gpt", 3, "promoted: the first"),
     "sample": Sampled("r"),
@@ -39,10 +39,18 @@ def test_the_screen_has_the_result_the_text_and_the_next_commands(experiment):
     ]
     start = lines.index("bits per byte of the test split (3,000 bytes of files)")
     assert [line.split()[-1] for line in lines[start + 1 : start + 4]] == ["lzma", "3", "gzip"]
+    assert lines[start + 4] == (
+        "12.3 % of the test bytes lie in strings of 64 bytes that the training text has too"
+    )
     assert "def generated" in lines
     assert "champion  models:/dca-gpt@champion (version 3)" in lines
     assert "report    report.html" in lines
     assert "python pipelines/generate.py --model dca-gpt --prompt" in lines[-1]
+
+
+def test_a_result_of_an_earlier_version_says_nothing_of_the_training_text(experiment):
+    lines = shown(experiment, evaluate=Tested(2.2, "0" * 32, {"gzip": 3.1}))
+    assert not any("training text" in line for line in lines)
 
 
 def test_one_worker_is_singular(experiment):
