@@ -19,6 +19,7 @@ from typing import Any
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
+from pipelines.console.text import for_stream
 
 SEPARATOR = 20 * "-"
 MODEL = "dca-gpt"
@@ -70,7 +71,7 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
         if number:
             print(SEPARATOR)
         for part in itertools.chain([prompt], parts):
-            sys.stdout.write(part)
+            sys.stdout.write(for_stream(part, sys.stdout))
             sys.stdout.flush()
         print(flush=True)
 
@@ -112,7 +113,7 @@ def _run_alone(argv: Sequence[str], prompts: list[str]) -> int:
             assert child.stdout is not None
             decoder = codecs.getincrementaldecoder("utf-8")("replace")
             while part := child.stdout.read1():  # type: ignore[attr-defined]
-                sys.stdout.write(decoder.decode(part))
+                sys.stdout.write(for_stream(decoder.decode(part), sys.stdout))
                 sys.stdout.flush()
     return child.returncode
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
-from pipelines.console.text import format_value, one_line
+from pipelines.console.text import format_value, one_line, without_controls
 
 if TYPE_CHECKING:
     from pipelines.registry.gate import Decision
@@ -217,7 +217,7 @@ def _print_table(columns: list[str], rows: Iterable[list[str]]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(without_controls, row))
     width = None if sys.stdout.isatty() else PIPED_COLUMNS
     console = Console(width=width, markup=False, highlight=False)
     console.print(table)

@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError
 from pipelines.console.process import handlers_restored
+from pipelines.console.text import for_stream
 
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of every command."""
@@ -76,5 +77,5 @@ def _drop_output() -> None:
 
 
 def _fail(message: object, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(for_stream(str(message), sys.stderr), file=sys.stderr)
     return code

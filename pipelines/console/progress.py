@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pipelines.console.panel import Panel
+from pipelines.console.text import without_controls
 from pipelines.console.updates import OutputMode, ProgressUpdate
 
 
@@ -51,6 +52,7 @@ class Progress:
     def _print(self, text: str) -> None:
         """Print long lines whole, to be copied; above a panel they are wrapped, as rich counts the
         rows."""
+        text = without_controls(text) if self.console.is_terminal else text
         self.console.print(text, markup=False, soft_wrap=self._panel is None)
 
     def update(self, update: ProgressUpdate) -> None:

@@ -5,15 +5,34 @@ Used wherever a message, a table or a line of progress is written.
 
 import difflib
 import json
+import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 
 def one_line(text: object, *, limit: int = 500) -> str:
     """Foreign text in a message: without line breaks and terminal codes, at most `limit` long."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:limit])
     return line if len(line) < limit else f"{line[: limit - 3]}..."
+
+
+def without_controls(text: str) -> str:
+    """Text of any origin for a terminal: what would control it, or hide text, is shown as escapes.
+
+    Line breaks, tabs and the joiners of scripts and emoji stay.
+    """
+    return "".join(c if _is_shown(c) else ascii(c)[1:-1] for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return not hidden or character in "\n\t\u200c\u200d"
+
+
+def for_stream(text: str, stream: TextIO | None) -> str:
+    """The text as it is for a file or a pipe, `without_controls` for a terminal."""
+    return without_controls(text) if stream is not None and stream.isatty() else text
 
 
 def first_line(error: BaseException, *, limit: int = 200) -> str:

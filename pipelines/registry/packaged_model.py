@@ -39,6 +39,10 @@ DEFAULTS: dict[str, Any] = {
 """Parameters of `predict`."""
 MAX_BYTES = 65_536
 """Of a prompt and of its continuation: a request must not take the machine's memory."""
+MAX_STOP = 1024
+"""Characters of `stop`, which is looked for after each one that is written."""
+MAX_PROMPTS, MAX_REQUEST = 256, 16 * MAX_BYTES
+"""Of a request to a server, and the bytes that it may have written: it must not take a day."""
 SUMS = "SHA256SUMS"
 """Beside the weights, in sha256sum's format: the digest of every file that loading reads."""
 NOTE = "registered_model_meta"
@@ -122,6 +126,7 @@ class PackagedModel(PythonModel):
         options = {**DEFAULTS, **(params or {})}
         prompts = np.ravel(model_input["prompt"]).tolist()
         try:
+            self._check_request(len(prompts), options["max_new_tokens"])
             self.check(prompts, **options)
         except ValueError as error:  # a server answers with 400 and this
             raise MlflowException.invalid_parameter_value(str(error)) from None
@@ -129,6 +134,17 @@ class PackagedModel(PythonModel):
         nats = [math.log(2) * float(self.bits(_bytes(prompt)).sum()) for prompt in prompts]
         columns = {"text": texts, "log_likelihood": np.subtract(0.0, nats)}
         return pd.DataFrame(columns, index=getattr(model_input, "index", None))
+
+    def _check_request(self, prompts: int, new: int) -> None:
+        """Raise FieldError for more than one request may ask for."""
+        wrong = self.dca.errors.FieldError
+        if prompts > MAX_PROMPTS:
+            raise wrong("prompt", f"expected at most {MAX_PROMPTS} in a request, got {prompts}")
+        if prompts * new > MAX_REQUEST:
+            most = MAX_REQUEST // prompts
+            raise wrong(
+                "max_new_tokens", f"expected at most {most} for {prompts} prompts, got {new}"
+            )
 
     def check(self, prompts: list[Any], *, seed: int, stop: str, **sampling: Any) -> None:
         """Raise FieldError, a ValueError, for what cannot be continued."""
@@ -139,6 +155,8 @@ class PackagedModel(PythonModel):
             raise wrong("max_new_tokens", f"expected at most {MAX_BYTES}, got {got}")
         if not 0 <= seed < 2**63:
             raise wrong("seed", f"expected 0 to 2**63 - 1, got {seed}")
+        if len(stop or "") > MAX_STOP:
+            raise wrong("stop", f"expected at most {MAX_STOP} characters, got {len(stop)}")
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise wrong("prompt", f"expected text, got {prompt}")

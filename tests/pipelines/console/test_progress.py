@@ -222,6 +222,14 @@ def test_a_terminal_shows_a_panel_and_keeps_the_lines():
     assert terminal.process.wait() == 0
 
 
+def test_texts_do_not_control_the_terminal():
+    written = io.StringIO()
+    progress = Progress()
+    progress.console = Console(file=written, force_terminal=True, highlight=False)
+    progress.log("reason: \x1b]0;owned\x07")
+    assert written.getvalue() == "reason: \\x1b]0;owned\\x07\n"
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("environment", [{"TERM": "dumb"}, {"TTY_INTERACTIVE": "0"}])
 def test_a_terminal_that_cannot_draw_gets_lines(environment):

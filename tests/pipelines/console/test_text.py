@@ -1,16 +1,20 @@
 """Text for people: one line of foreign text, the nearest valid name, values and durations."""
 
+import io
+
 import numpy as np
 import pytest
 
 from pipelines.console.text import (
     first_line,
+    for_stream,
     format_duration,
     format_value,
     nearest,
     one_line,
     quote_value,
     shown_path,
+    without_controls,
 )
 
 
@@ -34,6 +38,25 @@ from pipelines.console.text import (
 )
 def test_a_value_is_shown_as_people_write_it(value, shown):
     assert format_value(value) == shown
+
+
+def test_what_would_control_a_terminal_or_hide_text_is_shown():
+    title, clear, colour = "\x1b]0;owned\x07", "\x9b2J\r\b", "a\x00\x7f"
+    assert without_controls(title) == r"\x1b]0;owned\x07"
+    assert without_controls(clear + colour) == r"\x9b2J\r\x08a\x00\x7f"
+    assert without_controls("a\u202eb\u2066c\u2028d\ufeff") == r"a\u202eb\u2066c\u2028d\ufeff"
+    kept = "a\n\tÄ\xa0漢 🧑\u200d🚀\ufffd"
+    assert without_controls(kept) == kept
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_only_a_terminal_is_spared_from_controls():
+    assert for_stream("\x1b[1m", Terminal()) == r"\x1b[1m"
+    assert for_stream("\x1b[1m", io.StringIO()) == for_stream("\x1b[1m", None) == "\x1b[1m"
 
 
 def test_the_first_line_of_an_error_is_short_and_printable():

@@ -1,4 +1,5 @@
 import importlib.util
+import io
 import math
 import py_compile
 import re
@@ -13,6 +14,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from pipelines import generate
 from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.experiment import read_experiment
 from pipelines.registry.package import FILES, fetch_model, load_model
@@ -95,11 +97,35 @@ def test_a_table_of_prompts_gives_texts_and_their_prompts_log_likelihoods(packag
         ("a", {"top_k": 0}, "top_k: "),
         ("a", {"top_p": 1.5}, "top_p: "),
         ("a", {"seed": -1}, "seed: "),
+        ("a", {"stop": "x" * 1025}, "stop: expected at most 1024 characters, got 1025"),
     ],
 )
 def test_what_cannot_be_continued_is_an_invalid_parameter(packaged, prompt, options, expected):
     with pytest.raises(MlflowException, match=expected) as raised:
         packaged.predict(None, pd.DataFrame({"prompt": [prompt]}), options)
+    assert raised.value.get_http_status_code() == 400
+
+
+def test_a_terminal_shows_the_controls_of_a_text(packaged, monkeypatch):
+    arguments = generate._parse(["--prompt", "a", "--max-new-tokens", "0"])
+    for is_terminal, shown in ((True, r"\x1b[1m"), (False, "\x1b[1m")):
+        written = io.StringIO()
+        written.isatty = lambda: is_terminal  # noqa: B023
+        monkeypatch.setattr(sys, "stdout", written)
+        generate._generate(packaged, ["\x1b[1m"], "label", arguments)
+        assert written.getvalue() == f"{shown}\n"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "new", "expected"),
+    [
+        (257, 1, "prompt: expected at most 256 in a request, got 257"),
+        (17, 65_536, "max_new_tokens: expected at most 61680 for 17 prompts, got 65536"),
+    ],
+)
+def test_a_request_has_a_size(packaged, prompts, new, expected):
+    with pytest.raises(MlflowException, match=expected) as raised:
+        packaged.predict(None, pd.DataFrame({"prompt": ["a"] * prompts}), {"max_new_tokens": new})
     assert raised.value.get_http_status_code() == 400
 
 
