@@ -15,6 +15,7 @@ from pipelines.console.errors import PipelineError, StorageError
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.transfer import download_progress
 from pipelines.console.updates import OutputMode
+from pipelines.storage.files import move_into_place
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 30
@@ -47,8 +48,7 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
                 return
             RETRIES.call(_complete, url, file, size, show)
             file.flush()
-            os.fsync(file.fileno())
-            part.replace(path)
+            move_into_place(part, path)
     except requests.RequestException as error:
         raise PipelineError(f"{url}: {_reason(error)}; {advice}") from error
     except BlockingIOError:

@@ -6,7 +6,6 @@ corpus stage, which writes the splits, and by whatever reads one.
 """
 
 import hashlib
-import os
 import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from pipelines.data.files import read_files
 from pipelines.data.fingerprint import HELD_OUT_SHARE, SPLIT_KEYS, Corpus
 from pipelines.data.reading import ChunkBuffer, CorpusReader
 from pipelines.storage.digests import file_state
-from pipelines.storage.files import File, file_at, put_file, size_of
+from pipelines.storage.files import File, file_at, move_into_place, put_file, size_of
 from pipelines.storage.remote import Folder
 
 
@@ -97,7 +96,7 @@ def _write_local(config: DataConfig, corpus: Corpus, storage: Path, mode: Output
             raise ConfigError(Problem(message, "data"))
         for split, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            (Path(scratch) / split).replace(path)
+            move_into_place(Path(scratch) / split, path)
 
 
 def train_val_splits(storage: Folder, fingerprint: str) -> TrainValSplits:
@@ -179,5 +178,3 @@ def _write(path: Path, chunks: ChunkBuffer, size: int) -> None:
     with path.open("wb") as file:
         while part := chunks.take(size):
             size -= file.write(part)
-        file.flush()
-        os.fsync(file.fileno())

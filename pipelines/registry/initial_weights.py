@@ -20,7 +20,7 @@ from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
 from pipelines.registry.resolve import resolve_model
 from pipelines.storage.digests import cached_sha256
-from pipelines.storage.files import file_at, put_file, remove
+from pipelines.storage.files import file_at, move_into_place, put_file, remove
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.tracking.client import connect_existing
@@ -161,7 +161,7 @@ def _copy(folder: Path, target: Folder) -> None:
         for name in (WEIGHTS, DESCRIPTION):
             shutil.copy(folder / name, unfinished)
         try:
-            unfinished.rename(target)
+            move_into_place(unfinished, target)
         except OSError:
             if not target.exists():  # else another process was faster, with the same bytes
                 raise

@@ -4,6 +4,7 @@ Used by data for corpora, by training and the registry for weights, by tracking 
 """
 
 import getpass
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -95,6 +96,25 @@ def local_copy(file: File) -> Path:
     except OSError as error:
         raise StorageError(f"{path}: cannot be written: {error}") from error
     return path
+
+
+def move_into_place(part: Path, path: Path) -> None:
+    """Give a file or folder that is complete its name, under which it then counts.
+
+    Synced to disk before and after: a power cut leaves all of it there, or none.
+    """
+    for inside in (*(part.rglob("*") if part.is_dir() else ()), part):
+        _sync(inside)
+    part.replace(path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Writing a checkpoint, and removing those that are neither among the newest nor the best."""
 
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from pipelines.console.errors import StorageError
 from pipelines.storage.digests import DIGESTS_FILE
+from pipelines.storage.files import move_into_place
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.training.checkpoint.content import FILES, Snapshot, collect_tensors, write_files
 from pipelines.training.checkpoint.layout import complete_names, list_checkpoints, path_of
@@ -50,11 +50,8 @@ def _save_local(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) ->
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
         write_files(temporary, tensors, snapshot)
-        for path in (*temporary.iterdir(), temporary):
-            _sync(path)
         shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-        _sync(folder)
+        move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
@@ -71,14 +68,6 @@ def _save_remote(folder: RemoteDirectory, tensors: dict[str, Tensor], snapshot: 
         target.put(Path(scratch), *FILES)
         folder.require_owner()
         target.put(Path(scratch), DIGESTS_FILE)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _prune_local(folder: Path, snapshot: Snapshot) -> None:

@@ -111,7 +111,7 @@ def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, mo
         raise KeyboardInterrupt
 
     with monkeypatch.context() as context:
-        context.setattr(Path, "rename", die)
+        context.setattr(Path, "replace", die)
         with pytest.raises(KeyboardInterrupt):
             start(experiment_of(data, {}, trained))
     experiment = start(experiment_of(data, {}, trained))

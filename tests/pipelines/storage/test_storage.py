@@ -325,3 +325,17 @@ def test_a_google_store_limits_its_own_retries(monkeypatch):
         "gs://a/b?scheme=http&retry_limit_seconds=10",
         "s3://a/b",
     ]
+
+
+def test_what_counts_was_synced_before_it_had_its_name_and_its_folder_after(tmp_path, monkeypatch):
+    part, target = tmp_path / "part", tmp_path / "target"
+    part.mkdir()
+    (part / "file").write_bytes(b"text")
+    inodes = {path.stat().st_ino: path.name for path in (part, part / "file", tmp_path)}
+    synced = []
+    monkeypatch.setattr(
+        files.os, "fsync", lambda f: synced.append((inodes[os.fstat(f).st_ino], target.exists()))
+    )
+    files.move_into_place(part, target)
+    assert synced == [("file", False), ("part", False), (tmp_path.name, True)]
+    assert (target / "file").read_bytes() == b"text"
