@@ -180,20 +180,23 @@ def _require_sizes(folder: Path, kind: Any) -> None:
     A model is built, with memory of its size, before its weights are loaded. `kind` is the
     package's ModelConfig; earlier ones cannot count.
     """
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
-    config = json.loads((folder / CONFIG).read_text())["model"]
-    with safe_open(folder / FILES / WEIGHTS, "pt") as file:
-        sizes = [math.prod(file.get_slice(name).get_shape()) for name in file.keys()]  # noqa: SIM118
-    fits = config["depth"] <= len(sizes)
-    if fits and hasattr(kind, "meta_model"):
-        fits = kind(**config).parameter_count() <= sum(sizes)
-    elif fits:
-        fits = config["depth"] * config["ff_mult"] * config["dim"] ** 2 <= sum(sizes)
-    if not fits:
-        sizes_given = ", ".join(f"{key}={config[key]}" for key in ("dim", "depth", "ff_mult"))
-        message = f"{CONFIG}: expected a model of {sum(sizes):,} weights, got {sizes_given}"
-        raise DamagedError(f"{folder}: {message}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())["model"]
+        with safe_open(folder / FILES / WEIGHTS, "pt") as file:
+            names = file.keys()
+            sizes = [math.prod(file.get_slice(name).get_shape()) for name in names]
+        fits = config["depth"] <= len(sizes)
+        if fits and hasattr(kind, "meta_model"):
+            fits = kind(**config).parameter_count() <= sum(sizes)
+        elif fits:
+            fits = config["depth"] * config["ff_mult"] * config["dim"] ** 2 <= sum(sizes)
+        if not fits:
+            given = ", ".join(f"{key}={config[key]}" for key in ("dim", "depth", "ff_mult"))
+            raise ValueError(f"expected a model of {sum(sizes):,} weights, got {given}")
+    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
+        raise DamagedError(f"{folder}: {CONFIG}: {error}") from None
 
 
 def local_folder(text: str) -> Path | None:

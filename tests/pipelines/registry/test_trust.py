@@ -257,6 +257,14 @@ def test_a_package_of_absurd_sizes_is_refused_before_memory_is_taken(store, logg
         load_model(logged)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"model": {"depth": "2"}}', "not JSON"])
+def test_a_package_with_a_configuration_of_another_form_is_one_line(logged, text):
+    (logged / CONFIG).write_text(text)
+    list_again(logged)
+    with pytest.raises(DamagedError, match=r"config\.json: "):
+        load_model(logged)
+
+
 def test_what_mlflow_and_python_leave_beside_a_model_is_not_an_attack(store, logged, tmp_path):
     write("registered_model_meta", "model_name: tiny\n")(logged)
     write("code/dca/__pycache__/model.cpython-311.pyc", "not code")(logged)

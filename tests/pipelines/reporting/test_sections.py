@@ -7,7 +7,7 @@ import pytest
 
 from pipelines.experiment import read_experiment
 from pipelines.reporting.importance import COLUMNS, Importance
-from pipelines.reporting.mixing import Mixing
+from pipelines.reporting.mixing import Mixing, _stored
 from pipelines.reporting.page import leaderboard, model_sections, provenance_sections
 from pipelines.reporting.page import search_sections as search
 from pipelines.reporting.page.cells import (
@@ -152,6 +152,18 @@ def mixing(rows: int, added: float, bytes_read: int) -> Mixing:
     row = {"layer": "1", "output": "q", "entry": "embedding", "place": 0, "b": 1.0}
     row |= {"spread": 0.12345, "added": added}
     return Mixing(pd.DataFrame([row] * rows), bytes_read)
+
+
+def test_stored_weights_are_read_only_if_all_of_them_are_numbers():
+    row = {"layer": "1", "output": "q", "entry": "embedding", "place": 0}
+    row |= {"b": 1.0, "spread": 0.5, "added": 0.25}
+    whole = {"rows": [row, row], "bytes_read": 512}
+    found = _stored(whole)
+    assert (found.weights.to_dict("records"), found.bytes_read) == ([row, row], 512)
+    rows = [{**row, "b": math.nan}, {**row, "added": "0.5"}, {**row, "place": "0"}, [], {}]
+    damaged = [{**whole, "rows": [row, one]} for one in rows]
+    damaged += [None, [], {}, {**whole, "rows": []}, {**whole, "bytes_read": 0}]
+    assert [_stored(one) for one in damaged] == [None] * len(damaged)
 
 
 def test_the_mixing_has_a_table_unless_it_is_too_long(config):
