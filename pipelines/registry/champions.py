@@ -6,14 +6,17 @@ contains the number of the entry it follows. Of two that follow the same one the
 the other void, for every reader of the log: so two promoters on two machines cannot both succeed.
 This is correct without a lock; `gate_lock` only avoids wasted work on one machine. A process killed
 anywhere leaves nothing to clean up: the alias is set after the entry is written, and if that was
-interrupted, the next command that reads the champion completes it.
+interrupted, the next command that reads the champion completes it. No clock decides anything.
 """
 
 import itertools
+import os
+import socket
 import time
 import uuid
 from dataclasses import dataclass
 
+import psutil
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -37,6 +40,7 @@ from pipelines.tracking.schema import (
     ENTRY_USER_TAG,
     ENTRY_VERSION_TAG,
     FOLLOWS_TAG,
+    MOVING_TAG,
     PREVIOUS_TAG,
 )
 
@@ -44,8 +48,6 @@ CHAMPION = "champion"
 """The alias."""
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
 """Actions of the log."""
-ALIAS_GRACE_SECONDS = 10
-"""Age of a promotion below which an alias that differs from the log counts as not set yet."""
 
 
 class ConcurrentPromotionError(PipelineError):
@@ -105,9 +107,8 @@ class Champions:
 
     def state(self, *, reconcile: bool = True) -> ChampionState:
         """The present champion; an interrupted promotion is completed if `reconcile`."""
-        state, last, alias = self._read()
-        unfinished = last is not None and (DONE_TAG not in last.tags or alias != state.champion)
-        if reconcile and unfinished:
+        state, settled = self._read()
+        if reconcile and not settled:
             self.reconcile_alias()
         return state
 
@@ -150,25 +151,37 @@ class Champions:
 
     def reconcile_alias(self) -> None:
         """Set the alias to the last entry's version, also while other processes write entries."""
+        entries = self._valid_entries()
+        marks = [
+            (entry, tag) for entry in entries for tag in _moves(entry) if _has_ended(entry, tag)
+        ]
+        own = MOVING_TAG.format(uuid.uuid4().hex)
         while True:
-            last = self._valid_entries()[-1]
+            last = entries[-1]
+            self._mark(last, own, _this_process())
+            marks.append((last, own))
             if self._version_exists(last):
                 self.registry.set_alias(CHAMPION, int(last.tags[ENTRY_VERSION_TAG]))
-            self._mark_done(last)
-            if _number(self._valid_entries()[-1]) == _number(last):
-                return
+            self._mark(last, DONE_TAG, "true")
+            entries = self._valid_entries()
+            if _number(entries[-1]) == _number(last):
+                break
+        for entry, tag in marks:
+            self._unmark(entry, tag)
 
-    def _read(self) -> tuple[ChampionState, ModelVersion | None, int | None]:
-        """The champion, the last entry of the log, and the version that the alias names.
+    def _read(self) -> tuple[ChampionState, bool]:
+        """The champion with the last entry of the log, and whether the alias is settled.
 
-        While the alias may not have been moved yet the log decides; later an alias that differs was
-        moved by hand, or its version was deleted.
+        While a process moves it, or was killed before it had, the log decides. Later an alias that
+        differs was moved by hand, or its version was deleted. No clock takes part in this.
         """
-        last = next(reversed(self._valid_entries()), None)
-        alias = champion = self.registry.aliases().get(CHAMPION)
-        if last is not None and not _alias_moved(last) and self._version_exists(last):
+        entries = self._valid_entries()
+        last = entries[-1] if entries else None
+        champion = self.registry.aliases().get(CHAMPION)
+        settled = last is None or (DONE_TAG in last.tags and not any(map(_moves, entries)))
+        if last is not None and not settled and self._version_exists(last):
             champion = int(last.tags[ENTRY_VERSION_TAG])
-        return ChampionState(champion, _number(last) if last else 0), last, alias
+        return ChampionState(champion, _number(last) if last else 0), settled
 
     def _version_exists(self, entry: ModelVersion) -> bool:
         """Whether the version of an entry still exists, and is not another one of its number."""
@@ -224,11 +237,18 @@ class Champions:
                 valid.append(entry)
         return valid
 
-    def _mark_done(self, entry: ModelVersion) -> None:
+    def _mark(self, entry: ModelVersion, tag: str, value: str) -> None:
         client = self.registry.client
-        CONFLICTS.call(
-            client.set_model_version_tag, self.log_name, str(entry.version), DONE_TAG, "true"
-        )
+        CONFLICTS.call(client.set_model_version_tag, self.log_name, str(entry.version), tag, value)
+
+    def _unmark(self, entry: ModelVersion, tag: str) -> None:
+        """Without error if another process was faster."""
+        client = self.registry.client
+        try:
+            CONFLICTS.call(client.delete_model_version_tag, self.log_name, str(entry.version), tag)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
 
     def _what_happened(self, seen: ChampionState) -> str:
         since = [promotion for promotion in self.promotions() if promotion.number > seen.entry]
@@ -238,10 +258,19 @@ class Champions:
         return f"{self.registry.name}: the champion has moved meanwhile: {how}"
 
 
-def _alias_moved(entry: ModelVersion) -> bool:
-    """Whether an alias that names another version was moved by hand after the entry."""
-    age = time.time() - float(entry.tags[ENTRY_SECONDS_TAG])
-    return DONE_TAG in entry.tags and age > ALIAS_GRACE_SECONDS
+def _moves(entry: ModelVersion) -> list[str]:
+    """The marks of processes that move the alias after an entry, or were killed while they did."""
+    return [tag for tag in entry.tags if tag.startswith(MOVING_TAG.format(""))]
+
+
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _has_ended(entry: ModelVersion, tag: str) -> bool:
+    """Whether the process that set a mark ran on this host and runs no longer."""
+    host, _, number = entry.tags[tag].rpartition(" ")
+    return host == socket.gethostname() and not psutil.pid_exists(int(number))
 
 
 def _number(entry: ModelVersion) -> int:

@@ -161,8 +161,9 @@ ENTRY_VERSION_TAG, PREVIOUS_TAG, FOLLOWS_TAG = "version", "previous", "follows"
 ACTION_TAG, ENTRY_REASON_TAG = "action", "reason"
 ENTRY_USER_TAG, ENTRY_SECONDS_TAG = "user", "seconds"
 """How, why, by whom and when, in seconds since 1970."""
-CLAIM_TAG, DONE_TAG = "claim", "done"
-"""Marks the process that wrote it, and that the alias has been moved."""
+CLAIM_TAG, DONE_TAG, MOVING_TAG = "claim", "done", "moving.{}"
+"""Mark the process that wrote it, that the alias has been moved, and processes that move it, each
+with its host and its number."""
 
 COMMIT_VARIABLE = "DCA_GPT_COMMIT"
 """The environment variable with the commit where there is no .git, as in a container or a Ray

@@ -2,7 +2,6 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -14,7 +13,6 @@ from pipelines.registry.champions import (
     ConcurrentPromotionError,
 )
 from pipelines.registry.versions import Registry
-from pipelines.tracking.schema import DONE_TAG, ENTRY_SECONDS_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.forked import Command
 from tests.pipelines.registry.registered import force, register
@@ -80,8 +78,53 @@ def test_killed_before_the_alias_moved_the_next_command_moves_it(store, monkeypa
     assert len(champions.promotions()) == 2
 
 
-def test_an_alias_moved_by_hand_is_champion_and_the_next_entry_follows_it(store, monkeypatch):
-    monkeypatch.setattr("pipelines.registry.champions.ALIAS_GRACE_SECONDS", 0)
+def test_an_alias_that_a_slower_process_has_just_moved_back_is_not_one_moved_by_hand(
+    store, monkeypatch
+):
+    """It has read the log before the second promotion, and sets the alias after it."""
+    champions = Champions(register(store, 2))
+    force(champions, 1)
+    set_alias, seen = Registry.set_alias, []
+
+    def late(registry: Registry, alias: str, version: int) -> None:
+        monkeypatch.setattr(Registry, "set_alias", set_alias)
+        force(champions, 2)
+        set_alias(registry, alias, version)
+        seen.extend((registry.aliases(), champions.state(reconcile=False).champion))
+
+    monkeypatch.setattr(Registry, "set_alias", late)
+    champions.reconcile_alias()
+    assert seen == [{CHAMPION: 1}, 2]
+    assert champions.registry.aliases() == {CHAMPION: 2}
+    marks = [tag for entry in champions._valid_entries() for tag in entry.tags if "moving" in tag]
+    assert marks == []
+
+
+def test_killed_while_it_moved_the_alias_the_next_command_settles_it(store, monkeypatch):
+    champions = Champions(register(store, 3))
+    force(champions, 1)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Champions, "_unmark", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        force(champions, 2)
+    champions.registry.set_alias(CHAMPION, 3)
+    assert champions.state().champion == 2  # for all it knows that process runs, and moves it
+    monkeypatch.setattr(champions_module.psutil, "pid_exists", lambda number: number != os.getpid())
+    champions.reconcile_alias()
+    champions.registry.set_alias(CHAMPION, 3)
+    assert champions.state().champion == 3
+
+
+@pytest.mark.parametrize("seconds", [0.0, 4e9])
+def test_no_clock_decides_who_is_champion(store, monkeypatch, seconds):
+    champions = Champions(register(store, 2))
+    monkeypatch.setattr(champions_module.time, "time", lambda: seconds)
+    force(champions, 1)
+    assert champions.state().champion == 1
+    champions.registry.set_alias(CHAMPION, 2)
+    assert champions.state().champion == 2
+
+
+def test_an_alias_moved_by_hand_is_champion_and_the_next_entry_follows_it(store):
     champions = Champions(register(store, 3))
     force(champions, 1)
     champions.registry.set_alias(CHAMPION, 2)
@@ -92,8 +135,7 @@ def test_an_alias_moved_by_hand_is_champion_and_the_next_entry_follows_it(store,
     assert champions.previous_champion(3) == 2
 
 
-def test_an_alias_moved_by_hand_meanwhile_counts_as_a_promotion(store, monkeypatch):
-    monkeypatch.setattr("pipelines.registry.champions.ALIAS_GRACE_SECONDS", 0)
+def test_an_alias_moved_by_hand_meanwhile_counts_as_a_promotion(store):
     champions = Champions(register(store, 3))
     force(champions, 1)
     seen = champions.state()
@@ -209,13 +251,3 @@ def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> 
     script.write_text(PROMOTER)
     arguments = map(str, (number, share, VERSIONS))
     return Command(script, [*arguments], host, {**os.environ, "TMPDIR": str(host)})
-
-
-@pytest.mark.parametrize(
-    ("age", "done", "moved"),
-    [(10.0, True, False), (10.5, True, True), (10.5, False, False), (0.0, True, False)],
-)
-def test_an_alias_that_differs_was_moved_by_hand_once_the_log_is_old(monkeypatch, age, done, moved):
-    monkeypatch.setattr(champions_module.time, "time", lambda: 1000.0 + age)
-    tags = {ENTRY_SECONDS_TAG: "1000.0"} | ({DONE_TAG: "true"} if done else {})
-    assert champions_module._alias_moved(SimpleNamespace(tags=tags)) == moved
