@@ -132,10 +132,6 @@ def load_model(folder: Path) -> Any:
     MLmodel is not read: the code, its sources and the weights have the same places in every
     package. Raises ConfigError if there is none, DamagedError if it is not as it was packaged.
     """
-    if not (folder / MODEL_FILE).is_file():
-        message = f"expected a packaged model: there is no {MODEL_FILE} in it"
-        raise ConfigError(Problem(message, source=str(folder)))
-    verify_model_folder(folder, str(folder))
     if not runs_here(folder):
         message = "this process has imported another dca: load the model in a process of its own"
         raise PipelineError(f"{folder}: {message}")
@@ -164,7 +160,14 @@ def _sources_first(folder: Path) -> Iterator[None]:
 
 def runs_here(folder: Path) -> bool:
     """Whether this process can run the model in a folder: the `dca` that it has imported, if any,
-    is the package's."""
+    is the package's.
+
+    Raises ConfigError if there is no package, DamagedError if it is not as it was packaged.
+    """
+    if not (folder / MODEL_FILE).is_file():
+        message = f"expected a packaged model: there is no {MODEL_FILE} in it"
+        raise ConfigError(Problem(message, source=str(folder)))
+    verify_model_folder(folder, str(folder))
     if "dca" not in sys.modules:
         return True
     imported, packaged = Path(sys.modules["dca"].__file__ or "").parent, folder / SOURCES / "dca"
