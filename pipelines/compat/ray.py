@@ -52,6 +52,8 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it, under this odd name, in a process that `ray job submit` has started."""
 HEAD_NODE = "node:__internal_head__"
 """A resource of the head node only."""
+SESSIONS = "session_*_*_*"
+"""The folders of clusters in Ray's temporary folder; its other files are links to the last one."""
 LOGGERS = ("ray", "ray.tune", "ray.train")
 """Loggers with a level of their own."""
 NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (
@@ -166,3 +168,10 @@ def exit_detail(error: BaseException) -> str:
     """
     found = re.search(r"Worker exit detail: (.+?\.)(?: |$)", str(error))
     return found[1] if found else ""
+
+
+def temporary_folder() -> Path:
+    """Where the clusters of this machine have their folders, each of which names its processes."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    return Path(get_default_ray_temp_dir())

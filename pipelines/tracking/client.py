@@ -17,7 +17,14 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pipelines.compat.mlflow import LOGGER, ignore_warnings, is_transient, set_environment
+from pipelines.compat.mlflow import (
+    INVALID,
+    LOGGER,
+    MISSING,
+    ignore_warnings,
+    is_transient,
+    set_environment,
+)
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.text import first_line
@@ -76,6 +83,16 @@ class RetryingClient:
     def cancel_retries(self) -> None:
         """Cancel waiting calls, and do not repeat later ones: the command ends."""
         self._cancelled.set()
+
+    def state_of(self, run_id: str) -> str | None:
+        """MLflow's state of a run, as in FINISHED, or DELETED; None of one that is not here."""
+        try:
+            info = self.get_run(run_id).info
+        except MlflowException as error:
+            if error.error_code not in (MISSING, INVALID):
+                raise
+            return None
+        return "DELETED" if info.lifecycle_stage == "deleted" else str(info.status)
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
         """Copy an artifact, a file or a folder, into a folder; returns the copy's path."""

@@ -22,6 +22,7 @@ from ray.tune.execution import tune_controller
 from ray.tune.experimental import output
 from ray.tune.utils import callback
 
+from pipelines.cluster.sessions import ended_sessions
 from pipelines.compat import ray as compat
 
 TRAIN = {
@@ -90,8 +91,11 @@ def test_a_cluster_of_this_machine_has_the_names_and_the_niceness(monkeypatch):
     try:
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
+        session = Path(ray._private.worker._global_node.get_session_dir_path())
+        assert session not in ended_sessions()
     finally:
         ray.shutdown()
+    assert session in ended_sessions()
     assert node[compat.NODE_ALIVE] is True
     assert isinstance(node[compat.NODE_ADDRESS], str)
     assert isinstance(node[compat.NODE_ID], str)

@@ -1,0 +1,131 @@
+"""What nothing needs any more, with its size and the reason; with --delete it is deleted.
+
+    python pipelines/clean.py [--storage PLACE] [--delete]
+
+These are checkpoints of runs that have finished or were deleted, temporary folders of commands that
+were killed, and files of local Ray clusters that have ended.
+"""
+
+import argparse
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.console.command import DONE, FAILURE, Parser, run_command
+from pipelines.console.process import process_restored
+
+if TYPE_CHECKING:  # MLflow, which takes seconds
+    from pipelines.storage.remote import Folder
+
+CHECKPOINTS = ("trials", "fits")
+"""Folders of storage with one folder for each run of a search or a training."""
+
+ENDED = {"FINISHED": "its run has finished", "DELETED": "its run was deleted"}
+"""Why checkpoints are not needed, by the state of their run."""
+KILLED = "its command was killed"
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """A folder that nothing needs."""
+
+    place: "Folder"
+    reason: str
+
+
+@process_restored()
+def main(argv: Sequence[str]) -> int:
+    """List what nothing needs, or delete it."""
+    arguments = _parse(argv)
+    from pipelines.console.text import for_stream
+    from pipelines.storage.location import Storage
+
+    storage = Storage.of(arguments.storage, key="--storage").folder
+    found, failed = [*_of_storage(storage), *_of_this_machine()], 0
+    for one in found:
+        line = f"{_size_of(one.place)}  {one.place}: {one.reason}"
+        if arguments.delete and (error := _delete(one.place)):
+            line, failed = f"{line}; cannot be deleted: {error}", failed + 1
+        print(for_stream(line, sys.stdout))
+    if not found:
+        print("there is nothing that nothing needs")
+    elif arguments.delete:
+        print(f"{len(found) - failed} of {len(found)} deleted")
+    else:
+        print("nothing was deleted; to delete all of it: the same command with --delete")
+    return FAILURE if failed else DONE
+
+
+def _of_storage(storage: "Folder") -> Iterator[Leftover]:
+    """Checkpoints and unfinished copies. Runs that the tracking store does not have stay."""
+    from pipelines.storage.scratch import abandoned_folders
+    from pipelines.tracking.client import connect_existing
+
+    if not storage.exists():
+        return
+    folders = [storage / kind / name for kind in CHECKPOINTS for name in _names(storage / kind)]
+    client = connect_existing() if folders else None
+    for place in folders:
+        reason = ENDED.get(client.state_of(place.name) or "") if client else None
+        if reason:
+            yield Leftover(place, reason)
+    if isinstance(storage, Path):
+        for inside in (storage / "corpora", storage / "starts"):
+            yield from (Leftover(path, KILLED) for path in abandoned_folders(inside))
+
+
+def _names(folder: "Folder") -> list[str]:
+    if isinstance(folder, Path):
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted({name.partition("/")[0] for name in folder.files()})
+
+
+def _of_this_machine() -> Iterator[Leftover]:
+    from pipelines.cluster.sessions import ended_sessions
+    from pipelines.storage.scratch import abandoned_folders
+
+    for path in abandoned_folders(Path(tempfile.gettempdir())):
+        yield Leftover(path, KILLED)
+    for path in ended_sessions():
+        yield Leftover(path, "its Ray has ended")
+
+
+def _size_of(place: "Folder") -> str:
+    if not isinstance(place, Path):
+        return f"{len(place.files())} files"
+    size = sum(path.lstat().st_size for path in place.rglob("*") if not path.is_dir())
+    return f"{size / 2**20:,.1f} MiB"
+
+
+def _delete(place: "Folder") -> str:
+    """Returns why it failed, if it did."""
+    from pipelines.console.errors import StorageError
+    from pipelines.console.text import first_line
+
+    try:
+        if isinstance(place, Path):
+            shutil.rmtree(place)
+        else:
+            place.remove()
+    except (OSError, StorageError) as error:
+        return first_line(error)
+    return ""
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="clean.py",
+        description="What nothing needs any more: checkpoints of runs that have finished or were "
+        "deleted, temporary folders of killed commands, files of local Ray clusters that ended.",
+    )
+    parser.add_argument("--storage", default="runs", metavar="PLACE", help="a folder or URI (runs)")
+    parser.add_argument("--delete", action="store_true", help="delete it; else it is only shown")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main, sys.argv))

@@ -1,0 +1,30 @@
+"""Folders that Ray clusters of this machine have left behind; used by clean.py.
+
+Each cluster writes its logs and sockets to a folder of its own, which it never removes.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import psutil
+
+from pipelines.compat.ray import SESSIONS, temporary_folder
+
+
+def ended_sessions() -> list[Path]:
+    """The user's own session folders that no living process was started with."""
+    folders = [path for path in sorted(temporary_folder().glob(SESSIONS)) if _is_own(path)]
+    if not folders:
+        return []
+    commands = (" ".join(process.info["cmdline"] or []) for process in _processes())
+    running = {name for command in commands for name in re.findall(r"session_[\d_-]+", command)}
+    return [path for path in folders if path.name not in running]
+
+
+def _is_own(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink() and path.lstat().st_uid == os.getuid()
+
+
+def _processes() -> list[psutil.Process]:
+    return list(psutil.process_iter(["cmdline"]))

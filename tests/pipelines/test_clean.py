@@ -1,0 +1,127 @@
+"""What nothing needs any more is shown, and deleted when that is asked for."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from pipelines import clean
+from pipelines.cluster import sessions
+from pipelines.storage import scratch
+from pipelines.storage.scratch import abandoned_folders, scratch_folder
+from tests.pipelines.commands import Folder
+
+
+@pytest.fixture
+def left(store, tmp_path, monkeypatch) -> dict[str, Path]:
+    """Folders of storage, by what their runs are."""
+    monkeypatch.setattr(clean, "_of_this_machine", lambda: iter(()))
+    runs = {kind: store.client.create_run("0").info.run_id for kind in ("done", "gone", "begun")}
+    store.client.set_terminated(runs["done"], "FINISHED")
+    store.client.delete_run(runs["gone"])
+    runs["unknown"] = "0" * 32
+    places = {
+        "done": tmp_path / "runs" / "fits" / runs["done"],
+        "gone": tmp_path / "runs" / "trials" / runs["gone"],
+        "begun": tmp_path / "runs" / "fits" / runs["begun"],
+        "unknown": tmp_path / "runs" / "trials" / runs["unknown"],
+    }
+    for path in places.values():
+        path.mkdir(parents=True)
+        (path / "weights").write_bytes(bytes(3 << 20))
+    return places
+
+
+def test_checkpoints_of_runs_that_may_go_on_or_are_unknown_stay(left, tmp_path):
+    folder = Folder(tmp_path)
+    code, out, err = folder.run("clean.py")
+    assert code == 0, err
+    assert out.splitlines() == [
+        f"3.0 MiB  {left['gone']}: its run was deleted",
+        f"3.0 MiB  {left['done']}: its run has finished",
+        "nothing was deleted; to delete all of it: the same command with --delete",
+    ]
+    assert all(path.exists() for path in left.values())
+    code, out, err = folder.run("clean.py", "--delete")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "2 of 2 deleted"
+    assert [name for name, path in left.items() if path.exists()] == ["begun", "unknown"]
+    code, out, err = folder.run("clean.py", "--delete")
+    assert (code, out) == (0, "there is nothing that nothing needs\n")
+
+
+def test_what_cannot_be_deleted_is_said_and_the_rest_is(left, tmp_path, monkeypatch):
+    rmtree = clean.shutil.rmtree
+
+    def refuse(path: Path) -> None:
+        if path == left["gone"]:
+            raise PermissionError(13, "Permission denied", str(path))
+        rmtree(path)
+
+    monkeypatch.setattr(clean.shutil, "rmtree", refuse)
+    code, out, _ = Folder(tmp_path).run("clean.py", "--delete")
+    assert code == 1
+    assert "its run was deleted; cannot be deleted: [Errno 13] Permission denied" in out
+    assert "1 of 2 deleted" in out
+    assert not left["done"].exists()
+
+
+def test_a_place_without_storage_or_store_has_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(clean, "_of_this_machine", lambda: iter(()))
+    code, out, err = Folder(tmp_path).run("clean.py", "--storage", "missing")
+    assert (code, out) == (0, "there is nothing that nothing needs\n"), err
+    (tmp_path / "runs" / "fits" / "a").mkdir(parents=True)
+    code, out, err = Folder(tmp_path).run("clean.py")
+    assert (code, out) == (2, "")
+    assert "there is no " in err
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+@pytest.mark.process
+def test_a_temporary_folder_is_abandoned_once_its_process_was_killed(tmp_path, monkeypatch):
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from pipelines.storage.scratch import scratch_folder\n"
+        "with scratch_folder(Path(sys.argv[1])): print('made', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        (made,) = tmp_path.iterdir()
+        now = time.time()
+        monkeypatch.setattr(scratch.time, "time", lambda: now + 3600)
+        assert abandoned_folders(tmp_path) == []
+        process.kill()
+    assert abandoned_folders(tmp_path) == [made]
+    (tmp_path / f"{scratch.PREFIX}link").symlink_to(made)
+    (tmp_path / f"{scratch.PREFIX}file").touch()
+    assert abandoned_folders(tmp_path) == [made]
+    monkeypatch.setattr(scratch.time, "time", lambda: now)
+    assert abandoned_folders(tmp_path) == []  # it may not be locked yet
+    monkeypatch.setattr(scratch.os, "getuid", lambda: os.geteuid() + 1)
+    monkeypatch.setattr(scratch.time, "time", lambda: now + 3600)
+    assert abandoned_folders(tmp_path) == []
+
+
+def test_a_temporary_folder_is_gone_after_its_block(tmp_path):
+    with scratch_folder(tmp_path) as made:
+        (made / "file").touch()
+        assert made.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sessions_that_a_process_names_run(tmp_path, monkeypatch):
+    ended, runs = (tmp_path / f"session_2026-01-01_00-00-00_000001_{n}" for n in (7, 71))
+    for path in (ended, runs):
+        path.mkdir()
+    (tmp_path / "session_2026-01-01_00-00-00_000001_8").symlink_to(ended)
+    monkeypatch.setattr(sessions, "temporary_folder", lambda: tmp_path)
+    raylet = SimpleNamespace(info={"cmdline": ["raylet", f"--folder={runs}/sockets"]})
+    monkeypatch.setattr(
+        sessions, "_processes", lambda: [raylet, SimpleNamespace(info={"cmdline": None})]
+    )
+    assert sessions.ended_sessions() == [ended]
