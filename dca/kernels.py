@@ -127,8 +127,10 @@ def _built() -> Path:
     key = hashlib.sha256(source + " ".join(command).encode()).hexdigest()[:16]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dca-gpt"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
+    if {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:  # a link of one's own may be
         raise OSError(f"{folder} belongs to another user")
+    if folder.stat().st_mode & 0o022:
+        raise OSError(f"{folder} can be written by other users")
     for path in folder.glob(f"kernels-{key}-*.so"):
         if path == _named(path, key):
             return path

@@ -37,7 +37,8 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compiles starts others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
-multiprocessing.util.get_temp_dir()  # chosen once: in a test's folder a socket's path is too long
+SHORT = multiprocessing.util.get_temp_dir()  # once: in a test's folder a socket's path is too long
+os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
 NEEDS = {
     "finished": "ray",
     "tutorial": "ray",

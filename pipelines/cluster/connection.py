@@ -8,13 +8,14 @@ import os
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pipelines.cluster.capacity import Cluster, Node
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
+from pipelines.storage.private import private_folder
 from pipelines.storage.project import ROOT
 
 PROBE_SECONDS = 5
@@ -71,6 +72,20 @@ def shutdown() -> None:
         ray.shutdown()
 
 
+def session_folder() -> str:
+    """Where a cluster of this machine has its logs, sockets and copies of code.
+
+    Ray makes its folders writable for all users; this one lies in a private folder. RAY_TMPDIR
+    names another one; TMPDIR counts if its path is short enough for sockets.
+    """
+    if named := os.environ.get("RAY_TMPDIR"):
+        return named
+    folder = private_folder() / "ray"
+    if len(str(folder)) > names.MAX_FOLDER_CHARACTERS:
+        folder = private_folder("/tmp") / "ray"
+    return str(folder)
+
+
 def alive_nodes(ray: Any) -> Cluster:
     """The nodes that Ray counts as alive."""
     return [
@@ -93,10 +108,15 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         settings = {"address": address, "runtime_env": _runtime_env()}
     else:  # never a cluster that was found by chance; its processes inherit the environment
         _set_defaults(names.LOCAL_ENVIRONMENT)
-        settings = {"address": "local", "include_dashboard": dashboard}
+        settings = {
+            "address": "local",
+            "include_dashboard": dashboard,
+            "_temp_dir": session_folder(),
+        }
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    with handlers_restored(*SIGNALS):
+    network = nullcontext() if address else names.loopback_only()
+    with handlers_restored(*SIGNALS), network:
         try:
             ray.init(**settings, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except ConnectionError as error:

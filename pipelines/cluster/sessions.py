@@ -9,12 +9,13 @@ from pathlib import Path
 
 import psutil
 
-from pipelines.compat.ray import SESSIONS, temporary_folder
+from pipelines.cluster.connection import session_folder
+from pipelines.compat.ray import SESSIONS
 
 
 def ended_sessions() -> list[Path]:
     """The user's own session folders that no living process was started with."""
-    folders = [path for path in sorted(temporary_folder().glob(SESSIONS)) if _is_own(path)]
+    folders = [path for path in sorted(session_folder().glob(SESSIONS)) if _is_own(path)]
     if not folders:
         return []
     commands = (" ".join(process.info["cmdline"] or []) for process in _processes())

@@ -54,6 +54,9 @@ HEAD_NODE = "node:__internal_head__"
 """A resource of the head node only."""
 SESSIONS = "session_*_*_*"
 """The folders of clusters in Ray's temporary folder; its other files are links to the last one."""
+MAX_FOLDER_CHARACTERS = 38
+"""Of the folder in which a cluster has those of its sessions: the paths of the sockets in them are
+69 longer, and the system allows 107."""
 LOGGERS = ("ray", "ray.tune", "ray.train")
 """Loggers with a level of their own."""
 NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (
@@ -122,6 +125,24 @@ class NotPickled:
 
 
 @contextmanager
+def loopback_only() -> Iterator[None]:
+    """Make a cluster that is started in the time of a block listen on the loopback interface only.
+
+    Ray's servers listen on all interfaces unless the node's own address is 127.0.0.1. That address,
+    given to `ray.init`, is replaced by the machine's, except where Ray supports no other nodes: on
+    macOS and Windows, or with this constant, which the environment sets before Ray is imported.
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
 def without_aws_keys() -> Iterator[None]:
     """Keep Tune from sending this process's AWS keys to its actors, in the time of a block.
 
@@ -168,10 +189,3 @@ def exit_detail(error: BaseException) -> str:
     """
     found = re.search(r"Worker exit detail: (.+?\.)(?: |$)", str(error))
     return found[1] if found else ""
-
-
-def temporary_folder() -> Path:
-    """Where the clusters of this machine have their folders, each of which names its processes."""
-    from ray._common.utils import get_default_ray_temp_dir
-
-    return Path(get_default_ray_temp_dir())

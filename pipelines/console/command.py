@@ -8,8 +8,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError
+from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError, print_traceback
 from pipelines.console.process import handlers_restored
+from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream
 
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -61,9 +62,10 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
     except BrokenPipeError:
         _drop_output()
         return FAILURE
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
-            raise
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
+            print_traceback(error)
+            return FAILURE
         _drop_output()
         return _fail(f"{error.filename or 'disk'}: {error.strerror}", FAILURE)
 
@@ -77,5 +79,5 @@ def _drop_output() -> None:
 
 
 def _fail(message: object, code: int) -> int:
-    print(for_stream(str(message), sys.stderr), file=sys.stderr)
+    print(for_stream(redact(str(message)), sys.stderr), file=sys.stderr)
     return code

@@ -4,8 +4,11 @@ Raised by every package; pipelines.console.command prints them and returns their
 """
 
 import errno
+import sys
+import traceback
 from dataclasses import dataclass, replace
 
+from pipelines.console.secrets import redact
 from pipelines.console.text import one_line
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
@@ -63,3 +66,8 @@ class DamagedError(PipelineError):
 
 class StorageError(PipelineError):
     """Storage that cannot be read or written: a full disk, a store that is away or refuses."""
+
+
+def print_traceback(error: BaseException) -> None:
+    """Print an unexpected error on standard error as Python does, without secrets."""
+    print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)

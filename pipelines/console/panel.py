@@ -11,6 +11,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from pipelines.console.secrets import redact
 from pipelines.console.updates import Bar, ProgressUpdate
 
 MAX_WIDTH = 100
@@ -34,7 +35,7 @@ class Panel:
         if shown.bars:
             yield _bar_table(shown.bars[: max(1, console.height - NOTE_ROWS)], width)
         curve = "" if options.ascii_only else sparkline(shown.curve)
-        self._spinner.update(text=Text(f"{shown.note or shown.text} {curve}".rstrip()))
+        self._spinner.update(text=Text(f"{redact(shown.note or shown.text)} {curve}".rstrip()))
         yield self._spinner
 
 

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 
 from pipelines.console.panel import Panel
+from pipelines.console.secrets import redact, redact_all
 from pipelines.console.text import without_controls
 from pipelines.console.updates import OutputMode, ProgressUpdate
 
@@ -39,7 +40,7 @@ class Progress:
         """Print an event as an object on a line; nothing in other modes."""
         if self.mode is OutputMode.JSON:
             row = {"event": event, "time": round(time.time(), 3), **data}
-            print(json.dumps(row, default=str), flush=True)
+            print(json.dumps(redact_all(row), default=str), flush=True)
 
     def result(self, text: str, outputs: Mapping[str, Any]) -> None:
         """Print the result of the command, in every mode."""
@@ -52,7 +53,7 @@ class Progress:
     def _print(self, text: str) -> None:
         """Print long lines whole, to be copied; above a panel they are wrapped, as rich counts the
         rows."""
-        text = without_controls(text) if self.console.is_terminal else text
+        text = without_controls(redact(text)) if self.console.is_terminal else redact(text)
         self.console.print(text, markup=False, soft_wrap=self._panel is None)
 
     def update(self, update: ProgressUpdate) -> None:

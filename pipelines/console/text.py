@@ -10,10 +10,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TextIO
 
+from pipelines.console.secrets import redact
+
 
 def one_line(text: object, *, limit: int = 500) -> str:
-    """Foreign text in a message: without line breaks and terminal codes, at most `limit` long."""
-    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[:limit])
+    """Foreign text in a message: without secrets, line breaks and terminal codes, at most `limit`
+    long."""
+    line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redact(str(text))[:limit])
     return line if len(line) < limit else f"{line[: limit - 3]}..."
 
 
@@ -50,7 +53,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def quote_value(value: Any) -> str:
     """A value in an error message, as in `got ...`: JSON of at most 60 characters."""
-    text = json.dumps(value, default=str)
+    text = redact(json.dumps(value, default=str))  # whole: half of a password looks like any text
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -5,13 +5,12 @@ ends the execution, and so do bad input and Ctrl-C.
 """
 
 import json
-import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from pipelines.compat.mlflow import FINISHED
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, PipelineError, print_traceback
 from pipelines.console.text import first_line
 from pipelines.engine.cache import Cache, PlannedStage, results_for, shortened
 from pipelines.engine.instances import Node
@@ -81,7 +80,7 @@ class Execution:
             self._failed[node] = error
             self._log_end(node, "failed", f"failed: {first_line(error)}")
             if not isinstance(error, PipelineError):
-                traceback.print_exception(error)
+                print_traceback(error)
         else:
             self._done[node] = planned
 

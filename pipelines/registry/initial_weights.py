@@ -22,6 +22,7 @@ from pipelines.registry.resolve import resolve_model
 from pipelines.storage.digests import cached_sha256
 from pipelines.storage.files import file_at, move_into_place, put_file, remove
 from pipelines.storage.location import Storage
+from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import ModelStore
@@ -154,7 +155,7 @@ def _copy(folder: Path, target: Folder) -> None:
         for name in (DESCRIPTION, WEIGHTS):
             put_file(folder / name, target / name)
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_private(target.parent)
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         unfinished = Path(scratch) / target.name
         unfinished.mkdir()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.yaml_text import PLAIN_WORD
+from pipelines.console.secrets import MASK
 from pipelines.console.text import shown_path
 from pipelines.experiment import Experiment
 from pipelines.reporting.results import Results
@@ -20,7 +21,7 @@ from pipelines.storage.location import storage_folder
 from pipelines.storage.project import ROOT
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import TRAIN_KIND
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import shown_tracking_uri, tracking_uri
 
 EXTRA_SEEDS = 4
 """Further seeds with which the winner and the runner-up are to be trained."""
@@ -47,15 +48,15 @@ def setup_lines(root: Path = ROOT) -> list[str]:
     if activate.is_file():
         lines.append(shlex.join(["source", shown_path(activate)]))
     if not _is_default(tracking_uri()):
-        lines.append(f"export MLFLOW_TRACKING_URI={shlex.quote(tracking_uri())}")
+        lines.append(f"export MLFLOW_TRACKING_URI={shlex.quote(shown_tracking_uri())}")
     return lines
 
 
 def tracking_page_command() -> str:
     """Opens the pages of the tracking store."""
-    uri = tracking_uri()
-    if not uri.startswith("sqlite"):
-        return shlex.join(["python", "-m", "webbrowser", uri])
+    uri = shown_tracking_uri()
+    if not uri.startswith("sqlite"):  # a browser asks for the name and the password
+        return shlex.join(["python", "-m", "webbrowser", uri.replace(f"{MASK}@", "")])
     options = [] if _is_default(uri) else ["--backend-store-uri", uri]
     return shlex.join(["mlflow", "ui", *options])
 

@@ -51,7 +51,7 @@ from pipelines.tracking.schema import (
 )
 from pipelines.tracking.store import Run, Store
 from pipelines.tracking.trials import StoredTrial, configuration_of
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import shown_tracking_uri
 
 STAGE_CHAIN = (SEARCH_KIND, SELECT_KIND, FIT_KIND, EVALUATE_KIND)
 """Stages each of which reads the run of the one before it."""
@@ -66,7 +66,7 @@ def load_results(experiment: str) -> Results:
     """
     names = [found.name for found in connect_existing().search_experiments()]
     if experiment not in names:
-        message = f"no such experiment in {tracking_uri()}"
+        message = f"no such experiment in {shown_tracking_uri()}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
     store = Store.open(experiment, Path.cwd(), create=False)
     pipelines = store.find(PIPELINE_KIND) if store else []

@@ -15,7 +15,7 @@ from pipelines.experiment import Experiment
 from pipelines.registry.results import Fitted, Promoted, Registered, Tested
 from pipelines.reporting.commands import setup_lines, tracking_page_command
 from pipelines.search.results import Searched, Selected
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import shown_tracking_uri
 
 
 def screen_lines(
@@ -46,7 +46,7 @@ def screen_lines(
         samples,
         "",
         *_champion_lines(results, script),
-        f"runs      {tracking_uri()}, experiment {config.experiment}",
+        f"runs      {shown_tracking_uri()}, experiment {config.experiment}",
         f"files     {storage}",
         *([f"report    {page}"] if page else []),
         *_next_lines(config, results, script),

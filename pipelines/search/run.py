@@ -25,6 +25,7 @@ from pipelines.compat.ray import (
     without_aws_keys,
 )
 from pipelines.console.errors import StorageError
+from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context
@@ -237,4 +238,4 @@ def crash_reason(error: BaseException) -> str:
     """Why a trial crashed, in one line: `MemoryError: ...`, or how its process died."""
     if detail := exit_detail(error):
         return f"its process died: {detail}"
-    return crash_line(error)[:MAX_REASON_CHARACTERS]
+    return redact(crash_line(error))[:MAX_REASON_CHARACTERS]

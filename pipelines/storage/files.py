@@ -3,7 +3,6 @@
 Used by data for corpora, by training and the registry for weights, by tracking for what it lists.
 """
 
-import getpass
 import os
 import shutil
 import tempfile
@@ -12,11 +11,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.storage.digests import cached_sha256, sha256_of
+from pipelines.storage.locks import hold_lock
+from pipelines.storage.private import private_folder
 from pipelines.storage.remote import Folder, RemoteDirectory
+
+DOWNLOAD_SECONDS = 3600
+"""Longest wait for another process that copies the same file."""
 
 
 @dataclass(frozen=True)
@@ -80,15 +82,20 @@ def local_copy(file: File) -> Path:
     """The file itself, or a copy on this machine that is kept and shared by all processes.
 
     The copy is named after the digest of its content. Each process checks it before its first use
-    and makes it again if it is damaged. Raises StorageError if it cannot be written.
+    and makes it again if it is damaged. Raises StorageError if it cannot be written, and
+    PipelineError if another process takes too long to do so.
     """
     if isinstance(file, Path):
         return file
-    folder = Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}" / "corpora"
+    folder = private_folder() / "corpora"
     path = folder / file.sha256
+
+    def refused(holder: str) -> str:
+        return f"{path}: another process downloads it ({holder})"
+
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        with hold_lock(path.with_suffix(".lock"), refused, wait_seconds=DOWNLOAD_SECONDS):
             if not file.is_copied_to(path):
                 part = path.with_suffix(".part")
                 file.fetch(part)

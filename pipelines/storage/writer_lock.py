@@ -1,12 +1,12 @@
 """One writing process for a folder in storage. Used by the training loop."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.errors import StorageError
+from pipelines.storage.locks import hold_lock
+from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
 
 LOCK_SECONDS = 60
@@ -25,12 +25,17 @@ def writer_lock(folder: Folder) -> Iterator[Folder]:
     if not isinstance(folder, Path):
         yield folder.claimed()
         return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / "lock").acquire(timeout=LOCK_SECONDS)
-    except Timeout:
-        raise PipelineError(f"{folder}: another process trains here") from None
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error}") from error
-    with lock:
+    with ExitStack() as held:
+        try:
+            make_private(folder)
+            held.enter_context(
+                hold_lock(
+                    folder / "lock",
+                    lambda holder: f"{folder}: another process trains here ({holder})",
+                    wait_seconds=LOCK_SECONDS,
+                    keep=True,  # the folder may be one of a file server
+                )
+            )
+        except OSError as error:
+            raise StorageError(f"{folder}: cannot be written: {error}") from error
         yield folder

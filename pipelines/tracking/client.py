@@ -28,7 +28,7 @@ from pipelines.compat.mlflow import (
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.text import first_line
-from pipelines.tracking.locks import named_lock
+from pipelines.tracking.locks import store_lock
 from pipelines.tracking.uri import database_file, tracking_uri
 
 PROBE_SECONDS = 5
@@ -124,7 +124,7 @@ def connect_existing() -> RetryingClient:
     database = database_file(uri)
     if database and not database.exists():
         raise _unusable(uri, f"there is no {database}")
-    with named_lock(uri):
+    with store_lock(uri):
         return connect(uri)
 
 

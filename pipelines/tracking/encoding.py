@@ -8,6 +8,7 @@ from mlflow.entities import Metric, RunTag
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import PipelineError
+from pipelines.console.secrets import redact
 from pipelines.training.history import STEP, TIME
 
 CUT_MARK = "\n\n(cut)"
@@ -50,11 +51,12 @@ def encode_param(value: Any) -> str:
 
 
 def encode_tags(tags: Mapping[str, str]) -> list[RunTag]:
-    """Tags as MLflow stores them. Raises PipelineError for a value that it would cut short.
+    """Tags as MLflow stores them, without secrets.
 
-    A description, which only people read, is cut here, and says so at its end.
+    Raises PipelineError for a value that it would cut short. A description, which only people
+    read, is cut here, and says so at its end.
     """
-    return [RunTag(key, _within_limit(key, str(value))) for key, value in tags.items()]
+    return [RunTag(key, _within_limit(key, redact(str(value)))) for key, value in tags.items()]
 
 
 def _within_limit(key: str, value: str) -> str:

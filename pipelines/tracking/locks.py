@@ -1,43 +1,46 @@
 """File locks of this machine, by name: on a database, and on work on a store."""
 
-import getpass
 import hashlib
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from pipelines.console.errors import PipelineError
+from pipelines.console.secrets import redact
+from pipelines.storage.locks import hold_lock
+from pipelines.storage.private import lock_folder
 from pipelines.tracking.uri import tracking_uri
 
+OPEN_SECONDS = 300
+"""Longest wait for another process that opens a database: a new one takes seconds."""
 
-def named_lock(name: str) -> FileLock:
-    """A lock of this machine and user by any name; its file is outside the users' folders.
 
-    A store's URI is the name of the lock on its first use, which MLflow does not protect.
+@contextmanager
+def store_lock(uri: str) -> Iterator[None]:
+    """Hold the lock on a store's first use, which MLflow does not protect.
+
+    Raises PipelineError if another process of this machine holds it too long.
     """
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-    return FileLock(Path(tempfile.gettempdir()) / f"dca-gpt-{getpass.getuser()}-{digest}.lock")
+    busy = f"MLFLOW_TRACKING_URI={redact(uri)}: another process opens it"
+    with hold_lock(_file(uri), lambda holder: f"{busy} ({holder})", wait_seconds=OPEN_SECONDS):
+        yield
 
 
 @contextmanager
 def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
-    """Hold the lock of some work on the same store, among the processes of this machine.
+    """Hold the lock of some work on the same store, among the processes of this machine and user.
 
     Raises PipelineError if another process holds it, and still does after the wait.
     """
-    lock = named_lock(f"{tracking_uri()} {work}")
-    try:
-        held = lock.acquire(timeout=wait_seconds)
-    except Timeout:
-        process = Path(lock.lock_file).read_text().strip()
-        raise PipelineError(
-            f"{work}: already running (process {process}); wait for it or stop it, "
+
+    def refused(holder: str) -> str:
+        return (
+            f"{work}: already running ({holder}); wait for it or stop it, "
             "then run the same command again"
-        ) from None
-    with held:
-        Path(lock.lock_file).write_text(f"{os.getpid()}\n")
+        )
+
+    with hold_lock(_file(f"{tracking_uri()} {work}"), refused, wait_seconds=wait_seconds):
         yield
+
+
+def _file(name: str) -> Path:
+    return lock_folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"

@@ -40,8 +40,11 @@ def provenance() -> dict[str, str]:
 
 
 def user() -> str:
-    """The name of the user that runs this process."""
-    return getpass.getuser()
+    """The name of the user that runs this process; the number of one who has no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # OSError from Python 3.13 on
+        return str(os.getuid())
 
 
 def _git(*args: str) -> str:

@@ -39,13 +39,15 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import File, size_of, uri_of
+from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.encoding import Row, encode_param, encode_tags, metric_entities
-from pipelines.tracking.locks import named_lock
+from pipelines.tracking.locks import store_lock
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import provenance
 from pipelines.tracking.schema import (
@@ -93,7 +95,9 @@ class Store:
         check_uri(uri)
         if create and isinstance(storage, Path):
             _make_folder(storage)
-        with named_lock(uri):  # MLflow's own first use of a database races
+        with store_lock(uri):  # MLflow's own first use of a database races
+            if create and database:  # which MLflow would make readable for all users
+                database.touch(0o600)
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None and not create:
@@ -181,7 +185,7 @@ class Store:
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters by dotted keys; idempotent."""
-        entities = [Param(key, encode_param(value)) for key, value in flatten(params)]
+        entities = [Param(key, redact(encode_param(value))) for key, value in flatten(params)]
         self.client.log_batch(run_id, params=entities)
 
     def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
@@ -199,7 +203,7 @@ class Store:
             if NOTE_TAG not in self.client.get_run(run_id).data.tags:
                 self.tag(run_id, {NOTE_TAG: text})
         elif NOTE_TAG not in self.client.get_experiment(self.experiment_id).tags:
-            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, text)
+            self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, redact(text))
 
     def history(self, run_id: str, metric: str) -> dict[int, float]:
         """A metric's values by step, ascending."""
@@ -267,7 +271,7 @@ class Store:
         if command_ends:
             self.client.cancel_retries()
         with suppress(MlflowException, PipelineError):
-            reason = (str(error) or type(error).__name__)[:MAX_REASON_CHARACTERS]
+            reason = redact(str(error) or type(error).__name__)[:MAX_REASON_CHARACTERS]
             self.tag(run_id, {REASON_TAG: reason})
             self.end(run_id, KILLED if isinstance(error, KeyboardInterrupt) else FAILED)
 
@@ -342,7 +346,7 @@ class Store:
 
 def _make_folder(path: Path) -> None:
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        make_private(path)
     except OSError as error:
         message = f"{path} cannot be made a folder: {error.strerror}"
         raise ConfigError(Problem(message, "storage")) from None
@@ -351,4 +355,6 @@ def _make_folder(path: Path) -> None:
 def _artifact_location(storage: Folder, database: Path) -> str:
     if isinstance(storage, Path):
         return (storage / "artifacts").as_uri()
-    return database.with_name("mlartifacts").as_uri()
+    folder = database.with_name("mlartifacts")
+    make_private(folder)
+    return folder.as_uri()

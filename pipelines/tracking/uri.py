@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from pipelines.console.secrets import redact
+
 SQLITE = "sqlite:///"
 
 
@@ -11,6 +13,11 @@ def tracking_uri() -> str:
     uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
     database = database_file(uri)
     return f"{SQLITE}{database.absolute()}" if database else uri
+
+
+def shown_tracking_uri() -> str:
+    """The same for people and files: without the password and tokens that it may contain."""
+    return redact(tracking_uri())
 
 
 def database_file(uri: str) -> Path | None:

@@ -119,7 +119,7 @@ def test_sessions_that_a_process_names_run(tmp_path, monkeypatch):
     for path in (ended, runs):
         path.mkdir()
     (tmp_path / "session_2026-01-01_00-00-00_000001_8").symlink_to(ended)
-    monkeypatch.setattr(sessions, "temporary_folder", lambda: tmp_path)
+    monkeypatch.setattr(sessions, "session_folder", lambda: tmp_path)
     raylet = SimpleNamespace(info={"cmdline": ["raylet", f"--folder={runs}/sockets"]})
     monkeypatch.setattr(
         sessions, "_processes", lambda: [raylet, SimpleNamespace(info={"cmdline": None})]

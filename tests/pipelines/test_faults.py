@@ -31,7 +31,9 @@ def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp
     wait_until(lambda: len({path.parent for path in folder.checkpoints()}) == 2, process)
     code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
     assert code == 1
-    assert re.fullmatch(rf"experiment tiny: already running \(process {process.pid}\); .+\n", err)
+    assert re.fullmatch(
+        rf"experiment tiny: already running \(process {process.pid}: .+\); .+\n", err
+    )
     below(process, *TRIAL)[0].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err

@@ -12,7 +12,7 @@ from pipelines.reporting.commands import (
 from pipelines.reporting.page.content import Section, Table, TextFile
 from pipelines.reporting.results import Results
 from pipelines.tracking.schema import PIPELINE_KIND, Provenance
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import shown_tracking_uri
 
 
 def lineage_section(results: Results) -> Section:
@@ -36,7 +36,7 @@ def _result_rows(results: Results) -> list[tuple[str, str]]:
         runs["winning trial's"] = results.trials.at[results.winner, "run_id"]
     model, version = results.config.promote.model, results.version
     return [
-        ("experiment", f"{results.config.experiment} in {tracking_uri()}"),
+        ("experiment", f"{results.config.experiment} in {shown_tracking_uri()}"),
         *((f"{name} run", run_id) for name, run_id in runs.items()),
         ("model", results.model_uri or "none yet"),
         ("version", f"{model} {version}" if version else "none"),

@@ -39,6 +39,7 @@ from pipelines.reporting.page.search_sections import (
 from pipelines.reporting.results import Results
 from pipelines.reporting.summary import summary
 from pipelines.storage.digests import DIGESTS_FILE, parse_digests, sha256_of, write_digests
+from pipelines.storage.private import make_private
 from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
 
 DOTS_PER_INCH = 150
@@ -65,7 +66,7 @@ def write(results: Results, folder: Path) -> Path:
 
     The files that an earlier report has listed in the folder are deleted, unless they were changed.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     _delete_earlier(folder)
     sections = all_sections(results)
     for picture in (picture for section in sections for picture in section.pictures):

@@ -4,8 +4,10 @@ import inspect
 import logging
 import os
 import pickle
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
@@ -22,6 +24,7 @@ from ray.tune.execution import tune_controller
 from ray.tune.experimental import output
 from ray.tune.utils import callback
 
+from pipelines.cluster.connection import connect, ray_session, session_folder
 from pipelines.cluster.sessions import ended_sessions
 from pipelines.compat import ray as compat
 
@@ -84,22 +87,39 @@ def test_names_of_the_environment_and_of_resources():
     assert compat.HEAD_NODE == HEAD_NODE_RESOURCE_NAME
 
 
+def listening() -> list[str]:
+    """The addresses at which this process and those below it accept connections."""
+    own = psutil.Process()
+    found = []
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.Error):  # it has ended
+            found += process.net_connections("inet")
+    return [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
+
+
 @pytest.mark.ray
-def test_a_cluster_of_this_machine_has_the_names_and_the_niceness(monkeypatch):
+def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the_niceness(
+    monkeypatch,
+):
     monkeypatch.delenv(compat.NICENESS, raising=False)
-    ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-    try:
+    monkeypatch.setattr(compat, "LOGGERS", ())
+    with ray_session():
+        connect(dashboard=True)
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
+        addresses = listening()
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         assert session not in ended_sessions()
-    finally:
-        ray.shutdown()
     assert session in ended_sessions()
+    assert len(addresses) > 8
+    assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
+    assert session.parent == session_folder()
+    assert session.parent.parent.stat().st_mode & 0o777 == 0o700
+    assert all(len(str(path)) <= 107 for path in (session / "sockets").iterdir())
+    assert node[compat.NODE_ADDRESS] == "127.0.0.1"
     assert node[compat.NODE_ALIVE] is True
-    assert isinstance(node[compat.NODE_ADDRESS], str)
     assert isinstance(node[compat.NODE_ID], str)
-    assert node[compat.NODE_RESOURCES]["CPU"] == 1
+    assert node[compat.NODE_RESOURCES]["CPU"] == os.cpu_count()
     assert compat.HEAD_NODE in node[compat.NODE_RESOURCES]
     assert nice == min(19, os.nice(0) + compat.DEFAULT_NICENESS)
 

@@ -55,9 +55,18 @@ def test_a_command_gets_its_arguments_and_returns_its_code():
     assert given == ["b", "c"]
 
 
-def test_an_unexpected_error_keeps_its_traceback():
-    with pytest.raises(FileNotFoundError):
-        run_command(failing(FileNotFoundError(errno.ENOENT, "x", "y")), ["a.py"], resumes=True)
+def test_an_unexpected_error_keeps_its_traceback_without_secrets(capsys):
+    error = FileNotFoundError(errno.ENOENT, "http://user:CANARY@host/", "y")
+    assert run_command(failing(error), ["a.py"], resumes=True) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("Traceback (most recent call last):\n")
+    assert shown.endswith("FileNotFoundError: [Errno 2] http://***@host/: 'y'\n")
+
+
+def test_the_command_to_run_again_has_no_secrets(capsys):
+    argv = ["sweep.py", "storage=s3://KEY:CAN/ARY@bucket"]
+    assert run_command(failing(KeyboardInterrupt()), argv, resumes=True) == 130
+    assert capsys.readouterr().err.endswith("python sweep.py storage=s3://***@bucket\n")
 
 
 def test_sigterm_interrupts_a_command(capsys):
@@ -88,8 +97,7 @@ def test_the_handler_of_sigterm_is_restored(main):
 
 def test_the_handler_of_sigterm_is_restored_after_an_unexpected_error():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError):
-        run_command(failing(ZeroDivisionError()), ["a.py"])
+    assert run_command(failing(ZeroDivisionError()), ["a.py"]) == 1
     assert signal.getsignal(signal.SIGTERM) is before
 
 

@@ -1,0 +1,65 @@
+"""Redaction: passwords and tokens in text that is shown or stored are replaced by `***`.
+
+Used by whatever prints, and by the tracking package for tags, parameters and descriptions. A URI
+with its password is only for connecting.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, quote_plus, unquote_plus
+
+MASK = "***"
+MIN_SECRET_CHARACTERS = 8
+"""Shorter values of the environment are words that occur anywhere, not secrets."""
+NAMES = r"passw(?:or)?d|token|secret|signature|credential|access_?key(?:_?id)?|(?:api|secret)_?key"
+"""How the names of parameters and variables that hold a secret end."""
+SECRET_VARIABLE = re.compile(rf"(?i)(?:{NAMES})$")
+PLACE_VARIABLE = re.compile(r"(?i)(?:uri|url|address|proxy|endpoint|dsn)$")
+USER_INFORMATION = re.compile(
+    r"(?<=://)"
+    r"(?:[^\s/?#\"'<>@:]+:(?!\d+[/?#])[^\s\"'<>]{0,2000}"  # a password may contain /, a port not
+    r"|[^\s/\"'<>]{1,2000})@"
+)
+PARAMETER = re.compile(
+    rf"(?i)((?:(?:^|[?&;,\s\"'{{(])[\w.%-]*(?:{NAMES})|[?&](?:key|sig|pwd|auth))=)[^\s&;\"'<>]+"
+)
+
+
+def redact(text: str) -> str:
+    """The text without the secrets of the environment, the user information of URIs and the values
+    of parameters such as `token=`."""
+    for secret in _secrets():
+        text = text.replace(secret, MASK)
+    text = USER_INFORMATION.sub(f"{MASK}@", text)
+    return PARAMETER.sub(rf"\g<1>{MASK}", text)
+
+
+def redact_all(value: Any) -> Any:
+    """The same of all texts in JSON data."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redact_all(key): redact_all(item) for key, item in value.items()}
+    return [redact_all(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _secrets() -> list[str]:
+    """The environment's secrets as URIs and messages write them, the longest first."""
+    found = {
+        form
+        for name, value in os.environ.items()
+        for secret in _secrets_of(name, value)
+        for plain in (secret, unquote_plus(secret))
+        for form in (plain, quote(plain), quote(plain, safe=""), quote_plus(plain))
+    }
+    return sorted((s for s in found if len(s) >= MIN_SECRET_CHARACTERS), key=len, reverse=True)
+
+
+def _secrets_of(name: str, value: str) -> Iterator[str]:
+    if SECRET_VARIABLE.search(name):
+        yield value
+    elif "@" in value and PLACE_VARIABLE.search(name):
+        user = value.rpartition("@")[0].rpartition("://")[2]
+        yield from (user, user.partition(":")[2])  # whatever characters the password has

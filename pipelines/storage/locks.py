@@ -1,0 +1,70 @@
+"""File locks among processes, whose waits end with an error that names the holder.
+
+Used by the tracking store's locks, the writers of a folder and the copies of corpora.
+"""
+
+import os
+import platform
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from pipelines.console.errors import PipelineError
+from pipelines.console.secrets import redact
+from pipelines.console.text import one_line
+
+MAX_COMMAND_CHARACTERS = 200
+
+
+@contextmanager
+def hold_lock(
+    path: Path, refused: Callable[[str], str], *, wait_seconds: float, keep: bool = False
+) -> Iterator[None]:
+    """Hold the lock of a file in the time of a block.
+
+    Args:
+        path: The file; it contains the holder's process number and host.
+        refused: Makes the text of the error from that of the holder.
+        wait_seconds: Longest wait for another holder.
+        keep: Whether the file stays: for one that other machines see, whose removal may not be
+            noticed by their processes that wait.
+
+    Raises:
+        PipelineError: If another process still holds it after the wait.
+        OSError: If the file cannot be written.
+
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait_seconds)
+    except Timeout:
+        raise PipelineError(refused(_holder(path))) from None
+    is_file = not isinstance(lock, SoftFileLock)  # else, without flock, the file itself is the lock
+    try:
+        if is_file:
+            path.write_text(f"{os.getpid()} {platform.node()}\n")
+        yield
+    finally:
+        if (
+            is_file and not keep
+        ):  # before it is released: a process that waits for it finds that it is gone
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
+def _holder(path: Path) -> str:
+    """Who has written its number into a lock's file: `process 12 on HOST: python sweep.py`."""
+    try:
+        process, host, *_ = [*path.read_text().split(), "", ""]
+    except OSError:
+        process = host = ""
+    if host != platform.node():
+        return f"process {process or 'unknown'}{f' on {host}' if host else ''}"
+    try:
+        words = Path(f"/proc/{int(process)}/cmdline").read_text().rstrip("\0").split("\0")
+    except (OSError, ValueError):
+        return f"process {process}"
+    return f"process {process}: {one_line(redact(shlex.join(words)), limit=MAX_COMMAND_CHARACTERS)}"

@@ -1,0 +1,76 @@
+"""Locks among processes: who holds one is named, and its file goes with it."""
+
+import os
+import platform
+import threading
+
+import pytest
+
+from pipelines.console.errors import PipelineError
+from pipelines.storage.locks import hold_lock
+
+
+def busy(holder: str) -> str:
+    return f"a: busy ({holder})"
+
+
+def test_a_wait_ends_with_the_holders_process_and_command_without_secrets(tmp_path, monkeypatch):
+    monkeypatch.setenv("A_TOKEN", "pytest-or-python")
+    path = tmp_path / "a.lock"
+    with hold_lock(path, busy, wait_seconds=0):
+        with (
+            pytest.raises(PipelineError, match=rf"a: busy \(process {os.getpid()}: \S*python.*\)"),
+            hold_lock(path, busy, wait_seconds=0.01),
+        ):
+            pytest.fail("it is held")
+        assert path.read_text() == f"{os.getpid()} {platform.node()}\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "holder"),
+    [
+        ("12 elsewhere\n", "process 12 on elsewhere"),
+        (f"999999999 {platform.node()}\n", "process 999999999"),
+        ("", "process unknown"),
+        ("x", "process x"),
+    ],
+)
+def test_another_holder_is_named_as_well_as_it_is_known(text, holder, tmp_path):
+    path = tmp_path / "a.lock"
+    with hold_lock(path, busy, wait_seconds=0, keep=True):
+        path.write_text(text)
+        with (
+            pytest.raises(PipelineError) as refused,
+            hold_lock(path, busy, wait_seconds=0),
+        ):
+            pytest.fail("it is held")
+    assert str(refused.value) == busy(holder)
+    assert path.exists()
+
+
+def test_threads_that_wait_for_a_lock_whose_file_is_removed_never_hold_it_together(tmp_path):
+    inside, most = 0, []
+
+    def work() -> None:
+        nonlocal inside
+        for _ in range(20):
+            with hold_lock(tmp_path / "a.lock", busy, wait_seconds=30):
+                inside += 1
+                most.append(inside)
+                inside -= 1
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 80
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_after_a_killed_process_its_lock_is_free(tmp_path):
+    path = tmp_path / "a.lock"
+    path.write_text("999999999 here\n")
+    with hold_lock(path, busy, wait_seconds=0):
+        assert path.read_text().startswith(f"{os.getpid()} ")

@@ -1,0 +1,104 @@
+"""Folders of this user alone, in places that other users of the machine can write to."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from pipelines.cluster.connection import session_folder
+from pipelines.compat.ray import MAX_FOLDER_CHARACTERS
+from pipelines.console.errors import ConfigError
+from pipelines.storage.private import lock_folder, make_private, private_folder
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
+
+
+@pytest.fixture
+def shared(tmp_path, monkeypatch) -> Path:
+    """The folder for temporary files, and no XDG_RUNTIME_DIR."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    return tmp_path
+
+
+def test_locks_and_copies_are_in_a_folder_of_the_user_alone(shared, monkeypatch):
+    monkeypatch.setattr("getpass.getuser", lambda: pytest.fail("a user may have no name"))
+    folder = private_folder()
+    assert folder == private_folder() == shared / f"dca-gpt-{os.getuid()}"
+    assert lock_folder() == folder / "locks"
+    assert (mode(folder), mode(folder / "locks")) == (0o700, 0o700)
+
+
+def test_locks_are_in_the_users_runtime_folder_if_that_is_private(shared, monkeypatch):
+    runtime = shared / "runtime"
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    assert lock_folder().parent == private_folder()  # there is none
+    runtime.mkdir(mode=0o750)
+    assert lock_folder().parent == private_folder()
+    runtime.chmod(0o700)
+    assert lock_folder() == runtime / "dca-gpt"
+    stat = Path.lstat
+    monkeypatch.setattr(os, "getuid", lambda: stat(shared).st_uid + 1)  # as after `sudo`
+    with pytest.raises(ConfigError, match=f"^{shared}/dca-gpt-.*: expected a folder of this user"):
+        lock_folder()  # not in the runtime folder, and this process cannot become another user
+
+
+def plant_open(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o755)
+
+
+def plant_link(path: Path) -> None:
+    path.with_name("elsewhere").mkdir(mode=0o700)
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize("plant", [plant_open, plant_link, Path.touch])
+def test_what_another_user_may_have_put_there_is_refused_in_one_line(plant, shared):
+    path = shared / f"dca-gpt-{os.getuid()}"
+    plant(path)
+    with pytest.raises(ConfigError) as refused:
+        lock_folder()
+    assert str(refused.value).startswith(f"{path}: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_another_users_folder_is_refused(shared, monkeypatch):
+    private_folder()
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    (shared / f"dca-gpt-{owner}").rename(shared / f"dca-gpt-{owner + 1}")
+    with pytest.raises(ConfigError, match="expected a folder of this user alone"):
+        private_folder()
+
+
+def test_a_folder_that_cannot_be_made_is_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/proc/none")
+    with pytest.raises(ConfigError, match=r"/proc/none/dca-gpt-.*: cannot be made: No such file"):
+        private_folder()
+
+
+def test_a_new_folder_is_private_and_one_that_exists_stays_as_it_is(tmp_path):
+    shared = tmp_path / "team"
+    plant_open(shared)
+    make_private(shared / "a" / "b")
+    make_private(shared / "a" / "b")
+    assert [mode(path) for path in (shared, shared / "a", shared / "a/b")] == [0o755, 0o700, 0o700]
+    (shared / "file").touch()
+    with pytest.raises(OSError, match="exists"):
+        make_private(shared / "file")
+
+
+def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monkeypatch):
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    assert session_folder() == f"/tmp/dca-gpt-{os.getuid()}/ray"
+    monkeypatch.setattr(tempfile, "tempdir", str(shared / ("a" * 100)))
+    (shared / ("a" * 100)).mkdir()
+    assert session_folder() == f"/tmp/dca-gpt-{os.getuid()}/ray"
+    assert len(session_folder()) <= MAX_FOLDER_CHARACTERS
+    monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
+    assert session_folder() == "/elsewhere"
