@@ -9,7 +9,7 @@ import stat
 import tempfile
 from pathlib import Path
 
-from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.errors import ConfigError, Problem, StorageError
 
 
 def lock_folder() -> Path:
@@ -25,7 +25,8 @@ def lock_folder() -> Path:
 def private_folder(parent: str | None = None) -> Path:
     """In the folder for temporary files, or in another one that all users share.
 
-    Raises ConfigError if it cannot be made, or what is there is not a folder of this user alone.
+    Raises StorageError if it cannot be made, ConfigError if what is there is another user's, a link
+    or open to others.
     """
     return _own(Path(parent or tempfile.gettempdir()) / f"dca-gpt-{os.getuid()}")
 
@@ -35,7 +36,7 @@ def _own(folder: Path) -> Path:
         folder.mkdir(mode=0o700, exist_ok=True)
         private = _is_private(folder)
     except OSError as error:
-        raise ConfigError(Problem(f"cannot be made: {error.strerror}", str(folder))) from None
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
     if not private:
         message = "expected a folder of this user alone, mode 700; remove it, or set another TMPDIR"
         raise ConfigError(Problem(message, str(folder)))

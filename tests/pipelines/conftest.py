@@ -130,9 +130,15 @@ class ObjectStore:
 
 
 @pytest.fixture(scope="session")
-def tracking_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tracking_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the server of `tracking_address` has stored."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def tracking_address(tracking_folder: Path) -> Iterator[str]:
     """Address of an MLflow server, in which tests use experiments and models of their own."""
-    with tracking_server(tmp_path_factory.mktemp("server")) as address:
+    with tracking_server(tracking_folder) as address:
         yield address
 
 
