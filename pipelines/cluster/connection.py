@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import Any
 
 from pipelines.cluster.capacity import Cluster, Node
@@ -72,18 +73,18 @@ def shutdown() -> None:
         ray.shutdown()
 
 
-def session_folder() -> str:
+def session_folder() -> Path:
     """Where a cluster of this machine has its logs, sockets and copies of code.
 
     Ray makes its folders writable for all users; this one lies in a private folder. RAY_TMPDIR
     names another one; TMPDIR counts if its path is short enough for sockets.
     """
     if named := os.environ.get("RAY_TMPDIR"):
-        return named
+        return Path(named)
     folder = private_folder() / "ray"
     if len(str(folder)) > names.MAX_FOLDER_CHARACTERS:
         folder = private_folder("/tmp") / "ray"
-    return str(folder)
+    return folder
 
 
 def alive_nodes(ray: Any) -> Cluster:
@@ -111,7 +112,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         settings = {
             "address": "local",
             "include_dashboard": dashboard,
-            "_temp_dir": session_folder(),
+            "_temp_dir": str(session_folder()),
         }
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -7,6 +7,7 @@ could write there could hold every lock or replace a copy.
 import os
 import stat
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem, StorageError
@@ -33,11 +34,11 @@ def private_folder(parent: str | None = None) -> Path:
 
 def _own(folder: Path) -> Path:
     try:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        private = _is_private(folder)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
-    if not private:
+    if not _is_private(folder):
         message = "expected a folder of this user alone, mode 700; remove it, or set another TMPDIR"
         raise ConfigError(Problem(message, str(folder)))
     return folder

@@ -95,10 +95,10 @@ def test_a_new_folder_is_private_and_one_that_exists_stays_as_it_is(tmp_path):
 def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monkeypatch):
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", "/tmp")
-    assert session_folder() == f"/tmp/dca-gpt-{os.getuid()}/ray"
+    assert session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")
     monkeypatch.setattr(tempfile, "tempdir", str(shared / ("a" * 100)))
     (shared / ("a" * 100)).mkdir()
-    assert session_folder() == f"/tmp/dca-gpt-{os.getuid()}/ray"
-    assert len(session_folder()) <= MAX_FOLDER_CHARACTERS
+    assert session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")
+    assert len(str(session_folder())) <= MAX_FOLDER_CHARACTERS
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
-    assert session_folder() == "/elsewhere"
+    assert session_folder() == Path("/elsewhere")
