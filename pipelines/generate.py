@@ -20,6 +20,7 @@ from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
 from pipelines.console.text import for_stream
+from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
 MODEL = "dca-gpt"
@@ -123,7 +124,7 @@ def _fetched(model: str) -> Iterator[tuple[Path, str]]:
     """The folder of a packaged model, the user's or one from the registry, and a label of it."""
     from pipelines.registry.package import fetch_model, local_folder
 
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         folder, label = local_folder(model), model
         if folder is None:
             from pipelines.registry.resolve import resolve_model
@@ -132,7 +133,7 @@ def _fetched(model: str) -> Iterator[tuple[Path, str]]:
 
             models = ModelStore(connect_existing())
             model_id, label = resolve_model(models.client, model, name=MODEL)
-            folder = fetch_model(models, model_id, Path(scratch))
+            folder = fetch_model(models, model_id, scratch)
         yield folder, label
 
 

@@ -4,7 +4,6 @@ Used by the search for trials of several workers, and by the stages that train.
 """
 
 import os
-import tempfile
 import uuid
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +22,7 @@ from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
+from pipelines.storage.scratch import scratch_folder
 from pipelines.training.config import TrainingRun
 from pipelines.training.device import pick_device
 from pipelines.training.history import Row
@@ -53,8 +53,8 @@ def train_with_workers(
     """
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
-    with tempfile.TemporaryDirectory() as scratch, ThreadPoolExecutor(1) as pool:
-        trainer = _trainer(config, corpus, folder, mailbox, Path(scratch))
+    with scratch_folder() as scratch, ThreadPoolExecutor(1) as pool:
+        trainer = _trainer(config, corpus, folder, mailbox, scratch)
         fit = pool.submit(trainer.fit)
         try:
             while (message := next_message(mailbox, fit)) is not None:

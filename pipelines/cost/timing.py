@@ -1,7 +1,6 @@
 """Seconds of an optimizer step on this machine, found by training for a few steps."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +14,7 @@ import numpy as np
 from pipelines.compat.ray import DEFAULT_NICENESS, NICENESS
 from pipelines.console.errors import PipelineError
 from pipelines.data.splits import TrainValSplits
+from pipelines.storage.scratch import scratch_folder
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
 from pipelines.training.history import TIME, TOKENS_PER_SECOND, Row
@@ -33,10 +33,10 @@ def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
     """
     spawn = get_context("spawn")
     with (
-        tempfile.TemporaryDirectory() as scratch,
+        scratch_folder() as scratch,
         ProcessPoolExecutor(processes, spawn, max_tasks_per_child=1) as pool,
     ):
-        text = Path(scratch) / "random.bin"
+        text = scratch / "random.bin"
         text.write_bytes(np.random.default_rng(0).bytes(CORPUS_BYTES))
         tasks = [pool.submit(_time_all, runs, text, number) for number in range(processes)]
         try:

@@ -6,7 +6,6 @@ corpus stage, which writes the splits, and by whatever reads one.
 """
 
 import hashlib
-import tempfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from pipelines.data.reading import ChunkBuffer, CorpusReader
 from pipelines.storage.digests import file_state
 from pipelines.storage.files import File, file_at, move_into_place, put_file, size_of
 from pipelines.storage.remote import Folder
+from pipelines.storage.scratch import scratch_folder
 
 
 @dataclass(frozen=True)
@@ -77,26 +77,26 @@ def write_splits(
     if isinstance(storage, Path):
         _write_local(config, corpus, storage, mode)
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        _write_local(config, corpus, Path(scratch), mode)
+    with scratch_folder() as scratch:
+        _write_local(config, corpus, scratch, mode)
         for name in _names(corpus.fingerprint).values():
-            put_file(Path(scratch) / name, storage / name)
+            put_file(scratch / name, storage / name)
 
 
 def _write_local(config: DataConfig, corpus: Corpus, storage: Path, mode: OutputMode) -> None:
     paths = {split: storage / name for split, name in _names(corpus.fingerprint).items()}
     (storage / "corpora").mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=storage / "corpora") as scratch:
+    with scratch_folder(storage / "corpora") as scratch:
         reader = CorpusReader(config, mode)
         chunks = ChunkBuffer(iter(reader))
         for split, size in corpus.sizes.items():
-            _write(Path(scratch) / split, chunks, size)
+            _write(scratch / split, chunks, size)
         if chunks.take(1) or reader.corpus != corpus:
             message = "the text changed while it was read; run the same command again"
             raise ConfigError(Problem(message, "data"))
         for split, path in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
-            move_into_place(Path(scratch) / split, path)
+            move_into_place(scratch / split, path)
 
 
 def train_val_splits(storage: Folder, fingerprint: str) -> TrainValSplits:

@@ -5,7 +5,6 @@ Used before the first stage of a command runs.
 
 import json
 import shutil
-import tempfile
 from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from pipelines.storage.files import file_at, move_into_place, put_file, remove
 from pipelines.storage.location import Storage
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder, RemoteDirectory
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import ModelStore
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS, start_name
@@ -53,8 +53,8 @@ def resolve_initial_weights(
     ConfigError if there is no such model, or if it does not fit `model` with any of the `searched`
     keys changed.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = _folder(source, registered, Path(scratch))
+    with scratch_folder() as scratch:
+        folder = _folder(source, registered, scratch)
         weights = _find(source, folder)
         _check(model, source, weights, searched)
         target = storage / "starts" / start_name(weights)
@@ -156,8 +156,8 @@ def _copy(folder: Path, target: Folder) -> None:
             put_file(folder / name, target / name)
         return
     make_private(target.parent)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        unfinished = Path(scratch) / target.name
+    with scratch_folder(target.parent) as scratch:
+        unfinished = scratch / target.name
         unfinished.mkdir()
         for name in (WEIGHTS, DESCRIPTION):
             shutil.copy(folder / name, unfinished)

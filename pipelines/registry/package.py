@@ -10,7 +10,6 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -28,6 +27,7 @@ from pipelines.registry.packaged_model import without_bytecode_cache
 from pipelines.registry.results import Fitted
 from pipelines.storage.digests import CACHES, plain_files, sha256_of
 from pipelines.storage.project import ROOT
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.models import ModelStore, model_id_of, verify_model_folder
 from pipelines.tracking.schema import LINEAGE_FILE, PACKAGE_FOLDER
 from pipelines.tracking.store import Store
@@ -60,8 +60,8 @@ def log_package(
     """
     from safetensors.torch import save_file
 
-    with tempfile.TemporaryDirectory() as scratch:
-        model, sources = Path(scratch) / "model", Path(scratch) / "dca"
+    with scratch_folder() as scratch:
+        model, sources = scratch / "model", scratch / "dca"
         model.mkdir()
         save_file(weights, model / WEIGHTS)
         lineage = {
@@ -117,8 +117,8 @@ def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
 
 def verify_model(models: ModelStore, uri: str) -> None:
     """Raise PipelineError if a logged model does not exist, DamagedError if it is damaged."""
-    with tempfile.TemporaryDirectory() as scratch:
-        fetch_model(models, model_id_of(uri), Path(scratch) / "model")
+    with scratch_folder() as scratch:
+        fetch_model(models, model_id_of(uri), scratch / "model")
 
 
 def verify_fitted(store: Store, fitted: Fitted) -> None:

@@ -8,7 +8,6 @@ Python keeps the first `dca` it imports: models of different sources can be comp
 import json
 import math
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from pipelines.console.isolated import run_isolated
 from pipelines.console.text import first_line, one_line
 from pipelines.engine.results import from_json
 from pipelines.registry.package import fetch_model, load_model
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.models import ModelStore, model_uri
 
 MIN_BLOCKS, MAX_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
@@ -76,9 +76,9 @@ def score(models: ModelStore, model_id: str, text: Path) -> Score:
 
     Raises DamagedError if it is damaged, PipelineError if it fails.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch_model(models, model_id, Path(scratch) / "model")
-        found = _in_own_process(folder, text, Path(scratch) / "score.json")
+    with scratch_folder() as scratch:
+        folder = fetch_model(models, model_id, scratch / "model")
+        found = _in_own_process(folder, text, scratch / "score.json")
     if ERROR in found:
         raise PipelineError(f"{model_uri(model_id)}: cannot be scored: {found[ERROR]}")
     return Score(**found)

@@ -6,7 +6,6 @@ entries.
 
 import json
 import math
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from pipelines.reporting import grn_weights
 from pipelines.reporting.results import Results
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.location import storage_folder
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import MIXING_FILE
 
@@ -84,10 +84,10 @@ def read_mixing(results: Results) -> Mixing:
     if stored := _stored(models.read_json(model_id, file)):
         return stored
     ids_bt = _validation_ids(results)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
-            folder = fetch_model(models, model_id, Path(scratch) / "model")
-            rows = _weights(folder, ids_bt, Path(scratch))
+            folder = fetch_model(models, model_id, scratch / "model")
+            rows = _weights(folder, ids_bt, scratch)
         except (PipelineError, ValueError) as error:
             return _nothing(f"the model could not be read: {error}")
     if not rows:

@@ -6,13 +6,11 @@ for it only where a trial needs its run.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from pipelines.compat.mlflow import KILLED
@@ -29,6 +27,7 @@ from pipelines.search.space import FIXED, Space
 from pipelines.search.study import save_study
 from pipelines.search.trial import TrialOutcome, trial_folder
 from pipelines.storage.files import remove
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking import descriptions
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
@@ -225,8 +224,8 @@ def log_summary(context: Context[Any], task: SearchTask, stored: StoredSearch) -
     assert winner.objective is not None
     best = {BEST_METRIC.format(task.base.train.best_metric): winner.objective}
     store.log_metrics(run_id, {TOKENS_METRIC: tokens, **counts, **best})
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / STUDY_FILE
+    with scratch_folder() as scratch:
+        path = scratch / STUDY_FILE
         save_study(path, task, ended)
         store.log_file(run_id, path)
     return Searched(

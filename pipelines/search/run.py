@@ -5,7 +5,6 @@ events are passed to the recorder, which writes to the tracking store, and to th
 """
 
 import math
-import tempfile
 import time
 from contextlib import closing
 from typing import Any
@@ -37,6 +36,7 @@ from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from pipelines.search.trial import Trial, TrialOutcome
+from pipelines.storage.scratch import scratch_folder
 from pipelines.training.history import TOKENS_PER_SECOND
 
 HEAD_NODE_SHARE = 0.001
@@ -102,7 +102,7 @@ def _run_tuner(
         corpus=train_val_splits(context.storage, corpus.fingerprint),
         folder=trials_folder(context),
     )
-    with tempfile.TemporaryDirectory() as scratch, without_aws_keys():
+    with scratch_folder() as scratch, without_aws_keys():
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(task)),
             tune_config=tune.TuneConfig(

@@ -1,6 +1,5 @@
 """corpus: the text, fingerprinted and split into storage. Always runs; splits are made once."""
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage.files import size_of, temporary_copy
 from pipelines.storage.location import storage_folder
+from pipelines.storage.scratch import scratch_folder
 
 
 class CorpusStage:
@@ -71,12 +71,12 @@ def test_bytes(experiment: Experiment, fingerprint: str) -> Iterator[Path]:
 
     Raises ConfigError if it is not in storage and `data` has other bytes now.
     """
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         folder = storage_folder(experiment.storage)
         if not find_splits(folder, fingerprint):
             found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
             _require(experiment, found, fingerprint)
-            folder = Path(scratch)
+            folder = scratch
             write_splits(experiment.data, found, folder)
         with temporary_copy(sealed_test(folder, fingerprint)) as path:
             yield path

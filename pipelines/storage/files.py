@@ -16,6 +16,7 @@ from pipelines.storage.digests import cached_sha256, sha256_of
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import private_folder
 from pipelines.storage.remote import Folder, RemoteDirectory
+from pipelines.storage.scratch import scratch_folder
 
 DOWNLOAD_SECONDS = 3600
 """Longest wait for another process that copies the same file."""
@@ -130,8 +131,8 @@ def temporary_copy(file: File) -> Iterator[Path]:
     if isinstance(file, Path):
         yield file
         return
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / file.place.name
+    with scratch_folder() as scratch:
+        path = scratch / file.place.name
         file.fetch(path)
         yield path
 

@@ -5,7 +5,6 @@ are written under a new name with their digests last; without digests they do no
 The bytes are copied in filesystem.py.
 """
 
-import tempfile
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.console.text import one_line
 from pipelines.storage.filesystem import RETRIES, connect, download, upload
+from pipelines.storage.scratch import scratch_folder
 
 OWNER = "owner"
 """Name of the file with the identifier of the process that writes into a remote folder now."""
@@ -116,8 +116,8 @@ class RemoteDirectory:
 
     def write_text(self, text: str, *, retry: bool = True) -> None:
         """Write a small file of this name."""
-        with tempfile.TemporaryDirectory() as scratch:
-            path = Path(scratch) / "text"
+        with scratch_folder() as scratch:
+            path = scratch / "text"
             path.write_text(text)
             self._call("written", upload, path, retry=retry)
 

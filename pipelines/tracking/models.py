@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from pipelines.storage.digests import (
     sha256_of,
     verify_tree,
 )
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
@@ -102,8 +102,8 @@ class ModelStore:
                 params={**{k: encode_param(v) for k, v in flatten(params)}, **run.data.params},
             )
             model_id = str(made.model_id)
-            with tempfile.TemporaryDirectory() as scratch:
-                folder = Path(scratch) / "model"
+            with scratch_folder() as scratch:
+                folder = scratch / "model"
                 mlflow.pyfunc.save_model(
                     folder,
                     python_model=str(code),
@@ -151,8 +151,8 @@ class ModelStore:
             logged = self.client.get_model_version(name, version).source if version else uri
         except MlflowException:
             return False
-        with tempfile.TemporaryDirectory() as scratch:
-            return self._fetch(model_id_of(str(logged)), MODEL_FILE, Path(scratch)) is not None
+        with scratch_folder() as scratch:
+            return self._fetch(model_id_of(str(logged)), MODEL_FILE, scratch) is not None
 
     def download(self, model_id: str, folder: Path) -> Path:
         """Download a logged model into a folder, and check every file of it; returns its path.
@@ -195,11 +195,11 @@ class ModelStore:
 
         Raises DamagedError if it is not what was logged.
         """
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             try:
                 model = self.client.get_logged_model(model_id)
                 copies = [
-                    self.client.download(f"{model.artifact_location}/{name}", Path(scratch))
+                    self.client.download(f"{model.artifact_location}/{name}", scratch)
                     for name in (DIGESTS, file)
                 ]
             except (MlflowException, OSError):
@@ -225,7 +225,7 @@ class ModelStore:
 
     def read_json(self, model_id: str, file: str) -> Any:
         """What `write_json` has stored; None if there is none, or it is not what was written."""
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             try:
                 model = self.client.get_logged_model(model_id)
                 digest = model.tags.get(_added_tag(file))

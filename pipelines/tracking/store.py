@@ -6,7 +6,6 @@ restarted command finds its runs by these.
 
 import hashlib
 import json
-import tempfile
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -45,6 +44,7 @@ from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import File, size_of, uri_of
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.encoding import Row, encode_param, encode_tags, metric_entities
 from pipelines.tracking.locks import store_lock
@@ -317,7 +317,7 @@ class Store:
             if not tag.startswith(prefix):
                 continue
             file = tag.removeprefix(prefix)
-            with tempfile.TemporaryDirectory() as scratch:
+            with scratch_folder() as scratch:
                 try:
                     copy = self.client.download_artifacts(run.info.run_id, file, scratch)
                     found = sha256_of(Path(copy))
@@ -337,7 +337,7 @@ class Store:
         digest = tags.get(ARTIFACT_TAG.format(file))
         if digest is None and schema_version(tags) > 0:
             raise DamagedError(f"run {run_id}: {file}: the tracking store has no digest of it")
-        with tempfile.TemporaryDirectory() as scratch:
+        with scratch_folder() as scratch:
             path = Path(self.client.download_artifacts(run_id, file, scratch))
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")

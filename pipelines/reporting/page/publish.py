@@ -4,7 +4,6 @@ import base64
 import io
 import re
 import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
@@ -40,6 +39,7 @@ from pipelines.reporting.results import Results
 from pipelines.reporting.summary import summary
 from pipelines.storage.digests import DIGESTS_FILE, parse_digests, sha256_of, write_digests
 from pipelines.storage.private import make_private
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
 
 DOTS_PER_INCH = 150
@@ -54,10 +54,10 @@ def publish(results: Results) -> Path:
     Returns the page's path.
     """
     path = write(results, report_folder(results.config))
-    with tempfile.TemporaryDirectory() as scratch:  # the folder may have files of others
+    with scratch_folder() as scratch:  # the folder may have files of others
         for name in parse_digests((path.parent / DIGESTS_FILE).read_text()):
             shutil.copy(path.parent / name, scratch)
-        results.store.log_files(results.pipeline.info.run_id, Path(scratch), REPORT_FOLDER)
+        results.store.log_files(results.pipeline.info.run_id, scratch, REPORT_FOLDER)
     return path
 
 

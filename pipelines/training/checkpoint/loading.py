@@ -1,6 +1,5 @@
 """Reading checkpoints: to resume a run, or to take the weights that it evaluated."""
 
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from pipelines.console.errors import DamagedError
 from pipelines.storage.digests import DIGESTS_FILE
 from pipelines.storage.remote import Folder
+from pipelines.storage.scratch import scratch_folder
 from pipelines.training.checkpoint.content import (
     FILES,
     Snapshot,
@@ -73,7 +73,7 @@ def read(path: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
     """A checkpoint's snapshot and tensors. Raises as `read_weights`."""
     if isinstance(path, Path):
         return read_files(path, path)
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         with suppress(FileNotFoundError):  # reported as damaged below
-            path.get(Path(scratch), DIGESTS_FILE, *FILES)
-        return read_files(Path(scratch), path)
+            path.get(scratch, DIGESTS_FILE, *FILES)
+        return read_files(scratch, path)

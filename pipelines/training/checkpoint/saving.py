@@ -1,7 +1,6 @@
 """Writing a checkpoint, and removing those that are neither among the newest nor the best."""
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -12,6 +11,7 @@ from pipelines.console.errors import StorageError
 from pipelines.storage.digests import DIGESTS_FILE
 from pipelines.storage.files import move_into_place
 from pipelines.storage.remote import Folder, RemoteDirectory
+from pipelines.storage.scratch import scratch_folder
 from pipelines.training.checkpoint.content import FILES, Snapshot, collect_tensors, write_files
 from pipelines.training.checkpoint.layout import complete_names, list_checkpoints, path_of
 
@@ -60,14 +60,14 @@ def _save_local(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) ->
 def _save_remote(folder: RemoteDirectory, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
     """Upload the files, then the digests, which make it a checkpoint, if the claim still holds."""
     target = folder / f"{snapshot.step:08d}-{folder.owner}"
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         try:
-            write_files(Path(scratch), tensors, snapshot)
+            write_files(scratch, tensors, snapshot)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{scratch}: cannot be written: {error}") from error
-        target.put(Path(scratch), *FILES)
+        target.put(scratch, *FILES)
         folder.require_owner()
-        target.put(Path(scratch), DIGESTS_FILE)
+        target.put(scratch, DIGESTS_FILE)
 
 
 def _prune_local(folder: Path, snapshot: Snapshot) -> None:

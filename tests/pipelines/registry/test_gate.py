@@ -288,8 +288,7 @@ def test_forced_too_late_its_tags_do_not_have_it(versions, monkeypatch):
     assert "gate.forced" not in versions.registry.get(mine).tags
 
 
-def test_an_alias_moved_by_hand_is_reported_as_that(versions, monkeypatch):
-    monkeypatch.setattr("pipelines.registry.champions.ALIAS_GRACE_SECONDS", 0)
+def test_an_alias_moved_by_hand_is_reported_as_that(versions):
     versions.sweep(versions.add(1.0))
     versions.sweep(worse := versions.add(2.0))
     versions.registry.set_alias(CHAMPION, worse)
