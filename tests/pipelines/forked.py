@@ -67,6 +67,10 @@ class Command:
         """At once."""
         self.send_signal(signal.SIGKILL)
 
+    def screen(self) -> str:
+        """Its standard output until now."""
+        return self._written()[0]
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for its end; returns standard output and standard error."""
         self._process.join(timeout)

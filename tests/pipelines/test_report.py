@@ -205,7 +205,7 @@ def test_a_search_has_a_description_and_the_study(browser, address, store):
     (search,) = store.find("search")
     page = f"{address}/#/experiments/{store.experiment_id}/runs/{search.info.run_id}"
     browser.open(page)
-    shown = ("Trials of 65,536 bytes", "best_val_bits_per_byte", "files training")
+    shown = ("Trials of 163,840 bytes", "best_val_bits_per_byte", "files training")
     assert browser.missing(*shown) == []
     browser.picture("search")
     browser.open(f"{page}/artifacts")

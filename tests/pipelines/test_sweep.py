@@ -38,6 +38,13 @@ def test_a_killed_sweep_ends_with_the_trials_asked_for_one_run_each(swept):
     assert "4 trials" in out
 
 
+def test_a_killed_trial_goes_on_from_its_checkpoint(finished):
+    screen = (finished.path / "killed.txt").read_text()
+    crashed = r"trial (\d) crashed: its process died.+ resumes from its last checkpoint"
+    (number,) = re.findall(crashed + r" \(retry 1 of 2\)", screen)
+    assert int(re.search(rf"trial {number}: resumes from step (\d+)/640", screen)[1]) >= 20
+
+
 def test_no_history_has_a_gap_or_a_duplicate(swept):
     store = swept[0].store()
     runs = [*store.find("trial"), *store.find("fit")]
@@ -126,7 +133,7 @@ def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
     code, out, err = swept[0].run("sweep.py", "tiny.yaml", "seed=3", "--dry-run")
     assert code == 0, err
     assert re.search(r"search +run +seed: 0 -> 3", out)
-    assert "4 trials of 65,536 bytes" in out
+    assert "4 trials of 163,840 bytes" in out
     assert re.search(r"^all +about \d+:\d\d \(", out, re.M)
     code, out, err = swept[0].run("sweep.py", "tiny.yaml", "fit.tokens=65536", "--dry-run")
     assert code == 0, err
