@@ -20,12 +20,13 @@ interruption, it resumes from the last checkpoint:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipelines.console.errors import DivergedError
+
 if TYPE_CHECKING:
     from pipelines.training.checkpoint import list_checkpoints, read_weights
     from pipelines.training.config import TrainingRun
     from pipelines.training.evaluation import bits_per_byte
     from pipelines.training.loop import train
-    from pipelines.training.trainer import DivergedError
 
 __all__ = [
     "DivergedError",
@@ -36,7 +37,6 @@ __all__ = [
     "train",
 ]
 _MODULES = {
-    "DivergedError": "trainer",
     "TrainingRun": "config",
     "bits_per_byte": "evaluation",
     "list_checkpoints": "checkpoint",
