@@ -130,6 +130,7 @@ def sweep(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> Sweep:
     """After its first four trials."""
     found = Sweep(experiment.replace({"search": {"space": SPACE, "trials": 4}}))
     monkeypatch.setattr(module, "run_trials", found.train)
+    monkeypatch.setattr("pipelines.search.recorder.save_study", lambda path, *_: path.touch())
     found.run()
     assert found.ran == [0, 1, 2, 3]
     return found
