@@ -18,10 +18,7 @@ from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
-RAY = (
-    *("test_sweep.py", "test_faults.py", "test_docs.py"),
-    *("test_ray.py", "test_tune.py", "test_inspection.py"),
-)
+RAY = ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_inspection.py")
 SERVER = ("test_promotion.py", "test_champions.py")
 GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(SERVER, "server")
 """Files that one process runs one after the other: there is one Ray, and one tracking server."""
@@ -40,7 +37,6 @@ os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve b
 multiprocessing.util.get_temp_dir()  # chosen once: in a test's folder a socket's path is too long
 NEEDS = {
     "finished": "ray",
-    "tutorial": "ray",
     "failed": "ray",
     "two_nodes": "ray",
     "object_store": "server",
@@ -111,8 +107,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if not tiers:
             item.add_marker("unit")
-    order = ("ray", "server", "process", "browser")
-    items.sort(key=lambda item: [not item.get_closest_marker(tier) for tier in order])
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The order of files: the groups, what takes longest, units; pages show what Ray has made."""
+    order = ("server", "docs", "process", "ray", "browser", "unit")
+    if group := GROUPS.get(item.path.name):
+        return ("Ray", "server").index(group) - 2
+    return next(i for i, tier in enumerate([*order, *TIERS]) if item.get_closest_marker(tier))
 
 
 class Scheduler(LoadFileScheduling):
