@@ -34,6 +34,7 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compiles starts others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
+gc.disable()  # until all is imported
 multiprocessing.util.get_temp_dir()  # chosen once: in a test's folder a socket's path is too long
 NEEDS = {
     "finished": "ray",
@@ -132,9 +133,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: do not search it for garbage again and again."""
+    """What is imported stays: do not search it for garbage, and the rest not again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
