@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Sequence
@@ -52,6 +53,16 @@ def move_database(path: Path, old: Path | str, new: Path) -> None:
     path.unlink()
     with sqlite3.connect(path) as database:
         database.executescript(dump.replace(str(old), str(new)))
+
+
+def copy_store(old: Path, new: Path) -> None:
+    """Copy the folder `runs` and the database of a finished command, for tests that go on from it.
+
+    The key of the pipeline's run has the old folder, the keys of its stages have none.
+    """
+    shutil.copytree(old / "runs", new / "runs", symlinks=True)
+    shutil.copyfile(old / "mlflow.db", new / "mlflow.db")
+    move_database(new / "mlflow.db", old, new)
 
 
 @functools.cache
