@@ -19,9 +19,14 @@ from pipelines.training.config import TrainingRun
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
 RAY = ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_inspection.py")
-SERVER = ("test_promotion.py", "test_champions.py")
-GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(SERVER, "server")
-"""Files that one process runs one after the other: there is one Ray, and one tracking server."""
+FORKS = (
+    *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),
+    *("test_old_stores.py", "test_registration.py", "test_data_parallel.py", "test_storage.py"),
+    "test_commands.py",
+)
+GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(FORKS, "forks")
+"""Files that one process runs one after the other: there is one Ray, and beside it one process with
+all libraries, from which others are forked, and one tracking server."""
 RUNNING: list[str] = []
 """The unit test that is running."""
 TIERS = ("process", "ray", "server", "browser", "docs", "faults", "cluster")
@@ -115,7 +120,7 @@ def _turn(item: pytest.Item) -> int:
     """The order of files: the groups, what takes longest, units; pages show what Ray has made."""
     order = ("server", "docs", "process", "ray", "browser", "unit")
     if group := GROUPS.get(item.path.name):
-        return ("Ray", "server").index(group) - 2
+        return ("Ray", "forks").index(group) - 2
     return next(i for i, tier in enumerate([*order, *TIERS]) if item.get_closest_marker(tier))
 
 

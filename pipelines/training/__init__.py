@@ -8,7 +8,8 @@ interruption, it resumes from the last checkpoint:
     from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
     from pipelines.training import TrainingRun, train
 
-    run = TrainingRun().replace({"model.dim": 32, "train.batch_tokens": 512, "train.tokens": 65536})
+    sizes = {"model.dim": 32, "train.batch_tokens": 512, "train.tokens": 32768}
+    run = TrainingRun().replace(sizes | {"train.eval_tokens": 4096})
     storage = Path("runs").absolute()
     corpus = measure_corpus(run.data, seq_len=run.train.seq_len)
     write_splits(run.data, corpus, storage)
