@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
 from pipelines.tracking.client import connect
+from pipelines.tracking.provenance import provenance
 from pipelines.tracking.schema import (
     EXPERIMENT_FILE,
     INACTIVE_PARAM,
@@ -30,6 +31,9 @@ from pipelines.tracking.writer import Writer
 from pipelines.training.config import TrainingRun
 
 CORPUS = "0" * 32
+PROVENANCE = "pipelines.tracking.store.provenance"
+same_provenance = functools.cache(provenance)
+"""In its place, for tests that open a store again and again: git is started twice in all."""
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 

@@ -18,6 +18,7 @@ from pipelines.tracking.descriptions import describe_pipeline
 from pipelines.tracking.schema import SCHEMA_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.commands import invocation
+from tests.pipelines.stored import PROVENANCE, same_provenance
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
@@ -101,7 +102,8 @@ class Pipeline:
 
 
 @pytest.fixture
-def pipeline() -> Pipeline:
+def pipeline(monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    monkeypatch.setattr(PROVENANCE, same_provenance)
     return Pipeline()
 
 

@@ -24,7 +24,7 @@ from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import describe_pipeline
 from pipelines.tracking.store import Store
 from tests.pipelines.commands import invocation
-from tests.pipelines.stored import copy_store
+from tests.pipelines.stored import PROVENANCE, copy_store, same_provenance
 
 RATE = "train.learning_rate"
 SPACE = {RATE: {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"int": [1, 2]}}
@@ -143,6 +143,7 @@ def sweep(
     """After its first four trials."""
     found = Sweep(experiment.replace({"search": {"space": SPACE, "trials": 4}}))
     monkeypatch.setattr(module, "run_trials", found.train)
+    monkeypatch.setattr(PROVENANCE, same_provenance)
     monkeypatch.setattr("pipelines.search.recorder.save_study", lambda path, *_: path.touch())
     if any(first.iterdir()):
         copy_store(first, tmp_path)
