@@ -18,13 +18,15 @@ from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
-RAY = (
-    *("test_sweep.py", "test_faults.py", "test_docs.py"),
-    *("test_ray.py", "test_tune.py", "test_inspection.py"),
+RAY = ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_inspection.py")
+FORKS = (
+    *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),
+    *("test_old_stores.py", "test_registration.py", "test_data_parallel.py", "test_storage.py"),
+    "test_commands.py",
 )
-SERVER = ("test_promotion.py", "test_champions.py")
-GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(SERVER, "server")
-"""Files that one process runs one after the other: there is one Ray, and one tracking server."""
+GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(FORKS, "forks")
+"""Files that one process runs one after the other: there is one Ray, and beside it one process with
+all libraries, from which others are forked, and one tracking server."""
 RUNNING: list[str] = []
 """The unit test that is running."""
 TIERS = ("process", "ray", "server", "browser", "docs", "faults", "cluster")
@@ -39,9 +41,9 @@ os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compil
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
 SHORT = multiprocessing.util.get_temp_dir()  # once: in a test's folder a socket's path is too long
 os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
+gc.disable()  # until all is imported
 NEEDS = {
     "finished": "ray",
-    "tutorial": "ray",
     "failed": "ray",
     "two_nodes": "ray",
     "object_store": "server",
@@ -112,8 +114,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tiers = [tier for tier in TIERS if item.get_closest_marker(tier)]
         if not tiers:
             item.add_marker("unit")
-    order = ("ray", "server", "process", "browser")
-    items.sort(key=lambda item: [not item.get_closest_marker(tier) for tier in order])
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    """The order of files: the groups, what takes longest, units; pages show what Ray has made."""
+    order = ("server", "docs", "process", "ray", "browser", "unit")
+    if group := GROUPS.get(item.path.name):
+        return ("Ray", "forks").index(group) - 2
+    return next(i for i, tier in enumerate([*order, *TIERS]) if item.get_closest_marker(tier))
 
 
 class Scheduler(LoadFileScheduling):
@@ -130,9 +139,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: do not search it for garbage again and again."""
+    """What is imported stays: do not search it for garbage, and the rest not again and again."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

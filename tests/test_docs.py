@@ -21,7 +21,10 @@ from ruamel.yaml import YAML
 
 from pipelines.experiment import load
 from tests.pages import PAGES, ROOT, blocks, commands, page
+from tests.pipelines.commands import Folder
 from tests.pipelines.forked import Command
+from tests.pipelines.local_tune import LocalTune
+from tests.pipelines.packages import score_forked
 
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
 pytestmark = pytest.mark.docs
@@ -286,22 +289,24 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tutorial's commands have run, in their order."""
-    folder = tmp_path_factory.mktemp("tutorial")
+    """A folder in which the tutorial's commands have run, in their order, without Ray."""
+    path = tmp_path_factory.mktemp("tutorial")
     for name in ("pipelines", "experiments"):
-        (folder / name).symlink_to(ROOT / name)
-    ran = 0
-    for block in blocks(page("tutorial"), "bash"):
-        for program, script, *arguments in commands(block):
-            if program != "python":
-                continue
-            process = Command(folder / script, arguments, folder, environment())
-            out, err = process.communicate(timeout=300)
-            assert process.returncode == 0, f"{script} {shlex.join(arguments)}\n{err}"
-            assert "Traceback" not in out + err, script
-            ran += 1
+        (path / name).symlink_to(ROOT / name)
+    folder, ran = Folder(path), 0
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
+        score_forked(monkeypatch)
+        for block in blocks(page("tutorial"), "bash"):
+            for program, script, *arguments in commands(block):
+                if program != "python":
+                    continue
+                code, out, err = folder.run(Path(script).name, *arguments)
+                assert code == 0, f"{script} {shlex.join(arguments)}\n{err}"
+                assert "Traceback" not in out + err, script
+                ran += 1
     assert ran >= 10
-    return folder
+    return path
 
 
 def test_the_tutorials_commands_run(tutorial):

@@ -6,8 +6,8 @@ from typing import Any
 
 import ray
 
+from pipelines.console.errors import DivergedError
 from pipelines.training.history import Row
-from pipelines.training.trainer import DivergedError
 
 Message = list[Row] | str | DivergedError
 """Rows, a line of the log, or the reason why the training ended."""

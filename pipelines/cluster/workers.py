@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.mailbox import Mailbox, next_message
 from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker_exception
-from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.errors import DivergedError, PipelineError, StorageError
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
@@ -27,7 +27,6 @@ from pipelines.training.config import TrainingRun
 from pipelines.training.device import pick_device
 from pipelines.training.history import Row
 from pipelines.training.loop import train, with_watchdog
-from pipelines.training.trainer import DivergedError
 
 RESIZE_SECONDS = 60
 """Interval of elastic training between two checks for resources for more workers."""

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -25,25 +26,35 @@ from pipelines.console.text import nearest, quote_value
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
     """The problems of data that is no `model`, one for each error."""
-    schema = model.model_json_schema()
-    return [_problem(detail, schema) for detail in error.errors(include_url=False)]
+    return [_problem(detail, model) for detail in error.errors(include_url=False)]
 
 
-def _problem(detail: Mapping[str, Any], schema: Schema) -> Problem:
+def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     path, kind = key_path(detail), detail["type"]
     key = ".".join(part or '""' for part in path)
     if kind == INVALID_JSON:
         return Problem(f"expected text keys and plain values: {cause(detail)}")
     if kind in UNKNOWN_KEY:
-        return Problem("unknown key", key, nearest=_nearest_key(path, schema))
+        return Problem("unknown key", key, nearest=_nearest_key(path, _keys(model)))
     if kind == MISSING:
         return Problem("missing", key)
     if kind == FROM_VALIDATOR:
         return _validator_problem(cause(detail), key)
     given = detail["input"]
-    listed = choices(schema, field_at(schema, path)) if kind == LITERAL else []
+    listed = _choices(path, model) if kind == LITERAL else []
     message = f"{expectation(detail)}, got {quote_value(given)}"
-    return Problem(message, key, nearest=nearest(str(given), map(str, listed)))
+    return Problem(message, key, nearest=nearest(str(given), listed))
+
+
+@cache  # which keys there are does not change, and the schema is ten times the rest's work
+def _keys(model: type[BaseModel]) -> Schema:
+    return model.model_json_schema()
+
+
+def _choices(path: Sequence[str], model: type[BaseModel]) -> list[str]:
+    """The values that a field lists now: names are registered at any time."""
+    schema = model.model_json_schema()
+    return [str(choice) for choice in choices(schema, field_at(schema, path))]
 
 
 def _validator_problem(error: ValueError, key: str) -> Problem:

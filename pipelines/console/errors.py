@@ -60,6 +60,10 @@ class PipelineError(Exception):
     """Work that failed although the input is valid. Exit code 1."""
 
 
+class DivergedError(PipelineError):
+    """A training whose gradient or validation loss is not finite."""
+
+
 class DamagedError(PipelineError):
     """A checkpoint or a packaged model is not as it was written: reading it again does not help."""
 

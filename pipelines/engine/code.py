@@ -69,13 +69,14 @@ def imported_modules(modules: Iterable[str]) -> set[str]:
     The packages around a module are `NAME.__init__` if nothing names them themselves: importing
     the module executes their statements, but none of their functions.
     """
-    found: set[str] = set()
     left = list(modules)
+    found, seen = set[str](), set(left)
     while left:
         name = left.pop()
-        if name not in found:
-            found.add(name)
-            left += [other for other in _imports(name) if not is_excluded(other)]
+        found.add(name)
+        new = _imports(name) - seen
+        seen |= new
+        left += [other for other in new if not is_excluded(other) and _exists(other)]
     return found
 
 
@@ -86,19 +87,19 @@ def is_excluded(module: str) -> bool:
 
 def path_of(module: str) -> Path:
     """The source of a module of the project. Raises ModuleNotFoundError."""
-    place = ROOT.joinpath(*module.split("."))
-    for path in (place.with_suffix(".py"), place / "__init__.py"):
-        if path.is_file():
+    place = f"{ROOT}/{module.replace('.', '/')}"
+    for end in (".py", "/__init__.py"):
+        if (path := Path(place + end)).is_file():
             return path
     raise ModuleNotFoundError(f"{module}: a result depends on it, but it is not in {ROOT}")
 
 
-def _imports(module: str) -> Iterator[str]:
-    """The modules of the project that a module imports, and the packages around it."""
+def _imports(module: str) -> set[str]:
+    """What may be modules of the project that a module imports, and the packages around it."""
     parts = module.removesuffix(f".{PACKAGE}").split(".")
-    yield from (".".join([*parts[:count], PACKAGE]) for count in range(1, len(parts)))
+    around = {".".join([*parts[:count], PACKAGE]) for count in range(1, len(parts))}
     names, _ = _parsed(path_of(module).read_text(), whole=not module.endswith(f".{PACKAGE}"))
-    yield from (name for name in names if name.split(".")[0] in PROJECT and _exists(name))
+    return around | names
 
 
 def _exists(module: str) -> bool:
@@ -115,12 +116,13 @@ def _normalised(module: str) -> Iterator[str]:
     yield _parsed(path.read_text(), whole=not module.endswith(f".{PACKAGE}"))[1]
     kernel = path.with_suffix(KERNEL_SUFFIX)
     if kernel.is_file():
-        yield _CPP.sub(_without_comment, kernel.read_text()).strip()
+        yield _without_comments(kernel.read_text())
 
 
 @cache  # the stages of a plan share most of their sources
 def _parsed(text: str, *, whole: bool) -> tuple[frozenset[str], str]:
-    """The names that a source may import, and a digest of its syntax tree without docstrings.
+    """The names of the project that a source may import, and a digest of its syntax tree without
+    docstrings.
 
     With `whole` false neither counts its functions, nor what only type checkers read.
     """
@@ -141,7 +143,8 @@ def _parsed(text: str, *, whole: bool) -> tuple[frozenset[str], str]:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             names.add(node.value)  # importlib.import_module("dca.mix_triton")
-    return frozenset(names), hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    own = frozenset(name for name in names if name.split(".")[0] in PROJECT)
+    return own, hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _is_unused(node: ast.stmt) -> bool:
@@ -159,5 +162,6 @@ def _is_docstring(node: ast.stmt) -> bool:
     )
 
 
-def _without_comment(match: re.Match[str]) -> str:
-    return match[0] if match[0].startswith('"') else " "
+@cache
+def _without_comments(kernel: str) -> str:
+    return _CPP.sub(lambda found: found[0] if found[0].startswith('"') else " ", kernel).strip()

@@ -9,6 +9,7 @@ largest.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import lru_cache
 from graphlib import CycleError
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -116,6 +117,11 @@ def space_problems(
         condition_order(space)
     except CycleError as error:
         yield Problem(f"cyclic `when` conditions: {' -> '.join(error.args[1])}", "search.space")
+
+    @lru_cache(maxsize=None, typed=True)  # keys share conditions; true is not 1
+    def wrong_value(other: str, wanted: Choice) -> tuple[Problem, ...]:
+        return tuple(_invalid_point(base, fit, [{other: wanted}]))
+
     for key, dimension in space.items():
         where = f"search.space.{key}"
         if not key.startswith(("model.", "train.")):
@@ -127,7 +133,11 @@ def space_problems(
             message = "no such configuration key"
             yield Problem(message, where, nearest=nearest(key, RUN_KEYS))
         else:
-            yield from _dimension_problems(key, dimension, base, fit)
+            wrong = list(_condition_problems(key, dimension.when, wrong_value))
+            met = {} if wrong else dimension.when
+            points = ({**met, key: value} for value in dimension.examples)
+            yield from (problem.at(where) for problem in _invalid_point(base, fit, points))
+            yield from (problem.at(f"{where}.when") for problem in wrong)
 
 
 def unused_options(space: Mapping[str, Dimension], base: TrainingRun) -> Iterator[Problem]:
@@ -142,19 +152,10 @@ def unused_options(space: Mapping[str, Dimension], base: TrainingRun) -> Iterato
             yield from (Problem(f"expected null with schedule = {names}", one) for one in given)
 
 
-def _dimension_problems(
-    key: str, dimension: Dimension, base: TrainingRun, fit: FitConfig
-) -> Iterator[Problem]:
-    where = f"search.space.{key}"
-    wrong = list(_condition_problems(key, dimension.when, base, fit))
-    met = {} if wrong else dimension.when
-    points = ({**met, key: value} for value in dimension.examples)
-    yield from (problem.at(where) for problem in _invalid_point(base, fit, points))
-    yield from (problem.at(f"{where}.when") for problem in wrong)
-
-
 def _condition_problems(
-    key: str, when: Mapping[str, Choice], base: TrainingRun, fit: FitConfig
+    key: str,
+    when: Mapping[str, Choice],
+    wrong_value: Callable[[str, Choice], Iterable[Problem]],
 ) -> Iterator[Problem]:
     for other, wanted in when.items():
         if other not in RUN_KEYS:
@@ -163,7 +164,7 @@ def _condition_problems(
         elif other == key:
             yield Problem("a key cannot depend on itself")
         else:
-            yield from _invalid_point(base, fit, [{other: wanted}])
+            yield from wrong_value(other, wanted)
 
 
 def listed_point_problems(

@@ -6,6 +6,7 @@ and closing the iterator ends the training and frees its resources.
 """
 
 import math
+import sys
 from collections.abc import Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -14,14 +15,13 @@ from typing import Any
 import torch
 from ray import tune
 
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, DivergedError
 from pipelines.console.text import one_line
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
 from pipelines.training.history import TOKENS, VAL_BITS, Row, finished
-from pipelines.training.trainer import DivergedError
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ class Trial(tune.Trainable):
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Reuse this process, with torch loaded, for the next trial."""
         self.cleanup()
-        torch.compiler.reset()
+        if "torch._dynamo" in sys.modules:  # PyTorch's compiler, which the reset would import
+            torch.compiler.reset()
         self._results = self._train(new_config["number"], new_config["values"])
         return True
 

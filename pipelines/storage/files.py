@@ -5,7 +5,6 @@ Used by data for corpora, by training and the registry for weights, by tracking 
 
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass

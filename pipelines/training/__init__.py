@@ -8,7 +8,8 @@ interruption, it resumes from the last checkpoint:
     from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
     from pipelines.training import TrainingRun, train
 
-    run = TrainingRun().replace({"model.dim": 32, "train.batch_tokens": 512, "train.tokens": 65536})
+    sizes = {"model.dim": 32, "train.batch_tokens": 512, "train.tokens": 32768}
+    run = TrainingRun().replace(sizes | {"train.eval_tokens": 4096})
     storage = Path("runs").absolute()
     corpus = measure_corpus(run.data, seq_len=run.train.seq_len)
     write_splits(run.data, corpus, storage)
@@ -20,12 +21,13 @@ interruption, it resumes from the last checkpoint:
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from pipelines.console.errors import DivergedError
+
 if TYPE_CHECKING:
     from pipelines.training.checkpoint import list_checkpoints, read_weights
     from pipelines.training.config import TrainingRun
     from pipelines.training.evaluation import bits_per_byte
     from pipelines.training.loop import train
-    from pipelines.training.trainer import DivergedError
 
 __all__ = [
     "DivergedError",
@@ -36,7 +38,6 @@ __all__ = [
     "train",
 ]
 _MODULES = {
-    "DivergedError": "trainer",
     "TrainingRun": "config",
     "bits_per_byte": "evaluation",
     "list_checkpoints": "checkpoint",

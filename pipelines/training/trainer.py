@@ -14,7 +14,7 @@ from torch import Tensor
 
 from dca import build_model
 from dca.model import LanguageModel, load_weights
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DivergedError, PipelineError
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
@@ -49,10 +49,6 @@ from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.optimizer import build_optimizer
 from pipelines.training.schedule import learning_rate_at
 from pipelines.training.step import OptimizerStep
-
-
-class DivergedError(PipelineError):
-    """The gradient or the validation loss is not finite."""
 
 
 class Trainer:

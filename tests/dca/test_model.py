@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -15,6 +16,15 @@ from tests.dca import reference
 KINDS = registry.residual.names
 LAST_K = [1, 2, 3, 9, None]
 DEPTH = 4
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are small: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def config_of(residual: str, last_k: int | None, **changes) -> ModelConfig:
@@ -179,8 +189,7 @@ def counts_by_hand(config: ModelConfig, seq_len: int) -> tuple[int, int]:
     return parameters, flops
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("last_k", LAST_K)
+@pytest.mark.parametrize(("last_k", "tied"), [*((k, False) for k in LAST_K), (2, True)])
 @pytest.mark.parametrize("residual", KINDS)
 def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied):
     changes = {"attention_windows": (3, None), "tied_embeddings": tied, "hyper_streams": 3}
@@ -194,7 +203,7 @@ def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied)
 @pytest.mark.parametrize(
     ("residual", "backend"),
     [
-        *[("standard", "inductor"), ("dca", "inductor")],
+        *[("standard", "aot_eager"), ("dca", "inductor")],
         *[("value_residual", "aot_eager"), ("hyper_connections", "aot_eager")],
     ],
 )
@@ -224,7 +233,7 @@ def test_the_blocks_share_one_compiled_program():
 def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits():
     model = model_of(config_of("dca", 2, depth=3, dim=48)).float()
     ids = ids_of(model.config)
-    whole = torch.compile(model, fullgraph=True, backend="aot_eager")
+    whole = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(whole(ids), model(ids), rtol=1e-4, atol=1e-5)
 
 

@@ -13,13 +13,10 @@ from typing import Any
 import jsonschema
 import kubernetes_validate
 import pytest
-from mlflow.cli import server as mlflow_server
 from ray.autoscaler._private.kuberay.autoscaling_config import (
     _derive_autoscaling_config_from_ray_cr,
 )
 from ray.autoscaler._private.util import prepare_config, validate_config
-from ray.dashboard.modules.job.cli import submit
-from ray.scripts.scripts import cli as ray_cli
 from ruamel.yaml import YAML
 
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
@@ -266,6 +263,10 @@ def test_no_secret_is_in_a_file(job):
 
 
 def test_the_chapters_commands_are_what_their_programs_take():
+    from mlflow.cli import server as mlflow_server  # seconds, which no other test needs
+    from ray.dashboard.modules.job.cli import submit
+    from ray.scripts.scripts import cli as ray_cli
+
     found = [c for block in blocks(CHAPTER, "bash") for c in commands(block)]
     submitted = [c[3:] for c in found if c[:3] == ["ray", "job", "submit"]]
     served = [c[2:] for c in found if c[:2] == ["mlflow", "server"]]

@@ -4,7 +4,6 @@ import fcntl
 import logging
 import os
 import re
-import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,10 +18,19 @@ from moto.server import ThreadedMotoServer
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
-from tests.pipelines.commands import Folder, tracking_server
+from tests.pipelines.commands import (
+    EXPERIMENT,
+    TRIAL,
+    Folder,
+    below,
+    tracking_server,
+    wait_until,
+)
 from tests.pipelines.local_tune import local_tune as local_tune
 from tests.pipelines.stored import put_database
 
+LONGER = EXPERIMENT.replace("tokens: 65536", "tokens: 163840").replace("evals: 8", "evals: 32")
+"""Trials that can be killed between a checkpoint and their end."""
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIA0KEYOFTESTS",
     "AWS_SECRET_ACCESS_KEY": "never-to-be-shown",
@@ -50,7 +58,7 @@ def environment() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def finished(common: Path, text: Path) -> Folder:
-    """A sweep on real Ray that was killed in its search and interrupted in its fit, then finished.
+    """A sweep on real Ray in which a trial's process and then the driver died, then finished.
 
     Made once for all processes that run tests, which only read it; `Folder.copy` is for changes.
     """
@@ -60,20 +68,32 @@ def finished(common: Path, text: Path) -> Folder:
         if path.exists():
             assert (path / "screen.txt").exists(), "the sweep failed in another process"
             return Folder(path)
-        folder = Folder(path, text, fresh=True)
-        _interrupt(folder)
+        folder = Folder(path, text, LONGER, fresh=True)
+        (path / "killed.txt").write_text(_killed(folder))
         code, out, err = folder.run_forked("sweep.py", "tiny.yaml")
         assert code == 0, err
         (path / "screen.txt").write_text(out)
     return folder
 
 
-def _interrupt(folder: Folder) -> None:
-    """SIGKILL after two trials have ended, Ctrl-C once the fit has a checkpoint."""
-    folder.stop_when(lambda: sum("dca.state" in r.data.tags for r in folder.trials()) >= 2)
-    code, _, err = folder.stop_when(lambda: any(folder.path.glob("runs/fits/*/0*")), signal.SIGINT)
-    assert code == 130
-    assert re.search(r"run the same command again to go on:\n +python \S+/sweep.py tiny.yaml", err)
+def _killed(folder: Folder) -> str:
+    """The screen of a sweep whose first trial was killed, as it was itself after two had ended.
+
+    Another sweep of the experiment was refused meanwhile.
+    """
+    process = folder.start("sweep.py", "tiny.yaml")
+    wait_until(lambda: len({path.parent for path in folder.checkpoints()}) == 2, process)
+    below(process, *TRIAL)[0].kill()
+    code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
+    assert code == 1
+    assert re.fullmatch(
+        rf"experiment tiny: already running \(process {process.pid}: .+\); .+\n", err
+    )
+    ended = lambda: sum("dca.state" in run.data.tags for run in folder.trials())  # noqa: E731
+    wait_until(lambda: "resumes from step" in process.screen() and ended() >= 2, process)
+    process.kill()
+    out, _ = process.communicate(timeout=60)
+    return out
 
 
 @pytest.fixture

@@ -31,14 +31,22 @@ _FORKS.set_forkserver_preload(list(PRELOADED))
 
 
 class Command:
-    """What `subprocess.Popen` would be of `python SCRIPT ARGUMENTS`, in text mode, output piped."""
+    """What `subprocess.Popen` would be of `python SCRIPT ARGUMENTS`, in text mode, output piped.
+
+    The script may be -m or -c. Packages in `without` are not in memory: it imports its own.
+    """
 
     def __init__(
-        self, script: Path, arguments: Sequence[str], cwd: Path, environment: dict[str, str]
+        self,
+        script: Path | str,
+        arguments: Sequence[str],
+        cwd: Path,
+        environment: dict[str, str],
+        without: Sequence[str] = (),
     ) -> None:
         self._output = tempfile.TemporaryDirectory()
         argv = [str(script), *arguments]
-        task = (argv, cwd, environment, Path(self._output.name))
+        task = (argv, cwd, environment, Path(self._output.name), without)
         self._process = _FORKS.Process(target=_become, args=task)
         self._process.start()
         self.args = argv
@@ -67,6 +75,10 @@ class Command:
         """At once."""
         self.send_signal(signal.SIGKILL)
 
+    def screen(self) -> str:
+        """Its standard output until now."""
+        return self._written()[0]
+
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for its end; returns standard output and standard error."""
         self._process.join(timeout)
@@ -79,7 +91,28 @@ class Command:
         return out, err
 
 
-def _become(argv: list[str], cwd: Path, environment: dict[str, str], output: Path) -> None:
+def run(
+    command: Sequence[str],
+    *,
+    without: Sequence[str] = (),
+    cwd: Path | None = None,
+    env: dict[str, str] | None = None,
+    **_: object,
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` would return of a command of Python, in text mode, output captured."""
+    process = Command(command[1], command[2:], cwd or Path.cwd(), env or dict(os.environ), without)
+    out, err = process.communicate()
+    assert process.returncode is not None
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def _become(
+    argv: list[str],
+    cwd: Path,
+    environment: dict[str, str],
+    output: Path,
+    without: Sequence[str],
+) -> None:
     """Be the command, with nothing of the process that this one was forked from."""
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(output / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -87,7 +120,10 @@ def _become(argv: list[str], cwd: Path, environment: dict[str, str], output: Pat
         os.close(descriptor)
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  buffered as for a pipe
     sys.argv[:] = argv
-    sys.path.insert(0, str(Path(argv[0]).parent))
+    added = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:0] = [str(Path(argv[0]).parent), *added]
+    for name in [name for name in sys.modules if name.partition(".")[0] in without]:
+        del sys.modules[name]
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(environment)
@@ -95,7 +131,19 @@ def _become(argv: list[str], cwd: Path, environment: dict[str, str], output: Pat
     multiprocessing.set_start_method(None, force=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        runpy.run_path(argv[0], run_name="__main__")
+        _execute()
     finally:
+        sys.stdout.flush()
         threading._shutdown()  # as at the end of any Python
         atexit._run_exitfuncs()
+
+
+def _execute() -> None:
+    """Run what `sys.argv` names."""
+    if sys.argv[0] == "-c":
+        exec(sys.argv.pop(1), {"__name__": "__main__"})
+    elif sys.argv[0] == "-m":
+        del sys.argv[0]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        runpy.run_path(sys.argv[0], run_name="__main__")

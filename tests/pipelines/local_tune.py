@@ -1,7 +1,8 @@
-"""Searches without Ray: the trials run one after the other in the process of the command.
+"""Sweeps without Ray: trials and fits run one after the other in the process of the command.
 
 For tests of what the pipeline does around Ray: budgets, retries, failures, what is stored.
 Proposals, early stopping, events and training are the real ones, the loop over the trials is not.
+A fit of several workers is trained by one, on the same batches.
 """
 
 import itertools
@@ -15,18 +16,21 @@ import pytest
 from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
+from pipelines.cluster import workers
 from pipelines.data.splits import train_val_splits
 from pipelines.search import run as module
 from pipelines.search.resume import trials_folder
 from pipelines.search.schedulers import scheduler_of
 from pipelines.search.trial import Trial
+from pipelines.stages import recorded_training
+from pipelines.training.loop import train
 
 
 @pytest.fixture
 def local_tune(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> "LocalTune":
-    """Takes Tune's place in commands that run in this process."""
+    """Takes the place of Tune and of Ray Train in commands that run in this process."""
     return LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
 
 
@@ -35,6 +39,9 @@ class LocalTune:
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "_run_tuner", self._run)
+        monkeypatch.setattr(recorded_training, "connect", lambda: None)
+        monkeypatch.setattr(recorded_training, "require_capacity", lambda *_: None)
+        monkeypatch.setattr(workers, "train_with_workers", train)
         self._file = folder / "error.pkl"
         self.interrupt_at = math.inf
         """Results of trials after which Ctrl-C is pressed."""

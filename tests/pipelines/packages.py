@@ -1,12 +1,18 @@
 """Packaged models made in a moment, without training."""
 
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
 import torch
 
 from dca import build_model
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
+from pipelines.registry import score
 from pipelines.registry.package import log_package
 from pipelines.tracking.store import Store
+from tests.pipelines import forked
 
 CORPUS = PreparedCorpus("files", "0" * 32, {})
 
@@ -19,3 +25,8 @@ def log_untrained(store: Store, experiment: Experiment, seed: int = 0) -> tuple[
     data = experiment.model_dump(mode="json")
     params = experiment.training_run().params
     return run, log_package(store, run, data, params, weights, CORPUS)
+
+
+def score_forked(patch: pytest.MonkeyPatch) -> None:
+    """Score models in processes that have all libraries in memory, but no `dca`."""
+    patch.setattr(score, "subprocess", SimpleNamespace(run=partial(forked.run, without=["dca"])))

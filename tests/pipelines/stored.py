@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 import sqlite3
 import tempfile
 from collections.abc import Sequence
@@ -9,9 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy import Engine, event
+
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
 from pipelines.tracking.client import connect
+from pipelines.tracking.provenance import provenance
 from pipelines.tracking.schema import (
     EXPERIMENT_FILE,
     INACTIVE_PARAM,
@@ -27,7 +31,17 @@ from pipelines.tracking.writer import Writer
 from pipelines.training.config import TrainingRun
 
 CORPUS = "0" * 32
+PROVENANCE = "pipelines.tracking.store.provenance"
+same_provenance = functools.cache(provenance)
+"""In its place, for tests that open a store again and again: git is started twice in all."""
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+
+
+@event.listens_for(Engine, "connect")
+def _leave_writing_to_the_system(connection: Any, _: Any) -> None:
+    """No test loses power: what a killed process has written is there without waiting for it."""
+    if isinstance(connection, sqlite3.Connection):
+        connection.execute("PRAGMA synchronous=OFF")
 
 
 def put_database(path: Path) -> str:
@@ -43,6 +57,16 @@ def move_database(path: Path, old: Path | str, new: Path) -> None:
     path.unlink()
     with sqlite3.connect(path) as database:
         database.executescript(dump.replace(str(old), str(new)))
+
+
+def copy_store(old: Path, new: Path) -> None:
+    """Copy the folder `runs` and the database of a finished command, for tests that go on from it.
+
+    The key of the pipeline's run has the old folder, the keys of its stages have none.
+    """
+    shutil.copytree(old / "runs", new / "runs", symlinks=True)
+    shutil.copyfile(old / "mlflow.db", new / "mlflow.db")
+    move_database(new / "mlflow.db", old, new)
 
 
 @functools.cache

@@ -148,7 +148,7 @@ def test_a_bucket_that_is_not_there_is_one_line_and_leaves_nothing(
 def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_generates(
     tmp_path, text, s3
 ):
-    command = ("train.py", "tiny.yaml", "train.evals=16")
+    command = ("train.py", "tiny.yaml", "train.tokens=32768", "train.evals=16")
     whole, folder = Folder(tmp_path / "whole", text), Folder(tmp_path / "killed", text)
     code, _, err = whole.run(*command)
     assert code == 0, err

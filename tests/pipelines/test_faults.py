@@ -22,29 +22,6 @@ def states(folder: Folder) -> Counter:
 
 
 @pytest.mark.ray
-def test_a_killed_trial_goes_on_from_its_checkpoint_and_a_second_sweep_stops(tmp_path, text):
-    folder = Folder(tmp_path, text)
-    process = folder.start(
-        *(*SEARCH, "search.trials=2", "search.scheduler.name=none"),
-        *("train.tokens=327680", "train.evals=32"),
-    )
-    wait_until(lambda: len({path.parent for path in folder.checkpoints()}) == 2, process)
-    code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
-    assert code == 1
-    assert re.fullmatch(
-        rf"experiment tiny: already running \(process {process.pid}: .+\); .+\n", err
-    )
-    below(process, *TRIAL)[0].kill()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    crashed = r"trial (\d) crashed: its process died.+ resumes from its last checkpoint"
-    (number,) = re.findall(crashed + r" \(retry 1 of 2\)", out)
-    assert int(re.search(rf"trial {number}: resumes from step (\d+)/1280", out)[1]) >= 40
-    assert states(folder) == {"complete": 2}
-    assert_whole(folder.store(), folder.trials())
-
-
-@pytest.mark.ray
 @pytest.mark.faults  # a minute
 def test_a_trial_that_always_crashes_is_recorded_with_its_reason(tmp_path, text):
     """One at a time, so that it is the first that is killed each time."""
@@ -152,8 +129,8 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
 @pytest.mark.ray
 @pytest.mark.faults  # two minutes
 def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(tmp_path, text):
-    """Bitwise: two Ray Train workers, one killed, then the driver, against two undisturbed."""
-    command = ("train.py", "tiny.yaml", "resources.workers=2", "train.evals=16")
+    """Bitwise: two workers under Ray, one and the driver killed, then Ctrl-C; or undisturbed."""
+    command = ("train.py", "tiny.yaml", "resources.workers=2", "train.evals=32")
     calm, disturbed = (tmp_path / name for name in ("undisturbed", "disturbed"))
     for path in (calm, disturbed):
         path.mkdir()
@@ -169,6 +146,13 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(t
     wait_until(lambda: max(saved()) > before, process)
     process.kill()
     process.communicate(timeout=60)
+    before = max(saved())
+    process = folder.start(*command)
+    wait_until(lambda: max(saved()) > before, process)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert re.search(r"run the same command again to go on:\n +python \S+/train.py tiny.yaml", err)
     code, out, err = folder.run_forked(*command)
     assert code == 0, err
     assert "resumes from step" in out

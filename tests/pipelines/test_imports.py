@@ -80,7 +80,18 @@ def test_what_shows_results_loads_nothing_that_computed_them():
 
 
 def test_a_trial_loads_no_tracking_no_sampler_and_no_compiler():
-    """Ray Tune itself loads pandas and pyarrow."""
-    modules = loaded("pipelines.search.trial", "dca.architectures.gpt", "dca.residuals.grn")
+    """Nor does the next one in the same process. Ray Tune itself loads pandas and pyarrow."""
+    modules = ran("""
+import dca.architectures.gpt, dca.residuals.grn
+from pipelines.search.trial import Trial
+trial = Trial.__new__(Trial)
+trial._train = lambda number, values: (row for row in ())
+trial._results = trial._train(0, {})
+assert trial.reset_config({"number": 1, "values": {}})
+""")
     unneeded = {"mlflow", "optuna", "sklearn", "scipy", "matplotlib", "sqlalchemy"}
     assert not (unneeded | {"torch._dynamo", "torch._inductor", "sympy"}) & modules
+
+
+def test_what_passes_messages_loads_no_pytorch():
+    assert not {"torch", "mlflow", "optuna"} & loaded("pipelines.cluster.mailbox")

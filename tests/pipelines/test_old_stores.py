@@ -9,7 +9,6 @@ import html
 import json
 import re
 import sqlite3
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -17,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from pipelines import promote, report, sweep, train
+from tests.pipelines import forked
+from tests.pipelines.packages import score_forked
 from tests.pipelines.stored import move_database
 
 pytestmark = pytest.mark.process
@@ -57,6 +58,7 @@ def old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     move_database(database, PLACE, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
+    score_forked(monkeypatch)
     return tmp_path
 
 
@@ -109,7 +111,7 @@ def test_versions_and_champions_are_listed_and_change(old_store, capsys):
 
 
 def test_its_models_write_and_are_served_as_they_were(old_store):
-    child = subprocess.run([sys.executable, "-c", READ_MODELS], capture_output=True, text=True)
+    child = forked.run([sys.executable, "-c", READ_MODELS], without=["dca"])
     assert child.returncode == 0, child.stderr
     champion, other, served = map(json.loads, child.stdout.splitlines())
     assert champion["text"] == artifact(old_store, "samples.txt")

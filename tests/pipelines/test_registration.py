@@ -3,13 +3,13 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.pages import example
+from tests.pipelines import forked
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
@@ -69,13 +69,11 @@ def project(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
 
 def run(project: Path, *arguments: str) -> tuple[int, str, str]:
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
-    result = subprocess.run(
+    result = forked.run(
         [sys.executable, *arguments],
+        without=["dca", "pipelines"],
         cwd=project,
         env={**environment, "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=240,
     )
     return result.returncode, result.stdout, result.stderr
 

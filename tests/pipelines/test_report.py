@@ -17,6 +17,7 @@ from pipelines.tracking.schema import STAGE_TAG
 from pipelines.tracking.store import Run, Store
 from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser
 from tests.pipelines.commands import ROOT, Folder, free_port, start_and_wait, stop
+from tests.pipelines.local_tune import LocalTune
 
 ROW = "//div[@role='row' and .//a[{}]]"
 """The XPath of a run's row on the runs page, by what its link is."""
@@ -41,11 +42,13 @@ def swept(finished: Folder, tmp_path_factory) -> Folder:
 
 
 @pytest.fixture(scope="module")
-def page(swept: Folder) -> Path:
+def page(swept: Folder, tmp_path_factory) -> Path:
     """The report's page, after the winner was trained with a second seed."""
     written = swept.path.joinpath(*WRITTEN)
     before = written.read_text()
-    code, _, err = swept.run("train.py", "--from-version", "1", "seed=1")
+    with pytest.MonkeyPatch.context() as patch:
+        LocalTune(tmp_path_factory.mktemp("tune"), patch)
+        code, _, err = swept.run("train.py", "--from-version", "1", "seed=1")
     assert code == 0, err
     code, out, err = swept.run("report.py", "tiny")
     assert (code, out.strip()) == (0, str(written)), err
@@ -205,7 +208,7 @@ def test_a_search_has_a_description_and_the_study(browser, address, store):
     (search,) = store.find("search")
     page = f"{address}/#/experiments/{store.experiment_id}/runs/{search.info.run_id}"
     browser.open(page)
-    shown = ("Trials of 65,536 bytes", "best_val_bits_per_byte", "files training")
+    shown = ("Trials of 163,840 bytes", "best_val_bits_per_byte", "files training")
     assert browser.missing(*shown) == []
     browser.picture("search")
     browser.open(f"{page}/artifacts")

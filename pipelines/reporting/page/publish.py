@@ -73,7 +73,7 @@ def write(results: Results, folder: Path) -> Path:
         png = _new(folder / f"{picture.name}.png")
         with without_font_log():
             picture.figure.savefig(png, dpi=DOTS_PER_INCH)
-            picture.figure.set_layout_engine("none")  # computed above, and not for each file again
+            picture.figure.set_layout_engine(None)  # computed above; "none" draws twice for it
             picture.markup = _markup(picture, png)
     _new(folder / config_file(results.config)).write_text(results.config.to_yaml())
     path = _new(folder / PAGE_FILE)

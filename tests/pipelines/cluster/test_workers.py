@@ -13,9 +13,8 @@ import torch
 from pipelines.cluster import connection, mailbox, workers
 from pipelines.cluster.mailbox import next_message
 from pipelines.compat.ray import START_TIMEOUT
-from pipelines.console.errors import ConfigError, PipelineError, StorageError
+from pipelines.console.errors import ConfigError, DivergedError, PipelineError, StorageError
 from pipelines.storage.project import ROOT
-from pipelines.training.trainer import DivergedError
 
 Mailbox = mailbox.Mailbox.__ray_metadata__.modified_class
 

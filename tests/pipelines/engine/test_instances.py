@@ -19,6 +19,7 @@ from pipelines.storage import location
 from pipelines.tracking.descriptions import describe_pipeline
 from pipelines.tracking.schema import stage_runs
 from pipelines.tracking.store import Store
+from tests.pipelines.stored import PROVENANCE, same_provenance
 
 pytestmark = pytest.mark.usefixtures("tracking")
 
@@ -126,7 +127,8 @@ class Study:
 
 
 @pytest.fixture
-def study(experiment: Experiment) -> Study:
+def study(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> Study:
+    monkeypatch.setattr(PROVENANCE, same_provenance)
     return Study(experiment)
 
 

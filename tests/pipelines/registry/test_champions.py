@@ -247,7 +247,7 @@ def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> 
     """On a host of its own it sees none of the others' lock files."""
     host = folder / f"host {number if own_host else 0}"
     host.mkdir(exist_ok=True)
-    script = host / "promoter.py"
+    script = host / f"promoter{number}.py"  # never one that another process is reading
     script.write_text(PROMOTER)
     arguments = map(str, (number, share, VERSIONS))
     return Command(script, [*arguments], host, {**os.environ, "TMPDIR": str(host)})

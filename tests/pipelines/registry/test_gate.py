@@ -123,31 +123,30 @@ def test_the_first_version_becomes_champion_and_again_changes_nothing(versions):
     assert len(versions.promotions()) == len(versions.scored) == 1
 
 
-@pytest.mark.parametrize(
-    ("bits", "noise", "margin", "wins"),
-    [
-        (1.9, 0.01, 0.0, True),
-        (1.9, 0.01, 0.05, True),
-        (1.9, 0.01, 0.2, False),
-        (2.0, 0.0, 0.0, False),
-        (2.1, 0.01, 0.0, False),
-        (1.99, 1.0, 0.0, False),  # better by chance
-    ],
-)
-def test_a_challenger_must_surely_be_better_by_the_margin(versions, bits, noise, margin, wins):
-    versions.sweep(versions.add(2.0))
-    version = versions.add(bits, noise=noise)
-    decision = versions.sweep(version, min_improvement=margin)
-    assert (versions.champion == version) is wins
-    assert decision.startswith("promoted: " if wins else "kept version 1: ")
-    assert decision.endswith(f"{'' if wins else 'not '}over {margin:g}")
-    tags = versions.registry.get(version).tags
-    assert tags["gate.decision"] == decision
-    assert float(tags["gate.gain"]) == pytest.approx(2.0 - bits, abs=1e-3)
-    assert float(tags["gate.least_gain"]) <= float(tags["gate.gain"]) + 1e-9
-    asked = len(versions.scored)
-    assert versions.sweep(version, min_improvement=margin) == decision
-    assert len(versions.scored) == asked
+def test_a_challenger_must_surely_be_better_by_the_margin(versions):
+    best = 2.0
+    versions.sweep(champion := versions.add(best))
+    for gain, noise, margin, wins in [
+        (0.1, 0.01, 0.2, False),
+        (0.0, 0.0, 0.0, False),
+        (-0.1, 0.01, 0.0, False),
+        (0.01, 1.0, 0.0, False),  # better by chance
+        (0.1, 0.01, 0.0, True),
+        (0.1, 0.01, 0.05, True),
+    ]:
+        version = versions.add(best - gain, noise=noise)
+        decision = versions.sweep(version, min_improvement=margin)
+        assert decision.startswith("promoted: " if wins else f"kept version {champion}: ")
+        assert decision.endswith(f"{'' if wins else 'not '}over {margin:g}")
+        champion, best = (version, best - gain) if wins else (champion, best)
+        assert versions.champion == champion
+        tags = versions.registry.get(version).tags
+        assert tags["gate.decision"] == decision
+        assert float(tags["gate.gain"]) == pytest.approx(gain, abs=1e-3)
+        assert float(tags["gate.least_gain"]) <= float(tags["gate.gain"]) + 1e-9
+        asked = len(versions.scored)
+        assert versions.sweep(version, min_improvement=margin) == decision
+        assert len(versions.scored) == asked
 
 
 def test_a_small_gain_in_every_block_is_sure_however_much_the_blocks_differ(versions):
@@ -156,41 +155,37 @@ def test_a_small_gain_in_every_block_is_sure_however_much_the_blocks_differ(vers
     assert versions.champion == version
 
 
-@pytest.mark.parametrize(
-    ("facts", "settings", "reason"),
-    [
-        ({"bits": math.nan}, {}, "its bits per byte are not finite: nan"),
-        (
-            {"bits": 1.0, "evaluated": 1.1},
-            {},
-            "re-measured at 1.0000 bits per byte, but evaluated at 1.1000",
-        ),
-        (
-            {"bits": 1.0, "evaluated": math.nan},
-            {},
-            "re-measured at 1.0000 bits per byte, but evaluated at nan",
-        ),
-        ({"parameters": 11}, {"max_parameters": 10}, "11 parameters, over promote.max_par"),
-        ({"bytes_per_second": 9.0}, {"min_bytes_per_second": 10.0}, "9.0 bytes per second, under"),
-        (
-            {"latency_seconds": 0.2},
-            {"max_latency_seconds": 0.1},
-            "0.2000 s to the first byte, over",
-        ),
-    ],
-)
-@pytest.mark.parametrize("there_is_a_champion", [False, True])
-def test_limits_hold_with_and_without_a_champion(
-    versions, facts, settings, reason, there_is_a_champion
-):
-    if there_is_a_champion:
-        versions.sweep(versions.add(2.0))
-    champion = 1 if there_is_a_champion else None
-    version = versions.add(**{"bits": 1.0, **facts})
-    decision = versions.sweep(version, **settings)
-    kept = "kept version 1" if there_is_a_champion else "not promoted"
-    assert decision.startswith(f"{kept}: {reason}")
-    assert versions.champion == champion
+LIMITS = [
+    ({"bits": math.nan}, {}, "its bits per byte are not finite: nan"),
+    (
+        {"bits": 1.0, "evaluated": 1.1},
+        {},
+        "re-measured at 1.0000 bits per byte, but evaluated at 1.1000",
+    ),
+    (
+        {"bits": 1.0, "evaluated": math.nan},
+        {},
+        "re-measured at 1.0000 bits per byte, but evaluated at nan",
+    ),
+    ({"parameters": 11}, {"max_parameters": 10}, "11 parameters, over promote.max_par"),
+    ({"bytes_per_second": 9.0}, {"min_bytes_per_second": 10.0}, "9.0 bytes per second, under"),
+    (
+        {"latency_seconds": 0.2},
+        {"max_latency_seconds": 0.1},
+        "0.2000 s to the first byte, over",
+    ),
+]
+
+
+def test_limits_hold_with_and_without_a_champion(versions):
+    champion, kept = None, "not promoted"
+    for _ in range(2):
+        for facts, settings, reason in LIMITS:
+            version = versions.add(**{"bits": 1.0, **facts})
+            assert versions.sweep(version, **settings).startswith(f"{kept}: {reason}")
+            assert versions.champion == champion
+        versions.sweep(champion := versions.add(2.0))
+        kept = f"kept version {champion}"
 
 
 def test_a_version_that_cannot_be_read_back_is_not_promoted_and_the_reason_is_kept(versions):

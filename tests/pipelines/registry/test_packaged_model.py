@@ -22,6 +22,7 @@ from pipelines.registry.packaged_model import DEFAULTS, SUMS, _characters, diges
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.store import Store
 from pipelines.training.evaluation import bits_per_byte
+from tests.pipelines import forked
 from tests.pipelines.packages import log_untrained
 from tests.pipelines.stored import put_database
 
@@ -250,7 +251,7 @@ def test_mlflow_itself_refuses_altered_weights(folder):
     """Loading it without this project is protected, too."""
     altered(folder / FILES / "model.safetensors")
     code = f"import mlflow; mlflow.pyfunc.load_model({str(folder)!r})"
-    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    child = forked.run([sys.executable, "-c", code], without=["dca", "pipelines"])
     assert child.returncode == 1
     assert "model.safetensors was altered" in child.stderr
 

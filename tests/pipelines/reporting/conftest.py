@@ -9,7 +9,7 @@ from pipelines.experiment import Experiment, read_experiment
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.results import Results
 from pipelines.tracking.store import Store
-from tests.pipelines.stored import Made, store_sweep
+from tests.pipelines.stored import PROVENANCE, Made, same_provenance, store_sweep
 
 SPACE = {
     "train.learning_rate": {"log_uniform": [1e-4, 1e-1]},
@@ -22,6 +22,7 @@ SPACE = {
 def store(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     """The empty store, in the current folder."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(PROVENANCE, same_provenance)
     return store
 
 

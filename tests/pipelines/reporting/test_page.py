@@ -9,12 +9,17 @@ import pytest
 
 from pipelines.console.errors import ConfigError, DamagedError
 from pipelines.experiment import load, read_experiment
+from pipelines.reporting.commands import report_folder
 from pipelines.reporting.grn_weights import entry_names
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
+from pipelines.reporting.page import publish as module
+from pipelines.reporting.page.leaderboard import leaderboard_section
 from pipelines.reporting.page.publish import publish, write
 from pipelines.reporting.statistics import ranking
 from pipelines.storage.digests import sha256_of
+from pipelines.tracking.schema import PAGE_FILE
+from tests.pipelines.reporting.tables import results_of, trial
 from tests.pipelines.stored import Made, store_sweep
 
 SECTIONS = [
@@ -63,21 +68,18 @@ MIXED = [
 ]
 
 
-def test_the_level_of_matplotlibs_log_is_that_of_before(store, searched, tmp_path):
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """PNG files of a quarter of the size in each direction."""
+    monkeypatch.setattr(module, "DOTS_PER_INCH", 38)
+
+
+def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path, monkeypatch):
     logger = logging.getLogger("matplotlib")
-    before = logger.level
-    logger.setLevel(logging.INFO)
-    try:
-        store_sweep(store, searched, MIXED, winner=1)
-        write(load_results("tiny"), tmp_path / "report")
-        assert logger.level == logging.INFO
-    finally:
-        logger.setLevel(before)
-
-
-def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path):
+    monkeypatch.setattr(logger, "level", logging.INFO)
     store_sweep(store, searched, MIXED, winner=1)
     path = write(load_results("tiny"), tmp_path / "page")
+    assert logger.level == logging.INFO  # as it was before
     page = path.read_text()
     outline = Outline(page)
     assert outline.headings == SECTIONS
@@ -88,6 +90,7 @@ def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_p
         file.name for file in path.parent.iterdir()
     }
     assert "Trial 1 won with 1.9000 bits per byte, 0.1000 better than trial 0" in page
+    assert load([str(tmp_path / "page" / "tiny.yaml")]) == searched
 
 
 CASES = {
@@ -133,23 +136,19 @@ def test_there_is_a_page_for_any_state_of_a_sweep(case, store, data, searched, t
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S).lower().split()
 
 
-def test_the_yaml_beside_the_page_is_the_experiment(store, searched, tmp_path):
-    store_sweep(store, searched, MIXED, winner=1)
-    write(load_results("tiny"), tmp_path / "page")
-    assert load([str(tmp_path / "page" / "tiny.yaml")]) == searched
-
-
 def test_a_report_replaces_an_earlier_one_and_is_an_artifact_of_the_pipelines_run(store, searched):
     run = store_sweep(store, searched, MIXED, winner=1)
+    folder = report_folder(searched)
+    folder.mkdir(parents=True)
+    (folder / "old.png").write_text("")
+    (folder / PAGE_FILE).write_text("")
+    (folder / "SHA256SUMS").write_text(f"{sha256_of(folder / 'old.png')}  old.png\n")
     path = publish(load_results("tiny"))
-    old, listed = path.parent / "old.png", path.parent / "SHA256SUMS"
-    old.write_text("of an earlier report")
-    with listed.open("a") as file:
-        file.write(f"{sha256_of(old)}  old.png\n")
-    assert publish(load_results("tiny")) == path
+    assert (path.parent, path.name) == (folder, PAGE_FILE)
     names = {file.path for file in store.client.list_artifacts(run, "report")}
     assert {"report/report.html", "report/history.png", "report/tiny.yaml"} <= names
-    assert not old.exists()
+    assert not (folder / "old.png").exists()
+    assert path.stat().st_size > 0
 
 
 @pytest.fixture
@@ -219,12 +218,12 @@ def test_null_differs_from_a_key_that_did_not_apply(store, searched):
     assert values.tolist() == ["n/a", None, 2, "n/a", "n/a", 1]
 
 
-def test_a_long_leaderboard_is_cut_and_counted(store, searched, tmp_path):
-    trials = [standard(1e-3 + 1e-5 * i, [3, 2, 2, 2 - 0.001 * i]) for i in range(60)]
-    store_sweep(store, searched, trials, winner=59)
-    results = load_results("tiny")
+def test_a_long_leaderboard_is_cut_and_counted(searched):
+    results = results_of(searched, [trial("complete", [3, 2 - 0.001 * i]) for i in range(60)])
     assert ranking(results).index[0] == 59
-    assert "the best 50 of 60" in write(results, tmp_path / "page").read_text()
+    (table,) = leaderboard_section(results).tables
+    assert "the best 50 of 60" in table.caption
+    assert len(table.rows) == 50
 
 
 def test_entries_have_the_same_column_in_every_layer():

@@ -19,6 +19,7 @@ from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import RemoteFile, file_at, local_copy, put_file
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
+from tests.pipelines import forked
 from tests.pipelines.conftest import KEYS
 
 
@@ -158,7 +159,8 @@ def test_a_file_is_there_once_its_digest_is(shared, tmp_path, monkeypatch):
     assert found == RemoteFile(place, sha256_of(tmp_path / "text"), 5)
 
 
-def _open(file: RemoteFile, node: str, start, sizes) -> None:
+def _open(file: RemoteFile, node: str, start, sizes, environment: dict[str, str]) -> None:
+    os.environ.update(environment)  # it has that of the process it was forked from
     files.tempfile.tempdir = node
     file.place.exists()  # connects, which takes longer than the file does
     start.wait()
@@ -170,10 +172,11 @@ def test_processes_of_one_node_fetch_a_file_once(s3, object_store, tmp_path):
     put_file(written(tmp_path / "text", bytes(10**6)), folder / "file.bin")
     file = file_at(folder / "file.bin")
     object_store.log.lines.clear()
-    processes = multiprocessing.get_context("spawn")
+    processes = multiprocessing.get_context(forked.METHOD)
     start, sizes = processes.Barrier(3), processes.Queue()
     node = str(tmp_path / "node")
-    workers = [processes.Process(target=_open, args=(file, node, start, sizes)) for _ in range(3)]
+    task = (file, node, start, sizes, dict(os.environ))
+    workers = [processes.Process(target=_open, args=task) for _ in range(3)]
     for worker in workers:
         worker.start()
     assert [sizes.get(timeout=60) for _ in workers] == [10**6] * 3

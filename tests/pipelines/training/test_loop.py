@@ -11,7 +11,7 @@ import torch
 from dca import build_model, registry
 from dca import model as model_module
 from dca.architectures.gpt import GPT
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DivergedError, PipelineError
 from pipelines.data.batches import open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.search.trial import Trial
@@ -21,7 +21,6 @@ from pipelines.training.config import TrainingRun
 from pipelines.training.evaluation import bits_per_byte
 from pipelines.training.loop import train
 from pipelines.training.optimizer import build_optimizer
-from pipelines.training.trainer import DivergedError
 from tests.pipelines.training.runs import STUCK, history, tensors
 
 

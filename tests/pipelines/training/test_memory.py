@@ -47,7 +47,7 @@ def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path)
         for number, size in enumerate(sizes):
             folder = tmp_path / str(number)
             folder.mkdir()
-            steps = {"train.tokens": 4 * size.train.batch_tokens, "train.learning_rate": 1e-6}
+            steps = {"train.tokens": 2 * size.train.batch_tokens, "train.learning_rate": 1e-6}
             found = pool.submit(peak_of_a_process, size.replace(steps), folder).result()
             expected = peak_bytes(size, on_gpu=False)
             assert expected == pytest.approx(found, rel=0.25)
