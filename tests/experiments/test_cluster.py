@@ -167,6 +167,22 @@ def test_the_pods_are_valid_by_the_schemas_of_kubernetes(job):
             kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
+def test_only_the_pods_of_the_job_its_submitter_and_the_operator_reach_rays_ports(job):
+    policy = read("networkpolicy.yaml")
+    kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+    selected = policy["spec"]["podSelector"]["matchLabels"]
+    assert all(group["template"]["metadata"]["labels"] == selected for group in groups(job))
+    own, others = policy["spec"]["ingress"]
+    assert own == {"from": [{"podSelector": {"matchLabels": selected}}]}
+    submitter, _operator = others["from"]
+    name = submitter["podSelector"]["matchLabels"]["batch.kubernetes.io/job-name"]
+    assert name == job["metadata"]["name"]
+    assert [port["port"] for port in others["ports"]] == [8265]
+    policy["spec"]["podSelectors"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="podSelectors"):
+        kubernetes_validate.validate(policy, KUBERNETES, strict=True)
+
+
 def test_rays_autoscaler_reads_the_ray_jobs_cluster(job):
     read = as_rays_autoscaler_reads(job)
     assert [(node.cpus, node.gpus) for node in nodes(read)] == [(0, 0), *[(4, 1)] * 4]
