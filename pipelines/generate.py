@@ -18,7 +18,7 @@ from typing import Any
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.process import process_restored
+from pipelines.console.process import process_restored, raise_output_error
 from pipelines.console.text import for_stream
 from pipelines.storage.scratch import scratch_folder
 
@@ -68,12 +68,14 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
         if arguments.json:
             row = {"model": label, "prompt": prompt, "seed": seed, "text": prompt + "".join(parts)}
             print(json.dumps(row, ensure_ascii=False), flush=True)
+            raise_output_error()
             continue
         if number:
             print(SEPARATOR)
         for part in itertools.chain([prompt], parts):
             sys.stdout.write(for_stream(part, sys.stdout))
             sys.stdout.flush()
+            raise_output_error()
         print(flush=True)
 
 
@@ -116,6 +118,7 @@ def _run_alone(argv: Sequence[str], prompts: list[str]) -> int:
             while part := child.stdout.read1():  # type: ignore[attr-defined]
                 sys.stdout.write(for_stream(decoder.decode(part), sys.stdout))
                 sys.stdout.flush()
+                raise_output_error()
     return child.returncode
 
 

@@ -136,6 +136,7 @@ def _run(
     arguments: argparse.Namespace,
 ) -> None:
     from pipelines.engine import dag
+    from pipelines.stages.report import show_results
     from pipelines.tracking.descriptions import describe_pipeline
 
     name = experiment.experiment
@@ -148,6 +149,7 @@ def _run(
         until=arguments.until,
         fresh=arguments.fresh,
         reused=reused,
+        conclude=show_results,
     )
 
 

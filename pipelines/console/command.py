@@ -1,7 +1,6 @@
 """Arguments, signals and exit codes of every command; used at the end of each command's file."""
 
 import argparse
-import os
 import shlex
 import signal
 import sys
@@ -9,12 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError, print_traceback
-from pipelines.console.process import handlers_restored
+from pipelines.console.process import handlers_restored, output_guarded
 from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream
 
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of every command."""
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
+"""They interrupt a command as Ctrl-C does; those that are ignored stay so, as under nohup."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,7 +32,9 @@ def run_command(
     """Run a command's `main` with the arguments behind `argv[0]`; returns the exit code.
 
     Of an error for the user only the message is printed; any other error keeps its traceback.
-    In the main thread SIGTERM interrupts as Ctrl-C does; its former handler is restored at the end.
+    In the main thread SIGTERM and SIGHUP interrupt as Ctrl-C does; their former handlers are
+    restored at the end. A standard output that fails does not end the command: its work is done and
+    stored first. The exit code is then 1, but 0 if whoever read it has only stopped reading.
 
     Args:
         main: Takes the arguments without the command's own name and returns an exit code.
@@ -40,18 +43,22 @@ def run_command(
             printed with the message.
 
     """
-    with handlers_restored(signal.SIGTERM) as settable:
-        if settable:
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        return _exit_code(main, argv, resumes=resumes)
+    with output_guarded() as output, handlers_restored(*ENDING_SIGNALS) as settable:
+        for number in ENDING_SIGNALS if settable else ():
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
+        code = _exit_code(main, argv, resumes=resumes)
+        output.flush()
+        lost = output.error
+        if lost is None or isinstance(lost, BrokenPipeError) or code != DONE:
+            return code
+        return _fail(f"{lost.filename or 'disk'}: {lost.strerror}", FAILURE)
 
 
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:
     """Run a command's `main`; of an error for the user print the message."""
     try:
-        code = main(argv[1:])
-        sys.stdout.flush()  # before the exit of Python, so that a full disk is one line
-        return code
+        return main(argv[1:])
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
     except PipelineError as error:
@@ -59,23 +66,13 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
     except KeyboardInterrupt:
         again = f"; run the same command again to go on:\n  {shlex.join(['python', *argv])}"
         return _fail(f"interrupted{again if resumes else ''}", INTERRUPTED)
-    except BrokenPipeError:
-        _drop_output()
-        return FAILURE
     except Exception as error:
+        if error is getattr(sys.stdout, "error", None):
+            return FAILURE if isinstance(error, BrokenPipeError) else DONE
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             print_traceback(error)
             return FAILURE
-        _drop_output()
         return _fail(f"{error.filename or 'disk'}: {error.strerror}", FAILURE)
-
-
-def _drop_output() -> None:
-    """Discard what could not be written: Python would try to write it again at its exit."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: object, code: int) -> int:

@@ -3,13 +3,16 @@
 Used by every command, so that the next one in the same process starts as in one of its own.
 """
 
+import errno
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
 
 from pipelines.compat import mlflow, ray
 
@@ -17,6 +20,98 @@ LOGGERS = (mlflow.LOGGER, *ray.LOGGERS)
 """Whose levels the commands set."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ray and Tune install handlers of their own for these."""
+DESCRIPTORS = range(3)
+"""Of standard input, output and error."""
+
+
+class GuardedStream:
+    """An output stream whose first error is kept instead of raised; what follows is discarded.
+
+    A closed terminal, a reader that has gone or a full disk behind standard output must not end the
+    work of hours.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.error: OSError | None = None
+
+    def write(self, text: str) -> int:
+        """Write, unless it has failed before."""
+        if self.error is None:
+            try:
+                return self._stream.write(_encodable(text, self._stream))
+            except (OSError, ValueError) as error:
+                self._discard(error)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, unless it has failed before."""
+        if self.error is None:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError) as error:
+                self._discard(error)
+
+    def _discard(self, error: OSError | ValueError) -> None:
+        """Keep the error; what is buffered goes nowhere, or Python writes it again at its exit."""
+        closed = OSError(errno.EBADF, os.strerror(errno.EBADF))  # Python has a ValueError for it
+        self.error = error if isinstance(error, OSError) else closed
+        with suppress(OSError, ValueError):  # a stream without a descriptor
+            descriptor = self._stream.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextmanager
+def output_guarded() -> Iterator[GuardedStream]:
+    """Let no failing standard output or error end a block; yields standard output's stream.
+
+    Streams that are closed lead nowhere for the block. A closed descriptor does from now on: the
+    next file that is opened, such as a database, would have its number, and get what other
+    processes print.
+    """
+    for number in DESCRIPTORS:
+        _open_descriptor(number)
+    before = sys.stdout, sys.stderr
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123  no path
+        guarded = [GuardedStream(nowhere if one is None or one.closed else one) for one in before]
+        sys.stdout, sys.stderr = guarded
+        try:
+            yield guarded[0]
+        finally:
+            for one in guarded:
+                one.flush()
+            sys.stdout, sys.stderr = before
+
+
+def raise_output_error() -> None:
+    """Raise the error of standard output, if it had one: for work of which nothing is stored."""
+    if error := getattr(sys.stdout, "error", None):
+        raise error
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """The text with escapes for characters that the stream's encoding lacks."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding, getattr(stream, "errors", None) or "strict")
+    except UnicodeEncodeError:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+    return text
+
+
+def _open_descriptor(number: int) -> None:
+    try:
+        os.fstat(number)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_RDWR)
+        if nowhere != number:
+            os.dup2(nowhere, number)
+            os.close(nowhere)
 
 
 @contextmanager

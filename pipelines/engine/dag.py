@@ -3,7 +3,7 @@
 Used by the commands that run a pipeline: sweep.py and train.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pipelines.engine.cache import Cache, PlannedStage
@@ -59,6 +59,7 @@ def run(
     fresh: bool = False,
     fan_out: FanOut[Any] | None = None,
     reused: Sequence[PlannedStage] = (),
+    conclude: Callable[[Context[Any], StageResults, bool], None] = lambda *_: None,
 ) -> StageResults:
     """Run the stages in order, reusing what is cached; returns their results.
 
@@ -72,6 +73,8 @@ def run(
         fresh: Whether cached results are computed again.
         fan_out: Dimensions over which stages have instances, as the arms and seeds of a study.
         reused: Stages that `plan` has just found cached, which are not looked for again.
+        conclude: Shows the results at the end: all of them, or those there are if a stage fails or
+            is interrupted, which its last argument tells. The error is raised after it.
 
     Raises:
         PipelineError: If another process holds the lock, or at the end if instances failed.
@@ -84,13 +87,15 @@ def run(
             if node.stage.preview:
                 node.stage.preview(configs[node])  # bad input is found before anything is written
         context = _open(config, invocation, descriptions)
+        execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes, reused)
         try:
-            execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes, reused)
             results = execution.run(configs)
         except BaseException as error:
             context.store.fail(context.pipeline_run, error)
+            conclude(context, execution.results, True)
             raise
         context.store.end(context.pipeline_run)
+        conclude(context, results, False)
         return results
 
 

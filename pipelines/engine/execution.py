@@ -60,6 +60,11 @@ class Execution:
                 self._run_node(node, context, [self._done[need] for need in needs])
         if self._failed:
             raise PipelineError(self._failures()) from next(iter(self._failed.values()))
+        return self.results
+
+    @property
+    def results(self) -> StageResults:
+        """The results that there are."""
         return results_for(None, self._done.values())
 
     def _causes(self, node: Node) -> list[Node]:

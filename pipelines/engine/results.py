@@ -66,6 +66,11 @@ class StageResults:
             raise LookupError(f"{len(found)} results of type {kind.__name__}, expected one")
         return next(iter(found.values()))
 
+    def get(self, kind: type[R]) -> R | None:
+        """The only result of a type; None if there is none, or one of each of several instances."""
+        found = list(self.all(kind).values())
+        return found[0] if len(found) == 1 else None
+
     def all(self, kind: type[R]) -> dict[Values, R]:
         """The results of a type, of all instances of a stage, by their values.
 

@@ -1,6 +1,6 @@
 """The result of a sweep as lines of text, the last screen of the command.
 
-Used by the stage report.
+Used by the stage report and at the end of a sweep.
 """
 
 import shlex
@@ -26,52 +26,74 @@ def screen_lines(
     page: Path | None,
     storage: object,
     script: Callable[[str], Path],
+    chosen: Selected | None = None,
 ) -> list[str]:
     """The search, the winner, the test result, generated text and the next commands.
 
     Args:
         config: The experiment.
-        results: Those of all other stages of the sweep.
-        samples: The generated text.
+        results: Those of the stages that have run, up to the last one that was asked for.
+        samples: The generated text; empty without.
         page: Path of the HTML page; None without one.
         storage: The experiment's storage, as shown.
         script: Path of a command's script, by its file name.
+        chosen: The winner, if the stage that selects it has not run.
+
     """
+    searched = results.get(Searched)
+    blocks = [
+        [*_search_lines(config, results, results.get(Selected) or chosen), *_model_lines(results)],
+        pareto_lines(config, searched.front if searched else ()),
+        _test_lines(results),
+        [samples] if samples else [],
+    ]
     return [
-        *_result_lines(config, results),
-        *pareto_lines(config, results[Searched].front),
-        "",
-        *_test_lines(results),
-        "",
-        samples,
+        *(line for block in blocks if block for line in ["", *block]),
         "",
         *_champion_lines(results, script),
         f"runs      {shown_tracking_uri()}, experiment {config.experiment}",
         f"files     {storage}",
         *([f"report    {page}"] if page else []),
         *_next_lines(config, results, script),
-    ]
+    ][1:]
 
 
-def _result_lines(config: Experiment, results: StageResults) -> list[str]:
-    """One line each for the search, its winner, the fit and the gate."""
-    states = results[Searched].trials
+def _search_lines(config: Experiment, results: StageResults, chosen: Selected | None) -> list[str]:
+    """One line each for the search and its winner; for the corpus alone if there was no more."""
+    searched = results.get(Searched)
+    if searched is None:
+        corpus = results[PreparedCorpus]
+        sizes = ", ".join(f"{size:,} bytes {split}" for split, size in corpus.bytes.items())
+        return [f"{config.experiment}: corpus {corpus.name} {corpus.fingerprint}: {sizes}"]
+    states = searched.trials
     trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-    chosen, fit = results[Selected], results[Fitted]
+    lines = [f"{config.experiment}: {sum(states.values())} trials ({trials})"]
+    if chosen is None:
+        return lines
     # In full, for people who copy them.
     values = ", ".join(
         f"{key}={format_value(value, digits=None)}" for key, value in chosen.values.items()
     )
+    best = f"trial {chosen.trial}, {chosen.objective:.4f} bits per byte"
+    return [*lines, f"winner   {best}: {values or 'the defaults'}"]
+
+
+def _model_lines(results: StageResults) -> list[str]:
+    """One line each for the fit and for what became of its model."""
+    fit, registered = results.get(Fitted), results.get(Registered)
+    if fit is None:
+        return []
     workers = f"{fit.workers} worker{'' if fit.workers == '1' else 's'}"
-    return [
-        f"{config.experiment}: {sum(states.values())} trials ({trials})",
-        f"winner   trial {chosen.trial}, {chosen.objective:.4f} bits per byte: "
-        f"{values or 'the defaults'}",
+    trained = (
         f"trained  {fit.parameters:,} parameters on {fit.tokens:,} bytes with "
         f"{workers} in {format_duration(fit.seconds)}, "
-        f"validation {fit.val_bits_per_byte:.4f} bits per byte",
-        f"gate     version {results[Registered].version} {results[Promoted].decision}",
-    ]
+        f"validation {fit.val_bits_per_byte:.4f} bits per byte"
+    )
+    if registered is None:
+        return [trained, f"model    {fit.model_uri}, not registered"]
+    promoted = results.get(Promoted)
+    decision = promoted.decision if promoted else "not decided"
+    return [trained, f"gate     version {registered.version} {decision}"]
 
 
 def pareto_lines(config: Experiment, front: Sequence[tuple[int, float, float]]) -> list[str]:
@@ -83,16 +105,18 @@ def pareto_lines(config: Experiment, front: Sequence[tuple[int, float, float]]) 
     if second is None:
         return []
     return [
-        "",
         f"Pareto front of bits per byte and {second.replace('_', ' ')}: the trials not dominated",
         *(f"  {bits:8.4f}  {value:13,.0f}  trial {number}" for number, bits, value in front),
     ]
 
 
 def _test_lines(results: StageResults) -> list[str]:
-    """The version among the compressors on the test split, best first."""
-    tested, corpus = results[Tested], results[PreparedCorpus]
-    name = f"version {results[Registered].version}"
+    """The model among the compressors on the test split, best first."""
+    tested, registered = results.get(Tested), results.get(Registered)
+    if tested is None:
+        return []
+    corpus = results[PreparedCorpus]
+    name = f"version {registered.version}" if registered else "this model"
     rows = {**tested.baselines, name: tested.test_bits_per_byte}
     ranked = sorted(rows.items(), key=lambda row: row[1])
     return [
@@ -103,22 +127,32 @@ def _test_lines(results: StageResults) -> list[str]:
 
 
 def _champion_lines(results: StageResults, script: Callable[[str], Path]) -> list[str]:
-    name, champion = results[Promoted].model, results[Promoted].champion
-    if champion is not None:
-        return [f"champion  models:/{name}@champion (version {champion})"]
-    command = f"python {script('promote.py')} promote --model {name}"
-    return [f"champion  none yet; to decide again: {command} {results[Registered].version}"]
+    registered, promoted = results.get(Registered), results.get(Promoted)
+    if registered is None:
+        return []
+    if promoted and promoted.champion is not None:
+        return [f"champion  models:/{promoted.model}@champion (version {promoted.champion})"]
+    command = f"python {script('promote.py')} promote --model {registered.model}"
+    again = "none yet; to decide again" if promoted else "to decide"
+    return [f"champion  {again}: {command} {registered.version}"]
 
 
 def _next_lines(
     config: Experiment, results: StageResults, script: Callable[[str], Path]
 ) -> list[str]:
-    name, champion = results[Promoted].model, results[Promoted].champion
-    model = name if champion is not None else f"{name}/{results[Registered].version}"
-    prompt = shlex.quote(config.generate.prompts[0])
-    lines = [
-        *setup_lines(),
-        tracking_page_command(),
-        f"python {script('generate.py')} --model {model} --prompt {prompt}",
-    ]
+    lines = [*setup_lines(), tracking_page_command()]
+    if model := _model_name(results):
+        prompt = shlex.quote(config.generate.prompts[0])
+        lines.append(f"python {script('generate.py')} --model {model} --prompt {prompt}")
     return [f"{'' if place else 'next':10}{line}" for place, line in enumerate(lines)]
+
+
+def _model_name(results: StageResults) -> str:
+    """What generate.py calls the model that came out of it; empty without one."""
+    fit, registered = results.get(Fitted), results.get(Registered)
+    promoted = results.get(Promoted)
+    if promoted and promoted.champion is not None:
+        return promoted.model
+    if registered:
+        return f"{registered.model}/{registered.version}"
+    return fit.model_uri if fit else ""

@@ -1,50 +1,82 @@
-"""report: the results of the sweep on one screen, and as an HTML page."""
+"""report: the results of the sweep as an HTML page; and on one screen, however far it got."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
+
+from pipelines.console.errors import PipelineError
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
-from pipelines.registry.results import Sampled
+from pipelines.registry.results import Fitted, Sampled
 from pipelines.reporting.screen import screen_lines
+from pipelines.search.results import Searched, Selected
 from pipelines.tracking.schema import SAMPLES_FILE, SCREEN_FILE
 
 
 @dataclass(frozen=True)
 class Reported:
-    """Nothing: the page and the screen are what the report leaves."""
+    """The written page."""
+
+    page: str
+    """Its path."""
 
 
 def report(context: Context[Experiment], needs: StageResults) -> Reported:
-    """Write the page and print the screen; both are artifacts of the pipeline's run.
-
-    The screen is printed even if the page cannot be written.
-    """
+    """Write the page; its files are artifacts of the pipeline's run."""
     from pipelines.reporting.loading import results_of
     from pipelines.reporting.page.publish import publish  # with matplotlib
 
-    page = None
-    try:
-        with context.progress.working("report: drawing the figures"):
-            page = publish(results_of(context.store, context.pipeline_run))
-    finally:
-        _show(context, needs, page)
-    return Reported()
+    with context.progress.working("report: drawing the figures"):
+        return Reported(str(publish(results_of(context.store, context.pipeline_run))))
 
 
-def _show(context: Context[Experiment], needs: StageResults, page: Path | None) -> None:
+def show_results(context: Context[Experiment], results: StageResults, failed: bool) -> None:
+    """Print the results of a sweep as the last word, and store them as an artifact.
+
+    Of one that has failed they are those from before the error, if there is a model among them;
+    what keeps them from being shown whole does not replace that error.
+    """
+    if not failed:
+        _show(context, results, _chosen(context, results), _samples(context, results))
+    elif results.get(Fitted):
+        try:
+            _show(context, results, results.get(Selected), "")
+        except (MlflowException, PipelineError, OSError):
+            return
+
+
+def _show(
+    context: Context[Experiment], results: StageResults, chosen: Selected | None, samples: str
+) -> None:
+    page = results.get(Reported)
     lines = screen_lines(
         context.config,
-        needs,
-        context.store.read_text(needs[Sampled].run_id, SAMPLES_FILE),
-        page=page,
+        results,
+        samples,
+        chosen=chosen,
+        page=Path(page.page) if page else None,
         storage=context.storage,
         script=context.invocation.script,
     )
     text = "\n".join(lines)
-    context.progress.result(text, needs.to_json())
+    context.progress.result(text, results.to_json())
     context.store.log_text(context.pipeline_run, text, SCREEN_FILE)
+
+
+def _chosen(context: Context[Experiment], results: StageResults) -> Selected | None:
+    """The winner, also of a search after which nothing was asked for."""
+    from pipelines.stages.select import select
+
+    if results.get(Searched) is None:
+        return None
+    return results.get(Selected) or select(context, results)
+
+
+def _samples(context: Context[Experiment], results: StageResults) -> str:
+    sampled = results.get(Sampled)
+    return context.store.read_text(sampled.run_id, SAMPLES_FILE) if sampled else ""
 
 
 STAGE = Stage(

@@ -226,8 +226,19 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     ends = {row["trial"]: row for row in events if row["event"] == "trial"}
-    assert {row["event"] for row in events} == {"stage", "trial", "progress"}
-    assert events[-1] | {"stage": "select", "state": "done"} == events[-1]
+    assert {row["event"] for row in events} == {"stage", "trial", "progress", "result"}
+    assert events[-2] | {"stage": "select", "state": "done"} == events[-2]
+    assert events[-1]["event"] == "result"  # the last word, of whatever was asked for
+    winner = events[-1]["outputs"]["select"]
+    assert winner["values"] == {"train.learning_rate": 0.01}
+    shown = f"winner   trial {winner['trial']}, {winner['objective']:.4f} bits per byte: train."
+    assert shown in events[-1]["text"]
+    code, out, err = folder.run(*command, *grid, rates, "--quiet")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith(shown)
+    code, out, err = folder.run(*command, *grid, rates, "--quiet", "--until", "search")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[1].startswith(shown)
     states = {run.data.params["train.learning_rate"]: run for run in folder.trials()}
     failed = states["1e+30"]
     assert (failed.info.status, failed.data.tags["dca.state"]) == ("FAILED", "failed")

@@ -1,6 +1,7 @@
 """Exit codes, signals and what is printed of an error."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from pipelines.console.command import Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.process import SIGNALS, handlers_restored
+
+ROOT = Path(__file__).parents[3]
 
 
 def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
@@ -130,6 +133,86 @@ def test_a_wrong_option_is_bad_input_in_one_line(capsys):
 
     assert run_command(main, ["a.py", "--number", "x"]) == 2
     assert capsys.readouterr().err == "--number: invalid int value: 'x'\n"
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from pipelines.console.command import run_command
+from pipelines.console.progress import Progress
+
+def main(argv):
+    progress = Progress()
+    for number in range(3):
+        progress.log(f"line {number}" + 100_000 * ".")
+        print(f"warning {number}", file=sys.stderr)
+    with Path("stored").open("x") as file:
+        file.write(str(file.fileno()))
+    progress.result("the result", {})
+    return 0
+
+sys.exit(run_command(main, ["a.py"]))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("redirection", "code", "err"),
+    [
+        (">&-", 0, ["warning 0", "warning 1", "warning 2"]),
+        ("2>&-", 0, []),
+        ("<&- >&- 2>&-", 0, []),
+        (">/dev/full", 1, ["warning 0", "warning 1", "warning 2", "disk: No space left on device"]),
+        (">/dev/full 2>/dev/full", 1, []),
+        ("2>/dev/full", 0, []),
+        ("| head -1 >/dev/null", 0, ["warning 0", "warning 1", "warning 2"]),
+    ],
+)
+def test_work_ends_and_is_stored_whatever_becomes_of_its_output(redirection, code, err, tmp_path):
+    shell = f'"$0" -c "$1" {redirection}; exit ${{PIPESTATUS[0]}}'
+    child = subprocess.run(
+        ["bash", "-c", shell, sys.executable, SCRIPT],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (child.returncode, child.stderr.splitlines()) == (code, err)
+    assert int((tmp_path / "stored").read_text()) > 2  # or what others print goes into the file
+
+
+def test_what_the_output_cannot_encode_is_escaped(monkeypatch):
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, "ascii"))
+    assert run_command(lambda _: print("a \u2192 \ud800") or 0, ["a.py"]) == 0
+    sys.stdout.flush()
+    assert data.getvalue() == b"a \\u2192 \\ud800\n"
+
+
+def test_output_that_was_closed_before_a_command_ends_nothing(monkeypatch):
+    closed = io.StringIO()
+    closed.close()
+    for before in (None, closed):
+        monkeypatch.setattr(sys, "stdout", before)
+        assert run_command(lambda _: print("lost") or 0, ["a.py"]) == 0
+        assert sys.stdout is before
+
+
+def test_a_hangup_interrupts_a_command_unless_it_is_ignored(capsys):
+    def main(argv: Sequence[str]) -> int:
+        os.kill(os.getpid(), signal.SIGHUP)
+        return 0
+
+    before = signal.getsignal(signal.SIGHUP)
+    assert run_command(main, ["a.py"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert signal.getsignal(signal.SIGHUP) is before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        assert run_command(main, ["a.py"]) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.process

@@ -19,12 +19,12 @@ RESULTS = {
     "sample": Sampled("r"),
 }
 """By stage."""
+WHERE = {"storage": "/runs", "script": lambda name: Path("pipelines") / name}
 
 
 def shown(experiment, page: Path | None = Path("report.html"), **changes: object) -> list[str]:
-    where = {"page": page, "storage": "/runs", "script": lambda name: Path("pipelines") / name}
     results = StageResults(RESULTS | changes)
-    return screen_lines(experiment, results, "def generated", **where)
+    return screen_lines(experiment, results, "def generated", **(WHERE | {"page": page}))
 
 
 def test_the_screen_has_the_result_the_text_and_the_next_commands(experiment):
@@ -69,6 +69,37 @@ def test_without_a_page_its_line_is_left_out(experiment):
     assert not any(line.startswith("report ") for line in shown(experiment, None))
 
 
+STAGES = list(RESULTS)
+CORPUS = f"tiny: corpus files {'0' * 32}: 3,000 bytes test"
+TRIALS = "tiny: 3 trials (2 complete, 1 pruned)"
+
+
+@pytest.mark.parametrize(
+    ("until", "first", "last"),
+    [
+        ("corpus", [CORPUS], "mlflow ui"),
+        ("search", [TRIALS, "winner   trial 1, 2.2500 bits per byte: the"], "mlflow ui"),
+        ("select", [TRIALS, "winner   trial 1, 2.2500 bits per byte: train"], "mlflow ui"),
+        ("fit", [TRIALS, "winner", "trained", "model    models:/m, not"], "--model models:/m "),
+        ("evaluate", [TRIALS, "winner", "trained", "model", ""], "--model models:/m --prompt"),
+        ("register", [TRIALS, "winner", "trained", "gate     version 3 not decided"], "dca-gpt/3 "),
+        ("promote", [TRIALS, "winner", "trained", "gate     version 3 promoted"], "dca-gpt --"),
+    ],
+)
+def test_the_screen_has_the_results_up_to_any_stage(until, first, last, experiment, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    results = {name: RESULTS[name] for name in STAGES[: STAGES.index(until) + 1]}
+    chosen = Selected(1, "t", {}, 2.25) if until == "search" else None
+    lines = screen_lines(
+        experiment, StageResults(results), "", chosen=chosen, **(WHERE | {"page": None})
+    )
+    for line, start in zip(lines, first, strict=False):
+        assert line.startswith(start)
+    assert last in lines[-1]
+    assert "" not in (lines[0], lines[-1])
+    assert any("this model" in line for line in lines) == (until == "evaluate")
+
+
 @pytest.mark.parametrize(
     ("second", "lines"),
     [
@@ -76,7 +107,6 @@ def test_without_a_page_its_line_is_left_out(experiment):
         (
             "bytes_per_second",
             [
-                "",
                 "Pareto front of bits per byte and bytes per second: the trials not dominated",
                 "    2.0000         30,000  trial 2",
                 "    2.5000         40,000  trial 3",

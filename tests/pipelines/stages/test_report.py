@@ -1,5 +1,6 @@
 import pytest
 
+from pipelines.console.errors import PipelineError
 from pipelines.console.progress import Progress
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Invocation
@@ -19,24 +20,36 @@ def context(store, experiment, tmp_path, monkeypatch) -> Context:
     return Context(experiment, tmp_path / "runs", store, invocation, pipeline)
 
 
-def needs(context: Context) -> StageResults:
-    return StageResults(RESULTS | {"sample": Sampled(context.pipeline_run)})
+def results(context: Context, *stages: str) -> StageResults:
+    found = RESULTS | {"sample": Sampled(context.pipeline_run)}
+    return StageResults({name: found[name] for name in stages or found})
 
 
-def test_the_screen_is_printed_and_is_an_artifact_beside_the_page(context, capsys):
-    assert report.STAGE.run(context, needs(context)) == report.Reported()
+def test_the_page_is_written_and_the_screen_names_it_and_is_an_artifact(context, capsys):
+    found = report.STAGE.run(context, results(context))
+    page = context.storage / "reports" / "tiny" / "report.html"
+    assert found == report.Reported(str(page))
+    assert page.is_file()
+    every = RESULTS | {"sample": Sampled(context.pipeline_run), "report": found}
+    report.show_results(context, StageResults(every), False)
     text = context.store.read_text(context.pipeline_run, "report.txt")
     assert text in capsys.readouterr().out
-    page = context.storage / "reports" / "tiny" / "report.html"
+    assert "def generated" in text
     assert f"report    {page}" in text
-    assert page.is_file()
 
 
-def test_the_screen_is_printed_even_if_the_page_cannot_be_written(context, capsys):
-    folder = context.storage / "reports"
-    folder.write_text("not a folder")
-    with pytest.raises(OSError, match="reports"):
-        report.STAGE.run(context, needs(context))
+def test_a_failure_after_the_fit_loses_no_result(context, capsys, monkeypatch):
+    stages = ("corpus", "search", "select", "fit", "evaluate", "register", "promote")
+    report.show_results(context, results(context, *stages), True)
     out = capsys.readouterr().out
     assert "gate     version 3 promoted: the first" in out
     assert "report  " not in out
+    monkeypatch.setattr(type(context.store), "log_text", failing)
+    report.show_results(context, results(context, *stages), True)  # the error is that of the stage
+    assert "version 3" in capsys.readouterr().out
+    report.show_results(context, results(context, "corpus", "search"), True)
+    assert capsys.readouterr().out == ""
+
+
+def failing(*_: object) -> None:
+    raise PipelineError("the store is away")
