@@ -168,7 +168,9 @@ def _plan(
     planned = dag.plan(stages, experiment, until=arguments.until, fresh=arguments.fresh)
     print(*dag.plan_lines(planned), sep="\n")
     _print_resources(experiment, cluster)
-    sizes = corpus.preview(experiment).bytes
+    found = corpus.preview(experiment)
+    sizes = found.bytes
+    print(f"corpus: {corpus.size(found)}")
     lines = estimate(
         *(experiment, sizes, planned, cluster, progress.log), retry_failed=arguments.retry_failed
     )

@@ -20,6 +20,16 @@ def one_line(text: object, *, limit: int = 500) -> str:
     return line if len(line) < limit else f"{line[: limit - 3]}..."
 
 
+def is_text(path: str) -> bool:
+    """Whether a path is text: the bytes of a file's name need not be UTF-8, those of a URI and of
+    what a database stores do."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def without_controls(text: str) -> str:
     """Text of any origin for a terminal: what would control it, or hide text, is shown as escapes.
 

@@ -1,26 +1,145 @@
 """Files by a path, folder or glob, and their bytes in chunks; used by the corpora of files."""
 
+import errno
+import fnmatch
 import glob
-from collections.abc import Iterable, Iterator
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
 
 CHUNK_BYTES = 1 << 22
+RECURSIVE = "**"
+"""The part of a glob that stands for any folders."""
 
 
 def find_files(pattern: str, *, key: str) -> list[Path]:
-    """The file, those below a folder or those that match a glob, in the order of their paths.
+    """The file of that name, all files below the folder of that name, or those that match a glob.
 
-    Raises ConfigError if there is none; `key` is the configuration key of the pattern.
+    A folder's files are in the order of their paths, those of a glob in the order of the texts of
+    these. Hidden files count in a folder; in a glob where its own part begins with a dot. Links are
+    followed.
+
+    Args:
+        pattern: A path, each part of which is taken literally if there is something of that name,
+            else as a part of a glob.
+        key: The configuration key of the pattern.
+
+    Raises:
+        ConfigError: There is no file, or one cannot be read or would be read twice: nothing is left
+            out silently.
+
     """
-    root = Path(pattern)
-    found = sorted(root.rglob("*")) if root.is_dir() else map(Path, sorted(glob.glob(pattern)))  # noqa: PTH207
-    paths = [path for path in found if path.is_file()]
+    try:
+        if _mode(Path(pattern)) is not None:
+            paths = sorted(_files_at(Path(pattern)))
+        else:
+            paths = sorted(set(_matches(pattern)), key=str)
+        _require_once(paths)
+    except OSError as error:
+        message = f"{one_line(error.filename or pattern)}: {error.strerror or error}"
+        raise ConfigError(Problem(message, key)) from None
     if not paths:
-        raise ConfigError(Problem(f"{pattern}: no such file, folder or glob match", key))
+        message = f"{one_line(pattern)}: no such file, folder or glob match"
+        raise ConfigError(Problem(message, key))
     return paths
+
+
+def _mode(path: Path) -> int | None:
+    """The mode of what a path leads to; None if there is nothing of that name."""
+    try:
+        return path.stat().st_mode
+    except OSError as error:
+        if error.errno == errno.ENOENT and path.is_symlink():
+            raise _refusal("a link that leads nowhere", path) from None
+        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+            return None
+        raise
+    except ValueError:  # a zero byte
+        return None
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether a path leads to a folder; raises OSError if it leads to neither that nor a file."""
+    mode = _mode(path)
+    if mode is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
+        raise _refusal("neither a file nor a folder", path)
+    if stat.S_ISDIR(mode) and path.is_symlink():
+        parent = path.parent.resolve()
+        if path.resolve() in (parent, *parent.parents):
+            raise _refusal("a link to a folder that contains it", path)
+    return stat.S_ISDIR(mode)
+
+
+def _refusal(message: str, path: Path) -> OSError:
+    return OSError(errno.EINVAL, message, str(path))
+
+
+def _files_at(path: Path) -> Iterator[Path]:
+    """The file itself, or those below a folder."""
+    if not _is_folder(path):
+        yield path
+        return
+    for inside in path.iterdir():
+        yield from _files_at(inside)
+
+
+def _matches(pattern: str) -> Iterator[Path]:
+    """The files that match a glob; those that `glob.glob` cannot read it leaves out."""
+    parts = Path(pattern).parts
+    for path in _expand(Path(), parts):
+        if not _is_folder(path):
+            yield path
+        elif RECURSIVE not in parts:
+            message = "a folder, which matches too; expected files, or ** for all that are below it"
+            raise _refusal(message, path)
+
+
+def _expand(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """What matches the parts of a glob below a folder."""
+    if not parts:
+        yield folder
+        return
+    part, rest = parts[0], parts[1:]
+    if part == RECURSIVE:
+        yield from _expand_recursive(folder, rest)
+    elif not glob.has_magic(part) or _mode(folder / part) is not None:
+        if _mode(folder / part) is not None:
+            yield from _expand(folder / part, rest)
+    else:
+        for inside in folder.iterdir():
+            hidden = inside.name.startswith(".") and not part.startswith(".")
+            matches = not hidden and fnmatch.fnmatchcase(inside.name, part)
+            if matches and (not rest or _is_folder(inside)):
+                yield from _expand(inside, rest)
+
+
+def _expand_recursive(folder: Path, rest: Sequence[str]) -> Iterator[Path]:
+    """What matches the rest of a glob in a folder and all folders below that are not hidden."""
+    if rest:
+        yield from _expand(folder, rest)
+    for inside in folder.iterdir():
+        if inside.name.startswith("."):
+            continue
+        if _is_folder(inside):
+            yield from _expand_recursive(inside, rest)
+        elif not rest:
+            yield inside
+
+
+def _require_once(paths: Sequence[Path]) -> None:
+    """Refuse files of one folder that is reached by several paths, over a link."""
+    seen: dict[str, Path] = {}
+    for folder in dict.fromkeys(path.parent for path in paths):
+        first = seen.setdefault(os.path.realpath(folder), folder)
+        if first != folder:
+            raise _refusal(f"the same folder as {one_line(first)}; expected it once", folder)
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[bytes]:
@@ -33,3 +152,16 @@ def read_files(paths: Iterable[Path]) -> Iterator[bytes]:
 def read_chunks(file: Any) -> Iterator[bytes]:
     """The bytes of an open file, in chunks."""
     return iter(lambda: file.read(CHUNK_BYTES), b"")
+
+
+def contained(pattern: str, places: Iterable[Path], *, key: str) -> list[Path]:
+    """Which of some files and folders, that need not exist, are part of what `find_files` finds.
+
+    Used to refuse a text that changes while it is used. Raises ConfigError as `find_files` does.
+    """
+    real = {place: place.resolve() for place in places}
+    if Path(pattern).is_dir():
+        root = Path(pattern).resolve()
+        return [place for place, path in real.items() if path.is_relative_to(root)]
+    files = [path.resolve() for path in find_files(pattern, key=key)]
+    return [one for one, path in real.items() if any(file.is_relative_to(path) for file in files)]

@@ -41,11 +41,12 @@ class CorpusReader:
         self._config, self._mode = config, mode
         self._digest = hashlib.sha256()
         self._lengths: list[int] = []
+        self._files: int | None = None
 
     def __iter__(self) -> Iterator[bytes]:
         """The chunks, none of them empty. Raises ConfigError for a file that cannot be read."""
         try:
-            for text in _texts(self._config, self._mode):
+            for text in self._texts():
                 self._lengths.append(0)
                 for chunk in filter(None, text):
                     self._digest.update(chunk)
@@ -60,19 +61,20 @@ class CorpusReader:
     @property
     def corpus(self) -> Corpus:
         """The corpus that was read; complete at the end of the iteration."""
-        return Corpus.of(self._digest.hexdigest(), self._lengths)
+        return Corpus.of(self._digest.hexdigest(), self._lengths, self._files)
 
-
-def _texts(config: DataConfig, mode: OutputMode) -> list[Iterable[bytes]]:
-    """The one text of a corpus that is to be split, or the three of its splits."""
-    if config.validation_path is None:
-        source = CORPORA[config.corpus]
-        source.fetch(config.path, mode)
-        return [source.read() if config.path is None else source.read(config.path)]
-    keys = {key: getattr(config, key) for key in SPLIT_KEYS.values()}
-    files = {f"data.{key}": find_files(path, key=f"data.{key}") for key, path in keys.items()}
-    _refuse_overlap(files)
-    return [read_files(paths) for paths in files.values()]
+    def _texts(self) -> list[Iterable[bytes]]:
+        """The one text of a corpus that is to be split, or the three of its splits."""
+        config = self._config
+        if config.corpus != "files":
+            source = CORPORA[config.corpus]
+            source.fetch(config.path, self._mode)
+            return [source.read() if config.path is None else source.read(config.path)]
+        named = {f"data.{key}": getattr(config, key) for key in SPLIT_KEYS.values()}
+        files = {key: find_files(path, key=key) for key, path in named.items() if path is not None}
+        _refuse_overlap(files)
+        self._files = sum(map(len, files.values()))
+        return [read_files(paths) for paths in files.values()]
 
 
 def _refuse_overlap(files: dict[str, list[Path]]) -> None:

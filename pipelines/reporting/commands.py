@@ -21,7 +21,7 @@ from pipelines.storage.location import storage_folder
 from pipelines.storage.project import ROOT
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import TRAIN_KIND
-from pipelines.tracking.uri import shown_tracking_uri, tracking_uri
+from pipelines.tracking.uri import database_uri, shown_tracking_uri, tracking_uri
 
 EXTRA_SEEDS = 4
 """Further seeds with which the winner and the runner-up are to be trained."""
@@ -62,7 +62,7 @@ def tracking_page_command() -> str:
 
 
 def _is_default(uri: str) -> bool:
-    return uri == f"sqlite:///{Path('mlflow.db').absolute()}"
+    return uri == database_uri(Path("mlflow.db"))
 
 
 def report_folder(config: Experiment) -> Path:

@@ -5,15 +5,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
 from pipelines.console.updates import OutputMode
-from pipelines.data.fingerprint import Corpus, PreparedCorpus
+from pipelines.data.files import contained
+from pipelines.data.fingerprint import SPLIT_KEYS, Corpus, PreparedCorpus
 from pipelines.data.splits import find_splits, measure_corpus, sealed_test, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.storage.files import size_of, temporary_copy
-from pipelines.storage.location import storage_folder
+from pipelines.storage.location import local_storage, storage_folder
 from pipelines.storage.scratch import scratch_folder
+from pipelines.tracking.uri import ARTIFACTS, database_file, tracking_uri
+
+WRITTEN = ("artifacts", "corpora", "fits", "reports", "starts", "tensorboard", "trials")
+"""Folders in the storage."""
 
 
 class CorpusStage:
@@ -54,12 +60,22 @@ class CorpusStage:
     def run(self, context: Context[Experiment], needs: StageResults) -> PreparedCorpus:
         """Write the splits into storage, unless they are there."""
         result = self.preview(context.config)
+        files = self._measured.files if self._measured else None
+        sizes = {"files": files, "bytes": sum(result.bytes.values())}
+        context.progress.log(f"  {self.size(result)}", "corpus", **sizes)
         if self._measured is not None:
             write_splits(context.config.data, self._measured, context.storage, self._output)
         return result
 
+    def size(self, result: PreparedCorpus) -> str:
+        """Its files, as far as they are counted, and its bytes, for people."""
+        files = self._measured.files if self._measured else None
+        counted = "" if files is None else f"{files:,} file{'s' * (files != 1)}, "
+        return f"{counted}{sum(result.bytes.values()):,} bytes"
+
     def _measure(self, experiment: Experiment) -> Corpus:
         if self._measured is None:
+            _refuse_outputs(experiment)
             seq_len = experiment.train.seq_len
             self._measured = measure_corpus(experiment.data, seq_len=seq_len, mode=self._output)
         return self._measured
@@ -80,6 +96,30 @@ def test_bytes(experiment: Experiment, fingerprint: str) -> Iterator[Path]:
             write_splits(experiment.data, found, folder)
         with temporary_copy(sealed_test(folder, fingerprint)) as path:
             yield path
+
+
+def _refuse_outputs(experiment: Experiment) -> None:
+    """Raise ConfigError for a text that contains what the commands write: it would change with
+    each of them."""
+    data = experiment.data
+    if data.corpus != "files":
+        return
+    storage, database = local_storage(experiment.storage), database_file(tracking_uri())
+    written = [storage / name for name in WRITTEN] if storage else []
+    stores = [database, database.with_name(ARTIFACTS)] if database else []
+    for key in SPLIT_KEYS.values():
+        if (path := getattr(data, key)) is None:
+            continue
+        found = contained(path, [*written, *stores], key=f"data.{key}")
+        names = [f"the storage {storage}"] if {*found} & {*written} else []
+        names += [f"the tracking store {database}"] if {*found} & {*stores} else []
+        if names:
+            message = (
+                f"{one_line(path)} contains {' and '.join(names)}, which the commands write: the "
+                "text would change; expected a folder of its own, storage=FOLDER and "
+                "MLFLOW_TRACKING_URI=sqlite:///FILE elsewhere, or a glob such as '*.txt'"
+            )
+            raise ConfigError(Problem(message, f"data.{key}"))
 
 
 def _require(experiment: Experiment, found: Corpus, fingerprint: str | None) -> None:

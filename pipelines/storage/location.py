@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import AfterValidator
 
 from pipelines.console.errors import ConfigError, Problem, StorageError
+from pipelines.console.text import is_text, one_line
 from pipelines.storage.remote import Folder, RemoteDirectory
 
 URI = re.compile(
@@ -49,8 +50,12 @@ class Storage:
             check_uri(text)
         except ValueError as error:
             raise ConfigError(Problem(str(error), key)) from None
-        # absolute: Ray's processes have other working directories
-        return cls(RemoteDirectory(text) if "://" in text else Path(text).absolute())
+        if "://" in text:
+            return cls(RemoteDirectory(text))
+        folder = Path(text).absolute()  # Ray's processes have other working directories
+        if not is_text(str(folder)):
+            raise ConfigError(Problem(f"{one_line(folder)}: expected a path in UTF-8", key))
+        return cls(folder)
 
     @property
     def is_local(self) -> bool:
@@ -107,6 +112,15 @@ def exists(text: str) -> bool:
 def storage_folder(text: str) -> Folder:
     """The folder of a path or URI. Raises ConfigError for an unsupported URI."""
     return Storage.of(text).folder
+
+
+def local_storage(text: str) -> Path | None:
+    """The folder of this machine that a path or a file:// URI names; None for an object store."""
+    folder = storage_folder(text)
+    if isinstance(folder, Path):
+        return folder
+    path = folder.root.partition("?")[0].removeprefix("file://")
+    return Path(path) if path.startswith("/") else None
 
 
 def _checked_uri(text: str) -> str:

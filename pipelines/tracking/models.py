@@ -282,5 +282,6 @@ def _added_tag(file: str) -> str:
 
 def _local_path(uri: str) -> Path | None:
     """The path of a file URI or of a path; None for any other URI."""
-    parts = urlsplit(uri)
-    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path))
+    return None if "://" in uri else Path(unquote(uri))  # MLflow decodes paths too

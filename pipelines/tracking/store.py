@@ -66,7 +66,7 @@ from pipelines.tracking.schema import (
     schema_version,
     stage_outputs,
 )
-from pipelines.tracking.uri import database_file, tracking_uri
+from pipelines.tracking.uri import ARTIFACTS, database_file, tracking_uri
 from pipelines.training.history import STEP, TIME
 
 __all__ = ["Run", "Store"]
@@ -355,6 +355,6 @@ def _make_folder(path: Path) -> None:
 def _artifact_location(storage: Folder, database: Path) -> str:
     if isinstance(storage, Path):
         return (storage / "artifacts").as_uri()
-    folder = database.with_name("mlartifacts")
+    folder = database.with_name(ARTIFACTS)
     make_private(folder)
     return folder.as_uri()

@@ -1,18 +1,27 @@
-"""Where the tracking store is: MLflow's URI of a database file or of a server."""
+"""Where the tracking store is: MLflow's URI of a database file or of a server.
+
+As in every URI, `%20` stands for a space in the path of a file, and options follow a `?`: MLflow
+decodes the path, so that `%` and `?` in the name of a folder must be encoded.
+"""
 
 import os
 from pathlib import Path
+from urllib.parse import unquote
 
 from pipelines.console.secrets import redact
 
 SQLITE = "sqlite:///"
+ARTIFACTS = "mlartifacts"
+"""Name of the folder of artifacts beside a database, if the storage is a URI."""
 
 
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks."""
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"{SQLITE}mlflow.db"
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        return database_uri(Path("mlflow.db"))
     database = database_file(uri)
-    return f"{SQLITE}{database.absolute()}" if database else uri
+    return database_uri(database) + "".join(uri.partition("?")[1:]) if database else uri
 
 
 def shown_tracking_uri() -> str:
@@ -22,4 +31,11 @@ def shown_tracking_uri() -> str:
 
 def database_file(uri: str) -> Path | None:
     """The SQLite file of a store; None of a server."""
-    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+    if not uri.startswith(SQLITE):
+        return None
+    return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+
+
+def database_uri(path: Path) -> str:
+    """The URI of a SQLite file, by its absolute path."""
+    return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")

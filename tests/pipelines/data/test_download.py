@@ -219,11 +219,14 @@ def test_a_disk_that_does_not_take_the_file_is_named(server, path):
 
 def test_a_file_is_complete_on_the_disk_before_it_has_its_name(server, path, monkeypatch):
     synced = []
-    monkeypatch.setattr(
-        os, "fsync", lambda _: synced.append((part_of(path).stat().st_size, path.exists()))
-    )
+
+    def sync(_: int) -> None:
+        part = part_of(path)
+        synced.append((part.stat().st_size if part.exists() else None, path.exists()))
+
+    monkeypatch.setattr(os, "fsync", sync)
     download(server.url, path, len(CONTENT))
-    assert synced == [(len(CONTENT), False)]
+    assert synced == [(len(CONTENT), False), (None, True)]
 
 
 def test_a_terminal_gets_a_bar(server, path, capsys, monkeypatch):

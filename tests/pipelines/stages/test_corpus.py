@@ -148,3 +148,47 @@ def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_val
 def test_a_corpus_without_a_name_of_its_own_is_that_of_the_configuration(held_out):
     assert CorpusStage().preview(held_out).name == "files"
     assert CorpusStage(name="mine").preview(held_out).name == "mine"
+
+
+@pytest.mark.parametrize("path", [".", "**", "./**/*.bin", "link"])
+def test_a_text_that_contains_what_is_written_is_refused_with_both_places(
+    data, tmp_path, monkeypatch, path
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.bin")
+    (tmp_path / "link").symlink_to(".")
+    (tmp_path / "mlflow.bin").touch()
+    (tmp_path / "runs/corpora/sealed").mkdir(parents=True)
+    (tmp_path / "runs/corpora/sealed/x.bin").write_bytes(b"x" * 1000)
+    config = read_experiment(
+        {**data, "data": {"corpus": "files", "path": path}, "storage": "runs"}, source="test"
+    )
+    if path != "link":
+        (tmp_path / "link").unlink()
+    with pytest.raises(ConfigError) as error:
+        CorpusStage().preview(config)
+    both = f"the storage {tmp_path}/runs and the tracking store {tmp_path}/mlflow.bin, which"
+    assert f"data.path: {path} contains {both}" in str(error.value)
+
+
+def test_a_text_beside_what_is_written_is_not_refused(data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
+    (tmp_path / "mlflow.db").touch()
+    (tmp_path / "books").mkdir()
+    for name in ("a.txt", "books/b.txt"):
+        (tmp_path / name).write_bytes(name.encode() * 200)
+    for path, storage in [("books", "."), ("*.txt", "."), ("**/*.txt", "runs")]:
+        files = {"corpus": "files", "path": path}
+        CorpusStage().preview(
+            read_experiment({**data, "data": files, "storage": storage}, source="test")
+        )
+
+
+def test_the_files_and_bytes_that_were_read_are_shown(held_out, tmp_path, capsys):
+    run(held_out, tmp_path)
+    assert capsys.readouterr().out == "  3 files, 1,900 bytes\n"
+    (tmp_path / "runs" / "other").mkdir()
+    found = CorpusStage().preview(held_out)
+    run(held_out, tmp_path, found.fingerprint)
+    assert capsys.readouterr().out == "  1,900 bytes\n"

@@ -1,0 +1,153 @@
+"""Files by a path, folder or glob: exactly those, or an error that names what is in the way."""
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+from pipelines.console.errors import ConfigError
+from pipelines.data.config import DataConfig
+from pipelines.data.files import contained, find_files
+from pipelines.data.splits import measure_corpus
+
+
+def put(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(name)
+
+
+def found(folder: Path, pattern: str) -> list[str]:
+    """The files of a pattern below a folder, relative to it."""
+    paths = find_files(str(folder / pattern), key="data.path")
+    return [str(path.relative_to(folder)) for path in paths]
+
+
+def refusal(folder: Path, pattern: str) -> str:
+    with pytest.raises(ConfigError) as error:
+        find_files(str(folder / pattern), key="data.test_path")
+    assert str(error.value).startswith("data.test_path: ")
+    assert "\n" not in str(error.value)
+    return str(error.value).removeprefix("data.test_path: ").replace(f"{folder}/", "")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("books[1].txt", ["books[1].txt"]),
+        ("books[2].txt", ["books2.txt"]),
+        ("part[1]/*.txt", ["part[1]/b.txt"]),
+        ("part[12]/*.txt", ["part1/a.txt", "part2/c.txt"]),
+        ("*", ["*"]),
+    ],
+)
+def test_a_name_is_taken_literally_where_a_file_or_folder_has_it(tmp_path, pattern, expected):
+    put(tmp_path, "books[1].txt", "books1.txt", "books2.txt", "*")
+    put(tmp_path, "part1/a.txt", "part[1]/b.txt", "part2/c.txt")
+    assert found(tmp_path, pattern) == expected
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("rec/**/*.txt", ["a-b/c.txt", "a.txt", "a/b.txt", "a/b/c.txt"]),
+        ("rec/**", ["a-b/c.txt", "a.txt", "a/b.md", "a/b.txt", "a/b/c.txt"]),
+        ("rec/**/b/**", ["a/b/c.txt"]),
+        ("rec/**/**/*.md", ["a/b.md"]),
+        ("rec/*.txt", ["a.txt"]),
+        ("rec/?-*/[!a]*", ["a-b/c.txt"]),
+        ("rec/.*", [".hidden"]),
+        ("rec/**/.*/*", [".git/x"]),
+        ("rec", [".git/x", ".hidden", "a/b/c.txt", "a/b.md", "a/b.txt", "a-b/c.txt", "a.txt"]),
+    ],
+)
+def test_a_glob_takes_what_matches_at_any_depth_and_a_folder_all_below_it(
+    tmp_path, pattern, expected
+):
+    names = ["a.txt", "a/b.txt", "a/b/c.txt", "a/b.md", "a-b/c.txt", ".hidden", ".git/x"]
+    put(tmp_path / "rec", *names)
+    if pattern == "rec/.*":
+        (tmp_path / "rec/.git/x").unlink()
+        (tmp_path / "rec/.git").rmdir()
+    assert found(tmp_path, pattern) == [f"rec/{name}" for name in expected]
+
+
+def test_a_relative_glob_is_one_of_the_current_folder(tmp_path, monkeypatch):
+    put(tmp_path, "a/x.txt", "b/x.txt")
+    monkeypatch.chdir(tmp_path)
+    for pattern in ("*/x.txt", "./*/x.txt", "**/x.txt", "**"):
+        paths = [str(path) for path in find_files(pattern, key="data.path")]
+        assert paths == ["a/x.txt", "b/x.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["rec", "rec/**", "rec/sub/*", "rec/*/*.txt"])
+def test_a_folder_that_cannot_be_read_is_named_and_never_left_out(tmp_path, monkeypatch, pattern):
+    put(tmp_path, "rec/a/a.txt", "rec/sub/b.txt")
+    read = {"listdir": os.listdir, "scandir": os.scandir}
+    assert len(found(tmp_path, pattern)) in (1, 2)
+
+    def refuse(name, path):
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return read[name](path)
+
+    for name in read:
+        monkeypatch.setattr(os, name, functools.partial(refuse, name))
+    assert refusal(tmp_path, pattern) == "rec/sub: Permission denied"
+
+
+@pytest.mark.parametrize("pattern", ["rec", "rec/**", "rec/*", "rec/b"])
+def test_what_is_no_file_is_named_and_never_left_out(tmp_path, pattern):
+    put(tmp_path, "rec/a")
+    (tmp_path / "rec/b").symlink_to("nowhere")
+    assert refusal(tmp_path, pattern) == "rec/b: a link that leads nowhere"
+    (tmp_path / "rec/b").unlink()
+    os.mkfifo(tmp_path / "rec/b")
+    assert refusal(tmp_path, pattern) == "rec/b: neither a file nor a folder"
+
+
+def test_a_folder_that_a_glob_matches_is_not_left_out_silently(tmp_path):
+    put(tmp_path, "rec/a.txt", "rec/sub/b.txt")
+    assert refusal(tmp_path, "rec/*").startswith("rec/sub: a folder, which matches too; expected")
+    assert found(tmp_path, "rec/**/*") == ["rec/a.txt", "rec/sub/b.txt"]
+
+
+@pytest.mark.parametrize("pattern", ["rec", "rec/**/*.txt"])
+def test_links_are_followed_but_no_folder_is_read_twice(tmp_path, pattern):
+    put(tmp_path, "rec/a.txt", "other/b.txt")
+    (tmp_path / "rec/more").symlink_to("../other")
+    (tmp_path / "rec/c.txt").symlink_to("../other/b.txt")
+    assert found(tmp_path, pattern) == ["rec/a.txt", "rec/c.txt", "rec/more/b.txt"]
+    (tmp_path / "rec/twice").symlink_to("../other")
+    assert ": the same folder as rec/" in refusal(tmp_path, pattern).replace(f"{tmp_path}/", "")
+    (tmp_path / "rec/twice").unlink()
+    (tmp_path / "rec/loop").symlink_to(".")
+    assert refusal(tmp_path, pattern) == "rec/loop: a link to a folder that contains it"
+
+
+@pytest.mark.parametrize("pattern", ["none", "a.txt/b", "a.txt/*", "x" * 300, "\0", "none/**"])
+def test_what_is_not_there_is_one_line(tmp_path, pattern):
+    put(tmp_path, "a.txt")
+    message = refusal(tmp_path, pattern)
+    assert message.endswith(("no such file, folder or glob match", "a.txt: Not a directory"))
+
+
+def test_files_are_counted(tmp_path):
+    put(tmp_path, "a/x.txt", "a/y.txt", "b", "c")
+    (tmp_path / "a/x.txt").write_bytes(b"x" * 1000)
+    config = DataConfig(corpus="files", path=str(tmp_path / "a"))
+    assert measure_corpus(config, seq_len=4).files == 2
+    for name in ("b", "c"):
+        (tmp_path / name).write_text(name * 100)
+    held_out = {"validation_path": str(tmp_path / "b"), "test_path": str(tmp_path / "c")}
+    assert measure_corpus(config.replace(held_out), seq_len=4).files == 4
+
+
+def test_what_a_pattern_contains_need_not_exist_for_a_folder(tmp_path):
+    put(tmp_path, "a/x.txt", "a/runs/y.txt")
+    places = [tmp_path / "a/runs", tmp_path / "a/none", tmp_path / "b"]
+    within = lambda pattern: contained(str(tmp_path / pattern), places, key="data.path")  # noqa: E731
+    assert within("a") == places[:2]
+    assert within("a/**") == places[:1]
+    assert within("a/*.txt") == within("a/x.txt") == []
