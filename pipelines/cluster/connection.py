@@ -21,6 +21,8 @@ from pipelines.storage.project import ROOT
 
 PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
+HEALTH_SECONDS = 12
+"""How long it may take to answer as the head node of a Ray, a process's start included."""
 
 
 @contextmanager
@@ -134,7 +136,7 @@ def _runtime_env() -> dict[str, Any]:
 
 
 def _probe(address: str) -> None:
-    """Try to connect to the address: Ray would wait for minutes at a wrong one."""
+    """Try to connect to the address: Ray would wait for minutes at a wrong one, deaf to signals."""
     if address in ("auto", "local") or "://" in address:
         return
     host, _, port = address.rpartition(":")
@@ -143,6 +145,9 @@ def _probe(address: str) -> None:
     except (OSError, ValueError) as error:
         message = f"no Ray cluster answers there ({error}); expected HOST:PORT of a head node"
         raise ConfigError(Problem(message, f"RAY_ADDRESS={address}")) from None
+    if not names.is_head_node(address, seconds=HEALTH_SECONDS):
+        message = "what answers there is no Ray cluster; expected HOST:PORT of a head node"
+        raise ConfigError(Problem(message, f"RAY_ADDRESS={address}"))
 
 
 def _set_defaults(variables: dict[str, str]) -> None:

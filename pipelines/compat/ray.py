@@ -4,7 +4,10 @@ Used by pipelines.cluster, pipelines.cost and pipelines.search, some of which ru
 itself is imported inside the functions that need it.
 """
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +66,27 @@ NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (
     *("Alive", "NodeID", "NodeManagerAddress", "Resources"),
 )
 """Keys of an entry of `ray.nodes()`, which no documentation lists."""
+
+
+def is_head_node(address: str, *, seconds: float) -> bool:
+    """Whether HOST:PORT answers within so many seconds as the control service of a Ray cluster.
+
+    Asked in a process of its own: the client tries again for minutes, in threads that nothing ends,
+    prints warnings, and ends its process in the end.
+    """
+    code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", code, address],
+            env={**os.environ, "RAY_BACKEND_LOG_LEVEL": "fatal"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=seconds,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return child.returncode == 0
 
 
 def torch_backend(prepare: Callable[[], None]) -> type[Any]:

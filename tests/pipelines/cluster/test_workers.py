@@ -2,7 +2,10 @@
 
 import asyncio
 import os
+import signal
+import threading
 from concurrent.futures import Future
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import Any
 
@@ -259,6 +262,24 @@ def test_an_address_that_ray_resolves_is_not_tried(monkeypatch, address):
 def test_a_wrong_address_is_found_in_seconds(address):
     with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: no Ray cluster answers there"):
         connection._probe(address)
+
+
+@pytest.mark.process
+def test_what_answers_but_is_no_cluster_is_refused_and_signals_work_meanwhile(monkeypatch):
+    """Ray would wait for minutes there, deaf to Ctrl-C."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(connection, "HEALTH_SECONDS", 3)
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: what answers there is no Ray"):
+        connection._probe(address)
+    monkeypatch.setattr(connection, "HEALTH_SECONDS", 60)
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        connection._probe(address)
+    server.shutdown()
+    server.server_close()
 
 
 def test_only_the_nodes_that_are_alive_count():

@@ -108,6 +108,10 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
         addresses = listening()
+        head = ray._private.worker._global_node.gcs_address
+        assert compat.is_head_node(head, seconds=30)
+        other = f"127.0.0.1:{node['NodeManagerPort']}"  # another service of Ray
+        assert not compat.is_head_node(other, seconds=5)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         assert session not in ended_sessions()
     assert session in ended_sessions()
