@@ -5,7 +5,11 @@ Imports MLflow only where an error is judged: those who need a name need not loa
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """Statuses of a run, which the client takes and returns as texts."""
@@ -90,6 +94,68 @@ _CONFLICTS = (
 )
 
 
+ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
+"""Environment variable of the folder for the artifacts of a database's default experiment."""
+TABLE, COLUMNS = "experiments", {"experiment_id", "name", "artifact_location", "lifecycle_stage"}
+"""A table that every database of MLflow has, and columns of it that no version lacks."""
+API = "/api/2.0/mlflow/experiments/search"
+"""A request that any server answers and any user may send; `/health` needs no password, and other
+servers have it too."""
+
+
+def request(uri: str, *, timeout_seconds: float) -> Any:
+    """The answer of a server to a request as MLflow sends it: with its credentials, from the
+    environment or ~/.mlflow, its certificates and plugins. Redirects are not followed.
+
+    Raises MlflowException without an answer; its cause or context is the error of `requests`.
+    """
+    from mlflow.utils.rest_utils import http_request
+
+    return http_request(
+        host_credentials(uri),
+        API,
+        "POST",
+        max_retries=0,
+        timeout=timeout_seconds,
+        raise_on_status=False,
+        json={"max_results": 1},
+        allow_redirects=False,
+    )
+
+
+def host_credentials(uri: str) -> Any:
+    """What MLflow identifies itself with to a server: `username`, `token` and more."""
+    from mlflow.utils.credentials import get_default_host_creds
+
+    return get_default_host_creds(uri)
+
+
+@contextmanager
+def encoded_artifact_root() -> Iterator[None]:
+    """Let MLflow make a database's default experiment in folders of any name, in the time of a
+    block: it puts the path of ./mlruns into its URI and into SQL as it is. There is no setting for
+    a client; the variable is also how its server's processes know that they are of one."""
+    os.environ[ARTIFACT_ROOT] = Path("mlruns").absolute().as_uri()
+    try:
+        yield
+    finally:
+        del os.environ[ARTIFACT_ROOT]
+
+
+def decode_database_folders() -> None:
+    """Let MLflow make a database's folder by the name that it has: by that of the URI, in which a
+    `%` is encoded, it would make an empty one beside it."""
+    from mlflow.store.db import utils
+
+    utils._make_parent_dirs_if_sqlite = _make_parents
+
+
+def _make_parents(uri: str) -> None:
+    path = unquote(uri.removeprefix("sqlite:///").partition("?")[0])
+    if uri.startswith("sqlite:///") and path and path != ":memory:":
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+
+
 def set_environment() -> None:
     """Set the environment variables that every connection needs."""
     os.environ.update(ENVIRONMENT)
@@ -106,6 +172,21 @@ def is_filter(entry: tuple[Any, ...]) -> bool:
     """Whether an entry of `warnings.filters` is of `ignore_warnings`: the fourth part is the
     compiled pattern of a module, or None."""
     return getattr(entry[3], "pattern", entry[3]) == WARNINGS_MODULE
+
+
+def is_locked(error: BaseException) -> bool:
+    """Whether a database is locked by another process."""
+    return _LOCKED in str(error)
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """The errors with which MLflow ends that cannot use a store: its own, and those of SQLAlchemy
+    and of the migrations of a database, which it passes on."""
+    from alembic.util import CommandError
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    return MlflowException, SQLAlchemyError, CommandError
 
 
 def is_transient(error: BaseException) -> bool:

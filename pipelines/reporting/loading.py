@@ -65,10 +65,10 @@ def load_results(experiment: str) -> Results:
     Raises ConfigError if the tracking store has no such experiment, or no pipeline run of it.
     """
     names = [found.name for found in connect_existing().search_experiments()]
+    store = Store.open(experiment, Path.cwd(), create=False)  # refuses a deleted one
     if experiment not in names:
         message = f"no such experiment in {shown_tracking_uri()}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
-    store = Store.open(experiment, Path.cwd(), create=False)
     pipelines = store.find(PIPELINE_KIND) if store else []
     searched = [run for run in pipelines if SEARCH_KIND in stage_runs(run.data.tags)]
     if store is None or not pipelines:

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipelines.compat import optuna as compat
 from pipelines.search.config import Dimension, SearchTask
 from pipelines.tracking.trials import StoredTrial
+from pipelines.tracking.uri import database_uri
 
 OPTUNA_STATES = {
     "complete": TrialState.COMPLETE,
@@ -74,7 +75,7 @@ def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> N
     """Write ended trials into a SQLite file, as a study for Optuna and optuna-dashboard."""
     ranges, second = distributions(task), task.search.second_objective
     with compat.quiet():
-        storage = optuna.storages.RDBStorage(f"sqlite:///{path}")
+        storage = optuna.storages.RDBStorage(database_uri(path))
         study = optuna.create_study(
             study_name=task.experiment, storage=storage, directions=_directions(task)
         )

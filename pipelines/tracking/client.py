@@ -6,35 +6,50 @@ that cancelled retries of one command do not affect the next one in the same pro
 
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
 import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from sqlalchemy import NullPool, create_engine, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.compat.mlflow import (
+    COLUMNS,
     INVALID,
     LOGGER,
     MISSING,
+    TABLE,
+    decode_database_folders,
+    encoded_artifact_root,
+    host_credentials,
     ignore_warnings,
+    is_locked,
     is_transient,
+    request,
     set_environment,
+    store_errors,
 )
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
-from pipelines.console.text import first_line
+from pipelines.console.text import first_line, is_text, one_line
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.uri import database_file, tracking_uri
 
-PROBE_SECONDS = 5
+PROBE_SECONDS = 10
 MAX_UNAVAILABLE_SECONDS = 3600
 """How long a store may be unavailable before a command fails; missing rows are in checkpoints."""
 MAX_PAUSE_SECONDS = 10
+OPTIONS = {"timeout", "check_same_thread", "isolation_level", "cached_statements", "detect_types"}
+"""Of a SQLite URI, behind its `?`; MLflow passes them to Python's driver."""
+MEMORY = ":memory:"
+CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 T = TypeVar("T")
 
@@ -111,10 +126,11 @@ def connect(uri: str) -> RetryingClient:
     check_uri(uri)
     configure_mlflow(uri)
     try:
-        client = MlflowClient(uri, uri)
-        client.search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise _unusable(uri, first_line(error)) from None
+        with encoded_artifact_root():
+            client = MlflowClient(uri, uri)
+            client.search_experiments(max_results=1)
+    except store_errors() as error:
+        raise unusable(uri, first_line(error)) from None
     return RetryingClient(client, uri)
 
 
@@ -123,7 +139,7 @@ def connect_existing() -> RetryingClient:
     uri = tracking_uri()
     database = database_file(uri)
     if database and not database.exists():
-        raise _unusable(uri, f"there is no {database}")
+        raise unusable(uri, f"there is no {database}")
     with store_lock(uri):
         return connect(uri)
 
@@ -131,6 +147,7 @@ def connect_existing() -> RetryingClient:
 def configure_mlflow(uri: str) -> None:
     """Set MLflow's global state; a command puts it back at its end (console/process.py)."""
     set_environment()
+    decode_database_folders()
     logging.getLogger(LOGGER).setLevel(logging.CRITICAL)
     ignore_warnings()
     mlflow.set_tracking_uri(uri)  # pyfunc.log_model takes no client
@@ -139,14 +156,60 @@ def configure_mlflow(uri: str) -> None:
 def check_uri(uri: str) -> None:
     """Raise ConfigError in seconds if no store can answer there; writes nothing."""
     if uri.startswith(("http://", "https://")):
-        _probe(uri)
+        reason = _server_problem(uri)
     elif path := database_file(uri):
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise _unusable(uri, f"{path} cannot be written")
-        if path.is_file() and _start_of(path) not in (b"", b"SQLite"):
-            raise _unusable(uri, f"{path} is no SQLite database")
+        reason = _file_problem(path) or _database_problem(uri, path)
     else:
-        raise _unusable(uri, "expected sqlite:///FILE or http(s)://HOST")
+        reason = "expected sqlite:///FILE or http(s)://HOST"
+    if reason:
+        raise unusable(uri, reason)
+
+
+def _file_problem(path: Path) -> str | None:
+    """Why a path cannot be that of a database; None if it can."""
+    folder = Path(os.path.realpath(path)).parent
+    if not is_text(str(path)):
+        return f"{path}: expected a path in UTF-8"
+    if path.name == MEMORY:
+        return "a database in memory ends with the command; expected sqlite:///FILE"
+    if path.is_dir():
+        return f"{path} is a folder; expected a file, which is made if there is none"
+    if not folder.is_dir():
+        return f"{path} cannot be written: there is no folder {folder}"
+    if path.exists() and not path.is_file():
+        return f"{path} is not a file"
+    if not os.access(folder, os.W_OK | os.X_OK):  # SQLite keeps a journal beside it
+        return f"{path} cannot be written: its folder cannot"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return f"{path} cannot be written"
+    return None
+
+
+def _database_problem(uri: str, path: Path) -> str | None:
+    """Why a file is no database of MLflow, or cannot be opened with these options; None if it is,
+    or is new or empty."""
+    try:
+        url = make_url(uri)
+        if unknown := sorted(url.query.keys() - OPTIONS):
+            return f"{unknown[0]}: unknown option; expected {', '.join(sorted(OPTIONS))}"
+        if not (path.exists() and path.stat().st_size):
+            create_engine(url.set(database=MEMORY), poolclass=NullPool).connect().close()
+            return None
+        if _start_of(path) != b"SQLite":
+            return f"{path} is no SQLite database"
+        inspector = inspect(create_engine(url, poolclass=NullPool))
+        tables = sorted({*inspector.get_table_names()} - {"alembic_version"})
+        if not tables:
+            return None
+        columns = inspector.get_columns(TABLE) if TABLE in tables else []
+        if not {column["name"] for column in columns} >= COLUMNS:
+            named = ", ".join(tables[:3])
+            return f"{path} is the database of another program, with the tables {named}"
+    except (SQLAlchemyError, TypeError, ValueError) as error:
+        if is_locked(error):  # by a process that makes its tables, for instance
+            return None
+        return f"{path} cannot be opened: {first_line(error)}"
+    return None
 
 
 def _start_of(path: Path) -> bytes:
@@ -154,12 +217,56 @@ def _start_of(path: Path) -> bytes:
         return file.read(6)
 
 
-def _probe(uri: str) -> None:
+def _server_problem(uri: str) -> str | None:
+    """Why what answers at an address is no tracking server for this user; None if it is one."""
     try:
-        requests.get(f"{uri.rstrip('/')}/health", timeout=PROBE_SECONDS).raise_for_status()
-    except requests.RequestException as error:
-        raise _unusable(uri, f"no tracking server answers ({type(error).__name__})") from None
+        answer = request(uri, timeout_seconds=PROBE_SECONDS)
+    except MlflowException as error:
+        return _no_answer(error.__cause__ or error.__context__ or error)
+    status = f"HTTP {answer.status_code} {one_line(answer.reason)}"
+    if answer.is_redirect:
+        target = one_line(answer.headers["Location"])
+        return f"the server redirects to {target}; expected the address of the server itself"
+    if answer.status_code in (401, 403):
+        is_page = "html" in answer.headers.get("Content-Type", "")
+        reason = "" if is_page else f": {one_line(answer.text.strip(), limit=100)}"
+        return f"the server refuses {_identity(uri)} ({status}{reason}); {CREDENTIALS}"
+    if answer.status_code == 407:
+        return f"a proxy refuses the request ({status})"
+    if answer.status_code >= 500 or answer.status_code == 429:
+        return f"no tracking server answers ({status})"
+    try:
+        is_store = answer.ok and isinstance(answer.json(), dict)
+    except ValueError:
+        is_store = False
+    return None if is_store else f"what answers there is no MLflow server ({status})"
 
 
-def _unusable(uri: str, message: str) -> ConfigError:
+def _identity(uri: str) -> str:
+    """As whom a server was asked, without the password."""
+    given = host_credentials(uri)
+    named = given.username if given.username and given.password else urlsplit(uri).username
+    if named:
+        return f"the user {one_line(unquote(named))}"
+    return "the token" if given.token else "a request without a user"
+
+
+def _no_answer(error: BaseException) -> str:
+    if isinstance(error, requests.exceptions.SSLError):
+        found = re.search(r"(?i)certificate verify failed: [^()']*|\[SSL[^]]*\][^()']*", str(error))
+        reason = one_line(found[0].strip(" '")) if found else "TLS failed"
+        return (
+            f"no secure connection: {reason}; expected a certificate that this machine trusts, "
+            "or its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH"
+        )
+    reason = type(error).__name__
+    if isinstance(error, MlflowException | OSError) and not isinstance(
+        error, requests.RequestException
+    ):
+        reason = first_line(error)
+    return f"no tracking server answers ({reason})"
+
+
+def unusable(uri: str, message: str) -> ConfigError:
+    """The error of a store that cannot be used."""
     return ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={uri}"))

@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 
-from pipelines.compat.mlflow import MODEL_FILE, REGISTERED_FILE
+from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.console.text import first_line
@@ -136,7 +136,12 @@ class ModelStore:
         """The id of the model that a run has logged, if it has."""
         run = self.client.get_run(run_id)
         for output in run.outputs.model_outputs if run.outputs else []:
-            model = self.client.get_logged_model(output.model_id)
+            try:
+                model = self.client.get_logged_model(output.model_id)
+            except MlflowException as error:
+                if error.error_code != MISSING:
+                    raise
+                continue  # it was deleted
             if model.status == LoggedModelStatus.READY:
                 return str(model.model_id)
         return None

@@ -6,6 +6,7 @@ restarted command finds its runs by these.
 
 import hashlib
 import json
+import shlex
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 from mlflow.entities import (
     Dataset,
     DatasetInput,
+    Experiment,
     InputTag,
     LifecycleStage,
     LoggedModelInput,
@@ -107,8 +109,7 @@ class Store:
                 made = client.create_experiment(experiment, location, tags=EXPERIMENT_KIND)
                 return Store(client, made)
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
-            message = f"{experiment} was deleted in MLflow; restore or rename it"
-            raise ConfigError(Problem(message, "experiment"))
+            raise _deleted(found, database)
         return Store(client, found.experiment_id)
 
     @property
@@ -342,6 +343,18 @@ class Store:
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")
             return path.read_text()
+
+
+def _deleted(experiment: Experiment, database: Path | None) -> ConfigError:
+    """MLflow keeps a deleted experiment, and its name, until `mlflow gc`."""
+    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
+    if database:  # that of a server is in the environment, with its password
+        command = f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri())} {command}"
+    message = (
+        f"{experiment.name} was deleted in MLflow; to go on with it, restore it: {command} ; "
+        "else give another name: experiment=NAME"
+    )
+    return ConfigError(Problem(message, "experiment"))
 
 
 def _make_folder(path: Path) -> None:

@@ -1,7 +1,15 @@
+import base64
+import os
+import sqlite3
+import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import optuna
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
@@ -11,6 +19,7 @@ from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.store import Store
 from pipelines.tracking.uri import tracking_uri
 from pipelines.tracking.writer import Writer
+from tests.pipelines.stored import put_database
 from tests.pipelines.tracking.histories import rows, steps_of
 
 
@@ -95,15 +104,25 @@ def test_a_second_command_waits_again_after_the_first_has_given_up(store, tmp_pa
     ("uri", "expected"),
     [
         ("http://127.0.0.1:9", "no tracking server answers"),
-        ("sqlite:////nowhere/at/all.db", "cannot be written"),
+        ("sqlite:////nowhere/at/all.db", "cannot be written: there is no folder /nowhere/at"),
+        ("sqlite:///", " is a folder; expected a file"),
+        ("sqlite:////dev/null", "/dev/null is not a file"),
+        ("sqlite:///:memory:", "a database in memory ends with the command"),
+        ("sqlite://", "expected sqlite:///FILE or http"),
+        ("sqlite:////tmp/x.db?mode=ro&uri=true", "mode: unknown option; expected cached_statem"),
+        ("sqlite:////tmp/x.db?timeout=soon", "/tmp/x.db cannot be opened: could not convert"),
+        ("sqlite:////tmp/\udcff.db", "expected a path in UTF-8"),
         ("file:///tmp/x", "expected sqlite:///FILE or http"),
         (f"sqlite:///{__file__}", "MLFLOW_TRACKING_URI"),
     ],
 )
-def test_a_store_that_does_not_answer_is_found_in_seconds(uri, expected):
+def test_a_store_that_does_not_answer_is_found_in_seconds(uri, expected, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri if "\udcff" not in uri else "")
     started = time.monotonic()
-    with pytest.raises(ConfigError, match=expected):
-        connect(uri)
+    with pytest.raises(ConfigError) as error:
+        connect(tracking_uri() if "\udcff" not in uri else uri)
+    assert expected in str(error.value)
+    assert "\n" not in str(error.value)
     assert time.monotonic() - started < 20
 
 
@@ -118,7 +137,6 @@ def test_a_file_that_is_no_database_is_refused_and_an_empty_one_is_not(tmp_path)
     path = tmp_path / "a.db"
     for content, valid in (
         (b"", True),
-        (b"SQLite format 3", True),
         (b"SQLit", False),
         (b"x", False),
     ):
@@ -130,3 +148,156 @@ def test_a_file_that_is_no_database_is_refused_and_an_empty_one_is_not(tmp_path)
                 check_uri(f"sqlite:///{path}")
     check_uri(f"sqlite:///{tmp_path}/new.db")
     assert not (tmp_path / "new.db").exists()
+
+
+def test_a_folder_or_link_in_place_of_the_database_is_one_line_at_once(tmp_path):
+    (tmp_path / "mlflow.db").mkdir()
+    (tmp_path / "dangling.db").symlink_to("none/x.db")
+    (tmp_path / "loop.db").symlink_to("loop.db")
+    for name, expected in [
+        ("mlflow.db", "is a folder; expected a file, which is made if there is none"),
+        ("dangling.db", f"cannot be written: there is no folder {tmp_path}/none"),
+    ]:
+        with pytest.raises(ConfigError, match=expected):
+            check_uri(f"sqlite:///{tmp_path / name}")
+    (tmp_path / "none").mkdir()
+    check_uri(f"sqlite:///{tmp_path / 'dangling.db'}")  # a link to a file that is made
+
+
+@pytest.mark.parametrize("closed", ["file", "folder"])
+def test_a_database_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, closed):
+    path = tmp_path / "mlflow.db"
+    put_database(path)
+    refused = {"file": path, "folder": tmp_path}[closed]
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda at, mode: at != refused and access(at, mode))
+    with pytest.raises(ConfigError, match=r"mlflow\.db cannot be written"):
+        check_uri(f"sqlite:///{path}")
+
+
+def test_the_database_of_another_program_is_refused_and_nothing_is_written(tmp_path):
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
+    with closing(sqlite3.connect(tmp_path / "other.db")) as database:
+        database.execute("create table experiments (experiment_id int, name text)")
+    for name, expected in [
+        ("study.db", "with the tables studies, study_directions, study_system_attributes"),
+        ("other.db", "with the tables experiments"),
+    ]:
+        before = (tmp_path / name).read_bytes()
+        with pytest.raises(ConfigError) as error:
+            connect(f"sqlite:///{tmp_path / name}")
+        message = str(error.value)
+        assert message.endswith(f"{name} is the database of another program, {expected}")
+        assert (tmp_path / name).read_bytes() == before
+
+
+def test_a_database_whose_migrations_are_another_programs_is_one_line(tmp_path):
+    path = tmp_path / "mlflow.db"
+    put_database(path)
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("drop table webhooks")
+        database.execute("update alembic_version set version_num = 'v3.2.0.a'")
+    with pytest.raises(
+        ConfigError, match=r"^[^\n]+Can't locate revision identified by 'v3\.2\.0\.a'"
+    ):
+        connect(f"sqlite:///{path}")
+
+
+def test_a_database_that_is_locked_is_waited_for_later(tmp_path):
+    path = tmp_path / "mlflow.db"
+    put_database(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("begin exclusive")
+        check_uri(f"sqlite:///{path}?timeout=0.1")
+
+
+class Guarded(BaseHTTPRequestHandler):
+    """A tracking server behind a proxy: it takes one user and one token."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        known = [f"Basic {base64.b64encode(b'ana:correct horse').decode()}", "Bearer the-token"]
+        path = self.path.partition("?")[0]
+        if path.startswith("/moved"):
+            self.answer(302, "", Location="https://login.example/?next=x")
+        elif path.startswith("/page"):
+            self.answer(200, "<html>hello</html>", **{"Content-Type": "text/html"})
+        elif path.startswith("/starting"):
+            self.answer(503, "wait")
+        elif not path.startswith("/api/2.0/mlflow/experiments/search"):
+            self.answer(404, "not here")
+        elif self.headers.get("Authorization") in known:
+            self.answer(200, '{"experiments": []}')
+        else:
+            self.answer(401, "<html>who?</html>", **{"Content-Type": "text/html"})
+
+    def answer(self, status: int, text: str, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_) -> None:
+        pass
+
+
+@pytest.fixture
+def guarded(monkeypatch) -> Iterator[str]:
+    """The address of that server; the user has no credentials in any file."""
+    monkeypatch.setenv("HOME", "/nowhere")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+USER, PASSWORD, TOKEN = (f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN"))
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    "given", [{USER: "ana", PASSWORD: "correct horse"}, {TOKEN: "the-token"}, {}]
+)
+def test_a_guarded_server_is_asked_with_the_users_credentials(guarded, monkeypatch, given):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    uri = guarded if given else guarded.replace("://", "://ana:correct%20horse@")
+    assert connect(uri).search_experiments(max_results=1) == []
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("path", "given", "expected"),
+    [
+        ("", {}, "the server refuses a request without a user (HTTP 401 Unauthorized); set MLFL"),
+        ("", {USER: "ana", PASSWORD: "wrong horse"}, "refuses the user ana (HTTP 401 Unauthori"),
+        ("", {TOKEN: "a-wrong-token"}, "the server refuses the token (HTTP 401"),
+        ("", {USER: "ana"}, "the server refuses a request without a user (HTTP 401"),
+        ("/none", {}, "what answers there is no MLflow server (HTTP 404 Not Found)"),
+        ("/page", {}, "what answers there is no MLflow server (HTTP 200 OK)"),
+        ("/moved", {}, "the server redirects to https://login.example/?next=x; expected the addr"),
+        ("/starting", {}, "no tracking server answers (HTTP 503 Service Unavailable)"),
+    ],
+)
+def test_what_a_server_answers_is_told_without_the_password(
+    guarded, monkeypatch, path, given, expected
+):
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError) as error:
+        check_uri(guarded + path)
+    message = str(error.value)
+    assert expected in message
+    assert "\n" not in message
+    assert "horse" not in message
+    assert "a-wrong-token" not in message
+
+
+@pytest.mark.server
+def test_a_server_without_a_trusted_certificate_is_told_as_such(guarded):
+    with pytest.raises(ConfigError, match="no secure connection: "):
+        check_uri(guarded.replace("http", "https"))

@@ -1,11 +1,16 @@
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
+from mlflow.cli import cli
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
-from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
     CACHE_TAG,
     DISCARDED,
@@ -14,6 +19,8 @@ from pipelines.tracking.schema import (
     schema_version,
 )
 from pipelines.tracking.store import Store
+from pipelines.tracking.uri import tracking_uri
+from tests.pipelines.packages import log_untrained
 
 
 def test_a_run_is_found_by_kind_and_key(store):
@@ -242,3 +249,26 @@ def test_a_tag_that_is_removed_may_be_missing(store):
     for _ in range(2):
         store.untag(run, "a")
     assert "a" not in store.client.get_run(run).data.tags
+
+
+def test_a_deleted_experiment_names_the_command_that_restores_it(store, tmp_path):
+    store.client.delete_experiment(store.experiment_id)
+    for create in (True, False):
+        with pytest.raises(ConfigError) as error:
+            Store.open("tiny", tmp_path / "runs", create=create)
+    command = re.search(r"restore it: (.+) ; else give another name", str(error.value))[1]
+    variable, mlflow, *arguments = shlex.split(command)
+    assert (variable, mlflow) == (f"MLFLOW_TRACKING_URI={tracking_uri()}", "mlflow")
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    assert Store.open("tiny", tmp_path / "runs").experiment_id == store.experiment_id
+
+
+def test_what_was_deleted_in_mlflow_is_made_again(store, experiment):
+    run, uri = log_untrained(store, experiment)
+    store.client.delete_logged_model(model_id_of(uri))
+    assert store.models.logged_by(run) is None
+    assert log_untrained(store, experiment)[1] != uri
+    store.client.delete_run(run)
+    assert store.find("fit", "untrained 0") == []
+    assert log_untrained(store, experiment)[0] != run
