@@ -33,7 +33,7 @@ from pipelines.search.space import (
     FIXED,
     RUN_KEYS,
     TRAINING_KEYS,
-    listed_point_problems,
+    first_point_problems,
     space_problems,
     unused_options,
 )
@@ -88,9 +88,9 @@ class Experiment(Section):
         check_vocabulary(self.model)
         return self
 
-    def replace(self, values: Mapping[str, Any]) -> Self:
+    def replace(self, values: Mapping[str, Any], *, explain: bool = True) -> Self:
         """The same with some dotted keys changed, its search checked too. Raises ConfigError."""
-        replaced = super().replace(values)
+        replaced = super().replace(values, explain=explain)
         if found := list(problems(replaced)):
             raise ConfigError(*found)
         return replaced
@@ -116,7 +116,8 @@ class Experiment(Section):
     def search_task(self) -> SearchTask:
         """The search, and the training run that its trials vary."""
         base = self.training_run()
-        return SearchTask(self.experiment, self.storage, self.tensorboard, base, self.search)
+        place = (self.experiment, self.storage, self.tensorboard)
+        return SearchTask(*place, base, self.search, self.fit)
 
     def model_modules(self) -> set[str]:
         """The modules of the architectures and residual kinds that it may train."""
@@ -216,7 +217,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     search, base, fit = experiment.search, experiment.training_run(), experiment.fit
     found = [*space_problems(search.space, base, fit), *search_problems(search)]
     found += unused_options(search.space, base)
-    yield from found or listed_point_problems(search, base, fit)
+    yield from found or first_point_problems(search, base, fit)
 
 
 def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:

@@ -32,16 +32,17 @@ def quiet() -> Iterator[None]:
 
 
 def quasi_random_points(
-    distributions: Mapping[str, BaseDistribution], count: int, seed: int
-) -> list[dict[str, Any]]:
-    """The first points of a scrambled Sobol sequence in a space.
+    distributions: Mapping[str, BaseDistribution], seed: int
+) -> Iterator[dict[str, Any]]:
+    """The points of a scrambled Sobol sequence in a space.
 
     QMCSampler is experimental. Its `sample_relative` is called without a running trial: through
     `Study.ask` the first trial would be drawn independently, outside the sequence.
     """
     sampler = optuna.samplers.QMCSampler(seed=seed, scramble=True)
     study, trial = optuna.create_study(), create_trial(state=TrialState.WAITING)
-    return [sampler.sample_relative(study, trial, dict(distributions)) for _ in range(count)]
+    while True:
+        yield sampler.sample_relative(study, trial, dict(distributions))
 
 
 def cma_es(

@@ -19,7 +19,7 @@ from pipelines.compat.pydantic import (
     key_path,
 )
 from pipelines.config.compose import EXTENDS
-from pipelines.config.schema import Schema, choices, field_at, field_keys
+from pipelines.config.schema import Schema, choices, field_at, field_keys, is_list
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
 
@@ -41,9 +41,18 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     if kind == FROM_VALIDATOR:
         return _validator_problem(cause(detail), key)
     given = detail["input"]
-    listed = _choices(path, model) if kind == LITERAL else []
     message = f"{expectation(detail)}, got {quote_value(given)}"
+    if isinstance(given, list) and (field := _list_field(path, model)):
+        return Problem(message, key, nearest=f"{{{field}: {quote_value(given)}}}")
+    listed = _choices(path, model) if kind == LITERAL else []
     return Problem(message, key, nearest=nearest(str(given), listed))
+
+
+def _list_field(path: Sequence[str], model: type[BaseModel]) -> str:
+    """The one field of a section that takes a list of any length; empty if there is none."""
+    fields = field_at(_keys(model), path).get("properties", {})
+    found = [name for name in fields if is_list(_keys(model), fields[name])]
+    return found[0] if len(found) == 1 else ""
 
 
 @cache  # which keys there are does not change, and the schema is ten times the rest's work

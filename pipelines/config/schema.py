@@ -30,6 +30,18 @@ def choices(schema: Schema, field: Schema) -> list[Any]:
     return [value for option in _options(schema, field) for value in _listed(option)]
 
 
+def is_list(schema: Schema, field: Schema) -> bool:
+    """Whether a field takes a list of any length."""
+    return any(
+        option.get("type") == "array" and "items" in option for option in _options(schema, field)
+    )
+
+
+def types(schema: Schema, field: Schema) -> set[str]:
+    """The JSON types of the values that a field takes, such as integer and null."""
+    return {str(option.get("type")) for option in _options(schema, field)}
+
+
 def reference(schema: Schema, defaults: Mapping[str, Any]) -> str:
     """A Markdown table of every key with its default and meaning.
 

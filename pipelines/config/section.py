@@ -39,12 +39,13 @@ class Section(BaseModel):
             value = getattr(value, part)
         return value
 
-    def replace(self, values: Mapping[str, Any]) -> Self:
-        """The same with some dotted keys changed. Raises ConfigError."""
+    def replace(self, values: Mapping[str, Any], *, explain: bool = True) -> Self:
+        """The same with some dotted keys changed. Raises ConfigError, an empty one unless it is to
+        `explain` the problems, which takes ten times as long."""
         data = self.model_dump(mode="json")
         for key, value in values.items():
             set_key(data, key, value, dotted=self.dotted)
-        return validate(type(self), data)
+        return validate(type(self), data, explain=explain)
 
 
 def set_key(data: dict[str, Any], key: str, value: Any, *, dotted: Collection[str] = ()) -> None:

@@ -25,6 +25,7 @@ def validate(
     source: str = "",
     layers: Sequence[Layer] = (),
     check: Callable[[M], Iterable[Problem]] = lambda _: (),
+    explain: bool = True,
 ) -> M:
     """A section of the type `model` from plain data. Raises ConfigError with every problem.
 
@@ -35,6 +36,7 @@ def validate(
         layers: The files and the command line that `data` is made of: the source of a problem is
             the last one with its key.
         check: Finds the problems of a section whose fields are valid one by one.
+        explain: Whether the error has the problems; they take most of the time.
 
     """
     try:
@@ -48,6 +50,8 @@ def validate(
     try:
         section = model.model_validate_json(text, strict=True)
     except ValidationError as error:
+        if not explain:
+            raise ConfigError from None
         problems = problems_of(error, model)
     else:
         problems = list(check(section))

@@ -11,8 +11,7 @@ from typing import Any
 
 from pipelines.console.errors import ConfigError
 from pipelines.search.config import LEARNING_SAMPLERS, SearchTask
-from pipelines.search.space import Space
-from pipelines.search.study import build_study
+from pipelines.search.study import Proposals, bounded, build_study
 from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import TrainingRun
 
@@ -46,9 +45,11 @@ def draw_trials(task: SearchTask, stored: Sequence[StoredTrial], seed: int) -> l
     if task.search.sampler.name in LEARNING_SAMPLERS:
         search = task.search.replace({"sampler.name": "random", "warm_start": []})
         task = replace(task, search=search, base=task.base.replace({"seed": seed}))
-    space, study = Space(task), build_study(task, stored)
-    left = task.search.trial_count - sum(trial.state is not None for trial in stored)
-    return [_sized(task.base, space.suggest(study.ask())) for _ in range(left)]
+    task = bounded(task, stored)
+    ended = [trial for trial in stored if trial.state is not None]
+    proposals = Proposals(build_study(task, stored), task, ended)
+    asked = (proposals.next() for _ in range(task.search.trial_count - len(ended)))
+    return [_sized(task.base, one.values) for one in asked if one]
 
 
 def _sized(base: TrainingRun, values: Mapping[str, Any]) -> TrainingRun:

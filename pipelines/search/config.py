@@ -1,10 +1,10 @@
 """The section `search`: the searched keys, the number of trials, the sampler and the scheduler."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
-from itertools import product
+from random import Random
 from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, model_validator
@@ -14,11 +14,13 @@ from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import FitConfig, TrainingRun
 
 RealRange = tuple[int | float, int | float]
 IntRange = tuple[int, int]
 Choice = bool | int | float | str | None
+Count = int
+"""In Dimension, where `int` is a field."""
 
 DEFAULT_TRIALS = 8
 LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
@@ -36,6 +38,10 @@ class Dimension(Section):
     """Low and high of a real number."""
     int: IntRange | None = None
     """Low and high of an integer, both included."""
+    step: Annotated[Positive, Field(exclude_if=lambda step: step == 1)] = 1
+    """int: the difference between two values, beginning at low."""
+    log: Annotated[bool, Field(exclude_if=lambda log: not log)] = False
+    """int: whether it is uniform in its logarithm."""
     choice: list[Choice] | None = None
     """The values themselves."""
     when: dict[str, Choice] = {}
@@ -55,27 +61,73 @@ class Dimension(Section):
             raise FieldError("choice", "expected at least one value")
         return self
 
+    @model_validator(mode="after")
+    def _steps_fit(self) -> "Dimension":
+        if self.int is None:
+            for name in ("step", "log"):
+                if name in self.model_fields_set and getattr(self, name) not in (1, False):
+                    raise FieldError(name, "expected with int only")
+            return self
+        low, high = self.int
+        if self.log and self.step > 1:
+            raise FieldError("step", f"expected 1 with log: true, got {self.step}")
+        if self.log and low < 1:
+            raise FieldError("int", f"expected low > 0 with log: true, got {low}")
+        if (high - low) % self.step:
+            nearest = high - (high - low) % self.step
+            message = f"expected high - low to be a multiple of step = {self.step}"
+            raise FieldError("int", f"{message}, as in [{low}, {nearest}], got {[low, high]}")
+        return self
+
+    @property
+    def integers(self) -> range | None:
+        """The values of an integer range; None for another."""
+        return None if self.int is None else range(self.int[0], self.int[1] + 1, self.step)
+
     @property
     def examples(self) -> list[Choice]:
         """Values on which the check of a range tries its key."""
-        if self.int is not None and self.int[1] - self.int[0] < MAX_EXAMPLES:
-            return list(range(self.int[0], self.int[1] + 1))
+        if self.is_listed:
+            return list(self.grid or ())
         return list(self.choice or self.log_uniform or self.uniform or self.int or ())
 
     @property
-    def grid(self) -> list[Choice] | None:
+    def is_listed(self) -> bool:
+        """Whether a check tries every value: of a choice or a short integer range."""
+        return self.choice is not None or (self.size is not None and self.size <= MAX_EXAMPLES)
+
+    @property
+    def grid(self) -> Sequence[Choice] | None:
         """Every value of a choice or an integer range; None for real numbers."""
+        return self.choice if self.integers is None else self.integers
+
+    @property
+    def size(self) -> "Count | None":
+        """How many values a choice or an integer range has; None for real numbers."""
         if self.int is not None:
-            return list(range(self.int[0], self.int[1] + 1))
-        return self.choice
+            return (self.int[1] - self.int[0]) // self.step + 1
+        return None if self.choice is None else len(self.choice)
+
+    def draw(self, rng: Random) -> Choice:
+        """A random value of the range."""
+        if self.choice is not None:
+            return rng.choice(self.choice)
+        low, high = self.log_uniform or self.uniform or self.int or (0, 0)
+        if self.log or self.log_uniform:
+            drawn = math.exp(rng.uniform(math.log(low), math.log(high)))
+            return min(max(round(drawn), low), high) if self.log else drawn
+        if self.size is not None:
+            return low + self.step * rng.randrange(self.size)
+        return rng.uniform(low, high)
 
     def contains(self, value: Choice) -> bool:
         """Whether the range has this value."""
         if self.choice is not None:
             return any(type(value) is type(one) and value == one for one in self.choice)
-        low, high = self.int or self.log_uniform or self.uniform or (0, 0)
-        kinds = (int,) if self.int else (int, float)
-        return type(value) in kinds and low <= cast(float, value) <= high
+        if self.integers is not None:
+            return type(value) is int and value in self.integers
+        low, high = self.log_uniform or self.uniform or (0, 0)
+        return type(value) in (int, float) and low <= cast(float, value) <= high
 
 
 class SamplerConfig(Section):
@@ -135,17 +187,28 @@ class SearchConfig(Section):
     @property
     def grid_points(self) -> Iterator[dict[str, Choice]]:
         """The points of a grid, the last key changing fastest."""
-        ranges = [dimension.grid or [] for dimension in self.space.values()]
-        return (dict(zip(self.space, values, strict=True)) for values in product(*ranges))
+        return _product(list(self.space.items()), {})
 
     @property
     def grid_size(self) -> int:
         """Points of the grid that the space spans; real numbers count once."""
-        return math.prod(len(dimension.grid or [None]) for dimension in self.space.values())
+        return math.prod(dimension.size or 1 for dimension in self.space.values())
 
     def within_budget(self, tokens: int, seconds: float) -> bool:
         """Whether another trial may start after so many tokens of training and so much time."""
         return tokens < (self.max_tokens or math.inf) and seconds < (self.max_seconds or math.inf)
+
+
+def _product(
+    left: Sequence[tuple[str, Dimension]], values: dict[str, Choice]
+) -> Iterator[dict[str, Choice]]:
+    """Every point of the ranges that are left, one at a time: a range may have 10^9 values."""
+    if not left:
+        yield values
+        return
+    (key, dimension), *others = left
+    for value in dimension.grid or ():
+        yield from _product(others, {**values, key: value})
 
 
 @dataclass(frozen=True)
@@ -161,6 +224,8 @@ class SearchTask:
     base: TrainingRun
     """One trial, with each searched key at the experiment's own value."""
     search: SearchConfig
+    fit: FitConfig = field(default_factory=FitConfig)
+    """What the winner's final training changes: a point must be valid as a fit, too."""
 
     def modules(self, values: Mapping[str, Any]) -> tuple[str, str, str]:
         """The modules whose code, with all that they import, trains a trial of these values."""

@@ -44,6 +44,8 @@ class SearchProgress:
             if trial.state == "complete" and trial.objective is not None:
                 self._update_best(trial.objective, trial.number)
         self._ended_before, self._started = self._ended, time.monotonic()
+        self._invalid = self._repeated = 0
+        """Proposals that were not run."""
 
     @property
     def _ended(self) -> int:
@@ -54,6 +56,27 @@ class SearchProgress:
         self._progress.emit_event("trial", trial=number, state="started", values=values)
         self._running[number] = _RunningTrial()
         self._show()
+
+    def left_out(self, values: Mapping[str, Any], problem: str) -> None:
+        """Count a proposal that is not run, with the problem of an invalid one; show the first."""
+        if not problem:
+            self._repeated += 1
+            return
+        self._invalid += 1
+        if self._invalid == 1:
+            line = f"  invalid points of the space are left out: {problem}  ({_tried(values)})"
+            self._progress.log(line, "trial", state="invalid", values=values, reason=problem)
+
+    def summarize(self) -> None:
+        """Show how many proposals were not run, if any, and whether the space has no more."""
+        data = {"invalid": self._invalid, "repeated": self._repeated}
+        counts = [
+            f"{self._invalid} invalid" * bool(self._invalid),
+            f"{self._repeated} equal to earlier trials" * bool(self._repeated),
+        ]
+        if any(counts):
+            line = f"  proposals that were not run: {', '.join(filter(None, counts))}"
+            self._progress.log(line, "search", state="left out", **data)
 
     def noted(self, number: int, text: str) -> None:
         """Show a note about a trial, such as that it resumes."""
@@ -89,9 +112,8 @@ class SearchProgress:
             metric = BEST_METRIC.format(self._task.base.train.best_metric)
             result = f"{steps} steps, best {outcome.objective:.4f} bits per byte"
             data = {"steps": steps, metric: outcome.objective}
-        tried = ", ".join(f"{key}={format_value(value, digits=3)}" for key, value in values.items())
         self._progress.log(
-            f"  trial {number} {outcome.state}: {result}  ({tried})",
+            f"  trial {number} {outcome.state}: {result}  ({_tried(values)})",
             "trial",
             **{"trial": number, "state": outcome.state, "values": values, "run": run_id, **data},
         )
@@ -145,6 +167,10 @@ class SearchProgress:
             return None
         rate = (self._trials_done - self._ended_before) / (time.monotonic() - self._started)
         return (self._task.search.trial_count - self._trials_done) / rate
+
+
+def _tried(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={format_value(value, digits=3)}" for key, value in values.items())
 
 
 def _bar(number: int, trial: _RunningTrial) -> Bar:

@@ -71,17 +71,19 @@ def run_trials(
         context.progress.log(f"  warm start with {len(warm_start)} trials of earlier searches")
     with quiet():
         recorder = Recorder(context, task, corpus, stored.trials, previous_seconds)
+        progress = SearchProgress(task, stored.trials, context.progress)
         searcher = StudySearcher(
             build_study(task, stored.trials, warm_start),
             task,
             open_run=recorder.open_run,
             stored=stored,
             previous_seconds=previous_seconds,
+            left_out=progress.left_out,
         )
-        progress = SearchProgress(task, stored.trials, context.progress)
         events = TrialEvents(task, searcher, recorder, progress)
         with context.progress.working("starting Ray"), closing(recorder):
             _run_tuner(context, task, corpus, stored, searcher, events)
+        progress.summarize()
 
 
 def _run_tuner(

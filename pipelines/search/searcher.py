@@ -20,8 +20,7 @@ from ray.tune.search import Searcher
 from pipelines.compat.ray import NotPickled
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredSearch, second_value
-from pipelines.search.space import Space
-from pipelines.search.study import NUMBER
+from pipelines.search.study import Proposal, Proposals
 from pipelines.search.trial import TrialOutcome
 
 RUN_WAIT_SECONDS = 0.1
@@ -33,8 +32,7 @@ class PendingTrial:
     """A trial that the study has proposed and that has not ended."""
 
     number: int
-    trial: optuna.Trial
-    values: dict[str, Any]
+    proposal: Proposal
     run: Future[str]
     """The id of its MLflow run, once that is stored."""
     tokens: int = 0
@@ -43,6 +41,16 @@ class PendingTrial:
     """Tokens at which the study has a value of it."""
     retries: int = 0
     """Number of retries after crashes."""
+
+    @property
+    def trial(self) -> optuna.Trial:
+        """Of the study."""
+        return self.proposal.trial
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Of its searched keys."""
+        return self.proposal.values
 
 
 class StudySearcher(NotPickled, Searcher):
@@ -61,6 +69,7 @@ class StudySearcher(NotPickled, Searcher):
         open_run: Callable[[int, dict[str, Any]], Future[str]],
         stored: StoredSearch,
         previous_seconds: float = 0.0,
+        left_out: Callable[[Mapping[str, Any], str], None] = lambda values, problem: None,
     ) -> None:
         """A searcher for one session of a search.
 
@@ -70,10 +79,12 @@ class StudySearcher(NotPickled, Searcher):
             open_run: Creates or reopens, asynchronously, the run of a trial's number and values.
             stored: Trials of earlier sessions of the search.
             previous_seconds: Duration of the earlier sessions.
+            left_out: Called for a proposal that is not run, see `Proposals`.
 
         """
         super().__init__(metric="objective", mode="min")
-        self._study, self._space, self._task = study, Space(task), task
+        self._proposals = Proposals(study, task, stored.ended, left_out)
+        self._task = task
         self._open_run = open_run
         self._left = stored.missing(task.search.trial_count)
         self._unfinished = len(stored.trials) - len(stored.ended)
@@ -90,8 +101,8 @@ class StudySearcher(NotPickled, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         """The next trial's number and values; None: none yet; FINISHED: there are no more."""
         self._started = min(self._started, time.monotonic())  # the start of Ray is not counted
-        if not self._queue and self._may_ask():
-            self._queue.append(self._ask())
+        if not self._queue and self._may_ask() and (asked := self._ask()):
+            self._queue.append(asked)
         if not self._queue:
             return None if self._running else Searcher.FINISHED
         pending = self._queue[0]
@@ -109,14 +120,16 @@ class StudySearcher(NotPickled, Searcher):
             self._unfinished > 0 or self._task.search.within_budget(tokens, seconds)
         )
 
-    def _ask(self) -> PendingTrial:
+    def _ask(self) -> PendingTrial | None:
+        """The next trial, whose run is being stored; None, from now on, if there is no new one."""
         self._left -= 1
         self._unfinished -= 1
-        trial = self._study.ask()
-        stored_number = trial.user_attrs.get(NUMBER)
-        number = next(self._free_numbers) if stored_number is None else int(stored_number)
-        values = self._space.suggest(trial)
-        return PendingTrial(number, trial, values, self._open_run(number, values))
+        proposal = self._proposals.next()
+        if proposal is None:
+            self._left = 0
+            return None
+        number = next(self._free_numbers) if proposal.number is None else proposal.number
+        return PendingTrial(number, proposal, self._open_run(number, proposal.values))
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report a trial's evaluations to the study, at the tokens trained on."""
@@ -158,15 +171,16 @@ class StudySearcher(NotPickled, Searcher):
                     pending.trial.report(value, tokens)
 
     def _tell(self, pending: PendingTrial, outcome: TrialOutcome) -> None:
-        """Report how a trial ended; Optuna takes a pruned trial's value from its last report."""
+        """Report how a trial ended."""
         if outcome.state == "complete":
             second = second_value(self._task, pending.values, outcome.last_row)
+            assert outcome.objective is not None
             values = [outcome.objective, *([] if second is None else [second])]
-            self._study.tell(pending.trial, values)
+            self._proposals.tell(pending.proposal, TrialState.COMPLETE, values)
         elif outcome.state == "pruned":
-            self._study.tell(pending.trial, state=TrialState.PRUNED)
+            self._proposals.tell(pending.proposal, TrialState.PRUNED)
         else:
-            self._study.tell(pending.trial, state=TrialState.FAIL)
+            self._proposals.tell(pending.proposal, TrialState.FAIL)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is saved: a resumed search builds its study from the tracking store."""

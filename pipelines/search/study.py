@@ -4,10 +4,12 @@ Used by `run` before a search, by the cost estimate, and by the stage after the 
 the study as a file.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import islice
+from itertools import chain, count, islice
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import optuna
@@ -20,7 +22,9 @@ from optuna.distributions import (
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from pipelines.compat import optuna as compat
+from pipelines.console.errors import Problem
 from pipelines.search.config import Dimension, SearchTask
+from pipelines.search.space import Space, point_key
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.uri import database_uri
 
@@ -32,6 +36,15 @@ OPTUNA_STATES = {
 SECOND_DIRECTIONS = {None: [], "parameters": ["minimize"], "bytes_per_second": ["maximize"]}
 NUMBER = "number"
 """Attribute of an enqueued trial of the study: the number of the stored trial that it is."""
+GIVEN = "given"
+"""Attribute of one of the points that do not depend on results: its values."""
+MAX_LISTED = 20_000
+"""Points of a grid that are looked at for valid ones."""
+MAX_ASKS = 10
+"""Proposals in a row that are invalid or equal to earlier ones, after which a random point is
+proposed that is neither."""
+MAX_DRAWN, MAX_LOOKED_AT = 200, 5000
+"""Random points, and points of a finite space in its order, among which one is looked for."""
 MEDIAN_TRIALS = 4
 """Completed trials before median stopping compares with them."""
 MIN_SOURCE_TRIALS = 10
@@ -55,7 +68,7 @@ def build_study(
     known = [*warm_start, *stored]
     ended = [_as_optuna(trial, ranges) for trial in known if trial.state is not None]
     with compat.quiet():
-        points = _missing_points(_fixed_points(task, ranges), stored)
+        points = _listed_points(task, stored)
         study = optuna.create_study(
             sampler=_sampler(task, task.base.seed + len(stored), ended),
             pruner=_pruner(task),
@@ -66,9 +79,122 @@ def build_study(
             study.enqueue_trial(trial.values, user_attrs={NUMBER: trial.number})
         else:
             study.add_trial(_as_optuna(trial, ranges))
-    for point in points[: max(0, task.search.trial_count - len(stored))]:
-        study.enqueue_trial(point)
+    for point in points:
+        study.enqueue_trial(point, user_attrs={GIVEN: point})
     return study
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """The next trial: of the study, and its values."""
+
+    trial: optuna.Trial
+    values: dict[str, Any]
+    number: int | None
+    """That of the stored trial which it goes on with, if any."""
+
+
+@dataclass(frozen=True)
+class _Known:
+    """How a trial ended, to be told for an equal one."""
+
+    state: TrialState
+    values: list[float] | None = None
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+
+class Proposals:
+    """The trials that a study proposes, without invalid ones and those equal to earlier ones.
+
+    Used by the searcher and the cost estimate. An invalid point is reported to the study as pruned
+    without a value, which Optuna's samplers rank behind every result, and as failed, which they
+    ignore, until they have their startup trials. An equal one is reported with the result known.
+    """
+
+    def __init__(
+        self,
+        study: optuna.Study,
+        task: SearchTask,
+        stored: Sequence[StoredTrial],
+        left_out: Callable[[Mapping[str, Any], str], None] = lambda values, problem: None,
+    ) -> None:
+        """`left_out` is called with the values and the problem, empty if the point is not new."""
+        self._study, self._space, self._left_out = study, Space(task), left_out
+        self._startup = task.search.sampler.startup_trials
+        self._rng = Random(task.base.seed + len(stored))
+        self._known = {point_key(one.values): _known(one) for one in stored if one.state}
+
+    def next(self) -> Proposal | None:
+        """The next trial; None if the space has no further point."""
+        for asked in count(1):
+            trial = self._study.ask()
+            values = self._space.suggest(trial)
+            number = trial.user_attrs.get(NUMBER)
+            if number is not None:  # it has begun
+                break
+            problem = None if self._space.is_valid(values) else self._space.problem(values)
+            if problem is None and point_key(values) not in self._known:
+                break
+            self._leave_out(trial, values, problem, again=asked < MAX_ASKS)
+            if asked % MAX_ASKS == 0:
+                point = self._new_point()
+                if point is None:
+                    return None
+                self._study.enqueue_trial(point)
+        self._known[point_key(values)] = _Known(TrialState.FAIL)  # until it has ended
+        return Proposal(trial, values, None if number is None else int(number))
+
+    def tell(
+        self, proposal: Proposal, state: TrialState, values: list[float] | None = None
+    ) -> None:
+        """Report how a trial ended. Optuna takes a pruned one's value from its last report."""
+        ended = self._study.tell(proposal.trial, values, state)
+        curve = {} if values else ended.intermediate_values
+        self._known[point_key(proposal.values)] = _Known(state, values, curve)
+
+    def _leave_out(
+        self,
+        trial: optuna.Trial,
+        values: Mapping[str, Any],
+        problem: Problem | None,
+        *,
+        again: bool,
+    ) -> None:
+        given = trial.user_attrs.get(GIVEN, values)
+        if again and len(given) < len(values):  # another completion of a point to try first
+            self._study.enqueue_trial(given, user_attrs={GIVEN: given})
+        self._left_out(values, str(problem or ""))
+        if problem is None:
+            known = self._known[point_key(values)]
+            for tokens, value in known.curve.items():
+                trial.report(value, tokens)
+            self._study.tell(trial, known.values, known.state)
+            return
+        complete = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        learns = len(complete) >= self._startup
+        self._study.tell(trial, state=TrialState.PRUNED if learns else TrialState.FAIL)
+
+    def _new_point(self) -> dict[str, Any] | None:
+        """A random valid point that is new, or else the first one of a finite space."""
+        points = (self._space.draw(self._rng) for _ in range(MAX_DRAWN))
+        rest = self._space.points() if self._space.is_finite else iter(())
+        for point in chain(points, islice(rest, MAX_LOOKED_AT)):
+            if point_key(point) not in self._known and self._space.is_valid(point):
+                return point
+        return None
+
+
+def bounded(task: SearchTask, stored: Sequence[StoredTrial]) -> SearchTask:
+    """The same search with no more trials than a small finite space has new valid points."""
+    space, wanted = Space(task), task.search.trial_count
+    if not space.is_finite or wanted <= len(stored):
+        return task
+    known, new = {point_key(trial.values) for trial in stored}, 0
+    for looked_at, point in enumerate(space.points(), 1):
+        new += point_key(point) not in known and space.is_valid(point)
+        if new >= wanted - len(stored) or looked_at == MAX_LOOKED_AT:
+            return task
+    return replace(task, search=task.search.model_copy(update={"trials": len(stored) + new}))
 
 
 def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> None:
@@ -101,7 +227,7 @@ def distribution(dimension: Dimension) -> BaseDistribution:
     if dimension.choice is not None:
         return CategoricalDistribution(dimension.choice)
     if dimension.int is not None:
-        return IntDistribution(*dimension.int)
+        return IntDistribution(*dimension.int, log=dimension.log, step=dimension.step)
     if dimension.log_uniform is not None:
         return FloatDistribution(*dimension.log_uniform, log=True)
     assert dimension.uniform is not None
@@ -117,7 +243,9 @@ def _sampler(
 ) -> optuna.samplers.BaseSampler:
     name, startup = task.search.sampler.name, task.search.sampler.startup_trials
     if name == "tpe":
-        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup)
+        # By itself it samples several objectives' keys one by one, which suits conditions too.
+        group = Space(task).is_conditional and task.search.second_objective is None
+        return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, group=group)
     if name == "gp":
         return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
     if name == "cmaes":
@@ -143,26 +271,41 @@ def _pruner(task: SearchTask) -> optuna.pruners.BasePruner:
     )
 
 
-def _fixed_points(task: SearchTask, ranges: dict[str, BaseDistribution]) -> list[dict[str, Any]]:
-    """The points that do not depend on results, in order.
+def _listed_points(task: SearchTask, stored: Sequence[StoredTrial]) -> list[dict[str, Any]]:
+    """The points that do not depend on results and that no stored trial has, in order.
 
-    They are computed again by a resumed search, so that no sampler needs a stored state.
+    They are as many as trials are missing, with the invalid ones between them, and are computed
+    again by a resumed search, so that no sampler needs a stored state.
     """
-    search = task.search
+    search, space = task.search, Space(task)
+    missing = max(0, search.trial_count - len(stored))
+    points, left = _missing_points(search.try_first, stored)
+    points = points[:missing]
+    missing -= len(points)
+    known = {point_key(values) for values in left}
+    others: Iterator[dict[str, Any]] = iter(())
     if search.sampler.name == "grid":
-        return list(islice(search.grid_points, search.trial_count))
-    if search.sampler.name != "qmc":
-        return list(search.try_first)
-    drawn = compat.quasi_random_points(ranges, search.trial_count, task.base.seed)
-    return [*search.try_first, *drawn][: search.trial_count]
+        others = islice(search.grid_points, MAX_LISTED)
+    elif search.sampler.name == "qmc":
+        drawn = compat.quasi_random_points(distributions(task), task.base.seed)
+        others = islice(drawn, MAX_ASKS * search.trial_count)
+    for point in others:
+        if missing <= 0:
+            break
+        if point_key(point) not in known:
+            known.add(point_key(point))
+            points.append(point)
+            missing -= space.is_valid(point)
+    return points
 
 
 def _missing_points(
     points: Sequence[dict[str, Any]], stored: Sequence[StoredTrial]
-) -> list[dict[str, Any]]:
-    """The points that no stored trial has, each trial standing for one of them.
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The points that no stored trial has, and the values of the trials that have none of them.
 
-    A point's trial has its place in the order as its number, unless the search has grown.
+    Each trial stands for one point. A point's trial has its place in the order as its number,
+    unless the search has grown.
     """
     left, missing = {trial.number: trial.values for trial in stored}, {}
     for place, point in enumerate(points):
@@ -174,7 +317,15 @@ def _missing_points(
         same = [number for number, values in left.items() if point.items() <= values.items()]
         if same:
             del left[same[0]], missing[place]
-    return list(missing.values())
+    return list(missing.values()), list(left.values())
+
+
+def _known(stored: StoredTrial) -> _Known:
+    state = OPTUNA_STATES[str(stored.state)]
+    if state == TrialState.PRUNED:
+        return _Known(state, curve=stored.curve)
+    values = [value for value in (stored.objective, stored.second) if value is not None]
+    return _Known(state, values if state == TrialState.COMPLETE else None)
 
 
 def _as_optuna(stored: StoredTrial, ranges: dict[str, BaseDistribution]) -> FrozenTrial:

@@ -30,6 +30,7 @@ def search(
     """
     from pipelines.search.recorder import end_runs, log_search, log_summary
     from pipelines.search.run import run_trials  # with Ray Tune and PyTorch
+    from pipelines.search.study import bounded
 
     task, corpus = context.config.search_task(), needs[PreparedCorpus]
     if joined := join(context.store, context.run_id, task):
@@ -41,6 +42,8 @@ def search(
         count = max(task.search.trial_count, len(before.ended))
         task = replace(task, search=task.search.replace({"trials": count}))
     stored = stored_search(context.store, context.run_id, task)
+    wanted = task.search.trial_count
+    task = bounded(task, stored.trials)
     ended, total = stored.ended, task.search.trial_count
     end_runs(context.store, ended)
     log_search(context, task, corpus)
@@ -49,6 +52,8 @@ def search(
         context.progress.log(f"  {len(ended)} of {total} trials are done")
     if stored.outside:
         context.progress.log(f"  {len(stored.outside)} earlier trials lie outside the space")
+    if total < wanted:
+        context.progress.log(f"  the space has no more valid points than for {total} trials")
     begun = len(stored.trials) > len(ended)
     if len(ended) < total and (begun or task.search.within_budget(stored.tokens, seconds)):
         run_trials(context, task, corpus, stored, seconds)

@@ -160,11 +160,10 @@ CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"
             "expected asha or none",
         ),
         (
-            {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}},
+            {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [17, 20]}},
             {"sampler": {"name": "grid"}},
-            "space",
-            "invalid point of the search space: model.heads: dim / heads must be an even "
-            "number, got 20 / 4",
+            "space.model.dim",
+            "model.heads: dim / heads must be an even number, got 17 / 2",
         ),
         (
             {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 20]}},

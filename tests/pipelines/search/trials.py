@@ -34,6 +34,7 @@ def searcher_of(
     stored: Sequence[StoredTrial] | StoredSearch = (),
     warm_start: Sequence[StoredTrial] = (),
     open_run: Callable[[int, dict[str, Any]], Future[str]] | None = None,
+    left_out: Callable[[Mapping[str, Any], str], None] = lambda values, problem: None,
     **changes: Any,
 ) -> tuple[StudySearcher, optuna.Study]:
     """The searcher of a search with stored trials, and its study."""
@@ -41,7 +42,8 @@ def searcher_of(
     search = stored if isinstance(stored, StoredSearch) else StoredSearch(list(stored), [])
     study = build_study(task, search.trials, list(warm_start))
     open_run = open_run or (lambda *_: created())
-    searcher = StudySearcher(study, task, open_run=open_run, stored=search)
+    given = {"open_run": open_run, "stored": search, "left_out": left_out}
+    searcher = StudySearcher(study, task, **given)
     return searcher, study
 
 
