@@ -115,5 +115,6 @@ def _nucleus(logits_bv: Tensor, top_p: float) -> Tensor:
     sorted_bv, order_bv = logits_bv.sort(descending=True, dim=-1)
     probability_bv = sorted_bv.softmax(-1)
     before_bv = probability_bv.cumsum(-1) - probability_bv
-    cut_bv = sorted_bv.masked_fill(before_bv >= top_p, float("-inf"))
+    too_many_bv = (before_bv >= top_p) & (before_bv > 0)  # a tiny top_p is 0 in float32
+    cut_bv = sorted_bv.masked_fill(too_many_bv, float("-inf"))
     return torch.empty_like(cut_bv).scatter_(-1, order_bv, cut_bv)

@@ -5,10 +5,13 @@ Read by the stages and commands that promote and generate.
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
+
+MAX_BYTES = 65_536
+"""Of a prompt and of its continuation, as a packaged model takes them."""
 
 
 class PromoteConfig(Section):
@@ -35,12 +38,18 @@ class PromoteConfig(Section):
         return self
 
 
+def _of_prompt_size(text: str) -> str:
+    if len(text.encode(errors="replace")) > MAX_BYTES:
+        raise ValueError(f"expected at most {MAX_BYTES} bytes, got {len(text.encode())}")
+    return text
+
+
 class GenerateConfig(Section):
     """The sample at the end of the pipeline."""
 
-    prompts: list[Annotated[str, Field(min_length=1)]] = ["def "]
+    prompts: list[Annotated[str, Field(min_length=1), AfterValidator(_of_prompt_size)]] = ["def "]
     """Texts to continue."""
-    max_new_tokens: Positive = 200
+    max_new_tokens: Annotated[int, Field(ge=1, le=MAX_BYTES)] = 200
     """Bytes to write for each."""
     temperature: Annotated[float, Field(ge=0)] = 0.8
     """Divides the logits; 0 takes the likeliest byte."""

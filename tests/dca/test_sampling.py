@@ -180,6 +180,24 @@ def test_parameters_at_the_ends_of_their_ranges_are_taken():
     assert draw(top_p=1.0) == draw(top_k=4) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("top_p", [1e-300, 5e-324, 1e-50, 1e-38])
+@pytest.mark.parametrize("temperature", [1.0, 1e300])
+def test_the_smallest_nucleus_is_the_likeliest_byte(top_p, temperature):
+    assert draw(top_p=top_p) == {1}
+    assert len(draw(top_p=top_p, temperature=temperature)) == 1
+
+
+@pytest.mark.parametrize("temperature", [-0.0, 5e-324, 1e-300, 1e-39])
+def test_the_coldest_takes_the_likeliest(temperature):
+    assert draw(temperature=temperature) == draw(temperature=temperature, top_p=1e-300) == {1}
+
+
+@pytest.mark.parametrize("temperature", [1e38, 1e39, 1e300, 1.7976931348623157e308])
+def test_the_hottest_takes_all_alike(temperature):
+    assert draw(temperature=temperature) == {0, 1, 2, 3}
+    assert draw(temperature=temperature, top_k=10**30, top_p=1 - 1e-16) == {0, 1, 2, 3}
+
+
 def test_no_new_tokens_are_the_prompt():
     prompt = torch.zeros(2, 3, dtype=torch.long)
     assert torch.equal(generate(Fixed(PROBABILITIES), prompt, max_new_tokens=0), prompt)
