@@ -6,6 +6,7 @@ and an artifact of the version.
 
 import json
 import math
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.text import first_line
 from pipelines.engine.results import json_digest
 from pipelines.registry.champions import (
     FORCED,
@@ -135,7 +137,7 @@ class Gate:
         if seen.champion is None:
             reason = f"{challenger_score.bits_per_byte:.4f} bits per byte; there was no champion"
             return self._decision(version, seen, True, reason, numbers)
-        champion_score = self._champion_score(seen.champion, challenger_score.text_bytes)
+        champion_score = self._champion_score(seen.champion, challenger_score.text_bytes, version)
         if not math.isfinite(champion_score.bits_per_byte):
             reason = f"the bits per byte of version {seen.champion} are not finite"
             return self._decision(version, seen, True, reason, numbers)
@@ -200,20 +202,33 @@ class Gate:
             return f"{latency:.4f} s to the first byte, over {limit}"
         return None
 
-    def _champion_score(self, champion: int, text_bytes: int) -> Score:
-        """The champion's score on these test bytes: stored, or measured now by its own code."""
+    def _champion_score(self, champion: int, text_bytes: int, version: int) -> Score:
+        """The champion's score on these test bytes: stored, or measured now by its own code.
+
+        A stored one counts also if the champion's own files are gone.
+        """
         file = SCORE_FILE.format(self.fingerprint)
         stored = Score.read(self.registry.read_json(champion, file), text_bytes)
         if stored is not None:
             return stored
         try:
             found = score(self.registry.models, self.registry.model_id(champion), self.test)
-        except PipelineError as error:
-            message = f"the champion, version {champion}, has no score: {error}"
-            raise PipelineError(message) from error
+        except (PipelineError, ConfigError) as error:
+            raise PipelineError(self._nothing_to_compare(champion, version, error)) from error
         if not self.dry_run:
             self.registry.write_json(champion, file, asdict(found))
         return found
+
+    def _nothing_to_compare(self, champion: int, version: int, error: Exception) -> str:
+        """What is gone, and how to go on."""
+        name = shlex.quote(self.registry.name)
+        before = Champions(self.registry).previous_champion(champion)
+        back = f"promote.py rollback --model {name}, which makes version {before} champion, or "
+        return (
+            f"version {version} cannot be compared with the champion, version {champion}, which "
+            f"has no stored score on this text and cannot be scored: {first_line(error)}; run "
+            f"{back if before else ''}promote.py promote {version} --model {name} --force REASON"
+        )
 
 
 def earlier_decision(

@@ -4,6 +4,7 @@ import json
 
 from pipelines.console.errors import PipelineError
 from pipelines.console.isolated import run_isolated
+from pipelines.console.text import one_line
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
@@ -41,7 +42,10 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
     ]
     child = run_isolated("pipelines.generate", arguments)
     if child.returncode:
-        raise PipelineError(f"{uri}: {child.stderr.strip()}")
+        reason = one_line(child.stderr.strip().splitlines()[-1] if child.stderr.strip() else "")
+        way_on = "promote.py rollback, or promote.py promote VERSION --force REASON"
+        message = f"the champion, {uri}, cannot be used: {reason}; another one: {way_on}"
+        raise PipelineError(message)
     return [json.loads(line)["text"] for line in child.stdout.splitlines()]
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pipelines.registry.champions import (
 from pipelines.registry.gate import Decision, Gate, force, rollback
 from pipelines.registry.results import Registered, Tested
 from pipelines.registry.score import Score, block_edges
+from pipelines.registry.score import score as real_score
 from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
 from pipelines.tracking.models import ModelStore
@@ -362,3 +364,60 @@ def test_a_dry_run_decides_and_writes_nothing(versions):
     assert decision.promoted
     assert (versions.registry.get(version).tags, versions.promotions()) == before
     assert versions.registry.read_json(1, "scores/other bytes.json") is None
+
+
+def lose(versions: Versions, version: int) -> None:
+    """Delete a version's files, and let nobody score it."""
+    model_id = versions.registry.model_id(version)
+    location = versions.context.store.client.get_logged_model(model_id).artifact_location
+    shutil.rmtree(location.removeprefix("file://"), ignore_errors=True)
+    versions.scores[model_id] = PipelineError(f"models:/{model_id}: no SHA256SUMS")
+
+
+def test_a_champion_whose_files_are_gone_counts_with_its_stored_score(versions):
+    versions.sweep(versions.add(2.0))
+    versions.sweep(versions.add(1.9))
+    versions.sweep(versions.add(2.5))  # has stored the score of version 2
+    lose(versions, 2)
+    assert "kept version 2" in versions.sweep(versions.add(2.2))
+    assert "promoted" in versions.sweep(versions.add(1.5))
+
+
+def test_a_champion_that_is_gone_names_both_ways_on_and_each_works(versions):
+    versions.sweep(versions.add(2.0))
+    lose(versions, 1)
+    new = versions.add(1.9)
+    with pytest.raises(PipelineError) as error:
+        versions.sweep(new)
+    message = str(error.value)
+    assert "\n" not in message
+    assert "the champion, version 1, which has no stored score on this text" in message
+    assert message.endswith("run promote.py promote 2 --model tiny --force REASON")
+    force(versions.registry, new, "the champion is gone")
+    lose(versions, new)
+    third = versions.add(1.8)
+    with pytest.raises(PipelineError, match=r"rollback --model tiny, which makes version 1 champ"):
+        versions.sweep(third)
+    versions.scores[versions.registry.model_id(1)] = versions.scores[
+        versions.registry.model_id(third)
+    ]
+    rollback(versions.registry, "version 2 is gone")
+    assert "kept version 1" in versions.sweep(third)
+
+
+def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch):
+    versions.sweep(versions.add(2.0))
+    monkeypatch.setattr(module, "score", real_score)
+    versions.context.store.client.delete_logged_model(versions.registry.model_id(1))
+    version = versions.add(1.9)
+    monkeypatch.setattr(
+        module,
+        "score",
+        lambda models, model_id, text: (
+            versions.score(models, model_id, text)
+            if model_id == versions.registry.model_id(version)
+            else real_score(models, model_id, text)
+        ),
+    )
+    with pytest.raises(PipelineError, match=r"version 1, which has no stored .*not found.*--force"):
+        versions.sweep(version)

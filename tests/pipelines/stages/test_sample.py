@@ -73,13 +73,6 @@ def test_without_a_champion_nothing_is_generated(experiment, commands):
     assert commands == []
 
 
-def test_a_command_that_fails_is_an_error_with_its_reason(experiment, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", " no such model\n")
-    monkeypatch.setattr(module, "run_isolated", lambda *_: failed)
-    with pytest.raises(PipelineError, match=r"^models:/dca-gpt/2: no such model$"):
-        sample(context(experiment), needs(2))
-
-
 @pytest.mark.parametrize(
     ("uri", "exists", "valid"), [(None, False, True), ("m", True, True), ("m", False, False)]
 )
@@ -118,3 +111,14 @@ def test_a_training_whose_patience_is_over_has_no_time_left(run):
     rows = {n: {"step": n, "val_bits_per_byte": float(n), **row} for n in (4, 8)}
     shown = _progress(rows, patient)
     assert (shown.data["seconds_left"], shown.bars[0].share) == (0.0, 1.0)
+
+
+def test_a_champion_that_cannot_be_used_is_one_line_with_the_ways_on(experiment, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "warning\nmodels:/m-1: no SHA256SUMS\n")
+    monkeypatch.setattr(module, "run_isolated", lambda *_: failed)
+    with pytest.raises(PipelineError) as error:
+        sample(context(experiment), needs(2))
+    assert str(error.value) == (
+        "the champion, models:/dca-gpt/2, cannot be used: models:/m-1: no SHA256SUMS; another "
+        "one: promote.py rollback, or promote.py promote VERSION --force REASON"
+    )
