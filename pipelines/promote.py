@@ -1,8 +1,9 @@
 """The registered model: its versions, which one is champion, and why.
 
     python pipelines/promote.py list | compare A B | promote VERSION | rollback | history
+    python pipelines/promote.py register MODEL
 
-A VERSION is a number, an alias or `latest`.
+A VERSION is a number, an alias or `latest`; a MODEL any that train.py or sweep.py has made.
 """
 
 import argparse
@@ -20,17 +21,20 @@ from rich.table import Table
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
+from pipelines.console.progress import Progress
 from pipelines.console.text import format_value, one_line, without_controls
+from pipelines.console.updates import OutputMode
 
 if TYPE_CHECKING:
     from pipelines.registry.gate import Decision
     from pipelines.registry.versions import Registry
 
+MODEL = "dca-gpt"
 PIPED_COLUMNS = 200
 """Width of a table that is not shown in a terminal."""
 COMMIT_DIGITS = 12
 ALLOWED_CHANGES = re.compile(r"promote\.|data\.((validation|test)_)?path$|storage$")
-"""Keys that `promote VERSION` takes: the gate's, and those of the place of the test text."""
+"""Keys that `promote` and `register` take: the gate's, and those of the place of the test text."""
 
 
 @process_restored()
@@ -47,7 +51,10 @@ def main(argv: Sequence[str]) -> int:
         "rollback": _rollback,
         "history": _history,
     }
-    registry = Registry(connect_existing(), arguments.model)
+    if arguments.command == "register":
+        _register(argv, arguments)
+        return DONE
+    registry = Registry(connect_existing(), arguments.model or MODEL)
     registry.versions()  # bad input first: a name that is not registered
     commands[arguments.command](registry, arguments)
     return DONE
@@ -165,6 +172,34 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
         return gate.decide(version)
 
 
+def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
+    """Evaluate any trained model on its test split and make a version of it, for the gate."""
+    from pipelines.engine.stage import Invocation
+    from pipelines.registry.resolve import resolve_model
+    from pipelines.registry.results import Fitted, Registered, Tested
+    from pipelines.stages.register import register_model
+    from pipelines.tracking.client import connect_existing
+    from pipelines.tracking.models import ModelStore
+
+    models = ModelStore(connect_existing())
+    model_id, label = resolve_model(models.client, arguments.trained, name=MODEL)
+    mode = OutputMode.QUIET if arguments.json else OutputMode.TEXT
+    invocation = Invocation.of(__file__, argv, Progress(mode, stderr=True))
+    results = register_model(
+        models, model_id, label, arguments.changes, arguments.model, invocation
+    )
+    made, test, fit = results[Registered], results[Tested], results[Fitted]
+    if arguments.json:
+        print(json.dumps({**asdict(made), **asdict(test), "model_uri": fit.model_uri}))
+        return
+    print(
+        f"{made.model} version {made.version} is {fit.model_uri}: {test.test_bits_per_byte:.4f} "
+        f"bits per byte of the test split, {fit.val_bits_per_byte:.4f} of the validation split"
+    )
+    command = f"python {invocation.script('promote.py')} promote --model {made.model}"
+    print(f"to let the gate decide about it: {command} {made.version}")
+
+
 def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Make the champion before the present one champion again."""
     from pipelines.registry.gate import gate_lock, rollback
@@ -242,12 +277,13 @@ def _format_age(then_seconds: float) -> str:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="promote.py", description="The registered model and its champion.")
     common = Parser(add_help=False)
-    common.add_argument("--model", default="dca-gpt", help="registered model (dca-gpt)")
+    common.add_argument("--model", help=f"registered model ({MODEL})")
     common.add_argument("--json", action="store_true", help="for other programs")
     dry_run = Parser(add_help=False)
     dry_run.add_argument("--dry-run", action="store_true", help="print the result; write nothing")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     version = "number, alias or latest"
+    changes = "changes to its configuration, as in promote.min_improvement=0.01"
     commands.add_parser("list", parents=[common], help="versions, aliases, metrics, lineage, age")
     compare = commands.add_parser("compare", parents=[common], help="what differs between two")
     compare.add_argument("a", metavar="A", help=version)
@@ -261,9 +297,16 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         default=[],
         metavar="key=value",
-        help="changes to the version's configuration, as in promote.min_improvement=0.01",
+        help=changes,
     )
     promote.add_argument("--force", metavar="REASON", help="past the gate; the reason is kept")
+    register = commands.add_parser(
+        "register", parents=[common], help="make a version of any trained model"
+    )
+    register.add_argument(
+        "trained", metavar="MODEL", help="a run, a logged model, or a URI of either"
+    )
+    register.add_argument("changes", nargs="*", default=[], metavar="key=value", help=changes)
     rollback = commands.add_parser(
         "rollback", parents=[common, dry_run], help="back to the champion before"
     )
@@ -278,7 +321,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what the parser cannot: options and changes that do not go together."""
     for change in arguments.changes:
-        if arguments.command != "promote" or "=" not in change or change.startswith("-"):
+        takes = arguments.command in ("promote", "register")
+        if not takes or "=" not in change or change.startswith("-"):
             message = f"unexpected argument: {one_line(change)}"
             raise ConfigError(Problem(message, source="command line"))
         key = change.partition("=")[0]

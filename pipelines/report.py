@@ -1,8 +1,9 @@
 """One HTML page about an experiment: its results, the evidence for them, and what to run next.
 
-    python pipelines/report.py EXPERIMENT
+    python pipelines/report.py [EXPERIMENT]
 
-EXPERIMENT is its name in the tracking store. It may be unfinished; nothing is trained.
+EXPERIMENT is its name in the tracking store; without one, those there are are listed. It may be
+unfinished; nothing is trained.
 """
 
 import sys
@@ -10,18 +11,27 @@ from collections.abc import Sequence
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.process import process_restored
+from pipelines.console.text import for_stream
 
 
 @process_restored()
 def main(argv: Sequence[str]) -> int:
-    """Write the page and its figures to storage and to MLflow, and print the page's path."""
+    """Write the page and its figures to storage and to MLflow, and print the page's path; or list
+    the experiments."""
     parser = Parser(prog="report.py", description="One HTML page about an experiment.")
     parser.add_argument(
-        "experiment", metavar="EXPERIMENT", help="its name, as in quickstart; the latest sweep"
+        "experiment",
+        nargs="?",
+        metavar="EXPERIMENT",
+        help="its name, as in quickstart; the latest sweep. Without one: list the experiments",
     )
     experiment = parser.parse_args(argv).experiment
     # These load pandas and MLflow, which takes seconds.
-    from pipelines.reporting.loading import load_results
+    from pipelines.reporting.loading import experiment_lines, load_results
+
+    if experiment is None:
+        print(for_stream("\n".join(experiment_lines()), sys.stdout))
+        return DONE
     from pipelines.reporting.page.publish import publish
 
     print(publish(load_results(experiment)))

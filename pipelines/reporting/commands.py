@@ -25,6 +25,8 @@ from pipelines.tracking.uri import database_uri, shown_tracking_uri, tracking_ur
 
 EXTRA_SEEDS = 4
 """Further seeds with which the winner and the runner-up are to be trained."""
+RUN_DIGITS = 8
+"""Of a pipeline run's id, in the name of its report's folder."""
 LONGER_FACTOR = 4
 """Budget of a longer fit, in budgets of this one."""
 
@@ -66,7 +68,7 @@ def _is_default(uri: str) -> bool:
 
 
 def report_folder(config: Experiment) -> Path:
-    """Folder of the experiment's report.
+    """Folder of the experiment's newest report.
 
     In the storage, or in the current folder if the storage is not a local folder.
     """
@@ -74,14 +76,25 @@ def report_folder(config: Experiment) -> Path:
     return (storage if isinstance(storage, Path) else Path.cwd()) / "reports" / config.experiment
 
 
+def run_folder(config: Experiment, pipeline_run: str) -> Path:
+    """Folder of the report of one pipeline run, which those of later ones do not replace."""
+    return report_folder(config) / pipeline_run[:RUN_DIGITS]
+
+
 def config_file(config: Experiment) -> str:
     """Name of the experiment's YAML file in the report's folder."""
     return f"{config.experiment}.yaml"
 
 
-def config_path(config: Experiment) -> str:
-    """Path of that file in the commands."""
-    return shown_path(report_folder(config) / config_file(config))
+def config_path(results: Results) -> str:
+    """Path of that file in the commands: the one of the pipeline run, which stays as it is."""
+    config = results.config
+    return shown_path(run_folder(config, results.pipeline.info.run_id) / config_file(config))
+
+
+def script(name: str) -> str:
+    """Path of a command's script in the commands, as it is called from the current folder."""
+    return shown_path(ROOT / "pipelines" / name)
 
 
 def reproduction_command(results: Results) -> str:
@@ -95,7 +108,7 @@ def next_commands(results: Results) -> list[Command]:
     commands = [*_repetitions(results), *_extensions(results)]
     if results.model_uri:
         commands.append(Command("Generate text with the model", [_generate(results)]))
-    report = shlex.join(["python", "pipelines/report.py", name])
+    report = shlex.join(["python", script("report.py"), name])
     return [
         *commands,
         Command("Show all runs, curves and versions", [tracking_page_command()]),
@@ -137,7 +150,7 @@ def replication_commands(results: Results) -> list[str]:
     seeds = " ".join(str(first + number) for number in range(EXTRA_SEEDS))
     winner = [] if results.version is not None else _overrides(results, pair.winner)
     second = _overrides(results, pair.second)
-    report = shlex.join(["python", "pipelines/report.py", results.config.experiment])
+    report = shlex.join(["python", script("report.py"), results.config.experiment])
     return [
         f"for seed in {seeds}; do",
         f"  {_train(results, *winner)} seed=$seed",
@@ -148,22 +161,22 @@ def replication_commands(results: Results) -> list[str]:
 
 
 def _sweep(results: Results, *changes: str) -> str:
-    command = "sweep.py" if TRAIN_KIND not in results.stages else "train.py"
-    return shlex.join(["python", f"pipelines/{command}", config_path(results.config), *changes])
+    command = script("sweep.py" if TRAIN_KIND not in results.stages else "train.py")
+    return shlex.join(["python", command, config_path(results), *changes])
 
 
 def _train(results: Results, *changes: str) -> str:
-    source = [config_path(results.config)]
+    source = [config_path(results)]
     if results.version is not None:
         source = ["--from-version", f"{results.config.promote.model}/{results.version}"]
-    return shlex.join(["python", "pipelines/train.py", *source, *changes])
+    return shlex.join(["python", script("train.py"), *source, *changes])
 
 
 def _generate(results: Results) -> str:
     model, version = results.config.promote.model, results.version
     shown = f"{model}/{version}" if version else str(results.model_uri)
     prompt = results.config.generate.prompts[0]
-    command = ["python", "pipelines/generate.py", "--model", shown, "--prompt", prompt]
+    command = ["python", script("generate.py"), "--model", shown, "--prompt", prompt]
     return shlex.join(command)
 
 

@@ -6,6 +6,7 @@
 Used by the stage report, pipelines/report.py and the notebooks.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +19,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest
 from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_experiment
+from pipelines.registry.champions import Champions
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
 from pipelines.reporting.results import INACTIVE, Results, configuration_text
@@ -28,7 +30,7 @@ from pipelines.reporting.run_tables import (
 )
 from pipelines.search.results import read_numbers
 from pipelines.search.resume import stored_search
-from pipelines.tracking.client import connect_existing
+from pipelines.tracking.client import RetryingClient, connect_existing
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
@@ -37,6 +39,7 @@ from pipelines.tracking.schema import (
     EVALUATE_KIND,
     EXPERIMENT_FILE,
     FIT_KIND,
+    KIND_TAG,
     PIPELINE_KIND,
     SAMPLE_KIND,
     SAMPLES_FILE,
@@ -64,10 +67,12 @@ def load_results(experiment: str) -> Results:
 
     Raises ConfigError if the tracking store has no such experiment, or no pipeline run of it.
     """
-    names = [found.name for found in connect_existing().search_experiments()]
+    client = connect_existing()
+    names = [found.name for found in client.search_experiments()]
     store = Store.open(experiment, Path.cwd(), create=False)  # refuses a deleted one
     if experiment not in names:
-        message = f"no such experiment in {shown_tracking_uri()}"
+        known = ", ".join(_pipelines(client)) or "none of sweep.py or train.py yet"
+        message = f"no such experiment in {shown_tracking_uri()}; experiments: {known}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
     pipelines = store.find(PIPELINE_KIND) if store else []
     searched = [run for run in pipelines if SEARCH_KIND in stage_runs(run.data.tags)]
@@ -76,6 +81,36 @@ def load_results(experiment: str) -> Results:
         raise ConfigError(Problem(message, source=experiment))
     latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
     return results_of(store, latest.info.run_id)
+
+
+def experiment_lines() -> list[str]:
+    """A line for each experiment of this project, the last one that ran first."""
+    lines = []
+    for name, pipelines in _pipelines(connect_existing()).items():
+        info = pipelines[0].info
+        ended = time.localtime((info.end_time or info.start_time) / 1000)
+        runs = f"{len(pipelines)} pipeline run{'s' if len(pipelines) > 1 else ''}"
+        state = f"the newest {time.strftime('%Y-%m-%d %H:%M', ended)}, {info.status.lower()}"
+        lines.append(f"{name}: {runs}, {state}")
+    return lines or [f"no experiment in {shown_tracking_uri()} yet; pipelines/sweep.py makes one"]
+
+
+def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:
+    """The pipeline runs of each experiment that has any, both newest first."""
+    names = {found.experiment_id: found.name for found in client.search_experiments()}
+    found: dict[str, list[Run]] = {}
+    token = None
+    while True:
+        page = client.search_runs(
+            list(names),
+            f"tags.`{KIND_TAG}` = '{PIPELINE_KIND}'",
+            order_by=["attributes.start_time DESC"],
+            page_token=token,
+        )
+        for run in page:
+            found.setdefault(names[run.info.experiment_id], []).append(run)
+        if not (token := page.token):
+            return found
 
 
 def results_of(store: Store, pipeline_run: str) -> Results:
@@ -190,18 +225,24 @@ def _with_model(results: Results, corpus: str) -> Results:
         "hardware": {},
     }
     uri = results.model_uri
-    if not uri:
-        return replace(results, lineage=lineage)
-    lineage = results.store.models.read_packaged(model_id_of(uri), LINEAGE) or lineage
+    if uri:
+        lineage = results.store.models.read_packaged(model_id_of(uri), LINEAGE) or lineage
+    results = replace(results, lineage=lineage)
     registry = Registry(results.store.client, results.config.promote.model)
     try:
         versions = [version for version in registry.versions() if version.source == uri]
     except ConfigError:  # nothing is registered by that name yet
-        versions = []
+        return results
+    champions = Champions(registry)
+    results = replace(
+        results,
+        champion=champions.state(reconcile=False).champion,
+        promotions=champions.promotions(),
+    )
     if not versions:
-        return replace(results, lineage=lineage)
+        return results
     version, tags = int(versions[0].version), VersionTags.of(versions[0])
-    return replace(results, lineage=lineage, version=version, version_tags=tags)
+    return replace(results, version=version, version_tags=tags)
 
 
 def _with_samples(results: Results) -> Results:

@@ -4,13 +4,14 @@ Made by pipelines.reporting.loading; read by everything else in this package and
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from pipelines.experiment import Experiment
+from pipelines.registry.champions import Promotion
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     FIT_KIND,
@@ -50,6 +51,10 @@ class Results:
     """Version of the registered model that the fit became."""
     version_tags: VersionTags = field(default_factory=VersionTags)
     """Tags of that version, with the gate's decision."""
+    champion: int | None = None
+    """The version of the registered model that is champion now."""
+    promotions: Sequence[Promotion] = ()
+    """Every move of the champion, rollbacks too, in order."""
     lineage: dict[str, Any] = field(default_factory=dict)
     """Corpus, provenance and hardware, as packaged with the fit's model."""
     samples: str = ""

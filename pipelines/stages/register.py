@@ -1,26 +1,35 @@
-"""register: the candidate becomes a version of the registered model, and its challenger."""
+"""register: the candidate becomes a version of the registered model, and its challenger.
+
+Also of a model that no sweep has made, for promote.py.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.compat.mlflow import PARENT_RUN_TAG
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
-from pipelines.engine.results import StageResults
-from pipelines.engine.stage import Context, Stage
-from pipelines.experiment import Experiment
-from pipelines.registry.package import LINEAGE
+from pipelines.engine import dag
+from pipelines.engine.results import StageResults, from_json
+from pipelines.engine.stage import Context, Invocation, Stage
+from pipelines.experiment import Experiment, read_experiment, read_packaged
+from pipelines.registry.package import CONFIG, LINEAGE
 from pipelines.registry.results import Fitted, Registered, Tested
 from pipelines.registry.versions import Registry
 from pipelines.search.results import Selected
-from pipelines.tracking.descriptions import describe_version, run_link
-from pipelines.tracking.models import model_id_of
+from pipelines.stages import evaluate
+from pipelines.stages.corpus import CorpusStage
+from pipelines.tracking.descriptions import describe_pipeline, describe_version, run_link
+from pipelines.tracking.models import ModelStore, model_id_of, model_uri
 from pipelines.tracking.schema import (
     CORPUS_TAG,
     EXPERIMENT_TAG,
     FIT_RUN_TAG,
     HARDWARE_TAG,
+    KIND_TAG,
+    OUTPUTS_TAG,
     PACKAGES_TAG,
     PARAMETERS_TAG,
     PIPELINE_RUN_TAG,
@@ -29,6 +38,7 @@ from pipelines.tracking.schema import (
     TEST_BITS_METRIC,
     TEST_BITS_TAG,
     TEST_FINGERPRINT_TAG,
+    TRAIN_KIND,
     TRIAL_NUMBER_TAG,
     TRIAL_RUN_TAG,
     VAL_BITS_METRIC,
@@ -44,23 +54,28 @@ CHALLENGER = "challenger"
 
 def register(context: Context[Experiment], needs: StageResults) -> Registered:
     """Create, or find, the candidate's version, with its lineage and its test result as tags."""
-    fit, tested, selected = needs[Fitted], needs[Tested], needs[Selected]
+    fit, tested, selected = needs[Fitted], needs[Tested], needs.get(Selected)
     registry = Registry(context.store.client, context.config.promote.model)
     lineage = context.store.models.read_packaged(model_id_of(fit.model_uri), LINEAGE)
     if lineage is None:
         raise PipelineError(f"{fit.model_uri}: its {LINEAGE} is gone")
-    trial = context.store.client.get_run(selected.run_id)
-    runs = {
-        "pipeline": context.pipeline_run,
-        "search": trial.data.tags.get(PARENT_RUN_TAG, ""),
-        f"trial {selected.trial}": selected.run_id,
-        "fit": fit.run_id,
-    }
+    runs = {"pipeline": context.pipeline_run}
+    tags = _tags(context, needs) | _lineage_tags(lineage)
+    if selected:
+        trial = context.store.client.get_run(selected.run_id)
+        search = trial.data.tags.get(PARENT_RUN_TAG, "")
+        runs |= {"search": search, f"trial {selected.trial}": selected.run_id}
+        tags |= {
+            SEARCH_RUN_TAG: search,
+            TRIAL_RUN_TAG: selected.run_id,
+            TRIAL_NUMBER_TAG: str(selected.trial),
+        }
+    runs["fit" if selected else "training"] = fit.run_id
     links = [run_link(name, context.store.experiment_id, run) for name, run in runs.items()]
     version = registry.register(
         fit.model_uri,
         fit.run_id,
-        _tags(context, needs, runs["search"]) | _lineage_tags(lineage),
+        tags,
         describe_version(tested.test_bits_per_byte, links, fit.model_uri),
     )
     registry.set_alias(CHALLENGER, version)
@@ -74,16 +89,13 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
     return Registered(registry.name, version)
 
 
-def _tags(context: Context[Experiment], needs: StageResults, search_run: str) -> dict[str, str]:
+def _tags(context: Context[Experiment], needs: StageResults) -> dict[str, str]:
     """What the version is the result of."""
-    fit, tested, selected = needs[Fitted], needs[Tested], needs[Selected]
+    fit, tested = needs[Fitted], needs[Tested]
     return {
         PROMOTE_TAG: context.config.promote.model_dump_json(),
         EXPERIMENT_TAG: context.config.experiment,
         PIPELINE_RUN_TAG: context.pipeline_run,
-        SEARCH_RUN_TAG: search_run,
-        TRIAL_RUN_TAG: selected.run_id,
-        TRIAL_NUMBER_TAG: str(selected.trial),
         FIT_RUN_TAG: fit.run_id,
         CORPUS_TAG: needs[PreparedCorpus].name,
         TEST_FINGERPRINT_TAG: tested.fingerprint,
@@ -111,3 +123,48 @@ STAGE = Stage(
     depends_on=("corpus", "select", "fit", "evaluate"),
     cached=False,
 )
+
+
+def register_model(
+    models: ModelStore,
+    model_id: str,
+    label: str,
+    changes: Sequence[str],
+    name: str | None,
+    invocation: Invocation,
+) -> StageResults:
+    """Evaluate and register the model of any training as that of a sweep, by the same stages.
+
+    Args:
+        models: Of the tracking store.
+        model_id: Of the logged model.
+        label: What errors call it.
+        changes: `key=value` changes of its configuration.
+        name: Of the registered model; None for that of its configuration.
+        invocation: The command.
+
+    Raises:
+        ConfigError: If it is no model of train.py or sweep.py, or its text is not there any more.
+
+    """
+    config, lineage = (models.read_packaged(model_id, file) for file in (CONFIG, LINEAGE))
+    run = models.client.get_run(models.client.get_logged_model(model_id).source_run_id)
+    fitted = from_json(Fitted, run.data.tags.get(OUTPUTS_TAG, "null"))
+    if not config or not lineage or fitted is None or fitted.model_uri != model_uri(model_id):
+        raise ConfigError(Problem("expected a model of train.py or sweep.py", source=label))
+    trained = run.data.tags.get(KIND_TAG) == TRAIN_KIND  # what was searched does not count
+    read = read_experiment if trained else read_packaged
+    experiment = read(config, changes, source=label)
+    if name is not None:
+        experiment = experiment.replace({"promote.model": name})
+    corpus, needs = CorpusStage(invocation.progress.mode, **lineage["corpus"]), ("corpus", "train")
+    stages: list[Stage[Experiment, Any]] = [
+        corpus.stage,
+        Stage(TRAIN_KIND, Fitted, lambda *_: fitted, cached=False),
+        replace(evaluate.STAGE, depends_on=needs),
+        replace(STAGE, depends_on=(*needs, "evaluate")),
+    ]
+    notes = describe_pipeline(experiment.experiment, experiment.promote.model, invocation.argv)
+    return dag.run(
+        stages, experiment, invocation, lock_name=f"model {model_id}", descriptions=notes
+    )

@@ -289,4 +289,6 @@ def _local_path(uri: str) -> Path | None:
     """The path of a file URI or of a path; None for any other URI."""
     if uri.startswith("file:"):
         return Path(unquote(urlsplit(uri).path))
-    return None if "://" in uri else Path(unquote(uri))  # MLflow decodes paths too
+    if re.match(r"[\w+.-]+:/", uri):  # a server's own: mlflow-artifacts:/1/models/...
+        return None
+    return Path(unquote(uri))  # MLflow decodes paths too

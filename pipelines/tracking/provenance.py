@@ -5,7 +5,6 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from pathlib import Path
 
 from pipelines.compat.mlflow import (
     COMMIT_TAG,
@@ -14,8 +13,11 @@ from pipelines.compat.mlflow import (
     SOURCE_TYPE_TAG,
     USER_TAG,
 )
+from pipelines.storage.project import ROOT
 from pipelines.tracking.schema import COMMIT_VARIABLE, DIRTY_TAG, HOST_TAG, VERSION_PREFIX
 
+CODE = ("dca", "pipelines", ":(exclude,glob)**/__pycache__/**")
+"""What runs, as git's pathspecs: a change beside it, as to a note, changes no result."""
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 
@@ -35,7 +37,7 @@ def provenance() -> dict[str, str]:
     if commit:
         tags[COMMIT_TAG] = commit
     if head:
-        tags[DIRTY_TAG] = str(bool(_git("status", "--porcelain"))).lower()
+        tags[DIRTY_TAG] = str(bool(_git("status", "--porcelain", "--", *CODE))).lower()
     return tags
 
 
@@ -48,10 +50,9 @@ def user() -> str:
 
 
 def _git(*args: str) -> str:
-    here = Path(__file__).parent
     try:
         result = subprocess.run(
-            ["git", *args], cwd=here, capture_output=True, text=True, timeout=10
+            ["git", *args], cwd=ROOT, capture_output=True, text=True, timeout=10
         )
     except (OSError, subprocess.TimeoutExpired):
         return ""

@@ -1,7 +1,8 @@
 """Packaged models made in a moment, without training."""
 
-from functools import partial
-from types import SimpleNamespace
+import subprocess
+import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -29,4 +30,8 @@ def log_untrained(store: Store, experiment: Experiment, seed: int = 0) -> tuple[
 
 def score_forked(patch: pytest.MonkeyPatch) -> None:
     """Score models in processes that have all libraries in memory, but no `dca`."""
-    patch.setattr(score, "subprocess", SimpleNamespace(run=partial(forked.run, without=["dca"])))
+
+    def run(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return forked.run([sys.executable, "-m", module, *arguments], without=["dca"])
+
+    patch.setattr(score, "run_isolated", run)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -61,7 +62,8 @@ def story(tmp_path_factory, text, tracking_address):
         with patch.context() as interrupted:
             interrupted.setattr(promote, "gate_lock", press_ctrl_c)
             code, _, err = folder.run(*FIRST)
-            assert (code, registry.aliases()) == (130, {"challenger": 1}), err
+            assert code == 130, err
+            assert registry.aliases() == {"challenger": 1}
         for command in (FIRST, BETTER, WORSE):
             code, _, err = folder.run(*command, *TO_THE_GATE)
             assert code == 0, err
@@ -287,3 +289,45 @@ def test_a_version_is_trained_again_bit_for_bit(story):
     code, out, err = story.folder.run("train.py", "--from-version", "1", "seed=1")
     assert code == 0, err
     assert "weights    other than those of models:/dca-gpt/1" in out
+
+
+def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
+    folder, name = story.folder, "longer"
+    train = ("train.py", "tiny.yaml", "train.tokens=8192", "seed=3", "--json")
+    code, out, err = folder.run(*train)
+    assert code == 0, err
+    fit = json.loads(out.splitlines()[-1])["outputs"]["train"]
+    found = [
+        story.promote("register", text, "--model", name)
+        for text in (fit["model_uri"], fit["run_id"])  # the second time it is the same version
+    ]
+    assert found[0] == found[1]
+    assert (found[0]["version"], found[0]["model_uri"]) == (1, fit["model_uri"])
+    code, out, err = folder.run("promote.py", "register", fit["run_id"], "--model", name)
+    assert code == 0, err
+    assert out.startswith(f"longer version 1 is {fit['model_uri']}: ")
+    command = shlex.split(out.splitlines()[-1].partition(": ")[2])
+    assert (command[0], Path(command[1]).name) == ("python", "promote.py")
+    decision = story.promote(*command[2:])
+    assert decision["promoted"]
+    assert decision["numbers"]["bits_per_byte"] == found[0]["test_bits_per_byte"]
+    (row,) = story.promote("list", "--model", name)
+    assert row["tags"]["fit_run"] == fit["run_id"]
+    assert "" not in row["tags"].values()
+    assert "trial" not in row["tags"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("0" * 32,), f"{'0' * 32}: "),
+        (("nothing",), "models:/nothing: no such registered model"),
+        (("2", "seed=1"), "command line: seed=1: expected a setting of the gate"),
+        (("2", "data.path=/none"), "data.path: "),
+    ],
+)
+def test_what_cannot_be_registered_is_one_line(story, arguments, message):
+    code, out, err = story.folder.run("promote.py", "register", *arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert len(err.splitlines()) == 1

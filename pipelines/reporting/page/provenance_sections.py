@@ -1,5 +1,7 @@
 """Sections of the page about where the results come from and what to run next."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 from pipelines.reporting.commands import (
@@ -25,8 +27,27 @@ def lineage_section(results: Results) -> Section:
             "configuration with another seed."
         ]
     rows = [*_result_rows(results), *_provenance_rows(results.lineage)]
-    section.tables = [Table("Origin of the results.", ["", ""], rows)]
+    section.tables = tables = [Table("Origin of the results.", ["", ""], rows)]
+    if results.promotions:
+        tables.append(_champion_table(results))
     return section
+
+
+def _champion_table(results: Results) -> Table:
+    """Every move of the champion, the latest first."""
+    rows = [
+        [
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(move.seconds)),
+            f"version {move.version}",
+            "none" if move.previous is None else f"version {move.previous}",
+            move.action,
+            move.user,
+            move.reason,
+        ]
+        for move in reversed(results.promotions)
+    ]
+    caption = f"Champions of {results.config.promote.model}, rollbacks too, the latest first."
+    return Table(caption, ["when", "champion", "before", "how", "by", "reason"], rows)
 
 
 def _result_rows(results: Results) -> list[tuple[str, str]]:
@@ -41,6 +62,7 @@ def _result_rows(results: Results) -> list[tuple[str, str]]:
         ("model", results.model_uri or "none yet"),
         ("version", f"{model} {version}" if version else "none"),
         ("gate", results.version_tags.decision or "not decided"),
+        ("champion now", f"{model} {results.champion}" if results.champion else "none"),
     ]
 
 
@@ -69,9 +91,8 @@ def next_section(results: Results) -> Section:
         "next",
         "What next",
         paragraphs=[
-            "Run the commands in the folder that has the tracking database and the project's "
-            f"pipelines/. {config_path(results.config)} is the configuration below; it is also an "
-            "artifact of the pipeline's run."
+            f"Run the commands in {Path.cwd()}. {config_path(results)} is the configuration below, "
+            f"with seed {results.config.seed}; it is also an artifact of the pipeline's run."
         ],
         commands=[*once, *next_commands(results)],
         file=TextFile(config_file(results.config), results.config.to_yaml()),

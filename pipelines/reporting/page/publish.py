@@ -14,7 +14,7 @@ import matplotlib
 from jinja2 import Environment
 from markupsafe import Markup
 
-from pipelines.reporting.commands import config_file, report_folder
+from pipelines.reporting.commands import config_file, report_folder, run_folder
 from pipelines.reporting.figures.style import without_font_log
 from pipelines.reporting.importance import importance
 from pipelines.reporting.mixing import read_mixing
@@ -49,16 +49,22 @@ MAX_SVG_BYTES = 1_000_000
 
 
 def publish(results: Results) -> Path:
-    """Write the report into its folder and log it as artifacts of the pipeline's run.
+    """Write the report into a folder of its pipeline's run and log it as artifacts of that.
 
-    Returns the page's path.
+    The newest report of an experiment is copied to the same place. Returns that page's path.
     """
-    path = write(results, report_folder(results.config))
-    with scratch_folder() as scratch:  # the folder may have files of others
-        for name in parse_digests((path.parent / DIGESTS_FILE).read_text()):
-            shutil.copy(path.parent / name, scratch)
-        results.store.log_files(results.pipeline.info.run_id, scratch, REPORT_FOLDER)
-    return path
+    run_id = results.pipeline.info.run_id
+    own = write(results, run_folder(results.config, run_id)).parent
+    newest = report_folder(results.config)
+    make_private(newest)
+    _delete_earlier(newest)
+    with scratch_folder() as scratch:  # the folders may have files of others
+        for name in parse_digests((own / DIGESTS_FILE).read_text()):
+            shutil.copy(own / name, scratch)
+            shutil.copy(own / name, _new(newest / name))
+        shutil.copy(own / DIGESTS_FILE, _new(newest / DIGESTS_FILE))
+        results.store.log_files(run_id, scratch, REPORT_FOLDER)
+    return newest / PAGE_FILE
 
 
 def write(results: Results, folder: Path) -> Path:

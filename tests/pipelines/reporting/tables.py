@@ -36,7 +36,7 @@ def results_of(
         **{
             "config": config,
             "store": SimpleNamespace(read_result=lambda run: run.result),
-            "pipeline": stage_run("pipeline", {}),
+            "pipeline": stage_run("pipeline", {}, run_id=32 * "a"),
             "stages": runs,
             "trials": pd.DataFrame(
                 [_row(number, one) for number, one in enumerate(trials)],
@@ -68,8 +68,10 @@ def results_of(
     )
 
 
-def stage_run(name: str, result: Any, status: str = "FINISHED", **tags: str) -> Any:
-    info = SimpleNamespace(run_id=f"the run of {name}", status=status)
+def stage_run(
+    name: str, result: Any, status: str = "FINISHED", run_id: str = "", **tags: str
+) -> Any:
+    info = SimpleNamespace(run_id=run_id or f"the run of {name}", status=status)
     data = SimpleNamespace(tags=tags, metrics={}, params={})
     return SimpleNamespace(info=info, data=data, result=result)
 

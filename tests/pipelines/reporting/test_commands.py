@@ -1,8 +1,10 @@
 import shlex
+from pathlib import Path
 
 import pytest
 
 from pipelines.experiment import load
+from pipelines.reporting import commands
 from pipelines.reporting.commands import (
     config_path,
     next_commands,
@@ -22,13 +24,28 @@ TWO = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def project(tmp_path, monkeypatch):
+    """The project lies in the current folder."""
+    monkeypatch.setattr(commands, "ROOT", tmp_path)
+
+
+def test_the_commands_name_the_scripts_as_they_are_called_from_another_folder(
+    searched, monkeypatch, here
+):
+    monkeypatch.setattr(commands, "ROOT", Path("/a b"))
+    results = results_of(searched, TRIALS, winner=0)
+    assert reproduction_command(results) == f"python '/a b/pipelines/sweep.py' {YAML}"
+
+
 def test_the_commands_name_the_file_beside_the_page(searched, made, tmp_path):
     results = made(searched, TWO, winner=0)
     publish(results)
-    assert config_path(results.config) == "runs/reports/tiny/tiny.yaml"
-    assert load([config_path(results.config)]) == searched
+    folder = f"runs/reports/tiny/{results.pipeline.info.run_id[:8]}"
+    assert config_path(results) == f"{folder}/tiny.yaml"
+    assert load([config_path(results)]) == searched
     sweep = next(one for one in next_commands(results) if one.purpose == "Run the whole pipeline")
-    assert sweep.lines == ["python pipelines/sweep.py runs/reports/tiny/tiny.yaml"]
+    assert sweep.lines == [f"python pipelines/sweep.py {folder}/tiny.yaml"]
 
 
 def test_the_winner_and_the_runner_up_are_trained_with_further_seeds(searched, made):
@@ -83,7 +100,7 @@ TRIALS = [
     trial("complete", [2.0], train__learning_rate=1e-3, model__residual="dca"),
     trial("complete", [2.5], train__learning_rate=2e-3, model__residual="a b"),
 ]
-YAML = "runs/reports/tiny/tiny.yaml"
+YAML = "runs/reports/tiny/aaaaaaaa/tiny.yaml"
 
 
 def purposes(results) -> dict[str, list[str]]:

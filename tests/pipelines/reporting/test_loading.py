@@ -1,11 +1,16 @@
 import json
+import re
 
 import pytest
 
 from pipelines.console.errors import ConfigError
 from pipelines.engine.results import json_digest
-from pipelines.reporting.loading import load_results
+from pipelines.registry.gate import force, rollback
+from pipelines.registry.versions import Registry
+from pipelines.reporting.loading import experiment_lines, load_results
+from pipelines.reporting.page.provenance_sections import lineage_section
 from pipelines.tracking.schema import STAGE_TAG
+from tests.pipelines.packages import log_untrained
 from tests.pipelines.stored import Made, store_sweep
 
 
@@ -13,6 +18,33 @@ def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
     made(searched, [])
     with pytest.raises(ConfigError, match=r"tinny: no such experiment in .*did you mean tiny"):
         load_results("tinny")
+
+
+def test_experiments_are_listed_and_named_where_there_is_no_such(store, searched, made):
+    assert experiment_lines()[0].startswith("no experiment in sqlite:")
+    made(searched, [])
+    made(searched.replace({"seed": 1}), [])
+    store.client.create_experiment("of another project")
+    (line,) = experiment_lines()
+    assert re.fullmatch(r"tiny: 2 pipeline runs, the newest \d{4}-\d\d-\d\d \d\d:\d\d, \w+", line)
+    with pytest.raises(ConfigError, match=r"; experiments: tiny$"):
+        load_results("something")
+
+
+def test_the_champion_and_its_moves_are_shown(store, searched, made):
+    registry = Registry(store.client, "dca-gpt")
+    for seed in range(2):
+        run, uri = log_untrained(store, searched, seed)
+        force(registry, registry.register(uri, run, {}), f"reason {seed}")
+    rollback(registry, "<it was worse>")
+    section = lineage_section(made(searched, []))
+    assert ("champion now", "dca-gpt 1") in section.tables[0].rows
+    moves = [(row[1], row[2], row[3], row[5]) for row in section.tables[1].rows]
+    assert moves == [
+        ("version 1", "version 2", "rolled back", "<it was worse>"),
+        ("version 2", "version 1", "forced", "reason 1"),
+        ("version 1", "none", "forced", "reason 0"),
+    ]
 
 
 def test_a_stage_of_another_searchs_result_is_left_out(store, searched):

@@ -149,6 +149,15 @@ def test_a_report_replaces_an_earlier_one_and_is_an_artifact_of_the_pipelines_ru
     assert {"report/report.html", "report/history.png", "report/tiny.yaml"} <= names
     assert not (folder / "old.png").exists()
     assert path.stat().st_size > 0
+    own = folder / run[:8]  # a later pipeline run's report does not replace it
+    assert (own / PAGE_FILE).read_text() == path.read_text()
+    assert f"runs/reports/tiny/{run[:8]}/tiny.yaml" in path.read_text()
+    assert load([str(own / "tiny.yaml")]) == searched
+    other = searched.replace({"seed": 7})
+    store_sweep(store, other, MIXED, winner=1)
+    assert publish(load_results("tiny")) == path
+    assert load([str(folder / "tiny.yaml")]) == other
+    assert load([str(own / "tiny.yaml")]) == searched
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from pipelines.experiment import read_experiment
+from pipelines.reporting.commands import script
 from pipelines.reporting.importance import COLUMNS, Importance
 from pipelines.reporting.mixing import Mixing, _stored
 from pipelines.reporting.page import leaderboard, model_sections, provenance_sections
@@ -206,7 +207,7 @@ def test_the_lineage_names_the_runs_the_model_and_where_they_come_from(config):
     section = provenance_sections.lineage_section(results)
     rows = dict(section.tables[0].rows)
     assert rows["experiment"] == "tiny in http://store:5000"
-    assert rows["pipeline run"] == "the run of pipeline"
+    assert rows["pipeline run"] == 32 * "a"
     assert rows["select run"] == "the run of select"
     assert rows["winning trial's run"] == "run 1"
     assert (rows["model"], rows["version"], rows["gate"]) == ("none yet", "none", "not decided")
@@ -440,7 +441,9 @@ def test_the_gate_has_a_phrase_for_each_decision(config, tags, words):
 def test_the_third_sentence_has_the_command_and_the_commit(config):
     at = summary(results_of(config, TRIALS, lineage=LINEAGE))[2]
     assert at.startswith("To reproduce it at commit c0ffee, which had uncommitted changes: python ")
-    assert summary(results_of(config, TRIALS))[2].startswith("To reproduce it: python pipelines/")
+    assert summary(results_of(config, TRIALS))[2].startswith(
+        f"To reproduce it: python {script('sweep.py')}"
+    )
 
 
 def test_what_differs_from_the_defaults_is_the_fits(config):

@@ -6,7 +6,8 @@ import pytest
 from pipelines.tracking import provenance as module
 from pipelines.tracking.provenance import provenance
 
-ANSWERS = {("rev-parse", "HEAD"): "c0ffee\n", ("status", "--porcelain"): " M a.py\n"}
+STATUS = ("status", "--porcelain", "--", *module.CODE)
+ANSWERS = {("rev-parse", "HEAD"): "c0ffee\n", STATUS: " M a.py\n"}
 
 
 @pytest.fixture
@@ -31,8 +32,22 @@ WANTED = {"capture_output": True, "text": True, "timeout": 10}
 def test_a_commit_is_known_with_whether_files_differ_from_it(git):
     tags = provenance()
     assert (tags[module.COMMIT_TAG], tags[module.DIRTY_TAG]) == ("c0ffee", "true")
-    git[("status", "--porcelain")] = ""
+    git[STATUS] = ""
     assert provenance()[module.DIRTY_TAG] == "false"
+
+
+def test_only_changes_of_the_code_that_runs_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROOT", tmp_path)
+    made = [tmp_path / name for name in ("notes.md", "dca/a.py", "dca/__pycache__/a.pyc")]
+    for path in made:
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    own = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "dca/a.py"], ["commit", "-qm", "a"]):
+        subprocess.run([*own, *command], cwd=tmp_path, check=True)
+    assert provenance()[module.DIRTY_TAG] == "false"
+    (tmp_path / "dca" / "new.py").touch()  # another kind of model, for example
+    assert provenance()[module.DIRTY_TAG] == "true"
 
 
 def test_without_a_repository_the_commit_is_that_of_the_environment(git, monkeypatch):
