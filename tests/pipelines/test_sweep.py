@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from pipelines.tracking.store import Store
-from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole
+from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole, files_with_canary
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +49,12 @@ def test_no_history_has_a_gap_or_a_duplicate(swept):
     runs = [*store.find("trial"), *store.find("fit")]
     assert len(runs) == 5
     assert_whole(store, runs)
+
+
+def test_a_sweep_on_ray_writes_no_secret_of_the_environment_nor_do_rays_logs(finished):
+    logs = list(finished.path.with_name("ray").glob("session_*/logs/*"))
+    assert {"raylet.out", "runtime_env_agent.log"} <= {log.name for log in logs}
+    assert files_with_canary([finished.path, finished.path.with_name("ray")]) == []
 
 
 def test_nothing_is_left_of_trials_that_ended(swept):
