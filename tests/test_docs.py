@@ -31,7 +31,10 @@ from tests.pipelines.packages import isolated_forked
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
 pytestmark = pytest.mark.docs
 LANGUAGES = {"bash", "text", "python", "yaml"}
-OUTSIDE = {"curl", "docker", "kubectl", "sed", "pip", "source", "export", "git"}
+OUTSIDE = {
+    *("curl", "docker", "kubectl", "pip", "git", "sed", "tar"),
+    *("source", "export", "umask", "printf"),
+}
 """Programs of a shell, and those that the page in question asks for."""
 INSTALLED_BY_THE_PAGE = {"tensorboard", "optuna-dashboard"}
 FOLDERS = "dca|pipelines|tests|benchmarks|experiments|notebooks|docs"
@@ -231,6 +234,9 @@ def check(words: list[str]) -> None:
 
 def check_python(arguments: list[str]) -> None:
     """A script or a module of ours with options that it takes, on an experiment that is valid."""
+    if arguments[0] == "-c":
+        compile(arguments[1], "the page", "exec")
+        return
     if arguments[0] == "-m":
         module, *rest = arguments[1:]
         assert importlib.util.find_spec(module)
