@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.commands import CANARY, SECRETS, Folder, files_with_canary
+from tests.pipelines.packages import isolated_forked
 
 ENVIRONMENT = {
     **SECRETS,
@@ -17,8 +18,9 @@ ENVIRONMENT = {
 
 @pytest.mark.usefixtures("local_tune")
 def test_a_sweep_on_a_server_with_a_password_writes_it_nowhere(
-    tmp_path, text, tracking_address, tracking_folder, s3, object_store, capfd, caplog
+    tmp_path, text, tracking_address, tracking_folder, s3, capfd, caplog, monkeypatch
 ):
+    isolated_forked(monkeypatch)
     folder = Folder(tmp_path / "work", text, fresh=True)
     uri = tracking_address.replace("://", f"://user:{CANARY}@")
     folder.environment |= ENVIRONMENT | {"MLFLOW_TRACKING_URI": uri}
@@ -29,7 +31,7 @@ def test_a_sweep_on_a_server_with_a_password_writes_it_nowhere(
         "promote.model=canary",
         f"storage='{s3}'",
     )
-    sweep += ("search.trials=2", "fit.resources.workers=1", "train.tokens=8192", "fit.tokens=8192")
+    sweep += ("search.trials=1", "fit.resources.workers=1", "train.tokens=4096", "fit.tokens=4096")
     screens = [run(folder, *sweep), run(folder, *sweep, "--json")]
     screens.append(run(folder, "report.py", "canary"))
     screens.append(run(folder, "promote.py", "list", "--model", "canary"))
