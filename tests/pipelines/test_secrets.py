@@ -32,8 +32,7 @@ def test_a_sweep_on_a_server_with_a_password_writes_it_nowhere(
         f"storage='{s3}'",
     )
     sweep += ("search.trials=1", "fit.resources.workers=1", "train.tokens=4096", "fit.tokens=4096")
-    screens = [run(folder, *sweep), run(folder, *sweep, "--json")]
-    screens.append(run(folder, "report.py", "canary"))
+    screens = [run(folder, *sweep), run(folder, *sweep, "--json", "--until", "promote")]
     screens.append(run(folder, "promote.py", "list", "--model", "canary"))
     assert "runs      http://***@127.0.0.1" in screens[0]
     page = next(folder.path.glob("reports/canary/*.html")).read_text()
