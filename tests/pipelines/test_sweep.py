@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from pipelines.tracking.store import Store
+from pipelines.training import checkpoint
 from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole, files_with_canary
 
 
@@ -62,6 +63,23 @@ def test_nothing_is_left_of_trials_that_ended(swept):
     assert list((folder.path / "runs" / "trials").iterdir()) == []
     (fit,) = (folder.path / "runs" / "fits").iterdir()
     assert 2 <= len(list(fit.glob("0*"))) <= 3
+
+
+def test_checkpoints_are_signed_by_keys_that_are_in_the_tracking_store_alone(swept):
+    """The fit's by two workers of Ray Train."""
+    folder, screen = swept
+    store = folder.store()
+    (fit,) = store.find("fit")
+    runs = [*store.find("trial"), fit]
+    keys = {str(store.checkpoint_key(run.info.run_id)) for run in runs}
+    assert len(keys) == len(runs) == 5
+    assert not any(key in screen for key in keys)
+    for path in checkpoint.list_checkpoints(folder.path / "runs" / "fits" / fit.info.run_id):
+        checkpoint.read_weights(path, key=store.checkpoint_key(fit.info.run_id))
+    database = folder.path / "mlflow.db"
+    files = [path for path in folder.path.rglob("*") if path.is_file()]
+    found = [path for path in files if any(key.encode() in path.read_bytes() for key in keys)]
+    assert found == [database]
 
 
 def test_the_best_complete_trial_is_marked_and_trained_by_two_workers(swept):
