@@ -22,7 +22,7 @@ RAY = ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_i
 FORKS = (
     *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),
     *("test_old_stores.py", "test_registration.py", "test_data_parallel.py", "test_storage.py"),
-    "test_commands.py",
+    *("test_commands.py", "test_secrets.py"),
 )
 GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(FORKS, "forks")
 """Files that one process runs one after the other: there is one Ray, and beside it one process with

@@ -19,17 +19,22 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
+from pipelines.cost import timing
 from pipelines.experiment import load
 from tests.pages import PAGES, ROOT, blocks, commands, page
+from tests.pipelines import forked
 from tests.pipelines.commands import Folder
 from tests.pipelines.forked import Command
 from tests.pipelines.local_tune import LocalTune
-from tests.pipelines.packages import score_forked
+from tests.pipelines.packages import isolated_forked
 
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
 pytestmark = pytest.mark.docs
 LANGUAGES = {"bash", "text", "python", "yaml"}
-OUTSIDE = {"curl", "docker", "kubectl", "sed", "pip", "source", "export", "git"}
+OUTSIDE = {
+    *("curl", "docker", "kubectl", "pip", "git", "sed", "tar"),
+    *("source", "export", "umask", "printf"),
+}
 """Programs of a shell, and those that the page in question asks for."""
 INSTALLED_BY_THE_PAGE = {"tensorboard", "optuna-dashboard"}
 FOLDERS = "dca|pipelines|tests|benchmarks|experiments|notebooks|docs"
@@ -229,6 +234,9 @@ def check(words: list[str]) -> None:
 
 def check_python(arguments: list[str]) -> None:
     """A script or a module of ours with options that it takes, on an experiment that is valid."""
+    if arguments[0] == "-c":
+        compile(arguments[1], "the page", "exec")
+        return
     if arguments[0] == "-m":
         module, *rest = arguments[1:]
         assert importlib.util.find_spec(module)
@@ -296,7 +304,8 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, ran = Folder(path), 0
     with pytest.MonkeyPatch.context() as monkeypatch:
         LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
-        score_forked(monkeypatch)
+        isolated_forked(monkeypatch)
+        monkeypatch.setattr(timing, "get_context", lambda _: forked.FORKS)
         for block in blocks(page("tutorial"), "bash"):
             for program, script, *arguments in commands(block):
                 if program != "python":

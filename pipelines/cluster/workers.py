@@ -14,6 +14,7 @@ import psutil
 import ray.train
 import torch
 import torch.distributed as dist
+from pydantic import SecretStr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -35,7 +36,12 @@ CONTROLLER_FAILURES = 3
 
 
 def train_with_workers(
-    config: TrainingRun, corpus: TrainValSplits, folder: Folder, log: Callable[[str], None]
+    config: TrainingRun,
+    corpus: TrainValSplits,
+    folder: Folder,
+    log: Callable[[str], None],
+    *,
+    key: str | None = None,
 ) -> Generator[list[Row]]:
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
@@ -53,7 +59,9 @@ def train_with_workers(
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
     with scratch_folder() as scratch, ThreadPoolExecutor(1) as pool:
-        trainer = _trainer(config, corpus, folder, mailbox, scratch)
+        task: dict[str, Any] = {"config": config, "corpus": corpus, "folder": folder}
+        task |= {"mailbox": mailbox, "key": SecretStr(key or "")}  # Ray shows the task as text
+        trainer = _trainer(task, scratch)
         fit = pool.submit(trainer.fit)
         try:
             while (message := next_message(mailbox, fit)) is not None:
@@ -75,9 +83,8 @@ def train_with_workers(
         raise _explain(error) from error
 
 
-def _trainer(
-    config: TrainingRun, corpus: TrainValSplits, folder: Folder, mailbox: Any, scratch: Path
-) -> TorchTrainer:
+def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
+    config: TrainingRun = task["config"]
     resources = config.resources
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
@@ -85,7 +92,6 @@ def _trainer(
     if resources.min_workers < resources.max_workers:
         # Ray counts a dead node for a while, and waits for a place on it: not for minutes.
         os.environ[START_TIMEOUT] = str(RESIZE_SECONDS)
-    task = {"config": config, "corpus": corpus, "folder": folder, "mailbox": mailbox}
     return TorchTrainer(
         _work,
         train_loop_config=task,
@@ -132,7 +138,8 @@ def _work(task: dict[str, Any]) -> None:
         if first:
             ray.get(mailbox.post.remote(text))
 
-    run = train(config, task["corpus"], task["folder"], log)
+    key = task["key"].get_secret_value() or None
+    run = train(config, task["corpus"], task["folder"], log, key=key)
     try:
         for rows in with_watchdog(run, config.failures.timeout_seconds):
             go_on = torch.ones((), device=pick_device())

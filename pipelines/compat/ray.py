@@ -43,6 +43,8 @@ LOCAL_ENVIRONMENT = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     # Ray's memory monitor ends Tune with the trial that it kills; the kernel's does not.
     "RAY_memory_monitor_refresh_ms": "0",
+    # The interface of the messages between workers (default: that of the host's name).
+    "GLOO_SOCKET_IFNAME": "lo",
 }
 """Settings of a cluster that is started on this machine only."""
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"

@@ -126,8 +126,8 @@ class PackagedModel(PythonModel):
         options = {**DEFAULTS, **(params or {})}
         prompts = np.ravel(model_input["prompt"]).tolist()
         try:
-            self._check_request(len(prompts), options["max_new_tokens"])
             self.check(prompts, **options)
+            self._check_request(len(prompts), options["max_new_tokens"])
         except ValueError as error:  # a server answers with 400 and this
             raise MlflowException.invalid_parameter_value(str(error)) from None
         texts = [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]

@@ -25,7 +25,7 @@ from pipelines.search.results import Searched, write_numbers
 from pipelines.search.resume import StoredSearch, trials_folder
 from pipelines.search.space import FIXED, Space
 from pipelines.search.study import save_study
-from pipelines.search.trial import TrialOutcome, trial_folder
+from pipelines.search.trial import TrialOutcome, TrialRun, trial_folder
 from pipelines.storage.files import remove
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking import descriptions
@@ -88,13 +88,13 @@ class Recorder:
             context.store, event_files(task.storage, task.experiment, enabled=task.tensorboard)
         )
         self._code = CodeDigests()
-        self._open: dict[int, Future[str]] = {}
+        self._open: dict[int, Future[TrialRun]] = {}
         """The runs of trials that have not ended, by number."""
         self._previous_seconds = previous_seconds
         self._started = self._logged = time.monotonic()
 
-    def open_run(self, number: int, values: dict[str, Any]) -> Future[str]:
-        """Queue the creation of a trial's run, or open its stored one; the result is the run's id.
+    def open_run(self, number: int, values: dict[str, Any]) -> Future[TrialRun]:
+        """Queue the creation of a trial's run, or the opening of its stored one.
 
         The trial may start once the run is stored: a resumed search needs its parameters, number
         and values. The description and the corpus are stored after.
@@ -103,7 +103,11 @@ class Recorder:
         self._writer.enqueue(partial(self._describe, run, number, values))
         return run
 
-    def _open_run(self, number: int, values: dict[str, Any]) -> str:
+    def _open_run(self, number: int, values: dict[str, Any]) -> TrialRun:
+        run_id = self._create_or_resume(number, values)
+        return TrialRun(run_id, self._context.store.checkpoint_key(run_id))
+
+    def _create_or_resume(self, number: int, values: dict[str, Any]) -> str:
         params = self._task.base.params | values
         inactive = {key: encode_param(params[key]) for key in self._space.inactive(values)}
         params |= dict.fromkeys(inactive, INACTIVE_PARAM)
@@ -128,8 +132,8 @@ class Recorder:
             tags=tags | ({INACTIVE_TAG: json.dumps(inactive)} if inactive else {}),
         )
 
-    def _describe(self, run: Future[str], number: int, values: dict[str, Any]) -> None:
-        context, run_id = self._context, run.result()
+    def _describe(self, run: Future[TrialRun], number: int, values: dict[str, Any]) -> None:
+        context, run_id = self._context, run.result().run_id
         search = descriptions.run_link("the search", context.store.experiment_id, context.run_id)
         note = descriptions.describe_trial(number, search, context.pipeline_run, values)
         context.store.describe(note, run_id)
@@ -138,14 +142,14 @@ class Recorder:
 
     def write(self, number: int, rows: Sequence[Row]) -> None:
         """Queue rows of a trial's history; rows that are stored already are left out."""
-        self._writer.write(self._open[number].result(), rows)
+        self._writer.write(self._open[number].result().run_id, rows)
 
     def end_trial(self, number: int, outcome: TrialOutcome) -> str:
         """Queue the end of a trial's run, and the removal of its checkpoints; returns the run's id.
 
         A failed trial has a reason and no objective.
         """
-        run_id = self._open.pop(number).result()
+        run_id = self._open.pop(number).result().run_id
         tags, summary = {STATE_TAG: outcome.state}, None
         if outcome.objective is None:
             tags[REASON_TAG] = outcome.reason
@@ -178,8 +182,8 @@ class Recorder:
         self._log_seconds()
         self._writer.close()
 
-    def _interrupt(self, run: Future[str]) -> None:
-        self._context.store.end(run.result(), KILLED)
+    def _interrupt(self, run: Future[TrialRun]) -> None:
+        self._context.store.end(run.result().run_id, KILLED)
 
 
 def log_search(context: Context[Any], task: SearchTask, corpus: PreparedCorpus) -> None:

@@ -15,13 +15,14 @@ from typing import Any
 
 import optuna
 from optuna.trial import TrialState
+from pydantic import SecretStr
 from ray.tune.search import Searcher
 
 from pipelines.compat.ray import NotPickled
 from pipelines.search.config import SearchTask
 from pipelines.search.resume import StoredSearch, second_value
 from pipelines.search.study import Proposal, Proposals
-from pipelines.search.trial import TrialOutcome
+from pipelines.search.trial import TrialOutcome, TrialRun
 
 RUN_WAIT_SECONDS = 0.1
 """How long Tune may wait for the next trial's run while others train."""
@@ -33,8 +34,8 @@ class PendingTrial:
 
     number: int
     proposal: Proposal
-    run: Future[str]
-    """The id of its MLflow run, once that is stored."""
+    run: Future[TrialRun]
+    """Its MLflow run, once that is stored."""
     tokens: int = 0
     """Training tokens so far."""
     reported: set[int] = field(default_factory=set)
@@ -66,7 +67,7 @@ class StudySearcher(NotPickled, Searcher):
         study: optuna.Study,
         task: SearchTask,
         *,
-        open_run: Callable[[int, dict[str, Any]], Future[str]],
+        open_run: Callable[[int, dict[str, Any]], Future[TrialRun]],
         stored: StoredSearch,
         previous_seconds: float = 0.0,
         left_out: Callable[[Mapping[str, Any], str], None] = lambda values, problem: None,
@@ -99,7 +100,10 @@ class StudySearcher(NotPickled, Searcher):
         """Running trials by Tune's id."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
-        """The next trial's number and values; None: none yet; FINISHED: there are no more."""
+        """The next trial's configuration; None: none yet; FINISHED: there are no more.
+
+        That is its number, its values and the key of its run, which Tune's texts and files hide.
+        """
         self._started = min(self._started, time.monotonic())  # the start of Ray is not counted
         if not self._queue and self._may_ask() and (asked := self._ask()):
             self._queue.append(asked)
@@ -109,9 +113,9 @@ class StudySearcher(NotPickled, Searcher):
         wait([pending.run], timeout=RUN_WAIT_SECONDS if self._running else None)
         if not pending.run.done():
             return None
-        pending.run.result()  # raises if the run could not be stored
+        key = SecretStr(pending.run.result().key or "")  # raises if the run could not be stored
         self._running[trial_id] = self._queue.pop(0)
-        return {"number": pending.number, "values": pending.values}
+        return {"number": pending.number, "values": pending.values, "key": key}
 
     def _may_ask(self) -> bool:
         tokens = self._tokens + sum(pending.tokens for pending in self._running.values())

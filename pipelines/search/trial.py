@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import SecretStr
 from ray import tune
 
 from pipelines.console.errors import ConfigError, DivergedError
@@ -22,6 +23,15 @@ from pipelines.storage.remote import Folder
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
 from pipelines.training.history import TOKENS, VAL_BITS, Row, finished
+
+
+@dataclass(frozen=True)
+class TrialRun:
+    """A trial's run in the tracking store; the recorder opens it, the searcher waits for it."""
+
+    run_id: str
+    key: str | None = field(repr=False)
+    """With which the trial's checkpoints are signed."""
 
 
 @dataclass(frozen=True)
@@ -57,9 +67,9 @@ class Trial(tune.Trainable):
     def setup(
         self, config: dict[str, Any], base: TrainingRun, corpus: TrainValSplits, folder: Folder
     ) -> None:
-        """Prepare the trial of `config`: its number and its searched values."""
+        """Prepare the trial of `config`: its number, its searched values and its run's key."""
         self._base, self._corpus, self._folder = base, corpus, folder
-        self._results = self._train(config["number"], config["values"])
+        self._results = self._train(config["number"], config["values"], config["key"])
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation; the first step of a resumed trial replays its history.
@@ -75,27 +85,30 @@ class Trial(tune.Trainable):
         self.cleanup()
         if "torch._dynamo" in sys.modules:  # PyTorch's compiler, which the reset would import
             torch.compiler.reset()
-        self._results = self._train(new_config["number"], new_config["values"])
+        self._results = self._train(new_config["number"], new_config["values"], new_config["key"])
         return True
 
     def cleanup(self) -> None:
         """End the training, finished or not."""
         self._results.close()
 
-    def _train(self, number: int, values: Mapping[str, Any]) -> Generator[dict[str, Any]]:
+    def _train(
+        self, number: int, values: Mapping[str, Any], key: SecretStr
+    ) -> Generator[dict[str, Any]]:
         notes: list[str] = []
+        folder, secret = trial_folder(self._folder, number), key.get_secret_value() or None
         try:
             run = self._base.replace(values)
-            yield from self._results_of(run, trial_folder(self._folder, number), notes)
+            yield from self._results_of(run, folder, notes, secret)
         except (DivergedError, ConfigError) as error:
             yield {"failed": one_line(error, limit=1000), "notes": notes, "done": True}
 
     def _results_of(
-        self, run: TrainingRun, folder: Folder, notes: list[str]
+        self, run: TrainingRun, folder: Folder, notes: list[str], key: str | None
     ) -> Generator[dict[str, Any]]:
         history: list[Row] = []
         best = math.inf
-        with closing(_launch(run, self._corpus, folder, notes)) as training:
+        with closing(_launch(run, self._corpus, folder, notes, key)) as training:
             for rows in training:
                 curve = []
                 for row in rows:
@@ -116,16 +129,16 @@ class Trial(tune.Trainable):
 
 
 def _launch(
-    run: TrainingRun, corpus: TrainValSplits, folder: Folder, notes: list[str]
+    run: TrainingRun, corpus: TrainValSplits, folder: Folder, notes: list[str], key: str | None
 ) -> Generator[list[Row]]:
     if run.resources.max_workers == 1:
-        training = loop.train(run, corpus, folder, notes.append)
+        training = loop.train(run, corpus, folder, notes.append, key=key)
         return loop.with_watchdog(training, run.failures.timeout_seconds)
     from pipelines.cluster.workers import train_with_workers  # takes 3 s, for several workers only
 
     # The search itself retries a crashed trial; the two limits would multiply.
     once = run.replace({"failures.retries": 0})
-    return train_with_workers(once, corpus, folder, notes.append)
+    return train_with_workers(once, corpus, folder, notes.append, key=key)
 
 
 def trial_folder(search_folder: Folder, number: int) -> Folder:

@@ -77,14 +77,15 @@ def _train(
     this machine lacks; several workers, and all on a cluster, train under Ray Train.
     """
     files, log = train_val_splits(context.storage, corpus.fingerprint), context.progress.log
+    signing_key = context.store.checkpoint_key(context.run_id)
     with context.progress.working("training: starting"):
         if config.resources.max_workers == 1 and not cluster_address():
-            run = loop.train(config, files, folder, log)
+            run = loop.train(config, files, folder, log, key=signing_key)
         else:
             require_capacity(connect(), config.resources, key)
             from pipelines.cluster.workers import train_with_workers  # after Ray's environment
 
-            run = train_with_workers(config, files, folder, log)
+            run = train_with_workers(config, files, folder, log, key=signing_key)
         with closing(run):
             return _record(context, run, config)
 
@@ -138,7 +139,9 @@ def _package(
 ) -> Fitted:
     """Log the best checkpoint as a pyfunc model; returns the stage's result."""
     run_id, metric = context.run_id, config.train.best_metric
-    best, weights = best_checkpoint(folder, history, metric, context.progress.log)
+    best, weights = best_checkpoint(
+        folder, history, metric, context.progress.log, context.store.checkpoint_key(run_id)
+    )
     data = context.config.with_run(config)
     uri = log_package(context.store, run_id, data, config.params, weights, corpus)
     context.store.log_metrics(
@@ -160,16 +163,19 @@ def _package(
 
 
 def best_checkpoint(
-    folder: Folder, history: list[Row], metric: str, log: Callable[[str], None]
+    folder: Folder, history: list[Row], metric: str, log: Callable[[str], None], key: str | None
 ) -> tuple[Row, dict[str, Tensor]]:
-    """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is."""
+    """The best row whose checkpoint is sound, and its weights. Raises PipelineError if none is.
+
+    With a key, one that is not signed with it is not sound.
+    """
     evaluated = {row[STEP]: row for row in history if VAL_BITS in row}
     left = [path for path in checkpoint.list_checkpoints(folder) if step_of(path) in evaluated]
     while left:
         best = best_row([evaluated[step_of(path)] for path in left], metric)
         path = next(path for path in left if step_of(path) == best[STEP])
         try:
-            return best, checkpoint.read_weights(path)
+            return best, checkpoint.read_weights(path, key=key)
         except DamagedError as error:
             log(f"{error}; using the next best")
             left.remove(path)

@@ -75,17 +75,20 @@ def write_digests(folder: Path, names: Iterable[str]) -> None:
     (folder / DIGESTS_FILE).write_text(text)
 
 
-def verify_digests(folder: Path, names: Iterable[str]) -> None:
+def verify_digests(folder: Path, names: Iterable[str]) -> str:
     """Check files of a folder against its SHA256SUMS, which must list these and no others.
 
-    Raises OSError if one is missing, ValueError if one does not match its digest.
+    Returns the text of SHA256SUMS. Raises OSError if one is missing, ValueError if one does not
+    match its digest.
     """
-    expected, given = parse_digests((folder / DIGESTS_FILE).read_text()), {*names}
+    text = (folder / DIGESTS_FILE).read_text()
+    expected, given = parse_digests(text), {*names}
     if expected.keys() != given:
         raise ValueError(f"{DIGESTS_FILE}: expected {sorted(given)}, got {sorted(expected)}")
     for name in sorted(given):
         if sha256_of(folder / name) != expected[name]:
             raise ValueError(f"{name}: a digest does not match")
+    return text
 
 
 def plain_files(folder: Path) -> list[str]:

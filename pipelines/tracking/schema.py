@@ -9,6 +9,7 @@ failed, and MLflow's own tags of user, source, commit and parent run, if any
 (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG, INSTANCE_TAG if the stage has several instances; a
 search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG.
+A run that trains, besides: CHECKPOINT_KEY_TAG.
 A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG, INACTIVE_TAG and PARAMETERS_TAG from its
 creation, STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
@@ -101,6 +102,13 @@ STUDY_FILE, SAMPLES_FILE = "study.db", "samples.txt"
 ARTIFACT_TAG = "dca.sha256.{}"
 """The sha256 of an artifact by its path, set as it is logged; runs of older stores have none. Also
 of a logged model: of what was stored about it later, an artifact of the run that logged it."""
+
+# A run that trains
+TRAINING_KINDS = (TRIAL_KIND, FIT_KIND, TRAIN_KIND)
+CHECKPOINT_KEY_TAG = "dca.checkpoint_key"
+"""Set as it is created: a random key, with which its checkpoints are signed in storage; runs of
+older stores have none. It must be read by nobody who can write the storage alone: it is in no file
+there, no artifact and no log."""
 
 # A trial's run
 TRIAL_TAG, VALUES_TAG = "dca.trial", "dca.values"

@@ -6,6 +6,7 @@ restarted command finds its runs by these.
 
 import hashlib
 import json
+import secrets
 import shlex
 import time
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ from pipelines.tracking.schema import (
     ARTIFACT_TAG,
     BASIS_TAG,
     CACHE_TAG,
+    CHECKPOINT_KEY_TAG,
     KEY_TAG,
     KIND_TAG,
     LIVE,
@@ -65,6 +67,7 @@ from pipelines.tracking.schema import (
     RESULT_IS_IN_FILE,
     SCHEMA_TAG,
     SCHEMA_VERSION,
+    TRAINING_KINDS,
     schema_version,
     stage_outputs,
 )
@@ -167,12 +170,16 @@ class Store:
     ) -> str:
         """Create a run with its parameters and provenance; returns its id.
 
-        If a reusable run of the kind has the key, that one's id is returned. Raises PipelineError
+        If a reusable run of the kind has the key, that one's id is returned. A new one that trains
+        has a random key of another kind, by which its checkpoints are signed. Raises PipelineError
         if a tag is too long to be stored whole.
         """
         identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE, SCHEMA_TAG: str(SCHEMA_VERSION)}
-        parent_tag = {PARENT_RUN_TAG: parent} if parent else {}
-        encoded = encode_tags({**self.run_tags, **identity, **parent_tag, **(tags or {})})
+        if parent:
+            identity[PARENT_RUN_TAG] = parent
+        if kind in TRAINING_KINDS:
+            identity[CHECKPOINT_KEY_TAG] = secrets.token_hex(16)
+        encoded = encode_tags({**self.run_tags, **identity, **(tags or {})})
         all_tags = {tag.key: tag.value for tag in encoded}
 
         def create_once() -> Run:
@@ -183,6 +190,14 @@ class Store:
         run_id = str(self.client.retry(create_once).info.run_id)
         self.log_params(run_id, params or {})
         return run_id
+
+    def checkpoint_key(self, run_id: str) -> str | None:
+        """The key with which the checkpoints of a run are signed; None for one of an older store.
+
+        The run may have been created by another process, under another search.
+        """
+        key: str | None = self.client.get_run(run_id).data.tags.get(CHECKPOINT_KEY_TAG)
+        return key
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters by dotted keys; idempotent."""

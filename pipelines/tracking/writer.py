@@ -6,7 +6,7 @@ not stop them.
 
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.console.errors import PipelineError
 from pipelines.tracking.encoding import ROWS_PER_BATCH, Row, encode_tags, metric_entities
@@ -16,6 +16,8 @@ from pipelines.training.history import STEP
 
 if TYPE_CHECKING:
     from pipelines.tracking.tensorboard import EventFiles
+
+T = TypeVar("T")
 
 
 class Writer:
@@ -35,8 +37,8 @@ class Writer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
         self._pending: list[Future[Any]] = []
 
-    def open(self, make: Callable[[], str]) -> Future[str]:
-        """Queue the creation, or resumption, of a run; the future has its id once it is stored."""
+    def open(self, make: Callable[[], T]) -> Future[T]:
+        """Queue the creation, or resumption, of a run; the future has what that returns."""
         return self._submit(make)
 
     def write(self, run_id: str, rows: Iterable[Row]) -> None:

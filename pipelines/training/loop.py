@@ -28,6 +28,8 @@ def train(
     splits: TrainValSplits,
     folder: Folder,
     log: Callable[[str], None] = ignore_log,
+    *,
+    key: str | None = None,
 ) -> Generator[list[Row]]:
     """Train a model, yielding new rows of its history at each evaluation.
 
@@ -37,6 +39,8 @@ def train(
         folder: For the run's checkpoints. If it holds one, training resumes from it, and the first
             rows yielded are the whole history so far.
         log: Called with a line about resuming, damaged checkpoints or an early end.
+        key: A secret, the same each time the run is started, which whoever else can write the
+            folder does not have. Checkpoints are signed with it, and others are not resumed from.
 
     A checkpoint is written before its rows are yielded. In a process group every rank must iterate;
     rank 0 writes. Raises DivergedError if the loss or a gradient is not finite, StorageError if a
@@ -44,7 +48,7 @@ def train(
     """
     lock = writer_lock(folder) if rank_and_world()[0] == 0 else nullcontext(folder)
     with lock as locked, _threads_restored():
-        trainer = Trainer(run, splits, locked, log)
+        trainer = Trainer(run, splits, locked, log, key)
         if rows := trainer.new_rows():
             yield rows
         while not finished(trainer.history, run.train):

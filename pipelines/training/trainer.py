@@ -60,9 +60,13 @@ class Trainer:
         splits: TrainValSplits,
         folder: Folder,
         log: Callable[[str], None],
+        key: str | None = None,
     ) -> None:
-        """Build the model and load the newest intact checkpoint in `folder`, if there is one."""
-        self.config, self.folder, self.log = run.train, folder, log
+        """Build the model and load the newest intact checkpoint in `folder`, if there is one.
+
+        Checkpoints are signed with the key, if there is one.
+        """
+        self.config, self.folder, self.log, self.key = run.train, folder, log, key
         self.checkpoint_seconds = run.failures.checkpoint_seconds
         self.rank, self.world = rank_and_world()
         self.device = pick_device()
@@ -105,6 +109,7 @@ class Trainer:
             checkpoint.resume,
             *(self.folder, self.model, self.optimizer, self.config_digest, self.log),
             average=self.average,
+            key=self.key,
         )
         found = load() if self.rank == 0 else None
         if self.world == 1:
@@ -152,7 +157,8 @@ class Trainer:
         has_evaluation = any(VAL_BITS in row for row in self.history)
         best = int(best_row(self.history, self.config.best_metric)[STEP]) if has_evaluation else 0
         snapshot = Snapshot(self.step, self.history, best, self.seconds, self.config_digest)
-        checkpoint.save(self.folder, self.model, self.optimizer, snapshot, self.average)
+        parts = (self.model, self.optimizer, snapshot, self.average)
+        checkpoint.save(self.folder, *parts, key=self.key)
 
     def _train_until(self, stop: int) -> Row:
         """Train to step `stop`; the host waits for the device once, at the end."""

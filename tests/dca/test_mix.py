@@ -155,6 +155,20 @@ def test_other_types_are_mixed_unfused(dtype, monkeypatch):
     assert not fused
 
 
+def test_a_library_is_not_taken_from_a_folder_that_others_write_to(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = tmp_path / "dca-gpt"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(OSError, match="can be written by other users"):
+        kernels._built()
+    folder.chmod(0o700)
+    monkeypatch.setattr(kernels.os, "getuid", lambda: folder.stat().st_uid + 1)
+    with pytest.raises(OSError, match="belongs to another user"):
+        kernels._built()
+    assert list(folder.iterdir()) == []
+
+
 def test_a_damaged_library_is_built_again(monkeypatch, tmp_path):
     """An empty one; one of something else, and one that was cut, under other digests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

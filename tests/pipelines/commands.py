@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -31,6 +31,12 @@ ROOT = Path(__file__).parents[2]
 WAIT_SECONDS = 240
 TRIAL = ("ray::Trial", "ray::ResourceTrainable")
 """How Ray calls a trial's process between its steps, and in one."""
+CANARY = "c4nary-of-the-tests"
+"""Part of every secret in the environment of commands whose output is searched for it."""
+SECRETS = dict.fromkeys(
+    ("MLFLOW_TRACKING_PASSWORD", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"),
+    f"{CANARY}-alone",
+)
 EXPERIMENT = """
 experiment: tiny
 data: {{corpus: files, path: "{text}"}}
@@ -179,6 +185,16 @@ def assert_whole(store: Store, runs: list, log_every: int = 10) -> None:
         assert max(b - a for a, b in itertools.pairwise([0, *steps])) <= log_every
         assert set(evaluations) <= set(steps)
         assert max(evaluations) == max(steps)
+
+
+def files_with_canary(folders: Iterable[Path]) -> list[str]:
+    """The files below the folders, databases included, with the canary in content or name."""
+    files = (path for folder in folders for path in folder.rglob("*"))
+    return [
+        str(path)
+        for path in files
+        if CANARY in path.name or (path.is_file() and CANARY.encode() in path.read_bytes())
+    ]
 
 
 def training(folder: Folder) -> tuple[dict[str, bytes], list[dict[str, float]]]:

@@ -4,6 +4,7 @@ import fcntl
 import logging
 import os
 import re
+import shutil
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
 from tests.pipelines.commands import (
     EXPERIMENT,
+    SECRETS,
     TRIAL,
     Folder,
     below,
@@ -60,6 +62,8 @@ def environment() -> Iterator[None]:
 def finished(common: Path, text: Path) -> Folder:
     """A sweep on real Ray in which a trial's process and then the driver died, then finished.
 
+    Its environment has secrets; beside it, in `ray`, are the logs of Ray.
+
     Made once for all processes that run tests, which only read it; `Folder.copy` is for changes.
     """
     path = common / "finished"
@@ -69,9 +73,12 @@ def finished(common: Path, text: Path) -> Folder:
             assert (path / "screen.txt").exists(), "the sweep failed in another process"
             return Folder(path)
         folder = Folder(path, text, LONGER, fresh=True)
+        ray = tempfile.mkdtemp(dir="/tmp")  # a socket's path is short
+        folder.environment |= SECRETS | {"RAY_TMPDIR": ray}
         (path / "killed.txt").write_text(_killed(folder))
         code, out, err = folder.run_forked("sweep.py", "tiny.yaml")
         assert code == 0, err
+        shutil.move(ray, common / "ray")
         (path / "screen.txt").write_text(out)
     return folder
 
@@ -83,6 +90,8 @@ def _killed(folder: Folder) -> str:
     """
     process = folder.start("sweep.py", "tiny.yaml")
     wait_until(lambda: len({path.parent for path in folder.checkpoints()}) == 2, process)
+    commands = [" ".join(child.cmdline()) for child in below(process, "")]
+    (folder.path / "commands.txt").write_text("\n".join(commands))  # which all users can see
     below(process, *TRIAL)[0].kill()
     code, _, err = folder.run("sweep.py", "tiny.yaml", "seed=1")
     assert code == 1

@@ -26,8 +26,8 @@ PRELOADED = (
 )
 """`torch._dynamo` is imported by the first optimizer that is made."""
 METHOD = "forkserver"
-_FORKS = multiprocessing.get_context(METHOD)
-_FORKS.set_forkserver_preload(list(PRELOADED))
+FORKS = multiprocessing.get_context(METHOD)
+FORKS.set_forkserver_preload(list(PRELOADED))
 
 
 class Command:
@@ -47,7 +47,7 @@ class Command:
         self._output = tempfile.TemporaryDirectory()
         argv = [str(script), *arguments]
         task = (argv, cwd, environment, Path(self._output.name), without)
-        self._process = _FORKS.Process(target=_become, args=task)
+        self._process = FORKS.Process(target=_become, args=task)
         self._process.start()
         self.args = argv
 

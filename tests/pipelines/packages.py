@@ -1,16 +1,17 @@
 """Packaged models made in a moment, without training."""
 
 import subprocess
-import sys
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from dca import build_model
+from pipelines.console import isolated
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
-from pipelines.registry import score
 from pipelines.registry.package import log_package
 from pipelines.tracking.store import Store
 from tests.pipelines import forked
@@ -28,10 +29,11 @@ def log_untrained(store: Store, experiment: Experiment, seed: int = 0) -> tuple[
     return run, log_package(store, run, data, params, weights, CORPUS)
 
 
-def score_forked(patch: pytest.MonkeyPatch) -> None:
-    """Score models in processes that have all libraries in memory, but no `dca`."""
+def isolated_forked(patch: pytest.MonkeyPatch) -> None:
+    """Run packaged models in processes that have all libraries in memory, but no `dca`."""
 
-    def run(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-        return forked.run([sys.executable, "-m", module, *arguments], without=["dca"])
+    def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        python, _, _, module, *arguments = command
+        return forked.run([python, "-m", module, *arguments], without=["dca"])
 
-    patch.setattr(score, "run_isolated", run)
+    patch.setattr(isolated, "subprocess", SimpleNamespace(run=run))

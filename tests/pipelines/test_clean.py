@@ -5,12 +5,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from pipelines import clean
-from pipelines.cluster import sessions
 from pipelines.storage import scratch
 from pipelines.storage.scratch import abandoned_folders, scratch_folder
 from tests.pipelines.commands import Folder
@@ -112,16 +110,3 @@ def test_a_temporary_folder_is_gone_after_its_block(tmp_path):
         (made / "file").touch()
         assert made.parent == tmp_path
     assert list(tmp_path.iterdir()) == []
-
-
-def test_sessions_that_a_process_names_run(tmp_path, monkeypatch):
-    ended, runs = (tmp_path / f"session_2026-01-01_00-00-00_000001_{n}" for n in (7, 71))
-    for path in (ended, runs):
-        path.mkdir()
-    (tmp_path / "session_2026-01-01_00-00-00_000001_8").symlink_to(ended)
-    monkeypatch.setattr(sessions, "session_folder", lambda: tmp_path)
-    raylet = SimpleNamespace(info={"cmdline": ["raylet", f"--folder={runs}/sockets"]})
-    monkeypatch.setattr(
-        sessions, "_processes", lambda: [raylet, SimpleNamespace(info={"cmdline": None})]
-    )
-    assert sessions.ended_sessions() == [ended]

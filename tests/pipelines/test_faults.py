@@ -1,6 +1,5 @@
 """Failures while commands run, one each: killed processes, disks that take no file, a lock."""
 
-import json
 import math
 import re
 import resource
@@ -11,10 +10,13 @@ from collections import Counter
 
 import pytest
 
+from pipelines.training import checkpoint, loop
 from tests.pipelines.commands import TRIAL, Folder, assert_whole, below, training, wait_until
+from tests.pipelines.training.runs import forge
 
 SEARCH = ("sweep.py", "tiny.yaml", "--until", "search")
 ONE_TRIAL = "search.trials=1"
+SHORT = ("train.py", "tiny.yaml", "train.tokens=8192", "train.evals=2")
 
 
 def states(folder: Folder) -> Counter:
@@ -171,13 +173,37 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     assert process.returncode == 130
     assert "run the same command again to go on" in err
     newest = saved()[-1]
-    state = json.loads((newest / "state.json").read_text())
-    (newest / "state.json").write_text(json.dumps(state | {"seconds": 0.0}))
+    forge(newest)  # its digests are right: it is not signed with the key of its run
     code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=262144", "train.evals=64")
     assert code == 0, err
-    damaged = f"{newest}: damaged checkpoint: state.json: a digest does not match"
+    damaged = (
+        f"{newest}: damaged checkpoint: SIGNATURE: missing, or not made with the key of its run"
+    )
     assert f"{damaged}; using the one before" in out
     assert_whole(folder.store(), folder.store().find("train"))
+
+
+def test_what_was_replaced_in_storage_before_it_is_packaged_is_no_model(
+    tmp_path, text, monkeypatch
+):
+    """By who can write there alone: the digests of what it put there are right."""
+    train, folder = loop.train, Folder(tmp_path, text)
+
+    def attacked(run, splits, checkpoints, log, **given):
+        yield from train(run, splits, checkpoints, log, **given)
+        for path in checkpoint.list_checkpoints(checkpoints):
+            forge(path)
+
+    monkeypatch.setattr(loop, "train", attacked)
+    code, out, err = folder.run(*SHORT)
+    assert code == 1
+    assert "SIGNATURE: missing, or not made with the key of its run; using the next best" in out
+    assert re.fullmatch(r".+/runs/fits/.+: no checkpoint is sound; --fresh trains again\n", err)
+    assert not list(folder.path.glob("runs/artifacts/models/*"))
+    monkeypatch.undo()
+    code, out, err = folder.run(*SHORT)  # none is left to go on from
+    assert code == 0, err
+    assert "resumes from" not in out
 
 
 @pytest.mark.faults  # longer than the 20 s that SQLite waits by itself

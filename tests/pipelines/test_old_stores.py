@@ -17,7 +17,7 @@ import pytest
 
 from pipelines import promote, report, sweep, train
 from tests.pipelines import forked
-from tests.pipelines.packages import score_forked
+from tests.pipelines.packages import isolated_forked
 from tests.pipelines.stored import move_database
 
 pytestmark = pytest.mark.process
@@ -58,7 +58,7 @@ def old_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     move_database(database, PLACE, tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{database}")
-    score_forked(monkeypatch)
+    isolated_forked(monkeypatch)
     return tmp_path
 
 

@@ -19,7 +19,7 @@ from pipelines.registry.versions import Registry
 from pipelines.stages import promote
 from tests.pipelines.commands import ROOT, Folder, free_port, start_and_wait, stop
 from tests.pipelines.local_tune import LocalTune
-from tests.pipelines.packages import score_forked
+from tests.pipelines.packages import isolated_forked
 
 SWEEP = ("sweep.py", "tiny.yaml", "search.trials=1", "search.space={}", "train.tokens=4096")
 SWEEP += ("fit.resources.workers=1",)
@@ -58,7 +58,7 @@ def story(tmp_path_factory, text, tracking_address):
     registry = Registry(folder.store().client, "dca-gpt")
     with pytest.MonkeyPatch.context() as patch:
         LocalTune(path, patch)
-        score_forked(patch)
+        isolated_forked(patch)
         with patch.context() as interrupted:
             interrupted.setattr(promote, "gate_lock", press_ctrl_c)
             code, _, err = folder.run(*FIRST)

@@ -16,7 +16,8 @@ from click.testing import CliRunner
 from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from pipelines.tracking.store import Store
-from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole
+from pipelines.training import checkpoint
+from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole, files_with_canary
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +52,35 @@ def test_no_history_has_a_gap_or_a_duplicate(swept):
     assert_whole(store, runs)
 
 
+def test_a_sweep_on_ray_writes_no_secret_of_the_environment_nor_do_rays_logs(finished):
+    logs = list(finished.path.with_name("ray").glob("session_*/logs/*"))
+    assert {"raylet.out", "runtime_env_agent.log"} <= {log.name for log in logs}
+    assert files_with_canary([finished.path, finished.path.with_name("ray")]) == []
+
+
 def test_nothing_is_left_of_trials_that_ended(swept):
     folder, _ = swept
     assert list((folder.path / "runs" / "trials").iterdir()) == []
     (fit,) = (folder.path / "runs" / "fits").iterdir()
     assert 2 <= len(list(fit.glob("0*"))) <= 3
+
+
+def test_checkpoints_are_signed_by_keys_that_are_in_the_tracking_store_alone(swept):
+    """The fit's by two workers of Ray Train."""
+    folder, screen = swept
+    store = folder.store()
+    (fit,) = store.find("fit")
+    runs = [*store.find("trial"), fit]
+    keys = {str(store.checkpoint_key(run.info.run_id)) for run in runs}
+    assert len(keys) == len(runs) == 5
+    assert not any(key in screen for key in keys)
+    for path in checkpoint.list_checkpoints(folder.path / "runs" / "fits" / fit.info.run_id):
+        checkpoint.read_weights(path, key=store.checkpoint_key(fit.info.run_id))
+    ray = folder.path.with_name("ray")
+    assert len(list(ray.glob("session_*/logs/*"))) > 9
+    files = [path for place in (folder.path, ray) for path in place.rglob("*") if path.is_file()]
+    found = [path for path in files if any(key.encode() in path.read_bytes() for key in keys)]
+    assert found == [folder.path / "mlflow.db"]
 
 
 def test_the_best_complete_trial_is_marked_and_trained_by_two_workers(swept):

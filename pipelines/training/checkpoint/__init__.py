@@ -8,6 +8,11 @@ SHA256SUMS with the digests of both. The batches are a function of the seed and 
 the step is also the position in the data. In remote storage the folder's name also contains the
 writer, so that no two processes write to one name, and it counts as a checkpoint once it has
 digests.
+
+With a key, which the tracking store has, a checkpoint also has SIGNATURE, the HMAC-SHA256 of its
+SHA256SUMS, and one without the right signature is a damaged one: whoever can write the storage
+alone cannot make a checkpoint. They can put an earlier one of the same run back under its own step;
+that is accepted, for the run itself wrote it.
 """
 
 from pipelines.training.checkpoint.content import Snapshot

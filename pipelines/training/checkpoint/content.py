@@ -1,5 +1,6 @@
 """What a checkpoint contains: the tensors of a run and its snapshot, as files with digests."""
 
+import hmac
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipelines.console.errors import DamagedError
-from pipelines.storage.digests import verify_digests, write_digests
+from pipelines.storage.digests import DIGESTS_FILE, verify_digests, write_digests
 from pipelines.storage.remote import Folder
+from pipelines.training.checkpoint.layout import step_of
 from pipelines.training.history import Row
 
 TENSORS_FILE, STATE_FILE = "tensors.safetensors", "state.json"
 FILES = (STATE_FILE, TENSORS_FILE)
 """The files with digests, in the order in which they are uploaded."""
+SIGNATURE_FILE = "SIGNATURE"
+"""The HMAC-SHA256 of the file of digests, in hex digits; uploaded before that."""
 
 
 @dataclass(frozen=True)
@@ -68,21 +72,49 @@ def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def write_files(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
-    """Write a checkpoint's files and their digests into a folder of this machine."""
+def write_files(
+    folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot, key: str | None
+) -> list[str]:
+    """Write a checkpoint's files, their digests and, with a key, the signature of these.
+
+    Into a folder of this machine. Returns their names in the order in which they are uploaded.
+    """
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / TENSORS_FILE)
     (folder / STATE_FILE).write_text(json.dumps(vars(snapshot)))
     write_digests(folder, FILES)
+    if key is None:
+        return [*FILES, DIGESTS_FILE]
+    signature = _signature((folder / DIGESTS_FILE).read_text(), key)
+    (folder / SIGNATURE_FILE).write_text(signature)
+    return [*FILES, SIGNATURE_FILE, DIGESTS_FILE]
 
 
-def read_files(folder: Path, name: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
+def read_files(folder: Path, name: Folder, key: str | None) -> tuple[Snapshot, dict[str, Tensor]]:
     """The snapshot and tensors of a checkpoint on this machine, or of the local copy of one.
 
-    `name` is the original's. Raises DamagedError, which names it, if a file is missing or altered.
+    `name` is the original's. Raises DamagedError, which names it, if a file is missing or altered,
+    if it is of another step than its name, or if there is a key and its signature is not by that.
     """
     try:
-        verify_digests(folder, FILES)
+        digests = verify_digests(folder, FILES)
+        if key is not None:
+            _verify_signature(folder, digests, key)
         state: dict[str, Any] = json.loads((folder / STATE_FILE).read_text())
-        return Snapshot(**state), load_file(folder / TENSORS_FILE)
+        snapshot = Snapshot(**state)
+        if snapshot.step != step_of(name):
+            raise ValueError(f"{STATE_FILE}: it is of step {snapshot.step}")
+        return snapshot, load_file(folder / TENSORS_FILE)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise DamagedError(f"{name}: damaged checkpoint: {error}") from error
+
+
+def _verify_signature(folder: Path, digests: str, key: str) -> None:
+    """Raise ValueError unless the signature beside these digests is theirs, by this key."""
+    path = folder / SIGNATURE_FILE
+    found = path.read_bytes() if path.exists() else b""
+    if not hmac.compare_digest(found, _signature(digests, key).encode()):
+        raise ValueError(f"{SIGNATURE_FILE}: missing, or not made with the key of its run")
+
+
+def _signature(digests: str, key: str) -> str:
+    return hmac.digest(key.encode(), digests.encode(), "sha256").hex()

@@ -13,6 +13,7 @@ from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
 from pipelines.training.checkpoint.content import (
     FILES,
+    SIGNATURE_FILE,
     Snapshot,
     read_files,
     restore_tensors,
@@ -30,6 +31,7 @@ def resume(
     *,
     average: nn.Module | None = None,
     step: int | None = None,
+    key: str | None = None,
 ) -> Snapshot | None:
     """Load the newest intact checkpoint of a run, or that of a step, and return its snapshot.
 
@@ -41,6 +43,7 @@ def resume(
         log: Called with a line for every checkpoint that is passed over, and why.
         average: The averaged model, if the configuration keeps one.
         step: The only step to look for.
+        key: A checkpoint that is not signed with it is passed over as a damaged one is.
 
     Returns None if there is no such checkpoint. Raises StorageError if remote storage cannot be
     read: the checkpoints there may be intact.
@@ -48,7 +51,7 @@ def resume(
     paths = list_checkpoints(folder) if step is None else checkpoints_of_step(folder, step)
     for path in reversed(paths):
         try:
-            snapshot, tensors = read(path)
+            snapshot, tensors = read(path, key=key)
         except DamagedError as error:
             log(f"{error}; using the one before it")
             continue
@@ -60,20 +63,21 @@ def resume(
     return None
 
 
-def read_weights(path: Folder) -> dict[str, Tensor]:
+def read_weights(path: Folder, *, key: str | None = None) -> dict[str, Tensor]:
     """The weights that were evaluated: their average if one is kept, else the model's.
 
-    Raises DamagedError if the checkpoint is, StorageError if remote storage cannot be read.
+    Raises DamagedError if the checkpoint is, or is not signed with the key if there is one;
+    StorageError if remote storage cannot be read.
     """
-    tensors = read(path)[1]
+    tensors = read(path, key=key)[1]
     return with_prefix(tensors, "average.") or with_prefix(tensors, "model.")
 
 
-def read(path: Folder) -> tuple[Snapshot, dict[str, Tensor]]:
+def read(path: Folder, *, key: str | None = None) -> tuple[Snapshot, dict[str, Tensor]]:
     """A checkpoint's snapshot and tensors. Raises as `read_weights`."""
     if isinstance(path, Path):
-        return read_files(path, path)
+        return read_files(path, path, key)
     with scratch_folder() as scratch:
         with suppress(FileNotFoundError):  # reported as damaged below
-            path.get(scratch, DIGESTS_FILE, *FILES)
-        return read_files(scratch, path)
+            path.get(scratch, DIGESTS_FILE, *FILES, *([] if key is None else [SIGNATURE_FILE]))
+        return read_files(scratch, path, key)

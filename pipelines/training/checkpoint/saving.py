@@ -8,11 +8,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipelines.console.errors import StorageError
-from pipelines.storage.digests import DIGESTS_FILE
 from pipelines.storage.files import move_into_place
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.storage.scratch import scratch_folder
-from pipelines.training.checkpoint.content import FILES, Snapshot, collect_tensors, write_files
+from pipelines.training.checkpoint.content import Snapshot, collect_tensors, write_files
 from pipelines.training.checkpoint.layout import complete_names, list_checkpoints, path_of
 
 KEEP_LATEST = 2
@@ -25,23 +24,27 @@ def save(
     optimizer: torch.optim.Optimizer,
     snapshot: Snapshot,
     average: nn.Module | None = None,
+    *,
+    key: str | None = None,
 ) -> None:
     """Write a run's checkpoint of `snapshot.step` into its folder, and remove those not needed.
 
-    The caller holds the folder's `writer_lock`. Raises StorageError if the storage refuses,
-    PipelineError if another process has claimed a remote folder since; earlier checkpoints are then
-    still there.
+    It is signed with the key, if there is one. The caller holds the folder's `writer_lock`. Raises
+    StorageError if the storage refuses, PipelineError if another process has claimed a remote
+    folder since; earlier checkpoints are then still there.
     """
     tensors = collect_tensors(model, optimizer, average)
     if isinstance(folder, Path):
-        _save_local(folder, tensors, snapshot)
+        _save_local(folder, tensors, snapshot, key)
         _prune_local(folder, snapshot)
     else:
-        _save_remote(folder, tensors, snapshot)
+        _save_remote(folder, tensors, snapshot, key)
         _prune_remote(folder, snapshot)
 
 
-def _save_local(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+def _save_local(
+    folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot, key: str | None
+) -> None:
     """Write under a temporary name, sync to disk, rename."""
     target = path_of(folder, snapshot.step)
     temporary = folder / f".{target.name}"
@@ -49,7 +52,7 @@ def _save_local(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) ->
         for unfinished in folder.glob(".[0-9]*"):
             shutil.rmtree(unfinished)
         temporary.mkdir(parents=True)
-        write_files(temporary, tensors, snapshot)
+        write_files(temporary, tensors, snapshot, key)
         shutil.rmtree(target, ignore_errors=True)
         move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:
@@ -57,17 +60,19 @@ def _save_local(folder: Path, tensors: dict[str, Tensor], snapshot: Snapshot) ->
         raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
 
 
-def _save_remote(folder: RemoteDirectory, tensors: dict[str, Tensor], snapshot: Snapshot) -> None:
+def _save_remote(
+    folder: RemoteDirectory, tensors: dict[str, Tensor], snapshot: Snapshot, key: str | None
+) -> None:
     """Upload the files, then the digests, which make it a checkpoint, if the claim still holds."""
     target = folder / f"{snapshot.step:08d}-{folder.owner}"
     with scratch_folder() as scratch:
         try:
-            write_files(scratch, tensors, snapshot)
+            *files, digests = write_files(scratch, tensors, snapshot, key)
         except (OSError, SafetensorError) as error:
             raise StorageError(f"{scratch}: cannot be written: {error}") from error
-        target.put(scratch, *FILES)
+        target.put(scratch, *files)
         folder.require_owner()
-        target.put(scratch, DIGESTS_FILE)
+        target.put(scratch, digests)
 
 
 def _prune_local(folder: Path, snapshot: Snapshot) -> None:

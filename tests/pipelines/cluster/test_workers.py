@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import ray
 import torch
+from pydantic import SecretStr
 
 from pipelines.cluster import connection, mailbox, workers
 from pipelines.cluster.mailbox import next_message
@@ -19,6 +20,7 @@ from pipelines.compat.ray import START_TIMEOUT
 from pipelines.console.errors import ConfigError, DivergedError, PipelineError, StorageError
 from pipelines.storage.project import ROOT
 
+KEY = "0123456789abcdef" * 2
 Mailbox = mailbox.Mailbox.__ray_metadata__.modified_class
 
 
@@ -92,7 +94,13 @@ def fitted(monkeypatch, run) -> Any:
     options = SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda: found.box))
     context = SimpleNamespace(get_node_id=lambda: "0" * 56)
     monkeypatch.setattr(workers, "Mailbox", options)
-    monkeypatch.setattr(workers, "_trainer", lambda *_: SimpleNamespace(fit=fit))
+    found.tasks = []
+
+    def trainer(*given: Any) -> SimpleNamespace:
+        found.tasks.append(given)
+        return SimpleNamespace(fit=fit)
+
+    monkeypatch.setattr(workers, "_trainer", trainer)
     monkeypatch.setattr(workers, "next_message", lambda *_: next(iter_messages, None))
     monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
@@ -103,7 +111,7 @@ def fitted(monkeypatch, run) -> Any:
     def rows() -> list[Any]:
         nonlocal iter_messages
         iter_messages = iter(found.messages)
-        return list(workers.train_with_workers(run, None, None, found.shown.append))
+        return list(workers.train_with_workers(run, None, None, found.shown.append, key=KEY))
 
     found.rows = rows
     return found
@@ -114,6 +122,14 @@ def test_rows_are_yielded_lines_are_logged_and_each_message_is_answered(fitted):
     assert fitted.rows() == [[{"step": 1}], [{"step": 2}]]
     assert fitted.shown == ["resumes"]
     assert fitted.box.calls == [*3 * [("answer", True)], ("stop",)]
+
+
+def test_the_key_is_hidden_in_what_ray_shows_of_a_training(fitted):
+    """Ray Train keeps the task as text for its dashboard, and writes it into event files."""
+    fitted.rows()
+    ((task, _),) = fitted.tasks
+    assert task["key"].get_secret_value() == KEY
+    assert KEY not in str(task)
 
 
 def test_why_a_training_ended_is_one_line(fitted):
@@ -145,7 +161,7 @@ def trainer_of(monkeypatch, run, tmp_path) -> dict[str, Any]:
     monkeypatch.setattr(workers, "TorchTrainer", lambda work, **options: given.update(options))
     for name in ("ScalingConfig", "RunConfig", "FailureConfig"):
         monkeypatch.setattr(ray.train, name, lambda **options: options)
-    workers._trainer(run, None, None, None, tmp_path)
+    workers._trainer({"config": run}, tmp_path)
     return given
 
 
@@ -204,7 +220,8 @@ def test_gloo_uses_the_interface_of_the_nodes_address(monkeypatch):
 def test_the_first_worker_sends_and_all_stop_together(run, monkeypatch, rank, end):
     box, closed = Remote(end != "told to stop"), []
 
-    def train(config, corpus, folder, log):
+    def train(config, corpus, folder, log, *, key):
+        assert key == KEY
         log("resumes")
         try:
             yield [{"step": 1}]
@@ -223,7 +240,8 @@ def test_the_first_worker_sends_and_all_stop_together(run, monkeypatch, rank, en
     monkeypatch.setattr(workers.dist, "get_rank", lambda: rank)
     monkeypatch.setattr(workers.dist, "broadcast", broadcast)
     monkeypatch.setattr(ray, "get", lambda reference: reference)
-    workers._work({"config": run, "corpus": None, "folder": None, "mailbox": box})
+    task = {"config": run, "corpus": None, "folder": None, "mailbox": box}
+    workers._work({**task, "key": SecretStr(KEY)})
     sent = {"last": [[{"step": 1}], [{"step": 2}]], "told to stop": [[{"step": 1}]]}
     posted = [message for _, message in box.calls]
     if rank:

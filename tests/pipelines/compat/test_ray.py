@@ -5,11 +5,13 @@ import logging
 import os
 import pickle
 from contextlib import suppress
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
+import torch
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import accelerators, ray_constants
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -74,10 +76,16 @@ def test_trials_keep_the_working_folder_and_workers_without_a_gpu_see_none():
     assert OTHERS - {"RAY_AIR_NEW_OUTPUT"} == names
 
 
-@pytest.mark.parametrize("name", compat.LOCAL_ENVIRONMENT)
+@pytest.mark.parametrize("name", sorted(compat.LOCAL_ENVIRONMENT.keys() - {"GLOO_SOCKET_IFNAME"}))
 @pytest.mark.parametrize("program", ["gcs/gcs_server", "raylet/raylet"])
 def test_the_compiled_programs_contain_the_variable(name, program):
     assert name.encode() in (BINARY / program).read_bytes()
+
+
+def test_pytorch_reads_the_interface_of_its_messages():
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    with library.open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        assert content.find(b"GLOO_SOCKET_IFNAME") > 0
 
 
 def test_names_of_the_environment_and_of_resources():

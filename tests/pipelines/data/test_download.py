@@ -218,15 +218,14 @@ def test_a_disk_that_does_not_take_the_file_is_named(server, path):
 
 
 def test_a_file_is_complete_on_the_disk_before_it_has_its_name(server, path, monkeypatch):
+    """And its folder after."""
     synced = []
-
-    def sync(_: int) -> None:
-        part = part_of(path)
-        synced.append((part.stat().st_size if part.exists() else None, path.exists()))
-
-    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(
+        os, "fsync", lambda file: synced.append((os.fstat(file).st_ino, path.exists()))
+    )
     download(server.url, path, len(CONTENT))
-    assert synced == [(len(CONTENT), False), (None, True)]
+    assert synced == [(path.stat().st_ino, False), (path.parent.stat().st_ino, True)]
+    assert path.stat().st_size == len(CONTENT)
 
 
 def test_a_terminal_gets_a_bar(server, path, capsys, monkeypatch):

@@ -167,11 +167,12 @@ OF_OTHER_STAGES = {
 TRIAL = """
 import pickle, sys
 from pathlib import Path
+from pydantic import SecretStr
 from pipelines.search.trial import Trial
 
 base, corpus, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 trial = Trial.__new__(Trial)
-trial.setup({"number": 0, "values": {}}, base, corpus, folder)
+trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, base, corpus, folder)
 while not trial.step()["done"]:
     pass
 trial.cleanup()

@@ -246,8 +246,9 @@ def test_promotions_at_the_same_time_leave_one_champion_and_a_consistent_history
 def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> Command:
     """On a host of its own it sees none of the others' lock files."""
     host = folder / f"host {number if own_host else 0}"
-    host.mkdir(exist_ok=True)
+    host.mkdir(mode=0o700, exist_ok=True)
     script = host / f"promoter{number}.py"  # never one that another process is reading
     script.write_text(PROMOTER)
     arguments = map(str, (number, share, VERSIONS))
-    return Command(script, [*arguments], host, {**os.environ, "TMPDIR": str(host)})
+    own = {"TMPDIR": str(host), "XDG_RUNTIME_DIR": str(host)}
+    return Command(script, [*arguments], host, {**os.environ, **own})

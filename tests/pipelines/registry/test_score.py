@@ -16,7 +16,7 @@ from pipelines.registry.score import Score, block_edges, score
 from pipelines.registry.versions import Registry
 from pipelines.storage.project import ROOT
 from pipelines.tracking.models import model_id_of
-from tests.pipelines.packages import log_untrained, score_forked
+from tests.pipelines.packages import isolated_forked, log_untrained
 
 
 @pytest.mark.process
@@ -33,7 +33,7 @@ def test_each_version_is_evaluated_by_its_own_sources(experiment, store, tmp_pat
         model.write_text(model.read_text() + FLAT)
         monkeypatch.setattr(package, "ROOT", tmp_path)
     force(registry, 2, "to be compared with")
-    score_forked(monkeypatch)
+    isolated_forked(monkeypatch)
     decision = Gate(registry, experiment.promote, test, "some").decide(1)
     assert decision.numbers["champion_bits_per_byte"] == pytest.approx(8.0, abs=1e-6)
     assert decision.numbers["bits_per_byte"] != pytest.approx(8.0, abs=1e-3)
@@ -56,7 +56,7 @@ def test_why_a_version_cannot_be_scored_is_one_line(
     (tmp_path / "dca" / "__init__.py").write_text(code)
     monkeypatch.setattr(package, "ROOT", tmp_path)
     if "gone" not in code:  # one of them is a process as users have it
-        score_forked(monkeypatch)
+        isolated_forked(monkeypatch)
     _, uri = log_untrained(store, experiment)
     with pytest.raises(PipelineError) as error:
         score(store.models, model_id_of(uri), Path(experiment.data.path))

@@ -8,6 +8,7 @@ from pipelines.search import searcher as searcher_module
 from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
+from pipelines.search.trial import TrialRun
 from tests.pipelines.search.trials import complete, created, result, searcher_of
 
 
@@ -70,13 +71,24 @@ def test_a_crashed_trial_is_handed_out_again_first_as_often_as_configured(search
     assert study.trials[0].intermediate_values == {1: 3.0}
 
 
+def test_a_trial_has_the_key_of_its_run_which_no_text_of_tune_shows(searched):
+    """Tune makes a tag of a trial's configuration and has it in every result."""
+    open_run = lambda *_: created("a secret")  # noqa: E731
+    searcher, _ = searcher_of(searched, open_run=open_run, **{"failures.retries": 1})
+    config = searcher.suggest("a")
+    assert config["key"].get_secret_value() == "a secret"
+    assert "a secret" not in str(config)
+    searcher.on_trial_complete("a", error=True)
+    assert searcher.suggest("b") == config
+
+
 def test_a_trial_waits_for_its_run_and_others_do_not(searched):
     runs = [created(), Future()]
     searcher, _ = searcher_of(searched, open_run=lambda number, _: runs[number])
     assert searcher.suggest("a")["number"] == 0
     assert searcher.suggest("b") is None
     searcher.on_trial_result("a", result(3.0, 1, finished=False))
-    runs[1].set_result("stored")
+    runs[1].set_result(TrialRun("stored", None))
     assert searcher.suggest("b")["number"] == 1
 
 

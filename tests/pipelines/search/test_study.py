@@ -45,7 +45,8 @@ def test_a_rebuilt_study_keeps_numbers_states_and_values_and_asks_for_what_is_mi
         TrialState.FAIL,
     ]
     assert study.trials[2].intermediate_values == {1: 3.5, 2: 3.0}
-    assert searcher.suggest("a") == {"number": 1, "values": fixed}
+    suggested = searcher.suggest("a")
+    assert (suggested["number"], suggested["values"]) == (1, fixed)
     assert [searcher.suggest(name)["number"] for name in "bc"] == [2, 5]
 
 

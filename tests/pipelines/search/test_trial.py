@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from pipelines.cluster import workers
 from pipelines.search import trial as module
@@ -13,7 +14,7 @@ def test_values_that_do_not_go_together_are_a_failed_trial_that_does_not_start_a
     """It raises nothing, after which the search would start it again."""
     trial = Trial.__new__(Trial)
     values = {"model.heads": 4, "model.dim": 20}
-    trial.setup({"number": 0, "values": values}, run, None, tmp_path)
+    trial.setup({"number": 0, "values": values, "key": SecretStr("")}, run, None, tmp_path)
     result = trial.step()
     trial.cleanup()
     assert result["done"] is True
@@ -50,8 +51,8 @@ def results_of(run, monkeypatch, *batches: list, **changes) -> list[dict]:
     """The results of a trial whose training yields these rows; text is a note."""
     closed, launched = [], []
 
-    def launch(config, corpus, folder, notes):
-        launched.append(folder)
+    def launch(config, corpus, folder, notes, key):
+        launched.append((folder, key))
         try:
             for batch in batches:
                 notes += [one for one in batch if isinstance(one, str)]
@@ -61,10 +62,10 @@ def results_of(run, monkeypatch, *batches: list, **changes) -> list[dict]:
 
     monkeypatch.setattr(module, "_launch", launch)
     trial = Trial.__new__(Trial)
-    trial.setup({"number": 7, "values": changes}, run, None, Path("trials"))
+    trial.setup({"number": 7, "values": changes, "key": SecretStr("k")}, run, None, Path("trials"))
     results = [trial.step() for _ in batches]
     trial.cleanup()
-    assert (launched, closed) == ([Path("trials/trial-0007")], [True])
+    assert (launched, closed) == ([(Path("trials/trial-0007"), "k")], [True])
     return results
 
 
@@ -94,14 +95,19 @@ def test_a_trial_minimises_the_configured_metric(run, monkeypatch):
 
 def test_a_trial_with_one_worker_trains_in_its_process_and_others_under_ray(run, monkeypatch):
     calls = []
-    monkeypatch.setattr(module.loop, "train", lambda *given: calls.append(("loop", given)))
+    monkeypatch.setattr(
+        module.loop, "train", lambda *given, key: calls.append(("loop", given, key))
+    )
     monkeypatch.setattr(module.loop, "with_watchdog", lambda _, limit: calls.append(limit))
-    monkeypatch.setattr(workers, "train_with_workers", lambda *given: calls.append(("ray", given)))
+    monkeypatch.setattr(
+        workers, "train_with_workers", lambda *given, key: calls.append(("ray", given, key))
+    )
     timed = run.replace({"failures.timeout_seconds": 9, "failures.retries": 5})
-    module._launch(timed, None, Path("a"), [])
+    module._launch(timed, None, Path("a"), [], "first")
     two = timed.replace({"resources.workers": 2})
-    module._launch(two, None, Path("b"), [])
-    (one, own), limit, (other, theirs) = calls
+    module._launch(two, None, Path("b"), [], None)
+    (one, own, first), limit, (other, theirs, second) = calls
+    assert (first, second) == ("first", None)
     assert (one, own[0], own[2], limit) == ("loop", timed, Path("a"), 9)
     assert (other, theirs[2]) == ("ray", Path("b"))
     assert theirs[0] == two.replace({"failures.retries": 0})

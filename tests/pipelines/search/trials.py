@@ -10,6 +10,7 @@ from pipelines.experiment import Experiment
 from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
+from pipelines.search.trial import TrialRun
 from pipelines.tracking.trials import Evaluation, StoredTrial
 
 SPACE = {
@@ -33,7 +34,7 @@ def searcher_of(
     experiment: Experiment,
     stored: Sequence[StoredTrial] | StoredSearch = (),
     warm_start: Sequence[StoredTrial] = (),
-    open_run: Callable[[int, dict[str, Any]], Future[str]] | None = None,
+    open_run: Callable[[int, dict[str, Any]], Future[TrialRun]] | None = None,
     left_out: Callable[[Mapping[str, Any], str], None] = lambda values, problem: None,
     **changes: Any,
 ) -> tuple[StudySearcher, optuna.Study]:
@@ -47,10 +48,10 @@ def searcher_of(
     return searcher, study
 
 
-def created() -> Future[str]:
+def created(key: str | None = None) -> Future[TrialRun]:
     """A run that is stored."""
-    future: Future[str] = Future()
-    future.set_result("run")
+    future: Future[TrialRun] = Future()
+    future.set_result(TrialRun("run", key))
     return future
 
 

@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pipelines.stages.recorded_training import best_checkpoint
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
 from tests.pipelines.packages import log_untrained
+from tests.pipelines.training.runs import KEY, forge, unsign
 
 WEIGHTS = "artifacts/model/model.safetensors"
 BITS = {1: 3.0, 2: 1.0, 3: 2.0}
@@ -23,7 +25,7 @@ def folder(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     for step in BITS:
         snapshot = Snapshot(step, HISTORY[:step], min(step, 2), 0.0, "key")
-        checkpoint.save(tmp_path, model, optimizer, snapshot)
+        checkpoint.save(tmp_path, model, optimizer, snapshot, key=KEY)
         torch.nn.init.constant_(model.weight, step)
     return tmp_path
 
@@ -32,7 +34,7 @@ def test_the_best_sound_checkpoint_is_packaged(folder):
     logged: list[str] = []
 
     def packaged() -> tuple[int, float]:
-        row, weights = best_checkpoint(folder, HISTORY, "val_bits_per_byte", logged.append)
+        row, weights = best_checkpoint(folder, HISTORY, "val_bits_per_byte", logged.append, None)
         return row["step"], float(weights["weight"][0, 0])
 
     assert packaged() == (2, 1)
@@ -43,6 +45,30 @@ def test_the_best_sound_checkpoint_is_packaged(folder):
     (folder / "00000003" / "tensors.safetensors").unlink()
     with pytest.raises(PipelineError, match="no checkpoint is sound; --fresh trains again"):
         packaged()
+
+
+def test_what_the_run_did_not_write_is_not_packaged(folder):
+    logged: list[str] = []
+
+    def packaged() -> tuple[int, float]:
+        row, weights = best_checkpoint(folder, HISTORY, "val_bits_per_byte", logged.append, KEY)
+        return row["step"], float(weights["weight"][0, 0])
+
+    assert packaged() == (2, 1)
+    forge(folder / "00000002")
+    assert packaged() == (3, 2)
+    assert "00000002: damaged checkpoint: SIGNATURE" in logged[0]
+    unsign(folder / "00000003")
+    with pytest.raises(PipelineError, match="no checkpoint is sound; --fresh trains again"):
+        packaged()
+
+
+def test_one_step_is_not_packaged_as_another(folder):
+    """As if it were the best one: the recorded result would be another's."""
+    shutil.rmtree(folder / "00000002")
+    shutil.copytree(folder / "00000003", folder / "00000002")
+    row, _ = best_checkpoint(folder, HISTORY, "val_bits_per_byte", print, KEY)
+    assert row["step"] == 3
 
 
 @pytest.mark.parametrize(

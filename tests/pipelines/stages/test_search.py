@@ -1,5 +1,7 @@
 """How a search is rebuilt from its runs; its trials are run by the tests of the commands."""
 
+import re
+
 import optuna
 import pytest
 
@@ -91,7 +93,7 @@ def test_what_the_recorder_writes_of_a_trial_is_what_a_resumed_search_reads(begu
     recorder = recorder_of(context, needs)
     folder = context.storage / "trials" / context.run_id / "trial-0000"
     folder.mkdir(parents=True)
-    runs = [recorder.open_run(number, VALUES).result() for number in range(4)]
+    runs = [recorder.open_run(number, VALUES).result().run_id for number in range(4)]
     for number in (0, 1, 3):
         recorder.write(number, [ROW])
     recorder.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW))
@@ -116,13 +118,14 @@ def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
     first.write(0, [ROW])
     first.close()
     again = recorder_of(context, needs)
-    assert again.open_run(0, VALUES).result() == run
+    assert again.open_run(0, VALUES).result() == run  # of the same key
+    assert re.fullmatch("[0-9a-f]{32}", run.key)
     again.write(0, [ROW, ROW | {"step": 8, "tokens": 2048}])
     again.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW | {"step": 8}))
     again.close()
     (trial,) = trials_of(context)
-    assert (trial.run_id, trial.status, trial.tokens) == (run, "FINISHED", 2048)
-    points = context.store.client.get_metric_history(run, "train_bits_per_byte")
+    assert (trial.run_id, trial.status, trial.tokens) == (run.run_id, "FINISHED", 2048)
+    points = context.store.client.get_metric_history(run.run_id, "train_bits_per_byte")
     assert [point.step for point in points] == [4, 8]
 
 
@@ -134,7 +137,7 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
         row = ROW | {"val_bits_per_byte": bits}
         recorder.write(number, [row])
         recorder.end_trial(number, TrialOutcome("complete", objective=bits, last_row=row))
-    failed = recorder.open_run(2, VALUES).result()
+    failed = recorder.open_run(2, VALUES).result().run_id
     recorder.end_trial(2, TrialOutcome("failed", reason="MemoryError"))
     recorder.close()
     context.store.client.update_run(failed, status="RUNNING")  # killed between state and status

@@ -1,3 +1,4 @@
+import getpass
 import os
 import subprocess
 
@@ -67,3 +68,12 @@ def test_git_that_is_missing_or_hangs_is_no_error(monkeypatch, error):
     monkeypatch.setattr(module.subprocess, "run", fail)
     monkeypatch.setitem(os.environ, module.COMMIT_VARIABLE, "")
     assert module.COMMIT_TAG not in provenance()
+
+
+@pytest.mark.parametrize("error", [KeyError("uid not found"), OSError("no username set")])
+def test_a_user_without_a_name_is_a_number(error, monkeypatch):
+    def fail() -> str:
+        raise error
+
+    monkeypatch.setattr(getpass, "getuser", fail)
+    assert module.user() == str(os.getuid())

@@ -13,9 +13,11 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.schema import (
     CACHE_TAG,
+    CHECKPOINT_KEY_TAG,
     DISCARDED,
     OUTPUTS_TAG,
     SCHEMA_VERSION,
+    TRAINING_KINDS,
     schema_version,
 )
 from pipelines.tracking.store import Store
@@ -131,6 +133,18 @@ def test_a_text_without_a_digest_is_read_only_in_an_older_store(store):
 def test_a_run_has_the_version_of_the_schema(store):
     run = store.client.get_run(store.create("fit", "k", "n"))
     assert schema_version(run.data.tags) == SCHEMA_VERSION
+
+
+def test_a_run_that_trains_has_a_key_of_its_own_from_its_creation(store):
+    keys = [store.checkpoint_key(store.create(kind, kind, kind)) for kind in TRAINING_KINDS]
+    assert all(re.fullmatch("[0-9a-f]{32}", key) for key in keys)
+    assert len({*keys}) == 3
+    again = store.create("fit", "fit", "fit")  # as if the answer had been lost
+    assert store.checkpoint_key(again) == keys[TRAINING_KINDS.index("fit")]
+    assert store.checkpoint_key(store.create("search", "search", "search")) is None
+    store.untag(again, CHECKPOINT_KEY_TAG)  # as in an older store
+    store.resume(again)
+    assert store.checkpoint_key(again) is None
 
 
 def test_a_tag_that_would_be_cut_short_is_refused(store):

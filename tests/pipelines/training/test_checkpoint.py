@@ -1,5 +1,6 @@
 import itertools
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from pipelines.console.errors import PipelineError, StorageError
 from pipelines.storage import remote
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import Snapshot
+from pipelines.training.checkpoint import Snapshot, content
+from tests.pipelines.training.runs import KEY, forge, unsign
 
 NAMES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
 
@@ -25,8 +27,9 @@ def parts():
     return model, optimizer
 
 
-def save(folder, parts, step: int, best_step: int = 1) -> None:
-    checkpoint.save(folder, *parts, Snapshot(step, [{"step": step}], best_step, 1.5, "key"))
+def save(folder, parts, step: int, best_step: int = 1, key: str | None = None) -> None:
+    snapshot = Snapshot(step, [{"step": step}], best_step, 1.5, "key")
+    checkpoint.save(folder, *parts, snapshot, key=key)
 
 
 def test_what_is_saved_is_what_is_resumed(tmp_path, parts):
@@ -75,6 +78,85 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, p
     assert text.startswith(f"{newest}: damaged checkpoint")
     with pytest.raises(PipelineError, match="damaged"):
         checkpoint.read_weights(newest)
+
+
+def sign_with_another_key(path: Path) -> None:
+    """As a checkpoint of another run is, whose tracking store is another's."""
+    digests = (path / "SHA256SUMS").read_text()
+    (path / "SIGNATURE").write_text(content._signature(digests, "f" * 32))
+
+
+def replace_by_an_earlier_one(path: Path) -> None:
+    """One of the same run, under the name of a later step."""
+    shutil.rmtree(path)
+    shutil.copytree(path.with_name("00000001"), path)
+
+
+@pytest.mark.parametrize(
+    ("alter", "reason"),
+    [
+        (forge, "SIGNATURE: missing, or not made with the key of its run"),
+        (unsign, "SIGNATURE: missing, or not made with the key of its run"),
+        (sign_with_another_key, "SIGNATURE: missing, or not made with the key of its run"),
+        (replace_by_an_earlier_one, "state.json: it is of step 1"),
+    ],
+)
+def test_what_the_run_did_not_write_is_no_checkpoint_of_it(tmp_path, parts, alter, reason):
+    """Its digests are right: without the key it is taken."""
+    for step in (1, 2):
+        save(tmp_path, parts, step, key=KEY)
+    newest = checkpoint.path_of(tmp_path, 2)
+    alter(newest)
+    said: list[str] = []
+    assert checkpoint.resume(tmp_path, *parts, "key", said.append, key=KEY).step == 1
+    (text,) = said
+    assert text.startswith(f"{newest}: damaged checkpoint: {reason}")
+    assert text.endswith("; using the one before it")
+    with pytest.raises(PipelineError, match=reason):
+        checkpoint.read_weights(newest, key=KEY)
+    assert checkpoint.resume(tmp_path, *parts, "key", print, step=2, key=KEY) is None
+    forge(checkpoint.path_of(tmp_path, 1))
+    assert checkpoint.resume(tmp_path, *parts, "key", print, key=KEY) is None
+    if alter is not replace_by_an_earlier_one:
+        assert checkpoint.resume(tmp_path, *parts, "key", pytest.fail).step == 2
+
+
+@pytest.mark.parametrize("alter", [forge, unsign])
+def test_what_the_run_did_not_write_into_shared_storage_is_passed_over(shared, parts, alter):
+    mine = shared.claimed()
+    for step in (1, 2):
+        save(mine, parts, step, key=KEY)
+    newest = checkpoint.list_checkpoints(shared)[-1]
+    alter(newest)
+    said: list[str] = []
+    assert checkpoint.resume(shared, *parts, "key", said.append, key=KEY).step == 1
+    (text,) = said
+    assert text.startswith(
+        f"{newest}: damaged checkpoint: SIGNATURE: missing, or not made with the key of its run"
+    )
+    assert checkpoint.resume(shared, *parts, "key", pytest.fail).step == 2
+    save(shared.claimed(), parts, 2, key=KEY)
+    assert checkpoint.resume(shared, *parts, "key", pytest.fail, key=KEY).step == 2
+
+
+def test_an_earlier_checkpoint_of_the_run_under_its_own_step_is_accepted(tmp_path, parts):
+    """As from a backup: the run itself wrote it."""
+    save(tmp_path, parts, 1, key=KEY)
+    shutil.copytree(tmp_path / "00000001", tmp_path / "kept")
+    for step in (2, 3, 4):
+        save(tmp_path, parts, step, best_step=4, key=KEY)
+    assert steps(tmp_path) == [3, 4]
+    for path in checkpoint.list_checkpoints(tmp_path):
+        shutil.rmtree(path)
+    (tmp_path / "kept").rename(tmp_path / "00000001")
+    assert checkpoint.resume(tmp_path, *parts, "key", pytest.fail, key=KEY).step == 1
+
+
+def test_a_key_is_in_no_file(tmp_path, parts):
+    save(tmp_path, parts, 1, key=KEY)
+    folder = checkpoint.path_of(tmp_path, 1)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*NAMES, "SIGNATURE"])
+    assert not [path for path in folder.iterdir() if KEY.encode() in path.read_bytes()]
 
 
 def test_a_checkpoint_half_written_is_none(tmp_path, parts):
@@ -152,12 +234,12 @@ def test_the_newest_two_and_the_best_are_kept_in_shared_storage(shared, parts):
     assert len(shared.files()) == 1 + 2 * 3
 
 
-@pytest.mark.parametrize("uploaded", [0, 1, 2])
+@pytest.mark.parametrize(("uploaded", "key"), [(0, KEY), (1, KEY), (2, KEY), (3, KEY), (2, None)])
 def test_an_upload_cut_short_is_no_checkpoint_and_the_next_one_clears_it_away(
-    shared, parts, uploaded, monkeypatch
+    shared, parts, uploaded, key, monkeypatch
 ):
     mine = shared.claimed()
-    save(mine, parts, 1)
+    save(mine, parts, 1, key=key)
     upload, calls = remote.upload, itertools.count()
 
     def killed(*to):
@@ -168,11 +250,11 @@ def test_an_upload_cut_short_is_no_checkpoint_and_the_next_one_clears_it_away(
     with monkeypatch.context() as context:
         context.setattr(remote, "upload", killed)
         with pytest.raises(KeyboardInterrupt):
-            save(mine, parts, 2)
+            save(mine, parts, 2, key=key)
     assert len([file for file in shared.files() if file.startswith("00000002")]) == uploaded
     assert steps(shared) == [1]
-    assert checkpoint.resume(shared, *parts, "key", pytest.fail).step == 1
-    save(shared.claimed(), parts, 3, best_step=3)
+    assert checkpoint.resume(shared, *parts, "key", pytest.fail, key=key).step == 1
+    save(shared.claimed(), parts, 3, best_step=3, key=key)
     assert steps(shared) == [1, 3]
     assert not [file for file in shared.files() if file.startswith("00000002")]
 

@@ -13,7 +13,7 @@ from pipelines.training import checkpoint
 from pipelines.training.config import TrainingRun
 from pipelines.training.loop import train
 from tests.pipelines import forked
-from tests.pipelines.training.runs import STUCK, history, tensors
+from tests.pipelines.training.runs import KEY, STUCK, forge, history, tensors
 
 TOLERANCE = 1e-5
 """Of sums in another order, after 16 steps."""
@@ -31,7 +31,7 @@ def _worker(
 ) -> None:
     os.environ.update(environment)  # it has that of the process it was forked from
     torch.distributed.init_process_group("gloo", f"file://{group}", rank=rank, world_size=world)
-    evaluations = train(run, splits, folder)
+    evaluations = train(run, splits, folder, key=KEY)
     for _ in itertools.islice(evaluations, stop):
         pass
     evaluations.close()
@@ -57,13 +57,13 @@ def together(
 
 @pytest.mark.process
 def test_two_workers_resumed_are_bitwise_two_that_never_stopped(run, splits, tmp_path):
-    """The newest checkpoint is damaged: both must go on from the one before it. With averaged
-    weights, of which every worker has its own."""
+    """The newest checkpoint was altered in storage: both must go on from the one before it. With
+    averaged weights, of which every worker has its own."""
     run = run.replace({"train.ema_decay": 0.9})
     together(run, splits, tmp_path / "whole", tmp_path / "a")
     together(run, splits, tmp_path / "parts", tmp_path / "b", stop=2)
     newest = checkpoint.list_checkpoints(tmp_path / "parts")[-1]
-    (newest / "state.json").write_text("{}")
+    forge(newest)
     together(run, splits, tmp_path / "parts", tmp_path / "c")
     ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
@@ -75,11 +75,11 @@ def test_two_workers_go_on_from_the_same_object(run, s3, tmp_path):
     found = measure_corpus(run.data, seq_len=run.train.seq_len)
     write_splits(run.data, found, shared)
     files = train_val_splits(shared, found.fingerprint)
-    first = train(run, files, shared / "run", print)
+    first = train(run, files, shared / "run", print, key=KEY)
     begun = [next(first)[-1]["step"], next(first)[-1]["step"]]
     first.close()
     together(run, files, shared / "run", tmp_path / "group")
-    (rows,) = train(run, files, shared / "run", print)
+    (rows,) = train(run, files, shared / "run", print, key=KEY)
     evaluated = [row["step"] for row in rows if "val_bits_per_byte" in row]
     assert evaluated == run.train.eval_steps
     assert evaluated[:2] == begun

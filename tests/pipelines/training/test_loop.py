@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import SecretStr
 
 from dca import build_model, registry
 from dca import model as model_module
@@ -21,7 +22,7 @@ from pipelines.training.config import TrainingRun
 from pipelines.training.evaluation import bits_per_byte
 from pipelines.training.loop import train
 from pipelines.training.optimizer import build_optimizer
-from tests.pipelines.training.runs import STUCK, history, tensors
+from tests.pipelines.training.runs import KEY, STUCK, forge, history, tensors, unsign
 
 
 def test_it_learns_and_reports_every_evaluation(run, splits, tmp_path):
@@ -65,6 +66,27 @@ def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
     ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
     assert any(name.startswith("optimizer.") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("alter", [forge, unsign])
+def test_resumed_where_storage_was_altered_a_run_is_bitwise_the_whole_one(
+    run, splits, tmp_path, alter
+):
+    whole = history(train(run, splits, tmp_path / "whole", print))
+    first = train(run, splits, tmp_path / "parts", print, key=KEY)
+    next(first)
+    next(first)
+    first.close()
+    newest = checkpoint.list_checkpoints(tmp_path / "parts")[-1]
+    alter(newest)
+    said: list[str] = []
+    assert history(train(run, splits, tmp_path / "parts", said.append, key=KEY)) == whole
+    refused, resumed = said
+    assert refused.startswith(f"{newest}: damaged checkpoint: SIGNATURE")
+    assert resumed == "resumes from step 4/16"
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -176,12 +198,18 @@ def shared_splits(run: TrainingRun, shared) -> TrainValSplits:
 def test_resumed_from_shared_storage_a_run_is_bitwise_one_in_a_folder_that_never_stopped(
     run, splits, shared_splits, shared, tmp_path
 ):
+    """Also if who can write the storage has replaced the newest checkpoint."""
     whole = history(train(run, splits, tmp_path / "whole", print))
-    first = train(run, shared_splits, shared / "fits" / "1", print)
+    first = train(run, shared_splits, shared / "fits" / "1", print, key=KEY)
     next(first)
     next(first)
     first.close()
-    assert history(train(run, shared_splits, shared / "fits" / "1", print)) == whole
+    forge(checkpoint.list_checkpoints(shared / "fits" / "1")[-1])
+    said: list[str] = []
+    resumed = train(run, shared_splits, shared / "fits" / "1", said.append, key=KEY)
+    assert history(resumed) == whole
+    assert "damaged checkpoint: SIGNATURE" in said[0]
+    assert said[1:] == ["resumes from step 4/16"]
     ours, theirs = tensors(shared / "fits" / "1"), tensors(tmp_path / "whole")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -293,7 +321,7 @@ def test_a_trial_that_lost_its_patience_is_finished(run, splits, tmp_path):
     trial = Trial.__new__(Trial)  # without Tune's bookkeeping
     values = {"train.learning_rate": 1e-30}
     base = run.replace({"train.patience": 1})
-    trial.setup({"number": 0, "values": values}, base, splits, tmp_path)
+    trial.setup({"number": 0, "values": values, "key": SecretStr(KEY)}, base, splits, tmp_path)
     first, last = trial.step(), trial.step()
     assert [first["finished"], last["finished"], last["done"]] == [False, True, True]
     assert last["tokens"] == 8 * run.train.batch_tokens
