@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlflow.exceptions import MlflowException
-
+from pipelines.compat.mlflow import store_errors
 from pipelines.console.errors import PipelineError
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
@@ -43,7 +42,7 @@ def show_results(context: Context[Experiment], results: StageResults, failed: bo
     elif results.get(Fitted):
         try:
             _show(context, results, results.get(Selected), "")
-        except (MlflowException, PipelineError, OSError):
+        except (*store_errors(), PipelineError, OSError):
             return
 
 
