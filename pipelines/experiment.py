@@ -200,9 +200,9 @@ def _changed(
     for change in _as_search(read_changes(overrides), grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
         set_key(data, change.key, change.value, dotted=Experiment.dotted)
-        if not change.key.startswith("search."):  # a key with a value is no longer searched
-            for key, _ in flatten({change.key: change.value}):
-                _space(data).pop(key, None)
+        if not change.key.startswith("search."):
+            for key, value in flatten({change.key: change.value}):
+                _leave_out(_space(data), key, value)
     return validate(
         Experiment,
         data,
@@ -210,6 +210,15 @@ def _changed(
         layers=[*layers, Layer("command line", given)],
         check=problems,
     )
+
+
+def _leave_out(space: dict[str, Any], key: str, value: Any) -> None:
+    """A key with a value is no longer searched, nor are keys that apply with another value only."""
+    space.pop(key, None)
+    for name, dimension in list(space.items()):
+        when = dimension.get("when") if isinstance(dimension, dict) else None
+        if isinstance(when, dict) and when.get(key, value) != value:
+            del space[name]
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:

@@ -1,5 +1,6 @@
 """report: the results of the sweep as an HTML page; and on one screen, however far it got."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,10 +41,8 @@ def show_results(context: Context[Experiment], results: StageResults, failed: bo
     if not failed:
         _show(context, results, _chosen(context, results), _samples(context, results))
     elif results.get(Fitted):
-        try:
+        with suppress(*store_errors(), PipelineError, OSError):
             _show(context, results, results.get(Selected), "")
-        except (*store_errors(), PipelineError, OSError):
-            return
 
 
 def _show(
