@@ -262,14 +262,14 @@ def test_a_key_with_a_value_on_the_command_line_is_no_longer_searched(tmp_path):
 
 def test_a_key_that_cannot_apply_with_a_value_of_the_command_line_is_no_longer_searched(tmp_path):
     """In a file that says so itself it is a mistake."""
-    when = {"choice": [1, 2], "when": {"model.residual": "dca"}}
-    space = {"train.learning_rate": {"choice": [1e-3, 2e-3]}, "model.last_k": when}
-    file = {**FILE, "search": {"space": space}}
+    rate = "train.learning_rate: {choice: [1e-3, 2e-3]}"
+    last = "model.last_k: {choice: [1, 2], when: {model.residual: dca}}"
+    file = f"experiment: e\nsearch: {{space: {{{rate}, {last}}}}}\n"
     searched = composed(tmp_path, "model.residual=standard", e=file).search.space
     assert set(searched) == {"train.learning_rate"}
     assert "model.last_k" in composed(tmp_path, "model.residual=dca", e=file).search.space
-    with pytest.raises(ConfigError, match=r"last_k\.when: it can never apply: model.residual is"):
-        composed(tmp_path, e={**file, "model": {"residual": "standard"}})
+    wrong = problem(tmp_path, e=f"{file}model: {{residual: standard}}\n")
+    assert "last_k.when: it can never apply: model.residual is" in wrong
 
 
 def test_the_last_change_of_a_key_counts(tmp_path):
