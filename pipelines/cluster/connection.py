@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,8 @@ def _own_token() -> dict[str, str]:
             own = scratch / path.name
             own.touch(0o600)
             own.write_text(secrets.token_hex(32))
-            own.replace(path)
+            with suppress(FileExistsError):  # another process was faster
+                path.hardlink_to(own)
     return {names.TOKEN_PATH: str(path)}
 
 
