@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import tempfile
 import warnings
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -125,8 +126,7 @@ def _built() -> Path:
         flags.append(f"-march={march}")
     command = [*shlex.split(os.environ.get("CXX") or "c++"), *flags, "-x", "c++", "-"]
     key = hashlib.sha256(source + " ".join(command).encode()).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dca-gpt"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder = _cache_folder()
     if {folder.lstat().st_uid, folder.stat().st_uid} != {os.getuid()}:  # a link of one's own may be
         raise OSError(f"{folder} belongs to another user")
     if folder.stat().st_mode & 0o022:
@@ -138,6 +138,18 @@ def _built() -> Path:
         built = Path(scratch, "kernels.so")
         subprocess.run([*command, "-o", built], input=source, check=True, capture_output=True)
         return built.replace(folder / _named(built, key).name)
+
+
+def _cache_folder() -> Path:
+    """The user's folder for caches, or, if that cannot be written, one beside temporary files."""
+    with suppress(OSError, RuntimeError):  # no home at all is a RuntimeError
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dca-gpt"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if os.access(folder, os.W_OK):
+            return folder
+    folder = Path(tempfile.gettempdir()) / f"dca-gpt-kernels-{os.getuid()}"
+    folder.mkdir(exist_ok=True, mode=0o700)
+    return folder
 
 
 def _named(path: Path, key: str) -> Path:

@@ -5,10 +5,11 @@ The commands open a `ray_session`; the search and the training stages `connect` 
 
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
 from pipelines.storage.private import private_folder
 from pipelines.storage.project import ROOT
+from pipelines.storage.scratch import scratch_folder
 
 PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
@@ -110,7 +112,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         _probe(address)
         settings = {"address": address, "runtime_env": _runtime_env()}
     else:  # never a cluster that was found by chance; its processes inherit the environment
-        _set_defaults(names.LOCAL_ENVIRONMENT)
+        _set_defaults({**names.LOCAL_ENVIRONMENT, **_own_token()})
         settings = {
             "address": "local",
             "include_dashboard": dashboard,
@@ -148,6 +150,26 @@ def _probe(address: str) -> None:
     if not names.is_head_node(address, seconds=HEALTH_SECONDS):
         message = "what answers there is no Ray cluster; expected HOST:PORT of a head node"
         raise ConfigError(Problem(message, f"RAY_ADDRESS={address}"))
+
+
+def _own_token() -> dict[str, str]:
+    """Where the password of a cluster of this machine is, for a user whose home cannot be written:
+    Ray would make it there."""
+    token = Path.home() / names.TOKEN_FILE
+    folder = next(path for path in token.parents if path.exists())
+    if any(map(os.environ.get, names.TOKEN_VARIABLES)) or os.access(token, os.R_OK):
+        return {}
+    if os.access(folder, os.W_OK):
+        return {}
+    path = private_folder() / "ray-token"
+    if not path.exists():
+        with scratch_folder(path.parent) as scratch:
+            own = scratch / path.name
+            own.touch(0o600)
+            own.write_text(secrets.token_hex(32))
+            with suppress(FileExistsError):  # another process was faster
+                path.hardlink_to(own)
+    return {names.TOKEN_PATH: str(path)}
 
 
 def _set_defaults(variables: dict[str, str]) -> None:

@@ -47,6 +47,11 @@ LOCAL_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 """Settings of a cluster that is started on this machine only."""
+TOKEN_FILE = ".ray/auth_token"
+"""In the user's home: the password of the clusters that `ray.init` starts, made at the first."""
+TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
+TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", TOKEN_PATH, "RAY_AUTH_MODE")
+"""Any of them, and Ray does not look for that file."""
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 """Set anew for elastic training: training must not wait minutes for a dead node."""
 NICENESS = "RAY_worker_niceness"

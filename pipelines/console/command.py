@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError, print_traceback
-from pipelines.console.process import handlers_restored, output_guarded
+from pipelines.console.process import handlers_restored, output_guarded, user_named
 from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream
 
@@ -43,7 +43,11 @@ def run_command(
             printed with the message.
 
     """
-    with output_guarded() as output, handlers_restored(*ENDING_SIGNALS) as settable:
+    with (
+        output_guarded() as output,
+        handlers_restored(*ENDING_SIGNALS) as settable,
+        user_named(),
+    ):
         for number in ENDING_SIGNALS if settable else ():
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, signal.default_int_handler)

@@ -6,6 +6,7 @@ Used by every command, so that the next one in the same process starts as in one
 import errno
 import logging
 import os
+import pwd
 import signal
 import sys
 import threading
@@ -15,11 +16,16 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from pipelines.compat import mlflow, ray
+from pipelines.console.secrets import environment
 
 LOGGERS = (mlflow.LOGGER, *ray.LOGGERS)
 """Whose levels the commands set."""
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Ray and Tune install handlers of their own for these."""
+NAME_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
+"""Where Python looks for the user's name before it asks the system."""
+NO_HOME = "/nonexistent"
+"""The home that systems give to users without one."""
 DESCRIPTORS = range(3)
 """Of standard input, output and error."""
 
@@ -115,20 +121,43 @@ def _open_descriptor(number: int) -> None:
 
 
 @contextmanager
+def user_named() -> Iterator[None]:
+    """Give a user whom the system does not know a name and a home, in the time of a block.
+
+    A container may run as a number without an entry: Python then finds neither name nor home, and
+    libraries ask for both where they are imported. The home does not exist: nothing is read there.
+    """
+    added = {}
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        if not any(map(os.environ.get, NAME_VARIABLES)):
+            added["LOGNAME"] = str(os.getuid())
+        if not os.environ.get("HOME"):
+            added["HOME"] = NO_HOME
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
 def process_restored() -> Iterator[None]:
     """Put back after a block the environment, the handlers of signals, the levels of loggers and
     the filters of MLflow's warnings. Also a decorator of a command's `main`.
 
     Other filters stay: libraries add them only once, when they are first imported.
     """
-    environment = dict(os.environ)
+    before = environment()
     levels = {name: logging.getLogger(name).level for name in LOGGERS}
     filters = list(warnings.filters)
     with handlers_restored(*SIGNALS):
         try:
             yield
         finally:
-            _restore_environment(environment)
+            _restore_environment(before)
             for name, level in levels.items():
                 logging.getLogger(name).setLevel(level)
             warnings.filters[:] = [  # type: ignore[index]
@@ -155,6 +184,6 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
 
 
 def _restore_environment(before: dict[str, str]) -> None:
-    for name in set(os.environ) - set(before):
-        del os.environ[name]
+    for name in set(environment()) - set(before):
+        os.environ.pop(name, None)
     os.environ.update(before)

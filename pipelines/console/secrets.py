@@ -45,11 +45,20 @@ def redact_all(value: Any) -> Any:
     return [redact_all(item) for item in value] if isinstance(value, list | tuple) else value
 
 
+def environment() -> dict[str, str]:
+    """A copy of the environment, which other threads change meanwhile: MLflow's telemetry does."""
+    while True:
+        try:
+            return dict(os.environ)
+        except (KeyError, RuntimeError):  # a variable was removed, or one was added
+            continue
+
+
 def _secrets() -> list[str]:
     """The environment's secrets as URIs and messages write them, the longest first."""
     found = {
         form
-        for name, value in os.environ.items()
+        for name, value in environment().items()
         for secret in _secrets_of(name, value)
         for plain in (secret, unquote_plus(secret))
         for form in (plain, quote(plain), quote(plain, safe=""), quote_plus(plain))

@@ -5,7 +5,6 @@ environment or from the files that it names.
 """
 
 import hashlib
-import os
 import uuid
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from pipelines.compat.pyarrow import is_transient
 from pipelines.console.retries import RetryPolicy
+from pipelines.console.secrets import environment
 
 MAX_UNAVAILABLE_SECONDS = 600
 """Longest time that an object store may be unavailable before an operation fails."""
@@ -27,7 +27,9 @@ def connect(uri: str) -> tuple[Any, str]:
 
     Connections are reused within the process while the environment's credentials are the same.
     """
-    found = sorted(item for item in os.environ.items() if item[0].startswith(CREDENTIAL_VARIABLES))
+    found = sorted(
+        item for item in environment().items() if item[0].startswith(CREDENTIAL_VARIABLES)
+    )
     return _connect(uri, hashlib.sha256(repr(found).encode()).hexdigest())
 
 

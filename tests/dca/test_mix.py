@@ -2,7 +2,9 @@
 
 import ctypes
 import itertools
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -178,6 +180,31 @@ def test_a_damaged_library_is_built_again(monkeypatch, tmp_path):
         path.with_name(f"kernels-{key}-{digest:064x}.so").write_bytes(content)
     path.write_bytes(b"")
     assert ctypes.CDLL(str(kernels._built())).mix_forward
+
+
+def no_home() -> str:
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("home", [None, "/nonexistent", "/proc"])
+def test_without_a_home_that_can_be_written_the_library_lies_beside_temporary_files(
+    monkeypatch, tmp_path, home
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os, "access", lambda path, mode: tmp_path in Path(path).parents)
+    monkeypatch.setattr(Path, "home", lambda: Path(home or no_home()))
+    mkdir = Path.mkdir
+
+    def made(path: Path, *args, **kwargs) -> None:
+        if tmp_path not in path.parents:
+            raise PermissionError(13, "Permission denied", str(path))
+        mkdir(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", made)
+    folder = kernels._cache_folder()
+    assert folder == kernels._cache_folder() == tmp_path / f"dca-gpt-kernels-{os.getuid()}"
+    assert folder.stat().st_mode & 0o777 == 0o700
 
 
 def test_without_a_compiler_it_says_so_and_mixes_unfused(monkeypatch, tmp_path):

@@ -14,6 +14,7 @@ import ray
 import torch
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray._private import accelerators, ray_constants
+from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig
@@ -76,7 +77,10 @@ def test_trials_keep_the_working_folder_and_workers_without_a_gpu_see_none():
     assert OTHERS - {"RAY_AIR_NEW_OUTPUT"} == names
 
 
-@pytest.mark.parametrize("name", sorted(compat.LOCAL_ENVIRONMENT.keys() - {"GLOO_SOCKET_IFNAME"}))
+@pytest.mark.parametrize(
+    "name",
+    sorted({*compat.LOCAL_ENVIRONMENT, *compat.TOKEN_VARIABLES} - {"GLOO_SOCKET_IFNAME"}),
+)
 @pytest.mark.parametrize("program", ["gcs/gcs_server", "raylet/raylet"])
 def test_the_compiled_programs_contain_the_variable(name, program):
     assert name.encode() in (BINARY / program).read_bytes()
@@ -93,6 +97,12 @@ def test_names_of_the_environment_and_of_resources():
     assert compat.START_TIMEOUT in compat.ENVIRONMENT
     assert compat.JOB_CONFIG == RAY_JOB_CONFIG_JSON_ENV_VAR
     assert compat.HEAD_NODE == HEAD_NODE_RESOURCE_NAME
+
+
+def test_the_password_of_a_cluster_is_looked_for_where_ray_looks(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert tmp_path / compat.TOKEN_FILE == authentication_token_setup._get_default_token_path()
+    assert authentication_token_setup.AUTH_MODE_ENV_VAR in compat.TOKEN_VARIABLES
 
 
 def listening() -> list[str]:

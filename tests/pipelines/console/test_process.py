@@ -1,14 +1,17 @@
 """What a command changes of its process is put back, and nothing else."""
 
+import getpass
 import logging
 import os
+import pwd
 import signal
 import warnings
+from pathlib import Path
 
 import pytest
 
 from pipelines.compat import mlflow
-from pipelines.console.process import LOGGERS, process_restored
+from pipelines.console.process import LOGGERS, process_restored, user_named
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +53,22 @@ def test_a_variable_that_was_removed_is_there_again(monkeypatch):
         del os.environ["DCA_TEST_KEPT"]
         raise ValueError("ends")
     assert os.environ["DCA_TEST_KEPT"] == "before"
+
+
+def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home(monkeypatch):
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with user_named():
+        assert "HOME" not in os.environ  # the system knows it
+    monkeypatch.setattr(pwd, "getpwuid", lambda uid: {}[uid])
+    with pytest.raises((KeyError, OSError)):
+        getpass.getuser()
+    with user_named():
+        assert getpass.getuser() == str(os.getuid())
+        assert not Path.home().exists()
+    assert "HOME" not in os.environ
+    monkeypatch.setenv("USER", "ana")
+    monkeypatch.setenv("HOME", "/home/ana")
+    with user_named():
+        assert (getpass.getuser(), Path.home()) == ("ana", Path("/home/ana"))
+    assert os.environ["HOME"] == "/home/ana"

@@ -109,3 +109,21 @@ def test_a_long_text_is_redacted_in_time_that_grows_with_its_length():
         started = time.process_time()
         redact(text)
         assert time.process_time() - started < 1
+
+
+def test_the_environment_may_change_while_it_is_read(monkeypatch):
+    class Changing(dict):
+        reads = 0
+
+        def keys(self):
+            self.reads += 1
+            if self.reads < 3:
+                raise RuntimeError("dictionary changed size during iteration")
+            return super().keys()
+
+        __iter__ = keys
+
+    changing = Changing(A_PASSWORD=CANARY)
+    monkeypatch.setattr("os.environ", changing)
+    assert redact(f"x{CANARY}") == "x***"
+    assert changing.reads >= 3

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster.connection import session_folder
-from pipelines.compat.ray import MAX_FOLDER_CHARACTERS
+from pipelines.cluster.connection import _own_token, session_folder
+from pipelines.compat.ray import MAX_FOLDER_CHARACTERS, TOKEN_VARIABLES
 from pipelines.console.errors import ConfigError, StorageError
 from pipelines.storage.private import lock_folder, make_private, private_folder
 
@@ -102,3 +102,26 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
     assert len(str(session_folder())) <= MAX_FOLDER_CHARACTERS
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
     assert session_folder() == Path("/elsewhere")
+
+
+def test_the_password_of_a_cluster_is_private_where_the_home_cannot_be_written(shared, monkeypatch):
+    home = shared / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    for name in TOKEN_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert _own_token() == {}  # Ray makes it in the home
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: path != home and access(path, mode))
+    (variable,) = _own_token().items()
+    path = private_folder() / "ray-token"
+    assert variable == ("RAY_AUTH_TOKEN_PATH", str(path))
+    password = path.read_text()
+    assert len(password) == 64
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert _own_token() == dict([variable])
+    assert path.read_text() == password
+    monkeypatch.setenv("HOME", str(home / "none"))
+    assert _own_token() == dict([variable])
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    assert _own_token() == {}
