@@ -9,7 +9,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
@@ -49,6 +51,8 @@ from pipelines.training.config import (
 )
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
+PATHS = ("path", "validation_path", "test_path")
+"""Keys of the section `data` that are relative to the file in which they stand."""
 RUN_SECTIONS = tuple(TrainingRun.model_fields)
 
 
@@ -163,9 +167,12 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
         message = f"{expected}, got {one_line(json.dumps(files))}"
         raise ConfigError(Problem(message, source="command line"))
     path = Path(files[0]) if files else QUICKSTART
-    overrides = [argument for argument in arguments if "=" in argument]
-    layers = read_layers(path)
-    experiment = _changed(layers, overrides, grids=grids)
+    layers = [
+        Layer(layer.source, _with_whole_paths(layer.data, Path(layer.source).parent))
+        for layer in read_layers(path)
+    ]
+    typed = read_changes([argument for argument in arguments if "=" in argument])
+    experiment = _changed(layers, [_with_whole_path(change) for change in typed], grids=grids)
     if not smoke:
         return experiment
     try:
@@ -179,7 +186,15 @@ def read_experiment(
     data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
 ) -> Experiment:
     """The experiment of plain data with `key=value` changes. Raises ConfigError."""
-    return _changed([Layer(source, data)], overrides)
+    return _changed([Layer(source, data)], read_changes(overrides))
+
+
+def read_stored(data: Mapping[str, Any], *, source: str) -> Experiment:
+    """The experiment of an earlier run, whose search is not checked again. Raises ConfigError.
+
+    It has run, perhaps with an older version, and its results can be read whatever is refused now.
+    """
+    return validate(Experiment, data, source=source)
 
 
 def read_packaged(
@@ -193,11 +208,11 @@ def read_packaged(
 
 
 def _changed(
-    layers: Sequence[Layer], overrides: Sequence[str], *, grids: bool = False
+    layers: Sequence[Layer], changes: Sequence[Change], *, grids: bool = False
 ) -> Experiment:
     data = merge(layers, dotted=Experiment.dotted)
     given: dict[str, Any] = {}
-    for change in _as_search(read_changes(overrides), grids=grids):
+    for change in _as_search(changes, grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
         set_key(data, change.key, change.value, dotted=Experiment.dotted)
         if not change.key.startswith("search."):
@@ -219,6 +234,38 @@ def _leave_out(space: dict[str, Any], key: str, value: Any) -> None:
         when = dimension.get("when") if isinstance(dimension, dict) else None
         if isinstance(when, dict) and when.get(key, value) != value:
             del space[name]
+
+
+def _with_whole_path(change: Change) -> Change:
+    """A change of the command line, whose paths are relative to the working folder."""
+    section, _, key = change.key.partition(".")
+    if section != "data":
+        return change
+    given = {"data": {key: change.value} if key else change.value}
+    whole = _with_whole_paths(given, Path.cwd())["data"]
+    return change._replace(value=whole[key] if key else whole)
+
+
+def _with_whole_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Plain data whose paths of a text are absolute, where they were relative to a folder."""
+    section = data.get("data")
+    if not isinstance(section, Mapping):
+        return dict(data)
+    whole = {
+        key: _whole_path(value, folder) if key in PATHS and isinstance(value, str) else value
+        for key, value in section.items()
+    }
+    return {**data, "data": whole}
+
+
+def _whole_path(path: str, folder: Path) -> str:
+    if not path or "://" in path or Path(path).is_absolute():
+        return path
+    whole = folder.absolute() / path
+    is_pattern = has_magic(path)
+    with suppress(OSError):  # a name that is too long
+        is_pattern = is_pattern and not whole.exists()
+    return str(Path(escape(str(folder.absolute()))) / path if is_pattern else whole)
 
 
 def problems(experiment: Experiment) -> Iterator[Problem]:

@@ -179,8 +179,9 @@ def _plan(
 
 def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     from pipelines.cluster.capacity import max_concurrent_jobs
+    from pipelines.search.study import bounded
 
-    search, train = experiment.search, experiment.train
+    search, train = bounded(experiment.search_task(), []).search, experiment.train
     concurrent = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
     print(
         f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "

@@ -6,10 +6,9 @@ from typing import Any
 
 import ray
 
-from pipelines.console.errors import DivergedError
 from pipelines.training.history import Row
 
-Message = list[Row] | str | DivergedError
+Message = list[Row] | str | Exception
 """Rows, a line of the log, or the reason why the training ended."""
 POLL_SECONDS = 0.2
 """Interval between two checks whether the workers have ended."""

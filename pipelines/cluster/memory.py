@@ -16,6 +16,8 @@ from pipelines.training.memory import GIB, MIB, STATE_COPIES, micro_tokens, peak
 
 SHARED_BYTES = 200 * MIB
 """Of a process's memory, pages of libraries that the processes of one machine share."""
+FORMULA_ERROR = 1.25
+"""How much the formula may be above the peak, see pipelines.training.memory."""
 CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
@@ -38,6 +40,16 @@ def require_memory(config: TrainingRun, cluster: Cluster, *, trials: int = 1) ->
         need, there = SHARED_BYTES + together * (each - SHARED_BYTES), machine_bytes()
     if need > there:
         raise ConfigError(_problem(config, each, together, need, there, on_gpu=on_gpu))
+
+
+def require_trial_memory(config: TrainingRun) -> None:
+    """Raise ConfigError if one worker cannot train on this machine's CPUs, by the formula and its
+    error: on a cluster nothing has checked it before."""
+    if config.resources.gpus_per_worker > 0 or config.resources.max_workers > 1:
+        return
+    need, there = peak_bytes(config, on_gpu=False), machine_bytes()
+    if need > FORMULA_ERROR * there:
+        raise ConfigError(_problem(config, need, 1, need, there, on_gpu=False))
 
 
 def machine_bytes() -> int:

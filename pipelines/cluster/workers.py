@@ -20,7 +20,17 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.mailbox import Mailbox, next_message
 from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker_exception
-from pipelines.console.errors import DivergedError, PipelineError, StorageError
+from pipelines.console.errors import (
+    DETERMINISTIC,
+    ConfigError,
+    DamagedError,
+    DeterministicError,
+    DivergedError,
+    PipelineError,
+    StorageError,
+    print_traceback,
+)
+from pipelines.console.text import one_line
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
@@ -65,7 +75,7 @@ def train_with_workers(
         fit = pool.submit(trainer.fit)
         try:
             while (message := next_message(mailbox, fit)) is not None:
-                if isinstance(message, DivergedError):
+                if isinstance(message, Exception):
                     raise message
                 if isinstance(message, str):
                     log(message)
@@ -148,9 +158,18 @@ def _work(task: dict[str, Any]) -> None:
             dist.broadcast(go_on, src=0)
             if not go_on:
                 return
-    except DivergedError as error:  # on every rank at the same step; another attempt would, too
+    except DETERMINISTIC as error:  # on every rank at the same step; another attempt would, too
         if first:
-            ray.get(mailbox.post.remote(error))
+            ray.get(mailbox.post.remote(_own_error(error)))
+
+
+def _own_error(error: Exception) -> Exception:
+    """An error that can be sent: that of a library may not be pickled."""
+    if isinstance(error, ConfigError | DivergedError | DamagedError):
+        return error
+    print_traceback(error)
+    text = one_line(f"{type(error).__name__}: {error}", limit=1000)
+    return DeterministicError(f"training failed: {text}")
 
 
 def _explain(error: BaseException) -> PipelineError:

@@ -38,6 +38,8 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 
 MAX_TAG_CHARACTERS = 8000
 """Of a tag's value: a longer one is cut without an error, which would spoil JSON."""
+MAX_PARAM_CHARACTERS = 6000
+"""Of a parameter's value: a longer one is cut without an error, too."""
 
 MODEL_ID, RUN_ID = r"m-[0-9a-f]{32}", r"[0-9a-f]{32}"
 """Patterns of ids: they distinguish a logged model and a run from a registered model's name."""

@@ -10,7 +10,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.composer import MaxDepthExceededError
 from ruamel.yaml.constructor import BaseConstructor, ConstructorError, SafeConstructor
-from ruamel.yaml.nodes import Node
+from ruamel.yaml.nodes import MappingNode, Node, SequenceNode
 from ruamel.yaml.representer import SafeRepresenter
 
 TAG = "tag:yaml.org,2002:"
@@ -21,6 +21,8 @@ YAML_1_1_KINDS = {"timestamp", "value"}
 """What YAML 1.1 called a date and `=`; YAML 1.2 calls both text, ruamel.yaml neither."""
 UNREADABLE = (ValueError, LookupError, OverflowError, AssertionError)
 """Errors of Python itself that escape from loading some text that is no YAML."""
+MAX_SHOWN = 60
+"""Characters of a value in a message."""
 TooDeepError = MaxDepthExceededError
 """Raised for text that is nested too deep; exported by the composer's module only."""
 
@@ -45,6 +47,15 @@ def make_dumper(representer: type[SafeRepresenter], *, width: int) -> YAML:
     yaml.default_flow_style = None
     yaml.width = width
     return yaml
+
+
+def _shown(node: Node) -> str:
+    """The text of a value."""
+    if isinstance(node, MappingNode):
+        return "{" + ", ".join(f"{_shown(k)}: {_shown(v)}" for k, v in node.value) + "}"
+    if isinstance(node, SequenceNode):
+        return "[" + ", ".join(map(_shown, node.value)) + "]"
+    return str(node.value)
 
 
 def refusal(problem: str, node: Node) -> ConstructorError:
@@ -78,6 +89,17 @@ class PlainConstructor(SafeConstructor):
 
     def check_document(self, node: Node) -> None:
         """Raise ConstructorError for a document of which no values are to be made."""
+
+    def check_mapping_key(
+        self, node: Node, key_node: Node, mapping: Any, key: Any, value: Any
+    ) -> bool:
+        """Whether a key of a mapping is new. Shows both values of one that is not: `value`, of a
+        list or a mapping, is empty as yet."""
+        if key not in mapping:
+            return True
+        values = [found for one, found in node.value if one.value == key_node.value]
+        shown = " and ".join(_shown(one)[:MAX_SHOWN] for one in values[:2])
+        raise refusal(f'found duplicate key "{key}", with the values {shown}', key_node)
 
     def construct_non_recursive_object(self, node: Node, tag: str | None = None) -> Any:
         """The value of one node."""

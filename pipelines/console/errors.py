@@ -68,6 +68,21 @@ class DamagedError(PipelineError):
     """A checkpoint or a packaged model is not as it was written: reading it again does not help."""
 
 
+class DeterministicError(PipelineError):
+    """A mistake in the code of a training, as it was raised in a worker."""
+
+
+DETERMINISTIC = (
+    *(ConfigError, DivergedError, DamagedError, DeterministicError),
+    *(ArithmeticError, AssertionError, AttributeError),
+    *(ImportError, LookupError, NameError, NotImplementedError, RecursionError, SyntaxError),
+    *(TypeError, ValueError),
+)
+"""Errors that another attempt would meet again, those of mistakes in code among them: a training
+that raises one is not retried. Others may be of the moment, such as MemoryError and what the
+libraries raise as RuntimeError."""
+
+
 class StorageError(PipelineError):
     """Storage that cannot be read or written: a full disk, a store that is away or refuses."""
 

@@ -33,7 +33,8 @@ class DataConfig(Section):
     """`python-stdlib`: the sources of the running Python's standard library; `enwik8`: downloaded
     if it is missing; `files`: your own."""
     path: str | None = None
-    """`files`: a file, folder or glob. `enwik8`: its folder (default: data)."""
+    """`files`: a file, folder or glob. `enwik8`: its folder (default: data). Relative to the file
+    in which it stands, on the command line to the working folder."""
     validation_path: Annotated[str, Field(min_length=1)] | None = None
     """`files`: the validation split, a file, folder or glob; `data.path` is then the train split.
     null: it is a part of `data.path`."""

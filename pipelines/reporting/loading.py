@@ -18,7 +18,7 @@ from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest
 from pipelines.engine.results import json_digest
-from pipelines.experiment import Experiment, read_experiment
+from pipelines.experiment import Experiment, read_stored
 from pipelines.registry.champions import Champions
 from pipelines.registry.package import LINEAGE
 from pipelines.registry.versions import Registry
@@ -118,7 +118,7 @@ def results_of(store: Store, pipeline_run: str) -> Results:
     pipelines = {run.info.run_id: run for run in store.find(PIPELINE_KIND)}
     pipeline = pipelines[pipeline_run]
     text = store.read_text(pipeline_run, EXPERIMENT_FILE)
-    config = read_experiment(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
+    config = read_stored(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
     stages = _stage_runs(store, pipeline, config)
     searches = {run.info.run_id: run for run in store.find(SEARCH_KIND)}
     trials = [run for run in store.find(TRIAL_KIND) if _parent(run) in searches]

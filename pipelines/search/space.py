@@ -183,15 +183,26 @@ def largest_trial(task: SearchTask) -> TrainingRun:
     largest, space = task.base, task.search.space
     for key in condition_order(space):
         dimension = space[key]
-        ends = dimension.choice or dimension.int or ()
+        ends = _sizes(dimension)
         reachable = all(k in space or largest.get(k) == v for k, v in dimension.when.items())
         points = [{**dimension.when, key: end} for end in ends] if reachable else []
         sizes = [largest] if dimension.when else []
         for point in points:
             found = list(_valid_runs(largest, [point]))
             sizes += found or islice(_valid_runs(largest, _beside(space, point)), MAX_BESIDE)
+            if found and type(point[key]) in (int, float):
+                break
         largest = max(sizes, key=lambda run: peak_bytes(run, on_gpu=False), default=largest)
     return largest
+
+
+def _sizes(dimension: Dimension) -> list[Choice]:
+    """The values of a range that may need most memory: what is no number, then the numbers, the
+    largest first, of which the first valid one counts. A model of each would take minutes."""
+    values = list(dimension.choice or dimension.int or ())
+    numbers = [one for one in values if isinstance(one, int | float) and not isinstance(one, bool)]
+    others = [one for one in values if one is None or isinstance(one, bool | str)]
+    return [*others, *sorted(numbers, reverse=True)]
 
 
 def _valid_runs(run: TrainingRun, points: Iterable[Mapping[str, Any]]) -> Iterator[TrainingRun]:

@@ -16,7 +16,13 @@ import torch
 from pydantic import SecretStr
 from ray import tune
 
-from pipelines.console.errors import ConfigError, DivergedError
+from pipelines.cluster.memory import require_trial_memory
+from pipelines.console.errors import (
+    DETERMINISTIC,
+    ConfigError,
+    PipelineError,
+    print_traceback,
+)
 from pipelines.console.text import one_line
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
@@ -60,8 +66,9 @@ class TrialOutcome:
 class Trial(tune.Trainable):
     """Trains one configuration of the space.
 
-    Raises on errors that a retry may fix. A divergence, or values that are no valid training run
-    together, is a result without an objective, with the reason as `failed`.
+    Raises on errors that a retry may fix. Any other, such as a divergence, values that are no valid
+    training run, or a mistake in a model's code, is a result without an objective, with the reason
+    as `failed`.
     """
 
     def setup(
@@ -99,9 +106,14 @@ class Trial(tune.Trainable):
         folder, secret = trial_folder(self._folder, number), key.get_secret_value() or None
         try:
             run = self._base.replace(values)
+            require_trial_memory(run)
             yield from self._results_of(run, folder, notes, secret)
-        except (DivergedError, ConfigError) as error:
-            yield {"failed": one_line(error, limit=1000), "notes": notes, "done": True}
+        except DETERMINISTIC as error:
+            known = isinstance(error, PipelineError | ConfigError)
+            if not known:  # a mistake in code, which only its place explains
+                print_traceback(error)
+            reason = str(error) if known else f"{type(error).__name__}: {error}"
+            yield {"failed": one_line(reason, limit=1000), "notes": notes, "done": True}
 
     def _results_of(
         self, run: TrainingRun, folder: Folder, notes: list[str], key: str | None

@@ -1,12 +1,13 @@
 """Encoding of parameters, tags and rows of metrics for MLflow; used by the store and the writer."""
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlflow.entities import Metric, RunTag
 
-from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
+from pipelines.compat.mlflow import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import PipelineError
 from pipelines.console.secrets import redact
 from pipelines.training.history import STEP, TIME
@@ -46,8 +47,15 @@ def metric_entities(
 
 
 def encode_param(value: Any) -> str:
-    """A parameter's value as MLflow stores it."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A parameter's value as MLflow stores it.
+
+    The end of a long one is a digest of the whole, so that two that differ stay different.
+    """
+    text = value if isinstance(value, str) else json.dumps(value)
+    if len(text) <= MAX_PARAM_CHARACTERS:
+        return text
+    end = f"... (sha256 {hashlib.sha256(text.encode()).hexdigest()})"
+    return text[: MAX_PARAM_CHARACTERS - len(end)] + end
 
 
 def encode_tags(tags: Mapping[str, str]) -> list[RunTag]:

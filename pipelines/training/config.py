@@ -216,7 +216,8 @@ class FailuresConfig(Section):
 
     retries: Annotated[int, Field(ge=0)] = 2
     """Times that a trial, or a fit's workers, restart from the last checkpoint after a crash, an
-    exception, running out of memory or a timeout. A diverged trial is not restarted."""
+    exception, running out of memory or a timeout. One that diverged, or failed in a way in which it
+    would again (see docs/failures.md), is not restarted."""
     timeout_seconds: Positive | None = None
     """Longest time between two evaluations, loading included, after which a training process
     counts as hung and is ended; null: no limit."""

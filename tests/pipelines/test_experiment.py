@@ -16,6 +16,7 @@ from pipelines.experiment import (
     load,
     read_experiment,
     read_packaged,
+    read_stored,
     schema,
 )
 
@@ -603,3 +604,124 @@ def test_a_packaged_configuration_is_read_although_its_search_space_is_not_valid
     read = read_packaged(packaged, ["promote.min_improvement=0.25"], source="version 1")
     assert (read.model.dim, read.model.heads, read.promote.min_improvement) == (24, 4, 0.25)
     assert read.search.space == {}
+
+
+def test_a_path_is_relative_to_its_file_or_on_the_command_line_to_the_working_folder(
+    tmp_path, monkeypatch
+):
+    folder = tmp_path / "a [b]"
+    (folder / "parts").mkdir(parents=True)
+    part = folder / "parts" / "data.yaml"
+    part.write_text("data: {corpus: files, path: 'text/*.txt', validation_path: v, test_path: /t}")
+    file = folder / "e.yaml"
+    file.write_text("extends: parts/data.yaml\nexperiment: e\n")
+    monkeypatch.chdir(tmp_path)
+    found = load(["a [b]/e.yaml"]).data
+    escaped = str(folder / "parts").replace("[", "[[]")
+    assert found.path == f"{escaped}/text/*.txt"  # the folder's name is no pattern
+    assert (found.validation_path, found.test_path) == (str(folder / "parts" / "v"), "/t")
+    (folder / "parts" / "text").mkdir()
+    (folder / "parts" / "text" / "*.txt").touch()
+    assert load([str(file)]).data.path == str(folder / "parts" / "text" / "*.txt")
+    given = load([str(file), "data.path=c.txt", "data.test_path=d"]).data
+    assert (given.path, given.test_path) == (str(tmp_path / "c.txt"), str(tmp_path / "d"))
+    assert load(["data={corpus: files, path: e}"]).data.path == str(tmp_path / "e")
+    assert load(["data.corpus=files", "data.path=http://x//y"]).data.path == "http://x//y"
+    loaded = load([str(file)])
+    assert read_packaged(loaded.model_dump(mode="json"), source="v").data == loaded.data
+
+
+def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_searched(tmp_path):
+    searched = load([]).search.space
+    assert "model.last_k" in searched
+    fixed = load(["model.residual=standard"]).search.space
+    assert fixed.keys() == searched.keys() - {"model.last_k"}
+    assert load(["model.residual=dca"]).search.space == searched
+    file = tmp_path / "e.yaml"
+    file.write_text(f"extends: {QUICKSTART}\nmodel: {{residual: standard}}\n")
+    expected = 'last_k.when: it can never apply: model.residual is "standard", not "dca"'
+    assert expected in problem(file)
+    assert len(problem(file).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("space", "expected"),
+    [
+        ("{model.depth: {uniform: [2, 6]}}", "model.depth: expected integers, as in {int: [2, 6]}"),
+        ("{model.depth: {log_uniform: [1.5, 6]}}", "as in {int: [2, 6], log: true}, got real"),
+        ("{train.learning_rate: {choice: [1e-3, 0.001]}}", "rate.choice: expected each value once"),
+        ("{train.compile: {choice: [true, false, true]}}", "expected each value once"),
+        ("{model.residual: [standard, dca]}", 'did you mean {choice: ["standard", "dca"]}?'),
+        (
+            "{train.learning_rate: {loguniform: [1, 2]}}",
+            "did you mean search.space.train.learning_",
+        ),
+        (
+            "{model.depth: {int: [1, 8], step: 3}}",
+            "a multiple of step = 3, as in [1, 7], got [1, 8]",
+        ),
+        ("{model.depth: {int: [0, 8], log: true}}", "expected low > 0 with log: true, got 0"),
+        ("{model.depth: {int: [1, 9], log: true, step: 2}}", "expected 1 with log: true, got 2"),
+        ("{model.depth: {choice: [1], step: 2}}", "step: expected with int only"),
+        ("{model.depth: {int: [1, 2], when: {model.heads: 2}}}", "model.heads is 4, not 2"),
+        (
+            "{model.depth: {int: [1, 2], when: {model.heads: 8}}, model.heads: {choice: [1, 2]}}",
+            "depth.when: it can never apply: model.heads is never 8",
+        ),
+        (
+            "{model.last_k: {int: [1, 2], when: {model.depth: 1, model.heads: 1}}, "
+            "model.depth: {int: [1, 2], when: {model.heads: 2}}, model.heads: {choice: [1, 2]}}",
+            "it can never apply: model.heads would have to be 1 and 2",
+        ),
+        (
+            "{train.batch_tokens: {choice: [2048, 4096]}, "
+            "train.micro_batch_tokens: {choice: [1280]}, model.depth: {int: [1, 900]}}",
+            "train.micro_batch_tokens: train.micro_batch_tokens: expected a multiple of",
+        ),
+    ],
+)
+def test_a_range_that_is_wrong_is_one_line(path, space, expected):
+    message = problem(path, f"search.space={space}")
+    assert expected in message
+    assert len(message.splitlines()) == 1
+
+
+def test_a_space_without_a_valid_point_is_refused_before_anything_starts(path):
+    """Each value is valid with another key's own value, but not with one that is searched."""
+    space = "{model.dim: {choice: [32, 64]}, model.heads: {choice: [20, 40]}}"
+    message = problem(path, "model.dim=160", "model.heads=4", f"search.space={space}")
+    assert message.startswith("command line: search.space: no valid point among 4; of model.dim=32")
+    assert "got 32 / 20" in message
+    real = space[:-1] + ", train.learning_rate: {uniform: [0.1, 0.2]}}"
+    assert "no valid point among 1000" in problem(
+        path, "model.dim=160", "model.heads=4", f"search.space={real}"
+    )
+
+
+def test_values_that_are_valid_with_other_searched_ones_only_are_a_space(path):
+    space = "{model.dim: {choice: [48, 64]}, model.heads: {choice: [2, 3]}}"
+    assert load([str(path), f"search.space={space}"]).model.dim == 128
+    shares = (
+        "{train.warmup_fraction: {uniform: [0, 0.9]}, train.decay_fraction: {uniform: [0.2, 1]}}"
+    )
+    assert load([str(path), "train.schedule=wsd", f"search.space={shares}"])
+    assert load([str(path), "search.space={model.dim: {int: [30, 1030]}}"])
+
+
+def test_what_is_stored_is_read_whatever_a_new_search_may_not_have(experiment):
+    data = experiment.model_dump(mode="json")
+    data["search"]["space"] = {"model.depth": {"uniform": [2, 6]}}
+    with pytest.raises(ConfigError):
+        read_experiment(data, source="new")
+    assert read_stored(data, source="old").search.space.keys() == {"model.depth"}
+
+
+def test_integers_have_a_step_or_a_logarithm_and_are_stored_as_before_without(experiment):
+    space = {"model.depth": {"int": [2, 10], "step": 4}, "model.last_k": {"int": [1, 8]}}
+    searched = experiment.replace({"search.space": space})
+    dumped = searched.model_dump(mode="json")["search"]["space"]
+    assert dumped["model.depth"]["step"] == 4
+    assert dumped["model.last_k"].keys() == {"log_uniform", "uniform", "int", "choice", "when"}
+    assert read_experiment(parse(searched.to_yaml(), source="x"), source="x") == searched
+    assert searched.search.space["model.depth"].examples == [2, 6, 10]
+    assert not searched.search.space["model.depth"].contains(4)

@@ -372,7 +372,7 @@ GOOD = st.fixed_dictionaries(
     optional={
         "seed": st.integers(0, 2**31 - 1),
         "storage": PRINTED.filter(lambda text: "://" not in text),
-        "data": st.builds(lambda path: {"corpus": "files", "path": path}, PRINTED),
+        "data": st.builds(lambda path: {"corpus": "files", "path": f"/{path}"}, PRINTED),
         "resources": st.builds(lambda gpus: {"gpus_per_worker": gpus}, GPUS),
         "model": st.fixed_dictionaries(
             {},
@@ -402,11 +402,11 @@ GOOD = st.fixed_dictionaries(
                 "space": {
                     "train.learning_rate": {"log_uniform": bounds},
                     "model.depth": {"int": [low, low + size]},
-                    "model.last_k": {"choice": values, "when": {"train.compile": True}},
+                    "model.last_k": {"choice": values, "when": {"model.depth": low}},
                 }
             },
             *(RANGES, st.integers(1, 10**20), st.integers(1, 20)),
-            st.lists(COUNTS | st.none(), min_size=1, max_size=4),
+            st.lists(COUNTS | st.none(), min_size=1, max_size=4, unique=True),
         ),
         "generate": st.fixed_dictionaries(
             {},
@@ -445,7 +445,14 @@ def test_a_valid_configuration_can_be_shrunk_with_any_number_of_workers(file, da
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("seed: 1\nseed: 1", ":3: not valid YAML: found duplicate key"),
+        (
+            "seed: 1\nseed: 2",
+            ':3: not valid YAML: found duplicate key "seed", with the values 1 and 2',
+        ),
+        (
+            "train: {tokens: 9}\ntrain: {evals: 1, seq_len: [2]}",
+            "with the values {tokens: 9} and {evals: 1, seq_len: [2]}",
+        ),
         ("train: {tokens: 4096, tokens: 4096}", ":2: not valid YAML: found duplicate key"),
         ("seed: {<<: {a: 1}, <<: {b: 2}}", ":2: not valid YAML: found duplicate merge key"),
         ('"a\\nb": 1', ": a\\nb: unknown key"),
@@ -653,7 +660,7 @@ def test_a_long_file_is_read_or_refused_in_seconds(file, text):
 
 def test_cyclic_conditions_are_refused(file):
     text = (
-        "experiment: e\nsearch:\n  space:\n"
+        "experiment: e\ntrain: {evals: 1}\nsearch:\n  space:\n"
         "    model.last_k: {choice: [1, 2], when: {train.evals: 1}}\n"
         "    train.compile: {choice: [true, false], when: {model.last_k: 1}}\n"
     )

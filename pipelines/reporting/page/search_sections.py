@@ -5,7 +5,7 @@ from functools import partial
 from pipelines.compat.mlflow import FINISHED
 from pipelines.console.text import format_duration
 from pipelines.reporting import figures
-from pipelines.reporting.importance import MIN_TRIALS, Importance
+from pipelines.reporting.importance import MIN_BEST, MIN_TRIALS, Importance
 from pipelines.reporting.page.cells import share_cell, values_text
 from pipelines.reporting.page.content import Picture, Section, Table, picture_section
 from pipelines.reporting.results import Results
@@ -42,6 +42,13 @@ def importance_section(results: Results, known: Importance) -> Section:
     ]
     caption = f"Importance; n/a with fewer than {MIN_TRIALS} trials, or with equal results."
     section.tables = [Table(caption, ["key", "share", "trials"], rows, {1, 2})]
+    if known.best:
+        caption = (
+            "Optuna's PED-ANOVA: of what distinguishes the best trials (a tenth, at least "
+            f"{MIN_BEST}) from all at the same bytes, the share of each key by itself."
+        )
+        best = [[key, share_cell(share)] for key, share in known.best.items()]
+        section.tables.append(Table(caption, ["key", "share"], best, {1}))
     return section
 
 

@@ -112,6 +112,14 @@ def test_a_longer_tag_is_cut(client, run):
         assert len(client.get_run(run).data.tags["t"]) == compat.MAX_TAG_CHARACTERS
 
 
+def test_a_longer_parameter_is_cut(client, run):
+    for extra in (0, 1):
+        param = Param(f"p{extra}", (compat.MAX_PARAM_CHARACTERS + extra) * "x")
+        client.log_batch(run, params=[param])
+        stored = client.get_run(run).data.params[f"p{extra}"]
+        assert len(stored) == compat.MAX_PARAM_CHARACTERS
+
+
 def test_the_client_splits_parameters_over_requests(client, run):
     """A request takes 100; the store relies on the client for that."""
     client.log_batch(run, params=[Param(f"p{i}", "1") for i in range(250)])

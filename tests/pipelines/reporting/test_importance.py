@@ -135,3 +135,16 @@ def test_the_latest_five_hundred_trials_are_compared(three, monkeypatch):
     monkeypatch.setattr(module, "_fanova", shares)
     importance(results_of(three, trials))
     assert asked == [[3, 4, 5, 6, 7]]
+
+
+def test_ped_anova_names_what_distinguishes_the_best_of_twenty_trials(three):
+    columns = {
+        "train__weight_decay": lambda n: float(n % 10),
+        "model__depth": lambda n: n // 3 % 9 + 1,
+        "model__last_k": lambda n: n % 2 + 1 if n % 3 else INACTIVE,
+    }
+    best = importance(results_of(three, searched_trials(20, **columns))).best
+    assert next(iter(best)) == "train.weight_decay"
+    assert sum(best.values()) == pytest.approx(1.0)
+    assert best.keys() == {"train.weight_decay", "model.depth", "model.last_k"}
+    assert importance(results_of(three, searched_trials(19, **columns))).best == {}

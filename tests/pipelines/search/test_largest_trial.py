@@ -1,3 +1,4 @@
+from dca import ModelConfig
 from pipelines.experiment import read_experiment
 from pipelines.search.space import largest_trial
 
@@ -26,3 +27,16 @@ def test_the_largest_size_may_be_one_that_has_a_condition(data):
     }
     worst = largest_trial(read_experiment(data, source="test").search_task())
     assert (worst.model.depth, worst.model.residual) == (60, "standard")
+
+
+def test_a_long_choice_takes_a_model_of_its_largest_value_only(data, monkeypatch):
+    counted = []
+    count = ModelConfig.parameter_count
+    monkeypatch.setattr(
+        ModelConfig, "parameter_count", lambda model: counted.append(model) or count(model)
+    )
+    space = {"model.depth": {"choice": [*range(1, 301)]}, "model.last_k": {"choice": [None, 1, 2]}}
+    data["search"] = {"space": space}
+    worst = largest_trial(read_experiment(data, source="test").search_task())
+    assert (worst.model.depth, worst.model.last_k) == (300, None)
+    assert len(counted) < 9

@@ -29,7 +29,7 @@ def searching(experiment: Experiment, space: dict, **search: Any) -> Experiment:
 
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "random", "grid"])
 def test_a_finite_space_is_run_once_without_its_invalid_points(experiment, sampler):
-    trials = {} if sampler == "grid" else {"trials": 20}
+    trials = {} if sampler == "grid" else {"trials": 6}
     searched = searching(experiment, DEPENDENT, sampler={"name": sampler}, **trials)
     task = bounded(searched.search_task(), [])
     assert task.search.trial_count == 3
@@ -191,8 +191,8 @@ def test_every_proposal_of_a_thousand_spaces_is_valid_and_none_is_retried(data):
     for number in range(1000):
         search = {
             "space": drawn_space(rng),
-            "sampler": {"name": rng.choice(["tpe", "random"]), "startup_trials": 1},
-            "trials": 4,
+            "sampler": {"name": "random" if number % 10 else "tpe", "startup_trials": 1},
+            "trials": 3,
         }
         try:
             experiment = read_experiment({**data, "search": search}, source=str(number))
@@ -200,11 +200,11 @@ def test_every_proposal_of_a_thousand_spaces_is_valid_and_none_is_retried(data):
             assert "search.space" in str(error)
             continue
         searcher, study = searcher_of(experiment)
-        drawn = draw(searcher, 4)
+        drawn = draw(searcher, 3)
         for values in drawn:
             experiment.fit.check(experiment.training_run(values).train)
         assert not searcher._queue
         accepted += 1
         invalid += len(study.trials) - len(drawn)
     assert accepted > 500
-    assert invalid > 500
+    assert invalid > 300

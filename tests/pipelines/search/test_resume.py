@@ -235,3 +235,13 @@ def test_a_warm_start_takes_the_trials_in_the_space_of_the_same_text(store, base
     message = r"tiny: none of its 2 trials lies in the space, as its model\.depth is 2, here 9"
     with pytest.raises(ConfigError, match=message):
         earlier_trials(deeper, "text")
+
+
+def test_a_value_that_the_store_would_cut_is_compared_as_a_whole(store, base):
+    windows = [64, None] * 1000
+    long = base.replace({"model.attention_windows": windows})
+    run = put_search(store, long, [{RATE: 2e-3}])
+    assert numbers(store, run, long) == [0]
+    assert len(earlier_trials(long.replace({"search.warm_start": ["tiny"]}).search_task(), "text"))
+    other = long.replace({"model.attention_windows": [*windows[:-1], 65]})
+    assert numbers(store, run, other) == []

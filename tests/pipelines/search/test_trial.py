@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from pipelines.cluster import workers
+from pipelines.cluster import memory, workers
+from pipelines.console.errors import (
+    DamagedError,
+    DeterministicError,
+    DivergedError,
+    PipelineError,
+)
 from pipelines.search import trial as module
 from pipelines.search.trial import Trial, TrialOutcome
 
@@ -111,3 +117,50 @@ def test_a_trial_with_one_worker_trains_in_its_process_and_others_under_ray(run,
     assert (one, own[0], own[2], limit) == ("loop", timed, Path("a"), 9)
     assert (other, theirs[2]) == ("ray", Path("b"))
     assert theirs[0] == two.replace({"failures.retries": 0})
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TypeError("kind() takes 1 argument"), "TypeError: kind() takes 1 argument"),
+        (IndexError("out of range"), "IndexError: out of range"),
+        (NotImplementedError(), "NotImplementedError: "),
+        (DivergedError("diverged at step 3"), "diverged at step 3"),
+        (DamagedError("x is not what was written"), "x is not what was written"),
+        (DeterministicError("training failed: KeyError: 3"), "training failed: KeyError: 3"),
+    ],
+)
+def test_an_error_that_another_attempt_would_meet_again_fails_the_trial_at_once(
+    run, monkeypatch, capsys, error, reason
+):
+    def launch(*given):
+        raise error
+        yield
+
+    monkeypatch.setattr(module, "_launch", launch)
+    trial = Trial.__new__(Trial)
+    trial.setup({"number": 0, "values": {}}, run, None, Path("trials"))
+    result = trial.step()
+    assert (result["done"], result["failed"]) == (True, reason)
+    shown = capsys.readouterr().err
+    assert ("Traceback" in shown) == (not isinstance(error, PipelineError))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA error"), MemoryError(), OSError("no route")])
+def test_an_error_of_the_moment_ends_the_trial_so_that_it_is_retried(run, monkeypatch, error):
+    def launch(*given):
+        raise error
+        yield
+
+    monkeypatch.setattr(module, "_launch", launch)
+    trial = Trial.__new__(Trial)
+    trial.setup({"number": 0, "values": {}}, run, None, Path("trials"))
+    with pytest.raises(type(error)):
+        trial.step()
+
+
+def test_a_trial_that_needs_more_than_the_machine_has_fails_at_once(run, monkeypatch):
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 100 << 20)
+    trial = Trial.__new__(Trial)
+    trial.setup({"number": 0, "values": {}}, run, None, Path("trials"))
+    assert "the machine has 0.1 GiB" in trial.step()["failed"]
