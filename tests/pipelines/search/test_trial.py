@@ -139,7 +139,7 @@ def test_an_error_that_another_attempt_would_meet_again_fails_the_trial_at_once(
 
     monkeypatch.setattr(module, "_launch", launch)
     trial = Trial.__new__(Trial)
-    trial.setup({"number": 0, "values": {}}, run, None, Path("trials"))
+    trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, run, None, Path("trials"))
     result = trial.step()
     assert (result["done"], result["failed"]) == (True, reason)
     shown = capsys.readouterr().err
@@ -154,7 +154,7 @@ def test_an_error_of_the_moment_ends_the_trial_so_that_it_is_retried(run, monkey
 
     monkeypatch.setattr(module, "_launch", launch)
     trial = Trial.__new__(Trial)
-    trial.setup({"number": 0, "values": {}}, run, None, Path("trials"))
+    trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, run, None, Path("trials"))
     with pytest.raises(type(error)):
         trial.step()
 
@@ -162,5 +162,5 @@ def test_an_error_of_the_moment_ends_the_trial_so_that_it_is_retried(run, monkey
 def test_a_trial_that_needs_more_than_the_machine_has_fails_at_once(run, monkeypatch):
     monkeypatch.setattr(memory, "machine_bytes", lambda: 100 << 20)
     trial = Trial.__new__(Trial)
-    trial.setup({"number": 0, "values": {}}, run, None, Path("trials"))
+    trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, run, None, Path("trials"))
     assert "the machine has 0.1 GiB" in trial.step()["failed"]
