@@ -15,7 +15,7 @@ from typing import Any
 
 from pipelines.cluster.capacity import Cluster, Node
 from pipelines.compat import ray as names
-from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.errors import ConfigError, Problem, StorageError
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
 from pipelines.storage.private import private_folder
 from pipelines.storage.project import ROOT
@@ -91,6 +91,22 @@ def session_folder() -> Path:
     return folder
 
 
+def _short_session_folder() -> Path:
+    """The same. Raises ConfigError if its path is too long, or there is no short one."""
+    try:
+        folder = session_folder()
+    except StorageError as error:
+        message = f"{error}; expected a folder for Ray's sockets"
+        raise ConfigError(Problem(message, "RAY_TMPDIR")) from None
+    if len(os.fsencode(folder)) > names.MAX_FOLDER_CHARACTERS:
+        message = (
+            f"{folder}: expected at most {names.MAX_FOLDER_CHARACTERS} characters: "
+            "the paths of Ray's sockets in it would be too long"
+        )
+        raise ConfigError(Problem(message, "RAY_TMPDIR"))
+    return folder
+
+
 def alive_nodes(ray: Any) -> Cluster:
     """The nodes that Ray counts as alive."""
     return [
@@ -116,7 +132,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         settings = {
             "address": "local",
             "include_dashboard": dashboard,
-            "_temp_dir": str(session_folder()),
+            "_temp_dir": str(_short_session_folder()),
         }
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
