@@ -323,7 +323,6 @@ def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
         (("0" * 32,), f"{'0' * 32}: "),
         (("nothing",), "models:/nothing: no such registered model"),
         (("2", "seed=1"), "command line: seed=1: expected a setting of the gate"),
-        (("2", "data.path=/none"), "data.path: "),
     ],
 )
 def test_what_cannot_be_registered_is_one_line(story, arguments, message):

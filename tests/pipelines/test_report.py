@@ -87,7 +87,7 @@ def test_the_page_has_the_evidence_for_the_winner_and_how_to_reproduce_it(store,
     text = re.sub(r"<svg.*?</svg>", "", page.read_text(), flags=re.S)
     (fit,) = store.find("fit")
     assert "version 1 promoted: " in text
-    assert "python pipelines/train.py --from-version dca-gpt/1 seed=$seed" in text
+    assert f"python {ROOT}/pipelines/train.py --from-version dca-gpt/1 seed=$seed" in text
     assert fit.info.run_id in text
     assert len(re.findall(r"<td>[A-Z]</td><td>[^<]*</td><td class=\"number\">2</td>", text)) == 1
 
@@ -126,7 +126,7 @@ def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
     assert shown >= {"01_quickstart": 2, "02_analyse_sweep": 5, "03_inside_dca": 1}[path.stem]
     assert {
         "01_quickstart": "search    reused",
-        "02_analyse_sweep": "python pipelines/train.py --from-version dca-gpt/1 seed=$seed",
+        "02_analyse_sweep": "pipelines/train.py --from-version dca-gpt/1 seed=$seed",
         "03_inside_dca": "embedding",
     }[path.stem] in text
     assert {kind: len(store.find(kind)) for kind in before} == before
