@@ -62,6 +62,22 @@ def test_a_trial_that_crashes_goes_on_from_its_checkpoint(tmp_path, text, local_
     assert_whole(folder.store(), folder.trials())
 
 
+@pytest.mark.process
+def test_invalid_points_are_no_trials_and_the_result_is_the_last_word(tmp_path, text, local_tune):
+    """Of the four points three are valid, and each of them is run once."""
+    folder = Folder(tmp_path, text)
+    space = "search.space={model.dim: {choice: [48, 64]}, model.heads: {choice: [2, 3]}}"
+    changes = ("model.dim=48", "model.heads=3", "train.tokens=4096", "train.evals=2", "seed=1")
+    code, out, err = folder.run("sweep.py", "tiny.yaml", *changes, space, "search.trials=9")
+    assert code == 0, err
+    assert "the space has no more valid points than for 3 trials" in out
+    assert out.count("dim / heads must be an even number, got 64 / 3") == 1
+    assert "proposals that were not run: " in out
+    assert "crashed" not in out
+    assert sum(states(folder).values()) == 3
+    assert "report.html" in out
+
+
 def test_ctrl_c_in_a_search_loses_no_trial(tmp_path, text, local_tune):
     folder = Folder(tmp_path, text)
     command = (*SEARCH, "search.trials=2", "search.scheduler.name=none")

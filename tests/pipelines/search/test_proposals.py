@@ -186,9 +186,10 @@ def drawn_space(rng: Random) -> dict:
     return space
 
 
-def test_every_proposal_of_a_thousand_spaces_is_valid_and_none_is_retried(data):
+@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.faults)])
+def test_every_proposal_of_many_spaces_is_valid_and_none_is_retried(data, count):
     rng, accepted, invalid = Random(0), 0, 0
-    for number in range(1000):
+    for number in range(count):
         search = {
             "space": drawn_space(rng),
             "sampler": {"name": "random" if number % 10 else "tpe", "startup_trials": 1},
@@ -206,5 +207,5 @@ def test_every_proposal_of_a_thousand_spaces_is_valid_and_none_is_retried(data):
         assert not searcher._queue
         accepted += 1
         invalid += len(study.trials) - len(drawn)
-    assert accepted > 500
-    assert invalid > 300
+    assert accepted > 0.5 * count
+    assert invalid > 0.3 * count
