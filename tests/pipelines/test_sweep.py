@@ -66,7 +66,7 @@ def test_nothing_is_left_of_trials_that_ended(swept):
 
 
 def test_checkpoints_are_signed_by_keys_that_are_in_the_tracking_store_alone(swept):
-    """The fit's by two workers of Ray Train."""
+    """The fit's by two workers of Ray Train. Tune's state in Ray's session has pickled ones."""
     folder, screen = swept
     store = folder.store()
     (fit,) = store.find("fit")
