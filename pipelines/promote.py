@@ -168,7 +168,15 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     fingerprint = tags.test_fingerprint
     print(f"evaluating version {version} on the test bytes {fingerprint}", file=sys.stderr)
     with test_bytes(experiment, fingerprint) as test, gate_lock(registry):
-        gate = Gate(registry, experiment.promote, test, fingerprint, dry_run=arguments.dry_run)
+        progress = Progress(OutputMode.QUIET if arguments.json else OutputMode.TEXT, stderr=True)
+        gate = Gate(
+            registry,
+            experiment.promote,
+            test,
+            fingerprint,
+            dry_run=arguments.dry_run,
+            progress=progress,
+        )
         return gate.decide(version)
 
 

@@ -35,6 +35,7 @@ def main(argv: Sequence[str]) -> int:
     """Check the configuration, then run or plan the stages."""
     arguments = _parse(argv)
     from pipelines.cluster.connection import ray_session
+    from pipelines.cluster.sessions import remove_leftovers
     from pipelines.experiment import load
 
     progress = Progress(output_mode(arguments))
@@ -44,6 +45,7 @@ def main(argv: Sequence[str]) -> int:
         print(experiment.to_yaml(), end="")
         return DONE
     with ray_session():
+        remove_leftovers()
         from pipelines.engine.stage import Invocation
         from pipelines.stages import sweep_stages
         from pipelines.stages.corpus import CorpusStage
@@ -165,6 +167,7 @@ def _plan(
     from pipelines.cost.estimate import estimate
     from pipelines.engine import dag
 
+    progress.log("reading the text, and looking for results of earlier runs ...")
     planned = dag.plan(stages, experiment, until=arguments.until, fresh=arguments.fresh)
     print(*dag.plan_lines(planned), sep="\n")
     _print_resources(experiment, cluster)

@@ -41,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     """Check the configuration, then train."""
     arguments = _parse(argv)
     from pipelines.cluster.connection import ray_session
+    from pipelines.cluster.sessions import remove_leftovers
 
     progress = Progress(output_mode(arguments))
     with ray_session():
@@ -52,6 +53,7 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.engine.stage import Invocation
         from pipelines.registry.results import Fitted
 
+        remove_leftovers()
         invocation = Invocation.of(__file__, argv, progress)
         _require_resources(experiment)
         if version:

@@ -1,16 +1,22 @@
-"""Folders that Ray clusters of this machine have left behind; used by clean.py.
+"""Folders that Ray clusters of this machine have left behind.
+
+Used by clean.py, and by sweep.py and train.py at their start.
 
 Each cluster writes its logs and sockets to a folder of its own, which it never removes.
 """
 
 import os
 import re
+import shutil
+import socket
+import tempfile
 from pathlib import Path
 
 import psutil
 
 from pipelines.cluster.connection import session_folder
 from pipelines.compat.ray import SESSIONS
+from pipelines.storage.scratch import abandoned_folders
 
 
 def ended_sessions() -> list[Path]:
@@ -21,6 +27,35 @@ def ended_sessions() -> list[Path]:
     commands = (" ".join(process.info["cmdline"] or []) for process in _processes())
     running = {name for command in commands for name in re.findall(r"session_[\d_-]+", command)}
     return [path for path in folders if path.name not in running]
+
+
+def remove_leftovers() -> None:
+    """Delete what killed commands of this user have left on this machine: temporary folders, and
+    those of Ray clusters whose driver has ended and that nothing answers in."""
+    left = [*abandoned_folders(Path(tempfile.gettempdir())), *filter(_is_dead, ended_sessions())]
+    for path in left:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_dead(session: Path) -> bool:
+    """Whether the driver in a session's name runs no longer, nor any process behind its sockets:
+    one of another container, which has the folder but not the processes."""
+    driver = session.name.rpartition("_")[2]
+    if not driver.isdecimal() or psutil.pid_exists(int(driver)):
+        return False
+    return not any(_answers(path) for path in (session / "sockets").glob("*"))
+
+
+def _answers(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        try:
+            client.connect(str(path))
+        except TimeoutError:
+            return True
+        except OSError:
+            return False
+    return True
 
 
 def _is_own(path: Path) -> bool:

@@ -13,6 +13,8 @@ import os
 import runpy
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +44,18 @@ def run_isolated(module: str, arguments: Sequence[str]) -> "subprocess.Completed
     )
 
 
+def end_with_parent() -> None:
+    """End this process soon after the one that started it, which may be killed."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _find_project() -> None:
     """Let `pipelines` be imported from beside this file, without its folder on the path."""
     spec = importlib.util.spec_from_file_location(
@@ -56,6 +70,7 @@ def _find_project() -> None:
 
 if __name__ == "__main__":
     _find_project()
+    end_with_parent()
     _, name, *rest = sys.argv
     sys.argv = [name, *rest]
     runpy.run_module(name, run_name="__main__", alter_sys=True)

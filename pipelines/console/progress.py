@@ -6,8 +6,9 @@ object; with `--quiet` only the result is printed.
 """
 
 import json
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,8 +17,11 @@ from rich.live import Live
 
 from pipelines.console.panel import Panel
 from pipelines.console.secrets import redact, redact_all
-from pipelines.console.text import without_controls
+from pipelines.console.text import format_duration, without_controls
 from pipelines.console.updates import OutputMode, ProgressUpdate
+
+WATCH_SECONDS = 1.0
+"""Between two looks at what another process does."""
 
 
 class Progress:
@@ -63,6 +67,25 @@ class Progress:
         elif time.monotonic() - self._last > self.mode.value:
             self._last = time.monotonic()
             self.log(f"  {update.text}", "progress", **update.data)
+
+    @contextmanager
+    def watching(self, look: Callable[[], str], **data: Any) -> Iterator[None]:
+        """Show what `look` returns, with the time, each second of a block: of another process."""
+        start, ended = time.monotonic(), threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(WATCH_SECONDS):
+                elapsed = round(time.monotonic() - start)
+                text = f"{look()}, {format_duration(elapsed)}"
+                self.update(ProgressUpdate(text, {**data, "text": text, "seconds": elapsed}))
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     @contextmanager
     def working(self, text: str) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import Any
 class OutputMode(Enum):
     """How a command reports; the value is the time between two progress lines, in seconds."""
 
-    TEXT = 30.0
+    TEXT = 15.0
     QUIET = float("inf")
     JSON = 1.0
 

@@ -11,7 +11,7 @@ import torch
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
 from pipelines.cluster.connection import cluster_address
 from pipelines.console.text import format_duration
-from pipelines.cost.earlier import EarlierRuns
+from pipelines.cost.earlier import STEP_PARAMS, EarlierRuns
 from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, simulate, step_flops
 from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
@@ -34,6 +34,8 @@ WORKERS_SECONDS = 15.7
 """The start of several workers of a fit."""
 SIZES, SEARCHES = 3, 20
 """Sizes that are timed, the smallest and the largest among them; and simulated searches."""
+TEXT_SECONDS_PER_BYTE = 2e-6
+"""Of the test split under common compressors, and the search for what the training text has too."""
 Row = tuple[str, ...]
 HEADER: Row = ("", "parameters", "FLOPs", "memory", "step", "time")
 
@@ -77,7 +79,10 @@ def estimate(
         flops += [step_flops(one) * one.train.steps for one in fits]
         reading = np.array([times.of_reading(one, corpus_bytes["test"]) for one in fits])
     for name in {"command", *stages} - {"search", "fit"}:
-        seconds = seconds + costs.of_stage(name, reading * (name in ("evaluate", "promote")))
+        more = reading * (name in ("evaluate", "promote"))
+        if name == "evaluate":
+            more = more + corpus_bytes["test"] * TEXT_SECONDS_PER_BYTE
+        seconds = seconds + costs.of_stage(name, more)
     notes.append(f"all    {_range(seconds)}, {np.median(flops):.2e} FLOPs")
     if costs.timed and cluster_address():
         notes.append("steps were timed on this machine, not on the cluster at RAY_ADDRESS")
@@ -138,6 +143,9 @@ class _Costs:
     retry_failed: bool = False
     table: list[Row] = field(default_factory=list)
     timed: bool = False
+    timed_steps: dict[tuple[Any, ...], float] = field(default_factory=dict)
+    """Seconds of timed steps, by what they depend on: those of a
+    trial are those of a fit that differs in its budget alone."""
 
     def of_stage(self, name: str, reading: Any = 0) -> Any:
         """Of a stage, of a search until its first trial; `reading` comes on top of the default."""
@@ -175,13 +183,22 @@ class _Costs:
         sizes |= {run: seconds for run, seconds in known.items() if seconds is not None}
         if new := [run for run in sizes if known[run] is None]:
             self.timed = True
-            self.log(f"timing a few steps of some sizes of a {kind} ...")
             cores = max(1, (os.cpu_count() or 1) // new[0].resources.cpus_per_worker)
             processes = min(cores, concurrent * new[0].resources.max_workers)
-            sizes |= zip(new, time_steps(new, processes=processes), strict=True)
+            keys = {run: (processes, run.resources, *_of_step(run)) for run in new}
+            if left := [run for run in new if keys[run] not in self.timed_steps]:
+                self.log(f"timing a few steps of {len(left)} sizes of a {kind} ...")
+                found = time_steps(left, processes=processes)
+                self.timed_steps |= zip((keys[run] for run in left), found, strict=True)
+            sizes |= {run: self.timed_steps[keys[run]] for run in new}
         times = Times(kind, self.validation_bytes, sizes)
         self.table += times.rows()
         return times
+
+
+def _of_step(run: TrainingRun) -> list[str]:
+    """What the time of a step depends on."""
+    return [f"{k}={v}" for k, v in run.params.items() if k.startswith(STEP_PARAMS)]
 
 
 def _align(table: Sequence[Row]) -> list[str]:

@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.compat.ray import DEFAULT_NICENESS, NICENESS
 from pipelines.console.errors import PipelineError
+from pipelines.console.isolated import end_with_parent
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.scratch import scratch_folder
 from pipelines.training import loop
@@ -20,6 +21,7 @@ from pipelines.training.config import TrainingRun
 from pipelines.training.history import TIME, TOKENS_PER_SECOND, Row
 
 TIMED_SECONDS = 2.0
+"""Of all sizes together, after the first rows: a plan is waited for."""
 STEPS = 4
 """Of a row of the history; the first row warms up and is left out."""
 CORPUS_BYTES = 1 << 20
@@ -47,15 +49,17 @@ def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
 
 def _time_all(runs: Sequence[TrainingRun], text: Path, number: int) -> list[float]:
     """What one of the processes does: with the niceness and the GPUs of one of Ray's workers."""
+    end_with_parent()
     gpus = runs[0].resources.gpus_per_worker
     first = int(number * gpus)
     visible = range(first, first + max(1, round(gpus))) if gpus else ()
     os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, visible))
     os.nice(max(0, int(os.environ.get(NICENESS, DEFAULT_NICENESS)) - os.nice(0)))
-    return [_time(run, text, text.with_name(f"{number}-{i}")) for i, run in enumerate(runs)]
+    each = TIMED_SECONDS / len(runs)
+    return [_time(run, text, text.with_name(f"{number}-{i}"), each) for i, run in enumerate(runs)]
 
 
-def _time(run: TrainingRun, text: Path, folder: Path) -> float:
+def _time(run: TrainingRun, text: Path, folder: Path, seconds: float) -> float:
     train = run.train
     sequences = -(-train.batch_tokens // (train.seq_len * run.resources.max_workers))
     batch, micro = sequences * train.seq_len, train.micro_batch_tokens
@@ -75,6 +79,6 @@ def _time(run: TrainingRun, text: Path, folder: Path) -> float:
     with closing(loop.train(run.replace(changes), TrainValSplits(text, text), folder)) as history:
         for new in history:
             rows += new
-            if len(rows) > 1 and rows[-1][TIME] > rows[0][TIME] + TIMED_SECONDS:
+            if len(rows) > 1 and rows[-1][TIME] > rows[0][TIME] + seconds:
                 break
     return median(batch / row[TOKENS_PER_SECOND] for row in rows[1:])

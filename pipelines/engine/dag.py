@@ -3,16 +3,18 @@
 Used by the commands that run a pipeline: sweep.py and train.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from pipelines.engine.cache import Cache, PlannedStage
+from pipelines.config.yaml_text import flatten
+from pipelines.engine.cache import Cache, PlannedStage, shortened
 from pipelines.engine.execution import Execution, name_width
 from pipelines.engine.instances import FanOut, Node, expand
 from pipelines.engine.results import StageResults, json_digest
 from pipelines.engine.stage import Context, Invocation, PipelineConfig, Stage
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import Descriptions
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.schema import (
     EXPERIMENT_FILE,
@@ -20,6 +22,9 @@ from pipelines.tracking.schema import (
     SCHEMA_VERSION,
 )
 from pipelines.tracking.store import Store
+
+MAX_VARIANT = 120
+"""Characters of it in the names of runs."""
 
 
 def plan(
@@ -106,20 +111,39 @@ def _open(
     storage = storage_folder(config.storage)
     store = Store.open(config.experiment, storage)
     assert store is not None
-    pipeline_run = _open_pipeline_run(store, config)
+    store.end_killed()
+    data = config.model_dump(mode="json")
+    variant = _variant(store, data)
+    pipeline_run = _open_pipeline_run(store, config, data, variant)
     store.describe(descriptions.experiment)
     store.describe(descriptions.pipeline, pipeline_run)
-    return Context(config, storage, store, invocation, pipeline_run)
+    return Context(config, storage, store, invocation, pipeline_run, variant=variant)
 
 
-def _open_pipeline_run(store: Store, config: PipelineConfig) -> str:
+def _variant(store: Store, data: Mapping[str, Any]) -> str:
+    """What tells a pipeline's runs from those of the experiment's first one; empty for that."""
+    earlier = store.find(PIPELINE_KIND)
+    first = earlier[-1].data.params if earlier else {}
+    changes = [
+        f"{key}={encode_param(value)}"
+        for key, value in flatten(data)
+        if key not in ("experiment", "storage")
+        and first.get(key) not in (None, encode_param(value))
+    ]
+    return f", {shortened(changes)}"[:MAX_VARIANT] if changes else ""
+
+
+def _open_pipeline_run(
+    store: Store, config: PipelineConfig, data: Mapping[str, Any], variant: str
+) -> str:
     """One run per configuration: the parent of the runs of its stages."""
-    data = config.model_dump(mode="json")
     key = json_digest({"schema": SCHEMA_VERSION, **data})
     if found := store.find(PIPELINE_KIND, key):
         run_id = str(found[0].info.run_id)
         store.resume(run_id, data)
     else:
-        run_id = store.create(PIPELINE_KIND, key, f"{config.experiment} pipeline", params=data)
+        run_id = store.create(
+            PIPELINE_KIND, key, f"{config.experiment} pipeline{variant}", params=data
+        )
     store.log_text(run_id, config.to_yaml(), EXPERIMENT_FILE)
     return run_id

@@ -140,7 +140,7 @@ class Execution:
         return store.create(
             planned.stage.name,
             str(planned.key),
-            f"{context.config.experiment} {planned.node}",
+            f"{context.config.experiment} {planned.node}{context.variant}",
             parent=context.pipeline_run,
             tags=planned.tags,
         )

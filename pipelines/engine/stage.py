@@ -63,6 +63,8 @@ class Context(Generic[C]):
     """The MLflow run that is the parent of the stages' runs."""
     run_id: str = ""
     """The MLflow run of a cached stage; empty for other stages."""
+    variant: str = ""
+    """In the names of runs: how the configuration differs from the experiment's first one."""
 
     @property
     def progress(self) -> Progress:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.progress import Progress
 from pipelines.console.text import first_line
 from pipelines.engine.results import json_digest
 from pipelines.registry.champions import (
@@ -93,6 +94,7 @@ class Gate:
     """The fingerprint of the corpus they belong to."""
     dry_run: bool = False
     """Whether nothing is written."""
+    progress: Progress | None = None
 
     def decide(self, version: int) -> Decision:
         """Compare a version with the champion, set the alias if it is better, store the decision.
@@ -122,7 +124,11 @@ class Gate:
         """The decision about a version, given the champion."""
         try:
             challenger_score = score(
-                self.registry.models, self.registry.model_id(version), self.test
+                self.registry.models,
+                self.registry.model_id(version),
+                self.test,
+                self.progress,
+                f"promote: version {version}",
             )
         except DamagedError as error:
             return self._decision(version, seen, False, f"it cannot be read back: {error}")
@@ -212,7 +218,13 @@ class Gate:
         if stored is not None:
             return stored
         try:
-            found = score(self.registry.models, self.registry.model_id(champion), self.test)
+            found = score(
+                self.registry.models,
+                self.registry.model_id(champion),
+                self.test,
+                self.progress,
+                f"promote: version {champion}, the champion",
+            )
         except (PipelineError, ConfigError) as error:
             raise PipelineError(self._nothing_to_compare(champion, version, error)) from error
         if not self.dry_run:

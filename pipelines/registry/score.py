@@ -15,7 +15,9 @@ from typing import Any
 
 from pipelines.console.errors import PipelineError
 from pipelines.console.isolated import run_isolated
+from pipelines.console.progress import Progress
 from pipelines.console.text import first_line, one_line
+from pipelines.console.updates import OutputMode
 from pipelines.engine.results import from_json
 from pipelines.registry.package import fetch_model, load_model
 from pipelines.storage.scratch import scratch_folder
@@ -26,6 +28,9 @@ ERROR = "error"
 """Key of the reason in the result of a process that could not score."""
 MAX_CHARACTERS = 300
 """Shown of the standard error of a process that ended without a result."""
+PART_WINDOWS = 4 * 32
+"""Windows of a text scored between two reports: several of the batches that packages make."""
+SHARE_FILE = "share.txt"
 TIMED_BYTES, TIMED_ROUNDS = 64, 3
 
 
@@ -71,14 +76,21 @@ def block_edges(text_bytes: int) -> list[int]:
     return [predicted * i // blocks for i in range(blocks + 1)]
 
 
-def score(models: ModelStore, model_id: str, text: Path) -> Score:
+def score(
+    models: ModelStore, model_id: str, text: Path, progress: Progress | None = None, name: str = ""
+) -> Score:
     """Fetch a logged model and score it in a process of its own.
 
-    Raises DamagedError if it is damaged, PipelineError if it fails.
+    How far it is goes to `progress`, if given, which calls the model by a name. Raises DamagedError
+    if it is damaged, PipelineError if it fails.
     """
+    progress = progress or Progress(OutputMode.QUIET)
     with scratch_folder() as scratch:
-        folder = fetch_model(models, model_id, scratch / "model")
-        found = _in_own_process(folder, text, scratch / "score.json")
+        share = scratch / SHARE_FILE
+        look = lambda: f"  {name}: {_share(share)} of the test split"  # noqa: E731
+        with progress.watching(look, stage="score", model=model_id):
+            folder = fetch_model(models, model_id, scratch / "model")
+            found = _in_own_process(folder, text, scratch / "score.json")
     if ERROR in found:
         raise PipelineError(f"{model_uri(model_id)}: cannot be scored: {found[ERROR]}")
     return Score(**found)
@@ -94,21 +106,42 @@ def _in_own_process(folder: Path, text: Path, result: Path) -> dict[str, Any]:
     return {ERROR: f"exit code {child.returncode}{f': {shown}' if shown else ''}"}
 
 
-def _result_of(folder: Path, text: Path) -> dict[str, Any]:
+def _result_of(folder: Path, text: Path, share: Path) -> dict[str, Any]:
     """The score as JSON, or under ERROR why there is none."""
     try:
-        return asdict(_measure(load_model(folder), text))
+        return asdict(_measure(load_model(folder), text, share))
     except Exception as error:
         return {ERROR: f"{type(error).__name__}: {first_line(error)}"}
 
 
-def _measure(packaged: Any, text: Path) -> Score:
+def _share(file: Path) -> str:
+    """How much of a text has been read, as the process that reads it has written."""
+    try:
+        return file.read_text() or "0 %"
+    except OSError:
+        return "0 %"
+
+
+def _bits(packaged: Any, data: Any, share: Path) -> Any:
+    """The bits of a text's bytes, in parts of whole batches, which gives the same numbers; after
+    each part its share is written to a file."""
+    import numpy as np
+
+    step = getattr(packaged, "config", {}).get("train", {}).get("seq_len", 0) * PART_WINDOWS
+    found = []
+    for first in range(0, len(data) - 1, step or len(data)):
+        found.append(packaged.bits(data[first : first + step + 1] if step else data))
+        share.write_text(f"{100 * min(first + step, len(data)) / len(data):.0f} %")
+    return np.concatenate(found)
+
+
+def _measure(packaged: Any, text: Path, share: Path) -> Score:
     import numpy as np
     import torch
 
     packaged.model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     data = np.memmap(text, dtype=np.uint8, mode="r")
-    bits = packaged.bits(data)
+    bits = _bits(packaged, data, share)
     blocks = np.add.reduceat(bits, block_edges(len(data))[:-1])
     rounds = [_timed(packaged, bytes(data[:TIMED_BYTES])) for _ in range(TIMED_ROUNDS)]
     return Score(
@@ -138,4 +171,4 @@ def _timed(packaged: Any, prompt: bytes) -> tuple[float, float]:
 
 if __name__ == "__main__":
     folder, text, result = map(Path, sys.argv[1:])
-    result.write_text(json.dumps(_result_of(folder, text)))
+    result.write_text(json.dumps(_result_of(folder, text, result.with_name(SHARE_FILE))))

@@ -28,6 +28,7 @@ from pipelines.tracking.schema import (
     INSTANCE_TAG,
     KEY_TAG,
     REASON_TAG,
+    RESUMED,
     SEARCH_KIND,
     SECONDS_METRIC,
     STATE_TAG,
@@ -214,7 +215,7 @@ def join(store: Store, search_run: str, task: SearchTask) -> int:
 
 def reopen(store: Store, trial: StoredTrial) -> None:
     """Make a failed trial one that has not ended, so that the search runs it again."""
-    store.tag(trial.run_id, {REASON_TAG: ""})
+    store.tag(trial.run_id, {REASON_TAG: RESUMED})
     store.untag(trial.run_id, STATE_TAG)
 
 

@@ -34,10 +34,13 @@ def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
     context.store.log_corpus(context.run_id, corpus, test=file)
     context.store.log_use(context.run_id, model_id)
     with context.progress.working("evaluate: the test split"), temporary_copy(file) as path:
-        found = score(context.store.models, model_id, path)
-        baselines = compressors(path)
+        found = score(context.store.models, model_id, path, context.progress, "evaluate")
+        with context.progress.watching(lambda: "  evaluate: common compressors", stage="evaluate"):
+            baselines = compressors(path)
         train = train_val_splits(context.storage, corpus.fingerprint).train
-        overlap = overlap_share(local_copy(train), path)
+        look = lambda: "  evaluate: what the training text has too"  # noqa: E731
+        with context.progress.watching(look, stage="evaluate"):
+            overlap = overlap_share(local_copy(train), path)
     context.store.models.write_json(model_id, SCORE_FILE.format(corpus.fingerprint), asdict(found))
     context.store.log_metrics(
         context.run_id,

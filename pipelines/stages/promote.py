@@ -23,7 +23,8 @@ def promote(context: Context[Experiment], needs: StageResults) -> Promoted:
         text = earlier_decision(registry, version, settings, fingerprint)
         if text is None:
             with temporary_copy(sealed_test(context.storage, fingerprint)) as test:
-                text = Gate(registry, settings, test, fingerprint).decide(version).summary
+                gate = Gate(registry, settings, test, fingerprint, progress=context.progress)
+                text = gate.decide(version).summary
         champion = Champions(registry).state().champion
     return Promoted(registry.name, champion, text)
 

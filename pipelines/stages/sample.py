@@ -22,7 +22,10 @@ def sample(context: Context[Experiment], needs: StageResults) -> Sampled:
         context.store.log_text(context.run_id, "no champion, no sample", SAMPLES_FILE)
         return Sampled(context.run_id)
     uri = f"models:/{promoted.model}/{promoted.champion}"
-    with context.progress.working("sample: generating"):
+    with (
+        context.progress.working("sample: generating"),
+        context.progress.watching(lambda: "  sample: generating", stage="sample"),
+    ):
         texts = _generate(context, uri)
     context.store.log_text(context.run_id, SEPARATOR.join(texts), SAMPLES_FILE)
     return Sampled(context.run_id, uri)

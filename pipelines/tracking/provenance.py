@@ -6,6 +6,8 @@ import os
 import platform
 import subprocess
 
+import psutil
+
 from pipelines.compat.mlflow import (
     COMMIT_TAG,
     LOCAL_SOURCE,
@@ -39,6 +41,23 @@ def provenance() -> dict[str, str]:
     if head:
         tags[DIRTY_TAG] = str(bool(_git("status", "--porcelain", "--", *CODE))).lower()
     return tags
+
+
+def this_process() -> str:
+    """This process: its host, its id and its start, in which a later one of the id differs."""
+    started = psutil.Process().create_time()
+    return f"{platform.node().replace(' ', '-') or 'unknown'} {os.getpid()} {started:.2f}"
+
+
+def process_has_ended(text: str) -> bool:
+    """Whether a process of this host, as `this_process` described it, runs no longer."""
+    try:
+        number, started = int(text.split()[1]), float(text.split()[2])
+        return abs(psutil.Process(number).create_time() - started) > 1
+    except psutil.NoSuchProcess:
+        return True
+    except (IndexError, ValueError, psutil.Error):
+        return False
 
 
 def user() -> str:

@@ -4,9 +4,9 @@ A test finds any of them elsewhere. The columns of a history, which are metrics 
 in pipelines/training/history.py, the weights and the configuration in a model's folder in
 pipelines/training/initial_weights.py: the training library is used without a store.
 
-Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, versions, DIRTY_TAG, REASON_TAG if it
-failed, and MLflow's own tags of user, source, commit and parent run, if any
-(pipelines/compat/mlflow.py).
+Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, PROCESS_TAG, versions, DIRTY_TAG,
+REASON_TAG if it failed or was resumed, and MLflow's own tags of user, source, commit and parent
+run, if any (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG, INSTANCE_TAG if the stage has several instances; a
 search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG.
 A run that trains, besides: CHECKPOINT_KEY_TAG.
@@ -52,8 +52,10 @@ HOST_TAG = "host"
 VERSION_PREFIX, DIRTY_TAG = "version.", "git.dirty"
 """Versions of packages, by name; whether the code had changes that were not committed. Also in a
 package's lineage."""
-REASON_TAG = "dca.reason"
-"""Of one that failed: the error in one line."""
+REASON_TAG, RESUMED = "dca.reason", "resumed"
+"""Of one that failed: the error in one line; of one that went on after a break: that."""
+PROCESS_TAG = "dca.process"
+"""The process that works on it: host, process id and start."""
 
 # Metrics
 STEP_METRIC = history.TRAIN_BITS

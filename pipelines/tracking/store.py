@@ -9,7 +9,7 @@ import json
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +52,7 @@ from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.encoding import Row, encode_param, encode_tags, metric_entities
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.models import ModelStore
-from pipelines.tracking.provenance import provenance
+from pipelines.tracking.provenance import process_has_ended, provenance, this_process
 from pipelines.tracking.schema import (
     ARTIFACT_TAG,
     BASIS_TAG,
@@ -62,9 +62,11 @@ from pipelines.tracking.schema import (
     KIND_TAG,
     LIVE,
     OUTPUTS_TAG,
+    PROCESS_TAG,
     REASON_TAG,
     RESULT_FILE,
     RESULT_IS_IN_FILE,
+    RESUMED,
     SCHEMA_TAG,
     SCHEMA_VERSION,
     TRAINING_KINDS,
@@ -143,12 +145,12 @@ class Store:
             f"tags.`{PARENT_RUN_TAG}` = '{parent}' and tags.`{KIND_TAG}` = '{kind}'"
         )
 
-    def _search(self, query: str) -> list[Run]:
+    def _search(self, query: str, experiments: Sequence[str] = ()) -> list[Run]:
         runs: list[Run] = []
         token = None
         while True:
             page = self.client.search_runs(
-                [self.experiment_id],
+                experiments or [self.experiment_id],
                 query,
                 order_by=["attributes.start_time DESC"],
                 page_token=token,
@@ -175,6 +177,7 @@ class Store:
         if a tag is too long to be stored whole.
         """
         identity = {KIND_TAG: kind, KEY_TAG: key, CACHE_TAG: LIVE, SCHEMA_TAG: str(SCHEMA_VERSION)}
+        identity[PROCESS_TAG] = this_process()
         if parent:
             identity[PARENT_RUN_TAG] = parent
         if kind in TRAINING_KINDS:
@@ -268,15 +271,23 @@ class Store:
     def resume(self, run_id: str, params: Mapping[str, Any] | None = None) -> None:
         """Mark a run as running again, and log its parameters; idempotent.
 
-        An empty reason, of why it ended before, distinguishes it from a run without a break.
+        Its reason distinguishes it from a run without a break.
         """
         self.client.update_run(run_id, status=RUNNING)
-        self.tag(run_id, {REASON_TAG: ""})
+        self.tag(run_id, {REASON_TAG: RESUMED, PROCESS_TAG: this_process()})
         self.log_params(run_id, params or {})
 
     def end(self, run_id: str, status: str = FINISHED) -> None:
         """End a run as FINISHED, FAILED or KILLED."""
         self.client.set_terminated(run_id, status)
+
+    def end_killed(self) -> None:
+        """End the runs that killed commands of this machine have left RUNNING, of any experiment."""
+        own = f"tags.`{PROCESS_TAG}` LIKE '{this_process().split()[0]} %'"
+        ids = [found.experiment_id for found in self.client.search_experiments()]
+        for run in self._search(f"attributes.status = '{RUNNING}' and {own}", ids):
+            if process_has_ended(run.data.tags[PROCESS_TAG]):
+                self.end(run.info.run_id, KILLED)
 
     def fail(self, run_id: str, error: BaseException, *, command_ends: bool = True) -> None:
         """End a run as FAILED, or KILLED after Ctrl-C, with the error as its reason.

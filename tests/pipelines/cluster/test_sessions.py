@@ -1,5 +1,7 @@
 """Which folders of Ray clusters are not in use any more."""
 
+import os
+import subprocess
 from types import SimpleNamespace
 
 from pipelines.cluster import sessions
@@ -16,3 +18,22 @@ def test_sessions_that_a_process_names_run(tmp_path, monkeypatch):
         sessions, "_processes", lambda: [raylet, SimpleNamespace(info={"cmdline": None})]
     )
     assert sessions.ended_sessions() == [ended]
+
+
+def test_the_next_command_removes_what_is_surely_abandoned(tmp_path, monkeypatch):
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    prefix = "session_2026-01-01_00-00-00_000001"
+    names = (f"{prefix}_{ended.pid}", f"{prefix}_{os.getpid()}", f"{prefix}_none")
+    for name in names:
+        (tmp_path / name / "sockets").mkdir(parents=True)
+    monkeypatch.setattr(sessions, "session_folder", lambda: tmp_path)
+    monkeypatch.setattr(sessions, "_processes", list)
+    monkeypatch.setattr(sessions, "abandoned_folders", lambda _: [])
+    monkeypatch.setattr(sessions, "_answers", lambda path: path.name == "raylet")
+    (tmp_path / names[0] / "sockets" / "raylet").touch()
+    sessions.remove_leftovers()
+    assert len(list(tmp_path.iterdir())) == 3  # a container has other processes, and the sockets
+    (tmp_path / names[0] / "sockets" / "raylet").rename(tmp_path / names[0] / "sockets" / "gone")
+    sessions.remove_leftovers()
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])

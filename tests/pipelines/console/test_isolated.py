@@ -1,9 +1,12 @@
 """Modules in processes of their own, which do not see the folder that a command is started in."""
 
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from pipelines.console.isolated import isolated_command, isolated_environment, run_isolated
@@ -38,3 +41,18 @@ def test_a_module_of_the_working_folder_is_not_imported(monkeypatch, tmp_path, i
     assert {path.name for path in Path().iterdir()} == {
         *("argparse.py", "torch.py", "numpy.py", "pipelines.py", "dca.py")
     }
+
+
+@pytest.mark.process
+def test_a_module_ends_with_a_caller_that_is_killed():
+    sleep = 'run_isolated("timeit", ["-n1", "-r1", "import time; time.sleep(60)"])'
+    code = f"from pipelines.console.isolated import run_isolated; {sleep}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment) as caller:
+        process, children = psutil.Process(caller.pid), []
+        while not children or "timeit" not in " ".join(children[0].cmdline()):
+            children = process.children()
+        time.sleep(0.5)  # it watches once Python has started
+        caller.kill()
+    _, alive = psutil.wait_procs(children, timeout=10)
+    assert not alive

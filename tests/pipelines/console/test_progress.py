@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable
 from fcntl import ioctl
@@ -19,6 +20,7 @@ import pyte
 import pytest
 from rich.console import Console
 
+from pipelines.console import progress as module
 from pipelines.console.command import Parser
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
@@ -276,7 +278,7 @@ def test_a_terminal_that_becomes_narrow_shows_the_panel_as_it_fits():
     terminal.process.wait()
 
 
-@pytest.mark.parametrize(("options", "seconds"), [((), 30), (("--json",), 1)])
+@pytest.mark.parametrize(("options", "seconds"), [((), 15), (("--json",), 1)])
 def test_a_line_of_progress_is_written_after_so_many_seconds(options, seconds, monkeypatch, capsys):
     now = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
@@ -289,6 +291,21 @@ def test_a_line_of_progress_is_written_after_so_many_seconds(options, seconds, m
     now += 0.01
     progress.update(SEARCH)
     assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_another_process_is_watched_and_its_time_shown(monkeypatch, capsys):
+    monkeypatch.setattr(module, "WATCH_SECONDS", 0.001)
+    progress, looked = progress_with("--json"), threading.Event()
+
+    def look() -> str:
+        looked.set()
+        return "half of it"
+
+    with progress.watching(look, stage="evaluate"):
+        assert looked.wait(10)
+    row = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert (row["event"], row["stage"]) == ("progress", "evaluate")
+    assert row["text"].startswith("half of it, 0:0")
 
 
 def test_work_in_a_log_file_has_a_first_line_after_the_interval_and_in_json_at_once(

@@ -188,10 +188,12 @@ def test_stages_that_read_the_test_split_take_longer_for_a_longer_one(
 ):
     monkeypatch.setattr(estimates, "format_duration", lambda seconds: f"{seconds:.1f}")
     totals = []
-    for size in (0, 3 * 256 * 100):
+    longer = 3 * 256 * 100
+    for size in (0, longer):
         lines = estimate(searched, SIZES | {"test": size}, planned, cluster, discard)
         totals.append(float(lines[-1].split()[2]))
-    assert totals[1] - totals[0] == pytest.approx(0.5 * 100, abs=0.2)
+    others = longer * estimates.TEXT_SECONDS_PER_BYTE  # compressors, the training text
+    assert totals[1] - totals[0] == pytest.approx(0.5 * 100 + others, abs=0.1)
 
 
 class Stored:
@@ -339,6 +341,22 @@ def test_without_earlier_runs_each_stage_has_a_time_of_its_own(
 def test_half_of_the_searches_are_below_the_middle_and_most_within_the_range():
     seconds = [60.0 * number for number in range(11)]
     assert estimates._range(seconds) == "about 5:00 (1:00 to 9:00)"
+
+
+def test_a_fit_that_differs_from_a_trial_in_its_budget_alone_is_not_timed_again(
+    searched, planned, tracking, timed
+):
+    estimate(searched, SIZES, planned, [Node("here", 1)], discard)
+    assert timed == [1]
+
+
+def test_a_larger_test_split_takes_longer_to_evaluate(searched, planned, tracking, timed, cluster):
+    found = []
+    for test in (2_000, 90_000_000):
+        lines = estimate(searched, SIZES | {"test": test}, planned, cluster, discard)
+        minutes = next(line for line in lines if line.startswith("all ")).split()[2]
+        found.append(int(minutes.split(":")[0]))
+    assert found[1] > found[0] + 10
 
 
 def test_three_sizes_are_timed_the_smallest_and_the_largest_among_them(

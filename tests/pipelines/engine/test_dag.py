@@ -124,6 +124,20 @@ def test_a_change_runs_again_only_what_depends_on_it(pipeline, experiment):
         assert pipeline.run(experiment.replace({key: value})) == expected, key
 
 
+def test_the_names_of_runs_tell_what_differs(pipeline, experiment, store):
+    changed = experiment.replace({"seed": 7, "promote.min_improvement": 0.1})
+    for config in (experiment, changed, experiment):
+        pipeline.run(config)
+    kinds = ("pipeline", "b")
+    names = {kind: [run.info.run_name for run in store.find(kind)] for kind in kinds}
+    assert names == {
+        kind: [f"tiny {kind}, seed=7, promote.min_improvement=0.1", f"tiny {kind}"]
+        for kind in kinds
+    }
+    runs = [run for kind in kinds for run in store.find(kind)]
+    assert not [tag for run in runs for tag, value in run.data.tags.items() if not value]
+
+
 def test_a_changed_source_runs_again_what_follows(pipeline, experiment):
     pipeline.run(experiment)
     pipeline.source = 2

@@ -44,7 +44,7 @@ class Versions:
         self.scored: list[str] = []
         monkeypatch.setattr(module, "score", self.score)
 
-    def score(self, models: ModelStore, model_id: str, text: Path) -> Score:
+    def score(self, models: ModelStore, model_id: str, text: Path, *_: object) -> Score:
         self.scored.append(model_id)
         found = self.scores[model_id]
         if isinstance(found, Exception):

@@ -127,7 +127,7 @@ def test_the_best_of_three_rounds_is_timed_from_a_prompt_of_64_bytes(tmp_path, m
         model=model, dca=SimpleNamespace(stream=stream), bits=lambda data: np.ones(len(data) - 1)
     )
     monkeypatch.setattr(score_module.time, "perf_counter", Clock())
-    found = score_module._measure(packaged, text)
+    found = score_module._measure(packaged, text, tmp_path / "share")
     assert asked == 3 * [([list(range(64))], 65, 0.0)]
     assert found.block_bits == np.diff(block_edges(100)).tolist()
     assert (found.text_bytes, found.parameters) == (100, 8)
@@ -142,3 +142,23 @@ def test_a_process_that_ends_without_a_result_shows_the_end_of_its_errors(tmp_pa
     assert found == {"error": f"exit code 9: {'x' * 297}end"}
     child.stderr = ""
     assert score_module._in_own_process(tmp_path, tmp_path, tmp_path) == {"error": "exit code 9"}
+
+
+def test_a_text_is_read_in_parts_of_whole_batches_and_its_share_is_reported(tmp_path):
+    """So that the numbers are those of the text as a whole."""
+    parts, share = [], tmp_path / "share"
+
+    def bits(data):
+        parts.append(data)
+        return np.asarray(data[1:], dtype=float)
+
+    seq_len = 4
+    size = 2 * seq_len * score_module.PART_WINDOWS
+    packaged = SimpleNamespace(config={"train": {"seq_len": seq_len}}, bits=bits)
+    for more, count in ((1, 2), (2, 3), (7, 3)):
+        parts.clear()
+        data = np.arange(size + more)
+        assert score_module._bits(packaged, data, share).tolist() == data[1:].tolist()
+        assert [len(part) for part in parts[:2]] == [size // 2 + 1] * 2
+        assert len(parts) == count
+        assert share.read_text() == "100 %"

@@ -1,6 +1,8 @@
 import json
+import os
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.tracking.models import model_id_of
+from pipelines.tracking.provenance import this_process
 from pipelines.tracking.schema import (
     CACHE_TAG,
     CHECKPOINT_KEY_TAG,
@@ -223,12 +226,12 @@ def test_a_run_that_failed_beside_others_does_not_end_their_calls(store):
     assert not store.client._cancelled.is_set()
 
 
-def test_a_run_that_is_resumed_has_an_empty_reason_and_runs(store):
+def test_a_run_that_is_resumed_says_so_and_runs(store):
     run = store.create("fit", "k", "n")
     store.end(run)
     store.resume(run, {"a": {"b": 1}})
     found = store.client.get_run(run)
-    assert (found.info.status, found.data.tags["dca.reason"]) == ("RUNNING", "")
+    assert (found.info.status, found.data.tags["dca.reason"]) == ("RUNNING", "resumed")
     assert found.data.params == {"a.b": "1"}
 
 
@@ -286,3 +289,31 @@ def test_what_was_deleted_in_mlflow_is_made_again(store, experiment):
     store.client.delete_run(run)
     assert store.find("fit", "untrained 0") == []
     assert log_untrained(store, experiment)[0] != run
+
+
+def test_runs_of_a_killed_process_are_ended_at_the_next_start(store, monkeypatch):
+    host = this_process().split()[0]
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    other = Store(store.client, store.client.create_experiment("other"))
+    runs = {}
+    for name, process in (
+        ("killed", f"{host} {ended.pid} 1.00"),
+        ("of another process with its number", f"{host} {os.getpid()} 1.00"),
+        ("of another machine", f"else {ended.pid} 1.00"),
+        ("damaged", f"{host} x"),
+        ("own", this_process()),
+    ):
+        runs[name] = (other if name == "killed" else store).create("trial", name, name)
+        store.tag(runs[name], {"dca.process": process})
+    done = store.create("trial", "done", "done")
+    store.end(done)
+    store.end_killed()
+    status = {name: store.client.get_run(run).info.status for name, run in runs.items()}
+    assert [name for name, one in status.items() if one == "KILLED"] == list(runs)[:2]
+    store.resume(runs["killed"])
+    tags = store.client.get_run(runs["killed"]).data.tags
+    assert (tags["dca.process"], tags["dca.reason"]) == (this_process(), "resumed")
+    store.end_killed()
+    assert store.client.get_run(runs["killed"]).info.status == "RUNNING"
+    assert store.client.get_run(done).info.status == "FINISHED"
