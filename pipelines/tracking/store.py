@@ -282,7 +282,7 @@ class Store:
         self.client.set_terminated(run_id, status)
 
     def end_killed(self) -> None:
-        """End the runs that killed commands of this machine have left RUNNING, of any experiment."""
+        """End the runs that killed commands of this machine have left RUNNING in any experiment."""
         own = f"tags.`{PROCESS_TAG}` LIKE '{this_process().split()[0]} %'"
         ids = [found.experiment_id for found in self.client.search_experiments()]
         for run in self._search(f"attributes.status = '{RUNNING}' and {own}", ids):
