@@ -104,7 +104,7 @@ def _scale(dimension: Dimension) -> Callable[[Any], float]:
     def scale(value: Any) -> float:
         if value == INACTIVE:
             return INACTIVE_HEIGHT
-        if dimension.log_uniform is not None:
+        if dimension.log_uniform is not None or dimension.log:
             return float(np.log(value / low) / np.log(high / low))
         return float((value - low) / (high - low))
 
@@ -194,7 +194,7 @@ def _set_ticks(axes: Axes, dimension: Dimension, values: pd.Series) -> None:
             names, places = [INACTIVE, *names], [-1, *places]
         axes.set_xticks(places, names)
         axes.set_xlim(places[0] - 0.5, places[-1] + 0.5)
-    elif dimension.log_uniform is not None:
+    elif dimension.log_uniform is not None or dimension.log:
         axes.set_xscale("log")
     elif dimension.int is not None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
