@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from pipelines.console.secrets import redact
 
@@ -23,3 +24,9 @@ def shown_tracking_uri() -> str:
 def database_file(uri: str) -> Path | None:
     """The SQLite file of a store; None of a server."""
     return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def local_path(uri: str) -> Path | None:
+    """The path of a file URI or of a path; None for any other URI."""
+    parts = urlsplit(uri)
+    return Path(unquote(parts.path)) if parts.scheme in ("", "file") else None
