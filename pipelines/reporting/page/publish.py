@@ -87,8 +87,11 @@ def write(results: Results, folder: Path) -> Path:
 
 def _delete_earlier(folder: Path) -> None:
     """Delete the files of an earlier report, by the list that it wrote, and no other."""
-    with suppress(OSError, ValueError):  # there is no list, or it is another one
-        for name, digest in parse_digests((folder / DIGESTS_FILE).read_text()).items():
+    listed = folder / DIGESTS_FILE
+    if listed.is_symlink() or not listed.is_file():  # a pipe would be waited for
+        return
+    with suppress(OSError, ValueError):  # it is another list
+        for name, digest in parse_digests(listed.read_text()).items():
             path = folder / name
             if "/" in name or path.is_symlink() or not path.is_file():
                 continue
