@@ -19,7 +19,7 @@ from typing import Any
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored, raise_output_error
-from pipelines.console.text import for_stream
+from pipelines.console.text import for_stream, one_line
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
@@ -67,7 +67,7 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
         parts = packaged.continuation(prompt, seed=seed, **options)
         if arguments.json:
             row = {"model": label, "prompt": prompt, "seed": seed, "text": prompt + "".join(parts)}
-            print(json.dumps(row, ensure_ascii=False), flush=True)
+            print(json.dumps(row, ensure_ascii=sys.stdout.isatty()), flush=True)
             raise_output_error()
             continue
         if number:
@@ -95,7 +95,7 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
         raise ConfigError(Problem(f"{arguments.score}: expected at least 2 bytes", "--score"))
     bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
     row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
-    size = f"{len(text):,} bytes of {arguments.score}"
+    size = f"{len(text):,} bytes of {one_line(arguments.score)}"
     print(json.dumps(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
 
 

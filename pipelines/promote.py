@@ -144,7 +144,8 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
         after = {"champion_now": champion, "dry_run": arguments.dry_run}
         print(json.dumps({**asdict(decision), "decision": decision.summary, **after}, indent=1))
         return
-    print(f"{registry.name} version {version} {decision.summary}{_dry_run_note(arguments)}")
+    summary = without_controls(decision.summary)  # which may name a file in storage
+    print(f"{registry.name} version {version} {summary}{_dry_run_note(arguments)}")
 
 
 def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -> "Decision":

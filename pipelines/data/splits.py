@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
@@ -95,8 +95,11 @@ def _write_local(config: DataConfig, corpus: Corpus, storage: Path, mode: Output
             message = "the text changed while it was read; run the same command again"
             raise ConfigError(Problem(message, "data"))
         for split, path in paths.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            move_into_place(scratch / split, path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                move_into_place(scratch / split, path)
+            except OSError as error:  # as where a folder has the name
+                raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def train_val_splits(storage: Folder, fingerprint: str) -> TrainValSplits:

@@ -109,7 +109,7 @@ def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[
         text = json.loads(weights.with_name(DESCRIPTION).read_text())["model"]
         given = TypeAdapter(ModelConfig).validate_json(json.dumps(text))
         _require_shapes(given, weights)
-    except (KeyError, TypeError, ValueError, OSError, SafetensorError) as error:
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise _problem(f"{source}: expected a model of this project: {reason}") from None
     for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):

@@ -21,6 +21,7 @@ from mlflow.pyfunc import PythonModelContext
 
 from pipelines.compat.mlflow import MLFLOW_PREFIX, MODEL_FILE, SOURCES
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.text import first_line
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import without_bytecode_cache
@@ -198,8 +199,15 @@ def _require_sizes(folder: Path, kind: Any) -> None:
         if not fits:
             given = ", ".join(f"{key}={config[key]}" for key in ("dim", "depth", "ff_mult"))
             raise ValueError(f"expected a model of {sum(sizes):,} weights, got {given}")
-    except (AttributeError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise DamagedError(f"{folder}: {CONFIG}: {error}") from None
+    except (
+        AttributeError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        SafetensorError,
+    ) as error:
+        raise DamagedError(f"{folder}: {CONFIG}: {first_line(error)}") from None
 
 
 def local_folder(text: str) -> Path | None:

@@ -79,8 +79,10 @@ def verify_digests(folder: Path, names: Iterable[str]) -> str:
     """Check files of a folder against its SHA256SUMS, which must list these and no others.
 
     Returns the text of SHA256SUMS. Raises OSError if one is missing, ValueError if one does not
-    match its digest.
+    match its digest, or if anything in the folder is neither a file nor a folder: a pipe would be
+    waited for.
     """
+    plain_files(folder)
     text = (folder / DIGESTS_FILE).read_text()
     expected, given = parse_digests(text), {*names}
     if expected.keys() != given:

@@ -57,7 +57,7 @@ def put_file(path: Path, place: RemoteDirectory) -> None:
 def file_at(place: Folder) -> File | None:
     """The file of that name in storage; None if it is not there or not complete."""
     if isinstance(place, Path):
-        return place if place.exists() else None
+        return place if place.is_file() else None  # a pipe would be waited for
     try:
         return RemoteFile(place, _digest_of(place).read_text()[:64], place.size())
     except FileNotFoundError:

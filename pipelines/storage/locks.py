@@ -3,6 +3,7 @@
 Used by the tracking store's locks, the writers of a folder and the copies of corpora.
 """
 
+import logging
 import os
 import platform
 import shlex
@@ -10,13 +11,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pipelines.console.errors import PipelineError
 from pipelines.console.secrets import redact
 from pipelines.console.text import one_line
 
 MAX_COMMAND_CHARACTERS = 200
+SILENT_SECONDS = 10
+"""Longest wait without a line that names the holder."""
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def hold_lock(
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=wait_seconds)
+        _acquire(lock, path, wait_seconds)
     except Timeout:
         raise PipelineError(refused(_holder(path))) from None
     is_file = not isinstance(lock, SoftFileLock)  # else, without flock, the file itself is the lock
@@ -53,6 +56,20 @@ def hold_lock(
         ):  # before it is released: a process that waits for it finds that it is gone
             path.unlink(missing_ok=True)
         lock.release()
+
+
+def _acquire(lock: BaseFileLock, path: Path, wait_seconds: float) -> None:
+    """Acquire a lock, with a line for people if it takes long. Raises Timeout."""
+    first = min(wait_seconds, SILENT_SECONDS)
+    try:
+        lock.acquire(timeout=first)
+    except Timeout:
+        if wait_seconds <= first:
+            raise
+        logging.getLogger(__name__).warning(
+            "waits for %s, which holds %s, at most %.0f s", _holder(path), path, wait_seconds
+        )
+        lock.acquire(timeout=wait_seconds - first)
 
 
 def _holder(path: Path) -> str:

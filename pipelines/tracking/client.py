@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -36,11 +36,11 @@ from pipelines.compat.mlflow import (
     set_environment,
     store_errors,
 )
-from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.text import first_line, is_text, one_line
 from pipelines.tracking.locks import store_lock
-from pipelines.tracking.uri import database_file, tracking_uri
+from pipelines.tracking.uri import database_file, local_path, tracking_uri
 
 PROBE_SECONDS = 10
 MAX_UNAVAILABLE_SECONDS = 3600
@@ -108,6 +108,16 @@ class RetryingClient:
                 raise
             return None
         return "DELETED" if info.lifecycle_stage == "deleted" else str(info.status)
+
+    def require_no_links(self, run_id: str, files: Iterable[str]) -> None:
+        """Raise DamagedError if an artifact of a run would be written to where a link points."""
+        root = local_path(self.get_run(run_id).info.artifact_uri)
+        for path in [root / file for file in files] if root else []:
+            for part in (path, *path.parents):
+                if part.is_symlink():
+                    raise DamagedError(f"{part} is a link; expected plain files and folders")
+                if part == root:
+                    break
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
         """Copy an artifact, a file or a folder, into a folder; returns the copy's path."""

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import mlflow
 from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
@@ -22,7 +21,7 @@ from mlflow.models import Model, ModelSignature
 from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import DamagedError, PipelineError
-from pipelines.console.text import first_line
+from pipelines.console.text import first_line, one_line
 from pipelines.storage.digests import (
     CACHES,
     DIGESTS_FILE,
@@ -43,6 +42,7 @@ from pipelines.tracking.schema import (
     SHA256_TAG,
     schema_version,
 )
+from pipelines.tracking.uri import local_path
 
 SCHEME = "models:/"
 DIGESTS = f"{PACKAGE_FOLDER}/{DIGESTS_FILE}"
@@ -166,16 +166,17 @@ class ModelStore:
         """
         try:
             model = self.client.get_logged_model(model_id)
-            source = _local_path(str(model.artifact_location))
+            source = local_path(str(model.artifact_location))
             if source is not None:
                 plain_files(source)  # a copy has what a link points to
             copy = self.client.download(model.artifact_location, folder)
         except (MlflowException, OSError) as error:
             raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
         except ValueError as error:
-            raise DamagedError(f"{model_uri(model_id)}: {error}") from None
+            raise DamagedError(f"{model_uri(model_id)}: {one_line(error)}") from None
         for cache in copy.rglob(CACHES):
-            shutil.rmtree(cache)
+            if cache.is_dir():
+                shutil.rmtree(cache)
         verify_model_folder(copy, model_uri(model_id), self._logged_digest(model))
         return copy
 
@@ -217,13 +218,14 @@ class ModelStore:
                 if not isinstance(found, dict):
                     raise ValueError(f"{file}: expected a JSON object")
                 return found
-            except ValueError as error:
+            except (OSError, ValueError) as error:
                 raise DamagedError(f"{uri}: {error}") from None
 
     def write_json(self, model_id: str, file: str, data: Any) -> None:
         """Store JSON about a logged model: an artifact of the run that logged it, with its digest
         as a tag of the model."""
         model, text = self.client.get_logged_model(model_id), json.dumps(data, indent=1)
+        self.client.require_no_links(model.source_run_id, [file])
         self.client.log_text(model.source_run_id, text, file)
         digest = hashlib.sha256(text.encode()).hexdigest()
         self.client.set_logged_model_tags(model_id, {_added_tag(file): digest})
@@ -268,7 +270,7 @@ def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> N
         others = UNLISTED if MODEL_FILE in listed else UNLISTED_EARLIER
         verify_tree(folder, listed, lambda file: others.fullmatch(file) is not None)
     except (OSError, ValueError) as error:
-        raise DamagedError(f"{name}: {error}") from None
+        raise DamagedError(f"{name}: {one_line(error)}") from None
 
 
 def read_list(path: Path, logged: str | None) -> dict[str, str]:
@@ -283,12 +285,3 @@ def read_list(path: Path, logged: str | None) -> dict[str, str]:
 def _added_tag(file: str) -> str:
     """The tag of a logged model with the digest of what was stored about it later."""
     return ARTIFACT_TAG.format(re.sub(r"[^\w.\-/]", "_", file))
-
-
-def _local_path(uri: str) -> Path | None:
-    """The path of a file URI or of a path; None for any other URI."""
-    if uri.startswith("file:"):
-        return Path(unquote(urlsplit(uri).path))
-    if re.match(r"[\w+.-]+:/", uri):  # a server's own: mlflow-artifacts:/1/models/...
-        return None
-    return Path(unquote(uri))  # MLflow decodes paths too

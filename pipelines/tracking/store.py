@@ -319,19 +319,22 @@ class Store:
 
     def log_file(self, run_id: str, path: Path) -> None:
         """Log a file as an artifact under its name."""
+        self.client.require_no_links(run_id, [path.name])
         self.client.log_artifact(run_id, str(path))
         self._log_digests(run_id, {path.name: sha256_of(path)})
 
     def log_text(self, run_id: str, text: str, file: str) -> None:
         """Log a text as an artifact."""
+        self.client.require_no_links(run_id, [file])
         self.client.log_text(run_id, text, file)
         self._log_digests(run_id, {file: hashlib.sha256(text.encode()).hexdigest()})
 
     def log_files(self, run_id: str, folder: Path, name: str) -> None:
         """Log the files of a folder as artifacts in a folder of that name."""
-        self.client.log_artifacts(run_id, str(folder), name)
         files = [path for path in folder.rglob("*") if path.is_file()]
         digests = {f"{name}/{path.relative_to(folder)}": sha256_of(path) for path in files}
+        self.client.require_no_links(run_id, digests)
+        self.client.log_artifacts(run_id, str(folder), name)
         self._log_digests(run_id, digests)
 
     def _log_digests(self, run_id: str, digests: Mapping[str, str]) -> None:
@@ -365,7 +368,12 @@ class Store:
         if digest is None and schema_version(tags) > 0:
             raise DamagedError(f"run {run_id}: {file}: the tracking store has no digest of it")
         with scratch_folder() as scratch:
-            path = Path(self.client.download_artifacts(run_id, file, scratch))
+            try:
+                path = Path(self.client.download_artifacts(run_id, file, scratch))
+            except (MlflowException, OSError):
+                raise DamagedError(f"run {run_id}: {file} is missing") from None
+            if not path.is_file():
+                raise DamagedError(f"run {run_id}: {file} is no file")
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")
             return path.read_text()

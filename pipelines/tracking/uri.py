@@ -5,8 +5,9 @@ decodes the path, so that `%` and `?` in the name of a folder must be encoded.
 """
 
 import os
+import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from pipelines.console.secrets import redact
 
@@ -39,3 +40,12 @@ def database_file(uri: str) -> Path | None:
 def database_uri(path: Path) -> str:
     """The URI of a SQLite file, by its absolute path."""
     return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")
+
+
+def local_path(uri: str) -> Path | None:
+    """The path of a file URI or of a path; None for any other URI."""
+    if uri.startswith("file:"):
+        return Path(unquote(urlsplit(uri).path))
+    if re.match(r"[\w+.-]+:/", uri):  # a server's own: mlflow-artifacts:/1/models/...
+        return None
+    return Path(unquote(uri))  # MLflow decodes paths too

@@ -14,6 +14,7 @@ import matplotlib
 from jinja2 import Environment
 from markupsafe import Markup
 
+from pipelines.console.errors import StorageError
 from pipelines.reporting.commands import config_file, report_folder, run_folder
 from pipelines.reporting.figures.style import without_font_log
 from pipelines.reporting.importance import importance
@@ -72,7 +73,7 @@ def write(results: Results, folder: Path) -> Path:
 
     The files that an earlier report has listed in the folder are deleted, unless they were changed.
     """
-    make_private(folder)
+    _make_own(folder)
     _delete_earlier(folder)
     sections = all_sections(results)
     for picture in (picture for section in sections for picture in section.pictures):
@@ -92,17 +93,38 @@ def write(results: Results, folder: Path) -> Path:
 
 def _delete_earlier(folder: Path) -> None:
     """Delete the files of an earlier report, by the list that it wrote, and no other."""
-    with suppress(OSError, ValueError):  # there is no list, or it is another one
-        for name, digest in parse_digests((folder / DIGESTS_FILE).read_text()).items():
+    listed = folder / DIGESTS_FILE
+    if listed.is_symlink() or not listed.is_file():  # a pipe would be waited for
+        return
+    with suppress(OSError, ValueError):  # it is another list
+        for name, digest in parse_digests(listed.read_text()).items():
             path = folder / name
-            if "/" not in name and path.is_file() and sha256_of(path) == digest:
+            if "/" in name or path.is_symlink() or not path.is_file():
+                continue
+            if sha256_of(path) == digest:
                 path.unlink()
 
 
+def _make_own(folder: Path) -> None:
+    """Make the report's folder. Raises StorageError if it is a link: it would be another's."""
+    try:
+        link = next((path for path in (folder, folder.parent) if path.is_symlink()), None)
+        if link:
+            raise StorageError(f"{link} is a link; expected a folder of reports")
+        make_private(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
+
+
 def _new(path: Path) -> Path:
-    """A path to write to: not that of a link, which would write what it points to."""
-    if path.is_symlink():
-        path.unlink()
+    """A path to write to, at which there is no link, whose target would be written, and no pipe.
+
+    Raises StorageError if a folder is there.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}") from None
     return path
 
 

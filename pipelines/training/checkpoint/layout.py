@@ -23,7 +23,8 @@ def list_checkpoints(folder: Folder) -> Sequence[Folder]:
     On this machine a complete one has been renamed to its step; in remote storage it has digests.
     """
     if isinstance(folder, Path):
-        return sorted(folder.glob("[0-9]*"))
+        found = sorted(folder.glob(8 * "[0-9]"))  # others may have left files and links beside them
+        return [path for path in found if path.is_dir() and not path.is_symlink()]
     return [folder / name for name in complete_names(folder.files())]
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -6,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, PipelineError, StorageError
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA, Source
@@ -124,6 +125,22 @@ def test_a_split_of_other_bytes_is_not_the_corpus_and_is_written_again(text, tmp
     content = path.read_bytes()
     path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     assert find_splits(tmp_path, corpus.fingerprint) is None
+    write_splits(of_files(text), corpus, tmp_path)
+    assert path.read_bytes() == content
+
+
+def test_what_is_no_file_is_no_split_and_is_not_waited_for(text, tmp_path):
+    corpus = measure_corpus(of_files(text), seq_len=32)
+    write_splits(of_files(text), corpus, tmp_path)
+    path = find_splits(tmp_path, corpus.fingerprint)["validation"]
+    content = path.read_bytes()
+    path.unlink()
+    path.mkdir()
+    assert find_splits(tmp_path, corpus.fingerprint) is None
+    with pytest.raises(StorageError, match=r"validation\.bin: cannot be written: Is a directory$"):
+        write_splits(of_files(text), corpus, tmp_path)
+    path.rmdir()
+    os.mkfifo(path)
     write_splits(of_files(text), corpus, tmp_path)
     assert path.read_bytes() == content
 

@@ -118,7 +118,9 @@ def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, mo
     assert read_initial_weights(experiment.train.start_from)
 
 
-@pytest.mark.parametrize("sizes", [{"depth": 10**9}, {"dim": 2**24}, {"ff_mult": 10**9}])
+@pytest.mark.parametrize(
+    "sizes", [{"depth": 10**9}, {"dim": 2**24}, {"dim": 2 * 10**12}, {"ff_mult": 10**9}]
+)
 def test_a_start_of_absurd_sizes_is_refused_before_memory_is_taken(data, trained, sizes, capsys):
     path = trained / "artifacts" / "config.json"
     config = json.loads(path.read_text())

@@ -117,6 +117,16 @@ def test_a_terminal_shows_the_controls_of_a_text(packaged, monkeypatch):
         assert written.getvalue() == f"{shown}\n"
 
 
+def test_a_terminal_shows_the_controls_of_a_line_of_json(packaged, monkeypatch):
+    arguments = generate._parse(["--prompt", "a", "--max-new-tokens", "0", "--json"])
+    for is_terminal, shown in ((True, r"\u009b\u00e9"), (False, "\x9bé")):
+        written = io.StringIO()
+        written.isatty = lambda: is_terminal  # noqa: B023
+        monkeypatch.setattr(sys, "stdout", written)
+        generate._generate(packaged, ["\x9bé"], "label", arguments)
+        assert f'"text": "{shown}"' in written.getvalue()
+
+
 @pytest.mark.parametrize(
     ("prompts", "new", "expected"),
     [

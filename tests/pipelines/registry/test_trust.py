@@ -18,6 +18,7 @@ from pipelines.registry.package import CONFIG, FILES, LINEAGE, fetch_model, load
 from pipelines.registry.versions import Registry
 from pipelines.storage.digests import DIGESTS_FILE as SUMS
 from pipelines.storage.digests import format_digests, plain_files
+from pipelines.tracking.models import verify_model_folder
 from pipelines.tracking.schema import SCHEMA_TAG, SHA256_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
@@ -142,6 +143,7 @@ ATTACKS = {
     "linked folder": (link_folder, r"code/torch is a link"),
     "linked sources": (link_sources, r"code/dca is a link"),
     "pipe": (lambda folder: os.mkfifo(folder / "code" / "pipe"), r"code/pipe is no file"),
+    "cache": (write("code/__pycache__", ""), r"code/__pycache__ was added"),
     "swapped": (swap, rf"its {SUMS} is not the one that was logged"),
     "planted": (plant, rf"its {SUMS} is not the one that was logged"),
     "outside": (escape, rf"its {SUMS} is not the one that was logged"),
@@ -204,6 +206,19 @@ def test_no_command_takes_a_configuration_that_was_not_logged(
     assert everything(logged, tmp_path) == before
 
 
+def test_a_name_that_would_control_a_terminal_is_shown_as_escapes(logged):
+    write("code/\n\x1b[2J.py", "")(logged)
+    with pytest.raises(DamagedError, match=r"^folder: code/\\n\\x1b\[2J\.py was added"):
+        verify_model_folder(logged, "folder")
+
+
+def test_a_folder_in_place_of_a_configuration_is_one_line(store, logged):
+    (logged / CONFIG).unlink()
+    (logged / CONFIG).mkdir()
+    with pytest.raises(DamagedError, match=r"^models:/m-\w+: .*Is a directory"):
+        store.models.read_packaged(logged.parent.name, CONFIG)
+
+
 def test_a_model_without_a_digest_in_the_tracking_store_is_refused_but_for_an_old_one(
     store, logged, tmp_path, caplog
 ):
@@ -257,7 +272,17 @@ def test_a_package_of_absurd_sizes_is_refused_before_memory_is_taken(store, logg
         load_model(logged)
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"model": {"depth": "2"}}', "not JSON"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "{}",
+        '{"model": {"depth": "2"}}',
+        '{"model": {"depth": 2, "dim": 2000000000000, "ff_mult": 4}}',
+        pytest.param(100_000 * "[", id="nested"),
+        "not JSON",
+    ],
+)
 def test_a_package_with_a_configuration_of_another_form_is_one_line(logged, text):
     (logged / CONFIG).write_text(text)
     list_again(logged)

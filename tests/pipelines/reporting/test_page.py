@@ -1,4 +1,5 @@
 import logging
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import ConfigError, DamagedError
+from pipelines.console.errors import ConfigError, DamagedError, StorageError
 from pipelines.experiment import load, read_experiment
 from pipelines.reporting.commands import report_folder
 from pipelines.reporting.grn_weights import entry_names
@@ -17,7 +18,7 @@ from pipelines.reporting.page import publish as module
 from pipelines.reporting.page.leaderboard import leaderboard_section
 from pipelines.reporting.page.publish import publish, write
 from pipelines.reporting.statistics import ranking
-from pipelines.storage.digests import sha256_of
+from pipelines.storage.digests import sha256_of, write_digests
 from pipelines.tracking.schema import PAGE_FILE
 from tests.pipelines.reporting.tables import results_of, trial
 from tests.pipelines.stored import Made, store_sweep
@@ -191,11 +192,31 @@ def test_a_report_does_not_write_through_a_link(store, searched, tmp_path):
     folder, victim = tmp_path / "page", tmp_path / "victim"
     folder.mkdir()
     victim.write_text("mine")
-    for name in ("report.html", "tiny.yaml", "SHA256SUMS"):
-        (folder / name).symlink_to(victim)
+    (folder / "report.html").symlink_to(victim)
+    (folder / "tiny.yaml").hardlink_to(victim)
+    os.mkfifo(folder / "SHA256SUMS")
     page = write(load_results("tiny"), folder)
     assert page.read_text().startswith("<!DOCTYPE html>")
     assert victim.read_text() == "mine"
+    page.unlink()
+    page.mkdir()
+    with pytest.raises(StorageError, match=r"report\.html: cannot be written: Is a directory$"):
+        write(load_results("tiny"), folder)
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_folder_behind_a_link_is_not_that_of_a_report(store, searched, tmp_path):
+    """What its list of digests names would be deleted."""
+    store_sweep(store, searched, MIXED, winner=1)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine").write_text("mine")
+    write_digests(outside, ["mine"])
+    (tmp_path / "reports").symlink_to(outside)
+    for folder in (tmp_path / "reports", tmp_path / "reports" / "tiny"):
+        with pytest.raises(StorageError, match=r"reports is a link; expected a folder of reports$"):
+            write(load_results("tiny"), folder)
+    assert {path.name for path in outside.iterdir()} == {"mine", "SHA256SUMS"}
 
 
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../b"])

@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from pipelines.console.errors import PipelineError
+from pipelines.storage import locks
 from pipelines.storage.locks import hold_lock
 
 
@@ -25,6 +26,19 @@ def test_a_wait_ends_with_the_holders_process_and_command_without_secrets(tmp_pa
             pytest.fail("it is held")
         assert path.read_text() == f"{os.getpid()} {platform.node()}\n"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_long_wait_says_for_whom(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.01)
+    path = tmp_path / "a.lock"
+    with (
+        hold_lock(path, busy, wait_seconds=0),
+        pytest.raises(PipelineError),
+        hold_lock(path, busy, wait_seconds=0.02),
+    ):
+        pytest.fail("it is held")
+    (record,) = caplog.records
+    assert f"waits for process {os.getpid()}: " in record.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,39 @@ def test_an_artifact_that_is_logged_again_counts_as_it_is_now(store):
         assert store.damaged_artifact(store.client.get_run(run)) is None
 
 
+def test_an_artifact_is_not_written_to_where_a_link_points(store, tmp_path):
+    run = store.create("fit", "k", "n")
+    artifacts = Path(store.client.get_run(run).info.artifact_uri.removeprefix("file://"))
+    made, victim = tmp_path / "made", tmp_path / "victim"
+    for folder in (artifacts, made, victim):
+        folder.mkdir(parents=True)
+    for file in (made / "a.txt", victim / "a.txt"):
+        file.write_text("mine")
+    (artifacts / "a.txt").symlink_to(victim / "a.txt")
+    (artifacts / "below").symlink_to(victim)
+    for log in (
+        lambda: store.log_file(run, made / "a.txt"),
+        lambda: store.log_text(run, "other", "a.txt"),
+        lambda: store.log_text(run, "other", "below/a.txt"),
+        lambda: store.log_files(run, made, "below"),
+    ):
+        with pytest.raises(DamagedError, match=r"(a\.txt|below) is a link; expected plain files"):
+            log()
+    assert (victim / "a.txt").read_text() == "mine"
+
+
+def test_a_text_artifact_that_is_missing_is_one_line(store):
+    run = store.create("fit", "k", "n")
+    store.log_text(run, "a", "file.txt")
+    file = Path(store.client.get_run(run).info.artifact_uri.removeprefix("file://")) / "file.txt"
+    file.unlink()
+    with pytest.raises(DamagedError, match=rf"^run {run}: file\.txt is missing$"):
+        store.read_text(run, "file.txt")
+    file.mkdir()
+    with pytest.raises(DamagedError, match=rf"^run {run}: file\.txt is "):
+        store.read_text(run, "file.txt")
+
+
 def test_a_text_artifact_is_read_back(store):
     run = store.create("fit", "k", "n")
     store.log_text(run, "été\n", "folder/file.txt")

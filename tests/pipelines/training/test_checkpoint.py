@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -50,6 +51,28 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path, parts):
     for step in range(1, 6):
         save(tmp_path, parts, step, best_step=min(step, 2))
     assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 4, 5]
+
+
+def test_what_others_left_beside_checkpoints_is_none_and_is_not_touched(tmp_path, parts):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "0-other").mkdir()
+    (folder / "00000001").symlink_to(outside)
+    for step in range(2, 6):
+        save(folder, parts, step)
+    assert [int(path.name) for path in checkpoint.list_checkpoints(folder)] == [4, 5]
+    assert outside.is_dir()
+
+
+def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, parts):
+    save(tmp_path, parts, 1)
+    (checkpoint.path_of(tmp_path, 1) / "state.json").unlink()
+    os.mkfifo(checkpoint.path_of(tmp_path, 1) / "state.json")
+    log = []
+    assert checkpoint.resume(tmp_path, *parts, "key", log.append) is None
+    assert "state.json is no file" in log[0]
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "state", "altered", "missing", "digests"])
