@@ -130,13 +130,16 @@ def results_of(store: Store, pipeline_run: str) -> Results:
     search = stages[SEARCH_KIND].info.run_id if SEARCH_KIND in stages else ""
     own = _trials(store, config, stages[SEARCH_KIND]) if search else []
     own_fits = [stages[name] for name in (FIT_KIND, TRAIN_KIND) if name in stages]
+    table = trial_table(config, own, configurations)
+    curves = curve_table(store, config, own, own_fits)
+    searched = {key: curves["number"].map(table[key]) for key in config.search.space}
     results = Results(
         config=config,
         store=store,
         pipeline=pipeline,
         stages=stages,
-        trials=trial_table(config, own, configurations),
-        curves=curve_table(store, config, own, own_fits),
+        trials=table,
+        curves=curves.assign(**searched),
         completed_runs=completed_run_table(
             [*trials, *fits], configurations, config.train.best_metric
         ),

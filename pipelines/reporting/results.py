@@ -43,7 +43,8 @@ class Results:
     and the value of each searched key, INACTIVE where the key did not apply."""
     curves: pd.DataFrame
     """One row per evaluation of the trials and the fit: name, number (-1 for the fit), step,
-    tokens, seconds of training, bits_per_byte, best (so far, of train.best_metric)."""
+    tokens, seconds of training, bits_per_byte, best (so far, of train.best_metric), and the
+    trial's value of each searched key."""
     completed_runs: pd.DataFrame
     """One row per training run of the experiment that used its whole budget, one for each seed of a
     configuration: configuration, kind, run_id, seed, bits_per_byte, tokens."""

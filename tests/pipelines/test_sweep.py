@@ -251,7 +251,7 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     ends = {row["trial"]: row for row in events if row["event"] == "trial"}
-    assert {row["event"] for row in events} == {"stage", "trial", "progress", "result"}
+    assert {row["event"] for row in events} == {"corpus", "stage", "trial", "progress", "result"}
     assert events[-2] | {"stage": "select", "state": "done"} == events[-2]
     assert events[-1]["event"] == "result"  # the last word, of whatever was asked for
     winner = events[-1]["outputs"]["select"]

@@ -413,7 +413,7 @@ def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch
     monkeypatch.setattr(
         module,
         "score",
-        lambda models, model_id, text: (
+        lambda models, model_id, text, *_: (
             versions.score(models, model_id, text)
             if model_id == versions.registry.model_id(version)
             else real_score(models, model_id, text)

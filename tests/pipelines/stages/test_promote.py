@@ -22,7 +22,7 @@ def test_an_earlier_decision_that_holds_is_kept(
     asked, locked = [], []
 
     class Gate:
-        def __init__(self, registry, settings, test, fingerprint) -> None:
+        def __init__(self, registry, settings, test, fingerprint, progress) -> None:
             assert (registry.name, settings, fingerprint) == ("m", experiment.promote, "f")
             self.test = test
 
