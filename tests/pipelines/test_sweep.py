@@ -277,7 +277,7 @@ def test_a_failed_trial_has_a_reason_and_no_number(tmp_path, text):
     code, _out, err = folder.run(*command, "train.learning_rate=1e30", "search.space={}")
     assert code == 1
     assert "every trial failed" in err
-    assert err.count("the gradient is not finite") == 4
+    assert err.count("the gradient is not finite") == 1  # equal trials are not trained again
 
 
 @pytest.mark.ray
