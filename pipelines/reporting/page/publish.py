@@ -57,7 +57,7 @@ def publish(results: Results) -> Path:
     run_id = results.pipeline.info.run_id
     own = write(results, run_folder(results.config, run_id)).parent
     newest = report_folder(results.config)
-    make_private(newest)
+    _make_own(newest)
     _delete_earlier(newest)
     with scratch_folder() as scratch:  # the folders may have files of others
         for name in parse_digests((own / DIGESTS_FILE).read_text()):
