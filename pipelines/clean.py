@@ -80,7 +80,9 @@ def _of_storage(storage: "Folder") -> Iterator[Leftover]:
 
 def _names(folder: "Folder") -> list[str]:
     if isinstance(folder, Path):
-        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        if folder.is_symlink() or not folder.is_dir():  # what a link points to lies elsewhere
+            return []
+        return sorted(path.name for path in folder.iterdir() if not path.is_symlink())
     return sorted({name.partition("/")[0] for name in folder.files()})
 
 

@@ -20,13 +20,22 @@ from pipelines.storage.scratch import abandoned_folders
 
 
 def ended_sessions() -> list[Path]:
-    """The user's own session folders that no living process was started with."""
+    """The user's own session folders whose command and all its processes have ended.
+
+    A cluster that is being started has a folder, named after its command, before any process.
+    """
     folders = [path for path in sorted(session_folder().glob(SESSIONS)) if _is_own(path)]
     if not folders:
         return []
     commands = (" ".join(process.info["cmdline"] or []) for process in _processes())
     running = {name for command in commands for name in re.findall(r"session_[\d_-]+", command)}
-    return [path for path in folders if path.name not in running]
+    return [path for path in folders if path.name not in running and not _command_runs(path)]
+
+
+def _command_runs(path: Path) -> bool:
+    """Whether the process runs whose number ends a session's name."""
+    number = path.name.rpartition("_")[2]
+    return number.isdecimal() and psutil.pid_exists(int(number))
 
 
 def remove_leftovers() -> None:

@@ -52,6 +52,18 @@ def test_checkpoints_of_runs_that_may_go_on_or_are_unknown_stay(left, tmp_path):
     assert (code, out) == (0, "there is nothing that nothing needs\n")
 
 
+def test_what_lies_behind_a_link_stays(left, tmp_path):
+    outside = tmp_path / "outside"
+    left["gone"].parent.rename(outside)
+    left["gone"].parent.symlink_to(outside)
+    left["done"].rename(outside / "moved")
+    left["done"].symlink_to(outside / "moved")
+    code, out, err = Folder(tmp_path).run("clean.py", "--delete")
+    assert (code, out) == (0, "there is nothing that nothing needs\n"), err
+    assert (outside / left["gone"].name / "weights").exists()
+    assert (outside / "moved" / "weights").exists()
+
+
 def test_what_cannot_be_deleted_is_said_and_the_rest_is(left, tmp_path, monkeypatch):
     rmtree = clean.shutil.rmtree
 

@@ -132,6 +132,7 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
         assert not compat.is_head_node(other, seconds=5)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         assert session not in ended_sessions()
+    monkeypatch.setattr(psutil, "pid_exists", lambda number: number != os.getpid())
     assert session in ended_sessions()
     assert len(addresses) > 8
     assert {address.removeprefix("::ffff:") for address in addresses} == {"127.0.0.1"}
