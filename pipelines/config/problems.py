@@ -13,6 +13,7 @@ from pipelines.compat.pydantic import (
     INVALID_JSON,
     LITERAL,
     MISSING,
+    NOT_A_SECTION,
     UNKNOWN_KEY,
     cause,
     expectation,
@@ -42,7 +43,8 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
         return _validator_problem(cause(detail), key)
     given = detail["input"]
     message = f"{expectation(detail)}, got {quote_value(given)}"
-    if isinstance(given, list) and (field := _list_field(path, model)):
+    is_list_given = kind in NOT_A_SECTION and isinstance(given, list)
+    if is_list_given and (field := _list_field(path, model)):
         return Problem(message, key, nearest=f"{{{field}: {quote_value(given)}}}")
     listed = _choices(path, model) if kind == LITERAL else []
     return Problem(message, key, nearest=nearest(str(given), listed))
