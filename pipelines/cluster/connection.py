@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +136,11 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         }
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    network = nullcontext() if address else names.loopback_only()
-    with handlers_restored(*SIGNALS), network:
+    with ExitStack() as stack:
+        stack.enter_context(handlers_restored(*SIGNALS))
+        if not address:
+            stack.enter_context(names.loopback_only())
+            stack.enter_context(names.without_working_folder())
         try:
             ray.init(**settings, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except ConnectionError as error:

@@ -174,6 +174,23 @@ def loopback_only() -> Iterator[None]:
 
 
 @contextmanager
+def without_working_folder() -> Iterator[None]:
+    """Keep the workers of a driver that connects in a block from importing from its folders.
+
+    Ray puts the driver's working folder and that of its script first on each worker's path: a file
+    `torch.py` there would be executed. It does not for a driver whose job brings its own folder.
+    """
+    from ray.job_config import JobConfig
+
+    before = JobConfig._runtime_env_has_working_dir
+    JobConfig._runtime_env_has_working_dir = lambda self: True
+    try:
+        yield
+    finally:
+        JobConfig._runtime_env_has_working_dir = before
+
+
+@contextmanager
 def without_aws_keys() -> Iterator[None]:
     """Keep Tune from sending this process's AWS keys to its actors, in the time of a block.
 

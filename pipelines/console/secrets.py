@@ -7,6 +7,7 @@ with its password is only for connecting.
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 from urllib.parse import quote, quote_plus, unquote_plus
 
@@ -30,7 +31,7 @@ PARAMETER = re.compile(
 def redact(text: str) -> str:
     """The text without the secrets of the environment, the user information of URIs and the values
     of parameters such as `token=`."""
-    for secret in _secrets():
+    for secret in _secrets(tuple(environment().items())):
         text = text.replace(secret, MASK)
     text = USER_INFORMATION.sub(f"{MASK}@", text)
     return PARAMETER.sub(rf"\g<1>{MASK}", text)
@@ -54,11 +55,12 @@ def environment() -> dict[str, str]:
             continue
 
 
-def _secrets() -> list[str]:
+@lru_cache(maxsize=4)  # a text is redacted for each of thousands of errors
+def _secrets(variables: tuple[tuple[str, str], ...]) -> list[str]:
     """The environment's secrets as URIs and messages write them, the longest first."""
     found = {
         form
-        for name, value in environment().items()
+        for name, value in variables
         for secret in _secrets_of(name, value)
         for plain in (secret, unquote_plus(secret))
         for form in (plain, quote(plain), quote(plain, safe=""), quote_plus(plain))

@@ -73,7 +73,7 @@ from pipelines.tracking.schema import (
     schema_version,
     stage_outputs,
 )
-from pipelines.tracking.uri import ARTIFACTS, database_file, tracking_uri
+from pipelines.tracking.uri import artifact_location, database_file, tracking_uri
 from pipelines.training.history import STEP, TIME
 
 __all__ = ["Run", "Store"]
@@ -110,7 +110,7 @@ class Store:
             if found is None and not create:
                 return None
             if found is None:
-                location = _artifact_location(storage, database) if database else None
+                location = artifact_location(storage, database) if database else None
                 made = client.create_experiment(experiment, location, tags=EXPERIMENT_KIND)
                 return Store(client, made)
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
@@ -397,11 +397,3 @@ def _make_folder(path: Path) -> None:
     except OSError as error:
         message = f"{path} cannot be made a folder: {error.strerror}"
         raise ConfigError(Problem(message, "storage")) from None
-
-
-def _artifact_location(storage: Folder, database: Path) -> str:
-    if isinstance(storage, Path):
-        return (storage / "artifacts").as_uri()
-    folder = database.with_name(ARTIFACTS)
-    make_private(folder)
-    return folder.as_uri()

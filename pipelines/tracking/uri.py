@@ -10,6 +10,8 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from pipelines.console.secrets import redact
+from pipelines.storage.private import make_private
+from pipelines.storage.remote import Folder
 
 SQLITE = "sqlite:///"
 ARTIFACTS = "mlartifacts"
@@ -49,3 +51,12 @@ def local_path(uri: str) -> Path | None:
     if re.match(r"[\w+.-]+:/", uri):  # a server's own: mlflow-artifacts:/1/models/...
         return None
     return Path(unquote(uri))  # MLflow decodes paths too
+
+
+def artifact_location(storage: Folder, database: Path) -> str:
+    """The URI of the folder for artifacts of a SQLite file's experiments."""
+    if isinstance(storage, Path):
+        return (storage / "artifacts").as_uri()
+    folder = database.with_name(ARTIFACTS)
+    make_private(folder)
+    return folder.as_uri()

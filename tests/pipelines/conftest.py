@@ -73,6 +73,7 @@ def finished(common: Path, text: Path) -> Folder:
             assert (path / "screen.txt").exists(), "the sweep failed in another process"
             return Folder(path)
         folder = Folder(path, text, LONGER, fresh=True)
+        (path / "einops.py").write_text("raise SystemExit('planted')")  # no process may import it
         ray = tempfile.mkdtemp(dir="/tmp")  # a socket's path is short
         folder.environment |= SECRETS | {"RAY_TMPDIR": ray}
         (path / "killed.txt").write_text(_killed(folder))

@@ -3,6 +3,7 @@
 import sqlite3
 import warnings
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 
 import optuna
@@ -39,7 +40,7 @@ def test_quiet_ends_with_its_block(caplog):
 
 def test_what_is_experimental_or_deprecated_warns_but_not_within_quiet():
     with pytest.warns(optuna.exceptions.ExperimentalWarning):
-        compat.quasi_random_points(SPACE, 1, 0)
+        next(compat.quasi_random_points(SPACE, 0))
     with pytest.warns(optuna.exceptions.ExperimentalWarning, match="consider_pruned_trials"):
         optuna.samplers.CmaEsSampler(consider_pruned_trials=True)
     with pytest.warns(optuna.exceptions.ExperimentalWarning, match="source_trials"):
@@ -49,7 +50,7 @@ def test_what_is_experimental_or_deprecated_warns_but_not_within_quiet():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with compat.quiet():
-            compat.quasi_random_points(SPACE, 1, 0)
+            next(compat.quasi_random_points(SPACE, 0))
             compat.cma_es(0, 1, source_trials=[trial(0.5, 1.0)])
             compat.cma_es(0, 1, x0={"x": 0.5, "n": 2})
             optuna.create_study().set_metric_names(["loss"])
@@ -57,9 +58,9 @@ def test_what_is_experimental_or_deprecated_warns_but_not_within_quiet():
 
 def test_quasi_random_points_fill_the_space_evenly_and_a_seed_repeats_them():
     with compat.quiet():
-        points = compat.quasi_random_points(SPACE, 8, seed=0)
-        assert compat.quasi_random_points(SPACE, 4, seed=0) == points[:4]
-        assert compat.quasi_random_points(SPACE, 4, seed=1) != points[:4]
+        points = list(islice(compat.quasi_random_points(SPACE, seed=0), 8))
+        assert list(islice(compat.quasi_random_points(SPACE, seed=0), 4)) == points[:4]
+        assert list(islice(compat.quasi_random_points(SPACE, seed=1), 4)) != points[:4]
     assert sorted(int(4 * point["x"]) for point in points) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert {point["n"] for point in points} == {1, 2, 3, 4}
 

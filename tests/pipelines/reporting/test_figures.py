@@ -309,7 +309,9 @@ def test_each_slice_has_the_trials_at_their_values_and_the_winner_in_a_ring(spac
 
 def test_the_slice_of_one_key_is_one_panel_and_inactive_reals_are_left_out(data):
     space = {"train.beta2": {"uniform": [0.0, 0.9], "when": {"train.compile": True}}}
+    space["train.compile"] = {"choice": [True, False]}
     config = read_experiment(data | {"search": {"space": space}}, source="test")
+    config.search.space.pop("train.compile")
     trials = [
         trial("complete", [2.0], train__beta2=0.5),
         trial("pruned", [3.0], train__beta2=INACTIVE),
