@@ -183,10 +183,11 @@ def accuracy(check: Check) -> dict[str, Any]:
     shape = Shape(7, 128, heads=4, batch=3, seq_len=64) if check.on_gpu else TINY
     errors = {}
     for kind in KINDS:
-        model = build_model(shape.config(kind), generator=torch.Generator().manual_seed(0))
+        seeded = torch.Generator().manual_seed(0)
+        model = build_model(shape.config(kind), generator=seeded)
         reference = copy.deepcopy(model).double()
         model.to(check.device)
-        ids_bt = torch.randint(VOCAB, (shape.batch, shape.seq_len + 1))
+        ids_bt = torch.randint(VOCAB, (shape.batch, shape.seq_len + 1), generator=seeded)
         expected = loss_of(reference, ids_bt)
         expected.backward()
         for name in MAX_ERROR:
