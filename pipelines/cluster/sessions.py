@@ -22,35 +22,28 @@ from pipelines.storage.scratch import abandoned_folders
 def ended_sessions() -> list[Path]:
     """The user's own session folders whose command and all its processes have ended.
 
-    A cluster that is being started has a folder, named after its command, before any process.
+    A cluster that is being started has a folder, named after its command, before any process. One
+    of another container has the folder, but processes that only its sockets show.
     """
     folders = [path for path in sorted(session_folder().glob(SESSIONS)) if _is_own(path)]
     if not folders:
         return []
     commands = (" ".join(process.info["cmdline"] or []) for process in _processes())
     running = {name for command in commands for name in re.findall(r"session_[\d_-]+", command)}
-    return [path for path in folders if path.name not in running and not _command_runs(path)]
-
-
-def _command_runs(path: Path) -> bool:
-    """Whether the process runs whose number ends a session's name."""
-    number = path.name.rpartition("_")[2]
-    return number.isdecimal() and psutil.pid_exists(int(number))
+    return [path for path in folders if path.name not in running and _has_ended(path)]
 
 
 def remove_leftovers() -> None:
     """Delete what killed commands of this user have left on this machine: temporary folders, and
-    those of Ray clusters whose driver has ended and that nothing answers in."""
-    left = [*abandoned_folders(Path(tempfile.gettempdir())), *filter(_is_dead, ended_sessions())]
-    for path in left:
+    those of Ray clusters that have ended."""
+    for path in [*abandoned_folders(Path(tempfile.gettempdir())), *ended_sessions()]:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _is_dead(session: Path) -> bool:
-    """Whether the driver in a session's name runs no longer, nor any process behind its sockets:
-    one of another container, which has the folder but not the processes."""
-    driver = session.name.rpartition("_")[2]
-    if not driver.isdecimal() or psutil.pid_exists(int(driver)):
+def _has_ended(session: Path) -> bool:
+    """Whether neither the command in a session's name runs nor a process behind its sockets."""
+    number = session.name.rpartition("_")[2]
+    if not number.isdecimal() or psutil.pid_exists(int(number)):
         return False
     return not any(_answers(path) for path in (session / "sockets").glob("*"))
 

@@ -10,13 +10,10 @@ interrupted, the next command that reads the champion completes it. No clock dec
 """
 
 import itertools
-import os
-import socket
 import time
 import uuid
 from dataclasses import dataclass
 
-import psutil
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -30,7 +27,7 @@ from pipelines.registry.versions import (
     search_versions,
 )
 from pipelines.tracking import descriptions
-from pipelines.tracking.provenance import user
+from pipelines.tracking.provenance import process_has_ended, this_process, user
 from pipelines.tracking.schema import (
     ACTION_TAG,
     CLAIM_TAG,
@@ -158,7 +155,7 @@ class Champions:
         own = MOVING_TAG.format(uuid.uuid4().hex)
         while True:
             last = entries[-1]
-            self._mark(last, own, _this_process())
+            self._mark(last, own, this_process())
             marks.append((last, own))
             if self._version_exists(last):
                 self.registry.set_alias(CHAMPION, int(last.tags[ENTRY_VERSION_TAG]))
@@ -263,14 +260,11 @@ def _moves(entry: ModelVersion) -> list[str]:
     return [tag for tag in entry.tags if tag.startswith(MOVING_TAG.format(""))]
 
 
-def _this_process() -> str:
-    return f"{socket.gethostname()} {os.getpid()}"
-
-
 def _has_ended(entry: ModelVersion, tag: str) -> bool:
     """Whether the process that set a mark ran on this host and runs no longer."""
-    host, _, number = entry.tags[tag].rpartition(" ")
-    return host == socket.gethostname() and not psutil.pid_exists(int(number))
+    process = entry.tags[tag]
+    here = process.split()[0] == this_process().split()[0]
+    return here and process_has_ended(process)
 
 
 def _number(entry: ModelVersion) -> int:

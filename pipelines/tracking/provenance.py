@@ -5,8 +5,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-
-import psutil
+from pathlib import Path
 
 from pipelines.compat.mlflow import (
     COMMIT_TAG,
@@ -45,19 +44,24 @@ def provenance() -> dict[str, str]:
 
 def this_process() -> str:
     """This process: its host, its id and its start, in which a later one of the id differs."""
-    started = psutil.Process().create_time()
-    return f"{platform.node().replace(' ', '-') or 'unknown'} {os.getpid()} {started:.2f}"
+    host = platform.node().replace(" ", "-") or "unknown"
+    return f"{host} {os.getpid()} {_start_of(os.getpid())}"
 
 
 def process_has_ended(text: str) -> bool:
     """Whether a process of this host, as `this_process` described it, runs no longer."""
     try:
-        number, started = int(text.split()[1]), float(text.split()[2])
-        return abs(psutil.Process(number).create_time() - started) > 1
-    except psutil.NoSuchProcess:
+        number, started = text.split()[1:3]
+        return _start_of(int(number)) != int(started)
+    except FileNotFoundError:
         return True
-    except (IndexError, ValueError, psutil.Error):
+    except (ValueError, OSError):
         return False
+
+
+def _start_of(process: int) -> int:
+    """When a process began, in ticks since the machine started: no change of a clock moves it."""
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19])
 
 
 def user() -> str:

@@ -331,9 +331,9 @@ def test_runs_of_a_killed_process_are_ended_at_the_next_start(store, monkeypatch
     other = Store(store.client, store.client.create_experiment("other"))
     runs = {}
     for name, process in (
-        ("killed", f"{host} {ended.pid} 1.00"),
-        ("of another process with its number", f"{host} {os.getpid()} 1.00"),
-        ("of another machine", f"else {ended.pid} 1.00"),
+        ("killed", f"{host} {ended.pid} 1"),
+        ("of another process with its number", f"{host} {os.getpid()} 1"),
+        ("of another machine", f"else {ended.pid} 1"),
         ("damaged", f"{host} x"),
         ("own", this_process()),
     ):
