@@ -32,7 +32,7 @@ def test_a_module_of_the_working_folder_is_not_imported(monkeypatch, tmp_path, i
     for name in ("argparse.py", "torch.py", "numpy.py", "pipelines.py", "dca.py"):
         (tmp_path / name).write_text("raise SystemExit('planted')")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path) if inside else os.environ["PYTHONPATH"])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path if inside else ROOT))
     child = run_isolated("pipelines.storage.digests", [])
     assert (child.returncode, child.stdout, child.stderr) == (0, "", "")
     child = run_isolated("pipelines.generate", ["--help"])
