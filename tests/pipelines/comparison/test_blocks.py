@@ -25,6 +25,22 @@ def test_the_standard_error_is_that_of_the_formula():
     assert found.lower_bound(0.95) == pytest.approx(bound)
 
 
+def test_the_variance_of_correlated_blocks_is_corrected():
+    """By the spectrum of a first-order autoregression at the frequencies of the cosines."""
+    (values,) = autoregression(np.random.default_rng(3), 0.8, 60, 1)
+    found, centred = block_mean(values, [1] * 60), values - values.mean()
+    rho = float(centred[1:] @ centred[:-1] / (centred @ centred))
+    rho += (1 + 4 * rho) / 60
+    assert found.correlation == pytest.approx(rho) and 0.5 < rho < 0.97
+    variances, shares = [], []
+    for j in range(1, TERMS + 1):
+        cosine = np.cos(np.pi * j * (np.arange(60) + 0.5) / 60)
+        variances.append(2 / 60 * float(cosine @ centred) ** 2)
+        shares.append((1 - rho) ** 2 / abs(1 - rho * np.exp(1j * np.pi * j / 60)) ** 2)
+    expected = math.sqrt(np.mean(variances) / np.mean(shares) / 60)
+    assert found.standard_error == pytest.approx(expected)
+
+
 def test_the_mean_is_per_byte_and_blocks_of_other_sizes_weigh_by_them():
     found = block_mean([1.0, 4.0, 9.0], [10, 20, 30])
     assert found.mean == pytest.approx(14 / 60)
