@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep \
-  bench-startup bench-cluster mutants
+  bench-startup bench-cluster bench-gate mutants
 
 install: .venv/.installed
 
@@ -50,6 +50,9 @@ bench-startup: install
 
 bench-cluster: install
 	$(BIN)/python benchmarks/cluster.py
+
+bench-gate: install
+	$(BIN)/python benchmarks/gate.py
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'

@@ -22,7 +22,7 @@ RANKS = [
     {"pipelines.data"},
     {"pipelines.training"},
     {"pipelines.tracking"},
-    {"pipelines.cluster", "pipelines.engine"},
+    {"pipelines.cluster", "pipelines.engine", "pipelines.comparison"},
     {"pipelines.registry"},
     {"pipelines.search"},
     {"pipelines.experiment"},

@@ -23,7 +23,8 @@ class PromoteConfig(Section):
     min_improvement: Annotated[float, Field(ge=0)] = 0.0
     """Bits per byte by which a challenger must beat the champion on the test split."""
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
-    """Confidence of that improvement: of a paired bootstrap over blocks of the test text."""
+    """Confidence of that improvement: of a one-sided t-test over blocks of the test text, in pairs,
+    that allows for the correlation of blocks."""
     max_parameters: Positive | None = None
     """Maximum number of parameters of a champion; null: no limit."""
     min_bytes_per_second: Annotated[float, Field(gt=0)] | None = None

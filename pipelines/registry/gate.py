@@ -33,11 +33,13 @@ from pipelines.registry.versions import Registry
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.provenance import user
 from pipelines.tracking.schema import (
+    BLOCK_CORRELATION,
     CHAMPION_BITS,
     DECISION_FILE,
     DECISION_TAG,
     FORCED_TAG,
     GAIN,
+    GAIN_ERROR,
     GATE_CHAMPION_TAG,
     GATE_KEY_TAG,
     GATE_TAG,
@@ -147,18 +149,21 @@ class Gate:
         if not math.isfinite(champion_score.bits_per_byte):
             reason = f"the bits per byte of version {seen.champion} are not finite"
             return self._decision(version, seen, True, reason, numbers)
-        gain = paired_gain(challenger_score, champion_score, self.settings.confidence)
+        gain = paired_gain(challenger_score, champion_score)
+        lower_bound = gain.lower_bound(self.settings.confidence)
         numbers |= {
             CHAMPION_BITS: champion_score.bits_per_byte,
             GAIN: gain.mean,
-            MIN_GAIN: gain.lower_bound,
+            MIN_GAIN: lower_bound,
+            GAIN_ERROR: gain.standard_error,
+            BLOCK_CORRELATION: gain.correlation,
         }
-        better = gain.lower_bound > self.settings.min_improvement
+        better = lower_bound > self.settings.min_improvement
         reason = (
             f"{challenger_score.bits_per_byte:.4f} against {champion_score.bits_per_byte:.4f} "
             f"bits per byte of version {seen.champion} on the same test bytes, a gain of "
             f"{gain.mean:.4f}; with {self.settings.confidence:g} confidence at least "
-            f"{gain.lower_bound:.4f}, "
+            f"{lower_bound:.4f}, "
             f"{'' if better else 'not '}over {self.settings.min_improvement:g}"
         )
         return self._decision(version, seen, better, reason, numbers)

@@ -158,6 +158,7 @@ PROMOTE_TAG = "promote"
 GATE_TAG = "gate.{}"
 """Of the gate's last decision: each of its numbers, and what follows."""
 GAIN, MIN_GAIN, CHAMPION_BITS = "gain", "least_gain", "champion_bits_per_byte"
+GAIN_ERROR, BLOCK_CORRELATION = "gain_standard_error", "block_correlation"
 """Numbers of a comparison with the champion."""
 DECISION_TAG, PROMOTED_TAG = GATE_TAG.format("decision"), GATE_TAG.format("promoted")
 GATE_KEY_TAG, GATE_CHAMPION_TAG = GATE_TAG.format("key"), GATE_TAG.format("champion")

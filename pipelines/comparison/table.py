@@ -1,0 +1,190 @@
+"""The table of a study: a row for each arm with its difference, verdict and price.
+
+Used by the stage compare and by the report; pipelines.comparison.text writes it.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from pipelines.comparison.statistics import (
+    Interval,
+    look_level,
+    paired,
+    seeds_needed,
+)
+from pipelines.comparison.time_to_quality import (
+    Curve,
+    LearningRates,
+    TimeToQuality,
+    time_to_quality,
+)
+from pipelines.comparison.verdicts import Bits, Difference, differences
+
+SMALLEST_DIFFERENCE = 0.01
+"""Bits per byte that a study should be able to find, unless it names another."""
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio with its interval, if that is known."""
+
+    value: float
+    interval: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a study measured of one arm."""
+
+    name: str
+    bits: Bits
+    """Of the test split."""
+    curves: Mapping[int, Curve] = field(default_factory=dict)
+    """Of the replicates, by seed."""
+    parameters: int | None = None
+    flops_per_token: float | None = None
+    peak_memory_bytes: int | None = None
+    step_time: Ratio | None = None
+    """Of a step, relative to the baseline, probed in rotation with it."""
+    rates: LearningRates | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One arm in the table."""
+
+    arm: str
+    replicates: int
+    """Number of those that have a result."""
+    bits_per_byte: float | None
+    """Mean over them, on the test split."""
+    sd: float | None
+    """Standard deviation over them, in bits per byte."""
+    diverged: int
+    """Number of replicates that diverged; they are in no mean."""
+    difference: Difference | None = None
+    """From the baseline, in whose row this is None."""
+    interval: Interval | None = None
+    """95 % interval of the mean difference."""
+    simultaneous: Interval | None = None
+    """The same, for all arms together; None where there is one."""
+    seeds_needed: int | None = None
+    """Of an undecided arm: pairs that would find `smallest_difference` with power 0.8."""
+    parameters: int | None = None
+    parameter_ratio: float | None = None
+    """To the baseline's, as the next ratio."""
+    flops_per_token: float | None = None
+    flops_ratio: float | None = None
+    peak_memory_bytes: int | None = None
+    step_time: Ratio | None = None
+    """Relative to the baseline's."""
+    tokens_to_quality: TimeToQuality | None = None
+    time_to_quality: TimeToQuality | None = None
+    """The same as a share of the wall-clock; None without a step time."""
+    rates: LearningRates | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All arms of a study beside its baseline."""
+
+    baseline: str
+    rows: tuple[Row, ...]
+    """The baseline's first."""
+    looks: tuple[int, ...]
+    """Numbers of seeds whenever a verdict was shown, the present one last."""
+    level: float
+    """Spent at this look."""
+    smallest_difference: float = SMALLEST_DIFFERENCE
+
+    @property
+    def best(self) -> Row | None:
+        """The arm with the lowest mean difference among those that are better."""
+        found = [(row.difference, row) for row in self.rows if row.difference is not None]
+        better = [(d.paired.mean or 0.0, row.arm, row) for d, row in found if d.verdict == "better"]
+        return min(better)[-1] if better else None
+
+
+def compare(
+    arms: Sequence[Arm],
+    baseline: str,
+    looks: Sequence[Collection[int]],
+    *,
+    single_look: bool = False,
+    smallest_difference: float = SMALLEST_DIFFERENCE,
+) -> Comparison:
+    """Compare the arms of a study with its baseline.
+
+    Args:
+        arms: all of them, the baseline among them.
+        baseline: its name.
+        looks: the seeds that there were whenever a verdict was shown, the present ones last.
+        single_look: whether the experiment promised to look once.
+        smallest_difference: bits per byte for which `seeds_needed` is computed.
+    """
+    base = next(arm for arm in arms if arm.name == baseline)
+    others = [arm for arm in arms if arm.name != baseline]
+    bits = {arm.name: arm.bits for arm in others}
+    found = differences(bits, base.bits, looks, single_look=single_look)
+    level = look_level(len(looks), single=single_look)
+    later = look_level(1 if single_look else len(looks) + 1, single=single_look)
+    rows = [_row(base, base)]
+    for arm in others:
+        row, difference = _row(arm, base), found[arm.name]
+        test, tokens = difference.paired, _tokens(arm, base, difference)
+        needed = None
+        if difference.verdict == "undecided" and test.sd is not None:
+            needed = seeds_needed(test.sd, test.n, smallest_difference, later / len(others))
+        rows.append(
+            replace(
+                row,
+                difference=difference,
+                interval=test.interval(),
+                simultaneous=test.interval(len(others)) if len(others) > 1 else None,
+                seeds_needed=needed,
+                tokens_to_quality=tokens,
+                time_to_quality=_time(tokens, arm.step_time),
+            )
+        )
+    sizes = tuple(len(set(seeds)) for seeds in looks)
+    return Comparison(baseline, tuple(rows), sizes, level, smallest_difference)
+
+
+def _row(arm: Arm, base: Arm) -> Row:
+    """An arm by itself, and its sizes beside the baseline's."""
+    quality = paired([bits for bits in arm.bits.values() if bits is not None])
+    return Row(
+        arm.name,
+        quality.n,
+        quality.mean,
+        quality.sd,
+        len(arm.bits) - quality.n,
+        parameters=arm.parameters,
+        parameter_ratio=_ratio(arm.parameters, base.parameters),
+        flops_per_token=arm.flops_per_token,
+        flops_ratio=_ratio(arm.flops_per_token, base.flops_per_token),
+        peak_memory_bytes=arm.peak_memory_bytes,
+        step_time=arm.step_time,
+        rates=arm.rates,
+    )
+
+
+def _ratio(value: float | None, base: float | None) -> float | None:
+    return value / base if value is not None and base else None
+
+
+def _tokens(arm: Arm, base: Arm, difference: Difference) -> TimeToQuality | None:
+    """Time to quality in tokens; in reverse for an arm that is worse; None without curves."""
+    reverse = difference.verdict == "worse"
+    reference = (arm if reverse else base).bits  # whose final quality is to be reached
+    seeds = sorted(arm.curves.keys() & base.curves.keys())
+    seeds = [seed for seed in seeds if reference.get(seed) is not None]
+    pairs = [(arm.curves[seed], base.curves[seed]) for seed in seeds]
+    return time_to_quality(pairs, reverse=reverse) if pairs else None
+
+
+def _time(tokens: TimeToQuality | None, step_time: Ratio | None) -> TimeToQuality | None:
+    """Time to quality as a share of the wall-clock; None without a step time."""
+    if tokens is None or step_time is None:
+        return None
+    return tokens.times(1 / step_time.value if tokens.reverse else step_time.value)

@@ -1,0 +1,165 @@
+"""The table of a study, its sentences and its files."""
+
+import csv
+import io
+import json
+from dataclasses import replace
+from typing import Any
+
+from pipelines.comparison.statistics import Interval
+from pipelines.comparison.table import Arm, Comparison, Ratio, Row, compare
+from pipelines.comparison.text import (
+    COLUMNS,
+    arm_sentence,
+    columns,
+    sentence,
+    to_csv,
+    to_json,
+    to_markdown,
+)
+from pipelines.comparison.time_to_quality import Curve, learning_rates
+from pipelines.engine.results import from_json
+from pipelines.engine.results import to_json as result_data
+
+TOKENS = range(100, 1100, 100)
+CURVE = [4.0, 3.5, 3.2, 3.0, 2.8, 2.7, 2.6, 2.55, 2.52, 2.5]
+NOISE = [0.004, -0.002, 0.001, -0.006, 0.003]
+RATES = learning_rates([(1e-3, 2.6), (2e-3, 2.5)], 8.0)
+
+
+def arm(name: str, gain: float, **fields: Any) -> Arm:
+    """An arm with five replicates, lower than the baseline's by a gain at every evaluation."""
+    bits = {
+        seed: 2.5 + 0.01 * seed - gain + noise * (gain != 0) for seed, noise in enumerate(NOISE)
+    }
+    curves = {
+        seed: Curve(TOKENS, [x + bits[seed] - 2.5 for x in CURVE]) for seed in range(len(NOISE))
+    }
+    return Arm(name, bits, curves, **fields)
+
+
+STANDARD = arm("standard", 0, parameters=1000, flops_per_token=6000.0, rates=RATES)
+DCA = arm(
+    "dca",
+    0.1,
+    parameters=1010,
+    flops_per_token=6300.0,
+    peak_memory_bytes=2_000_000,
+    step_time=Ratio(1.25, Interval(1.2, 1.3)),
+)
+WORSE = arm("worse", -0.1, step_time=Ratio(0.5))
+CLOSE = arm("close", 0.001)
+
+
+def study(*arms: Arm, **settings: Any) -> Comparison:
+    return compare([*arms, STANDARD], "standard", [range(5)], **settings)
+
+
+def row(found: Comparison, name: str) -> Row:
+    return next(row for row in found.rows if row.arm == name)
+
+
+def test_the_sentence_of_an_arm_that_is_better():
+    assert sentence(study(DCA)) == (
+        "dca beats standard by 0.100 bits per byte (0.095 to 0.105, 5 seeds, Holm p < 0.0001) "
+        "and reaches its quality in 0.88 of its time (0.87 to 0.89)."
+    )
+    in_tokens = study(replace(DCA, step_time=None))
+    assert sentence(in_tokens).endswith("reaches its quality in 0.70 of its tokens (0.69 to 0.71).")
+
+
+def test_the_sentence_of_an_arm_that_is_worse_times_the_baseline():
+    found = study(WORSE)
+    share = found.rows[1].tokens_to_quality
+    assert share is not None and share.share is not None and share.reverse
+    assert sentence(found).startswith(
+        "worse is worse than standard by 0.100 bits per byte (0.095 to 0.105, 5 seeds, Holm p < "
+    )
+    time = 2 * share.share  # a step of the baseline takes twice as long
+    assert f", whose quality standard reaches in {time:.2f} of its time (" in sentence(found)
+
+
+def test_the_sentence_of_an_undecided_arm_says_how_many_seeds_would_settle_it():
+    found = study(CLOSE)
+    needed = found.rows[1].seeds_needed
+    assert sentence(found) == (
+        "close is undecided against standard: 0.001 bits per byte lower (-0.004 to 0.006, 5 seeds, "
+        f"Holm p = 0.61); {needed} seeds would find 0.01."
+    )
+    wider = study(CLOSE, smallest_difference=0.002).rows[1].seeds_needed
+    assert needed is not None and wider is not None and 5 < needed < wider
+    enough = study(CLOSE, smallest_difference=0.1)
+    assert sentence(enough).endswith("; 5 seeds are enough to find 0.1.")
+    once = study(CLOSE, single_look=True).rows[1].seeds_needed
+    assert once is not None and once < needed  # at 0.05, and not at what is left for a second look
+
+
+def test_of_several_arms_the_best_one_is_named_or_none():
+    better = arm("better", 0.05)
+    assert sentence(study(WORSE, better, DCA)).startswith("dca beats standard")
+    assert sentence(study(WORSE, CLOSE)) == "No arm beats standard: of 2, worse: 1, undecided: 1."
+
+
+def test_an_arm_without_results_and_the_baseline_have_their_sentences():
+    gone = Arm("gone", dict.fromkeys(range(5)))
+    found = study(gone)
+    assert sentence(found) == "gone is undecided against standard: no pair has two results."
+    assert arm_sentence(found, found.rows[0]) == "standard is the baseline."
+    assert (found.rows[1].diverged, found.rows[1].bits_per_byte) == (5, None)
+    assert "| gone | 0, 5 diverged |" in to_markdown(found)
+
+
+def test_divergence_stands_in_the_sentence_and_in_the_table():
+    found = study(replace(DCA, bits=dict(DCA.bits) | {4: None}))
+    assert "4 seeds, Holm p < 0.0001, 1 diverged)" in sentence(found)
+    assert "| dca | 4, 1 diverged |" in to_markdown(found)
+    assert sentence(found).startswith("dca is undecided")
+
+
+def test_only_a_count_is_said_where_not_all_pairs_reach_the_quality():
+    slow = {seed: Curve(TOKENS, [9.0] * 10) for seed in range(2)}
+    found = study(replace(DCA, curves=dict(DCA.curves) | slow))
+    assert sentence(found).endswith("and reaches its quality in 3 of 5 pairs.")
+    assert "3 of 5 reached" in to_markdown(found)
+
+
+def test_the_rows_begin_with_the_baseline_and_have_their_sizes_beside_its():
+    found = study(DCA, CLOSE)
+    assert [row.arm for row in found.rows] == ["standard", "dca", "close"]
+    dca = row(found, "dca")
+    assert (dca.parameter_ratio, dca.flops_ratio) == (1.01, 1.05)
+    assert dca.interval is not None and dca.simultaneous is not None
+    assert dca.simultaneous.low < dca.interval.low
+    assert row(study(DCA), "dca").simultaneous is None
+    assert (found.looks, found.level) == ((5,), 0.04)
+
+
+def test_the_files_hold_the_same_numbers():
+    found = study(DCA, WORSE, CLOSE)
+    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert list(rows[0]) == list(COLUMNS)
+    for line, values in zip(rows, columns(found), strict=True):
+        assert line == {name: "" if v is None else str(v) for name, v in values.items()}
+    filled = {name for name in COLUMNS if any(line[name] for line in rows)}
+    assert filled == set(COLUMNS)
+    data = json.loads(to_json(found))
+    assert data["sentence"] == sentence(found)
+    assert data["rows"][1]["difference"]["paired"]["mean"] == columns(found)[1]["difference"]
+
+
+def test_the_table_for_readers_leaves_empty_columns_out():
+    lines = to_markdown(study(DCA, CLOSE)).splitlines()
+    heads = lines[2].strip("| ").split(" | ")
+    assert {"verdict", "difference (95 %)", "95 % for all arms together", "Holm p"} <= set(heads)
+    assert "seeds to find 0.01" in heads
+    assert all(line.count("|") == lines[2].count("|") for line in lines[2:])
+    line = next(line for line in lines if line.startswith("| dca |"))
+    assert "| better | -0.1000 (-0.1050 to -0.0950) |" in line
+    assert "| 1,010 (x 1.010) | 6.3e+03 (x 1.050) | 2 | 1.25 (1.20 to 1.30) |" in line
+    assert "0.002 (highest tried: widen)" in next(x for x in lines if x.startswith("| standard"))
+    assert "time to quality" not in to_markdown(study(CLOSE))
+
+
+def test_a_comparison_is_a_result_of_a_stage():
+    found = study(DCA, WORSE, CLOSE)
+    assert from_json(Comparison, json.dumps(result_data(found))) == found
