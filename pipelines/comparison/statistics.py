@@ -162,6 +162,21 @@ def geometric_mean(ratios: Iterable[float]) -> tuple[float, Interval | None]:
     return math.exp(logs.mean), found and Interval(math.exp(found.low), math.exp(found.high))
 
 
+def median_interval(values: Sequence[float]) -> tuple[float, Interval | None]:
+    """The median, and the 95 % interval of it between two of the values in order.
+
+    The k-th smallest and the k-th largest of n contain the true median with probability
+    1 - 2 P(B <= k - 1), B being binomial with n and 1/2, whatever the distribution: the largest k
+    is taken that keeps it. None for fewer than six values.
+    """
+    ordered = sorted(values)
+    n, outside, beyond = len(ordered), 0.0, 0
+    while (outside := outside + 2 * math.comb(n, beyond) / 2**n) <= LEVEL:
+        beyond += 1
+    found = Interval(ordered[beyond - 1], ordered[n - beyond]) if beyond else None
+    return float(np.median(ordered)), found
+
+
 def _power(n: int, sd: float, difference: float, level: float) -> float:
     """Probability that a t-test over n pairs finds a difference, in its true direction."""
     from scipy.special import nctdtr

@@ -62,6 +62,8 @@ class Row:
     """Standard deviation over them, in bits per byte."""
     diverged: int
     """Number of replicates that diverged; they are in no mean."""
+    bits_interval: Interval | None = None
+    """95 % interval of the mean; two that overlap say little, as seeds are paired."""
     difference: Difference | None = None
     """From the baseline, in whose row this is None."""
     interval: Interval | None = None
@@ -159,6 +161,7 @@ def _row(arm: Arm, base: Arm) -> Row:
         quality.mean,
         quality.sd,
         len(arm.bits) - quality.n,
+        quality.interval(),
         parameters=arm.parameters,
         parameter_ratio=_ratio(arm.parameters, base.parameters),
         flops_per_token=arm.flops_per_token,

@@ -22,6 +22,8 @@ COLUMNS = {
     "diverged": "diverged",
     "bits_per_byte": "bits_per_byte",
     "sd": "sd",
+    "bits_low": "bits_interval.low",
+    "bits_high": "bits_interval.high",
     "verdict": "difference.verdict",
     "pairs": "difference.paired.n",
     "difference": "difference.paired.mean",
@@ -59,8 +61,13 @@ COLUMNS = {
 
 
 def sentence(found: Comparison) -> str:
-    """The verdict in one sentence: of the best arm, or that none is better."""
+    """The verdict in one sentence: of the best arm, or that none is better.
+
+    Of an arm without others its mean and the interval.
+    """
     others = [row for row in found.rows if row.difference is not None]
+    if not others:
+        return _alone(found.rows[0])
     if found.best is not None:
         return arm_sentence(found, found.best)
     if len(others) == 1:
@@ -119,30 +126,60 @@ def to_markdown(found: Comparison) -> str:
 
 def cells(found: Comparison, row: Row) -> dict[str, str]:
     """A row of the table for readers, by its headings; empty where it has nothing."""
-    test = row.difference.paired if row.difference else None
+    return {"arm": row.arm, **quality_cells(found, row), **cost_cells(row), **tuning_cells(row)}
+
+
+def quality_cells(found: Comparison, row: Row) -> dict[str, str]:
+    """How good an arm is, and how surely."""
+    alone, test = len(found.rows) == 1, row.difference.paired if row.difference else None
     flip, floor = _p_text(_get(test, "sign_flip_p")), sign_flip_floor(test.n) if test else 1
-    end = _get(row, "rates.at_end")
+    verdict = row.difference.verdict if row.difference else "baseline"
     return {
-        "arm": row.arm,
         "seeds": f"{row.replicates}" + (f", {row.diverged} diverged" if row.diverged else ""),
-        "bits per byte": _number(row.bits_per_byte, ".4f"),
-        "sd": _number(row.sd, ".4f"),
-        "verdict": row.difference.verdict if row.difference else "baseline",
+        "verdict": "" if alone else verdict,
         "difference (95 %)": _number(_get(test, "mean"), "+.4f", row.interval),
         "95 % for all arms together": _between(row.simultaneous, "+.4f"),
         "Holm p": _p_text(_get(row, "difference.holm_p")),
         "sign-flip p (smallest possible)": flip and f"{flip} ({floor:.2g})",
+        "bits per byte": _number(row.bits_per_byte, ".4f", row.bits_interval if alone else None),
+        "sd": _number(row.sd, ".4f"),
         f"seeds to find {found.smallest_difference:g}": _number(row.seeds_needed, "d"),
+    }
+
+
+def cost_cells(row: Row) -> dict[str, str]:
+    """What an arm costs, and how soon it is as good as the baseline."""
+    time = _get(row, "step_time.value")
+    return {
         "parameters": _number(row.parameters, ",d") + _times(row.parameter_ratio),
         "FLOPs a token": _number(row.flops_per_token, ".3g") + _times(row.flops_ratio),
         "peak memory, MB": _number(row.peak_memory_bytes and row.peak_memory_bytes / 1e6, ",.0f"),
-        "step time": _number(_get(row, "step_time.value"), ".2f", _get(row, "step_time.interval")),
+        "step time": _number(time, ".2f", _get(row, "step_time.interval")),
         "tokens to quality": _share_text(row.tokens_to_quality),
         "time to quality": _share_text(row.time_to_quality),
-        "best learning rate": _number(_get(row, "rates.best_rate"), "g")
-        + (f" ({end} tried: widen)" if end else ""),
+    }
+
+
+def tuning_cells(row: Row) -> dict[str, str]:
+    """What the tuning of an arm found."""
+    end, rate = _get(row, "rates.at_end"), _number(_get(row, "rates.best_rate"), "g")
+    return {
+        "best learning rate": rate + (f" ({end} tried: widen)" if end else ""),
         "sensitivity": _number(_get(row, "rates.sensitivity"), ".4f"),
     }
+
+
+def _alone(row: Row) -> str:
+    """The mean of an arm that has no others to be compared with."""
+    if row.bits_per_byte is None:
+        return f"{row.arm} has no result: {row.diverged} of {row.diverged} seeds diverged."
+    parts = [
+        _between(row.bits_interval, ".4f"),
+        f"{row.replicates} seed{'' if row.replicates == 1 else 's'}",
+        f"{row.diverged} diverged" if row.diverged else "",
+    ]
+    evidence = ", ".join(part for part in parts if part)
+    return f"{row.arm} reaches {row.bits_per_byte:.4f} bits per byte ({evidence})."
 
 
 def _evidence(row: Row, *, negated: bool) -> str:

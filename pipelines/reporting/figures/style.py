@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any, ParamSpec
 
 import matplotlib
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,6 +34,11 @@ MARKERS: dict[str, dict[str, Any]] = {
     "unfinished": {"marker": "s", "facecolors": "white", "edgecolors": GREY, "s": 22},
 }
 """Of a trial's point, by state."""
+ARM_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Of the arms of a study but the baseline, which is black: those of Okabe and Ito, which people who
+are colour-blind can tell apart."""
+ARM_LINES, ARM_MARKERS = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2))), "osD^vPX"
+"""Of the same arms: with the colours they repeat after thirty."""
 P = ParamSpec("P")
 
 
@@ -66,3 +72,25 @@ def new_figure(
     """A figure of this height in inches, and its panels row by row."""
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options).flatten()
+
+
+def arm_styles(names: Sequence[str], baseline: str) -> dict[str, dict[str, Any]]:
+    """Colour, line style and marker of each arm of a study, the same in all of its figures."""
+    others = [name for name in names if name != baseline]
+    styles = {
+        name: {
+            "color": ARM_COLORS[place % len(ARM_COLORS)],
+            "linestyle": ARM_LINES[place % len(ARM_LINES)],
+            "marker": ARM_MARKERS[place % len(ARM_MARKERS)],
+        }
+        for place, name in enumerate(others)
+    }
+    return {baseline: {"color": INK, "linestyle": "-", "marker": "*"}, **styles}
+
+
+def zoom(axes: Axes, values: pd.Series, share: float = 0.9) -> None:
+    """Show this share of the values, the best ones: a bad start would flatten all else."""
+    if len(values) > 1 and values.max() > values.min():
+        low, high = values.min(), values.quantile(share)
+        high = high if high > low else values.max()
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))

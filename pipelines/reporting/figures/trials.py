@@ -9,7 +9,16 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
-from pipelines.reporting.figures.style import BAR, GREY, INK, LIGHT, MARKERS, new_figure, styled
+from pipelines.reporting.figures.style import (
+    BAR,
+    GREY,
+    INK,
+    LIGHT,
+    MARKERS,
+    new_figure,
+    styled,
+    zoom,
+)
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import ranking, seed_statistics, trial_budgets
 
@@ -83,7 +92,7 @@ def curves(results: Results) -> Figure:
         axes.set_xlabel(label)
         axes.set_ylabel("bits per byte")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
-        _zoom(axes, results.curves["bits_per_byte"])
+        zoom(axes, results.curves["bits_per_byte"])
     shown = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
     if shown:
         order = [name for name in lines if name in shown]
@@ -103,14 +112,6 @@ def _draw_curves(axes: Axes, curves: pd.DataFrame, column: str, lines: dict[str,
             grey.append(points)
     axes.add_collection(LineCollection(grey, colors=LIGHT, linewidths=0.8, zorder=2))
     axes.autoscale_view()
-
-
-def _zoom(axes: Axes, values: pd.Series) -> None:
-    """Show from the best value to the 90th percentile: a bad start would flatten all else."""
-    if len(values) > 1 and values.max() > values.min():
-        low, high = values.min(), values.quantile(0.9)
-        high = high if high > low else values.max()
-        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
 @styled

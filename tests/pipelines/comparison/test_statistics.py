@@ -12,6 +12,7 @@ from pipelines.comparison.statistics import (
     geometric_mean,
     holm,
     look_level,
+    median_interval,
     paired,
     seeds_needed,
     sign_flip_floor,
@@ -123,3 +124,16 @@ def test_the_geometric_mean_of_ratios():
     assert mean == pytest.approx(1.0)
     assert interval is not None and interval.low * interval.high == pytest.approx(1.0)
     assert geometric_mean([0.7]) == (pytest.approx(0.7), None)
+
+
+@pytest.mark.parametrize("n", [6, 9, 10, 20])
+def test_the_interval_of_a_median_is_that_of_scipy(n):
+    values = list(np.random.default_rng(n).normal(size=n))
+    median, interval = median_interval(values)
+    expected = stats.quantile_test(values, p=0.5).confidence_interval(0.95)
+    assert interval is not None
+    assert (median, interval.low, interval.high) == (np.median(values), *expected)
+
+
+def test_five_values_are_too_few_for_an_interval_of_their_median():
+    assert median_interval([5.0, 1.0, 2.0, 4.0, 3.0]) == (3.0, None)

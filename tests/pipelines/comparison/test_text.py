@@ -109,6 +109,17 @@ def test_an_arm_without_results_and_the_baseline_have_their_sentences():
     assert "| gone | 0, 5 diverged |" in to_markdown(found)
 
 
+def test_an_arm_without_others_has_the_interval_of_its_mean():
+    found = study()
+    assert sentence(found) == ("standard reaches 2.5200 bits per byte (2.5004 to 2.5396, 5 seeds).")
+    assert "| standard | 5 | 2.5200 (2.5004 to 2.5396) | 0.0158 |" in to_markdown(found)
+    assert "verdict" not in to_markdown(found)
+    gone = compare([Arm("gone", {0: None})], "gone", [[0]])
+    assert sentence(gone) == "gone has no result: 1 of 1 seeds diverged."
+    one = compare([Arm("one", {0: 2.5, 1: None})], "one", [[0, 1]])
+    assert sentence(one) == "one reaches 2.5000 bits per byte (1 seed, 1 diverged)."
+
+
 def test_divergence_stands_in_the_sentence_and_in_the_table():
     found = study(replace(DCA, bits=dict(DCA.bits) | {4: None}))
     assert "4 seeds, Holm p < 0.0001, 1 diverged)" in sentence(found)

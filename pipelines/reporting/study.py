@@ -1,0 +1,77 @@
+"""A study as the report shows it: what was measured of its arms, and their comparison.
+
+Made by the stage compare and by pipelines.reporting.loading; drawn by the figures, shown by the
+page.
+"""
+
+from dataclasses import dataclass, replace
+
+from pipelines.comparison.statistics import Interval
+from pipelines.comparison.table import Arm, Comparison, Ratio, compare
+from pipelines.comparison.verdicts import pair
+
+
+@dataclass(frozen=True)
+class Study:
+    """The arms of a study, and their comparison with a baseline."""
+
+    arms: tuple[Arm, ...]
+    """In the order of the experiment."""
+    comparison: Comparison
+    token_seconds: float | None = None
+    """Training time of a token of the baseline, alone on one slot; None if it was not probed."""
+
+    @property
+    def base(self) -> Arm:
+        """The baseline."""
+        return next(arm for arm in self.arms if arm.name == self.comparison.baseline)
+
+    @property
+    def others(self) -> tuple[Arm, ...]:
+        """All arms but the baseline, the lowest mean difference first."""
+        rows = {row.arm: row.difference for row in self.comparison.rows if row.difference}
+        means = {name: found.paired.mean for name, found in rows.items()}
+        arms = [arm for arm in self.arms if arm.name in rows]
+        return tuple(sorted(arms, key=lambda arm: (means[arm.name] is None, means[arm.name] or 0)))
+
+    def differences(self, arm: Arm) -> tuple[float, ...]:
+        """Bits per byte of an arm minus the baseline's, of each pair that has both."""
+        return pair(arm.bits, self.base.bits).differences
+
+    def seconds_of_token(self, arm: Arm) -> float | None:
+        """Training time of a token of an arm, alone on one slot; None if it was not probed."""
+        if self.token_seconds is None or arm.step_time is None:
+            return None
+        return self.token_seconds * arm.step_time.value
+
+
+def with_baseline(study: Study, baseline: str, looks: list[list[int]]) -> Study:
+    """The same arms compared with another baseline.
+
+    `looks` are the seeds that there were whenever a verdict was shown.
+    """
+    base = next(arm for arm in study.arms if arm.name == baseline)
+    arms = tuple(replace(arm, step_time=_relative(arm, base)) for arm in study.arms)
+    seconds = study.seconds_of_token(base)
+    comparison = compare(
+        arms, baseline, looks, smallest_difference=study.comparison.smallest_difference
+    )
+    return Study(arms, comparison, seconds)
+
+
+def _relative(arm: Arm, base: Arm) -> Ratio | None:
+    """The step time relative to another baseline.
+
+    Both were measured against the first one: the interval is between the ends of both intervals.
+    """
+    if arm.step_time is None or base.step_time is None:
+        return None
+    if arm.name == base.name:
+        return Ratio(1.0)
+    one, other = (_ends(ratio) for ratio in (arm.step_time, base.step_time))
+    between = Interval(one.low / other.high, one.high / other.low)
+    return Ratio(arm.step_time.value / base.step_time.value, between)
+
+
+def _ends(ratio: Ratio) -> Interval:
+    return ratio.interval or Interval(ratio.value, ratio.value)
