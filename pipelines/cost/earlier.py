@@ -9,7 +9,6 @@ from pipelines.experiment import Experiment
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
-    BATCH_TOKENS_PARAM,
     FIT_KIND,
     HOST_TAG,
     INACTIVE_PARAM,
@@ -21,14 +20,9 @@ from pipelines.tracking.schema import (
     TRIAL_KIND,
 )
 from pipelines.tracking.store import Run, Store
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import STEP_PARAMS, TrainingRun
 
 MAX_PIPELINES = 5
-STEP_PARAMS = (
-    *("model.", "train.seq_len", BATCH_TOKENS_PARAM, "train.micro_batch_tokens"),
-    *("train.ema_decay", "train.activation_checkpointing", "train.compile"),
-)
-"""What changes the time of a step."""
 
 
 class EarlierRuns:

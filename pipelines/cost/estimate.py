@@ -11,7 +11,7 @@ import torch
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
 from pipelines.cluster.connection import cluster_address
 from pipelines.console.text import format_duration
-from pipelines.cost.earlier import STEP_PARAMS, EarlierRuns
+from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, simulate, step_flops
 from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
@@ -21,7 +21,7 @@ from pipelines.search.resume import joining, stored_search
 from pipelines.search.space import RUN_KEYS
 from pipelines.tracking.schema import SECONDS_METRIC
 from pipelines.tracking.store import Run
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import STEP_PARAMS, TrainingRun
 from pipelines.training.memory import MIB, peak_bytes
 
 DEFAULT_SECONDS = {

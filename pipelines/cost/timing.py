@@ -19,6 +19,7 @@ from pipelines.storage.scratch import scratch_folder
 from pipelines.training import loop
 from pipelines.training.config import TrainingRun
 from pipelines.training.history import TIME, TOKENS_PER_SECOND, Row
+from pipelines.training.timing import worker_share
 
 TIMED_SECONDS = 2.0
 """Of all sizes together, after the first rows: a plan is waited for."""
@@ -60,23 +61,19 @@ def _time_all(runs: Sequence[TrainingRun], text: Path, number: int) -> list[floa
 
 
 def _time(run: TrainingRun, text: Path, folder: Path, seconds: float) -> float:
-    train = run.train
-    sequences = -(-train.batch_tokens // (train.seq_len * run.resources.max_workers))
-    batch, micro = sequences * train.seq_len, train.micro_batch_tokens
-    evals = max(2, train.steps // STEPS)
+    share = worker_share(run)
+    batch = share.train.batch_tokens
+    evals = max(2, run.train.steps // STEPS)
     changes = {
-        "resources.workers": 1,
-        "train.batch_tokens": batch,
-        "train.micro_batch_tokens": micro if micro and batch % micro == 0 else None,
         "train.tokens": evals * STEPS * batch,
         "train.evals": evals,
-        "train.eval_tokens": train.seq_len,
+        "train.eval_tokens": run.train.seq_len,
         "train.log_every_steps": STEPS,
-        **{"train.start_from": None, "train.patience": None},
+        "train.patience": None,
         "train.learning_rate": 1e-6,  # random bytes must not make it diverge
     }
     rows: list[Row] = []
-    with closing(loop.train(run.replace(changes), TrainValSplits(text, text), folder)) as history:
+    with closing(loop.train(share.replace(changes), TrainValSplits(text, text), folder)) as history:
         for new in history:
             rows += new
             if len(rows) > 1 and rows[-1][TIME] > rows[0][TIME] + seconds:

@@ -72,6 +72,13 @@ SCHEDULE_OPTIONS = {
 """Options that only some schedules read: an experiment none of whose trials can is refused."""
 
 
+STEP_PARAMS = (
+    *("model.", "train.seq_len", "train.batch_tokens", "train.micro_batch_tokens"),
+    *("train.ema_decay", "train.activation_checkpointing", "train.compile"),
+)
+"""Prefixes of the keys that change the time of a step."""
+
+
 class TrainConfig(Section):
     """The training of one model."""
 

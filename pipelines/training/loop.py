@@ -47,7 +47,7 @@ def train(
     checkpoint cannot be written, PipelineError if another process trains in the folder.
     """
     lock = writer_lock(folder) if rank_and_world()[0] == 0 else nullcontext(folder)
-    with lock as locked, _threads_restored():
+    with lock as locked, threads_restored():
         trainer = Trainer(run, splits, locked, log, key)
         if rows := trainer.new_rows():
             yield rows
@@ -62,7 +62,7 @@ def train(
 
 
 @contextmanager
-def _threads_restored() -> Iterator[None]:
+def threads_restored() -> Iterator[None]:
     """Put PyTorch's number of threads back, which a trainer sets for the whole process."""
     threads = torch.get_num_threads()
     try:

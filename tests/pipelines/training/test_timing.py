@@ -1,0 +1,54 @@
+"""Two trainings timed in turns."""
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.training import timing
+from pipelines.training.timing import times_in_turns, worker_share
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    path = tmp_path / "timing"
+    path.mkdir()
+    return path
+
+
+def test_a_deeper_model_takes_longer_in_every_round(run, splits, folder, monkeypatch):
+    monkeypatch.setattr(timing, "ROUNDS", 3)
+    monkeypatch.setattr(timing, "SECONDS", 0.02)
+    rounds = times_in_turns(run, run.replace({"model.depth": 12}), splits, folder)
+    assert len(rounds) == 3
+    assert all(0 < small < 0.75 * large for small, large in rounds)
+    assert list(folder.iterdir()) == []
+
+
+def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, folder, monkeypatch):
+    alive, order = set(), []
+
+    class Trainer(timing.Trainer):
+        def __init__(self, config, *rest):
+            assert not alive
+            alive.add(id(self))
+            order.append(config.model.depth)
+            super().__init__(config, *rest)
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    monkeypatch.setattr(timing, "Trainer", Trainer)
+    monkeypatch.setattr(timing, "ROUNDS", 3)
+    times_in_turns(
+        run.replace({"train.tokens": 256}), run.replace({"model.depth": 1}), splits, folder
+    )
+    assert order == [2, 1, 1, 2, 2, 1]
+
+
+def test_of_several_workers_one_is_timed_with_its_share(run):
+    two = run.replace({"resources.workers": 2, "train.micro_batch_tokens": 64})
+    share = worker_share(two)
+    assert (share.resources.workers, share.train.batch_tokens) == (1, 128)
+    assert (share.train.micro_batch_tokens, share.train.steps) == (64, two.train.steps)
+    assert worker_share(two.replace({"resources.workers": 4})).train.micro_batch_tokens == 64
+    assert worker_share(two.replace({"resources.workers": 8})).train.micro_batch_tokens is None
