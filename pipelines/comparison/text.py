@@ -135,15 +135,15 @@ def quality_cells(found: Comparison, row: Row) -> dict[str, str]:
     flip, floor = _p_text(_get(test, "sign_flip_p")), sign_flip_floor(test.n) if test else 1
     verdict = row.difference.verdict if row.difference else "baseline"
     return {
-        "seeds": f"{row.replicates}" + (f", {row.diverged} diverged" if row.diverged else ""),
         "verdict": "" if alone else verdict,
         "difference (95 %)": _number(_get(test, "mean"), "+.4f", row.interval),
-        "95 % for all arms together": _between(row.simultaneous, "+.4f"),
         "Holm p": _p_text(_get(row, "difference.holm_p")),
-        "sign-flip p (smallest possible)": flip and f"{flip} ({floor:.2g})",
         "bits per byte": _number(row.bits_per_byte, ".4f", row.bits_interval if alone else None),
         "sd": _number(row.sd, ".4f"),
+        "seeds": f"{row.replicates}" + (f", {row.diverged} diverged" if row.diverged else ""),
         f"seeds to find {found.smallest_difference:g}": _number(row.seeds_needed, "d"),
+        "95 % for all arms together": _between(row.simultaneous, "+.4f"),
+        "sign-flip p (smallest possible)": flip and f"{flip} ({floor:.2g})",
     }
 
 
@@ -152,11 +152,11 @@ def cost_cells(row: Row) -> dict[str, str]:
     time = _get(row, "step_time.value")
     return {
         "parameters": _number(row.parameters, ",d") + _times(row.parameter_ratio),
+        "step time": _number(time, ".2f", _get(row, "step_time.interval")),
+        "time to quality": _share_text(row.time_to_quality),
+        "tokens to quality": _share_text(row.tokens_to_quality),
         "FLOPs a token": _number(row.flops_per_token, ".3g") + _times(row.flops_ratio),
         "peak memory, MB": _number(row.peak_memory_bytes and row.peak_memory_bytes / 1e6, ",.0f"),
-        "step time": _number(time, ".2f", _get(row, "step_time.interval")),
-        "tokens to quality": _share_text(row.tokens_to_quality),
-        "time to quality": _share_text(row.time_to_quality),
     }
 
 

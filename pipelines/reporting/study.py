@@ -1,7 +1,6 @@
 """A study as the report shows it: what was measured of its arms, and their comparison.
 
-Made by the stage compare and by pipelines.reporting.loading; drawn by the figures, shown by the
-page.
+Made and stored by the stage compare; drawn by the figures, shown by the page.
 """
 
 from dataclasses import dataclass, replace
@@ -18,13 +17,17 @@ class Study:
     arms: tuple[Arm, ...]
     """In the order of the experiment."""
     comparison: Comparison
+    looks: tuple[tuple[int, ...], ...]
+    """The seeds that there were whenever a verdict was shown, the present ones last."""
+    single_look: bool = False
+    """Whether the experiment promised to look once."""
     token_seconds: float | None = None
     """Training time of a token of the baseline, alone on one slot; None if it was not probed."""
 
     @property
     def base(self) -> Arm:
         """The baseline."""
-        return next(arm for arm in self.arms if arm.name == self.comparison.baseline)
+        return self.arm(self.comparison.baseline)
 
     @property
     def others(self) -> tuple[Arm, ...]:
@@ -33,6 +36,10 @@ class Study:
         means = {name: found.paired.mean for name, found in rows.items()}
         arms = [arm for arm in self.arms if arm.name in rows]
         return tuple(sorted(arms, key=lambda arm: (means[arm.name] is None, means[arm.name] or 0)))
+
+    def arm(self, name: str) -> Arm:
+        """An arm by its name."""
+        return next(arm for arm in self.arms if arm.name == name)
 
     def differences(self, arm: Arm) -> tuple[float, ...]:
         """Bits per byte of an arm minus the baseline's, of each pair that has both."""
@@ -44,31 +51,28 @@ class Study:
             return None
         return self.token_seconds * arm.step_time.value
 
-
-def with_baseline(study: Study, baseline: str, looks: list[list[int]]) -> Study:
-    """The same arms compared with another baseline.
-
-    `looks` are the seeds that there were whenever a verdict was shown.
-    """
-    base = next(arm for arm in study.arms if arm.name == baseline)
-    arms = tuple(replace(arm, step_time=_relative(arm, base)) for arm in study.arms)
-    seconds = study.seconds_of_token(base)
-    comparison = compare(
-        arms, baseline, looks, smallest_difference=study.comparison.smallest_difference
-    )
-    return Study(arms, comparison, seconds)
+    def against(self, baseline: str) -> "Study":
+        """The same arms compared with another baseline."""
+        base, settings = self.arm(baseline), self.comparison
+        arms = tuple(replace(arm, step_time=_relative(arm, base)) for arm in self.arms)
+        found = compare(
+            *(arms, baseline, self.looks),
+            single_look=self.single_look,
+            smallest_difference=settings.smallest_difference,
+        )
+        return replace(self, arms=arms, comparison=found, token_seconds=self.seconds_of_token(base))
 
 
 def _relative(arm: Arm, base: Arm) -> Ratio | None:
     """The step time relative to another baseline.
 
-    Both were measured against the first one: the interval is between the ends of both intervals.
+    Both were measured against the first one: the interval has the ends of both intervals.
     """
     if arm.step_time is None or base.step_time is None:
         return None
     if arm.name == base.name:
         return Ratio(1.0)
-    one, other = (_ends(ratio) for ratio in (arm.step_time, base.step_time))
+    one, other = _ends(arm.step_time), _ends(base.step_time)
     between = Interval(one.low / other.high, one.high / other.low)
     return Ratio(arm.step_time.value / base.step_time.value, between)
 

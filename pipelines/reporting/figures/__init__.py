@@ -8,6 +8,12 @@ markers, line styles and labels distinguish what colour distinguishes. pyplot is
 
 from pipelines.reporting.figures.mixing import mixing_weights
 from pipelines.reporting.figures.search_space import importances, parallel, slices
+from pipelines.reporting.figures.study import (
+    forest,
+    quality_and_time,
+    rate_curves,
+    study_curves,
+)
 from pipelines.reporting.figures.trials import (
     curves,
     history,
@@ -19,6 +25,7 @@ from pipelines.reporting.figures.trials import (
 
 __all__ = [
     "curves",
+    "forest",
     "history",
     "importances",
     "leaderboard",
@@ -26,6 +33,9 @@ __all__ = [
     "parallel",
     "pareto_front",
     "pruning",
+    "quality_and_time",
+    "rate_curves",
     "seeds",
     "slices",
+    "study_curves",
 ]

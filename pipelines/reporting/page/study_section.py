@@ -1,0 +1,205 @@
+"""Sections of the page about a study: verdicts, what they cost and leave out, and figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from pipelines.comparison.statistics import LEVEL
+from pipelines.comparison.table import Row
+from pipelines.comparison.text import (
+    arm_sentence,
+    cost_cells,
+    quality_cells,
+    sentence,
+    tuning_cells,
+)
+from pipelines.console.text import format_duration
+from pipelines.experiment import Experiment
+from pipelines.reporting import figures
+from pipelines.reporting.page.content import Picture, Section, Table
+from pipelines.reporting.study import Study
+
+LEFT_OUT = (
+    "The intervals and p-values are about the seeds alone: the order of the text and the weights "
+    "at the start. They leave out how well the learning rate and the other searched keys were "
+    "chosen (one search an arm), other texts, and other sizes and budgets."
+)
+COST = (
+    "What each arm costs, beside the baseline. FLOPs are those of training. The step time is the "
+    "median of ratios to the baseline's, measured in turns with nothing else running, and "
+    "its 95 % interval. Tokens to quality: after which share of the baseline's tokens the arm is "
+    "as good as the baseline is at its end, the geometric mean over the pairs; time to quality: "
+    "that times the step time. An arm that is ahead is read in the middle of its schedule, with a "
+    "high learning rate, which understates it."
+)
+
+
+def study_sections(study: Study | None, experiment: Experiment) -> list[Section]:
+    """The verdicts with their evidence; of an unfinished study, that there are none yet."""
+    section = Section("study", "Comparison of the arms")
+    if study is None:
+        section.paragraphs = [
+            f"The study is unfinished: {', '.join(experiment.arm_names) or 'the seeds'} are "
+            "compared when all trainings have ended. The same command goes on."
+        ]
+        return [section]
+    rows = ordered_rows(study)
+    points = [arm_sentence(study.comparison, row) for row in rows if row.difference]
+    section.points = points or [sentence(study.comparison)]
+    section.paragraphs = [*_method(study, experiment), *_marks(rows), LEFT_OUT]
+    section.tables = _tables(study, rows)
+    return [section, Section("arms", "The arms in figures", pictures=_pictures(study))]
+
+
+def ordered_rows(study: Study) -> list[Row]:
+    """The baseline's row, and the others from the best to the worst."""
+    rows = {row.arm: row for row in study.comparison.rows}
+    return [rows[arm.name] for arm in (study.base, *study.others)]
+
+
+def _method(study: Study, experiment: Experiment) -> list[str]:
+    """How the arms were trained and compared."""
+    found, seeds = study.comparison, len(study.looks[-1])
+    count = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    tokens = {f"{arm_tokens(study, row.arm):,}" for row in found.rows}
+    budget = f"on {tokens.pop()} bytes" if len(tokens) == 1 else "for equal times"
+    trained = f"trained with {count} {budget}"
+    if len(found.rows) == 1:
+        return [f"The winner of the search was {trained}. Results are those of the test split."]
+    return [
+        f"{len(found.rows)} arms, each with a search of its own of {experiment.search.trial_count} "
+        f"trials, the best of which was {trained}. A pair is the training of an arm and that of "
+        f"{found.baseline} with the same seed: the same text in the same order. Differences are of "
+        "bits per byte of the test split, which took part in no choice; negative ones are better.",
+        *_planned(study, experiment),
+        f"An arm is better or worse if a paired t-test rejects that it is equal, after Holm's "
+        f"correction for {len(found.rows) - 1} arms, at the level {found.level:g}. Undecided does "
+        f"not mean equal: see the intervals. {_looks(study)}",
+    ]
+
+
+def _planned(study: Study, experiment: Experiment) -> list[str]:
+    baseline = study.comparison.baseline
+    if baseline == experiment.baseline_arm:
+        return []
+    return [
+        f"The baseline of the experiment is {experiment.baseline_arm}; the comparison with "
+        f"{baseline} was asked for later, and its p-values do not count that."
+    ]
+
+
+def _looks(study: Study) -> str:
+    """How the level is spent over the looks at the results."""
+    counts = [len(seeds) for seeds in study.looks]
+    if study.single_look:
+        kept = "which is the only one" if len(counts) == 1 else "and no verdict counts after that"
+        return f"The experiment promised a single look, at {counts[0]} seeds, {kept}."
+    if len(counts) == 1:
+        return (
+            f"This is the first look, at {counts[0]} seeds; if seeds are added, later looks share "
+            f"the rest of the level of {LEVEL:g}."
+        )
+    numbers = ", ".join(map(str, counts[:-1]))
+    return (
+        f"Verdicts were shown at {numbers} and now {counts[-1]} seeds: the level of {LEVEL:g} is "
+        "spent over these looks."
+    )
+
+
+def _marks(rows: Sequence[Row]) -> list[str]:
+    """What is to be known of single arms."""
+    ends = [
+        f"{row.arm} ({row.rates.best_rate:g} is the {row.rates.at_end})"
+        for row in rows
+        if row.rates and row.rates.at_end
+    ]
+    lost = [f"{row.arm} ({row.diverged})" for row in rows if row.diverged]
+    found = []
+    if ends:
+        found.append(
+            f"The best learning rate lies at an end of those tried of {', '.join(ends)}: one "
+            "beyond may be better, so that the range should be wider."
+        )
+    if lost:
+        found.append(
+            f"Trainings diverged of {', '.join(lost)}. They are in no mean; an arm that diverges "
+            "where the baseline does not is never called better."
+        )
+    return found
+
+
+def _pictures(study: Study) -> list[Picture]:
+    several = len(study.arms) > 1
+    timed = any(study.seconds_of_token(arm) is not None for arm in study.arms)
+    rated = any(arm.rates for arm in study.arms)
+    base = study.comparison.baseline
+    drawn = {
+        "forest": (several, figures.forest),
+        "study_curves": (any(arm.curves for arm in study.arms), figures.study_curves),
+        "quality_and_time": (several and timed, figures.quality_and_time),
+        "rate_curves": (rated, figures.rate_curves),
+    }
+    captions = {
+        "forest": f"Each arm's difference from {base}, pair by pair, with its mean and intervals: "
+        "of this arm alone, and of all arms together. An interval that contains 0 is undecided.",
+        "study_curves": "Validation, the mean over the seeds and the range from the lowest to the "
+        "highest seed. Time is that of the steps alone, as the probe measured it.",
+        "quality_and_time": "Below the line an arm is better than the baseline, right of it its "
+        "steps take longer. Bars are 95 % intervals.",
+        "rate_curves": "The best trial with each learning rate of an arm's search; the ring is its "
+        "best, a cross at the top diverged.",
+    }
+    return [
+        Picture(name, draw(study), captions[name], _alt(name))
+        for name, (is_drawn, draw) in drawn.items()
+        if is_drawn
+    ]
+
+
+def _alt(name: str) -> str:
+    return {
+        "forest": "Paired differences of the arms with their intervals.",
+        "study_curves": "Mean learning curves of the arms.",
+        "quality_and_time": "Differences of the arms against their step times.",
+        "rate_curves": "Results of the arms' searches against the learning rate.",
+    }[name]
+
+
+def _tables(study: Study, rows: Sequence[Row]) -> list[Table]:
+    found = study.comparison
+    quality = _table(
+        "Quality on the test split, the best first. The sign-flip test assumes no distribution; "
+        "with few seeds its smallest possible p-value is over the level.",
+        rows,
+        lambda row: quality_cells(found, row),
+    )
+    cost = _table(COST, rows, lambda row: cost_cells(row) | _time(study, row))
+    tuning = _table(
+        "The searches: the best learning rate, and how much is lost on average over the rates "
+        "tried (sensitivity, in bits per byte).",
+        rows,
+        tuning_cells,
+    )
+    return [table for table in (quality, cost, tuning) if len(table.columns) > 1]
+
+
+def _time(study: Study, row: Row) -> dict[str, str]:
+    """The time of one training."""
+    seconds = study.seconds_of_token(study.arm(row.arm))
+    spent = seconds and seconds * arm_tokens(study, row.arm)
+    return {"one training": format_duration(spent) if spent else ""}
+
+
+def arm_tokens(study: Study, name: str) -> int:
+    """Tokens of one training of an arm; 0 if none has ended."""
+    ends = [curve.tokens[-1] for curve in study.arm(name).curves.values() if curve.tokens]
+    return int(max(ends, default=0))
+
+
+def _table(caption: str, rows: Sequence[Row], cells: Callable[[Row], Mapping[str, str]]) -> Table:
+    """A row for each arm; a column that none has a value in is left out."""
+    texts = [cells(row) for row in rows]
+    names = [name for name in texts[0] if any(text[name] for text in texts)]
+    lines = [
+        [row.arm, *(text[name] for name in names)] for row, text in zip(rows, texts, strict=True)
+    ]
+    numbers = {place for place, name in enumerate(names, 1) if name != "verdict"}
+    return Table(caption, ["arm", *names], lines, numbers)
