@@ -9,16 +9,24 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
-from glob import escape, has_magic
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from dca import ModelConfig, registry
 from dca.errors import FieldError
+from pipelines.comparison.config import (
+    MAX_SEED,
+    SPACE_PREFIX,
+    TUNING_SEED,
+    Arms,
+    CompareConfig,
+    Seeds,
+    key_problems,
+    replicate_seeds,
+)
 from pipelines.config import schema as config_schema
 from pipelines.config.compose import EXTENDS, Layer, merge, read_layers
 from pipelines.config.overrides import Change, read_changes
@@ -27,10 +35,10 @@ from pipelines.config.validation import validate
 from pipelines.config.yaml_text import dump, flatten
 from pipelines.console.command import Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import nearest, one_line
-from pipelines.data.config import DataConfig
+from pipelines.console.text import nearest, one_line, quote_value
+from pipelines.data.config import DataConfig, with_whole_path, with_whole_paths
 from pipelines.registry.config import GenerateConfig, PromoteConfig
-from pipelines.search.config import SearchConfig, SearchTask, search_problems
+from pipelines.search.config import SearchConfig, SearchTask, leave_out, search_problems
 from pipelines.search.space import (
     FIXED,
     RUN_KEYS,
@@ -41,6 +49,7 @@ from pipelines.search.space import (
 )
 from pipelines.storage.location import Place
 from pipelines.training.config import (
+    SCHEDULE_OPTIONS,
     FailuresConfig,
     FitConfig,
     Resources,
@@ -51,8 +60,8 @@ from pipelines.training.config import (
 )
 
 QUICKSTART = Path(__file__).parents[1] / "experiments" / "quickstart.yaml"
-PATHS = ("path", "validation_path", "test_path")
-"""Keys of the section `data` that are relative to the file in which they stand."""
+UNUSED = {name for key in SCHEDULE_OPTIONS for name in (key, f"{SPACE_PREFIX}{key}")}
+"""Keys of which one arm may make no use if another does."""
 RUN_SECTIONS = tuple(TrainingRun.model_fields)
 
 
@@ -72,6 +81,18 @@ class Experiment(Section):
     tensorboard: bool = False
     """Whether to write what goes to MLflow as TensorBoard events too; storage must then be a folder
     of this machine."""
+    arms: Arms = {}
+    """The arms of a study, which is made of two or more: by the name of each its changes of keys of
+    model, train and search.space, as in {standard: {model.residual: standard}, dca-4:
+    {model.last_k: 4}} (see docs/configuration.md)."""
+    baseline: str | None = None
+    """The arm that the others are compared with; null: the first."""
+    seeds: Seeds = None
+    """Seeds with which the winner of each search is trained, a list, or how many, 0, 1, 2 and on.
+    null: 1 with arms; without them there is one training, with `seed`."""
+    budget: Literal["tokens", "time"] = "tokens"
+    """What the arms have in common: tokens, or time, in which an arm with faster steps has more
+    tokens."""
     resources: Resources = Resources()
     """What one trial takes from the cluster."""
     data: DataConfig = DataConfig()
@@ -79,6 +100,7 @@ class Experiment(Section):
     train: TrainConfig = TrainConfig()
     search: SearchConfig = SearchConfig()
     fit: FitConfig = FitConfig()
+    compare: CompareConfig = CompareConfig()
     failures: FailuresConfig = FailuresConfig()
     promote: PromoteConfig = PromoteConfig()
     generate: GenerateConfig = GenerateConfig()
@@ -91,6 +113,77 @@ class Experiment(Section):
             raise FieldError("tensorboard", "expected storage to be a folder: events are appended")
         check_vocabulary(self.model)
         return self
+
+    @model_validator(mode="after")
+    def _study_is_complete(self) -> "Experiment":
+        if len(self.arms) == 1:
+            raise FieldError("arms", f"expected two or more, got {', '.join(self.arms)} alone")
+        if self.baseline is not None and self.baseline not in self.arms:
+            near = nearest(self.baseline, self.arms)
+            message = "expected the name of an arm" if self.arms else "expected null without arms"
+            raise FieldError("baseline", f"{message}, got {quote_value(self.baseline)}", near)
+        if self.budget == "time" and not self.arms:
+            raise FieldError("budget", "expected tokens without arms: there is nothing to share")
+        if len(set(self.replicate_seeds)) < len(self.replicate_seeds):
+            raise FieldError("seeds", "expected each seed once")
+        if self.is_study and self.tuning_seed in self.replicate_seeds:
+            message = f"expected others than {self.tuning_seed}, the seed of the search: its winner"
+            raise FieldError("seeds", f"{message} was chosen by its result with that seed")
+        return self
+
+    @property
+    def is_study(self) -> bool:
+        """Whether several trainings are compared: of arms, or of seeds."""
+        return bool(self.arms) or self.seeds is not None
+
+    @property
+    def arm_names(self) -> tuple[str, ...]:
+        """The arms in their order; none without `arms`."""
+        return tuple(self.arms)
+
+    @property
+    def baseline_arm(self) -> str:
+        """`baseline`, resolved; empty without arms."""
+        return self.baseline or next(iter(self.arms), "")
+
+    @property
+    def tuning_seed(self) -> int:
+        """The seed of the searches, which is none of the replicates'.
+
+        Without arms `seed`, so that a search that is there is reused when seeds are asked for.
+        """
+        return (TUNING_SEED + self.seed) % MAX_SEED if self.arms else self.seed
+
+    @property
+    def replicate_seeds(self) -> tuple[int, ...]:
+        """The seeds of each arm's trainings; without a study the one `seed`."""
+        if not self.is_study:
+            return (self.seed,)
+        return replicate_seeds(self.seeds or 1, self.tuning_seed)
+
+    def of_seed(self, seed: int) -> Self:
+        """The experiment of one replicate, which is no study: its curve is evaluated as in one."""
+        fit = self.fit.of_study(self.train) if self.is_study else self.fit
+        alone: dict[str, Any] = {"arms": {}, "baseline": None, "seeds": None, "budget": "tokens"}
+        return self.model_copy(update={**alone, "seed": seed, "fit": fit})
+
+    def of_arm(self, name: str) -> Self:
+        """The experiment of one arm, with the seed of its search. Raises ConfigError.
+
+        As after changes on the command line a key with a value is no longer searched; nor are keys
+        whose conditions do not hold in this arm.
+        """
+        data = self.of_seed(self.tuning_seed).model_dump(mode="json")
+        space = data["search"]["space"]
+        for key, value in self.arms[name].items():
+            if not key.startswith(SPACE_PREFIX):
+                set_key(data, key, value)
+                leave_out(space, key, value)
+        for key, value in self.arms[name].items():
+            if key.startswith(SPACE_PREFIX):
+                set_key(data, key, value, dotted=self.dotted)
+        arm = validate(type(self), data)
+        return arm.model_copy(update={"search": arm.search.applicable(arm.training_run().get)})
 
     def replace(self, values: Mapping[str, Any], *, explain: bool = True) -> Self:
         """The same with some dotted keys changed, its search checked too. Raises ConfigError."""
@@ -109,7 +202,8 @@ class Experiment(Section):
 
     def fit_run(self, values: Mapping[str, Any] | None = None) -> TrainingRun:
         """The final training: a trial's values with the fit's budget and resources."""
-        return self.training_run({**(values or {}), **self.fit.values(self.train)})
+        fit = self.fit.of_study(self.train) if self.is_study else self.fit
+        return self.training_run({**(values or {}), **fit.values(self.train)})
 
     def as_fit(self, values: Mapping[str, Any]) -> Self:
         """The experiment of that training alone, without a search."""
@@ -168,11 +262,11 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
         raise ConfigError(Problem(message, source="command line"))
     path = Path(files[0]) if files else QUICKSTART
     layers = [
-        Layer(layer.source, _with_whole_paths(layer.data, Path(layer.source).parent))
+        Layer(layer.source, with_whole_paths(layer.data, Path(layer.source).parent))
         for layer in read_layers(path)
     ]
     typed = read_changes([argument for argument in arguments if "=" in argument])
-    experiment = _changed(layers, [_with_whole_path(change) for change in typed], grids=grids)
+    experiment = _changed(layers, [with_whole_path(change) for change in typed], grids=grids)
     if not smoke:
         return experiment
     try:
@@ -217,7 +311,7 @@ def _changed(
         set_key(data, change.key, change.value, dotted=Experiment.dotted)
         if not change.key.startswith("search."):
             for key, value in flatten({change.key: change.value}):
-                _leave_out(_space(data), key, value)
+                leave_out(_space(data), key, value)
     return validate(
         Experiment,
         data,
@@ -227,53 +321,41 @@ def _changed(
     )
 
 
-def _leave_out(space: dict[str, Any], key: str, value: Any) -> None:
-    """A key with a value is no longer searched, nor are keys that apply with another value only."""
-    space.pop(key, None)
-    for name, dimension in list(space.items()):
-        when = dimension.get("when") if isinstance(dimension, dict) else None
-        if isinstance(when, dict) and when.get(key, value) != value:
-            del space[name]
-
-
-def _with_whole_path(change: Change) -> Change:
-    """A change of the command line, whose paths are relative to the working folder."""
-    section, _, key = change.key.partition(".")
-    if section != "data":
-        return change
-    given = {"data": {key: change.value} if key else change.value}
-    whole = _with_whole_paths(given, Path.cwd())["data"]
-    return change._replace(value=whole[key] if key else whole)
-
-
-def _with_whole_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Plain data whose paths of a text are absolute, where they were relative to a folder."""
-    section = data.get("data")
-    if not isinstance(section, Mapping):
-        return dict(data)
-    whole = {
-        key: _whole_path(value, folder) if key in PATHS and isinstance(value, str) else value
-        for key, value in section.items()
-    }
-    return {**data, "data": whole}
-
-
-def _whole_path(path: str, folder: Path) -> str:
-    if not path or "://" in path or Path(path).is_absolute():
-        return path
-    whole = folder.absolute() / path
-    is_pattern = has_magic(path)
-    with suppress(OSError):  # a name that is too long
-        is_pattern = is_pattern and not whole.exists()
-    return str(Path(escape(str(folder.absolute()))) / path if is_pattern else whole)
-
-
 def problems(experiment: Experiment) -> Iterator[Problem]:
-    """The problems of the search, in an experiment whose fields are valid one by one."""
+    """The problems of the searches, in an experiment whose fields are valid one by one.
+
+    What is wrong in all arms is a problem of the experiment, anything else one of an arm.
+    """
+    if not experiment.arms:
+        yield from _search_problems(experiment)
+        return
+    found = {name: _arm_problems(experiment, name) for name in experiment.arms}
+    first = found[experiment.baseline_arm]
+    of_all = [one for one in first if all(one in own for own in found.values())]
+    yield from of_all
+    for name, own in found.items():
+        changes = experiment.arms[name]
+        for problem in own:
+            if problem.key in changes:
+                yield replace(problem, key=f"arms.{name}.{problem.key}")
+            elif problem not in of_all and problem.key not in UNUSED:
+                yield problem.at(f"arms.{name}")
+
+
+def _search_problems(experiment: Experiment) -> list[Problem]:
     search, base, fit = experiment.search, experiment.training_run(), experiment.fit
     found = [*space_problems(search.space, base, fit), *search_problems(search)]
     found += unused_options(search.space, base)
-    yield from found or first_point_problems(search, base, fit)
+    return found or list(first_point_problems(search, base, fit))
+
+
+def _arm_problems(experiment: Experiment, name: str) -> list[Problem]:
+    if found := list(key_problems(experiment.arms[name], TRAINING_KEYS)):
+        return found
+    try:
+        return _search_problems(experiment.of_arm(name))
+    except ConfigError as error:
+        return error.problems
 
 
 def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:

@@ -99,6 +99,7 @@ def _reused_training(
 ) -> "list[PlannedStage]":
     """The stages up to the fit if the store has their results: then nothing needs resources."""
     from pipelines.engine import dag
+    from pipelines.stages.study import fan_out
     from pipelines.storage.location import storage_folder
     from pipelines.tracking.schema import FIT_KIND
     from pipelines.tracking.store import Store
@@ -108,7 +109,7 @@ def _reused_training(
     store = Store.open(experiment.experiment, storage_folder(experiment.storage), create=False)
     if store is None or not store.find(FIT_KIND):
         return []  # before the text is read
-    planned = dag.plan(stages, experiment, until=FIT_KIND, fresh=False)
+    planned = dag.plan(stages, experiment, until=FIT_KIND, fresh=False, fan_out=fan_out(experiment))
     cached = [one for one in planned if one.stage.cached]
     return cached if all(one.reused for one in cached) else []
 
@@ -139,6 +140,7 @@ def _run(
 ) -> None:
     from pipelines.engine import dag
     from pipelines.stages.report import show_results
+    from pipelines.stages.study import fan_out
     from pipelines.tracking.descriptions import describe_pipeline
 
     name = experiment.experiment
@@ -150,6 +152,7 @@ def _run(
         descriptions=describe_pipeline(name, experiment.promote.model, invocation.argv),
         until=arguments.until,
         fresh=arguments.fresh,
+        fan_out=fan_out(experiment),
         reused=reused,
         conclude=show_results,
     )
@@ -166,9 +169,15 @@ def _plan(
     """Print what would run and what it would cost."""
     from pipelines.cost.estimate import estimate
     from pipelines.engine import dag
+    from pipelines.stages.study import fan_out
 
     progress.log("reading the text, and looking for results of earlier runs ...")
-    planned = dag.plan(stages, experiment, until=arguments.until, fresh=arguments.fresh)
+    planned = dag.plan(
+        *(stages, experiment),
+        until=arguments.until,
+        fresh=arguments.fresh,
+        fan_out=fan_out(experiment),
+    )
     print(*dag.plan_lines(planned), sep="\n")
     _print_resources(experiment, cluster)
     found = corpus.preview(experiment)

@@ -6,6 +6,7 @@ Used by the stage compare and by the report; pipelines.comparison.text writes it
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from pipelines.comparison.config import SMALLEST_DIFFERENCE
 from pipelines.comparison.statistics import (
     Interval,
     look_level,
@@ -19,9 +20,6 @@ from pipelines.comparison.time_to_quality import (
     time_to_quality,
 )
 from pipelines.comparison.verdicts import Bits, Difference, differences
-
-SMALLEST_DIFFERENCE = 0.01
-"""Bits per byte that a study should be able to find, unless it names another."""
 
 
 @dataclass(frozen=True)

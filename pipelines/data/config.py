@@ -1,13 +1,21 @@
 """The section `data`: which text is trained on, and how it is split."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from contextlib import suppress
+from glob import escape, has_magic
+from pathlib import Path
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.errors import FieldError
 from pipelines.compat.pydantic import literal_error
+from pipelines.config.overrides import Change
 from pipelines.config.section import Section
 from pipelines.data.corpora import CORPORA
+
+PATHS = ("path", "validation_path", "test_path")
+"""Keys of the section that are relative to the file in which they stand."""
 
 
 def _registered(name: str) -> str:
@@ -62,3 +70,35 @@ class DataConfig(Section):
             if getattr(self, other) is None:
                 raise FieldError(name, f"expected data.{other} as well")
         return self
+
+
+def with_whole_path(change: Change) -> Change:
+    """A change of the command line, whose paths are relative to the working folder."""
+    section, _, key = change.key.partition(".")
+    if section != "data":
+        return change
+    given = {"data": {key: change.value} if key else change.value}
+    whole = with_whole_paths(given, Path.cwd())["data"]
+    return change._replace(value=whole[key] if key else whole)
+
+
+def with_whole_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Plain data whose paths of a text are absolute, where they were relative to a folder."""
+    section = data.get("data")
+    if not isinstance(section, Mapping):
+        return dict(data)
+    whole = {
+        key: _whole_path(value, folder) if key in PATHS and isinstance(value, str) else value
+        for key, value in section.items()
+    }
+    return {**data, "data": whole}
+
+
+def _whole_path(path: str, folder: Path) -> str:
+    if not path or "://" in path or Path(path).is_absolute():
+        return path
+    whole = folder.absolute() / path
+    is_pattern = has_magic(path)
+    with suppress(OSError):  # a name that is too long
+        is_pattern = is_pattern and not whole.exists()
+    return str(Path(escape(str(folder.absolute()))) / path if is_pattern else whole)

@@ -23,8 +23,8 @@ from pipelines.tracking.schema import BEST_METRIC, TRAIN_TOKENS_PARAM, Provenanc
 
 FEW_TRIALS = 20
 """With fewer trials the importance is called a hint."""
-TRAINING_SECTIONS = ("seed", "data.", "model.", "train.")
-"""Prefixes of the keys that a training depends on."""
+TRAINING_SECTIONS = ("seed", "data", "model", "train")
+"""Of the keys that a training depends on."""
 
 
 def summary(results: Results, known: Importance | None = None) -> list[str]:
@@ -135,7 +135,7 @@ def changed_from_defaults(results: Results) -> list[tuple[str, str, str]]:
     config = results.config.fit_run(values)
     rows = []
     for key, default in FIELDS.items():
-        if key.startswith(TRAINING_SECTIONS):
+        if key.partition(".")[0] in TRAINING_SECTIONS:
             value = config.get(key)
             value = list(value) if isinstance(value, tuple) else value
             if encode_param(default) != encode_param(value):

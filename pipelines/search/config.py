@@ -1,7 +1,7 @@
 """The section `search`: the searched keys, the number of trials, the sampler and the scheduler."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from random import Random
@@ -194,6 +194,28 @@ class SearchConfig(Section):
         """Points of the grid that the space spans; real numbers count once."""
         return math.prod(dimension.size or 1 for dimension in self.space.values())
 
+    def applicable(self, value_of: Callable[[str], Any]) -> "SearchConfig":
+        """The search of a base that gives conditions their values, where these are not searched.
+
+        Keys whose conditions never hold drop out, also of the points to try first; a condition that
+        always holds is no condition. `value_of` is the base's value of a dotted key.
+        """
+        space: dict[str, Dimension] = {}
+        left = self.space
+        while len(space) != len(left):
+            space = left
+            left = {
+                key: dimension
+                for key, dimension in space.items()
+                if all(k in space or value_of(k) == v for k, v in dimension.when.items())
+            }
+        for key, dimension in space.items():
+            when = {k: v for k, v in dimension.when.items() if k in space}
+            space = {**space, key: dimension.model_copy(update={"when": when})}
+        points = [{k: v for k, v in point.items() if k in space} for point in self.try_first]
+        points = [point for n, point in enumerate(points) if point and point not in points[:n]]
+        return self.model_copy(update={"space": space, "try_first": points})
+
     def within_budget(self, tokens: int, seconds: float) -> bool:
         """Whether another trial may start after so many tokens of training and so much time."""
         return tokens < (self.max_tokens or math.inf) and seconds < (self.max_seconds or math.inf)
@@ -248,6 +270,18 @@ def condition_order(space: Mapping[str, Dimension]) -> list[str]:
     """The searched keys, each after those its conditions name. Raises CycleError."""
     graph = {key: [other for other in space[key].when if other in space] for key in space}
     return list(TopologicalSorter(graph).static_order())
+
+
+def leave_out(space: dict[str, Any], key: str, value: Any) -> None:
+    """A key with a value is no longer searched, nor are keys that apply with another value only.
+
+    `space` is plain data, which changes.
+    """
+    space.pop(key, None)
+    for name, dimension in list(space.items()):
+        when = dimension.get("when") if isinstance(dimension, dict) else None
+        if isinstance(when, dict) and when.get(key, value) != value:
+            del space[name]
 
 
 def search_problems(search: SearchConfig) -> Iterator[Problem]:

@@ -60,4 +60,5 @@ STAGE = Stage(
     run=evaluate,
     depends_on=("corpus", "fit"),
     modules=lambda _: ("pipelines.stages.evaluate",),
+    over=("arm", "seed"),
 )

@@ -47,4 +47,5 @@ STAGE = Stage(
     config_keys=("seed", "model", "train"),
     modules=lambda config: ("pipelines.stages.fit", *config.model_modules()),
     verify=verify_fitted,
+    over=("arm", "seed"),
 )

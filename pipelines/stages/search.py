@@ -97,4 +97,5 @@ def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:
         config_keys=("seed", "model", "train", "search"),
         modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
         growth=Growth(("seed", *sorted(FIXED), "search.second_objective"), usable, unfinished),
+        over=("arm",),
     )

@@ -26,4 +26,5 @@ STAGE = Stage(
     depends_on=("search",),
     config_keys=("model", "train", "search.space"),
     modules=lambda _: ("pipelines.stages.select",),
+    over=("arm",),
 )

@@ -193,11 +193,20 @@ class TrainConfig(Section):
         return [self.steps * (i + 1) // count for i in range(count)]
 
 
+STUDY_EVALS = 32
+"""Evaluations of a replicate: from its curve the time to a quality is read."""
+
+
 class FitConfig(Section):
     """The final training of the search's winner."""
 
     tokens: Positive | None = None
     """Training budget in bytes; null: train.tokens."""
+    evals: Positive | None = None
+    """Evaluations; null: in a study train.evals or 32, whichever is more, else train.evals."""
+    eval_tokens: Positive | Literal["all"] | None = None
+    """Bytes of the validation split read by each evaluation, or `all`; null: in a study all, else
+    train.eval_tokens."""
     resources: Resources = Resources()
 
     def check(self, train: TrainConfig) -> None:
@@ -212,10 +221,18 @@ class FitConfig(Section):
 
     def values(self, train: TrainConfig) -> dict[str, Any]:
         """What it changes in a trial's configuration, by dotted key."""
+        eval_tokens = train.eval_tokens if self.eval_tokens is None else self.eval_tokens
         return {
             "train.tokens": self.tokens or train.tokens,
+            "train.evals": self.evals or train.evals,
+            "train.eval_tokens": None if eval_tokens == "all" else eval_tokens,
             "resources": self.resources.model_dump(),
         }
+
+    def of_study(self, train: TrainConfig) -> "FitConfig":
+        """The same with the evaluations that curves of a study are compared by."""
+        evals = self.evals or max(train.evals, STUDY_EVALS)
+        return self.model_copy(update={"evals": evals, "eval_tokens": self.eval_tokens or "all"})
 
 
 class FailuresConfig(Section):

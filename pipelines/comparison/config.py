@@ -1,0 +1,101 @@
+"""The configuration of a study: its arms, the seeds of its replicates, and the section `compare`.
+
+Assembled into an experiment in pipelines/experiment.py, which applies the changes of an arm.
+"""
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from itertools import count, islice
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+
+from dca.errors import FieldError
+from pipelines.compat.pydantic import UNION_TAGS
+from pipelines.config.section import Section
+from pipelines.console.errors import Problem
+from pipelines.console.text import nearest
+
+SMALLEST_DIFFERENCE = 0.01
+"""Bits per byte that a study should be able to find, unless it names another."""
+ARM_SECTIONS = ("model", "train", "search.space")
+"""Sections whose keys an arm may change."""
+SPACE_PREFIX = "search.space."
+MAX_ARMS, MAX_SEEDS, MAX_SEED = 64, 256, 2**31
+"""Arms of a study, replicates of an arm, and what a seed is less than."""
+TUNING_SEED = 1_000_000
+"""Added to `seed` for the searches of a study with arms: the seed of no replicate."""
+ARM_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.: -]{0,59}")
+"""The engine's names of instances, see pipelines/engine/instances.py, which tests compare."""
+ARM_KEY = re.compile(r"arms\.(.+?)\.((?:model|train|search)(?:\..+)?)")
+"""A dotted key of the command line: the name of an arm may have dots too."""
+
+
+def flat_changes(changes: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys and values of an arm, which are given so or as nested sections.
+
+    A dimension of the space is one value.
+    """
+    for key, value in changes.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value and not name.startswith(SPACE_PREFIX):
+            yield from flat_changes(value, f"{name}.")
+        else:
+            yield name, value
+
+
+def _flat_arms(arms: Any) -> Any:
+    """Arms with dotted keys. Raises FieldError for what is no changes, or has no valid name."""
+    if not isinstance(arms, Mapping):
+        return arms
+    for name, changes in arms.items():
+        if not ARM_NAME.fullmatch(str(name)):
+            message = (
+                "expected a name of 1 to 60 letters, digits, spaces and _-.: with a letter or "
+                "digit first"
+            )
+            raise FieldError(str(name), message)
+        if not isinstance(changes, Mapping):
+            message = "expected changes such as {model.residual: dca}, or {} for none"
+            raise FieldError(str(name), message)
+    return {name: dict(flat_changes(changes)) for name, changes in arms.items()}
+
+
+Arms = Annotated[dict[str, dict[str, Any]], BeforeValidator(_flat_arms), Field(max_length=MAX_ARMS)]
+"""The changes of each arm, by dotted key."""
+Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]
+Seeds = (
+    Annotated[
+        Annotated[int, Field(ge=1, le=MAX_SEEDS), Tag(UNION_TAGS[0])]
+        | Annotated[list[Seed], Field(min_length=1, max_length=MAX_SEEDS), Tag(UNION_TAGS[1])],
+        Discriminator(lambda value: UNION_TAGS[isinstance(value, list | tuple)]),
+    ]
+    | None
+)
+"""A number of replicates, or the seed of each."""
+
+
+def key_problems(changes: Mapping[str, Any], keys: Collection[str]) -> Iterator[Problem]:
+    """The keys of an arm that are none of `keys`, nor of the search's space."""
+    for key in changes:
+        if key not in keys and not key.startswith(SPACE_PREFIX):
+            message = "expected a key of model, train or search.space"
+            yield Problem(message, key, nearest=nearest(key, keys))
+
+
+def replicate_seeds(seeds: int | list[int], tuning_seed: int) -> tuple[int, ...]:
+    """The seeds themselves, or so many: 0, 1, 2 and on, without that of the tuning."""
+    if isinstance(seeds, list):
+        return tuple(seeds)
+    return tuple(islice((seed for seed in count() if seed != tuning_seed), seeds))
+
+
+class CompareConfig(Section):
+    """The comparison of a study's arms with its baseline."""
+
+    smallest_difference: Annotated[float, Field(gt=0)] = SMALLEST_DIFFERENCE
+    """Bits per byte that matter: the number of seeds that an undecided arm needs is that which
+    finds such a difference with a power of 0.8."""
+    single_look: bool = False
+    """Whether the seeds are not added to after a verdict was shown: the whole level of 0.05 is then
+    spent at once, else 0.04 of it at the first look (see docs/concepts.md)."""

@@ -1,0 +1,29 @@
+"""The fan-out of a study: which arms and seeds its stages have instances for."""
+
+from collections.abc import Mapping
+
+from pipelines.engine.instances import FanOut
+from pipelines.engine.results import Value
+from pipelines.experiment import Experiment
+
+ARM, SEED = "arm", "seed"
+"""The dimensions."""
+
+
+def fan_out(experiment: Experiment) -> FanOut[Experiment] | None:
+    """The arms and seeds of an experiment; None if it is no study.
+
+    An instance with an arm and no seed is part of its tuning.
+    """
+    if not experiment.is_study:
+        return None
+    dimensions: dict[str, tuple[Value, ...]] = {SEED: experiment.replicate_seeds}
+    if experiment.arms:
+        dimensions[ARM] = experiment.arm_names
+    arms = {name: experiment.of_arm(name) for name in experiment.arms}
+
+    def configure(position: Mapping[str, Value]) -> Experiment:
+        base = arms[str(position[ARM])] if ARM in position else experiment
+        return base.of_seed(int(position[SEED])) if SEED in position else base
+
+    return FanOut(dimensions, configure)
