@@ -1,21 +1,23 @@
-"""Execution of the DAG's nodes, one after the other: computed, or reused from the cache.
+"""Execution of the DAG's nodes, stage by stage: computed, or reused from the cache.
 
-If an instance of a stage fails, those that do not depend on it still run. A stage without instances
-ends the execution, and so do bad input and Ctrl-C.
+The instances of a stage are computed one after the other, or in one call if the stage has one for
+that. If one fails, those that do not depend on it still run. A stage without instances ends the
+execution, and so do bad input, storage that is full or away and Ctrl-C.
 """
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from typing import Any
 
 from pipelines.compat.mlflow import FINISHED
-from pipelines.console.errors import ConfigError, PipelineError, print_traceback
+from pipelines.console.errors import ConfigError, PipelineError, StorageError, print_traceback
 from pipelines.console.text import first_line
 from pipelines.engine.cache import Cache, PlannedStage, results_for, shortened
 from pipelines.engine.instances import Node
 from pipelines.engine.results import StageResults, from_json, to_json
-from pipelines.engine.stage import Context, PipelineConfig
+from pipelines.engine.stage import Context, Instance, PipelineConfig
 from pipelines.tracking.schema import OUTPUTS_TAG, STAGE_TAG
 
 NAME_WIDTH = 9
@@ -49,15 +51,17 @@ class Execution:
 
         Raises PipelineError at the end if instances failed.
         """
-        for node, needs in self._nodes.items():
-            causes = [cause for need in needs for cause in self._causes(need)]
-            if causes:
-                self._blocked[node] = list(dict.fromkeys(causes))
-                names = shortened([str(cause) for cause in self._blocked[node]])
-                self._log_end(node, "skipped", f"not run: {names} failed")
+        for _, nodes in groupby(self._nodes, key=lambda node: node.stage.name):
+            left = [
+                (node, replace(self._context, config=configs[node], values=node.values_beyond(())))
+                for node in nodes
+                if not self._skip(node)
+            ]
+            if any(node.position and node.stage.run_together for node, _ in left):
+                self._run_together(left)
             else:
-                context = replace(self._context, config=configs[node])
-                self._run_node(node, context, [self._done[need] for need in needs])
+                for node, context in left:
+                    self._run_one(node, context)
         if self._failed:
             raise PipelineError(self._failures()) from next(iter(self._failed.values()))
         return self.results
@@ -67,32 +71,76 @@ class Execution:
         """The results that there are."""
         return results_for(None, self._done.values())
 
+    def _skip(self, node: Node) -> bool:
+        """Whether a node is not run, because one that it depends on has failed."""
+        causes = dict.fromkeys(cause for need in self._nodes[node] for cause in self._causes(need))
+        if not causes:
+            return False
+        self._blocked[node] = list(causes)
+        names = shortened([str(cause) for cause in causes])
+        self._log_end(node, "skipped", f"not run: {names} failed")
+        return True
+
     def _causes(self, node: Node) -> list[Node]:
         return [node] if node in self._failed else self._blocked.get(node, [])
 
-    def _run_node(self, node: Node, context: Context[Any], needs: list[PlannedStage]) -> None:
-        planned = self._reused.get(node) or self._cache.resolve(node, context.config, needs)
-        shared_with = planned.same_as.node if planned.same_as else None
-        if shared_with in self._failed:
-            self._failed[node] = self._failed[shared_with]
-            self._log_end(node, "failed", f"failed as {shared_with}")
+    def _run_one(self, node: Node, context: Context[Any]) -> None:
+        planned = self._resolve(node, context)
+        if planned.reused:
+            self._reuse(planned)
             return
         try:
-            self._reuse(planned) if planned.reused else self._compute(planned, context, needs)
-        except Exception as error:
-            if _ends_command(node, error):
-                raise
-            self._failed[node] = error
-            self._log_end(node, "failed", f"failed: {first_line(error)}")
-            if not isinstance(error, PipelineError):
-                print_traceback(error)
-        else:
-            self._done[node] = planned
+            self._finish(planned, node.stage.run(*self._begin(planned, context)))
+        except BaseException as error:
+            self._fail(planned, error)
+
+    def _run_together(self, nodes: Sequence[tuple[Node, Context[Any]]]) -> None:
+        """Compute the instances of a stage in one call, but those that are reused."""
+        resolved = [(self._resolve(node, context), context) for node, context in nodes]
+        for planned, _ in resolved:
+            if planned.reused and planned.same_as is None:
+                self._reuse(planned)
+        if new := [one for one in resolved if not one[0].reused]:
+            self._compute(new)
+        for planned, _ in resolved:
+            if planned.same_as is not None:
+                self._reuse(planned)
+
+    def _compute(self, new: Sequence[tuple[PlannedStage, Context[Any]]]) -> None:
+        left = {place: planned for place, (planned, _) in enumerate(new)}
+
+        def ended(place: int, outcome: Any) -> None:
+            try:
+                if isinstance(outcome, Exception):
+                    raise outcome
+                self._finish(left[place], outcome)
+            except Exception as error:
+                self._fail(left[place], error)
+            del left[place]
+
+        run_together = new[0][0].stage.run_together
+        assert run_together is not None
+        try:
+            run_together([self._begin(*one) for one in new], ended)
+            assert not left, f"not ended: {', '.join(str(one.node) for one in left.values())}"
+        except BaseException as error:
+            for planned in left.values():
+                self._end_run(planned, error, command_ends=True)
+            raise
+
+    def _resolve(self, node: Node, context: Context[Any]) -> PlannedStage:
+        needs = [self._done[need] for need in self._nodes[node]]
+        return self._reused.get(node) or self._cache.resolve(node, context.config, needs)
 
     def _reuse(self, planned: PlannedStage) -> None:
-        """Refer to a cached result from the pipeline's run."""
-        name = str(planned.node)
-        text = f"{name:{self._width}} reused"
+        """Refer to a cached result, or that of another instance, from the pipeline's run."""
+        if (same := planned.same_as) is not None:
+            if same.node in self._failed:
+                self._failed[planned.node] = self._failed[same.node]
+                self._log_end(planned.node, "failed", f"failed as {same.node}")
+                return
+            planned.result, planned.run_id = same.result, same.run_id
+        text = f"{planned.node!s:{self._width}} reused"
         self._context.progress.log(text, "stage", **_result_event(planned, "reused"))
         store, run = self._context.store, planned.run
         if run is not None and run.info.status != FINISHED:
@@ -100,32 +148,50 @@ class Execution:
         if run is not None and planned.node.position:
             store.tag(planned.run_id, planned.tags)  # the instance may have another name now
         self._refer(planned)
+        self._done[planned.node] = planned
 
-    def _compute(
-        self, planned: PlannedStage, context: Context[Any], needs: list[PlannedStage]
-    ) -> None:
-        """Run a stage; a cached one has an MLflow run of its own, under the pipeline's."""
-        stage, store, name = planned.stage, context.store, str(planned.node)
+    def _begin(self, planned: PlannedStage, context: Context[Any]) -> Instance[Any]:
+        """Show that an instance begins; returns what it is run with.
+
+        A cached stage has an MLflow run of its own, under the pipeline's.
+        """
+        name = str(planned.node)
         begun = {"stage": name, "state": "begun", "reason": planned.reason}
         context.progress.log(f"{name:{self._width}} {planned.reason}", "stage", **begun)
-        given = results_for(planned.node, needs)
-        if stage.cached:
+        if planned.stage.cached:
             planned.run_id = self._open_run(planned, context)
             self._refer(planned)
-            try:
-                result = stage.run(replace(context, run_id=planned.run_id), given)
-                assert isinstance(result, stage.result), f"{name}: not a {stage.result}: {result}"
-                stored = to_json(result)
-                store.write_result(planned.run_id, stored)
-                planned.result = from_json(stage.result, json.dumps(stored))
-            except BaseException as error:
-                ends = _ends_command(planned.node, error)
-                store.fail(planned.run_id, error, command_ends=ends)
-                raise
+            context = replace(context, run_id=planned.run_id)
+        needs = [self._done[need] for need in self._nodes[planned.node]]
+        return context, results_for(planned.node, needs)
+
+    def _finish(self, planned: PlannedStage, result: Any) -> None:
+        """Store the result of an instance."""
+        stage, store = planned.stage, self._context.store
+        assert isinstance(result, stage.result), f"{planned.node}: no {stage.result}: {result}"
+        if stage.cached:
+            stored = to_json(result)
+            store.write_result(planned.run_id, stored)
+            result = from_json(stage.result, json.dumps(stored))
             store.end(planned.run_id)
-        else:
-            planned.result = stage.run(context, given)
-        context.progress.emit_event("stage", **_result_event(planned, "done"))
+        planned.result = result
+        self._done[planned.node] = planned
+        self._context.progress.emit_event("stage", **_result_event(planned, "done"))
+
+    def _fail(self, planned: PlannedStage, error: BaseException) -> None:
+        """End the run of an instance that failed. Raises the error if it ends the command."""
+        node, ends = planned.node, _ends_command(planned.node, error)
+        self._end_run(planned, error, command_ends=ends)
+        if ends or not isinstance(error, Exception):
+            raise error
+        self._failed[node] = error
+        self._log_end(node, "failed", f"failed: {first_line(error)}")
+        if not isinstance(error, PipelineError):
+            print_traceback(error)
+
+    def _end_run(self, planned: PlannedStage, error: BaseException, *, command_ends: bool) -> None:
+        if planned.run_id:
+            self._context.store.fail(planned.run_id, error, command_ends=command_ends)
 
     def _open_run(self, planned: PlannedStage, context: Context[Any]) -> str:
         """The run of a stage: one that is unfinished or grows is resumed, else one is created."""
@@ -168,7 +234,8 @@ def name_width(nodes: Iterable[Node]) -> int:
 
 def _ends_command(node: Node, error: BaseException) -> bool:
     """Whether an error of a node ends the command at once."""
-    return not node.position or isinstance(error, ConfigError) or not isinstance(error, Exception)
+    for_all = isinstance(error, ConfigError | StorageError) or not isinstance(error, Exception)
+    return for_all or not node.position
 
 
 def _reason(error: Exception) -> str:

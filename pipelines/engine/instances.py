@@ -79,7 +79,8 @@ def expand(
 ) -> dict[Node, list[Node]]:
     """The instances of the stages, each after those it depends on, and these.
 
-    With `until`, only those of that stage and of what it depends on.
+    Those of a stage are next to each other. With `until`, only those of that stage and of what it
+    depends on.
     """
     by_name = {stage.name: stage for stage in stages}
     nodes = {name: _instances(stage, fan_out) for name, stage in by_name.items()}
@@ -98,7 +99,11 @@ def expand(
         name = todo.pop()
         wanted.add(name)
         todo.extend(by_name[name].depends_on)
-    ordered = TopologicalSorter(graph).static_order()
+    ordered = list(TopologicalSorter(graph).static_order())
+    places = {
+        name: place for place, name in enumerate(dict.fromkeys(n.stage.name for n in ordered))
+    }
+    ordered.sort(key=lambda node: places[node.stage.name])
     return {node: graph[node] for node in ordered if node.stage.name in wanted}
 
 

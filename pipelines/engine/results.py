@@ -6,7 +6,8 @@ Used by the engine, which stores them, and by the stages and commands, which rea
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -29,10 +30,10 @@ def to_json(result: object) -> dict[str, Any]:
     return found
 
 
-def from_json(kind: type[R], text: str) -> R | None:
-    """A result of a type from its JSON text; None if the text is not of this type."""
+def from_json(kind: type[R] | UnionType, text: str) -> R | None:
+    """A result of a type, or of one of several, from its JSON text; None if it is of none."""
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        return TypeAdapter(cast("type[R]", kind)).validate_json(text, strict=True)
     except ValidationError:
         return None
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.console.progress import Progress
 from pipelines.console.text import shown_path
-from pipelines.engine.results import R, StageResults
+from pipelines.engine.results import R, StageResults, Values
 from pipelines.storage.remote import Folder
 from pipelines.tracking.store import Store
 
@@ -65,11 +66,25 @@ class Context(Generic[C]):
     """The MLflow run of a cached stage; empty for other stages."""
     variant: str = ""
     """In the names of runs: how the configuration differs from the experiment's first one."""
+    values: Values = ()
+    """Of the instance's dimensions; empty for a stage without instances."""
 
     @property
     def progress(self) -> Progress:
         """Where output goes."""
         return self.invocation.progress
+
+    @property
+    def instance(self) -> str:
+        """The instance's values as text, as in `dca-2, 3`; empty for a stage without instances."""
+        return ", ".join(map(str, self.values))
+
+
+Instance = tuple[Context[C], StageResults]
+"""What an instance of a stage is run with: its context, and the results of its dependencies."""
+Ended = Callable[[int, R | Exception], None]
+"""Called once for each of several instances as it ends, with its place among them and its result,
+or the error with which it failed."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,9 @@ class Stage(Generic[C, R]):
     """One node of the DAG."""
 
     name: str
-    result: type[R]
-    """The type of its result: a frozen dataclass of JSON data and references to artifacts."""
+    result: type[R] | UnionType
+    """The type of its result: a frozen dataclass of JSON data and references to artifacts, or one
+    of several of them."""
     run: Callable[[Context[C], StageResults], R]
     depends_on: tuple[str, ...] = ()
     """Stages whose results it receives; each has another type of result."""
@@ -111,6 +127,10 @@ class Stage(Generic[C, R]):
     """The result of a stage that is not cached, computed without side effects."""
     over: tuple[str, ...] = ()
     """Dimensions over which it has instances; those that a command's FanOut lacks do not count."""
+    run_together: Callable[[Sequence[Instance[C]], Ended[R]], None] | None = None
+    """Runs all instances that have to be computed in one call, so that their trainings share the
+    cluster; None: each with `run`. An error that it raises, rather than passes to `ended`, ends the
+    command. Only of a cached stage; not used for a stage without instances."""
     absorbed: tuple[str, ...] = ()
     """Of the stages it depends on, those of whose results only `configured` is in its key."""
     configured: Callable[[C, StageResults], C] | None = None

@@ -1,129 +1,21 @@
 """Stages with several instances: a study of arms and seeds, in a real store."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
 
 import pytest
 
 from pipelines.console.errors import ConfigError, PipelineError
-from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.engine import dag
 from pipelines.engine.instances import FanOut, Node, expand
-from pipelines.engine.results import StageResults
-from pipelines.engine.stage import Context, Growth, Invocation, Stage
+from pipelines.engine.stage import Growth
 from pipelines.experiment import Experiment
 from pipelines.storage import location
-from pipelines.tracking.descriptions import describe_pipeline
 from pipelines.tracking.schema import stage_runs
-from pipelines.tracking.store import Store
+from tests.pipelines.engine.toy_study import Compared, Study, Trained
 from tests.pipelines.stored import PROVENANCE, same_provenance
 
 pytestmark = pytest.mark.usefixtures("tracking")
-
-
-@dataclass(frozen=True)
-class Chosen:
-    rate: float
-
-
-@dataclass(frozen=True)
-class Trained:
-    run: str
-    rate: float
-    seed: int
-
-
-@dataclass(frozen=True)
-class Compared:
-    rates: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Shown:
-    text: str
-
-
-class Study:
-    """select[arm] -> fit[arm, seed] -> mean[arm] -> compare, and what ran of it."""
-
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment = experiment
-        self.arms = {"slow": 0.1, "fast": 0.5}
-        self.seeds = [0, 1]
-        self.ran: list[str] = []
-        self.growth: Growth[Experiment] | None = None
-        self.errors: dict[tuple[float, int], BaseException] = {}
-
-    @property
-    def fan_out(self) -> FanOut[Experiment]:
-        return FanOut({"arm": list(self.arms), "seed": self.seeds}, self._configure)
-
-    def _configure(self, values: Mapping[str, Any]) -> Experiment:
-        rate = {"train.learning_rate": self.arms[values["arm"]]}
-        seed = {"seed": values["seed"]} if "seed" in values else {}
-        return self.experiment.replace(rate | seed)
-
-    def stages(self) -> list[Stage[Experiment, Any]]:
-        arm, rate = ("arm",), ("train.learning_rate",)
-        return [
-            Stage("show", Shown, self._show, ("compare",), cached=False),
-            Stage("compare", Compared, self._compare, ("fit",)),
-            Stage("mean", Compared, self._mean, ("fit",), over=arm),
-            Stage("fit", Trained, self._fit, ("select",), ("seed",), over=("arm", "seed")),
-            Stage("select", Chosen, self._select, (), rate, over=arm, growth=self.growth),
-        ]
-
-    def _select(self, context: Context[Experiment], needs: StageResults) -> Chosen:
-        self.ran.append(f"select {context.config.train.learning_rate}")
-        return Chosen(context.config.train.learning_rate)
-
-    def _fit(self, context: Context[Experiment], needs: StageResults) -> Trained:
-        rate, seed = needs[Chosen].rate, context.config.seed
-        self.ran.append(f"fit {rate} {seed}")
-        if error := self.errors.get((rate, seed)):
-            raise error
-        return Trained(context.run_id, rate, seed)
-
-    def _mean(self, context: Context[Experiment], needs: StageResults) -> Compared:
-        return self._compared("mean", needs)
-
-    def _compare(self, context: Context[Experiment], needs: StageResults) -> Compared:
-        return self._compared("compare", needs)
-
-    def _compared(self, name: str, needs: StageResults) -> Compared:
-        self.ran.append(name)
-        fits = needs.all(Trained)
-        return Compared({" ".join(map(str, at)): fit.rate for at, fit in fits.items()})
-
-    def _show(self, context: Context[Experiment], needs: StageResults) -> Shown:
-        self.ran.append("show")
-        return Shown(str(needs[Compared].rates))
-
-    def run(self, mode: OutputMode = OutputMode.TEXT, **options: Any) -> StageResults:
-        self.ran = []
-        config = self.experiment
-        return dag.run(
-            self.stages(),
-            config,
-            Invocation(("sweep.py",), Progress(mode)),
-            lock_name="test",
-            descriptions=describe_pipeline(config.experiment, config.promote.model, ["sweep.py"]),
-            fan_out=self.fan_out,
-            **options,
-        )
-
-    def plan(self, **options: Any) -> list[str]:
-        options = {"until": None, "fresh": False, "fan_out": self.fan_out} | options
-        planned = dag.plan(self.stages(), self.experiment, **options)
-        return [" ".join(line.split()) for line in dag.plan_lines(planned)]
-
-    @property
-    def store(self) -> Store:
-        place = location.storage_folder(self.experiment.storage)
-        return Store.open(self.experiment.experiment, place)
 
 
 @pytest.fixture
@@ -286,8 +178,8 @@ def test_the_plan_has_a_line_for_each_instance(study):
         *("fit[slow, 0] run follows select[slow]", "fit[slow, 1] run follows select[slow]"),
         *("fit[fast, 0] run follows select[fast]", "fit[fast, 1] run follows select[fast]"),
         "mean[slow] run follows fit[slow, 0], fit[slow, 1]",
-        "compare run follows fit[slow, 0], fit[slow, 1], fit[fast, 0] and 1 more",
         "mean[fast] run follows fit[fast, 0], fit[fast, 1]",
+        "compare run follows fit[slow, 0], fit[slow, 1], fit[fast, 0] and 1 more",
         "show run follows compare",
     ]
     study.run()
