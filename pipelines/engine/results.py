@@ -89,6 +89,16 @@ class StageResults:
             )
         return stages[0] if stages else {}
 
+    def at(self, values: Values) -> "StageResults":
+        """These results with one instance of each stage: the one whose values come first here."""
+        one = {
+            stage: result
+            for stage, found in self._found.items()
+            for own, result in found.items()
+            if own == values[: len(own)]
+        }
+        return StageResults(one)
+
     def to_json(self) -> dict[str, Any]:
         """All of them as JSON data, by stage or instance."""
         return {

@@ -5,9 +5,15 @@ reports.
 """
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from pipelines.comparison.table import Ratio
 from pipelines.comparison.verdicts import Verdict
+from pipelines.engine.results import Values, json_digest
+from pipelines.tracking.schema import SEED_PARAM, TRAIN_TOKENS_PARAM
+
+if TYPE_CHECKING:
+    from pipelines.training.config import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -58,15 +64,24 @@ class Untested:
 class Probed:
     """The time that training takes in each arm of a study: the result of probe."""
 
-    step_seconds: float
-    """Of one optimizer step of the baseline."""
+    token_seconds: float
+    """Of the baseline's training, a token."""
     times: dict[str, Ratio]
-    """Training time of a token by arm, relative to the baseline's; at equal batches that of a
-    step. Of the baseline it is 1."""
+    """The same by arm, relative to the baseline's, which is 1; at equal batches that of a step."""
     keys: dict[str, str]
     """By arm, what its ratio was measured of: a digest of its training and the baseline's."""
     tokens: dict[str, int] = field(default_factory=dict)
-    """With budget = time: training tokens by `training_key`; empty with budget = tokens."""
+    """With budget = time: of each training, by its `training_key`; empty with budget = tokens."""
+
+    def tokens_of(self, run: "TrainingRun") -> int | None:
+        """The tokens of a training; None for those that it has."""
+        return self.tokens.get(training_key(run))
+
+
+def training_key(run: "TrainingRun") -> str:
+    """A digest of a training but for its seed and its tokens: the arm of a study."""
+    left_out = (SEED_PARAM, TRAIN_TOKENS_PARAM)
+    return json_digest({key: value for key, value in run.params.items() if key not in left_out})
 
 
 @dataclass(frozen=True)
@@ -75,12 +90,9 @@ class Compared:
 
     run_id: str
     """Its run, whose artifacts are the table and the figures."""
-    baseline: str
-    """Name of the arm; empty in a study of seeds alone, as the next."""
-    winner: str
-    """The arm with the best mean on the validation split."""
-    seed: int
-    """Of its replicate that is best there."""
+    winner: Values
+    """Arm and seed, in a study without arms the seed: of the arm with the best mean on the
+    validation split the replicate that is best there."""
     sentence: str
     verdicts: dict[str, Verdict]
     """Of all arms but the baseline."""

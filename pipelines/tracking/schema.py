@@ -8,7 +8,7 @@ Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, PROCESS_TAG, vers
 REASON_TAG if it failed or was resumed, and MLflow's own tags of user, source, commit and parent
 run, if any (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG, INSTANCE_TAG if the stage has several instances; a
-search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG.
+search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG; that of compare BASELINE_TAG, LOOKS_TAG.
 A run that trains, besides: CHECKPOINT_KEY_TAG.
 A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG, INACTIVE_TAG and PARAMETERS_TAG from its
 creation, STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
@@ -40,6 +40,7 @@ Without the tag it is 0, of stores from before the tag. Later versions only add 
 PIPELINE_KIND, TRIAL_KIND = "pipeline", "trial"
 SEARCH_KIND, SELECT_KIND, FIT_KIND, TRAIN_KIND = "search", "select", "fit", "train"
 EVALUATE_KIND, SAMPLE_KIND = "evaluate", "sample"
+PROBE_KIND, COMPARE_KIND = "probe", "compare"
 """A cached stage's run has the stage's name as its kind."""
 
 # Every run
@@ -94,6 +95,15 @@ RESULT_IS_IN_FILE = {"file": RESULT_FILE}
 """Artifact of a stage's run, and what the tag is then."""
 BEST_TRIAL_TAG, BEST_RUN_TAG = "dca.best_trial", "dca.best_run"
 """Of a search's run: the number and the run of its winner."""
+BASELINE_TAG, LOOKS_TAG = "dca.baseline", "dca.looks"
+"""Of a run of compare: a digest of what its differences are from, and, set as a verdict is known,
+the seeds that there were whenever one was shown, as JSON."""
+COMPARISON_FILE, MEASURED_FILE = "comparison.{}", "study.json"
+"""Artifacts of a run of compare: its table as csv, md and json, and what was measured."""
+FIGURES_FOLDER = "figures"
+"""Likewise, with PNG files."""
+ARM_METRIC, STEP_TIME = "{}/{}", "step_time_ratio"
+"""Of a run of compare: a column of its table, and an arm; of one of probe this one."""
 EXPERIMENT_FILE, SCREEN_FILE = "experiment.yaml", "report.txt"
 """Artifacts of a pipeline's run: its whole configuration, and the last screen of the command."""
 PAGE_FILE, REPORT_FOLDER = "report.html", "report"
@@ -149,6 +159,9 @@ EXPERIMENT_TAG, CORPUS_TAG = "experiment", "corpus"
 PIPELINE_RUN_TAG, SEARCH_RUN_TAG, TRIAL_RUN_TAG = "pipeline_run", "search_run", "trial_run"
 FIT_RUN_TAG, TRIAL_NUMBER_TAG = "fit_run", "trial"
 """The runs that it comes from, and the number of its trial."""
+STUDY_RUN_TAG, STUDY_TAG, ARM_TAG = "study_run", "study", "arm"
+"""Of a version that comes from a study: the run of its stage compare, its verdict in a sentence,
+and the arm, if it has several."""
 HARDWARE_TAG, PACKAGES_TAG = "hardware", "packages"
 """The processor and the GPUs it was trained on, and the versions of packages, for people."""
 VERSION_COMMIT_TAG, VERSION_DIRTY_TAG = "commit", "dirty"

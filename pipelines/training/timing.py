@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from pipelines.data.splits import TrainValSplits
+from pipelines.storage.scratch import scratch_folder
 from pipelines.training.config import TrainingRun
 from pipelines.training.loop import ignore_log, threads_restored
 from pipelines.training.trainer import Trainer
@@ -23,15 +24,15 @@ SECONDS = 0.5
 
 
 def times_in_turns(
-    first: TrainingRun, second: TrainingRun, splits: TrainValSplits, folder: Path
+    first: TrainingRun, second: TrainingRun, splits: TrainValSplits
 ) -> list[tuple[float, float]]:
     """Seconds of a token of two trainings in each round; which goes first alternates.
 
     One of them is in memory at a time. Of several workers one is timed, with its share of the
-    batch: the exchange of gradients is left out. `folder` is empty and stays so.
+    batch: the exchange of gradients is left out.
     """
     found = []
-    with threads_restored():
+    with threads_restored(), scratch_folder() as folder:  # which stays empty
         for number in range(ROUNDS):
             runs = (first, second) if number % 2 == 0 else (second, first)
             times = [_token_seconds(run, splits, folder) for run in runs]

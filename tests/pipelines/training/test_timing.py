@@ -1,30 +1,18 @@
 """Two trainings timed in turns."""
 
-from pathlib import Path
-
-import pytest
-
 from pipelines.training import timing
 from pipelines.training.timing import times_in_turns, worker_share
 
 
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    path = tmp_path / "timing"
-    path.mkdir()
-    return path
-
-
-def test_a_deeper_model_takes_longer_in_every_round(run, splits, folder, monkeypatch):
+def test_a_deeper_model_takes_longer_in_every_round(run, splits, monkeypatch):
     monkeypatch.setattr(timing, "ROUNDS", 3)
     monkeypatch.setattr(timing, "SECONDS", 0.02)
-    rounds = times_in_turns(run, run.replace({"model.depth": 12}), splits, folder)
+    rounds = times_in_turns(run, run.replace({"model.depth": 12}), splits)
     assert len(rounds) == 3
     assert all(0 < small < 0.75 * large for small, large in rounds)
-    assert list(folder.iterdir()) == []
 
 
-def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, folder, monkeypatch):
+def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, monkeypatch):
     alive, order = set(), []
 
     class Trainer(timing.Trainer):

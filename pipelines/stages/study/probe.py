@@ -1,0 +1,116 @@
+"""probe: the time of each arm's training steps beside the baseline's, before they are trained.
+
+In turns, when nothing else of the study runs: trainings that share a machine slow each other. With
+`budget: time` the tokens of each arm follow from it.
+"""
+
+import json
+from collections.abc import Mapping
+from statistics import median
+
+from pipelines.comparison.statistics import median_interval
+from pipelines.comparison.table import Ratio
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.data.splits import TrainValSplits, train_val_splits
+from pipelines.engine.results import StageResults, from_json, json_digest
+from pipelines.engine.stage import Context, Stage
+from pipelines.experiment import Experiment
+from pipelines.registry.results import Probed, training_key
+from pipelines.search.results import Selected
+from pipelines.tracking.schema import ARM_METRIC, PROBE_KIND, STEP_TIME
+from pipelines.tracking.store import Store
+from pipelines.training.config import STEP_PARAMS, TrainingRun
+
+
+def probe(context: Context[Experiment], needs: StageResults) -> Probed:
+    """Time each arm beside the baseline, but those that were timed before."""
+    config, splits = (
+        context.config,
+        train_val_splits(context.storage, needs[PreparedCorpus].fingerprint),
+    )
+    selected = {str(values[0]): one.values for values, one in needs.all(Selected).items()}
+    runs = {name: config.of_arm(name).fit_run(selected[name]) for name in config.arm_names}
+    base = runs[config.baseline_arm]
+    keys = {name: _key(run, base) for name, run in runs.items()}
+    times, seconds = _earlier(context.store, keys)
+    new = [name for name in runs if name not in times and name != config.baseline_arm]
+    found: list[float] = []
+    for place, name in enumerate(new, 1):
+        text = f"probe: steps of {name} and {config.baseline_arm}, {place} of {len(new)}"
+        rounds = _time(context, text, (base, runs[name]), splits)
+        times[name] = Ratio(*median_interval([arm / first for first, arm in rounds]))
+        found += [first for first, _ in rounds]
+    times = {name: times.get(name, Ratio(1.0)) for name in runs}
+    metrics = {ARM_METRIC.format(STEP_TIME, name): one.value for name, one in times.items()}
+    context.store.log_metrics(context.run_id, metrics)
+    tokens = _tokens(runs, base, times) if config.budget == "time" else {}
+    return Probed(median(found) if found else seconds, times, keys, tokens)
+
+
+def _time(
+    context: Context[Experiment],
+    text: str,
+    runs: tuple[TrainingRun, TrainingRun],
+    splits: TrainValSplits,
+) -> list[tuple[float, float]]:
+    """Seconds of a token of two trainings in each round, in a process with the fit's resources."""
+    from pipelines.cluster.tasks import run_task
+    from pipelines.training.timing import times_in_turns  # with PyTorch
+
+    resources = context.config.fit.resources
+    with (
+        context.progress.working(text),
+        context.progress.watching(lambda: f"  {text}", stage=PROBE_KIND),
+    ):
+        return run_task(times_in_turns, *runs, splits, resources=resources, key="fit.resources")
+
+
+def _key(run: TrainingRun, base: TrainingRun) -> str:
+    """A digest of what the ratio of the times of two trainings depends on."""
+    return json_digest(
+        [
+            {key: value for key, value in one.params.items() if key.startswith(STEP_PARAMS)}
+            | {"resources": one.resources.model_dump(mode="json")}
+            for one in (run, base)
+        ]
+    )
+
+
+def _earlier(store: Store, keys: Mapping[str, str]) -> tuple[dict[str, Ratio], float]:
+    """The times that an earlier probe has found of the same trainings, and the baseline's."""
+    times: dict[str, Ratio] = {}
+    seconds = 0.0
+    for run in store.find(PROBE_KIND)[::-1]:  # a newer one wins
+        result = from_json(Probed, json.dumps(store.read_result(run)))
+        if result is None:
+            continue
+        by_key = {key: result.times[name] for name, key in result.keys.items()}
+        same = {name: by_key[key] for name, key in keys.items() if key in by_key}
+        times |= same
+        seconds = result.token_seconds if same else seconds
+    return times, seconds
+
+
+def _tokens(
+    runs: Mapping[str, TrainingRun], base: TrainingRun, times: Mapping[str, Ratio]
+) -> dict[str, int]:
+    """Tokens of each training that take the time of the baseline's, in whole steps."""
+    budget = base.train.steps * base.train.batch_tokens
+    return {
+        training_key(run): _whole_steps(budget / times[name].value, run.train.batch_tokens)
+        for name, run in runs.items()
+    }
+
+
+def _whole_steps(tokens: float, batch_tokens: int) -> int:
+    return max(1, round(tokens / batch_tokens)) * batch_tokens
+
+
+STAGE = Stage(
+    name=PROBE_KIND,
+    result=Probed,
+    run=probe,
+    depends_on=("corpus", "select"),
+    config_keys=("arms", "baseline", "budget", "model", "train", "fit"),
+    modules=lambda config: ("pipelines.stages.study.probe", *config.model_modules()),
+)
