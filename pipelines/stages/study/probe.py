@@ -112,5 +112,8 @@ STAGE = Stage(
     run=probe,
     depends_on=("corpus", "select"),
     config_keys=("arms", "baseline", "budget", "model", "train", "fit"),
-    modules=lambda config: ("pipelines.stages.study.probe", *config.model_modules()),
+    modules=lambda config: (
+        "pipelines.stages.study.probe",
+        *(name for arm in config.arm_names for name in config.of_arm(arm).model_modules()),
+    ),
 )

@@ -27,9 +27,7 @@ def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, mo
 
     monkeypatch.setattr(timing, "Trainer", Trainer)
     monkeypatch.setattr(timing, "ROUNDS", 3)
-    times_in_turns(
-        run.replace({"train.tokens": 256}), run.replace({"model.depth": 1}), splits, folder
-    )
+    times_in_turns(run.replace({"train.tokens": 256}), run.replace({"model.depth": 1}), splits)
     assert order == [2, 1, 1, 2, 2, 1]
 
 

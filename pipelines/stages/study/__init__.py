@@ -1,4 +1,7 @@
-"""The fan-out of a study: which arms and seeds its stages have instances for."""
+"""The stages of a study alone, a module each, and its fan-out: the arms and seeds of the others.
+
+A study has them besides those of every sweep; the command sweep.py runs them.
+"""
 
 from collections.abc import Mapping
 
