@@ -125,7 +125,7 @@ def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Expe
     from pipelines.experiment import load, read_packaged
 
     if version is None:
-        return load(arguments.arguments, smoke=arguments.smoke)
+        return load(arguments.arguments, smoke=arguments.smoke).without_study()
     return read_packaged(version.config, arguments.arguments, source=version.label)
 
 

@@ -1,10 +1,10 @@
 """The configuration of a study: its arms, the seeds of its replicates, and the section `compare`.
 
-Assembled into an experiment in pipelines/experiment.py, which applies the changes of an arm.
+Assembled into an experiment in pipelines/experiment, which applies the changes of an arm.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count, islice
 from typing import Annotated, Any
 
@@ -18,8 +18,6 @@ from pipelines.console.text import nearest
 
 SMALLEST_DIFFERENCE = 0.01
 """Bits per byte that a study should be able to find, unless it names another."""
-ARM_SECTIONS = ("model", "train", "search.space")
-"""Sections whose keys an arm may change."""
 SPACE_PREFIX = "search.space."
 MAX_ARMS, MAX_SEEDS, MAX_SEED = 64, 256, 2**31
 """Arms of a study, replicates of an arm, and what a seed is less than."""
@@ -75,12 +73,49 @@ Seeds = (
 """A number of replicates, or the seed of each."""
 
 
-def key_problems(changes: Mapping[str, Any], keys: Collection[str]) -> Iterator[Problem]:
-    """The keys of an arm that are none of `keys`, nor of the search's space."""
+def merge_arms(layers: Sequence[Any]) -> Any:
+    """The arms of several files by name and key, later ones over earlier ones; null removes an arm.
+
+    What is no arms is returned as it is, for its type to be refused.
+    """
+    merged: dict[str, Any] = {}
+    for arms in layers:
+        if not isinstance(arms, Mapping):
+            return arms
+        for name, changes in arms.items():
+            old = merged.get(name)
+            if changes is None and old is not None:
+                del merged[name]
+            elif isinstance(changes, Mapping) and isinstance(old, Mapping):
+                merged[name] = {**dict(flat_changes(old)), **dict(flat_changes(changes))}
+            else:
+                merged[name] = changes
+    return merged
+
+
+def change_problems(
+    changes: Mapping[str, Any], keys: Collection[str], *, fixed: Collection[str]
+) -> Iterator[Problem]:
+    """What is wrong with the changes of an arm, whatever their values are.
+
+    Args:
+        changes: by dotted key.
+        keys: those of which an arm may have values.
+        fixed: those of model and train in which the arms must agree.
+
+    """
     for key in changes:
-        if key not in keys and not key.startswith(SPACE_PREFIX):
+        searched = key.removeprefix(SPACE_PREFIX)
+        if key in fixed:
+            yield Problem("expected once, for all arms: they would not be comparable", key)
+        elif key == searched and key not in keys:
+            names = [*keys, *(f"{SPACE_PREFIX}{one}" for one in keys)]
+            same_name = (name for name in keys if name.partition(".")[2] == key)
             message = "expected a key of model, train or search.space"
-            yield Problem(message, key, nearest=nearest(key, keys))
+            near = next(same_name, nearest(key, names))
+            yield Problem(message, key, nearest=near)
+        elif key != searched and searched in changes:
+            yield Problem(f"expected one of {searched} and its range", key)
 
 
 def replicate_seeds(seeds: int | list[int], tuning_seed: int) -> tuple[int, ...]:

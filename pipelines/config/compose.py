@@ -1,6 +1,6 @@
 """One experiment made of several YAML files: `extends`, and which file a value comes from.
 
-Used by pipelines/experiment.py. The files that a file extends come before it, each after those it
+Used by pipelines/experiment. The files that a file extends come before it, each after those it
 extends itself; later wins. Mappings are merged key by key; anything else is replaced as a whole,
 lists and the dimensions of a search space among it.
 """

@@ -1,6 +1,6 @@
 """Changes from the command line: `key=value`, and `key=a,b,c` for several values of a key.
 
-Used by pipelines/experiment.py, for every command that takes changes.
+Used by pipelines/experiment, for every command that takes changes.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """The base class of every section of a configuration: typed, frozen and strict.
 
-Used by the config modules of all packages and by pipelines/experiment.py.
+Used by the config modules of all packages and by pipelines/experiment.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,6 +1,6 @@
 """Plain data to a typed section, or all of its problems at once.
 
-Used by the sections themselves and by pipelines/experiment.py.
+Used by the sections themselves and by pipelines/experiment.
 """
 
 import json

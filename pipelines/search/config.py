@@ -1,7 +1,7 @@
 """The section `search`: the searched keys, the number of trials, the sampler and the scheduler."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from random import Random
@@ -194,11 +194,11 @@ class SearchConfig(Section):
         """Points of the grid that the space spans; real numbers count once."""
         return math.prod(dimension.size or 1 for dimension in self.space.values())
 
-    def applicable(self, value_of: Callable[[str], Any]) -> "SearchConfig":
-        """The search of a base that gives conditions their values, where these are not searched.
+    def applicable(self, values: Mapping[str, Any]) -> "SearchConfig":
+        """The search of a base with these values of all keys, which conditions need not name then.
 
         Keys whose conditions never hold drop out, also of the points to try first; a condition that
-        always holds is no condition. `value_of` is the base's value of a dotted key.
+        always holds is none.
         """
         space: dict[str, Dimension] = {}
         left = self.space
@@ -207,10 +207,10 @@ class SearchConfig(Section):
             left = {
                 key: dimension
                 for key, dimension in space.items()
-                if all(k in space or value_of(k) == v for k, v in dimension.when.items())
+                if all(k in space or values.get(k, v) == v for k, v in dimension.when.items())
             }
         for key, dimension in space.items():
-            when = {k: v for k, v in dimension.when.items() if k in space}
+            when = {k: v for k, v in dimension.when.items() if k in space or k not in values}
             space = {**space, key: dimension.model_copy(update={"when": when})}
         points = [{k: v for k, v in point.items() if k in space} for point in self.try_first]
         points = [point for n, point in enumerate(points) if point and point not in points[:n]]

@@ -1,6 +1,6 @@
 """The configuration of one training run: its sections, and the run as a whole.
 
-Read by training, and assembled into an experiment in pipelines/experiment.py.
+Read by training, and assembled into an experiment in pipelines/experiment.
 """
 
 from typing import Annotated, Any, Literal
@@ -193,6 +193,10 @@ class TrainConfig(Section):
         return [self.steps * (i + 1) // count for i in range(count)]
 
 
+EvalTokens = Annotated[
+    Annotated[Positive, Tag(UNION_TAGS[0])] | Annotated[Literal["all"], Tag(UNION_TAGS[1])],
+    Discriminator(lambda value: UNION_TAGS[isinstance(value, str)]),
+]
 STUDY_EVALS = 32
 """Evaluations of a replicate: from its curve the time to a quality is read."""
 
@@ -204,7 +208,7 @@ class FitConfig(Section):
     """Training budget in bytes; null: train.tokens."""
     evals: Positive | None = None
     """Evaluations; null: in a study train.evals or 32, whichever is more, else train.evals."""
-    eval_tokens: Positive | Literal["all"] | None = None
+    eval_tokens: EvalTokens | None = None
     """Bytes of the validation split read by each evaluation, or `all`; null: in a study all, else
     train.eval_tokens."""
     resources: Resources = Resources()

@@ -11,7 +11,6 @@ from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.experiment import (
     FIELDS,
-    QUICKSTART,
     Experiment,
     load,
     read_experiment,
@@ -19,6 +18,7 @@ from pipelines.experiment import (
     read_stored,
     schema,
 )
+from pipelines.experiment.reading import QUICKSTART
 
 ROOT = Path(__file__).parents[2]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))

@@ -1,0 +1,193 @@
+"""How an experiment is read: from files and the changes of a command line, or from a store.
+
+Used by the commands and the stages, and by the report for the experiments of earlier runs.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pipelines.comparison.config import ARM_KEY, SPACE_PREFIX, flat_changes, merge_arms
+from pipelines.config.compose import Layer, merge, read_layers
+from pipelines.config.overrides import Change, read_changes
+from pipelines.config.section import set_key
+from pipelines.config.validation import validate
+from pipelines.config.yaml_text import flatten
+from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import nearest, one_line
+from pipelines.data.config import with_whole_path, with_whole_paths
+from pipelines.experiment.config import NO_STUDY, Experiment, problems
+from pipelines.experiment.smoke import shrink
+from pipelines.search.config import leave_out
+from pipelines.search.space import TRAINING_KEYS
+
+ALONE: dict[str, Any] = {
+    "search": {},
+    "arms": {},
+    "baseline": None,
+    "seeds": None,
+    "budget": "tokens",
+}
+"""One training: no search, and no study."""
+QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
+
+
+def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) -> Experiment:
+    """The experiment of a command line, [EXPERIMENT.yaml] [key=value ...]. Raises ConfigError.
+
+    Args:
+        arguments: Without a file it is experiments/quickstart.yaml; values are YAML.
+        smoke: Whether to shrink it to a run of seconds.
+        grids: Whether a key of model or train may have several values, key=a,b: the search is then
+            the grid of these.
+
+    """
+    files = [argument for argument in arguments if "=" not in argument]
+    if len(files) > 1 or "" in files:
+        expected = "expected at most one experiment and key=value changes to it"
+        message = f"{expected}, got {one_line(json.dumps(files))}"
+        raise ConfigError(Problem(message, source="command line"))
+    path = Path(files[0]) if files else QUICKSTART
+    layers = [
+        Layer(layer.source, with_whole_paths(layer.data, Path(layer.source).parent))
+        for layer in read_layers(path)
+    ]
+    typed = read_changes([argument for argument in arguments if "=" in argument])
+    experiment = _changed(layers, [with_whole_path(change) for change in typed], grids=grids)
+    if not smoke:
+        return experiment
+    try:
+        return shrink(experiment)
+    except ConfigError as error:  # the space does not fit the tiny sizes
+        problems = (replace(problem, source="--smoke") for problem in error.problems)
+        raise ConfigError(*problems) from None
+
+
+def read_experiment(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
+) -> Experiment:
+    """The experiment of plain data with `key=value` changes. Raises ConfigError."""
+    return _changed([Layer(source, data)], read_changes(overrides))
+
+
+def read_stored(data: Mapping[str, Any], *, source: str) -> Experiment:
+    """The experiment of an earlier run, whose search is not checked again. Raises ConfigError.
+
+    It has run, perhaps with an older version, and its results can be read whatever is refused now.
+    """
+    return validate(Experiment, data, source=source)
+
+
+def read_packaged(
+    data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
+) -> Experiment:
+    """The experiment of a packaged model, without the search. Raises ConfigError.
+
+    The values are those of one trial, on which the search space need not be valid.
+    """
+    return read_experiment({**data, **NO_STUDY, "search": {}}, overrides, source=source)
+
+
+def _changed(
+    layers: Sequence[Layer], changes: Sequence[Change], *, grids: bool = False
+) -> Experiment:
+    data = merge(layers, dotted=Experiment.dotted)
+    if arms := [layer.data["arms"] for layer in layers if "arms" in layer.data]:
+        data["arms"] = merge_arms(arms)
+    given: dict[str, Any] = {}
+    for change in _as_search(changes, grids=grids):
+        set_key(given, change.key, deepcopy(change.value), dotted=Experiment.dotted)
+        if change.key.startswith("arms."):
+            _change_arms(data, change)
+            continue
+        set_key(data, change.key, change.value, dotted=Experiment.dotted)
+        if not change.key.startswith("search."):
+            for key, value in flatten({change.key: change.value}):
+                leave_out(_space(data), key, value)
+    found = validate(
+        Experiment,
+        data,
+        source=layers[-1].source,
+        layers=[*layers, Layer("command line", given)],
+        check=problems,
+    )
+    if grids:
+        _require_use(found, changes)
+    return found
+
+
+def _change_arms(data: dict[str, Any], change: Change) -> None:
+    """Apply a change of arms.NAME, or of a key of an arm that there is."""
+    if not isinstance(data.get("arms"), dict):
+        data["arms"] = {}
+    arms, found = data["arms"], ARM_KEY.fullmatch(change.key)
+    if found is None:
+        set_key(data, change.key, change.value, dotted=["arms"])
+        return
+    name, key = found.groups()
+    if not isinstance(arms.get(name), dict):
+        message = f"no such arm; a new one is arms.{name}={{...}}"
+        where = f"command line: {one_line(change.text)}"
+        raise ConfigError(Problem(message, source=where, nearest=nearest(name, arms)))
+    arms[name] = {**dict(flat_changes(arms[name])), **dict(flat_changes({key: change.value}))}
+
+
+def _require_use(experiment: Experiment, changes: Sequence[Change]) -> None:
+    """Raise ConfigError for a value of the command line in whose place every arm has its own."""
+    for key in {key for change in changes for key, _ in flatten({change.key: change.value})}:
+        if experiment.arms and all(key in own for own in experiment.arms.values()):
+            message = f"every arm has a value of its own; expected arms.NAME.{key}=VALUE"
+            raise ConfigError(Problem(message, key, "command line"))
+
+
+def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:
+    """The same changes, with several values of a key as a dimension of a grid search.
+
+    A grid replaces the file's space and what belongs to it, but not its scheduler and limits.
+    """
+    if grids:
+        changes = [c._replace(is_list=False) if c.key == "seeds" else c for c in changes]
+    if not any(change.is_list for change in changes):
+        return list(changes)
+    grid_search = [
+        Change("search.space", {}),
+        Change("search.sampler.name", "grid"),
+        Change("search.trials", None),
+        Change("search.try_first", []),
+        Change("search.warm_start", []),
+    ]
+    return [*grid_search, *(_dimension(c, grids) if c.is_list else c for c in changes)]
+
+
+def _dimension(change: Change, grids: bool) -> Change:
+    """Several values of a key as a dimension. Raises ConfigError if they are none of a grid."""
+    keys = TRAINING_KEYS if grids else []
+    where = f"command line: {one_line(change.text)}"
+    if found := ARM_KEY.fullmatch(change.key):
+        name, key = found.groups()
+        message = (
+            f"expected one value; a range is arms.{name}.{SPACE_PREFIX}{key}={{choice: [...]}}"
+        )
+        raise ConfigError(Problem(message, source=where))
+    if change.key not in keys:
+        message = (
+            "a comma list is a grid, for sweep.py, over a key of model or train; text with a comma "
+            "needs quotes"
+        )
+        raise ConfigError(Problem(message, source=where, nearest=nearest(change.key, keys)))
+    if any(isinstance(value, list | dict) for value in change.value):
+        message = "expected a number, a word or null between commas"
+        raise ConfigError(Problem(message, source=where))
+    distinct = {(isinstance(value, bool), value) for value in change.value}  # 0 is 0.0
+    if len(distinct) < len(change.value):
+        raise ConfigError(Problem("expected each value once", source=where))
+    return Change(f"search.space.{change.key}", {"choice": change.value})
+
+
+def _space(data: Mapping[str, Any]) -> dict[str, Any]:
+    search = data.get("search")
+    space = search.get("space") if isinstance(search, dict) else None
+    return space if isinstance(space, dict) else {}

@@ -1,0 +1,64 @@
+"""The keys of an experiment: their JSON schema, and a table of them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.comparison.config import ARM_NAME, SPACE_PREFIX
+from pipelines.config import schema as config_schema
+from pipelines.config.compose import EXTENDS
+from pipelines.config.schema import Schema
+from pipelines.experiment.config import ARM_KEYS, FIELDS, Experiment
+from pipelines.search.space import RUN_KEYS
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a file, a whole experiment or a part of one, for editors."""
+    found = Experiment.model_json_schema()
+    del found["required"]  # by a part of an experiment
+    definitions = found["$defs"]
+    space = definitions["SearchConfig"]["properties"]["space"]
+    space["propertyNames"] = {"enum": ARM_KEYS}
+    space["additionalProperties"] = _or_null(space["additionalProperties"])
+    definitions["Dimension"]["properties"]["when"]["propertyNames"] = {"enum": RUN_KEYS}
+    definitions["Arm"] = _arm_schema(space)
+    arms = found["properties"]["arms"]
+    arms["propertyNames"] = {"pattern": f"^{ARM_NAME.pattern}$"}
+    arms["additionalProperties"] = _or_null({"$ref": "#/$defs/Arm"})
+    file = {"type": "string", "minLength": 1}
+    extends = {
+        "anyOf": [file, {"type": "array", "items": file}],
+        "description": "Files to extend, relative to this one: later ones win, and this one last.",
+    }
+    found["properties"] = {EXTENDS: extends, **found["properties"]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **found}
+
+
+def _or_null(schema: Schema) -> Schema:
+    return {"anyOf": [schema, {"type": "null"}]}
+
+
+def _arm_schema(space: Schema) -> Schema:
+    """An arm's changes, each key dotted or below its section."""
+    names = {"model": "ModelConfig", "train": "TrainConfig"}
+    sections: dict[str, dict[str, Any]] = {section: {} for section in names}
+    for key in ARM_KEYS:
+        section, _, name = key.partition(".")
+        sections[section][name] = {"$ref": f"#/$defs/{names[section]}/properties/{name}"}
+    nested = {section: _closed(fields) for section, fields in sections.items()}
+    dotted = {
+        f"{section}.{name}": field
+        for section, fields in sections.items()
+        for name, field in fields.items()
+    }
+    bare = {"type": "object", **{k: space[k] for k in ("propertyNames", "additionalProperties")}}
+    searched = {f"{SPACE_PREFIX}{key}": bare["additionalProperties"] for key in ARM_KEYS}
+    return _closed({**nested, "search": _closed({"space": bare}), **dotted, **searched})
+
+
+def _closed(fields: Mapping[str, Any]) -> Schema:
+    return {"type": "object", "properties": fields, "additionalProperties": False}
+
+
+def reference() -> str:
+    """The table of every key with its default and meaning, as in docs/configuration.md."""
+    return config_schema.reference(Experiment.model_json_schema(), FIELDS)
