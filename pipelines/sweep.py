@@ -7,7 +7,8 @@ The same command again resumes an interrupted one and reuses what is done.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.command import DONE, Parser, run_command
@@ -44,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments.print_config:
         print(experiment.to_yaml(), end="")
         return DONE
+    if line := experiment.untuned_baseline:
+        progress.log(line)
     with ray_session():
         remove_leftovers()
         from pipelines.engine.stage import Invocation
@@ -88,10 +91,25 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
     cluster = inspect_cluster(experiment.storage)
     require_capacity(cluster, trial, "resources")
     require_capacity(cluster, fit, "fit.resources")
-    largest = largest_trial(experiment.search_task())
-    require_memory(largest, cluster, trials=experiment.search.trial_count)
-    require_memory(largest.replace({"resources": fit.model_dump()}), cluster)
+    arms = experiment.by_arm
+    trials = sum(arm.search.trial_count for arm in arms.values())
+    fits = len(arms) * len(experiment.replicate_seeds)
+    for name, arm in arms.items():
+        with _naming(name):
+            largest = largest_trial(arm.search_task())
+            require_memory(largest, cluster, trials=trials)
+            require_memory(largest.replace({"resources": fit.model_dump()}), cluster, trials=fits)
     return cluster
+
+
+@contextmanager
+def _naming(arm: str) -> Iterator[None]:
+    """Name the arm, unless it is empty, in the problems that the block finds."""
+    try:
+        yield
+    except ConfigError as error:
+        problems = [one.at(f"arms.{arm}") if arm else one for one in error.problems]
+        raise ConfigError(*problems) from None
 
 
 def _reused_training(
@@ -125,7 +143,11 @@ def _resolve_inputs(
 
     if write:
         Storage.of(experiment.storage).probe()
-    experiment = resolve_start(experiment, searched=experiment.search.space, write=write)
+    if experiment.train.start_from:
+        for name, arm in experiment.by_arm.items():
+            with _naming(name):
+                resolved = resolve_start(arm, searched=arm.search.space, write=write)
+        experiment = experiment.replace({"train.start_from": resolved.train.start_from})
     if experiment.search.warm_start:
         earlier_trials(experiment.search_task(), corpus.preview(experiment).fingerprint)
     return experiment
@@ -223,7 +245,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         metavar="EXPERIMENT.yaml | key=value",
         help="an experiment (default: experiments/quickstart.yaml) and changes to its keys, "
-        "as in train.learning_rate=3e-4; model.depth=2,4 is a grid",
+        "as in train.learning_rate=3e-4; model.depth=2,4 is a grid, seeds=0,1,2 trains with each",
     )
     parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
     parser.add_argument(

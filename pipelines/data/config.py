@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from dca.errors import FieldError
 from pipelines.compat.pydantic import literal_error
 from pipelines.config.overrides import Change
-from pipelines.config.section import Section
+from pipelines.config.section import Positive, Section
 from pipelines.data.corpora import CORPORA
 
 PATHS = ("path", "validation_path", "test_path")
@@ -49,6 +49,9 @@ class DataConfig(Section):
     test_path: Annotated[str, Field(min_length=1)] | None = None
     """`files`: the test split; given together with `validation_path` or not at all."""
 
+    max_bytes: Positive | None = None
+    """Bytes of the text that are read, from its beginning, and split; null: all of them."""
+
     @model_validator(mode="after")
     def _paths_suit_the_corpus(self) -> "DataConfig":
         source = CORPORA[self.corpus]
@@ -69,6 +72,8 @@ class DataConfig(Section):
                 raise FieldError(name, f"expected data.corpus=files, got {self.corpus}")
             if getattr(self, other) is None:
                 raise FieldError(name, f"expected data.{other} as well")
+        if self.max_bytes is not None and self.validation_path is not None:
+            raise FieldError("max_bytes", "expected null with data.validation_path: three texts")
         return self
 
 

@@ -48,15 +48,29 @@ class CorpusReader:
         try:
             for text in self._texts():
                 self._lengths.append(0)
-                for chunk in filter(None, text):
-                    self._digest.update(chunk)
-                    self._lengths[-1] += len(chunk)
-                    yield chunk
+                for chunk in text:
+                    if part := self._within_limit(chunk):
+                        self._digest.update(part)
+                        self._lengths[-1] += len(part)
+                        yield part
+                    elif self._is_complete:
+                        break
         except OSError as error:
             key = list(SPLIT_KEYS.values())[max(0, len(self._lengths) - 1)]
             name = error.filename or getattr(self._config, key) or self._config.corpus
             message = f"{one_line(name)}: {error.strerror or error}"
             raise ConfigError(Problem(message, f"data.{key}")) from None
+
+    def _within_limit(self, chunk: bytes) -> bytes:
+        """The part of a chunk that belongs to the first `max_bytes` of the text."""
+        limit = self._config.max_bytes
+        return chunk if limit is None else chunk[: limit - self._lengths[-1]]
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the rest of the text need not be read: a published one is checked at its end."""
+        limit, source = self._config.max_bytes, CORPORA[self._config.corpus]
+        return self._lengths[-1] == limit and source.published is None
 
     @property
     def corpus(self) -> Corpus:
@@ -73,7 +87,8 @@ class CorpusReader:
         named = {f"data.{key}": getattr(config, key) for key in SPLIT_KEYS.values()}
         files = {key: find_files(path, key=key) for key, path in named.items() if path is not None}
         _refuse_overlap(files)
-        self._files = sum(map(len, files.values()))
+        if config.max_bytes is None:
+            self._files = sum(map(len, files.values()))
         return [read_files(paths) for paths in files.values()]
 
 

@@ -36,10 +36,11 @@ def measure_corpus(
 ) -> Corpus:
     """The fingerprint and sizes of a corpus, which is read once and not written.
 
-    A published text is not even read. Raises ConfigError for a corpus that is missing, or whose
-    splits are too short for windows of `seq_len` bytes.
+    A whole published text is not even read. Raises ConfigError for a corpus that is missing, or
+    whose splits are too short for windows of `seq_len` bytes.
     """
-    if known := CORPORA[config.corpus].published:
+    known = CORPORA[config.corpus].published
+    if known and known.text_bytes <= (config.max_bytes or known.text_bytes):
         corpus = Corpus.of(known.sha256, [known.text_bytes])
     else:
         reader = CorpusReader(config, mode)

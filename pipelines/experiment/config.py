@@ -182,6 +182,23 @@ class Experiment(Section):
         values = dict(flatten(arm.training_run().model_dump(mode="json")))
         return arm.model_copy(update={"search": arm.search.applicable(values)})
 
+    @property
+    def by_arm(self) -> dict[str, Self]:
+        """The experiment of each arm; without arms that of the one search, under an empty name."""
+        names = self.arm_names
+        return {name: self.of_arm(name) for name in names} or {"": self.of_seed(self.tuning_seed)}
+
+    @property
+    def untuned_baseline(self) -> str:
+        """A warning if an arm is tuned and the baseline is not; else empty."""
+        tuned = [name for name, arm in self.by_arm.items() if arm.search.space]
+        if not tuned or self.baseline_arm in ("", *tuned):
+            return ""
+        return (
+            f"{self.baseline_arm}, the baseline, is not tuned, but {tuned[0]} is: what tuning "
+            "gains will count as the arm's; expected a search.space for all arms"
+        )
+
     def replace(self, values: Mapping[str, Any], *, explain: bool = True) -> Self:
         """The same with some dotted keys changed, its search checked too. Raises ConfigError."""
         replaced = super().replace(values, explain=explain)
@@ -303,8 +320,8 @@ def _unsearched(experiment: Experiment, arms: Mapping[str, Experiment]) -> Itera
     """Dimensions of the experiment that drop out in every arm."""
     searched = {key for arm in arms.values() for key in arm.search.space}
     for key in experiment.search.space.keys() - searched:
-        message = "no arm searches it: each has a value of its own, or does not meet its conditions"
-        yield Problem(message, f"{SPACE_PREFIX}{key}")
+        why = "each has a value of its own, or does not meet its conditions"
+        yield Problem(f"no arm searches it ({why}): expected null", f"{SPACE_PREFIX}{key}")
 
 
 def _equal_arms(arms: Mapping[str, Experiment]) -> Iterator[Problem]:

@@ -23,10 +23,10 @@ def fan_out(experiment: Experiment) -> FanOut[Experiment] | None:
     dimensions: dict[str, tuple[Value, ...]] = {SEED: experiment.replicate_seeds}
     if experiment.arms:
         dimensions[ARM] = experiment.arm_names
-    arms = {name: experiment.of_arm(name) for name in experiment.arms}
+    arms = experiment.by_arm
 
     def configure(position: Mapping[str, Value]) -> Experiment:
-        base = arms[str(position[ARM])] if ARM in position else experiment
+        base = arms[str(position.get(ARM, ""))]
         return base.of_seed(int(position[SEED])) if SEED in position else base
 
     return FanOut(dimensions, configure)

@@ -239,6 +239,14 @@ def test_a_name_is_registered_once():
             ["data.corpus=enwik8", "data.validation_path=y", "data.test_path=z"],
             "data.validation_path: expected data.corpus=files, got enwik8",
         ),
+        (["data.max_bytes=0"], "data.max_bytes: input should be greater than or equal to 1, got 0"),
+        (
+            [
+                *("data.corpus=files", "data.path=x", "data.validation_path=y"),
+                *("data.test_path=z", "data.max_bytes=4000000"),
+            ],
+            "data.max_bytes: expected null with data.validation_path: three texts",
+        ),
     ],
 )
 def test_wrong_use_of_a_corpus_is_one_line_with_its_key(arguments, expected):

@@ -2,6 +2,7 @@ import hashlib
 import os
 import re
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,37 @@ def test_a_folder_and_a_glob_are_read_in_the_order_of_their_paths(tmp_path):
     assert [sum(corpus.sizes.values()) for corpus in (whole, texts)] == [3000, 2000]
 
 
+def test_the_first_bytes_of_a_text_are_the_corpus_that_a_file_of_them_is(tmp_path):
+    """Cut within a file, between two, and at the end of all; written as measured."""
+    for name, byte in [("a", b"a"), ("b", b"b"), ("c", b"c")]:
+        (tmp_path / "text" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "text" / name).write_bytes(byte * 1000)
+    whole = b"".join(path.read_bytes() for path in sorted((tmp_path / "text").iterdir()))
+    for size in (1500, 2000, 3000, 9999):
+        (tmp_path / "prefix").write_bytes(whole[:size])
+        config = DataConfig(corpus="files", path=str(tmp_path / "text"), max_bytes=size)
+        corpus = measure_corpus(config, seq_len=32)
+        assert corpus == measure_corpus(of_files(tmp_path / "prefix"), seq_len=32)
+        write_splits(config, corpus, tmp_path / "runs")
+        found = find_splits(tmp_path / "runs", corpus.fingerprint)
+        assert b"".join(file.read_bytes() for file in found.values()) == whole[:size]
+    with pytest.raises(ConfigError, match=r"^data: the corpus has 50 bytes; expected at least"):
+        measure_corpus(config.replace({"max_bytes": 50}), seq_len=32)
+
+
+def test_files_behind_the_first_bytes_are_not_read(tmp_path, monkeypatch):
+    opened = []
+
+    def read(path: str) -> Iterator[bytes]:
+        for name in "abc":
+            opened.append(name)
+            yield name.encode() * 1000
+
+    monkeypatch.setitem(CORPORA, "long", Source(read))
+    measure_corpus(DataConfig(corpus="long", path="x", max_bytes=1000), seq_len=32)
+    assert opened == ["a", "b"]
+
+
 @pytest.mark.parametrize(("size", "expected"), [(0, "0 bytes"), (100, "100 bytes")])
 def test_an_empty_or_too_short_corpus_is_refused(tmp_path, size, expected):
     path = tmp_path / "short"
@@ -336,6 +368,30 @@ def test_a_published_corpus_is_read_when_its_splits_are_written_and_not_before(
     assert readings == [str(folder)]
     (tmp_path / "text").write_bytes(text)
     assert measure_corpus(of_files(tmp_path / "text"), seq_len=32) == corpus
+
+
+def test_the_first_bytes_of_a_published_corpus_count_if_all_of_it_is_what_was_published(
+    tmp_path, monkeypatch
+):
+    text = bytes(numbered(4000))
+
+    def read(path: str) -> Iterator[bytes]:
+        yield from (text[:1500], text[1500:])
+        if path == "other":
+            raise ConfigError("another text")
+
+    published = PublishedText("text", "", 0, len(text), hashlib.sha256(text).hexdigest())
+    monkeypatch.setitem(CORPORA, "known", Source(read, published))
+    monkeypatch.setattr(Source, "fetch", lambda *_: None)
+    (tmp_path / "prefix").write_bytes(text[:1000])
+    prefix = measure_corpus(of_files(tmp_path / "prefix"), seq_len=32)
+    config = DataConfig(corpus="known", path="here", max_bytes=1000)
+    assert measure_corpus(config, seq_len=32) == prefix
+    with pytest.raises(ConfigError, match="another text"):
+        measure_corpus(config.replace({"path": "other"}), seq_len=32)
+    for size in (4000, 5000):  # which is all: it need not be read
+        whole = DataConfig(corpus="known", path="other", max_bytes=size)
+        assert measure_corpus(whole, seq_len=32).fingerprint == published.sha256[:32]
 
 
 def test_the_standard_library_is_a_corpus_on_every_machine():
