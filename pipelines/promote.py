@@ -131,6 +131,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Let the gate decide about a version, or bypass it with --force."""
     from pipelines.registry.champions import Champions
     from pipelines.registry.gate import force, gate_lock
+    from pipelines.tracking.schema import VersionTags
 
     version = registry.find(arguments.version)
     if arguments.force is None:
@@ -140,12 +141,15 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
         with gate_lock(registry):
             decision = force(registry, version, reason, dry_run=arguments.dry_run)
     champion = Champions(registry).state(reconcile=not arguments.dry_run).champion
+    study = VersionTags.of(registry.get(version)).study
     if arguments.json:
-        after = {"champion_now": champion, "dry_run": arguments.dry_run}
+        after = {"champion_now": champion, "study": study, "dry_run": arguments.dry_run}
         print(json.dumps({**asdict(decision), "decision": decision.summary, **after}, indent=1))
         return
     summary = without_controls(decision.summary)  # which may name a file in storage
     print(f"{registry.name} version {version} {summary}{_dry_run_note(arguments)}")
+    if study:
+        print(f"its study: {without_controls(study)}")
 
 
 def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -> "Decision":

@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # torch, MLflow and Optuna, which take seconds to import
     Stages = Sequence[Stage[Experiment, Any]]
 
 STAGE_NAMES = [
-    *("corpus", "search", "select", "fit", "evaluate"),
+    *("corpus", "search", "select", "probe", "fit", "evaluate", "compare"),
     *("register", "promote", "sample", "report"),
 ]
 
@@ -54,7 +54,8 @@ def main(argv: Sequence[str]) -> int:
         from pipelines.stages.corpus import CorpusStage
 
         corpus = CorpusStage(progress.mode)
-        stages = sweep_stages(corpus, retry_failed=arguments.retry_failed)
+        stages = sweep_stages(corpus, experiment, retry_failed=arguments.retry_failed)
+        _require_stage(arguments.until, stages)
         if arguments.dry_run:
             cluster = _require_resources(experiment)
             experiment = _resolve_inputs(experiment, corpus, write=False)
@@ -66,6 +67,13 @@ def main(argv: Sequence[str]) -> int:
         experiment = _resolve_inputs(experiment, corpus, write=True)
         _run(experiment, stages, reused, Invocation.of(__file__, argv, progress), arguments)
     return DONE
+
+
+def _require_stage(name: str | None, stages: "Stages") -> None:
+    names = [stage.name for stage in stages]
+    if name is not None and name not in names:
+        message = f"only a study has the stage {name}; expected one of {', '.join(names)}"
+        raise ConfigError(Problem(message, "--until"))
 
 
 def _require_equal_trials(resources: "Resources") -> None:

@@ -4,6 +4,7 @@ The commands sweep.py and train.py run them with `pipelines.engine`.
 """
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.experiment import Experiment
@@ -15,14 +16,26 @@ if TYPE_CHECKING:
 
 
 def sweep_stages(
-    corpus: "CorpusStage", *, retry_failed: bool = False
+    corpus: "CorpusStage", experiment: Experiment | None = None, *, retry_failed: bool = False
 ) -> list["Stage[Experiment, Any]"]:
-    """The stages of a sweep over a corpus, which runs the failed trials again if wanted."""
-    from pipelines.stages import evaluate, fit, promote, register, report, sample, search, select
+    """The stages of a sweep over a corpus, which runs the failed trials again if wanted.
 
-    others = (select, fit, evaluate, register, promote, sample, report)
+    Those of the experiment; without one, all that there are.
+    """
+    from pipelines.stages import evaluate, fit, promote, register, report, sample, search, select
+    from pipelines.stages.study import compare, probe
+
     searched = search.search_stage(retry_failed=retry_failed)
-    return [corpus.stage, searched, *(module.STAGE for module in others)]
+    others = (select, probe, fit, evaluate, compare, register, promote, sample, report)
+    absent = set[str]()
+    if experiment is not None:
+        absent |= set() if experiment.arms else {probe.STAGE.name}
+        absent |= set() if experiment.is_study else {compare.STAGE.name}
+    return [
+        replace(stage, depends_on=tuple(name for name in stage.depends_on if name not in absent))
+        for stage in (corpus.stage, searched, *(module.STAGE for module in others))
+        if stage.name not in absent
+    ]
 
 
 def resolve_start(

@@ -6,7 +6,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.champions import Champions
 from pipelines.registry.gate import Gate, earlier_decision, gate_lock
-from pipelines.registry.results import Promoted, Registered, Tested
+from pipelines.registry.results import Compared, Promoted, Registered, Tested
 from pipelines.registry.versions import Registry
 from pipelines.storage.files import temporary_copy
 
@@ -15,7 +15,9 @@ def promote(context: Context[Experiment], needs: StageResults) -> Promoted:
     """Decide about the registered version, once; a rerun completes an interrupted promotion."""
     version = needs[Registered].version
     registry = Registry(context.store.client, needs[Registered].model)
-    fingerprint, settings = needs[Tested].fingerprint, context.config.promote
+    compared, settings = needs.get(Compared), context.config.promote
+    tested = needs.at(compared.winner)[Tested] if compared else needs[Tested]
+    fingerprint = tested.fingerprint
     with (
         context.progress.working("promote: waiting for another process, or deciding"),
         gate_lock(registry),
@@ -33,6 +35,6 @@ STAGE = Stage(
     name="promote",
     result=Promoted,
     run=promote,
-    depends_on=("evaluate", "register"),
+    depends_on=("evaluate", "compare", "register"),
     cached=False,
 )

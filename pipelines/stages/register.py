@@ -16,7 +16,7 @@ from pipelines.engine.results import StageResults, from_json
 from pipelines.engine.stage import Context, Invocation, Stage
 from pipelines.experiment import Experiment, read_experiment, read_packaged
 from pipelines.registry.package import CONFIG, LINEAGE
-from pipelines.registry.results import Fitted, Registered, Tested
+from pipelines.registry.results import Compared, Fitted, Registered, Tested
 from pipelines.registry.versions import Registry
 from pipelines.search.results import Selected
 from pipelines.stages import evaluate
@@ -24,6 +24,7 @@ from pipelines.stages.corpus import CorpusStage
 from pipelines.tracking.descriptions import describe_pipeline, describe_version, run_link
 from pipelines.tracking.models import ModelStore, model_id_of, model_uri
 from pipelines.tracking.schema import (
+    ARM_TAG,
     CORPUS_TAG,
     EXPERIMENT_TAG,
     FIT_RUN_TAG,
@@ -35,6 +36,8 @@ from pipelines.tracking.schema import (
     PIPELINE_RUN_TAG,
     PROMOTE_TAG,
     SEARCH_RUN_TAG,
+    STUDY_RUN_TAG,
+    STUDY_TAG,
     TEST_BITS_METRIC,
     TEST_BITS_TAG,
     TEST_FINGERPRINT_TAG,
@@ -53,7 +56,12 @@ CHALLENGER = "challenger"
 
 
 def register(context: Context[Experiment], needs: StageResults) -> Registered:
-    """Create, or find, the candidate's version, with its lineage and its test result as tags."""
+    """Create, or find, the candidate's version, with its lineage and its test result as tags.
+
+    Of a study the candidate is its winner.
+    """
+    compared = needs.get(Compared)
+    needs = needs.at(compared.winner) if compared else needs
     fit, tested, selected = needs[Fitted], needs[Tested], needs.get(Selected)
     registry = Registry(context.store.client, context.config.promote.model)
     lineage = context.store.models.read_packaged(model_id_of(fit.model_uri), LINEAGE)
@@ -71,6 +79,10 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
             TRIAL_NUMBER_TAG: str(selected.trial),
         }
     runs["fit" if selected else "training"] = fit.run_id
+    if compared:
+        runs["study"] = compared.run_id
+        arm = {ARM_TAG: str(compared.winner[0])} if context.config.arms else {}
+        tags |= {STUDY_RUN_TAG: compared.run_id, STUDY_TAG: compared.sentence, **arm}
     links = [run_link(name, context.store.experiment_id, run) for name, run in runs.items()]
     version = registry.register(
         fit.model_uri,
@@ -120,7 +132,7 @@ STAGE = Stage(
     name="register",
     result=Registered,
     run=register,
-    depends_on=("corpus", "select", "fit", "evaluate"),
+    depends_on=("corpus", "select", "fit", "evaluate", "compare"),
     cached=False,
 )
 

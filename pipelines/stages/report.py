@@ -81,6 +81,9 @@ STAGE = Stage(
     name="report",
     result=Reported,
     run=report,
-    depends_on=("corpus", "search", "select", "fit", "evaluate", "register", "promote", "sample"),
+    depends_on=(
+        *("corpus", "search", "select", "fit", "evaluate", "compare"),
+        *("register", "promote", "sample"),
+    ),
     cached=False,
 )

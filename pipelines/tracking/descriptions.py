@@ -13,7 +13,9 @@ from pipelines.compat.mlflow import model_page, run_page
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     BEST_RUN_TAG,
+    COMPARISON_FILE,
     EXPERIMENT_FILE,
+    FIGURES_FOLDER,
     REPORT_FILE,
     STATE_TAG,
     STUDY_FILE,
@@ -79,6 +81,20 @@ def describe_fit(values: Mapping[str, Any], tokens: int, trial: str, pipeline_ru
     return _paragraphs(
         f"The winner, {trial}, trained on {tokens:,} bytes. The same without a search:",
         _train(pipeline_run, values),
+    )
+
+
+def describe_comparison(table: str, pipeline_run: str) -> str:
+    """Markdown description of the run that compares a study's arms: its verdict and its table."""
+    return _paragraphs(
+        table.strip(),
+        "The difference is in bits per byte of the test split, an arm's minus the baseline's of "
+        f"the same seed: less is better. The table is the artifacts `{COMPARISON_FILE.format('*')}`"
+        f", the figures are in `{FIGURES_FOLDER}`. The whole study again:",
+        _code(
+            _download(pipeline_run, EXPERIMENT_FILE),
+            f"python pipelines/sweep.py {EXPERIMENT_FILE}",
+        ),
     )
 
 

@@ -8,7 +8,7 @@ Every run: SCHEMA_TAG, KIND_TAG, KEY_TAG, CACHE_TAG, HOST_TAG, PROCESS_TAG, vers
 REASON_TAG if it failed or was resumed, and MLflow's own tags of user, source, commit and parent
 run, if any (pipelines/compat/mlflow.py).
 A stage's run, besides: INPUTS_TAG, OUTPUTS_TAG, INSTANCE_TAG if the stage has several instances; a
-search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG; that of compare BASELINE_TAG, LOOKS_TAG.
+search's run also BASIS_TAG, BEST_TRIAL_TAG, BEST_RUN_TAG; that of compare BASIS_TAG, LOOKS_TAG.
 A run that trains, besides: CHECKPOINT_KEY_TAG.
 A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG, INACTIVE_TAG and PARAMETERS_TAG from its
 creation, STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
@@ -86,7 +86,8 @@ instance of a stage its values follow, as in `dca.stage.fit/dca-2/3`."""
 INSTANCE_TAG = "dca.instance"
 """Of a stage's run: the instance that used it last, as in `fit[dca-2, 3]`, if there are several."""
 BASIS_TAG = "dca.basis"
-"""Of a search's run: what its key has in common with those of what it may grow to."""
+"""Of a search's run: what its key has in common with those of what it may grow to. Of a run of
+compare: what those about the same baseline have in common, with whichever seeds and other arms."""
 INPUTS_TAG, OUTPUTS_TAG = "dca.inputs", "dca.outputs"
 """Of a stage's run: what its key is made of, and its result, both as JSON. With a result it counts
 as finished. A result too long for a tag is in RESULT_FILE."""
@@ -95,15 +96,15 @@ RESULT_IS_IN_FILE = {"file": RESULT_FILE}
 """Artifact of a stage's run, and what the tag is then."""
 BEST_TRIAL_TAG, BEST_RUN_TAG = "dca.best_trial", "dca.best_run"
 """Of a search's run: the number and the run of its winner."""
-BASELINE_TAG, LOOKS_TAG = "dca.baseline", "dca.looks"
-"""Of a run of compare: a digest of what its differences are from, and, set as a verdict is known,
-the seeds that there were whenever one was shown, as JSON."""
+LOOKS_TAG = "dca.looks"
+"""Of a run of compare, set as its verdict is known: the seeds that there were whenever one about
+the same baseline was shown, as JSON."""
 COMPARISON_FILE, MEASURED_FILE = "comparison.{}", "study.json"
 """Artifacts of a run of compare: its table as csv, md and json, and what was measured."""
 FIGURES_FOLDER = "figures"
 """Likewise, with PNG files."""
-ARM_METRIC, STEP_TIME = "{}/{}", "step_time_ratio"
-"""Of a run of compare: a column of its table, and an arm; of one of probe this one."""
+STEP_TIME = "step_time_ratio"
+"""A column of its table; with the name of an arm, a metric of it and of a run of probe."""
 EXPERIMENT_FILE, SCREEN_FILE = "experiment.yaml", "report.txt"
 """Artifacts of a pipeline's run: its whole configuration, and the last screen of the command."""
 PAGE_FILE, REPORT_FOLDER = "report.html", "report"
@@ -213,6 +214,11 @@ def stage_runs(tags: Tags) -> dict[str, str]:
     return {key.removeprefix(prefix): run for key, run in tags.items() if key.startswith(prefix)}
 
 
+def arm_metric(column: str, arm: str) -> str:
+    """The metric of an arm of a study: a column of the table, by which MLflow groups its charts."""
+    return f"{column}/{arm}"
+
+
 def stage_inputs(tags: Tags) -> dict[str, Any]:
     """What the key of a stage's run is made of; empty if that was too long to be stored."""
     return _json_object(tags, INPUTS_TAG) or {}
@@ -265,6 +271,8 @@ class VersionTags:
     experiment: str = ""
     commit: str = "unknown"
     dirty: bool = False
+    study: str | None = None
+    """The verdict of the study that it comes from."""
     promote: dict[str, Any] | None = None
     """The settings of the gate when it was registered."""
     decision: str | None = None
@@ -302,6 +310,7 @@ class VersionTags:
             experiment=tags.get(EXPERIMENT_TAG, ""),
             commit=tags.get(VERSION_COMMIT_TAG, "unknown"),
             dirty=tags.get(VERSION_DIRTY_TAG) == "true",
+            study=tags.get(STUDY_TAG),
             promote=_json_object(tags, PROMOTE_TAG),
             decision=tags.get(DECISION_TAG),
             promoted=tags.get(PROMOTED_TAG) == "true",

@@ -132,18 +132,19 @@ class Store:
 
         With a key, those that have it; with a basis the same.
         """
-        terms = [f"tags.`{KIND_TAG}` = '{kind}'", f"tags.`{CACHE_TAG}` = '{LIVE}'"]
-        if key is not None:
-            terms.append(f"tags.`{KEY_TAG}` = '{key}'")
-        if basis is not None:
-            terms.append(f"tags.`{BASIS_TAG}` = '{basis}'")
-        return self._search(" and ".join(terms))
+        return self._tagged({KIND_TAG: kind, CACHE_TAG: LIVE, KEY_TAG: key, BASIS_TAG: basis})
+
+    def find_all(self, kind: str, basis: str) -> list[Run]:
+        """Runs of a kind with a basis, newest first, also those that may not be reused."""
+        return self._tagged({KIND_TAG: kind, BASIS_TAG: basis})
 
     def children(self, parent: str, kind: str) -> list[Run]:
         """Runs of a kind under a parent, newest first."""
-        return self._search(
-            f"tags.`{PARENT_RUN_TAG}` = '{parent}' and tags.`{KIND_TAG}` = '{kind}'"
-        )
+        return self._tagged({PARENT_RUN_TAG: parent, KIND_TAG: kind})
+
+    def _tagged(self, tags: Mapping[str, str | None]) -> list[Run]:
+        terms = [f"tags.`{tag}` = '{value}'" for tag, value in tags.items() if value is not None]
+        return self._search(" and ".join(terms))
 
     def _search(self, query: str, experiments: Sequence[str] = ()) -> list[Run]:
         runs: list[Run] = []

@@ -149,4 +149,4 @@ def test_a_sweep_beside_it_starts_anew_with_the_reason(old_store, capsys):
     }
     assert {state for state, _ in stages.values()} == {"run"}
     assert stages["search"][1] == "the earlier result is of store schema 0, this is 1"
-    assert list(stages) == sweep.STAGE_NAMES
+    assert list(stages) == [one for one in sweep.STAGE_NAMES if one not in ("probe", "compare")]

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipelines.reporting.commands import Command
+from pipelines.reporting.figures.style import without_font_log
+
+DOTS_PER_INCH = 150
+"""Resolution of the PNG files."""
 
 
 @dataclass
@@ -36,6 +41,13 @@ class Picture:
     """Alternative text for screen readers."""
     markup: str = ""
     """The figure inside the page."""
+
+    def save(self, folder: Path) -> Path:
+        """Write the figure as a PNG file into a folder; returns its path."""
+        path = folder / f"{self.name}.png"
+        with without_font_log():
+            self.figure.savefig(path, dpi=DOTS_PER_INCH)
+        return path
 
 
 @dataclass

@@ -43,8 +43,6 @@ from pipelines.storage.private import make_private
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
 
-DOTS_PER_INCH = 150
-"""Resolution of the PNG files."""
 MAX_SVG_BYTES = 1_000_000
 """A figure with a larger SVG is a PNG in the page, too."""
 
@@ -77,9 +75,9 @@ def write(results: Results, folder: Path) -> Path:
     _delete_earlier(folder)
     sections = all_sections(results)
     for picture in (picture for section in sections for picture in section.pictures):
-        png = _new(folder / f"{picture.name}.png")
+        _new(folder / f"{picture.name}.png")
+        png = picture.save(folder)
         with without_font_log():
-            picture.figure.savefig(png, dpi=DOTS_PER_INCH)
             picture.figure.set_layout_engine(None)  # computed above; "none" draws twice for it
             picture.markup = _markup(picture, png)
     _new(folder / config_file(results.config)).write_text(results.config.to_yaml())

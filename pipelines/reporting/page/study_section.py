@@ -46,7 +46,7 @@ def study_sections(study: Study | None, experiment: Experiment) -> list[Section]
     section.points = points or [sentence(study.comparison)]
     section.paragraphs = [*_method(study, experiment), *_marks(rows), LEFT_OUT]
     section.tables = _tables(study, rows)
-    return [section, Section("arms", "The arms in figures", pictures=_pictures(study))]
+    return [section, Section("arms", "The arms in figures", pictures=study_pictures(study))]
 
 
 def ordered_rows(study: Study) -> list[Row]:
@@ -126,7 +126,8 @@ def _marks(rows: Sequence[Row]) -> list[str]:
     return found
 
 
-def _pictures(study: Study) -> list[Picture]:
+def study_pictures(study: Study) -> list[Picture]:
+    """The figures that the study has the numbers for."""
     several = len(study.arms) > 1
     timed = any(study.seconds_of_token(arm) is not None for arm in study.arms)
     rated = any(arm.rates for arm in study.arms)

@@ -17,7 +17,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Probed, training_key
 from pipelines.search.results import Selected
-from pipelines.tracking.schema import ARM_METRIC, PROBE_KIND, STEP_TIME
+from pipelines.tracking.schema import PROBE_KIND, STEP_TIME, arm_metric
 from pipelines.tracking.store import Store
 from pipelines.training.config import STEP_PARAMS, TrainingRun
 
@@ -41,7 +41,7 @@ def probe(context: Context[Experiment], needs: StageResults) -> Probed:
         times[name] = Ratio(*median_interval([arm / first for first, arm in rounds]))
         found += [first for first, _ in rounds]
     times = {name: times.get(name, Ratio(1.0)) for name in runs}
-    metrics = {ARM_METRIC.format(STEP_TIME, name): one.value for name, one in times.items()}
+    metrics = {arm_metric(STEP_TIME, name): one.value for name, one in times.items()}
     context.store.log_metrics(context.run_id, metrics)
     tokens = _tokens(runs, base, times) if config.budget == "time" else {}
     return Probed(median(found) if found else seconds, times, keys, tokens)

@@ -14,7 +14,7 @@ from pipelines.reporting.commands import report_folder
 from pipelines.reporting.grn_weights import entry_names
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
-from pipelines.reporting.page import publish as module
+from pipelines.reporting.page import content
 from pipelines.reporting.page.leaderboard import leaderboard_section
 from pipelines.reporting.page.publish import publish, write
 from pipelines.reporting.statistics import ranking
@@ -72,7 +72,7 @@ MIXED = [
 @pytest.fixture(autouse=True)
 def coarse(monkeypatch):
     """PNG files of a quarter of the size in each direction."""
-    monkeypatch.setattr(module, "DOTS_PER_INCH", 38)
+    monkeypatch.setattr(content, "DOTS_PER_INCH", 38)
 
 
 def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path, monkeypatch):

@@ -16,8 +16,7 @@ from pipelines.search.resume import StoredSearch, joining
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
 from pipelines.search.trial import TrialOutcome
-from pipelines.stages import fit as fit_module
-from pipelines.stages import select
+from pipelines.stages import select, sweep_stages
 from pipelines.stages.corpus import CorpusStage
 from pipelines.stages.search import search_stage
 from pipelines.storage.location import storage_folder
@@ -264,8 +263,8 @@ def test_checkpoints_of_an_unfinished_trial_stay_while_it_is_not_needed(sweep):
 )
 def test_a_fit_of_the_same_winner_is_that_of_the_search_before_it_grew(sweep, changes):
     def fit(**changes: Any) -> dag.PlannedStage:
-        stages = [*sweep.stages(False), fit_module.STAGE]
         config = sweep.experiment.replace(changes)
+        stages = sweep_stages(CorpusStage(), config)
         return dag.plan(stages, config, until="fit", fresh=False)[-1]
 
     before, winner = fit(), sweep.selected.run_id

@@ -1,0 +1,134 @@
+"""compare: the arms of a study beside its baseline, with a verdict about each.
+
+Its run in the tracking store has the table, the figures and what was measured. Every verdict that
+was shown is a look at the results: the level is spent over them (pipelines/comparison).
+"""
+
+import json
+from statistics import mean
+
+from pipelines.comparison import text
+from pipelines.comparison.table import compare as compare_arms
+from pipelines.console.errors import PipelineError
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.results import StageResults, Values, json_digest, to_json
+from pipelines.engine.stage import Context, Stage
+from pipelines.experiment import Experiment
+from pipelines.registry.results import Compared, Fitted, Probed, training_key
+from pipelines.reporting.study import Study
+from pipelines.search.results import Selected
+from pipelines.stages.study.arms import measured_arms
+from pipelines.storage.scratch import scratch_folder
+from pipelines.tracking.descriptions import describe_comparison
+from pipelines.tracking.schema import (
+    BASIS_TAG,
+    COMPARE_KIND,
+    COMPARISON_FILE,
+    FIGURES_FOLDER,
+    LOOKS_TAG,
+    MEASURED_FILE,
+    STEP_TIME,
+    arm_metric,
+)
+from pipelines.tracking.store import Store
+
+Looks = tuple[tuple[int, ...], ...]
+METRICS = (
+    *("bits_per_byte", "difference", "difference_low", "difference_high", "holm_p", "diverged"),
+    *("parameters", STEP_TIME, "tokens_to_quality", "time_to_quality"),
+)
+"""Columns of the table that are metrics of the run, of each arm."""
+
+
+def compare(context: Context[Experiment], needs: StageResults) -> Compared:
+    """Compare the arms; the table and the figures are artifacts of the stage's run."""
+    config = context.config
+    winner = _winner(needs)
+    arms = measured_arms(context.store, config, needs)
+    basis, present = _basis(config, needs), tuple(config.replicate_seeds)
+    looks = (*_earlier_looks(context.store, context.run_id, basis, present), present)
+    probed, settings = needs.get(Probed), config.compare
+    found = compare_arms(
+        *(arms, config.baseline_arm or config.experiment, looks),
+        single_look=settings.single_look,
+        smallest_difference=settings.smallest_difference,
+    )
+    seconds = probed.token_seconds if probed else None
+    study = Study(arms, found, looks, settings.single_look, seconds)
+    _store(context, study)
+    context.store.tag(context.run_id, {BASIS_TAG: basis, LOOKS_TAG: json.dumps(looks)})
+    verdicts = {row.arm: row.difference.verdict for row in found.rows if row.difference}
+    return Compared(context.run_id, winner, text.sentence(found), verdicts)
+
+
+def _winner(needs: StageResults) -> Values:
+    """The best replicate on the validation split of the arm with the best mean there."""
+    bits: dict[Values, dict[Values, float]] = {}
+    for values, fitted in needs.all(Fitted).items():
+        bits.setdefault(values[:-1], {})[values] = fitted.val_bits_per_byte
+    if not bits:
+        raise PipelineError("compare: every training diverged; there is no model")
+    best = min(bits.values(), key=lambda of_arm: mean(of_arm.values()))
+    return min(best, key=lambda values: best[values])
+
+
+def _basis(config: Experiment, needs: StageResults) -> str:
+    """A digest of the baseline's training on this text: that which more seeds are added to.
+
+    Other arms may come and go.
+    """
+    arm = (config.baseline_arm,) if config.arms else ()
+    base = config.of_arm(config.baseline_arm) if config.arms else config
+    run = base.fit_run(needs.all(Selected)[arm].values)
+    return json_digest([arm, needs[PreparedCorpus].fingerprint, training_key(run)])
+
+
+def _earlier_looks(
+    store: Store, run_id: str, basis: str, present: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """The other seeds with which a verdict was shown, in the order in which they were.
+
+    Verdicts of results that were discarded since have been shown, too.
+    """
+    found: dict[tuple[int, ...], None] = {}
+    for run in store.find_all(COMPARE_KIND, basis)[::-1]:
+        if run.info.run_id != run_id:
+            looks = json.loads(run.data.tags.get(LOOKS_TAG, "[]"))
+            found |= dict.fromkeys(tuple(seeds) for seeds in looks)
+    return [seeds for seeds in found if set(seeds) != set(present)]
+
+
+def _store(context: Context[Experiment], study: Study) -> None:
+    """The table, what was measured and the figures as artifacts of the run; metrics of each arm."""
+    store, run_id, found = context.store, context.run_id, study.comparison
+    for kind, write in (("csv", text.to_csv), ("md", text.to_markdown), ("json", text.to_json)):
+        store.log_text(run_id, write(found), COMPARISON_FILE.format(kind))
+    store.log_text(run_id, json.dumps(to_json(study)), MEASURED_FILE)
+    store.describe(describe_comparison(text.to_markdown(found), context.pipeline_run), run_id)
+    metrics = {
+        arm_metric(column, line["arm"]): float(line[column])
+        for line in text.columns(found)
+        for column in METRICS
+        if line[column] is not None
+    }
+    store.log_metrics(run_id, metrics)
+    _draw(context, study)
+
+
+def _draw(context: Context[Experiment], study: Study) -> None:
+    from pipelines.reporting.page.study_section import study_pictures  # with matplotlib
+
+    with context.progress.working("compare: drawing the figures"), scratch_folder() as scratch:
+        for picture in study_pictures(study):
+            picture.save(scratch)
+        context.store.log_files(context.run_id, scratch, FIGURES_FOLDER)
+
+
+STAGE = Stage(
+    name=COMPARE_KIND,
+    result=Compared,
+    run=compare,
+    depends_on=("corpus", "search", "select", "probe", "fit", "evaluate"),
+    config_keys=("arms", "baseline", "seeds", "compare"),
+    modules=lambda _: ("pipelines.stages.study.compare",),
+)
