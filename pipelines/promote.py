@@ -158,6 +158,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     from pipelines.registry.gate import Gate, gate_lock
     from pipelines.registry.package import CONFIG
     from pipelines.stages.corpus import test_bytes
+    from pipelines.storage.location import storage_folder
     from pipelines.tracking.schema import VersionTags
 
     data, tags = registry.read_packaged(version, CONFIG), VersionTags.of(registry.get(version))
@@ -179,6 +180,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
             experiment.promote,
             test,
             fingerprint,
+            storage_folder(experiment.storage),
             dry_run=arguments.dry_run,
             progress=progress,
         )

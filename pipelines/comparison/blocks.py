@@ -30,10 +30,13 @@ class BlockMean:
 
     def lower_bound(self, confidence: float) -> float:
         """One-sided lower bound of the true mean: mean - t(degrees) standard_error."""
+        return self.mean - self.standard_errors(confidence) * self.standard_error
+
+    def standard_errors(self, confidence: float) -> float:
+        """By how many of its standard errors the bound of this confidence is below the mean."""
         from scipy.special import stdtrit  # only the gate's comparison needs it
 
-        quantile = float(stdtrit(self.degrees_of_freedom, confidence))
-        return self.mean - quantile * self.standard_error
+        return float(stdtrit(self.degrees_of_freedom, confidence))
 
 
 def block_mean(totals: Sequence[float], sizes: Sequence[int]) -> BlockMean:

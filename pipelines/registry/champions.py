@@ -27,6 +27,7 @@ from pipelines.registry.versions import (
     search_versions,
 )
 from pipelines.tracking import descriptions
+from pipelines.tracking.models import model_id_of
 from pipelines.tracking.provenance import process_has_ended, this_process, user
 from pipelines.tracking.schema import (
     ACTION_TAG,
@@ -37,8 +38,12 @@ from pipelines.tracking.schema import (
     ENTRY_USER_TAG,
     ENTRY_VERSION_TAG,
     FOLLOWS_TAG,
+    GAIN,
+    GATE_TAG,
     MOVING_TAG,
     PREVIOUS_TAG,
+    TEST_FINGERPRINT_TAG,
+    TRIED_TAG,
 )
 
 CHAMPION = "champion"
@@ -146,6 +151,70 @@ class Champions:
         others = (v for v in reversed(walk) if v in existing and v != champion)
         return next(others, None)
 
+    def tried(self, text: str, fingerprint: str) -> dict[str, str]:
+        """The logged models that were compared with a champion on a test text, and their numbers.
+
+        Those that were before there were numbers, as their versions say, have none.
+
+        Args:
+            text: A digest of the test bytes.
+            fingerprint: Of the corpus that they are of.
+
+        """
+        found = {
+            model_id_of(str(version.source)): ""
+            for version in search_versions(self.registry.client, self.registry.name)
+            if GATE_TAG.format(GAIN) in version.tags
+            and version.tags.get(TEST_FINGERPRINT_TAG) == fingerprint
+        }
+        prefix = TRIED_TAG.format(text, "")
+        tags = self._log_tags().items()
+        return found | {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
+
+    def number_challenger(
+        self, text: str, fingerprint: str, model_id: str, *, dry_run: bool = False
+    ) -> tuple[int, int]:
+        """The how-many-th different challenger on a test text a model is, and of how many so far.
+
+        It keeps its number, however often it is compared. The numbers are tags of the log's
+        registered model: versions that are deleted count as before. A tag is written before all are
+        counted, so that of two challengers at once, on whatever machines, none misses the other.
+
+        Args:
+            text: A digest of the test bytes.
+            fingerprint: Of the corpus that they are of.
+            model_id: Of the logged model.
+            dry_run: Whether nothing is written.
+
+        """
+        tag = TRIED_TAG.format(text, model_id)
+        if not dry_run and tag not in self._log_tags():
+            self._create_log()
+            self._tag_log(tag, "")
+        tried = {model_id: ""} | self.tried(text, fingerprint)
+        number = tried[model_id] or str(len(tried))
+        if not (dry_run or tried[model_id]):
+            self._tag_log(tag, number)
+        return int(number), len(tried)
+
+    def _create_log(self) -> None:
+        """Unless there is one."""
+        about = descriptions.describe_champions(self.registry.name)
+        create_name(self.registry.client, self.log_name, about)
+
+    def _log_tags(self) -> dict[str, str]:
+        """The tags of the log's registered model; none before it exists."""
+        try:
+            return dict(self.registry.client.get_registered_model(self.log_name).tags)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            return {}
+
+    def _tag_log(self, tag: str, value: str) -> None:
+        client = self.registry.client
+        CONFLICTS.call(client.set_registered_model_tag, self.log_name, tag, value)
+
     def reconcile_alias(self) -> None:
         """Set the alias to the last entry's version, also while other processes write entries."""
         entries = self._valid_entries()
@@ -195,7 +264,7 @@ class Champions:
         """Write an entry, in one transaction; its number is its place in the order."""
         client, registry = self.registry.client, self.registry
         if not seen.entry:
-            create_name(client, self.log_name, descriptions.describe_champions(registry.name))
+            self._create_log()
         model, model_id, claim = registry.get(version), registry.model_id(version), uuid.uuid4().hex
         tags = {
             ENTRY_VERSION_TAG: str(version),

@@ -3,7 +3,7 @@
 Read by the stages and commands that promote and generate.
 """
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -25,6 +25,9 @@ class PromoteConfig(Section):
     confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
     """Confidence of that improvement: of a one-sided t-test over blocks of the test text, in pairs,
     that allows for the correlation of blocks."""
+    multiplicity: Literal["count", "spend"] = "count"
+    """Of several challengers tried on one test text: `count` tells how many there were; `spend`
+    also divides 1 - confidence among them, the k-th getting 6 / (pi k)^2 of it."""
     max_parameters: Positive | None = None
     """Maximum number of parameters of a champion; null: no limit."""
     min_bytes_per_second: Annotated[float, Field(gt=0)] | None = None

@@ -7,16 +7,19 @@ and an artifact of the version.
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.progress import Progress
 from pipelines.console.text import first_line
+from pipelines.data.overlap import overlap_share, overlap_text
+from pipelines.data.splits import find_splits
 from pipelines.engine.results import json_digest
 from pipelines.registry.champions import (
     FORCED,
@@ -27,18 +30,25 @@ from pipelines.registry.champions import (
     ConcurrentPromotionError,
 )
 from pipelines.registry.config import PromoteConfig
-from pipelines.registry.score import Score, score
-from pipelines.registry.statistics import paired_gain
+from pipelines.registry.score import NotCausalError, Score, score, windows_text
+from pipelines.registry.statistics import paired_gain, spending_text, spent_confidence
 from pipelines.registry.versions import Registry
+from pipelines.storage.digests import sha256_of
+from pipelines.storage.files import local_copy
+from pipelines.storage.remote import Folder
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.provenance import user
 from pipelines.tracking.schema import (
     BLOCK_CORRELATION,
+    CHALLENGER_NUMBER,
+    CHALLENGERS,
     CHAMPION_BITS,
+    COMPARED_SEQ_LEN,
     DECISION_FILE,
     DECISION_TAG,
     FORCED_TAG,
     GAIN,
+    GAIN_CONFIDENCE,
     GAIN_ERROR,
     GATE_CHAMPION_TAG,
     GATE_KEY_TAG,
@@ -51,6 +61,8 @@ from pipelines.tracking.schema import (
 
 MAX_REMEASURED_DIFFERENCE = 1e-4
 """Bits per byte by which two measurements of one model on one text may differ, on any machine."""
+BITS = "bits_per_byte"
+"""Number of a decision: the version's, in the windows of the comparison if there was one."""
 LOCK_WAIT_SECONDS = 3600
 """How long to wait while another process of this machine decides about the same champion."""
 
@@ -69,12 +81,14 @@ class Decision:
     settings: dict[str, Any]
     """The gate's settings; empty if it was bypassed."""
     numbers: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    """What else must be known to judge it: how many challengers there were, and the like."""
 
     @property
     def summary(self) -> str:
-        """The decision and its reason in one line."""
+        """The decision, its reason and the notes in one line."""
         kept = "not promoted" if self.champion is None else f"kept version {self.champion}"
-        return f"{PROMOTED if self.promoted else kept}: {self.reason}"
+        return "; ".join([f"{PROMOTED if self.promoted else kept}: {self.reason}", *self.notes])
 
 
 @contextmanager
@@ -94,6 +108,8 @@ class Gate:
     """Path of the test bytes."""
     fingerprint: str
     """The fingerprint of the corpus they belong to."""
+    storage: Folder
+    """Where the corpora of earlier trainings are, if they still are."""
     dry_run: bool = False
     """Whether nothing is written."""
     progress: Progress | None = None
@@ -124,49 +140,78 @@ class Gate:
 
     def _compare(self, version: int, seen: ChampionState) -> Decision:
         """The decision about a version, given the champion."""
+        decision = partial(self._decision, version, seen)
         try:
-            challenger_score = score(
-                self.registry.models,
-                self.registry.model_id(version),
-                self.test,
-                self.progress,
-                f"promote: version {version}",
-            )
+            found = self._score(version, f"promote: version {version}")
         except DamagedError as error:
-            return self._decision(version, seen, False, f"it cannot be read back: {error}")
+            return decision(False, f"it cannot be read back: {error}")
+        except NotCausalError as error:
+            return decision(False, str(error))
         numbers = {
-            "bits_per_byte": challenger_score.bits_per_byte,
-            "parameters": challenger_score.parameters,
-            "bytes_per_second": challenger_score.bytes_per_second,
-            "latency_seconds": challenger_score.latency_seconds,
+            BITS: found.bits_per_byte,
+            "parameters": found.parameters,
+            "bytes_per_second": found.bytes_per_second,
+            "latency_seconds": found.latency_seconds,
         }
-        if reason := self._disqualification(version, challenger_score):
-            return self._decision(version, seen, False, reason, numbers)
+        if reason := self._disqualification(version, found):
+            return decision(False, reason, numbers)
         if seen.champion is None:
-            reason = f"{challenger_score.bits_per_byte:.4f} bits per byte; there was no champion"
-            return self._decision(version, seen, True, reason, numbers)
-        champion_score = self._champion_score(seen.champion, challenger_score.text_bytes, version)
-        if not math.isfinite(champion_score.bits_per_byte):
+            reason = f"{found.bits_per_byte:.4f} bits per byte; there was no champion"
+            return decision(True, reason, numbers)
+        try:
+            best = self._champion_score(seen.champion, found, version)
+        except NotCausalError as error:
+            return decision(True, f"version {seen.champion} cannot be compared: {error}", numbers)
+        if not math.isfinite(best.bits_per_byte):
             reason = f"the bits per byte of version {seen.champion} are not finite"
-            return self._decision(version, seen, True, reason, numbers)
-        gain = paired_gain(challenger_score, champion_score)
-        lower_bound = gain.lower_bound(self.settings.confidence)
+            return decision(True, reason, numbers)
+        if best.seq_len < found.seq_len:  # both in the same windows
+            name = f"promote: version {version} in shorter windows"
+            found = self._score(version, name, max_seq_len=best.seq_len)
+        return self._judge(version, seen, found, best, numbers)
+
+    def _judge(
+        self,
+        version: int,
+        seen: ChampionState,
+        challenger: Score,
+        champion: Score,
+        numbers: dict[str, float],
+    ) -> Decision:
+        """The decision, given both scores in the same windows."""
+        gain, asked = paired_gain(challenger, champion), self.settings.confidence
+        number, challengers = Champions(self.registry).number_challenger(
+            sha256_of(self.test),
+            self.fingerprint,
+            self.registry.model_id(version),
+            dry_run=self.dry_run,
+        )
+        tried, confidence = f"challenger {number} of {challengers} tried on this test text", asked
+        if self.settings.multiplicity == "spend":
+            confidence = spent_confidence(asked, number)
+            tried += f": {spending_text(gain, asked, number, challengers)}"
+        lower_bound = gain.lower_bound(confidence)
+        better = lower_bound > self.settings.min_improvement
+        reason = (
+            f"{challenger.bits_per_byte:.4f} against {champion.bits_per_byte:.4f} bits per byte of "
+            f"version {seen.champion} on the same test bytes {windows_text(challenger, champion)}, "
+            f"a gain of {gain.mean:.4f}; with {confidence:.6g} confidence at least "
+            f"{lower_bound:.4f}, {'' if better else 'not '}over {self.settings.min_improvement:g}"
+        )
         numbers |= {
-            CHAMPION_BITS: champion_score.bits_per_byte,
+            BITS: challenger.bits_per_byte,
+            CHAMPION_BITS: champion.bits_per_byte,
             GAIN: gain.mean,
             MIN_GAIN: lower_bound,
             GAIN_ERROR: gain.standard_error,
             BLOCK_CORRELATION: gain.correlation,
+            GAIN_CONFIDENCE: confidence,
+            COMPARED_SEQ_LEN: challenger.seq_len,
+            CHALLENGER_NUMBER: number,
+            CHALLENGERS: challengers,
         }
-        better = lower_bound > self.settings.min_improvement
-        reason = (
-            f"{challenger_score.bits_per_byte:.4f} against {champion_score.bits_per_byte:.4f} "
-            f"bits per byte of version {seen.champion} on the same test bytes, a gain of "
-            f"{gain.mean:.4f}; with {self.settings.confidence:g} confidence at least "
-            f"{lower_bound:.4f}, "
-            f"{'' if better else 'not '}over {self.settings.min_improvement:g}"
-        )
-        return self._decision(version, seen, better, reason, numbers)
+        notes = [tried, *self._other_text(seen)]
+        return self._decision(version, seen, better, reason, numbers, notes)
 
     def _decision(
         self,
@@ -175,17 +220,34 @@ class Gate:
         promoted: bool,
         reason: str,
         numbers: Mapping[str, float] | None = None,
+        notes: Sequence[str] = (),
     ) -> Decision:
-        settings = self.settings.model_dump()
+        """A decision; without a comparison, its note is how many of those there have been."""
+        if not notes:
+            tried = Champions(self.registry).tried(sha256_of(self.test), self.fingerprint)
+            notes = [f"challengers tried on this test text: {len(tried)}"]
         return Decision(
             version,
             promoted,
             reason,
             seen.champion,
             self.fingerprint,
-            settings,
+            self.settings.model_dump(),
             dict(numbers or {}),
+            list(notes),
         )
+
+    def _other_text(self, seen: ChampionState) -> list[str]:
+        """What is known about the training text of a champion that was trained on another text."""
+        assert seen.champion is not None
+        fingerprint = VersionTags.of(self.registry.get(seen.champion)).test_fingerprint
+        if fingerprint == self.fingerprint:
+            return []
+        note = f"version {seen.champion} was trained on another text"
+        splits = find_splits(self.storage, fingerprint) if fingerprint else None
+        if splits is None:
+            return [f"{note}, which is not in storage: whether it has these bytes cannot be known"]
+        return [f"{note}: {overlap_text(overlap_share(local_copy(splits['train']), self.test))}"]
 
     def _disqualification(self, version: int, challenger_score: Score) -> str | None:
         """Why a version cannot be promoted, whichever version is champion; None if it can."""
@@ -213,23 +275,27 @@ class Gate:
             return f"{latency:.4f} s to the first byte, over {limit}"
         return None
 
-    def _champion_score(self, champion: int, text_bytes: int, version: int) -> Score:
-        """The champion's score on these test bytes: stored, or measured now by its own code.
+    def _score(self, version: int, name: str, *, max_seq_len: int | None = None) -> Score:
+        """Measure a version on the test bytes; how far that is has the name."""
+        model_id = self.registry.model_id(version)
+        models, progress = self.registry.models, self.progress
+        return score(models, model_id, self.test, progress, name, max_seq_len=max_seq_len)
+
+    def _champion_score(self, champion: int, challenger: Score, version: int) -> Score:
+        """The champion's score in windows of the challenger's training, or of its own if those are
+        shorter: stored, or measured now.
 
         A stored one counts also if the champion's own files are gone.
         """
-        file = SCORE_FILE.format(self.fingerprint)
-        stored = Score.read(self.registry.read_json(champion, file), text_bytes)
-        if stored is not None:
+        file = SCORE_FILE.format(self.fingerprint, challenger.seq_len)
+        stored = Score.read(self.registry.read_json(champion, file), challenger.text_bytes)
+        if stored is not None and stored.seq_len <= challenger.seq_len:
             return stored
         try:
-            found = score(
-                self.registry.models,
-                self.registry.model_id(champion),
-                self.test,
-                self.progress,
-                f"promote: version {champion}, the champion",
-            )
+            name = f"promote: version {champion}, the champion"
+            found = self._score(champion, name, max_seq_len=challenger.seq_len)
+        except NotCausalError:
+            raise
         except (PipelineError, ConfigError) as error:
             raise PipelineError(self._nothing_to_compare(champion, version, error)) from error
         if not self.dry_run:

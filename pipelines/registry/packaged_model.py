@@ -194,28 +194,33 @@ class PackagedModel(PythonModel):
         return until(stop or "", _characters(int(ids_b[0]) for ids_b in new))
 
     def bits(self, data: NDArray[np.uint8]) -> NDArray[np.float64]:
-        """-log2 p of every byte but the first: [bytes - 1].
+        """-log2 p of every byte but the first: [bytes - 1], in windows of the training's length."""
+        return text_bits(self.model, data, self.config["train"]["seq_len"])
 
-        Each is predicted from those before it in its window; windows are of the training's
-        seq_len, one after another, the last one shorter.
-        """
-        import torch
 
-        seq_len = self.config["train"]["seq_len"]
-        device = next(self.model.parameters()).device
-        whole = (len(data) - 1) // seq_len * seq_len
-        starts = np.arange(0, whole, seq_len)[:, None] + np.arange(seq_len + 1)
-        batches = [data[starts[first : first + BATCH]] for first in range(0, len(starts), BATCH)]
-        if whole < len(data) - 1:
-            batches.append(data[None, whole:])
-        found = [np.empty(0)]
-        with torch.inference_mode():
-            for batch in batches:
-                ids_bt = torch.from_numpy(np.ascontiguousarray(batch)).to(device).long()
-                log_p_btv = self.model(ids_bt[:, :-1]).float().log_softmax(-1)
-                nats_bt = -log_p_btv.gather(-1, ids_bt[:, 1:, None])[..., 0]
-                found.append(nats_bt.double().flatten().cpu().numpy() / math.log(2))
-        return np.concatenate(found)
+def text_bits(model: Any, data: NDArray[np.uint8], seq_len: int) -> NDArray[np.float64]:
+    """-log2 p of every byte of a text but the first: [bytes - 1].
+
+    Each is predicted from those before it in its window; windows are of seq_len bytes, one after
+    another, the last one shorter. The score calls it with a packaged model, so that all models are
+    measured by the same code.
+    """
+    import torch
+
+    device = next(model.parameters()).device
+    whole = (len(data) - 1) // seq_len * seq_len
+    starts = np.arange(0, whole, seq_len)[:, None] + np.arange(seq_len + 1)
+    batches = [data[starts[first : first + BATCH]] for first in range(0, len(starts), BATCH)]
+    if whole < len(data) - 1:
+        batches.append(data[None, whole:])
+    found = [np.empty(0)]
+    with torch.inference_mode():
+        for batch in batches:
+            ids_bt = torch.from_numpy(np.array(batch)).to(device).long()
+            log_p_btv = model(ids_bt[:, :-1]).float().log_softmax(-1)
+            nats_bt = -log_p_btv.gather(-1, ids_bt[:, 1:, None])[..., 0]
+            found.append(nats_bt.double().flatten().cpu().numpy() / math.log(2))
+    return np.concatenate(found)
 
 
 def _bytes(text: str) -> NDArray[np.uint8]:

@@ -112,7 +112,8 @@ def gate_phrase(results: Results) -> str:
     if results.version is None:
         return "no version is registered yet, so there is no comparison on the test split"
     if tags.gain is not None and tags.min_gain is not None:
-        confidence = (tags.promote or {}).get("confidence", results.config.promote.confidence)
+        asked = (tags.promote or {}).get("confidence", results.config.promote.confidence)
+        confidence = tags.confidence or asked
         verdict = "promoted" if tags.promoted else "not promoted"
         return (
             f"on the test split version {results.version} gains {tags.gain:.4f} bits per byte over "

@@ -29,11 +29,11 @@ def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
     from pipelines.training.evaluation import compressors  # with PyTorch
 
     corpus = needs[PreparedCorpus]
-    file = sealed_test(context.storage, corpus.fingerprint)
+    test = sealed_test(context.storage, corpus.fingerprint)
     model_id = model_id_of(needs[Fitted].model_uri)
-    context.store.log_corpus(context.run_id, corpus, test=file)
+    context.store.log_corpus(context.run_id, corpus, test=test)
     context.store.log_use(context.run_id, model_id)
-    with context.progress.working("evaluate: the test split"), temporary_copy(file) as path:
+    with context.progress.working("evaluate: the test split"), temporary_copy(test) as path:
         found = score(context.store.models, model_id, path, context.progress, "evaluate")
         with context.progress.watching(lambda: "  evaluate: common compressors", stage="evaluate"):
             baselines = compressors(path)
@@ -41,7 +41,8 @@ def evaluate(context: Context[Experiment], needs: StageResults) -> Tested:
         look = lambda: "  evaluate: what the training text has too"  # noqa: E731
         with context.progress.watching(look, stage="evaluate"):
             overlap = overlap_share(local_copy(train), path)
-    context.store.models.write_json(model_id, SCORE_FILE.format(corpus.fingerprint), asdict(found))
+    file = SCORE_FILE.format(corpus.fingerprint, found.seq_len)
+    context.store.models.write_json(model_id, file, asdict(found))
     context.store.log_metrics(
         context.run_id,
         {TEST_BITS_METRIC: found.bits_per_byte},

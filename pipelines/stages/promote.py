@@ -25,7 +25,10 @@ def promote(context: Context[Experiment], needs: StageResults) -> Promoted:
         text = earlier_decision(registry, version, settings, fingerprint)
         if text is None:
             with temporary_copy(sealed_test(context.storage, fingerprint)) as test:
-                gate = Gate(registry, settings, test, fingerprint, progress=context.progress)
+                gate = Gate(
+                    *(registry, settings, test, fingerprint, context.storage),
+                    progress=context.progress,
+                )
                 text = gate.decide(version).summary
         champion = Champions(registry).state().champion
     return Promoted(registry.name, champion, text)

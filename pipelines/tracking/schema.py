@@ -143,8 +143,9 @@ SHA256_TAG = "dca.sha256"
 """The digest of its list of digests, so that a replaced list is detected."""
 PACKAGE_FOLDER, LINEAGE_FILE = "artifacts/model", "lineage.json"
 """Folder with the weights, configuration, lineage and digests; where these come from."""
-SCORE_FILE = "scores/{}.json"
-"""Stored later: its score on the test text of that fingerprint."""
+SCORE_FILE = "scores/{}-{}.json"
+"""Stored later: its score on the test text of that fingerprint, in windows of that length, or of
+its training's if that is less."""
 MIXING_FILE = "mixing/{}-{}.json"
 """Its mixtures' weights on the validation text of that fingerprint, by code of that digest."""
 DECISION_FILE = "gate/{}.json"
@@ -173,7 +174,10 @@ GATE_TAG = "gate.{}"
 """Of the gate's last decision: each of its numbers, and what follows."""
 GAIN, MIN_GAIN, CHAMPION_BITS = "gain", "least_gain", "champion_bits_per_byte"
 GAIN_ERROR, BLOCK_CORRELATION = "gain_standard_error", "block_correlation"
-"""Numbers of a comparison with the champion."""
+GAIN_CONFIDENCE, COMPARED_SEQ_LEN = "confidence", "seq_len"
+"""Numbers of a comparison with the champion; the last is the length of the windows of the text."""
+CHALLENGER_NUMBER, CHALLENGERS = "challenger", "challengers"
+"""The how-many-th different challenger it was on that test text, and of how many so far."""
 DECISION_TAG, PROMOTED_TAG = GATE_TAG.format("decision"), GATE_TAG.format("promoted")
 GATE_KEY_TAG, GATE_CHAMPION_TAG = GATE_TAG.format("key"), GATE_TAG.format("champion")
 """The decision in a line, whether it promoted, what it was about, and the champion until then."""
@@ -189,6 +193,11 @@ ENTRY_USER_TAG, ENTRY_SECONDS_TAG = "user", "seconds"
 CLAIM_TAG, DONE_TAG, MOVING_TAG = "claim", "done", "moving.{}"
 """Mark the process that wrote it, that the alias has been moved, and processes that move it, each
 with its host and its number."""
+
+# The log of champions itself, the second registered model
+TRIED_TAG = "tried.{}.{}"
+"""Of a test text, by a digest of its bytes, and of a logged model that was compared on it with the
+champion: the how-many-th different one it was."""
 
 COMMIT_VARIABLE = "DCA_GPT_COMMIT"
 """The environment variable with the commit where there is no .git, as in a container or a Ray
@@ -287,6 +296,8 @@ class VersionTags:
     """Bits per byte by which it was better than that."""
     min_gain: float | None = None
     """The lower bound of the gain."""
+    confidence: float | None = None
+    """The confidence of that bound; None of decisions of earlier versions."""
 
     @staticmethod
     def of(version: "ModelVersion") -> "VersionTags":
@@ -318,6 +329,7 @@ class VersionTags:
             champion=tags.get(GATE_CHAMPION_TAG),
             gain=number(GATE_TAG.format(GAIN), float),
             min_gain=number(GATE_TAG.format(MIN_GAIN), float),
+            confidence=number(GATE_TAG.format(GAIN_CONFIDENCE), float),
         )
 
 

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -9,6 +10,8 @@ import pytest
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.progress import Progress
+from pipelines.data.config import DataConfig
+from pipelines.data.splits import measure_corpus, sealed_test, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Invocation
 from pipelines.registry import gate as module
@@ -20,7 +23,7 @@ from pipelines.registry.champions import (
 )
 from pipelines.registry.gate import Decision, Gate, force, rollback
 from pipelines.registry.results import Registered, Tested
-from pipelines.registry.score import Score, block_edges
+from pipelines.registry.score import NotCausalError, Score, block_edges
 from pipelines.registry.score import score as real_score
 from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
@@ -44,12 +47,19 @@ class Versions:
         self.scored: list[str] = []
         monkeypatch.setattr(module, "score", self.score)
 
-    def score(self, models: ModelStore, model_id: str, text: Path, *_: object) -> Score:
+    def score(
+        self,
+        models: ModelStore,
+        model_id: str,
+        text: Path,
+        *_: object,
+        max_seq_len: int | None = None,
+    ) -> Score:
         self.scored.append(model_id)
         found = self.scores[model_id]
         if isinstance(found, Exception):
             raise found
-        return found
+        return replace(found, seq_len=min(found.seq_len, max_seq_len or found.seq_len))
 
     def add(
         self,
@@ -58,6 +68,7 @@ class Versions:
         evaluated: float | None = None,
         noise: float = 0.0,
         seed: int | None = None,
+        seq_len: int = 128,
         **facts,
     ) -> int:
         """A version with so many bits per byte on the test text, more in some blocks."""
@@ -66,7 +77,7 @@ class Versions:
         wave = noise * rng.standard_normal(len(edges))
         blocks = (edges * (bits + wave - wave.mean())).tolist()
         defaults = {"parameters": 10, "bytes_per_second": 100.0, "latency_seconds": 0.01}
-        score = Score(blocks, TEXT_BYTES, **{**defaults, **facts})
+        score = Score(blocks, TEXT_BYTES, seq_len, seq_len, **{**defaults, **facts})
         store = self.context.store
         run = store.create("fit", f"fit {len(self.scores)}", "fit")
         model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
@@ -82,14 +93,23 @@ class Versions:
         changes = {f"promote.{key}": value for key, value in settings.items()}
         context = replace(self.context, config=self.context.config.replace(changes))
         registered, tested = Registered("tiny", version), Tested(2.0, fingerprint, {})
+        self.test(fingerprint)
         promoted = promote(context, StageResults({"register": registered, "evaluate": tested}))
         assert promoted.champion == self.champion
         return promoted.decision
 
     def decide(self, version: int, fingerprint: str = "same", **options) -> Decision:
         """The gate's decision, without the stage."""
-        settings = self.context.config.promote
-        return Gate(self.registry, settings, Path(), fingerprint, **options).decide(version)
+        settings, storage = self.context.config.promote, self.context.storage
+        test = self.test(fingerprint)
+        return Gate(self.registry, settings, test, fingerprint, storage, **options).decide(version)
+
+    def test(self, fingerprint: str) -> Path:
+        """The sealed test bytes of a corpus, which are other ones for each."""
+        path = sealed_test(self.context.storage, fingerprint)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(fingerprint)
+        return path
 
     def promotions(self) -> list[Promotion]:
         return Champions(self.registry).promotions()
@@ -119,7 +139,10 @@ def promote_before(registry: Registry, version: int, monkeypatch: pytest.MonkeyP
 def test_the_first_version_becomes_champion_and_again_changes_nothing(versions):
     version = versions.add(2.0)
     first = versions.sweep(version)
-    assert first == "promoted: 2.0000 bits per byte; there was no champion"
+    assert first == (
+        "promoted: 2.0000 bits per byte; there was no champion; "
+        "challengers tried on this test text: 0"
+    )
     assert versions.champion == version
     assert versions.sweep(version) == first
     assert len(versions.promotions()) == len(versions.scored) == 1
@@ -139,7 +162,7 @@ def test_a_challenger_must_surely_be_better_by_the_margin(versions):
         version = versions.add(best - gain, noise=noise)
         decision = versions.sweep(version, min_improvement=margin)
         assert decision.startswith("promoted: " if wins else f"kept version {champion}: ")
-        assert decision.endswith(f"{'' if wins else 'not '}over {margin:g}")
+        assert f", {'' if wins else 'not '}over {margin:g}; challenger " in decision
         champion, best = (version, best - gain) if wins else (champion, best)
         assert versions.champion == champion
         tags = versions.registry.get(version).tags
@@ -193,7 +216,7 @@ def test_limits_hold_with_and_without_a_champion(versions):
 def test_a_version_that_cannot_be_read_back_is_not_promoted_and_the_reason_is_kept(versions):
     version = versions.add(1.0)
     versions.scores[versions.registry.model_id(version)] = DamagedError("altered")
-    assert versions.sweep(version) == "not promoted: it cannot be read back: altered"
+    assert versions.sweep(version).startswith("not promoted: it cannot be read back: altered; ")
     assert versions.champion is None
 
 
@@ -219,8 +242,10 @@ def test_an_incomplete_or_foreign_score_is_measured_again(versions):
         {**whole, "block_bits": [math.nan, *whole["block_bits"][1:]]},
         {**whole, "block_bits": [str(bits) for bits in whole["block_bits"]]},
         {**whole, "latency_seconds": -1.0},
+        {**whole, "seq_len": 129},
+        {key: value for key, value in whole.items() if "seq_len" not in key},  # of version 0
     ):
-        versions.registry.write_json(first, "scores/same.json", damaged)
+        versions.registry.write_json(first, "scores/same-128.json", damaged)
         versions.scored.clear()
         versions.sweep(versions.add(1.6))
         assert champion in versions.scored
@@ -229,7 +254,7 @@ def test_an_incomplete_or_foreign_score_is_measured_again(versions):
 def test_a_score_that_was_edited_in_storage_lets_no_worse_version_win(versions):
     versions.sweep(first := versions.add(1.5))
     champion = versions.registry.model_id(first)
-    registry, file = versions.registry, "scores/same.json"
+    registry, file = versions.registry, "scores/same-128.json"
     registry.write_json(first, file, asdict(versions.scores[champion]))
     assert registry.read_json(first, file)
     model = registry.client.get_logged_model(champion)
@@ -253,7 +278,7 @@ def test_on_other_test_bytes_the_champion_is_evaluated_once(versions):
         versions.sweep(version, "new")
         assert versions.champion == first
     assert versions.scored.count(champion) == 1
-    assert versions.registry.read_json(first, "scores/new.json")["text_bytes"] == TEXT_BYTES
+    assert versions.registry.read_json(first, "scores/new-128.json")["text_bytes"] == TEXT_BYTES
 
 
 def test_the_tags_are_those_of_the_last_decision_only(versions):
@@ -266,6 +291,144 @@ def test_the_tags_are_those_of_the_last_decision_only(versions):
     assert "over promote.max_parameters" in tags["gate.decision"]
     assert "gate.gain" not in tags
     assert tags["gate.parameters"] == "12345678"
+
+
+def test_both_models_are_compared_in_the_windows_of_the_one_with_the_shorter(versions):
+    """Whichever it is; what was measured in other windows is measured again, once."""
+    versions.sweep(first := versions.add(2.0, seq_len=256))
+    champion = versions.registry.model_id(first)
+    for seq_len, windows, measured in (
+        (256, "256,", 1),
+        (64, "64 (trained with 64 and 256),", 1),
+        (64, "64 (trained with 64 and 256),", 0),
+        (512, "256 (trained with 512 and 256),", 1),
+        (512, "256 (trained with 512 and 256),", 0),
+        (256, "256,", 0),
+    ):
+        versions.scored.clear()
+        version = versions.add(2.1, seq_len=seq_len)
+        decision = versions.sweep(version)
+        assert f"on the same test bytes in the same windows of {windows} a gain of -0.1" in decision
+        assert versions.scored.count(champion) == measured
+        again = versions.scored.count(versions.registry.model_id(version))
+        assert again == 1 + (seq_len > 256)
+        assert versions.registry.get(version).tags["gate.seq_len"] == str(min(seq_len, 256))
+
+
+def test_a_model_that_sees_the_future_is_refused_as_a_challenger_and_as_the_champion(versions):
+    versions.sweep(first := versions.add(2.0))
+    version = versions.add(1.0)
+    model_id = versions.registry.model_id(version)
+    versions.scores[model_id] = NotCausalError("it sees what it predicts")
+    decision = versions.sweep(version)
+    assert decision.startswith(f"kept version {first}: it sees what it predicts; ")
+    force(versions.registry, version, "who needs a probe")
+    other = versions.add(3.0)
+    decision = versions.sweep(other)
+    assert decision.startswith(
+        f"promoted: version {version} cannot be compared: it sees what it predicts; "
+    )
+    assert versions.champion == other
+
+
+def test_different_challengers_of_a_test_text_are_counted_and_deleted_ones_too(versions):
+    versions.sweep(versions.add(2.0))
+    second, third = versions.add(2.1), versions.add(2.2)
+    assert versions.sweep(second).endswith("; challenger 1 of 1 tried on this test text")
+    assert versions.sweep(third).endswith("; challenger 2 of 2 tried on this test text")
+    again = versions.sweep(second, min_improvement=0.1)
+    assert again.endswith("; challenger 1 of 2 tried on this test text")
+    refused = versions.sweep(versions.add(2.0), max_parameters=1)
+    assert refused.endswith("; challengers tried on this test text: 2")
+    versions.registry.client.delete_model_version("tiny", str(third))
+    assert versions.sweep(versions.add(2.1)).endswith("; challenger 3 of 3 tried on this test text")
+    tags = versions.registry.get(second).tags
+    assert (tags["gate.challenger"], tags["gate.challengers"]) == ("1", "2")
+    other = versions.add(2.1)
+    assert "challenger 4 of 4" in versions.decide(other, dry_run=True).summary
+    assert "challenger 4 of 4" in versions.decide(versions.add(2.1)).summary  # not counted before
+    assert "challenger 1 of 1" in versions.sweep(other, "another text")
+
+
+def test_challengers_of_an_earlier_version_of_the_project_are_counted_by_their_tags(versions):
+    versions.sweep(versions.add(2.0))
+    versions.registry.tag(versions.add(2.1), {"gate.gain": "-0.1"})
+    assert "challenger 2 of 2" in versions.sweep(versions.add(2.1))
+
+
+def test_of_two_challengers_at_once_none_misses_the_other(versions, monkeypatch):
+    versions.sweep(versions.add(2.0))
+    champions, tag = Champions(versions.registry), Champions._tag_log
+    numbers = []
+
+    def late(self: Champions, *args) -> None:
+        """Another process is numbered between two steps of this one."""
+        tag(self, *args)
+        monkeypatch.setattr(Champions, "_tag_log", tag)
+        numbers.append(champions.number_challenger("text", "same", "m-2"))
+
+    monkeypatch.setattr(Champions, "_tag_log", late)
+    numbers.append(champions.number_challenger("text", "same", "m-1"))
+    assert numbers == [(2, 2), (2, 2)]
+    assert champions.number_challenger("text", "same", "m-3") == (3, 3)
+    assert champions.number_challenger("text", "same", "m-1") == (2, 3)
+
+
+def test_a_level_that_is_spent_asks_more_of_each_challenger(versions):
+    """With 30 blocks, 6 cosines: 2.3 standard errors of the first, 3.4 of the second."""
+    champion = versions.add(2.0, noise=0.1, seed=1)
+    versions.sweep(champion)
+    worse, gains = versions.add(2.1), {}
+    assert "must gain 2.3 standard errors" in versions.sweep(worse, multiplicity="spend")
+    for number, promoted in ((2, False), (3, False), (3, True)):
+        setting = "count" if promoted else "spend"
+        version = gains.get(number) or versions.add(1.9, noise=0.18, seed=2)
+        gains[number] = version
+        decision = versions.sweep(version, multiplicity=setting)
+        tags = versions.registry.get(version).tags
+        errors = float(tags["gate.gain"]) / float(tags["gate.gain_standard_error"])
+        assert 2.0 < errors < 3.3
+        assert decision.startswith("promoted" if promoted else "kept")
+        level = 0.05 if promoted else 0.05 * 6 / (math.pi * number) ** 2
+        assert float(tags["gate.confidence"]) == pytest.approx(1 - level)
+        assert tags["gate.challenger"] == str(number)
+        if not promoted:
+            asked = re.search(r"must gain (.*) standard errors, the next one (.*); a", decision)
+            assert [float(text) for text in asked.groups()] == {2: [3.4, 4.0], 3: [4.0, 4.6]}[
+                number
+            ]
+            assert decision.endswith("a fresh test text opens the gate again, at 2.3")
+
+
+@pytest.fixture
+def other_text(context, tmp_path) -> str:
+    """The fingerprint of a corpus in storage, whose training text has the word `same`."""
+    (tmp_path / "other.txt").write_text("a line of another text\n" * 400)
+    data = DataConfig(corpus="files", path=str(tmp_path / "other.txt"))
+    corpus = measure_corpus(data, seq_len=32)
+    write_splits(data, corpus, context.storage)
+    return corpus.fingerprint
+
+
+def test_a_champion_of_another_text_may_have_seen_this_one(versions, other_text, monkeypatch):
+    """How much of it is told if its text is in storage, else that it cannot be known."""
+    versions.sweep(first := versions.add(2.0))
+    known = "; version 1 was trained on another text"
+    assert known not in versions.sweep(versions.add(2.1))
+    versions.registry.tag(first, {"test.fingerprint": other_text})
+    train = Path(versions.context.storage, "corpora", other_text, "train.bin").read_bytes()
+    monkeypatch.setattr(versions, "test", lambda name: write(versions, name, train[:300]))
+    overlap = "100.0 % of the test bytes lie in strings of 64 bytes that the training text has too"
+    assert versions.sweep(versions.add(2.1)).endswith(f"{known}: {overlap}")
+    shutil.rmtree(Path(versions.context.storage, "corpora", other_text))
+    unknown = ", which is not in storage: whether it has these bytes cannot be known"
+    assert versions.sweep(versions.add(2.1)).endswith(f"{known}{unknown}")
+
+
+def write(versions: Versions, fingerprint: str, content: bytes) -> Path:
+    path = sealed_test(versions.context.storage, fingerprint)
+    path.write_bytes(content)
+    return path
 
 
 def test_the_champion_compared_with_itself_stays_as_it_was(versions):
@@ -363,7 +526,7 @@ def test_a_dry_run_decides_and_writes_nothing(versions):
     decision = versions.decide(version, "other bytes", dry_run=True)
     assert decision.promoted
     assert (versions.registry.get(version).tags, versions.promotions()) == before
-    assert versions.registry.read_json(1, "scores/other bytes.json") is None
+    assert versions.registry.read_json(1, "scores/other bytes-128.json") is None
 
 
 def lose(versions: Versions, version: int) -> None:
@@ -413,7 +576,7 @@ def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch
     monkeypatch.setattr(
         module,
         "score",
-        lambda models, model_id, text, *_: (
+        lambda models, model_id, text, *_, **__: (
             versions.score(models, model_id, text)
             if model_id == versions.registry.model_id(version)
             else real_score(models, model_id, text)

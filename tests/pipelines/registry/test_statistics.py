@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from pipelines.registry.score import Score, block_edges
-from pipelines.registry.statistics import paired_gain
+from pipelines.registry.statistics import paired_gain, spent_confidence
 
 
 def scores(text_bytes: int, *bits_per_byte: float, noise: float = 0.0) -> list[Score]:
     """Scores of models on one text, with independent noise of each block."""
     rng, edges = np.random.default_rng(1), np.diff(block_edges(text_bytes))
     blocks = [edges * (bits + noise * rng.normal(size=len(edges))) for bits in bits_per_byte]
-    return [Score(found.tolist(), text_bytes, 1, 1.0, 1.0) for found in blocks]
+    return [Score(found.tolist(), text_bytes, 8, 8, 1, 1.0, 1.0) for found in blocks]
 
 
 def test_the_bound_is_below_the_true_gain_at_its_confidence():
@@ -18,7 +18,7 @@ def test_the_bound_is_below_the_true_gain_at_its_confidence():
     above = 0
     for _ in range(400):
         mine, other = (
-            Score((edges * rng.normal(2.0, 0.1, len(edges))).tolist(), 400_000, 1, 1.0, 1.0)
+            Score((edges * rng.normal(2.0, 0.1, len(edges))).tolist(), 400_000, 8, 8, 1, 1.0, 1.0)
             for _ in range(2)
         )
         above += paired_gain(mine, other).lower_bound(0.95) > 0
@@ -40,3 +40,11 @@ def test_the_same_scores_give_the_golden_bounds():
     assert gain.mean == pytest.approx(0.00296763267386, rel=1e-9)
     for confidence, bound in ((0.9, -0.0266867799315), (0.95, -0.0370557323409)):
         assert gain.lower_bound(confidence) == pytest.approx(bound, rel=1e-9)
+
+
+def test_the_level_is_spent_over_any_number_of_challengers():
+    """Of which the first few are all it is spent on."""
+    levels = [1 - spent_confidence(0.95, number) for number in range(1, 20_001)]
+    assert levels[:3] == pytest.approx([0.0303964, 0.0075991, 0.0033774], abs=1e-7)
+    assert 0.04999 < sum(levels) < 0.05
+    assert levels == sorted(levels, reverse=True)

@@ -22,8 +22,9 @@ def test_an_earlier_decision_that_holds_is_kept(
     asked, locked = [], []
 
     class Gate:
-        def __init__(self, registry, settings, test, fingerprint, progress) -> None:
+        def __init__(self, registry, settings, test, fingerprint, storage, progress) -> None:
             assert (registry.name, settings, fingerprint) == ("m", experiment.promote, "f")
+            assert storage == "runs"
             self.test = test
 
         def decide(self, version: int):
@@ -48,7 +49,7 @@ def test_an_earlier_decision_that_holds_is_kept(
     champions = SimpleNamespace(state=lambda: state)
     monkeypatch.setattr(module, "Champions", lambda registry: champions)
     context = SimpleNamespace(
-        config=experiment, storage=None, store=SimpleNamespace(client=None), progress=Progress()
+        config=experiment, storage="runs", store=SimpleNamespace(client=None), progress=Progress()
     )
     needs = StageResults({"register": Registered("m", 5), "evaluate": Tested(2.0, "f", {})})
     assert module.promote(context, needs) == Promoted("m", 5, decision or earlier)

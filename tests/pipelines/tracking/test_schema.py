@@ -131,7 +131,7 @@ def test_a_name_of_the_store_is_spelled_in_the_schema_alone(path):
         'x = f"{name}_bits_per_byte"',
         'x = {"gate.new": 1}',
         'path / "samples.txt"',
-        'x = "scores/{}.json".format(fingerprint)',
+        'x = "scores/{}-{}.json".format(fingerprint, length)',
         'run.data.params["corpus"]',
         'run.data.metrics.get("tokens", 0)',
         '"seconds" in one.metrics',
