@@ -1,43 +1,39 @@
 """The cost of what is left of a sweep: a table of sizes, and the time of search, fit and all."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import chain, zip_longest
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
 from pipelines.cluster.connection import cluster_address
 from pipelines.console.text import format_duration
 from pipelines.cost.earlier import EarlierRuns
-from pipelines.cost.simulation import SIZE_KEYS, SimulatedSearch, draw_trials, simulate, step_flops
+from pipelines.cost.fits import Fits
+from pipelines.cost.simulation import SimulatedSearch, draw_trials, makespan, simulate, step_flops
+from pipelines.cost.times import DEFAULT_SECONDS, HEADER, Row, Times
 from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
+from pipelines.search.config import SearchTask
 from pipelines.search.results import Selected
 from pipelines.search.resume import joining, stored_search
-from pipelines.search.space import RUN_KEYS
 from pipelines.tracking.schema import SECONDS_METRIC
 from pipelines.tracking.store import Run
+from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import STEP_PARAMS, TrainingRun
-from pipelines.training.memory import MIB, peak_bytes
 
-DEFAULT_SECONDS = {
-    **{"command": 4.0, "corpus": 2.0, "search": 10.6, "select": 0.1, "trial": 0.4, "fit": 1.5},
-    **{"evaluate": 6.0, "register": 3.0, "promote": 3.2, "sample": 5.0, "report": 1.2},
-}
-"""Where the store has no earlier run: of a tiny sweep on two cores. Of a search until its first
-trial; of a trial and a fit all but steps and evaluations."""
-WORKERS_SECONDS = 15.7
-"""The start of several workers of a fit."""
 SIZES, SEARCHES = 3, 20
 """Sizes that are timed, the smallest and the largest among them; and simulated searches."""
+MAX_SIZES = 8
+"""Timed sizes of all arms together, but one of each at least."""
 TEXT_SECONDS_PER_BYTE = 2e-6
 """Of the test split under common compressors, and the search for what the training text has too."""
-Row = tuple[str, ...]
-HEADER: Row = ("", "parameters", "FLOPs", "memory", "step", "time")
 
 
 def estimate(
@@ -56,80 +52,38 @@ def estimate(
     A fit that was left unfinished counts from its start, a search from its last evaluations. `log`
     is called before steps are timed, which takes seconds.
     """
-    stages = {one.stage.name: one for one in planned if not one.reused}
-    if not stages.keys() & {"search", "fit"}:
+    left = [one for one in planned if not one.reused]
+    searching = {_arm(one): one.run for one in left if one.stage.name == "search"}
+    fitting = Counter(_arm(one) for one in left if one.stage.name == "fit")
+    if not searching and not fitting:
         return []
-    earlier, validation_bytes = EarlierRuns(experiment), corpus_bytes["validation"]
-    costs = _Costs(experiment, earlier, validation_bytes, log, retry_failed)
-    notes, reading = [], np.zeros(1)
-    if "search" in stages:
-        searches = costs.searches(cluster, stages["search"].run)
-        notes.append(f"search {_range([one.seconds for one in searches])}")
-    else:
-        chosen = (one.result for one in planned if isinstance(one.result, Selected))
-        values = next((one.values for one in chosen), {})
-        searches = [SimulatedSearch(experiment.training_run(values))]
-    seconds = np.array([one.seconds for one in searches])
-    flops = np.array([one.flops for one in searches])
-    if "fit" in stages:
-        fits = [experiment.fit_run(one.winner.params) for one in searches]
-        times = costs.times("fit", fits, 1)
-        notes.append(f"fit    {_range([times.of_run(one) for one in fits])}")
-        seconds += [times.of_run(one) for one in fits]
-        flops += [step_flops(one) * one.train.steps for one in fits]
-        reading = np.array([times.of_reading(one, corpus_bytes["test"]) for one in fits])
-    for name in {"command", *stages} - {"search", "fit"}:
-        more = reading * (name in ("evaluate", "promote"))
-        if name == "evaluate":
-            more = more + corpus_bytes["test"] * TEXT_SECONDS_PER_BYTE
-        seconds = seconds + costs.of_stage(name, more)
+    earlier, size = EarlierRuns(experiment), corpus_bytes["test"]
+    costs = _Costs(experiment, earlier, corpus_bytes["validation"], log, retry_failed)
+    notes, seconds, flops = [], np.zeros(1), np.zeros(1)
+    reading: dict[str, Any] = {}
+    selected = {_arm(one): one.result for one in planned if isinstance(one.result, Selected)}
+    winners = {
+        name: [arm.training_run(selected[name].values if name in selected else {})] * SEARCHES
+        for name, arm in costs.arms.items()
+    }
+    if searching:
+        searches = costs.searches(cluster, searching)
+        winners |= {name: [one.winner for one in found] for name, found in searches.items()}
+        seconds = costs.search_seconds(cluster, searches)
+        flops = np.sum([[one.flops for one in found] for found in searches.values()], axis=0)
+        notes.append(f"search {_range(seconds)}{_trials_text(searches)}")
+    if fitting:
+        fits = costs.fits(cluster, fitting, winners)
+        seconds, flops, reading = seconds + fits.seconds, flops + fits.flops, fits.reading(size)
+        notes.append(f"fit    {_range(fits.seconds)}{fits.text}")
+    for name, count in Counter(["command", *(one.stage.name for one in left)]).items():
+        if name not in ("search", "fit"):
+            text = size * TEXT_SECONDS_PER_BYTE if name == "evaluate" else 0.0
+            seconds = seconds + costs.of_stage(name, text + reading.get(name, 0.0), count)
     notes.append(f"all    {_range(seconds)}, {np.median(flops):.2e} FLOPs")
     if costs.timed and cluster_address():
         notes.append("steps were timed on this machine, not on the cluster at RAY_ADDRESS")
     return [*_align([HEADER, *costs.table]), "", *notes]
-
-
-@dataclass(frozen=True)
-class Times:
-    """Seconds of the trials or the fits, between those of some sizes by the FLOPs of a step."""
-
-    kind: str
-    validation_bytes: int
-    sizes: Mapping[TrainingRun, float]
-    """Seconds of a step, in ascending order."""
-
-    def of_step(self, run: TrainingRun) -> float:
-        """Of one optimizer step."""
-        flops = [step_flops(size) for size in self.sizes]
-        return float(np.interp(step_flops(run), flops, list(self.sizes.values())))
-
-    def of_reading(self, run: TrainingRun, size: int) -> float:
-        """Of an evaluation on so many bytes: a third of training on them, as of the FLOPs."""
-        return self.of_step(run) * size / (3 * run.train.batch_tokens)
-
-    def of_run(self, run: TrainingRun) -> float:
-        """Of a run, its evaluations, start and end included."""
-        train, several = run.train, self.kind == "fit" and run.resources.max_workers > 1
-        size = min(train.eval_tokens or self.validation_bytes, self.validation_bytes)
-        evaluations = len(train.eval_steps) * self.of_reading(run, size)
-        fixed = DEFAULT_SECONDS[self.kind] + several * WORKERS_SECONDS
-        return fixed + train.steps * self.of_step(run) + evaluations
-
-    def rows(self) -> Iterator[Row]:
-        """Rows of the table, named by the keys in which the sizes differ."""
-        keys = [key for key in RUN_KEYS if key.startswith(SIZE_KEYS)]
-        keys = [key for key in keys if len({repr(run.get(key)) for run in self.sizes}) > 1]
-        for run, seconds in self.sizes.items():
-            on_gpu = run.resources.gpus_per_worker > 0 and torch.cuda.is_available()
-            name = ", ".join(f"{key.partition('.')[2]} {run.get(key)}" for key in keys)
-            yield (
-                f"{self.kind} {name}",
-                f"{run.model.parameter_count():,}",
-                f"{step_flops(run) * run.train.steps:.2e}",
-                f"{peak_bytes(run, on_gpu=on_gpu) / MIB:,.0f} MiB",
-                f"{1000 * seconds:,.0f} ms",
-                format_duration(self.of_run(run)),
-            )
 
 
 @dataclass
@@ -147,53 +101,137 @@ class _Costs:
     """Seconds of timed steps, by what they depend on: those of a
     trial are those of a fit that differs in its budget alone."""
 
-    def of_stage(self, name: str, reading: Any = 0) -> Any:
-        """Of a stage, of a search until its first trial; `reading` comes on top of the default."""
+    @cached_property
+    def arms(self) -> dict[str, Experiment]:
+        """The experiment of each arm; without arms that of the one search, under an empty name."""
+        return self.experiment.by_arm
+
+    def of_stage(self, name: str, more: Any = 0, count: int = 1) -> Any:
+        """Of `count` instances of a stage, of a search until its first trial; `more` comes on top
+        of the default."""
         found = self.earlier.stage_seconds(name)
-        return DEFAULT_SECONDS[name] + reading if found is None else found
+        return DEFAULT_SECONDS[name] * count + more if found is None else found * count
 
-    def searches(self, cluster: Cluster, run: Run | None) -> list[SimulatedSearch]:
-        """Ways in which what is left of the search may go, which was begun in a run or not."""
-        task, store, stored, elapsed = self.experiment.search_task(), self.earlier.store, [], 0.0
-        if store and run:
-            run_id = run.info.run_id
-            stored = [*stored_search(store, run_id, task).trials, *joining(store, run_id, task)]
-            if self.retry_failed:
-                stored = [trial for trial in stored if trial.state != "failed"]
-            elapsed = max(store.history(run.info.run_id, SECONDS_METRIC).values(), default=0.0)
-        drawn = [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
-        concurrent = min(max_concurrent_jobs(cluster, task.base.resources), len(drawn[0]))
-        seconds = self.times(
-            "trial", [one for trials in drawn for one in trials], concurrent
-        ).of_run
-        found = [
-            simulate(task, stored, trials, seconds, concurrent, seed=seed, elapsed=elapsed)
-            for seed, trials in enumerate(drawn)
-        ]
-        for one in found:
-            one.seconds += self.of_stage("search") if one.trials else 0.0
-        return found
+    def searches(
+        self, cluster: Cluster, runs: Mapping[str, Run | None]
+    ) -> dict[str, list[SimulatedSearch]]:
+        """Ways in which what is left of the arms' searches may go, each begun in a run or not."""
+        begun = {name: self._begun(name, run) for name, run in runs.items()}
+        drawn = {
+            name: [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
+            for name, (task, stored, _) in begun.items()
+        }
+        slots = self._slots(cluster, sum(len(trials[0]) for trials in drawn.values()))
+        every = {name: list(chain.from_iterable(trials)) for name, trials in drawn.items()}
+        times = self.times("trial", every, slots)
+        return {
+            name: [
+                simulate(
+                    *(task, stored, trials, times[name].of_run, slots), seed=seed, elapsed=elapsed
+                )
+                for seed, trials in enumerate(drawn[name])
+            ]
+            for name, (task, stored, elapsed) in begun.items()
+        }
 
-    def times(self, kind: str, runs: Sequence[TrainingRun], concurrent: int) -> Times:
-        """Times of some sizes of the trials or fits; adds them to the table."""
-        ordered = [run for _, run in sorted({step_flops(run): run for run in runs}.items())]
-        picks = np.linspace(0, len(ordered) - 1, min(SIZES, len(ordered))).round()
-        sizes = {ordered[int(pick)]: 0.0 for pick in picks}
-        known = {run: self.earlier.step_seconds(kind, run) for run in sizes}
-        sizes |= {run: seconds for run, seconds in known.items() if seconds is not None}
-        if new := [run for run in sizes if known[run] is None]:
+    def _begun(self, name: str, run: Run | None) -> tuple[SearchTask, list[StoredTrial], float]:
+        """An arm's search, the trials that there are, and the seconds that it has taken so far."""
+        task, store = self.arms[name].search_task(), self.earlier.store
+        if store is None or run is None:
+            return task, [], 0.0
+        run_id = run.info.run_id
+        stored = [*stored_search(store, run_id, task).trials, *joining(store, run_id, task)]
+        if self.retry_failed:
+            stored = [trial for trial in stored if trial.state != "failed"]
+        return task, stored, max(store.history(run_id, SECONDS_METRIC).values(), default=0.0)
+
+    def _slots(self, cluster: Cluster, trials: int) -> int:
+        """How many of so many trials run at once."""
+        return min(max_concurrent_jobs(cluster, self.experiment.resources), trials)
+
+    def search_seconds(
+        self, cluster: Cluster, searches: Mapping[str, Sequence[SimulatedSearch]]
+    ) -> Any:
+        """Of the arms' searches in each way, whose trials take turns."""
+        found = []
+        for ways in zip(*searches.values(), strict=True):
+            turns = zip_longest(*(one.durations for one in ways), fillvalue=0.0)
+            durations = list(chain.from_iterable(turns))
+            begins = self.of_stage("search") if durations else 0.0
+            found.append(begins + makespan(durations, self._slots(cluster, len(durations))))
+        return np.array(found)
+
+    def fits(
+        self, cluster: Cluster, counts: Mapping[str, int], winners: Mapping[str, list[TrainingRun]]
+    ) -> Fits:
+        """The fits that are left of each arm, with the winners of its search; adds to the table."""
+        slots = min(
+            max_concurrent_jobs(cluster, self.experiment.fit.resources), sum(counts.values())
+        )
+        paced_by = self.experiment.baseline_arm if self.experiment.budget == "time" else ""
+        names = dict.fromkeys([*counts, *([paced_by] if paced_by else [])])
+        runs = {
+            name: [self.arms[name].fit_run(winner.params) for winner in winners[name]]
+            for name in names
+        }
+        return Fits(runs, self.times("fit", runs, slots), counts, slots, paced_by)
+
+    def times(
+        self, kind: str, runs: Mapping[str, Sequence[TrainingRun]], concurrent: int
+    ) -> dict[str, Times]:
+        """Times of some sizes of each arm's trials or fits; adds them to the table."""
+        count = max(1, min(SIZES, MAX_SIZES // len(runs)))
+        sizes = {name: _some_sizes(own, count) for name, own in runs.items()}
+        seconds = {
+            run: self.earlier.step_seconds(kind, run) for own in sizes.values() for run in own
+        }
+        if new := [run for run, known in seconds.items() if known is None]:
             self.timed = True
             cores = max(1, (os.cpu_count() or 1) // new[0].resources.cpus_per_worker)
             processes = min(cores, concurrent * new[0].resources.max_workers)
             keys = {run: (processes, run.resources, *_of_step(run)) for run in new}
-            if left := [run for run in new if keys[run] not in self.timed_steps]:
+            left = {keys[run]: run for run in new if keys[run] not in self.timed_steps}
+            if left:
                 self.log(f"timing a few steps of {len(left)} sizes of a {kind} ...")
-                found = time_steps(left, processes=processes)
-                self.timed_steps |= zip((keys[run] for run in left), found, strict=True)
-            sizes |= {run: self.timed_steps[keys[run]] for run in new}
-        times = Times(kind, self.validation_bytes, sizes)
-        self.table += times.rows()
+                found = time_steps(list(left.values()), processes=processes)
+                self.timed_steps |= zip(left, found, strict=True)
+            seconds |= {run: self.timed_steps[keys[run]] for run in new}
+        times = {
+            name: Times(kind, self.validation_bytes, {run: seconds[run] or 0.0 for run in own})
+            for name, own in sizes.items()
+        }
+        for name, own in times.items():
+            rows = [(f"{name} {row[0]}" if name else row[0], *row[1:]) for row in own.rows()]
+            self.table += rows
         return times
+
+
+def _arm(planned: PlannedStage) -> str:
+    """The arm of an instance of a stage; empty without arms."""
+    return str(dict(planned.node.position).get("arm", ""))
+
+
+def _some_sizes(runs: Sequence[TrainingRun], count: int) -> list[TrainingRun]:
+    """So many of the sizes, the smallest and the largest among them; of one that in the middle."""
+    ordered = [run for _, run in sorted({step_flops(run): run for run in runs}.items())]
+    if count == 1:
+        return ordered[len(ordered) // 2 :][:1]
+    picks = np.linspace(0, len(ordered) - 1, min(count, len(ordered))).round()
+    return [ordered[int(pick)] for pick in picks]
+
+
+def _trials_text(searches: Mapping[str, Sequence[SimulatedSearch]]) -> str:
+    """How many trials are left, and the bytes they train on; nothing for the one search."""
+    if "" in searches:
+        return ""
+    trials, tokens = (
+        round(np.median([sum(values) for values in zip(*found, strict=True)]))
+        for found in (
+            [[one.trials for one in ways] for ways in searches.values()],
+            [[one.tokens for one in ways] for ways in searches.values()],
+        )
+    )
+    return f", {trials} trials of {tokens:,} bytes together"
 
 
 def _of_step(run: TrainingRun) -> list[str]:

@@ -3,9 +3,9 @@
 import heapq
 import random
 from bisect import insort
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +29,10 @@ class SimulatedSearch:
     seconds: float = 0.0
     flops: float = 0.0
     trials: int = 0
+    durations: list[float] = field(default_factory=list)
+    """Seconds of each trial."""
+    tokens: int = 0
+    """Trained on by all trials."""
 
 
 @lru_cache(1000)  # it builds the model
@@ -88,14 +92,24 @@ def simulate(
         stop = rng.choice(depths) if depths else _stop_tokens(rungs, factor, quality)
         ends = [step for step in run.train.eval_steps if step * batch >= stop]
         steps = max(0, min(ends, default=run.train.steps) - first)
-        heapq.heappush(free, start + steps / run.train.steps * run_seconds(run))
+        found.durations.append(steps / run.train.steps * run_seconds(run))
+        heapq.heappush(free, start + found.durations[-1])
         tokens += steps * batch
+        found.tokens += steps * batch
         found.flops += steps * step_flops(run)
         found.trials += 1
         if (rank := (first + steps < run.train.steps, quality)) <= best:
             found.winner, best = run, rank
     found.seconds = max(free, default=0.0)
     return found
+
+
+def makespan(durations: Iterable[float], slots: int) -> float:
+    """Seconds until the last of some jobs has ended, each begun on the slot that is free first."""
+    free = [0.0] * slots
+    for seconds in durations:
+        heapq.heappush(free, heapq.heappop(free) + seconds)
+    return max(free, default=0.0)
 
 
 def _stop_tokens(rungs: Mapping[int, list[float]], factor: int, quality: float) -> float:

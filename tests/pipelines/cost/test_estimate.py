@@ -10,7 +10,7 @@ import pytest
 from pipelines.cluster.capacity import Node
 from pipelines.compat.ray import NICENESS
 from pipelines.cost import estimate as estimates
-from pipelines.cost import simulation, timing
+from pipelines.cost import fits, simulation, times, timing
 from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.estimate import estimate
 from pipelines.cost.simulation import draw_trials, simulate, step_flops
@@ -20,6 +20,7 @@ from pipelines.engine.cache import PlannedStage
 from pipelines.engine.stage import Stage
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.search.results import Selected
+from pipelines.stages.study import fan_out
 from pipelines.tracking.schema import HOST_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.writer import Writer
@@ -372,11 +373,11 @@ def test_three_sizes_are_timed_the_smallest_and_the_largest_among_them(
     monkeypatch.setattr(estimates.os, "cpu_count", lambda: 8)
     costs = estimates._Costs(searched, EarlierRuns(searched), 1000, discard)
     depths = [3, 9, 5, 1, 7]
-    costs.times("trial", [searched.training_run({"model.depth": n}) for n in depths], 3)
+    costs.times("trial", {"": [searched.training_run({"model.depth": n}) for n in depths]}, 3)
     two = {"resources.workers": 2, "resources.cpus_per_worker": 3}
-    costs.times("fit", [searched.training_run(two)], 5)
+    costs.times("fit", {"": [searched.training_run(two)]}, 5)
     monkeypatch.setattr(estimates.os, "cpu_count", lambda: None)
-    costs.times("fit", [searched.training_run(two)], 5)
+    costs.times("fit", {"": [searched.training_run(two)]}, 5)
     assert asked == [([1, 5, 9], 3), ([2], 2), ([2], 1)]
     assert costs.timed
     assert [row[0] for row in costs.table[:3]] == [
@@ -393,7 +394,7 @@ def test_failed_trials_are_left_of_a_search_that_tries_them_again(searched, stor
         store.tag(failed.info.run_id, {STATE_TAG: "failed"})
     for again, trials in ((False, 4), (True, 6)):
         costs = estimates._Costs(searched, EarlierRuns(searched), 1000, discard, again)
-        found = costs.searches(cluster, run)
+        (found,) = costs.searches(cluster, {"": run}).values()
         assert len(found) == 20
         assert {one.trials for one in found} == {trials}
 
@@ -436,3 +437,133 @@ def test_the_newest_five_pipelines_count_and_no_experiment_is_made(searched, sto
         store.tag(ids[-1], {HOST_TAG: platform.node()})
     found = [run.info.run_id for run in EarlierRuns(searched)._pipelines]
     assert found == ids[:1:-1]
+
+
+ARMS = {
+    "standard": {"model.residual": "standard"},
+    "deep": {"model.depth": 4},
+    "wide": {"model.dim": 32, "search.space.train.learning_rate": {"choice": [1e-3, 2e-3, 4e-3]}},
+}
+
+
+def planned_study(experiment: Experiment, reused: tuple[str, ...] = ()) -> list[PlannedStage]:
+    """The stages of a study up to its evaluations, with some of them reused."""
+    names = {"search": ("arm",), "select": ("arm",), "fit": ("arm", "seed")}
+    names |= {"probe": (), "evaluate": ("arm", "seed")}
+    stages = [Stage(name, Selected, run=lambda *_: None, over=over) for name, over in names.items()]
+    planned = [PlannedStage(node) for node in instances.expand(stages, fan_out(experiment), None)]
+    for one in planned:
+        if str(one.node) in reused:
+            one.result = Selected(0, "a", {"train.learning_rate": 1e-3}, 2.0)
+    return planned
+
+
+@pytest.fixture
+def study(data) -> Experiment:
+    search = {"space": {"train.learning_rate": {"choice": [1e-3, 2e-3]}}}
+    search |= {"sampler": {"name": "grid"}, "scheduler": {"name": "none"}}
+    return read_experiment({**data, "search": search, "arms": ARMS, "seeds": 2}, source="test")
+
+
+def steps_of_a_second(monkeypatch) -> list[list[str]]:
+    """A step takes a second, nothing else takes time; returns the timed sizes, at each time."""
+    asked: list[list[str]] = []
+
+    def time_some(runs, *, processes):
+        asked.append([f"{run.model.residual} {run.model.depth} {run.model.dim}" for run in runs])
+        return [1.0 for _ in runs]
+
+    monkeypatch.setattr(estimates, "time_steps", time_some)
+    monkeypatch.setattr(estimates, "format_duration", lambda seconds: f"{seconds:.1f}")
+    monkeypatch.setattr(times.Times, "of_reading", lambda *_: 0.0)
+    monkeypatch.setattr(fits, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(fits, "ROUNDS", 0)
+    monkeypatch.setattr(estimates, "TEXT_SECONDS_PER_BYTE", 0.0)
+    for name in times.DEFAULT_SECONDS:
+        monkeypatch.setitem(times.DEFAULT_SECONDS, name, 0.0)
+    return asked
+
+
+def test_a_study_costs_its_arms_trials_and_replicates_on_all_slots(
+    study, tracking, cluster, monkeypatch
+):
+    asked = steps_of_a_second(monkeypatch)
+    lines = estimate(study, SIZES, planned_study(study), cluster, discard)
+    table, notes = lines[: lines.index("")], lines[lines.index("") + 1 :]
+    kinds = [f"{name} {kind}" for kind in ("trial", "fit") for name in ARMS]
+    assert [" ".join(row.split()[:2]) for row in table[1:]] == kinds
+    assert asked == [["standard 2 16", "dca 4 16", "dca 2 32"]]  # a fit's steps are a trial's
+    assert notes[0] == "search about 64.0 (64.0 to 64.0), 7 trials of 28,672 bytes together"
+    assert notes[1] == "fit    about 48.0 (48.0 to 48.0), 6 trainings of 24,576 bytes together"
+    assert notes[2].startswith("all    about 112.0 (112.0 to 112.0), ")
+    flops = sum(  # of the trials and the fits
+        (4 if name != "wide" else 5) * 16 * step_flops(arm.training_run())
+        for name, arm in study.by_arm.items()
+    )
+    assert notes[2].endswith(f", {flops:.2e} FLOPs")
+
+
+def test_what_is_reused_of_a_study_costs_nothing(study, tracking, cluster, monkeypatch):
+    steps_of_a_second(monkeypatch)
+    reused = [f"{stage}[{name}]" for name in ARMS for stage in ("search", "select")]
+    reused += ["fit[standard, 0]", "fit[standard, 1]", "fit[deep, 0]"]
+    lines = estimate(study, SIZES, planned_study(study, tuple(reused)), cluster, discard)
+    notes = lines[lines.index("") + 1 :]
+    assert notes[0] == "fit    about 32.0 (32.0 to 32.0), 3 trainings of 12,288 bytes together"
+    assert notes[1].startswith("all    about 32.0 (32.0 to 32.0), ")
+
+
+def test_with_equal_time_every_fit_takes_the_baselines(study, tracking, monkeypatch):
+    steps_of_a_second(monkeypatch)
+    deep = study.of_arm("deep").fit_run()
+    monkeypatch.setattr(times.Times, "of_step", lambda _, run: 3.0 if run.model.depth == 4 else 1.0)
+    for changes, seconds in (({}, 10 * 16.0), ({"budget": "time"}, 6 * 16.0)):
+        one = study.replace(changes) if changes else study
+        reused = tuple(f"{stage}[{name}]" for name in ARMS for stage in ("search", "select"))
+        planned = planned_study(one, reused)
+        lines = estimate(one, SIZES, planned, [Node("here", 1)], discard)
+        note = lines[lines.index("") + 1]
+        assert note.startswith(f"fit    about {seconds:.1f} (")
+    others = sum(2 * 16 * step_flops(one.of_arm(name).fit_run()) for name in ("standard", "wide"))
+    wanted = others + 2 * 16 * step_flops(deep) / 3
+    assert lines[-1].endswith(f", {wanted:.2e} FLOPs")
+
+
+def test_seeds_without_arms_cost_as_many_fits(searched, tracking, cluster, monkeypatch):
+    steps_of_a_second(monkeypatch)
+    seeds = searched.replace({"seeds": 3})
+    lines = estimate(seeds, SIZES, planned_study(seeds), cluster, discard)
+    notes = lines[lines.index("") + 1 :]
+    assert notes[0] == "search about 48.0 (48.0 to 48.0)"
+    assert notes[1] == "fit    about 32.0 (32.0 to 32.0), 3 trainings of 12,288 bytes together"
+
+
+def test_the_probe_takes_turns_with_each_arm_and_every_model_is_evaluated(
+    study, tracking, cluster, monkeypatch
+):
+    def seconds(**changes) -> float:
+        steps_of_a_second(monkeypatch)
+        for name, value in changes.items():
+            monkeypatch.setattr(fits, name, value)
+        lines = estimate(study, SIZES, planned_study(study), cluster, discard)
+        return float(lines[-1].split()[2])
+
+    nothing = seconds()
+    assert seconds(PROBE_SECONDS=5.0) == nothing + 2 * 5
+    assert seconds(ROUNDS=4, SECONDS=2.0) == nothing + 2 * 2 * 4 * (2 + 3 * 1.0)
+    monkeypatch.setitem(times.DEFAULT_SECONDS, "evaluate", 1.0)
+    lines = estimate(study, SIZES, planned_study(study), cluster, discard)
+    assert float(lines[-1].split()[2]) > nothing + 6
+
+
+def test_each_of_many_arms_has_one_timed_size_if_it_has_a_trial_left(searched):
+    runs = [searched.training_run({"model.depth": depth}) for depth in (1, 4, 2)]
+    assert [run.model.depth for run in estimates._some_sizes(runs, 1)] == [2]
+    assert [run.model.depth for run in estimates._some_sizes(runs, 2)] == [1, 4]
+    assert estimates._some_sizes([], 1) == estimates._some_sizes([], 3) == []
+
+
+def test_jobs_take_the_next_free_slot():
+    assert simulation.makespan([3, 1, 1, 1], 2) == 3
+    assert simulation.makespan([1, 1, 1, 3], 2) == 4
+    assert simulation.makespan([], 2) == 0
