@@ -220,21 +220,40 @@ def _plan(
 
 
 def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
-    from pipelines.cluster.capacity import max_concurrent_jobs
     from pipelines.search.study import bounded
 
-    search, train = bounded(experiment.search_task(), []).search, experiment.train
-    concurrent = min(max_concurrent_jobs(cluster, experiment.resources), search.trial_count)
+    arms, train, search = experiment.by_arm, experiment.train, experiment.search
+    trials = [bounded(arm.search_task(), []).search.trial_count for arm in arms.values()]
     print(
-        f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
-        f"{search.sampler.name} and {search.scheduler.name}, each with "
-        f"{_describe(experiment.resources)}, at most {concurrent} at once"
+        f"\nsearch: {_product(experiment, trials)} trials of {train.tokens:,} bytes "
+        f"({train.steps} steps), {search.sampler.name} and {search.scheduler.name}, each with "
+        f"{_describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
     )
+    resources, text, at_once = experiment.fit.resources, "", ""
+    if experiment.is_study:
+        seeds = [len(experiment.replicate_seeds)] * len(arms)
+        text = f"{_product(experiment, seeds)} seeds of "
+        at_once = _at_once(cluster, resources, sum(seeds))
+    share = " in the baseline, of its time in others" if experiment.budget == "time" else ""
     tokens = experiment.fit.tokens or train.tokens
-    print(f"fit:    {tokens:,} bytes with {_describe(experiment.fit.resources)}")
+    print(f"fit:    {text}{tokens:,} bytes{share} with {_describe(resources)}{at_once}")
     for node in cluster:
         workers = node.worker_capacity(experiment.resources)
         print(f"node:   {node}, room for {workers} workers of trials")
+
+
+def _product(experiment: "Experiment", counts: Sequence[int]) -> str:
+    """How many of something there are in each arm."""
+    if not experiment.arms:
+        return str(counts[0])
+    equal = len(set(counts)) == 1
+    return f"{len(counts)} arms x {counts[0]}" if equal else " + ".join(map(str, counts))
+
+
+def _at_once(cluster: "Cluster", resources: "Resources", count: int) -> str:
+    from pipelines.cluster.capacity import max_concurrent_jobs
+
+    return f", at most {min(max_concurrent_jobs(cluster, resources), count)} at once"
 
 
 def _describe(resources: "Resources") -> str:
