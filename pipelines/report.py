@@ -1,15 +1,16 @@
 """One HTML page about an experiment: its results, the evidence for them, and what to run next.
 
-    python pipelines/report.py [EXPERIMENT]
+    python pipelines/report.py [EXPERIMENT] [--baseline ARM]
 
 EXPERIMENT is its name in the tracking store; without one, those there are are listed. It may be
-unfinished; nothing is trained.
+unfinished; nothing is trained. With --baseline the arms of a study are compared with another one.
 """
 
 import sys
 from collections.abc import Sequence
 
 from pipelines.console.command import DONE, Parser, run_command
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
 from pipelines.console.text import for_stream
 
@@ -25,16 +26,23 @@ def main(argv: Sequence[str]) -> int:
         metavar="EXPERIMENT",
         help="its name, as in quickstart; the latest sweep. Without one: list the experiments",
     )
-    experiment = parser.parse_args(argv).experiment
+    parser.add_argument(
+        "--baseline", metavar="ARM", help="of a study: the arm that the others are compared with"
+    )
+    arguments = parser.parse_args(argv)
+    experiment, baseline = arguments.experiment, arguments.baseline
+    if experiment is None and baseline is not None:
+        raise ConfigError(Problem("expected the name of an experiment as well", "--baseline"))
     # These load pandas and MLflow, which takes seconds.
     from pipelines.reporting.loading import experiment_lines, load_results
 
     if experiment is None:
         print(for_stream("\n".join(experiment_lines()), sys.stdout))
         return DONE
-    from pipelines.reporting.page.publish import publish
+    from pipelines.reporting.page.publish import publish, publish_against
 
-    print(publish(load_results(experiment)))
+    results = load_results(experiment, baseline)
+    print(publish(results) if baseline is None else publish_against(results, baseline))
     return DONE
 
 

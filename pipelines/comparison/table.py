@@ -98,6 +98,12 @@ class Comparison:
     smallest_difference: float = SMALLEST_DIFFERENCE
 
     @property
+    def undecided(self) -> list[Row]:
+        """The arms of which it is not known whether they are better."""
+        found = [(row, row.difference) for row in self.rows]
+        return [row for row, one in found if one is not None and one.verdict == "undecided"]
+
+    @property
     def best(self) -> Row | None:
         """The arm with the lowest mean difference among those that are better."""
         found = [(row.difference, row) for row in self.rows if row.difference is not None]

@@ -98,14 +98,14 @@ def script(name: str) -> str:
 
 
 def reproduction_command(results: Results) -> str:
-    """Trains the winner again, or without a model runs the whole pipeline again."""
-    return _train(results) if results.model_uri else _sweep(results)
+    """Trains the winner again; without a model, or of a study, runs the whole pipeline again."""
+    return sweep_command(results) if results.whole or not results.model_uri else _train(results)
 
 
 def next_commands(results: Results) -> list[Command]:
     """What reproduces the result, what makes it more certain, and what builds on it."""
     name = results.config.experiment
-    commands = [*_repetitions(results), *_extensions(results)]
+    commands = [*_repetitions(results), *([] if results.whole else _extensions(results))]
     if results.model_uri:
         commands.append(Command("Generate text with the model", [_generate(results)]))
     report = shlex.join(["python", script("report.py"), name])
@@ -117,10 +117,12 @@ def next_commands(results: Results) -> list[Command]:
 
 
 def _repetitions(results: Results) -> Iterator[Command]:
-    if results.model_uri:
+    if results.version is not None or (results.model_uri and not results.whole):
         purpose = "Train the winner again, and compare its weights bit for bit"
         yield Command(purpose, [_train(results)])
-    yield Command("Run the whole pipeline", [_sweep(results)])
+    if results.whole:
+        return  # pipelines.reporting.studies.commands
+    yield Command("Run the whole pipeline", [sweep_command(results)])
     if lines := replication_commands(results):
         purpose = "Train the winner and the runner-up with more seeds, and compare them"
         yield Command(purpose, lines)
@@ -132,10 +134,10 @@ def _extensions(results: Results) -> Iterator[Command]:
         count = 2 * config.search.trial_count
         changes = [f"experiment={name}-2", f"search.warm_start=[{name}]", f"search.trials={count}"]
         purpose = "Start a new search from the results of these trials"
-        yield Command(purpose, [_sweep(results, *changes)])
+        yield Command(purpose, [sweep_command(results, *changes)])
     budget = LONGER_FACTOR * config.fit_run().train.tokens
     purpose = "Train the winner longer; the search is reused"
-    yield Command(purpose, [_sweep(results, f"fit.tokens={budget}")])
+    yield Command(purpose, [sweep_command(results, f"fit.tokens={budget}")])
 
 
 def replication_commands(results: Results) -> list[str]:
@@ -160,7 +162,8 @@ def replication_commands(results: Results) -> list[str]:
     ]
 
 
-def _sweep(results: Results, *changes: str) -> str:
+def sweep_command(results: Results, *changes: str) -> str:
+    """Runs the whole pipeline, with `key=value` changes."""
     command = script("sweep.py" if TRAIN_KIND not in results.stages else "train.py")
     return shlex.join(["python", command, config_path(results), *changes])
 

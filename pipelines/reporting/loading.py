@@ -28,6 +28,7 @@ from pipelines.reporting.run_tables import (
     curve_table,
     trial_table,
 )
+from pipelines.reporting.studies.loading import StudyRuns
 from pipelines.search.results import read_numbers
 from pipelines.search.resume import stored_search
 from pipelines.tracking.client import RetryingClient, connect_existing
@@ -62,10 +63,12 @@ PROVENANCE_TAGS = (VERSION_PREFIX, COMMIT_TAG, DIRTY_TAG)
 """Prefixes of the tags with a run's commit and package versions."""
 
 
-def load_results(experiment: str) -> Results:
+def load_results(experiment: str, baseline: str | None = None) -> Results:
     """The results of an experiment's latest pipeline run, finished or not.
 
-    Raises ConfigError if the tracking store has no such experiment, or no pipeline run of it.
+    With the arms of a study compared with another baseline than the experiment's, if one is named.
+    Raises ConfigError if the tracking store has no such experiment, no pipeline run of it, or no
+    comparison with this baseline.
     """
     client = connect_existing()
     names = [found.name for found in client.search_experiments()]
@@ -75,12 +78,12 @@ def load_results(experiment: str) -> Results:
         message = f"no such experiment in {shown_tracking_uri()}; experiments: {known}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
     pipelines = store.find(PIPELINE_KIND) if store else []
-    searched = [run for run in pipelines if SEARCH_KIND in stage_runs(run.data.tags)]
+    searched = [run for run in pipelines if _has_search(run)]
     if store is None or not pipelines:
         message = "no run of sweep.py or train.py in it yet"
         raise ConfigError(Problem(message, source=experiment))
     latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
-    return results_of(store, latest.info.run_id)
+    return results_of(store, latest.info.run_id, baseline)
 
 
 def experiment_lines() -> list[str]:
@@ -113,13 +116,22 @@ def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:
             return found
 
 
-def results_of(store: Store, pipeline_run: str) -> Results:
-    """The results of one pipeline run, by its run id."""
+def _has_search(pipeline: Run) -> bool:
+    return any(path.split("/")[0] == SEARCH_KIND for path in stage_runs(pipeline.data.tags))
+
+
+def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> Results:
+    """The results of one pipeline run, by its run id, and a study's beside this baseline."""
     pipelines = {run.info.run_id: run for run in store.find(PIPELINE_KIND)}
     pipeline = pipelines[pipeline_run]
     text = store.read_text(pipeline_run, EXPERIMENT_FILE)
-    config = read_stored(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
-    stages = _stage_runs(store, pipeline, config)
+    whole = read_stored(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
+    found = {
+        path: store.client.get_run(run) for path, run in stage_runs(pipeline.data.tags).items()
+    }
+    study = StudyRuns(whole, found, store) if whole.is_study else None
+    config = study.winner_config if study else whole
+    stages = _stage_runs(store, study.of_winner if study else found, config, study)
     searches = {run.info.run_id: run for run in store.find(SEARCH_KIND)}
     trials = [run for run in store.find(TRIAL_KIND) if _parent(run) in searches]
     fits = [*store.find(FIT_KIND), *store.find(TRAIN_KIND)]
@@ -144,32 +156,39 @@ def results_of(store: Store, pipeline_run: str) -> Results:
             [*trials, *fits], configurations, config.train.best_metric
         ),
         other_pipeline_count=len(pipelines) - 1,
+        whole=whole if study else None,
+        study=study.study(baseline) if study else None,
+        instances=found if study else {},
     )
     corpus = searches[search].data.params.get(CORPUS_PARAM, "") if search in searches else ""
     return _with_samples(_with_model(results, corpus))
 
 
-def _stage_runs(store: Store, pipeline: Run, config: Experiment) -> dict[str, Run]:
+def _stage_runs(
+    store: Store, runs: Mapping[str, Run], config: Experiment, study: StudyRuns | None
+) -> dict[str, Run]:
     """The runs of a pipeline's stages, without those that follow from another earlier result."""
-    runs = stage_runs(pipeline.data.tags)
-    stages = {name: store.client.get_run(run) for name, run in runs.items()}
+    stages = dict(runs)
     for before, name in pairwise(STAGE_CHAIN):
         if name in stages:
             needs = stage_inputs(stages[name].data.tags).get("needs", {})
             follows = before not in needs or needs[before] in _identities(store, stages.get(before))
-            if not follows or (name == FIT_KIND and not _is_fit_of(config, store, stages)):
+            if not follows or (name == FIT_KIND and not _is_fit_of(config, store, stages, study)):
                 del stages[name]
     if EVALUATE_KIND not in stages:
         stages.pop(SAMPLE_KIND, None)
     return stages
 
 
-def _is_fit_of(config: Experiment, store: Store, stages: Mapping[str, Run]) -> bool:
+def _is_fit_of(
+    config: Experiment, store: Store, stages: Mapping[str, Run], study: StudyRuns | None
+) -> bool:
     """Whether the fit is that of the selected values, and not of those selected before."""
     selected = store.read_result(stages[SELECT_KIND]) if SELECT_KIND in stages else None
     if not selected:
         return False
-    stored, params = stages[FIT_KIND].data.params, config.fit_run(selected["values"]).params
+    run = config.fit_run(selected["values"])
+    stored, params = stages[FIT_KIND].data.params, (study.fit_run(run) if study else run).params
     return all(
         stored.get(key, encode_param(value)) == encode_param(value)
         for key, value in params.items()

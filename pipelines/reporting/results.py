@@ -12,14 +12,17 @@ import pandas as pd
 
 from pipelines.experiment import Experiment
 from pipelines.registry.champions import Promotion
+from pipelines.reporting.studies.study import Study
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
+    COMPARE_KIND,
     FIT_KIND,
     INACTIVE_PARAM,
     SELECT_KIND,
     TRAIN_KIND,
     TRAIN_TOKENS_PARAM,
     VersionTags,
+    stage_outputs,
 )
 from pipelines.tracking.store import Run, Store
 
@@ -62,6 +65,18 @@ class Results:
     """The generated text."""
     other_pipeline_count: int = 0
     """Number of other pipeline runs of the experiment."""
+    whole: Experiment | None = None
+    """The experiment, if it is a study; all else is of its winner, until there is one of its
+    baseline, and `config` is that of this arm."""
+    study: Study | None = None
+    """The comparison of a study; None before it has ended."""
+    instances: Mapping[str, Run] = field(default_factory=dict)
+    """The runs of all arms and seeds of a study, by stage and values as in fit/dca-2/3."""
+
+    @property
+    def experiment(self) -> Experiment:
+        """The experiment as it was given."""
+        return self.whole or self.config
 
     @property
     def keys(self) -> list[str]:
@@ -88,6 +103,19 @@ class Results:
         """URI of the model that the fit logged."""
         name = FIT_KIND if FIT_KIND in self.stages else TRAIN_KIND
         return self.outputs(name).get("model_uri")
+
+    @property
+    def winning_values(self) -> list[str | int]:
+        """Arm and seed of a study's winner, the seed alone without arms; else nothing."""
+        return list(self.outputs(COMPARE_KIND).get("winner", []))
+
+    @property
+    def trainings(self) -> tuple[int, int]:
+        """How many trainings of a study have ended, and how many it has."""
+        experiment, stage = self.experiment, f"{FIT_KIND}/"
+        fits = [run for path, run in self.instances.items() if path.startswith(stage)]
+        ended = sum(stage_outputs(run.data.tags) is not None for run in fits)
+        return ended, max(len(experiment.arms), 1) * len(experiment.replicate_seeds)
 
     def outputs(self, stage: str) -> dict[str, Any]:
         """The stored result of a stage; empty if it has not ended.

@@ -6,6 +6,7 @@ seeds. Used by the page and the notebooks.
 
 import json
 
+from pipelines.comparison.text import sentence
 from pipelines.experiment import FIELDS
 from pipelines.reporting.commands import reproduction_command
 from pipelines.reporting.importance import Importance, importance
@@ -30,12 +31,28 @@ TRAINING_SECTIONS = ("seed", "data", "model", "train")
 def summary(results: Results, known: Importance | None = None) -> list[str]:
     """Three sentences: the most important key, the evidence for the winner, how to reproduce it.
 
-    `known` is the importance where it was computed already.
+    Of a study instead of the first two its verdict, and what the gate says of the winner. `known`
+    is the importance where it was computed already.
     """
+    if results.whole:
+        return [*_study_sentences(results), _reproduction_sentence(results)]
     return [
         _importance_sentence(known or importance(results)),
         _evidence_sentence(results),
         _reproduction_sentence(results),
+    ]
+
+
+def _study_sentences(results: Results) -> list[str]:
+    """The verdict of a study, and what became of its winner."""
+    if results.study is None:
+        ended, count = results.trainings
+        return [f"The study is unfinished: {ended} of {count} trainings have ended."]
+    winner = ", ".join(map(str, results.winning_values))
+    return [
+        sentence(results.study.comparison),
+        f"The model of [{winner}], the best of the best arm on the validation split, is the "
+        f"study's winner; {gate_phrase(results)}.",
     ]
 
 

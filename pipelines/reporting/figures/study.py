@@ -21,7 +21,7 @@ from pipelines.reporting.figures.style import (
     styled,
     zoom,
 )
-from pipelines.reporting.study import Study
+from pipelines.reporting.studies.study import Study
 
 MAX_NAME, MAX_LEGEND = 18, 26
 """Characters of an arm's name before it is broken, beside an axis and in a legend."""

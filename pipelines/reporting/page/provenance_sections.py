@@ -13,6 +13,7 @@ from pipelines.reporting.commands import (
 )
 from pipelines.reporting.page.content import Section, Table, TextFile
 from pipelines.reporting.results import Results
+from pipelines.reporting.studies.commands import study_commands
 from pipelines.tracking.schema import PIPELINE_KIND, Provenance
 from pipelines.tracking.uri import shown_tracking_uri
 
@@ -92,8 +93,8 @@ def next_section(results: Results) -> Section:
         "What next",
         paragraphs=[
             f"Run the commands in {Path.cwd()}. {config_path(results)} is the configuration below, "
-            f"with seed {results.config.seed}; it is also an artifact of the pipeline's run."
+            f"with seed {results.experiment.seed}; it is also an artifact of the pipeline's run."
         ],
-        commands=[*once, *next_commands(results)],
-        file=TextFile(config_file(results.config), results.config.to_yaml()),
+        commands=[*once, *study_commands(results), *next_commands(results)],
+        file=TextFile(config_file(results.config), results.experiment.to_yaml()),
     )

@@ -36,6 +36,7 @@ from pipelines.reporting.page.search_sections import (
     pruning_section,
     slices_section,
 )
+from pipelines.reporting.page.study_section import study_sections
 from pipelines.reporting.results import Results
 from pipelines.reporting.summary import summary
 from pipelines.storage.digests import DIGESTS_FILE, parse_digests, sha256_of, write_digests
@@ -66,6 +67,14 @@ def publish(results: Results) -> Path:
     return newest / PAGE_FILE
 
 
+def publish_against(results: Results, baseline: str) -> Path:
+    """Write the report of a study with another baseline beside the newest one; returns its path.
+
+    It is no artifact: it can be written again from the store at any time.
+    """
+    return write(results, report_folder(results.experiment) / f"against-{baseline}")
+
+
 def write(results: Results, folder: Path) -> Path:
     """Write the page, the figures and the experiment's YAML into a folder; returns the page's path.
 
@@ -80,7 +89,7 @@ def write(results: Results, folder: Path) -> Path:
         with without_font_log():
             picture.figure.set_layout_engine(None)  # computed above; "none" draws twice for it
             picture.markup = _markup(picture, png)
-    _new(folder / config_file(results.config)).write_text(results.config.to_yaml())
+    _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml())
     path = _new(folder / PAGE_FILE)
     path.write_text(_render(results, sections), encoding="utf-8")
     figures = [f"{picture.name}.png" for section in sections for picture in section.pictures]
@@ -131,6 +140,7 @@ def all_sections(results: Results) -> list[Section]:
     known = importance(results)
     return [
         Section("summary", "Summary", points=summary(results, known)),
+        *study_sections(results),
         leaderboard_section(results),
         importance_section(results, known),
         history_section(results),

@@ -143,7 +143,8 @@ def failures_section(results: Results) -> Section:
         [f"trial {number}", row["state"], row["reason"] or "-", values_text(results, row)]
         for number, row in bad.iterrows()
     ]
-    for name, run in {PIPELINE_KIND: results.pipeline, **results.stages}.items():
+    stages = results.instances or results.stages
+    for name, run in {PIPELINE_KIND: results.pipeline, **stages}.items():
         if run.info.status != FINISHED and (reason := run.data.tags.get(REASON_TAG)):
             rows.append([name, run.info.status.lower(), reason, ""])
     if not rows:

@@ -15,7 +15,8 @@ from pipelines.console.text import format_duration
 from pipelines.experiment import Experiment
 from pipelines.reporting import figures
 from pipelines.reporting.page.content import Picture, Section, Table
-from pipelines.reporting.study import Study
+from pipelines.reporting.results import Results
+from pipelines.reporting.studies.study import Study
 
 LEFT_OUT = (
     "The intervals and p-values are about the seeds alone: the order of the text and the weights "
@@ -32,13 +33,20 @@ COST = (
 )
 
 
-def study_sections(study: Study | None, experiment: Experiment) -> list[Section]:
-    """The verdicts with their evidence; of an unfinished study, that there are none yet."""
+def study_sections(results: Results) -> list[Section]:
+    """The verdicts with their evidence; of an unfinished study, that there are none yet.
+
+    Nothing if it is no study.
+    """
+    study, experiment = results.study, results.whole
+    if experiment is None:
+        return []
     section = Section("study", "Comparison of the arms")
     if study is None:
+        ended, count = results.trainings
         section.paragraphs = [
-            f"The study is unfinished: {', '.join(experiment.arm_names) or 'the seeds'} are "
-            "compared when all trainings have ended. The same command goes on."
+            f"There is none yet: {ended} of {count} trainings have ended; when all have, the arms "
+            "are compared. The same command goes on."
         ]
         return [section]
     rows = ordered_rows(study)

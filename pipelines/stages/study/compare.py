@@ -15,7 +15,7 @@ from pipelines.engine.results import StageResults, Values, json_digest, to_json
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Compared, Fitted, Probed, training_key
-from pipelines.reporting.study import Study
+from pipelines.reporting.studies.study import Study
 from pipelines.search.results import Selected
 from pipelines.stages.study.arms import measured_arms
 from pipelines.storage.scratch import scratch_folder

@@ -1,0 +1,109 @@
+"""The commands that a report shows of a study: how to repeat it, and what would settle it.
+
+Used by the page and the screen.
+"""
+
+import json
+import shlex
+from collections.abc import Iterator
+
+from pipelines.comparison.config import MAX_SEEDS
+from pipelines.comparison.table import Comparison
+from pipelines.experiment import Experiment
+from pipelines.reporting.commands import Command, script, sweep_command
+from pipelines.reporting.results import Results
+from pipelines.reporting.studies.study import Study
+from pipelines.search.config import Dimension
+
+FIRST_SEEDS = 5
+"""Of a study with one seed, which has no intervals."""
+WIDER = 2
+"""Factor by which a range of learning rates is widened."""
+LEARNING_RATE = "train.learning_rate"
+
+
+def study_commands(results: Results) -> Iterator[Command]:
+    """What settles a study, repeats it, and looks at it otherwise; nothing if it is none."""
+    experiment, study = results.whole, results.study
+    if experiment is None:
+        return
+    if study is None:
+        yield Command("Go on with the study", [sweep_command(results)])
+        return
+    wanted = None if study.single_look else seeds_to_settle(study.comparison, len(study.looks[-1]))
+    if wanted:
+        seeds = with_seeds(experiment, wanted)
+        purpose = (
+            f"Add seeds until there are {wanted}, which would settle what is undecided; only what "
+            "is missing is trained"
+        )
+        yield Command(purpose, [sweep_command(results, seeds)])
+    if changes := _wider(experiment, study):
+        purpose = "Search a wider range of learning rates; the trials that there are stay"
+        yield Command(purpose, [sweep_command(results, *changes)])
+    yield Command("Run the whole study again", [sweep_command(results)])
+    yield Command(
+        "Repeat it with other seeds, as an experiment of its own",
+        [sweep_command(results, f"experiment={experiment.experiment}-2", _other_seeds(experiment))],
+    )
+    if study.others:
+        other = study.others[0].name
+        command = ["python", script("report.py"), experiment.experiment, "--baseline", other]
+        yield Command(
+            "Compare the arms with another baseline; nothing is trained", [shlex.join(command)]
+        )
+
+
+def seeds_to_settle(found: Comparison, present: int) -> int | None:
+    """Seeds with which the undecided arms are settled; None if none is, or more do not help.
+
+    That is the number that finds the smallest difference that matters. A verdict of fewer than two
+    pairs needs more first.
+    """
+    if len(found.rows) > 1 and not found.undecided:
+        return None
+    if present < 2:
+        return FIRST_SEEDS
+    wanted = max((row.seeds_needed or 0 for row in found.undecided), default=0)
+    return wanted if present < wanted <= MAX_SEEDS else None
+
+
+def with_seeds(experiment: Experiment, count: int) -> str:
+    """The change of the experiment's seeds to so many, those that there are among them."""
+    seeds = experiment.seeds
+    if not isinstance(seeds, list):
+        return f"seeds={count}"
+    more = (n for n in range(2 * count + 1) if n not in (*seeds, experiment.tuning_seed))
+    return f"seeds={json.dumps([*seeds, *(next(more) for _ in range(count - len(seeds)))])}"
+
+
+def _other_seeds(experiment: Experiment) -> str:
+    """As many seeds as there are, and others."""
+    first = max(experiment.replicate_seeds) + 1
+    count = len(experiment.replicate_seeds)
+    found = (n for n in range(first, first + count + 1) if n != experiment.tuning_seed)
+    return f"seeds={json.dumps([next(found) for _ in range(count)])}"
+
+
+def _wider(experiment: Experiment, study: Study) -> list[str]:
+    """The changes that widen the range of learning rates of all arms beyond the ends at which an
+    arm has its best; none where arms have ranges of their own."""
+    ends = {arm.rates.at_end for arm in study.arms if arm.rates}
+    dimension = experiment.search.space.get(LEARNING_RATE)
+    own = any(key.endswith(LEARNING_RATE) for keys in experiment.arms.values() for key in keys)
+    if dimension is None or own or not ends - {None}:
+        return []
+    values = _widened(dimension, low="lowest" in ends, high="highest" in ends)
+    return [f"search.space.{LEARNING_RATE}={json.dumps(values)}"] if values else []
+
+
+def _widened(dimension: Dimension, *, low: bool, high: bool) -> dict[str, list[float]]:
+    """A dimension of learning rates with one more at an end, or a wider range."""
+    if dimension.choice is not None:
+        rates = sorted(value for value in dimension.choice if isinstance(value, int | float))
+        lower, higher = [rates[0] / WIDER] * low, [rates[-1] * WIDER] * high
+        return {"choice": [*lower, *rates, *higher]}
+    for kind in ("log_uniform", "uniform"):
+        if ends := getattr(dimension, kind):
+            return {kind: [ends[0] / WIDER**low, ends[1] * WIDER**high]}
+    return {}
