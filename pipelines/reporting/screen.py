@@ -12,8 +12,10 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.overlap import overlap_text
 from pipelines.engine.results import StageResults
 from pipelines.experiment import Experiment
-from pipelines.registry.results import Fitted, Promoted, Registered, Tested
+from pipelines.registry.results import Compared, Diverged, Fitted, Promoted, Registered, Tested
 from pipelines.reporting.commands import setup_lines, tracking_page_command
+from pipelines.reporting.studies.screen import settling_lines, table_lines
+from pipelines.reporting.studies.study import Study
 from pipelines.search.results import Searched, Selected
 from pipelines.tracking.uri import shown_tracking_uri
 
@@ -27,8 +29,11 @@ def screen_lines(
     storage: object,
     script: Callable[[str], Path],
     chosen: Selected | None = None,
+    study: Study | None = None,
 ) -> list[str]:
     """The search, the winner, the test result, generated text and the next commands.
+
+    Of a study with all its searches, and the verdict as the last word.
 
     Args:
         config: The experiment.
@@ -38,11 +43,18 @@ def screen_lines(
         storage: The experiment's storage, as shown.
         script: Path of a command's script, by its file name.
         chosen: The winner, if the stage that selects it has not run.
+        study: The comparison of a study's arms.
 
     """
+    first = study_counts(config, results)
+    if compared := results.get(Compared):
+        results = results.at(compared.winner)
     searched = results.get(Searched)
+    name = f"[{', '.join(map(str, compared.winner))}] " if compared else ""
+    lines = _search_lines(config, results, results.get(Selected) or chosen, name)
     blocks = [
-        [*_search_lines(config, results, results.get(Selected) or chosen), *_model_lines(results)],
+        [*(first or lines[:1]), *lines[1:], *_model_lines(results)],
+        table_lines(study) if study and study.others else [],
         pareto_lines(config, searched.front if searched else ()),
         _test_lines(results),
         [samples] if samples else [],
@@ -55,10 +67,28 @@ def screen_lines(
         f"files     {storage}",
         *([f"report    {page}"] if page else []),
         *_next_lines(config, results, script),
+        *(settling_lines(study, config) if study else []),
+        *([f"verdict   {compared.sentence}"] if compared else []),
     ][1:]
 
 
-def _search_lines(config: Experiment, results: StageResults, chosen: Selected | None) -> list[str]:
+def study_counts(config: Experiment, results: StageResults) -> list[str]:
+    """One line for the searches and trainings of a study; nothing for other sweeps."""
+    searches = results.all(Searched).values()
+    if not config.is_study or not searches:
+        return []
+    arms = f"{len(config.arms)} arms, " if config.arms else ""
+    trials = sum(sum(one.trials.values()) for one in searches)
+    ended, diverged = len(results.all(Fitted)), len(results.all(Diverged))
+    lost = f", {diverged} of them diverged" if diverged else ""
+    count = max(len(config.arms), 1) * len(config.replicate_seeds)
+    trained = f"{ended + diverged} of {count} trainings{lost}"
+    return [f"{config.experiment}: {arms}{trials} trials, {trained}"]
+
+
+def _search_lines(
+    config: Experiment, results: StageResults, chosen: Selected | None, name: str
+) -> list[str]:
     """One line each for the search and its winner; for the corpus alone if there was no more."""
     searched = results.get(Searched)
     if searched is None:
@@ -74,7 +104,7 @@ def _search_lines(config: Experiment, results: StageResults, chosen: Selected | 
     values = ", ".join(
         f"{key}={format_value(value, digits=None)}" for key, value in chosen.values.items()
     )
-    best = f"trial {chosen.trial}, {chosen.objective:.4f} bits per byte"
+    best = f"{name}trial {chosen.trial}, {chosen.objective:.4f} bits per byte"
     return [*lines, f"winner   {best}: {values or 'the defaults'}"]
 
 

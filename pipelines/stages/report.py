@@ -6,13 +6,14 @@ from pathlib import Path
 
 from pipelines.compat.mlflow import store_errors
 from pipelines.console.errors import PipelineError
-from pipelines.engine.results import StageResults
+from pipelines.engine.results import StageResults, from_json
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
-from pipelines.registry.results import Fitted, Sampled
+from pipelines.registry.results import Compared, Fitted, Sampled
 from pipelines.reporting.screen import screen_lines
+from pipelines.reporting.studies.study import Study
 from pipelines.search.results import Searched, Selected
-from pipelines.tracking.schema import SAMPLES_FILE, SCREEN_FILE
+from pipelines.tracking.schema import MEASURED_FILE, SAMPLES_FILE, SCREEN_FILE
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def show_results(context: Context[Experiment], results: StageResults, failed: bo
     """
     if not failed:
         _show(context, results, _chosen(context, results), _samples(context, results))
-    elif results.get(Fitted):
+    elif results.all(Fitted):
         with suppress(*store_errors(), PipelineError, OSError):
             _show(context, results, results.get(Selected), "")
 
@@ -57,6 +58,7 @@ def _show(
         page=Path(page.page) if page else None,
         storage=context.storage,
         script=context.invocation.script,
+        study=_study(context, results),
     )
     text = "\n".join(lines)
     context.progress.result(text, results.to_json())
@@ -70,6 +72,14 @@ def _chosen(context: Context[Experiment], results: StageResults) -> Selected | N
     if results.get(Searched) is None:
         return None
     return results.get(Selected) or select(context, results)
+
+
+def _study(context: Context[Experiment], results: StageResults) -> Study | None:
+    """The table of a study, without which its verdict is shown all the same."""
+    if compared := results.get(Compared):
+        with suppress(*store_errors(), PipelineError, OSError):
+            return from_json(Study, context.store.read_text(compared.run_id, MEASURED_FILE))
+    return None
 
 
 def _samples(context: Context[Experiment], results: StageResults) -> str:

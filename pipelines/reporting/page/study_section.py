@@ -49,18 +49,12 @@ def study_sections(results: Results) -> list[Section]:
             "are compared. The same command goes on."
         ]
         return [section]
-    rows = ordered_rows(study)
+    rows = study.ordered_rows
     points = [arm_sentence(study.comparison, row) for row in rows if row.difference]
     section.points = points or [sentence(study.comparison)]
     section.paragraphs = [*_method(study, experiment), *_marks(rows), LEFT_OUT]
     section.tables = _tables(study, rows)
     return [section, Section("arms", "The arms in figures", pictures=study_pictures(study))]
-
-
-def ordered_rows(study: Study) -> list[Row]:
-    """The baseline's row, and the others from the best to the worst."""
-    rows = {row.arm: row for row in study.comparison.rows}
-    return [rows[arm.name] for arm in (study.base, *study.others)]
 
 
 def _method(study: Study, experiment: Experiment) -> list[str]:

@@ -6,7 +6,7 @@ Made and stored by the stage compare; drawn by the figures, shown by the page.
 from dataclasses import dataclass, replace
 
 from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Arm, Comparison, Ratio, compare
+from pipelines.comparison.table import Arm, Comparison, Ratio, Row, compare
 from pipelines.comparison.verdicts import pair
 
 
@@ -36,6 +36,12 @@ class Study:
         means = {name: found.paired.mean for name, found in rows.items()}
         arms = [arm for arm in self.arms if arm.name in rows]
         return tuple(sorted(arms, key=lambda arm: (means[arm.name] is None, means[arm.name] or 0)))
+
+    @property
+    def ordered_rows(self) -> list[Row]:
+        """The baseline's row, and the others from the best to the worst."""
+        rows = {row.arm: row for row in self.comparison.rows}
+        return [rows[arm.name] for arm in (self.base, *self.others)]
 
     def arm(self, name: str) -> Arm:
         """An arm by its name."""
