@@ -101,7 +101,7 @@ def store_sweep(
     store.tag(pipeline, {STAGE_TAG.format("search"): search})
     writer = Writer(store)
     for number, trial in enumerate(trials):
-        _store_trial(store, writer, config, search, number, trial)
+        store_trial(store, writer, config, search, number, trial)
     writer.close()
     if winner is not None:
         select = store.create("select", f"{name} select", "select", parent=pipeline)
@@ -110,9 +110,10 @@ def store_sweep(
     return pipeline
 
 
-def _store_trial(
+def store_trial(
     store: Store, writer: Writer, config: Experiment, search: str, number: int, trial: Made
-) -> None:
+) -> str:
+    """Store a trial under the run of its search; returns its run."""
     params = (
         config.training_run().params
         | dict.fromkeys(config.search.space, INACTIVE_PARAM)
@@ -136,13 +137,14 @@ def _store_trial(
     ]
     writer.write(run, rows)
     if trial.state == "unfinished":
-        return
+        return run
     summary = None
     if rows and trial.state != "failed":
         summary = {k: rows[-1][k] for k in ("step", "time")}
         summary |= {f"best_{config.train.best_metric}": min(trial.bits)}
     tags = {STATE_TAG: trial.state, REASON_TAG: trial.reason}
     writer.finish(run, STATUSES[trial.state], {k: v for k, v in tags.items() if v}, summary)
+    return run
 
 
 def store_training(store: Store, run: TrainingRun, bits: float) -> str:

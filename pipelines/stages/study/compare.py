@@ -14,7 +14,7 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults, Values, json_digest, to_json
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
-from pipelines.registry.results import Compared, Fitted, Probed, training_key
+from pipelines.registry.results import Compared, Fitted, Probed
 from pipelines.reporting.studies.study import Study
 from pipelines.search.results import Selected
 from pipelines.stages.study.arms import measured_arms
@@ -27,6 +27,7 @@ from pipelines.tracking.schema import (
     FIGURES_FOLDER,
     LOOKS_TAG,
     MEASURED_FILE,
+    SEED_PARAM,
     STEP_TIME,
     arm_metric,
 )
@@ -79,8 +80,9 @@ def _basis(config: Experiment, needs: StageResults) -> str:
     """
     arm = (config.baseline_arm,) if config.arms else ()
     base = config.of_arm(config.baseline_arm) if config.arms else config
-    run = base.fit_run(needs.all(Selected)[arm].values)
-    return json_digest([arm, needs[PreparedCorpus].fingerprint, training_key(run)])
+    params = base.fit_run(needs.all(Selected)[arm].values).params
+    del params[SEED_PARAM]
+    return json_digest([arm, needs[PreparedCorpus].fingerprint, params])
 
 
 def _earlier_looks(
