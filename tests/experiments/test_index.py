@@ -55,7 +55,10 @@ def test_the_indexs_example_composes(tmp_path, monkeypatch):
     mine = load([str(tmp_path / "mine.yaml")])
     assert (mine.model.dim, mine.model.depth, mine.data.corpus) == (512, 6, "enwik8")
     assert mine.resources.gpus_per_worker == 1
-    assert mine.search.trial_count == 14
+    assert mine.data.max_bytes is None
+    assert mine.arm_names == ("standard", "dca-2", "grn_v2")
+    assert [arm.search.trial_count for arm in mine.by_arm.values()] == [2, 2, 2]
+    assert all(mine.of_arm(name).resources.gpus_per_worker == 1 for name in mine.arms)
 
 
 def test_the_enwik8_experiment_is_the_papers_deep_model():
@@ -68,6 +71,25 @@ def test_the_enwik8_experiment_is_the_papers_deep_model():
     assert "27,466 steps" in INDEX
 
 
+STUDIES = {
+    "residuals": {"standard", "dca-2", "grn_v2"},
+    "width": {"standard", "dca-2"},
+    "depth": {"standard", "dca-2"},
+    "windows": {"whole", "three scales", "near"},
+}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_has_arms_with_a_tuned_rate_each_and_five_seeds(name):
+    study = load([str(FOLDER / f"{name}.yaml")])
+    assert set(study.arms) == STUDIES[name]
+    assert study.replicate_seeds == (0, 1, 2, 3, 4)
+    for arm in study.by_arm.values():
+        assert list(arm.search.space) == ["train.learning_rate"]
+        assert arm.search.trial_count == 4
+        assert arm.fit_run().train.evals == 32
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
     """As `--smoke` trains them, proposed by the experiment's own sampler, and in this process: the
@@ -76,15 +98,17 @@ def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
     experiment = load([str(FOLDER / f"{name}.yaml"), *changes], smoke=True)
     found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
     write_splits(experiment.data, found, tmp_path)
-    task = experiment.search_task()
-    space, study = Space(task), build_study(task, [])
-    tried = []
-    for number in range(experiment.search.trial_count):
-        values = space.suggest(study.ask())
-        tried.append(tuple(values.items()))
-        corpus, folder = train_val_splits(tmp_path, found.fingerprint), tmp_path / str(number)
-        run = experiment.training_run(values)
-        rows = [row for rows in train(run, corpus, folder, print) for row in rows]
-        assert finished(rows, run.train)
-        assert rows[-1]["val_bits_per_byte"] < 9
-    assert len(set(tried)) == experiment.search.trial_count == 3
+    for arm_name, arm in experiment.by_arm.items():
+        task = arm.search_task()
+        space, study = Space(task), build_study(task, [])
+        tried = []
+        for number in range(arm.search.trial_count):
+            values = space.suggest(study.ask())
+            tried.append(tuple(values.items()))
+            corpus = train_val_splits(tmp_path, found.fingerprint)
+            folder = tmp_path / f"{arm_name} {number}"
+            run = arm.training_run(values)
+            rows = [row for rows in train(run, corpus, folder, print) for row in rows]
+            assert finished(rows, run.train)
+            assert rows[-1]["val_bits_per_byte"] < 9
+        assert len(set(tried)) == arm.search.trial_count == 3
