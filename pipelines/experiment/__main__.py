@@ -1,4 +1,4 @@
-"""Prints the reference of an experiment's keys: `python -m pipelines.experiment [--schema]`."""
+"""Command that prints the reference of an experiment's keys, or with --schema their JSON schema."""
 
 import json
 import sys
