@@ -16,8 +16,6 @@ from pipelines.config.section import Section
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest
 
-SMALLEST_DIFFERENCE = 0.01
-"""Bits per byte that a study should be able to find, unless it names another."""
 SPACE_PREFIX = "search.space."
 MAX_ARMS, MAX_SEEDS, MAX_SEED = 64, 256, 2**31
 """Arms of a study, replicates of an arm, and what a seed is less than."""
@@ -128,7 +126,7 @@ def replicate_seeds(seeds: int | list[int], tuning_seed: int) -> tuple[int, ...]
 class CompareConfig(Section):
     """The comparison of a study's arms with its baseline."""
 
-    smallest_difference: Annotated[float, Field(gt=0)] = SMALLEST_DIFFERENCE
+    smallest_difference: Annotated[float, Field(gt=0)] = 0.01
     """Bits per byte that matter: the number of seeds that an undecided arm needs is that which
     finds such a difference with a power of 0.8."""
     single_look: bool = False

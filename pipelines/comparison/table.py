@@ -6,7 +6,6 @@ Used by the stage compare and by the report; pipelines.comparison.text writes it
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pipelines.comparison.config import SMALLEST_DIFFERENCE
 from pipelines.comparison.statistics import (
     Interval,
     look_level,
@@ -95,7 +94,8 @@ class Comparison:
     """Numbers of seeds whenever a verdict was shown, the present one last."""
     level: float
     """Spent at this look."""
-    smallest_difference: float = SMALLEST_DIFFERENCE
+    smallest_difference: float
+    """Bits per byte that `seeds_needed` would find."""
 
     @property
     def undecided(self) -> list[Row]:
@@ -117,7 +117,7 @@ def compare(
     looks: Sequence[Collection[int]],
     *,
     single_look: bool = False,
-    smallest_difference: float = SMALLEST_DIFFERENCE,
+    smallest_difference: float,
 ) -> Comparison:
     """Compare the arms of a study with its baseline.
 

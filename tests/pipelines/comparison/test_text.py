@@ -52,6 +52,7 @@ CLOSE = arm("close", 0.001)
 
 
 def study(*arms: Arm, **settings: Any) -> Comparison:
+    settings = {"smallest_difference": 0.01, **settings}
     return compare([*arms, STANDARD], "standard", [range(5)], **settings)
 
 
@@ -114,9 +115,9 @@ def test_an_arm_without_others_has_the_interval_of_its_mean():
     assert sentence(found) == ("standard reaches 2.5200 bits per byte (2.5004 to 2.5396, 5 seeds).")
     assert "| standard | 2.5200 (2.5004 to 2.5396) | 0.0158 | 5 |" in to_markdown(found)
     assert "verdict" not in to_markdown(found)
-    gone = compare([Arm("gone", {0: None})], "gone", [[0]])
+    gone = compare([Arm("gone", {0: None})], "gone", [[0]], smallest_difference=0.01)
     assert sentence(gone) == "gone has no result: 1 of 1 seeds diverged."
-    one = compare([Arm("one", {0: 2.5, 1: None})], "one", [[0, 1]])
+    one = compare([Arm("one", {0: 2.5, 1: None})], "one", [[0, 1]], smallest_difference=0.01)
     assert sentence(one) == "one reaches 2.5000 bits per byte (1 seed, 1 diverged)."
 
 
