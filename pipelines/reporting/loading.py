@@ -157,6 +157,7 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
         ),
         other_pipeline_count=len(pipelines) - 1,
         whole=whole if study else None,
+        arm=str(study.winner[0]) if study and whole.arms else "",
         study=study.study(baseline) if study else None,
         instances=found if study else {},
     )

@@ -70,6 +70,8 @@ class Results:
     baseline, and `config` is that of this arm."""
     study: Study | None = None
     """The comparison of a study; None before it has ended."""
+    arm: str = ""
+    """That arm of a study."""
     instances: Mapping[str, Run] = field(default_factory=dict)
     """The runs of all arms and seeds of a study, by stage and values as in fit/dca-2/3."""
 

@@ -48,11 +48,12 @@ def _study_sentences(results: Results) -> list[str]:
     if results.study is None:
         ended, count = results.trainings
         return [f"The study is unfinished: {ended} of {count} trainings have ended."]
-    winner = ", ".join(map(str, results.winning_values))
+    *arm, seed = results.winning_values
+    name = f"{arm[0]} with seed {seed}" if arm else f"the model of seed {seed}"
+    of_arm = ", of the arm that is the best there" if arm else ""
     return [
         sentence(results.study.comparison),
-        f"The model of [{winner}], the best of the best arm on the validation split, is the "
-        f"study's winner; {gate_phrase(results)}.",
+        f"The winner is {name}, the best on the validation split{of_arm}; {gate_phrase(results)}.",
     ]
 
 
@@ -151,6 +152,8 @@ def changed_from_defaults(results: Results) -> list[tuple[str, str, str]]:
     """Keys of the winner's training that differ from the defaults: key, default, value."""
     values = {} if results.winner is None else resolved_values(results, results.winner)
     config = results.config.fit_run(values)
+    if results.winning_values:
+        config = config.replace({"seed": results.winning_values[-1]})
     rows = []
     for key, default in FIELDS.items():
         if key.partition(".")[0] in TRAINING_SECTIONS:

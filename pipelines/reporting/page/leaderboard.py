@@ -1,11 +1,13 @@
 """The leaderboard of the page: trials, the Pareto front, and configurations with several seeds."""
 
+from pipelines.comparison.text import arm_sentence, quality_cells
 from pipelines.console.text import format_value
 from pipelines.reporting import figures
 from pipelines.reporting.page.cells import bits_cell, count_cell, seed_cells
 from pipelines.reporting.page.content import Picture, Section, Table
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import CONFIDENCE, ranking
+from pipelines.reporting.studies.choices import ChoiceAnswer, choice_answers
 from pipelines.reporting.summary import repeated_configurations
 
 MAX_ROWS = 50
@@ -20,7 +22,9 @@ def leaderboard_section(results: Results) -> Section:
         section.paragraphs = ["There are no trials."]
     else:
         section.pictures = _pictures(results)
-        section.tables = [_trial_table(results)]
+        answers = [] if results.whole else choice_answers(results)
+        section.paragraphs = [_choice_sentence(answer) for answer in answers]
+        section.tables = [_trial_table(results), *map(_choice_table, answers)]
     rows = repeated_configurations(results)
     if not rows:
         section.paragraphs = [
@@ -74,6 +78,38 @@ def _trial_table(results: Results) -> Table:
         "seeds that a configuration was trained with at this budget; one seed gives no interval."
     )
     return Table(caption, columns, rows, set(range(2, len(columns))))
+
+
+def _choice_sentence(answer: ChoiceAnswer) -> str:
+    """What is known of the values of a choice, the first one being that of the others' baseline."""
+    found = answer.comparison
+    known = [arm_sentence(found, row) for row in found.rows if row.difference]
+    single = found.looks[-1] < 2
+    more = (
+        " One seed decides nothing: the command under What next trains with more." if single else ""
+    )
+    return f"{answer.key}: {' '.join(known)}{more}"
+
+
+def _choice_table(answer: ChoiceAnswer) -> Table:
+    found = answer.comparison
+    texts = [
+        {
+            answer.key: row.arm,
+            "trial": str(answer.trials[row.arm]),
+            **quality_cells(found, row),
+            "parameters": "" if row.parameters is None else count_cell(row.parameters),
+        }
+        for row in found.rows
+    ]
+    names = [name for name in texts[0] if any(text[name] for text in texts)]
+    rows = [[text[name] for name in names] for text in texts]
+    caption = (
+        f"The best complete trial of each value of {answer.key}, paired with that of "
+        f"{found.baseline} over the seeds that all of them were trained with; the seed of the "
+        "search counts only without others. On the validation split."
+    )
+    return Table(caption, names, rows, set(range(1, len(names))))
 
 
 def _seed_picture(results: Results) -> Picture:

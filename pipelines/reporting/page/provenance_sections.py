@@ -13,6 +13,7 @@ from pipelines.reporting.commands import (
 )
 from pipelines.reporting.page.content import Section, Table, TextFile
 from pipelines.reporting.results import Results
+from pipelines.reporting.studies.choices import choice_commands
 from pipelines.reporting.studies.commands import study_commands
 from pipelines.tracking.schema import PIPELINE_KIND, Provenance
 from pipelines.tracking.uri import shown_tracking_uri
@@ -88,6 +89,7 @@ def next_section(results: Results) -> Section:
     """The next commands, and the configuration that they use."""
     setup = setup_lines()
     once = [Command("Once in a new shell", setup)] if setup else []
+    compared = [*study_commands(results), *choice_commands(results)]
     return Section(
         "next",
         "What next",
@@ -95,6 +97,6 @@ def next_section(results: Results) -> Section:
             f"Run the commands in {Path.cwd()}. {config_path(results)} is the configuration below, "
             f"with seed {results.experiment.seed}; it is also an artifact of the pipeline's run."
         ],
-        commands=[*once, *study_commands(results), *next_commands(results)],
+        commands=[*once, *compared, *next_commands(results)],
         file=TextFile(config_file(results.config), results.experiment.to_yaml()),
     )

@@ -41,7 +41,8 @@ def study_commands(results: Results) -> Iterator[Command]:
     if changes := _wider(experiment, study):
         purpose = "Search a wider range of learning rates; the trials that there are stay"
         yield Command(purpose, [sweep_command(results, *changes)])
-    yield Command("Run the whole study again", [sweep_command(results)])
+    purpose = "Run the whole study; what is done is reused, or computed again with --fresh"
+    yield Command(purpose, [sweep_command(results)])
     yield Command(
         "Repeat it with other seeds, as an experiment of its own",
         [sweep_command(results, f"experiment={experiment.experiment}-2", _other_seeds(experiment))],

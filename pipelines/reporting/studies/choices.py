@@ -1,0 +1,104 @@
+"""What a search without arms says about the values of a choice: the best trial of each, compared.
+
+Used by the leaderboard of the page and by its commands. A search has one seed, with whose results
+its trials were chosen: that says which value may be better, and other seeds how surely.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pipelines.comparison.config import ARM_NAME
+from pipelines.comparison.table import Arm, Comparison, compare
+from pipelines.console.text import format_value
+from pipelines.reporting.commands import Command, sweep_command
+from pipelines.reporting.results import INACTIVE, Results
+from pipelines.reporting.statistics import python_value
+
+SEEDS = 5
+"""With which the best trials are to be trained."""
+WITHOUT_SEARCH = (
+    *("search.space={}", "search.sampler.name=random", "search.scheduler.name=none"),
+    *("search.trials=1", "search.try_first=[]", "search.warm_start=[]"),
+    "search.second_objective=null",
+)
+"""Changes of an experiment whose values are all given."""
+
+
+@dataclass(frozen=True)
+class ChoiceAnswer:
+    """The values of one searched key."""
+
+    key: str
+    trials: dict[str, int]
+    """The best complete trial of each value, by the value as text, in the order of the choice."""
+    comparison: Comparison
+    """Of the validation split, paired over the seeds that all of them have, with the first value.
+    Those of the search do not count where there are others."""
+
+
+def choice_answers(results: Results) -> list[ChoiceAnswer]:
+    """Of each key with a choice that applies to all trials, if two values have complete trials."""
+    complete = results.trials[results.trials["state"] == "complete"]
+    found = []
+    for key, dimension in results.config.search.space.items():
+        if dimension.choice is None or (results.trials[key] == INACTIVE).any():
+            continue
+        trials = {}
+        for value in dimension.choice:
+            same = complete[complete[key].map(repr) == repr(value)]
+            if len(same):
+                trials[format_value(value)] = int(same["bits_per_byte"].idxmin())
+        if len(trials) > 1:
+            found.append(ChoiceAnswer(key, trials, _compare(results, trials)))
+    return found
+
+
+def choice_commands(results: Results) -> Iterator[Command]:
+    """The command for each answer that makes a study of it, with seeds that chose no trial."""
+    if results.whole:
+        return
+    config = results.config
+    seeds = [config.seed + 1 + number for number in range(SEEDS)]
+    for answer in choice_answers(results):
+        arms = {value: _values(results, number) for value, number in answer.trials.items()}
+        if not all(map(ARM_NAME.fullmatch, arms)):
+            continue
+        changes = [
+            f"experiment={config.experiment}-{answer.key.rpartition('.')[2]}",
+            f"arms={json.dumps(arms)}",
+            f"seeds={json.dumps(seeds)}",
+            *WITHOUT_SEARCH,
+        ]
+        purpose = f"Compare the best trials of the values of {answer.key} over {SEEDS} other seeds"
+        yield Command(purpose, [sweep_command(results, *changes)])
+
+
+def _values(results: Results, number: int) -> dict[str, Any]:
+    """The searched values of a trial that applied."""
+    row = results.trials.loc[number]
+    return {key: python_value(row[key]) for key in results.keys if row[key] != INACTIVE}
+
+
+def _compare(results: Results, trials: dict[str, int]) -> Comparison:
+    by_value = {value: _bits(results, number) for value, number in trials.items()}
+    shared = set.intersection(*(set(bits) for bits in by_value.values()))
+    others = shared - {results.config.seed} or shared
+    arms = [
+        Arm(value, {seed: bits[seed] for seed in others}, parameters=_parameters(results, number))
+        for (value, bits), number in zip(by_value.items(), trials.values(), strict=True)
+    ]
+    return compare(arms, arms[0].name, [others])
+
+
+def _bits(results: Results, number: int) -> dict[int, float | None]:
+    """Bits per byte of a trial's configuration by seed."""
+    runs = results.completed_runs
+    same = runs[runs["configuration"] == results.trials.at[number, "configuration"]]
+    return dict(zip(same["seed"].map(int), same["bits_per_byte"].map(float), strict=True))
+
+
+def _parameters(results: Results, number: int) -> int | None:
+    count = python_value(results.trials.at[number, "parameters"])
+    return int(count) if isinstance(count, int | float) else None

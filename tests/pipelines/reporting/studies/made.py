@@ -1,0 +1,37 @@
+"""Studies that a test makes itself, without a store."""
+
+from typing import Any
+
+from pipelines.comparison.statistics import Interval
+from pipelines.comparison.table import Arm, Ratio, compare
+from pipelines.comparison.time_to_quality import Curve, learning_rates
+from pipelines.reporting.studies.study import Study
+
+TOKENS = tuple(range(100, 1100, 100))
+NOISE = (0.004, -0.002, 0.001, -0.006, 0.003)
+
+
+def arm(name: str, gain: float, time: float | None = None, **fields: Any) -> Arm:
+    """An arm of five replicates, which are better by the gain than those of an arm without."""
+    bits = {seed: 2.5 + 0.01 * seed - gain + n * (gain != 0) for seed, n in enumerate(NOISE)}
+    curves = {
+        seed: Curve(TOKENS, [end + 0.1 * (1000 / tokens - 1) for tokens in TOKENS])
+        for seed, end in bits.items()
+    }
+    step_time = time and Ratio(time, Interval(0.9 * time, 1.1 * time) if time != 1 else None)
+    rates = learning_rates([(1e-3, 2.7), (2e-3, 2.5 - gain), (4e-3, 2.6)], 8.0)
+    given = {"bits": bits, "curves": curves, "step_time": step_time, "rates": rates}
+    return Arm(name, parameters=1000, **(given | fields))
+
+
+def study(*arms: Arm, looks: int = 5, **settings: Any) -> Study:
+    """The arms compared with the first."""
+    seeds = (tuple(range(looks)),)
+    single = settings.pop("single_look", False)
+    seconds = settings.pop("token_seconds", None)
+    seeds = settings.pop("seeds", seeds)
+    found = compare(arms, arms[0].name, seeds, single_look=single, **settings)
+    return Study(arms, found, seeds, single, seconds)
+
+
+STANDARD, DCA, CLOSE = arm("standard", 0, 1.0), arm("dca", 0.1, 1.25), arm("close", 0.001, 1.1)
