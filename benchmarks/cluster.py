@@ -246,12 +246,12 @@ def _slots(config: dict[str, Any]) -> None:
 
     sys.path.insert(0, str(ROOT))
     from benchmarks.sweep import run_search
+    from pipelines.cluster import jobs
     from pipelines.experiment import read_experiment
-    from pipelines.search import run
 
     reports = config["reports"]
 
-    setattr(run, "Trial", _idle(reports))  # noqa: B010
+    setattr(jobs, "Trial", _idle(reports))  # noqa: B010
     setattr(tune, "with_parameters", lambda trainable, **_: trainable)  # noqa: B010
     data = {
         "experiment": "bench",
@@ -265,7 +265,7 @@ def _slots(config: dict[str, Any]) -> None:
     }
     ends: list[float] = []
     begins: list[float] = []
-    started, ended = run.TrialEvents.on_trial_start, run.TrialEvents.on_trial_complete
+    started, ended = jobs.TrialEvents.on_trial_start, jobs.TrialEvents.on_trial_complete
 
     def note_start(*args: Any, **kwargs: Any) -> None:
         begins.append(time.time())
@@ -275,8 +275,8 @@ def _slots(config: dict[str, Any]) -> None:
         ends.append(time.time())
         ended(*args, **kwargs)
 
-    setattr(run.TrialEvents, "on_trial_start", note_start)  # noqa: B010
-    setattr(run.TrialEvents, "on_trial_complete", note_end)  # noqa: B010
+    setattr(jobs.TrialEvents, "on_trial_start", note_start)  # noqa: B010
+    setattr(jobs.TrialEvents, "on_trial_complete", note_end)  # noqa: B010
     loaded = read_experiment(data, source="benchmark")
     own = psutil.Process()
     with _local_cluster(config["slots"]), redirect_stdout(sys.stderr):

@@ -270,7 +270,7 @@ def _no_op(config: dict[str, Any]) -> None:
     import psutil
     from ray import tune
 
-    from pipelines.search import run
+    from pipelines.cluster import jobs
 
     class NoOp(tune.Trainable):
         """A trial that costs nothing."""
@@ -291,14 +291,14 @@ def _no_op(config: dict[str, Any]) -> None:
             return True
 
     memory: list[tuple[float, int]] = []
-    ended = run.TrialEvents.on_trial_complete
+    ended = jobs.TrialEvents.on_trial_complete
 
     def watch(*args: Any, **kwargs: Any) -> None:
         memory.append((time.time(), psutil.Process().memory_info().rss))
         ended(*args, **kwargs)
 
-    setattr(run.TrialEvents, "on_trial_complete", watch)  # noqa: B010
-    setattr(run, "Trial", NoOp)  # noqa: B010
+    setattr(jobs.TrialEvents, "on_trial_complete", watch)  # noqa: B010
+    setattr(jobs, "Trial", NoOp)  # noqa: B010
     loaded = _load(EXPERIMENT | {"trials": NO_OPS, "threads": 1})
     with redirect_stdout(sys.stderr):
         run_search(loaded)

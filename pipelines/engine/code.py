@@ -19,6 +19,7 @@ EXCLUDED = {
     "pipelines.cluster.capacity": "counts the workers that fit the nodes",
     "pipelines.cluster.connection": "starts Ray, or connects to it",
     "pipelines.cluster.mailbox": "passes rows and messages between processes",
+    "pipelines.cluster.progress": "shows how trainings go",
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",

@@ -256,7 +256,7 @@ class SearchTask:
         architecture, residual = (
             kind.module(str(name)) for kind, name in zip(kinds, chosen, strict=True)
         )
-        return "pipelines.search.trial", architecture, residual
+        return "pipelines.cluster.trial", architecture, residual
 
     @property
     def grace_tokens(self) -> int:

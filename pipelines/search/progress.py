@@ -1,61 +1,60 @@
-"""Progress of a search: a line for each trial that ends, and a status of the search.
+"""Progress of a search: a line for each trial that ends, and its part of the status.
 
-Used by `run`. The status has the trials by state, the best so far, the speed and the time left.
+Used by `run`, which runs the searches of a study's arms side by side: then lines name the arm.
 """
 
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from pipelines.console.progress import Progress
-from pipelines.console.text import format_duration, format_value
-from pipelines.console.updates import Bar, ProgressUpdate
+from pipelines.cluster.progress import JobsProgress, Key
+from pipelines.cluster.trial import TrialOutcome
+from pipelines.console.text import format_value
 from pipelines.search.config import SearchTask
-from pipelines.search.trial import TrialOutcome
 from pipelines.tracking.schema import BEST_METRIC
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.training.history import STEP
 
 
-@dataclass
-class _RunningTrial:
-    """A trial between its start and its end."""
-
-    share: float = 0.0
-    """Used fraction of its budget."""
-    objective: float | None = None
-    bytes_per_second: float = 0.0
-
-
 class SearchProgress:
-    """Counts the trials of a search by state, and shows each change."""
+    """Shows what happens to the trials of a search, and counts them in the status."""
 
-    def __init__(self, task: SearchTask, stored: Sequence[StoredTrial], progress: Progress) -> None:
-        """`stored` are the trials of earlier sessions of the search."""
-        self._task, self._progress = task, progress
-        self._counts = {s: sum(t.state == s for t in stored) for s in STATUS_OF_STATE}
-        self._running: dict[int, _RunningTrial] = {}
-        self._best: tuple[float, int] | None = None
-        """The best objective and its trial's number."""
-        self._curve: list[float] = []
-        """The best objective so far, at each evaluation of any trial."""
+    def __init__(
+        self, task: SearchTask, stored: Sequence[StoredTrial], jobs: JobsProgress, arm: str = ""
+    ) -> None:
+        """The progress of a search whose earlier sessions have `stored` trials.
+
+        Args:
+            task: The search.
+            stored: Trials of its earlier sessions.
+            jobs: The status, with the trials of other searches if there are any.
+            arm: Whose search it is; empty without arms.
+
+        """
+        self._task, self._jobs, self._arm = task, jobs, arm
+        self._progress = jobs.progress
+        self._named: dict[str, Any] = {"arm": arm} if arm else {}
+        """Of each event."""
+        states = {state: sum(t.state == state for t in stored) for state in STATUS_OF_STATE}
+        jobs.expect(task.search.trial_count, states)
         for trial in stored:
             if trial.state == "complete" and trial.objective is not None:
-                self._update_best(trial.objective, trial.number)
-        self._ended_before, self._started = self._ended, time.monotonic()
+                jobs.note_best(self._key(trial.number), self.name(trial.number), trial.objective)
         self._invalid = self._repeated = 0
         """Proposals that were not run."""
 
-    @property
-    def _ended(self) -> int:
-        return sum(self._counts.values())
+    def name(self, number: int) -> str:
+        """The name of a trial, as in `trial 3 of dca-2`."""
+        return f"trial {number} of {self._arm}" if self._arm else f"trial {number}"
+
+    def _key(self, number: int) -> Key:
+        return f"{self._arm} {number}" if self._arm else number
 
     def started(self, number: int, values: Mapping[str, Any]) -> None:
         """Show that a trial started, or was retried."""
-        self._progress.emit_event("trial", trial=number, state="started", values=values)
-        self._running[number] = _RunningTrial()
-        self._show()
+        self._progress.emit_event(
+            "trial", trial=number, state="started", values=values, **self._named
+        )
+        self._jobs.start(self._key(number), self.name(number))
 
     def left_out(self, values: Mapping[str, Any], problem: str) -> None:
         """Count a proposal that is not run, with the problem of an invalid one; show the first."""
@@ -64,8 +63,9 @@ class SearchProgress:
             return
         self._invalid += 1
         if self._invalid == 1:
-            line = f"  invalid points of the space are left out: {problem}  ({_tried(values)})"
-            self._progress.log(line, "trial", state="invalid", values=values, reason=problem)
+            text = f"invalid points of the space are left out: {problem}  ({_tried(values)})"
+            data = {"state": "invalid", "values": values, "reason": problem}
+            self._log(text, "trial", **data)
 
     def summarize(self) -> None:
         """Show how many proposals were not run, if any, and whether the space has no more."""
@@ -75,106 +75,50 @@ class SearchProgress:
             f"{self._repeated} equal to earlier trials" * bool(self._repeated),
         ]
         if any(counts):
-            line = f"  proposals that were not run: {', '.join(filter(None, counts))}"
-            self._progress.log(line, "search", state="left out", **data)
+            text = f"proposals that were not run: {', '.join(filter(None, counts))}"
+            self._log(text, "search", state="left out", **data)
 
     def noted(self, number: int, text: str) -> None:
         """Show a note about a trial, such as that it resumes."""
-        line = f"  trial {number}: {text}"
-        self._progress.log(line, "trial", trial=number, state="note", text=text)
+        self._of_trial(number, f": {text}", state="note", text=text)
 
     def reported(self, number: int, tokens: int, objective: float, bytes_per_second: float) -> None:
         """Show a trial's training tokens, speed and objective, its best so far."""
-        share = min(1.0, tokens / self._task.base.train.tokens)
-        self._running[number] = _RunningTrial(share, objective, bytes_per_second)
-        self._update_best(objective, number)
-        self._show()
+        share = tokens / self._task.base.train.tokens
+        self._jobs.report(self._key(number), self.name(number), share, objective, bytes_per_second)
 
     def crashed(self, number: int, reason: str, retry: int) -> None:
         """Show that a trial crashed and will be retried, for the `retry`th time."""
-        self._running.pop(number, None)
-        self._progress.log(
-            f"  trial {number} crashed: {reason}; resumes from its last checkpoint "
-            f"(retry {retry} of {self._task.base.failures.retries})",
-            "trial",
-            **{"trial": number, "state": "crashed", "reason": reason, "retry": retry},
-        )
+        self._jobs.stop(self._key(number))
+        retries = self._task.base.failures.retries
+        text = f" crashed: {reason}; resumes from its last checkpoint (retry {retry} of {retries})"
+        self._of_trial(number, text, state="crashed", reason=reason, retry=retry)
 
     def ended(
         self, number: int, values: Mapping[str, Any], run_id: str, outcome: TrialOutcome
     ) -> None:
         """Show that a trial ended as complete, pruned or failed."""
-        self._running.pop(number, None)
-        self._counts[outcome.state] += 1
+        self._jobs.end(self._key(number), outcome.state)
         result, data = outcome.reason, dict[str, Any](reason=outcome.reason)
         if outcome.objective is not None:
             steps = outcome.last_row[STEP]
             metric = BEST_METRIC.format(self._task.base.train.best_metric)
             result = f"{steps} steps, best {outcome.objective:.4f} bits per byte"
             data = {"steps": steps, metric: outcome.objective}
-        self._progress.log(
-            f"  trial {number} {outcome.state}: {result}  ({_tried(values)})",
-            "trial",
-            **{"trial": number, "state": outcome.state, "values": values, "run": run_id, **data},
-        )
-        self._show()
+        data = {"state": outcome.state, "values": values, "run": run_id, **data}
+        self._of_trial(number, f" {outcome.state}: {result}  ({_tried(values)})", **data)
+        self._jobs.show()
 
-    def _update_best(self, objective: float, number: int) -> None:
-        if self._best is None or objective < self._best[0]:
-            self._best = (objective, number)
-        self._curve.append(self._best[0])
+    def _of_trial(self, number: int, text: str, /, **data: Any) -> None:
+        """Print a line about a trial."""
+        line = f"  {self.name(number)}{text}"
+        self._progress.log(line, "trial", trial=number, **data, **self._named)
 
-    def _show(self) -> None:
-        total, counts = self._task.search.trial_count, self._counts
-        speed = sum(trial.bytes_per_second for trial in self._running.values())
-        states = [f"{n} {state}" for state, n in counts.items() if n]
-        running = f"{len(self._running)} running"
-        best = f", best {self._best[0]:.4f} (trial {self._best[1]})" if self._best else ""
-        done, seconds = f"{self._ended}/{total} trials", self._seconds_left()
-        left = "" if seconds is None else f", about {format_duration(seconds)} left"
-        ended = f" ({', '.join(states)})" if states else ""
-        bars = [Bar("search", self._trials_done / total, f"{done}{left}")]
-        self._progress.update(
-            ProgressUpdate(
-                text=f"search: {done}{ended}, {running}{best}{left}",
-                bars=[*bars, *(_bar(n, trial) for n, trial in sorted(self._running.items()))],
-                note=f"{', '.join([*states, running])}{best}, {speed:,.0f} bytes/s",
-                curve=self._curve,
-                data=self._data(speed, seconds),
-            )
-        )
-
-    def _data(self, speed: float, seconds_left: float | None) -> dict[str, Any]:
-        best, number = self._best or (None, None)
-        return {
-            "stage": "search",
-            "trials": {"of": self._task.search.trial_count, **self._counts},
-            "running": {number: trial.share for number, trial in self._running.items()},
-            "best": best,
-            "best_trial": number,
-            "bytes_per_second": speed,
-            "seconds_left": seconds_left,
-        }
-
-    @property
-    def _trials_done(self) -> float:
-        """Trials that ended, and the used part of each running one."""
-        return self._ended + sum(trial.share for trial in self._running.values())
-
-    def _seconds_left(self) -> float | None:
-        """Estimate from the rate of this session; None before its first evaluation."""
-        if self._trials_done <= self._ended_before:
-            return None
-        rate = (self._trials_done - self._ended_before) / (time.monotonic() - self._started)
-        return (self._task.search.trial_count - self._trials_done) / rate
+    def _log(self, text: str, event: str, /, **data: Any) -> None:
+        """Print a line about the search."""
+        line = f"  {self._arm}: {text}" if self._arm else f"  {text}"
+        self._progress.log(line, event, **data, **self._named)
 
 
 def _tried(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={format_value(value, digits=3)}" for key, value in values.items())
-
-
-def _bar(number: int, trial: _RunningTrial) -> Bar:
-    if trial.objective is None:
-        return Bar(f"trial {number}", 0.0, "starting")
-    note = f"{trial.objective:.4f}, {trial.bytes_per_second:,.0f} bytes/s"
-    return Bar(f"trial {number}", trial.share, note)

@@ -1,8 +1,8 @@
 """The only writer of a search's runs in the tracking store: its own, and one for each trial.
 
 The stage search uses the functions before and after its trials run, and `run` the Recorder while
-they do. The Recorder's writing is queued, in order, on a thread of its own: Ray Tune's loop waits
-for it only where a trial needs its run.
+they do. The Recorder's writing is queued, in order, on a Writer's thread: Ray Tune's loop waits for
+it only where a trial needs its run.
 """
 
 import json
@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
+from pipelines.cluster.trial import TrialOutcome
 from pipelines.compat.mlflow import KILLED
 from pipelines.console.errors import ConfigError
 from pipelines.data.fingerprint import PreparedCorpus
@@ -22,10 +23,9 @@ from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.search.ranking import best_trial, pareto_front
 from pipelines.search.results import Searched, write_numbers
-from pipelines.search.resume import StoredSearch, trials_folder
+from pipelines.search.resume import StoredSearch, trial_folder_name, trials_folder
 from pipelines.search.space import FIXED, Space
 from pipelines.search.study import save_study
-from pipelines.search.trial import TrialOutcome, TrialRun, trial_folder
 from pipelines.storage.files import remove
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking import descriptions
@@ -52,8 +52,7 @@ from pipelines.tracking.schema import (
     VALUES_TAG,
 )
 from pipelines.tracking.store import Store
-from pipelines.tracking.tensorboard import event_files
-from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
+from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial, TrialRun
 from pipelines.tracking.writer import Writer
 from pipelines.training.history import STEP, TIME, Row
 
@@ -71,6 +70,7 @@ class Recorder:
         corpus: PreparedCorpus,
         stored: Sequence[StoredTrial],
         previous_seconds: float,
+        writer: Writer,
     ) -> None:
         """A recorder for one session of a search.
 
@@ -80,13 +80,12 @@ class Recorder:
             corpus: The text that the trials read.
             stored: Trials of earlier sessions, whose runs are opened again.
             previous_seconds: Duration of the earlier sessions.
+            writer: Writes, for the recorders of all searches that run at the same time.
 
         """
         self._context, self._task, self._corpus, self._space = context, task, corpus, Space(task)
         self._stored = {trial.number: trial for trial in stored}
-        self._writer = Writer(
-            context.store, event_files(task.storage, task.experiment, enabled=task.tensorboard)
-        )
+        self._writer = writer
         self._code = CodeDigests()
         self._open: dict[int, Future[TrialRun]] = {}
         """The runs of trials that have not ended, by number."""
@@ -160,11 +159,11 @@ class Recorder:
         self._writer.finish(run_id, STATUS_OF_STATE[outcome.state], tags, summary)
         if outcome.state != "failed":  # else it may be run again, from its checkpoints
             # After the end of the run: until then a resumed search would need the checkpoints.
-            folder = trial_folder(trials_folder(self._context), number)
+            folder = trials_folder(self._context) / trial_folder_name(number)
             self._writer.enqueue(partial(remove, folder), run_id)
         return run_id
 
-    def log_elapsed(self) -> None:
+    def step_ended(self) -> None:
         """Store the search's duration if ELAPSED_LOG_INTERVAL_SECONDS have passed."""
         if time.monotonic() > self._logged + ELAPSED_LOG_INTERVAL_SECONDS:
             self._log_seconds()
@@ -176,11 +175,10 @@ class Recorder:
         self._writer.enqueue(partial(self._context.store.log_metrics, self._context.run_id, row))
 
     def close(self) -> None:
-        """Mark the runs of unfinished trials as KILLED, and wait until everything is stored."""
+        """Queue that the runs of unfinished trials are marked as KILLED, and the duration."""
         for run in self._open.values():
             self._writer.enqueue(partial(self._interrupt, run))
         self._log_seconds()
-        self._writer.close()
 
     def _interrupt(self, run: Future[TrialRun]) -> None:
         self._context.store.end(run.result().run_id, KILLED)

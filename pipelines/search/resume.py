@@ -224,6 +224,11 @@ def trials_folder(context: Context[Any]) -> Folder:
     return context.storage / "trials" / context.run_id
 
 
+def trial_folder_name(number: int) -> str:
+    """Name in it of the folder of a trial, the same each time the trial starts."""
+    return f"trial-{number:04d}"
+
+
 def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> list[StoredTrial]:
     """The complete and pruned trials in the space of the experiments that search.warm_start names.
 

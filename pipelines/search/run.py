@@ -1,243 +1,121 @@
-"""One session of a search: runs its missing trials with Ray Tune.
+"""One session of a search, or of the searches of a study's arms: runs their missing trials.
 
-Used by the stage search. The study proposes trials through the searcher, Tune runs them, and its
-events are passed to the recorder, which writes to the tracking store, and to the progress.
+Used by the stage search. Each study proposes trials through a searcher, `pipelines.cluster.jobs`
+runs them with Ray Tune, and its events are passed to a recorder, which writes to the tracking
+store, and to the progress.
 """
 
-import math
-import time
-from contextlib import closing
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ray import tune
-from ray.tune.experiment import Trial as TuneTrial
-
-from pipelines.cluster.capacity import max_concurrent_jobs, require_capacity
-from pipelines.cluster.connection import connect
+from pipelines.cluster.jobs import JobGroup, run_jobs
+from pipelines.cluster.progress import JobsProgress
+from pipelines.cluster.trial_events import TrialEvents
 from pipelines.compat.optuna import quiet
-from pipelines.compat.ray import (
-    HEAD_NODE,
-    NotPickled,
-    crash_line,
-    exit_detail,
-    trial_error,
-    without_aws_keys,
-)
-from pipelines.console.errors import StorageError
-from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.search.progress import SearchProgress
 from pipelines.search.recorder import Recorder
-from pipelines.search.resume import StoredSearch, earlier_trials, trials_folder
+from pipelines.search.resume import StoredSearch, earlier_trials, stored_search, trials_folder
 from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
-from pipelines.search.trial import Trial, TrialOutcome
-from pipelines.storage.scratch import scratch_folder
-from pipelines.training.history import TOKENS_PER_SECOND
-
-HEAD_NODE_SHARE = 0.001
-"""Share of the head node requested for a trial with several workers. The trial's own process
-requests no CPU: it would wait for its own workers' CPUs."""
-MAX_REASON_CHARACTERS = 1000
+from pipelines.tracking.tensorboard import event_files
+from pipelines.tracking.writer import Writer
 
 
-def run_trials(
-    context: Context[Any],
-    task: SearchTask,
-    corpus: PreparedCorpus,
-    stored: StoredSearch,
-    previous_seconds: float,
-) -> None:
-    """Run the missing trials of a search.
+@dataclass(frozen=True)
+class Session:
+    """A search as it is in the tracking store at the start of a session."""
 
-    Args:
-        context: The search's stage.
-        task: The search.
-        corpus: The text that the trials read.
-        stored: The trials of its earlier sessions.
-        previous_seconds: Duration of its earlier sessions.
+    context: Context[Any]
+    """Its stage."""
+    task: SearchTask
+    corpus: PreparedCorpus
+    """The text that the trials read."""
+    stored: StoredSearch
+    """The trials of its earlier sessions."""
+    previous_seconds: float
+    """Duration of its earlier sessions."""
+
+    @property
+    def has_trials_to_run(self) -> bool:
+        """Whether trials have begun and not ended, or are missing and within the budgets."""
+        ended, begun = len(self.stored.ended), len(self.stored.trials)
+        within = self.task.search.within_budget(self.stored.tokens, self.previous_seconds)
+        return ended < self.task.search.trial_count and (begun > ended or within)
+
+    def read_again(self) -> "Session":
+        """The same with the trials that are stored now."""
+        stored = stored_search(self.context.store, self.context.run_id, self.task)
+        return replace(self, stored=stored)
+
+
+def run_trials(sessions: Sequence[Session]) -> None:
+    """Run the missing trials of searches of one corpus, all in one Tune run.
 
     Raises:
         StorageError: If a checkpoint cannot be written.
         PipelineError: If something could not be stored in the tracking store.
 
     """
-    warm_start = earlier_trials(task, corpus.fingerprint, context.run_id)
-    if warm_start:
-        context.progress.log(f"  warm start with {len(warm_start)} trials of earlier searches")
+    context, task = sessions[0].context, sessions[0].task
+    corpus = train_val_splits(context.storage, sessions[0].corpus.fingerprint)
+    events = event_files(task.storage, task.experiment, enabled=task.tensorboard)
     with quiet():
-        recorder = Recorder(context, task, corpus, stored.trials, previous_seconds)
-        progress = SearchProgress(task, stored.trials, context.progress)
-        searcher = StudySearcher(
-            build_study(task, stored.trials, warm_start),
-            task,
-            open_run=recorder.open_run,
-            stored=stored,
-            previous_seconds=previous_seconds,
-            left_out=progress.left_out,
-        )
-        events = TrialEvents(task, searcher, recorder, progress)
-        with context.progress.working("starting Ray"), closing(recorder):
-            _run_tuner(context, task, corpus, stored, searcher, events)
-        progress.summarize()
+        writer = Writer(context.store, events)
+        jobs = JobsProgress(context.progress, stage="search", unit="trials")
+        recorders = [_recorder(session, writer) for session in sessions]
+        shown = [_progress(session, jobs) for session in sessions]
+        groups = {
+            session.context.instance: _group(session, recorder, progress)
+            for session, recorder, progress in zip(sessions, recorders, shown, strict=True)
+        }
+        with context.progress.working("starting Ray"), closing(writer), ExitStack() as stack:
+            for recorder in recorders:
+                stack.callback(recorder.close)
+            run_jobs(groups, corpus, key="resources", name=context.run_id)
+        for progress in shown:
+            progress.summarize()
 
 
-def _run_tuner(
-    context: Context[Any],
-    task: SearchTask,
-    corpus: PreparedCorpus,
-    stored: StoredSearch,
-    searcher: StudySearcher,
-    events: "TrialEvents",
-) -> None:
-    resources = task.base.resources
-    left = stored.missing(task.search.trial_count)
-    cluster = connect(dashboard=resources.max_workers > 1)
-    require_capacity(cluster, resources, "resources")
-    trainable = tune.with_parameters(
-        Trial,
-        base=task.base,
-        corpus=train_val_splits(context.storage, corpus.fingerprint),
-        folder=trials_folder(context),
+def _recorder(session: Session, writer: Writer) -> Recorder:
+    stored, seconds = session.stored.trials, session.previous_seconds
+    return Recorder(session.context, session.task, session.corpus, stored, seconds, writer)
+
+
+def _progress(session: Session, jobs: JobsProgress) -> SearchProgress:
+    return SearchProgress(session.task, session.stored.trials, jobs, session.context.instance)
+
+
+def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> JobGroup:
+    context, task, stored = session.context, session.task, session.stored
+    warm_start = earlier_trials(task, session.corpus.fingerprint, context.run_id)
+    if warm_start:
+        text = f"warm start with {len(warm_start)} trials of earlier searches"
+        context.progress.log(f"  {prefix(context)}{text}")
+    searcher = StudySearcher(
+        build_study(task, stored.trials, warm_start),
+        task,
+        open_run=recorder.open_run,
+        stored=stored,
+        previous_seconds=session.previous_seconds,
+        left_out=progress.left_out,
     )
-    with scratch_folder() as scratch, without_aws_keys():
-        tuner = tune.Tuner(
-            tune.with_resources(trainable, _request(task)),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                scheduler=scheduler_of(task, stored.trials, searcher.should_prune),
-                num_samples=-1,  # until the searcher returns FINISHED
-                max_concurrent_trials=min(max_concurrent_jobs(cluster, resources), left),
-                reuse_actors=True,
-                trial_dirname_creator=_trial_name,
-                trial_name_creator=_trial_name,
-            ),
-            run_config=tune.RunConfig(
-                name=context.run_id,
-                storage_path=scratch,  # for Tune's own snapshots, which are never read
-                callbacks=[events],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
-                verbose=0,
-            ),
-        )
-        try:
-            tuner.fit()
-        except tune.TuneError:
-            if events.storage_error is None:
-                raise
-            raise events.storage_error from None
+    return JobGroup(
+        base=task.base,
+        folder=trials_folder(context),
+        left=stored.missing(task.search.trial_count),
+        source=searcher,
+        scheduler=scheduler_of(task, stored.trials, searcher.should_prune),
+        events=TrialEvents(task.base, searcher.queued_retry, recorder, progress),
+    )
 
 
-def _request(task: SearchTask) -> tune.PlacementGroupFactory:
-    if task.base.resources.max_workers > 1:
-        return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
-    bundle: dict[str, float] = {"CPU": task.base.resources.cpus_per_worker}
-    if task.base.resources.gpus_per_worker:
-        bundle["GPU"] = task.base.resources.gpus_per_worker
-    return tune.PlacementGroupFactory([bundle])
-
-
-def _trial_name(trial: TuneTrial) -> str:
-    return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
-
-
-class TrialEvents(NotPickled, tune.Callback):
-    """Passes the events of Tune's loop to the recorder and the progress."""
-
-    storage_error: StorageError | None = None
-    """The error that ended the search: no other trial could write its checkpoints either."""
-
-    def __init__(
-        self,
-        task: SearchTask,
-        searcher: StudySearcher,
-        recorder: Recorder,
-        progress: SearchProgress,
-    ) -> None:
-        self._task, self._searcher = task, searcher
-        self._recorder, self._progress = recorder, progress
-        self._last_report: dict[int, float] = {}
-        """When each running trial started or last reported."""
-
-    def on_trial_start(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Show that a trial starts, or resumes."""
-        number = trial.config["number"]
-        self._last_report[number] = time.monotonic()
-        self._progress.started(number, trial.config["values"])
-
-    def on_trial_result(
-        self,
-        iteration: int,
-        trials: list[TuneTrial],
-        trial: TuneTrial,
-        result: dict[str, Any],
-        **info: Any,
-    ) -> None:
-        """Store and show a trial's new rows."""
-        number = trial.config["number"]
-        self._last_report[number] = time.monotonic()
-        for note in result["notes"]:
-            self._progress.noted(number, note)
-        if "failed" in result:
-            return
-        rows = result["rows"]
-        self._recorder.write(number, rows)
-        speed = rows[-1][TOKENS_PER_SECOND]
-        self._progress.reported(number, result["tokens"], result["objective"], speed)
-
-    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
-        """Store the search's duration, between evaluations too."""
-        self._recorder.log_elapsed()
-
-    def on_trial_complete(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Record a trial that used its budget, diverged, or was stopped by the scheduler."""
-        self._end(trial, TrialOutcome.of(trial.last_result))
-
-    def on_trial_error(
-        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
-    ) -> None:
-        """Record a trial that crashed, unless the searcher retries it.
-
-        Ends the search if a checkpoint could not be written.
-        """
-        number, error = trial.config["number"], trial_error(trial)
-        if isinstance(error, StorageError):
-            self.storage_error = StorageError(f"trial {number}: {error}")
-            raise self.storage_error
-        silent = time.monotonic() - self._last_report.pop(number, math.inf)
-        reason = _timeout_reason(self._task, silent) or crash_reason(error)
-        if retry := self._searcher.queued_retry(number):
-            self._progress.crashed(number, reason, retry)
-        else:
-            self._end(trial, TrialOutcome("failed", reason=reason))
-
-    def _end(self, trial: TuneTrial, outcome: TrialOutcome) -> None:
-        number, values = trial.config["number"], trial.config["values"]
-        run_id = self._recorder.end_trial(number, outcome)
-        self._progress.ended(number, values, run_id, outcome)
-
-
-def _timeout_reason(task: SearchTask, silent_seconds: float) -> str:
-    """The reason of a trial that exceeded failures.timeout_seconds; empty if it did not.
-
-    The watchdog ends the process of a trial with one worker; of others Ray Train reports the end.
-    """
-    limit = task.base.failures.timeout_seconds
-    if task.base.resources.max_workers > 1 or not limit or silent_seconds <= limit:
-        return ""
-    return f"no evaluation within failures.timeout_seconds = {limit}"
-
-
-def crash_reason(error: BaseException) -> str:
-    """Why a trial crashed, in one line: `MemoryError: ...`, or how its process died."""
-    if detail := exit_detail(error):
-        return f"its process died: {detail}"
-    return redact(crash_line(error))[:MAX_REASON_CHARACTERS]
+def prefix(context: Context[Any]) -> str:
+    """Of a line about a search: its arm, if there are several."""
+    return f"{context.instance}: " if context.instance else ""

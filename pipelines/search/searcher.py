@@ -1,14 +1,15 @@
-"""A search algorithm for Ray Tune that proposes the Optuna study's trials and reports to the study.
+"""Proposes the trials of an Optuna study, and reports to the study how they go.
 
-Used by pipelines/search/run.py. Tune's own OptunaSearch is not enough: it reports a pruned trial as
-complete, with its value at a low budget, and cannot start from stored trials of a conditional
-space.
+Used by pipelines/search/run.py as the source of a search's trials. Tune's own OptunaSearch is not
+enough: it reports a pruned trial as complete, with its value at a low budget, and cannot start from
+stored trials of a conditional space.
 """
 
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, wait
+from concurrent import futures
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
@@ -16,13 +17,13 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 from pydantic import SecretStr
-from ray.tune.search import Searcher
 
-from pipelines.compat.ray import NotPickled
+from pipelines.cluster.jobs import FINISHED
+from pipelines.cluster.trial import TrialOutcome
 from pipelines.search.config import SearchTask
-from pipelines.search.resume import StoredSearch, second_value
+from pipelines.search.resume import StoredSearch, second_value, trial_folder_name
 from pipelines.search.study import Proposal, Proposals
-from pipelines.search.trial import TrialOutcome, TrialRun
+from pipelines.tracking.trials import TrialRun
 
 RUN_WAIT_SECONDS = 0.1
 """How long Tune may wait for the next trial's run while others train."""
@@ -54,12 +55,11 @@ class PendingTrial:
         return self.proposal.values
 
 
-class StudySearcher(NotPickled, Searcher):
-    """Proposes trials to Tune and reports to the study how each of them ended.
+class StudySearcher:
+    """Proposes trials and reports to the study how each of them ended.
 
     A trial is proposed once its run is stored. One that crashed is proposed again under its number,
-    to continue from its last checkpoint: Tune's own retries leave out trials that crash while they
-    start.
+    to continue from its last checkpoint.
     """
 
     def __init__(
@@ -83,7 +83,6 @@ class StudySearcher(NotPickled, Searcher):
             left_out: Called for a proposal that is not run, see `Proposals`.
 
         """
-        super().__init__(metric="objective", mode="min")
         self._proposals = Proposals(study, task, stored.ended, left_out)
         self._task = task
         self._open_run = open_run
@@ -99,23 +98,34 @@ class StudySearcher(NotPickled, Searcher):
         self._running: dict[str, PendingTrial] = {}
         """Running trials by Tune's id."""
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+    def start_clock(self) -> None:
+        """Begin to count the session's time, unless that has begun.
+
+        The start of Ray is not counted; while trials of another arm run, time passes for all.
+        """
+        self._started = min(self._started, time.monotonic())
+
+    def suggest(self, trial_id: str, *, wait: bool = True) -> dict[str, Any] | str | None:
         """The next trial's configuration; None: none yet; FINISHED: there are no more.
 
-        That is its number, its values and the key of its run, which Tune's texts and files hide.
+        That is its number, its folder, its values and the key of its run, which Tune's texts and
+        files hide. With `wait` it waits until the run is stored, unless another trial runs.
         """
-        self._started = min(self._started, time.monotonic())  # the start of Ray is not counted
+        self.start_clock()
         if not self._queue and self._may_ask() and (asked := self._ask()):
             self._queue.append(asked)
         if not self._queue:
-            return None if self._running else Searcher.FINISHED
+            return None if self._running else FINISHED
         pending = self._queue[0]
-        wait([pending.run], timeout=RUN_WAIT_SECONDS if self._running else None)
+        limited = self._running or not wait
+        futures.wait([pending.run], timeout=RUN_WAIT_SECONDS if limited else None)
         if not pending.run.done():
             return None
         key = SecretStr(pending.run.result().key or "")  # raises if the run could not be stored
         self._running[trial_id] = self._queue.pop(0)
-        return {"number": pending.number, "values": pending.values, "key": key}
+        number = pending.number
+        folder = trial_folder_name(number)
+        return {"number": number, "folder": folder, "values": pending.values, "key": key}
 
     def _may_ask(self) -> bool:
         tokens = self._tokens + sum(pending.tokens for pending in self._running.values())
@@ -185,9 +195,3 @@ class StudySearcher(NotPickled, Searcher):
             self._proposals.tell(pending.proposal, TrialState.PRUNED)
         else:
             self._proposals.tell(pending.proposal, TrialState.FAIL)
-
-    def save(self, checkpoint_path: str) -> None:
-        """Nothing is saved: a resumed search builds its study from the tracking store."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """Nothing is restored: see `save`."""

@@ -5,13 +5,15 @@ with the same command, and one that is complete runs nothing. A search with more
 space, continues with those of its trials that lie in the space.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
-from pipelines.engine.stage import Context, Growth, Stage
+from pipelines.engine.stage import Context, Ended, Growth, Instance, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.results import Searched
 from pipelines.search.resume import StoredSearch, join, reopen, stored_search, trials_folder
@@ -19,6 +21,9 @@ from pipelines.search.space import FIXED
 from pipelines.storage.files import remove
 from pipelines.tracking.schema import SEARCH_KIND, SECONDS_METRIC
 from pipelines.tracking.store import Store
+
+if TYPE_CHECKING:  # with Ray Tune and PyTorch
+    from pipelines.search.run import Session
 
 
 def search(
@@ -28,40 +33,79 @@ def search(
 
     With `retry_failed`, those that have failed are run again.
     """
-    from pipelines.search.recorder import end_runs, log_search, log_summary
-    from pipelines.search.run import run_trials  # with Ray Tune and PyTorch
+    (session,) = _run([_prepare(context, needs, retry_failed=retry_failed)])
+    return _conclude(session)
+
+
+def search_together(
+    instances: Sequence[Instance[Experiment]],
+    ended: Ended[Searched],
+    *,
+    retry_failed: bool = False,
+) -> None:
+    """The same for several arms, whose trials share one Tune run."""
+    sessions = [_prepare(*instance, retry_failed=retry_failed) for instance in instances]
+    for place, session in enumerate(_run(sessions)):
+        try:
+            outcome: Searched | Exception = _conclude(session)
+        except PipelineError as error:
+            outcome = error
+        ended(place, outcome)
+
+
+def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed: bool) -> "Session":
+    """The search as it is in the tracking store."""
+    from pipelines.search.recorder import end_runs, log_search
+    from pipelines.search.run import Session, prefix
     from pipelines.search.study import bounded
 
-    task, corpus = context.config.search_task(), needs[PreparedCorpus]
-    if joined := join(context.store, context.run_id, task):
-        context.progress.log(f"  {joined} trials of earlier searches lie in the space and join it")
+    task, corpus, store = context.config.search_task(), needs[PreparedCorpus], context.store
+    log = lambda text: context.progress.log(f"  {prefix(context)}{text}")  # noqa: E731
+    if joined := join(store, context.run_id, task):
+        log(f"{joined} trials of earlier searches lie in the space and join it")
     if retry_failed:
-        before = stored_search(context.store, context.run_id, task, evaluations=False)
+        before = stored_search(store, context.run_id, task, evaluations=False)
         for trial in before.failed:
-            reopen(context.store, trial)
+            reopen(store, trial)
         count = max(task.search.trial_count, len(before.ended))
         task = replace(task, search=task.search.replace({"trials": count}))
-    stored = stored_search(context.store, context.run_id, task)
+    stored = stored_search(store, context.run_id, task)
     wanted = task.search.trial_count
     task = bounded(task, stored.trials)
-    ended, total = stored.ended, task.search.trial_count
-    end_runs(context.store, ended)
+    end_runs(store, stored.ended)
     log_search(context, task, corpus)
-    seconds = max(context.store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
+    seconds = max(store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
     if stored.trials:
-        context.progress.log(f"  {len(ended)} of {total} trials are done")
+        log(f"{len(stored.ended)} of {task.search.trial_count} trials are done")
     if stored.outside:
-        context.progress.log(f"  {len(stored.outside)} earlier trials lie outside the space")
-    if total < wanted:
-        context.progress.log(f"  the space has no more valid points than for {total} trials")
-    begun = len(stored.trials) > len(ended)
-    if len(ended) < total and (begun or task.search.within_budget(stored.tokens, seconds)):
-        run_trials(context, task, corpus, stored, seconds)
-        stored = stored_search(context.store, context.run_id, task)
-    _require_results(stored, total)
+        log(f"{len(stored.outside)} earlier trials lie outside the space")
+    if task.search.trial_count < wanted:
+        log(f"the space has no more valid points than for {task.search.trial_count} trials")
+    return Session(context, task, corpus, stored, seconds)
+
+
+def _run(sessions: Sequence["Session"]) -> list["Session"]:
+    """Run the missing trials; returns the searches with the trials that there are then."""
+    from pipelines.search.run import run_trials  # with Ray Tune and PyTorch
+
+    missing = [session.has_trials_to_run for session in sessions]
+    if any(missing):
+        run_trials([session for session, one in zip(sessions, missing, strict=True) if one])
+    return [
+        session.read_again() if ran else session
+        for session, ran in zip(sessions, missing, strict=True)
+    ]
+
+
+def _conclude(session: "Session") -> Searched:
+    """Store what came out of a search. Raises PipelineError if that is nothing."""
+    from pipelines.search.recorder import log_summary
+
+    _require_results(session.stored, session.task.search.trial_count)
+    stored = session.stored
     if not stored.unfinished and not stored.failed:  # which may go on from their checkpoints
-        remove(trials_folder(context))
-    return log_summary(context, task, stored)
+        remove(trials_folder(session.context))
+    return log_summary(session.context, session.task, stored)
 
 
 def _require_results(stored: StoredSearch, total: int) -> None:
@@ -93,6 +137,7 @@ def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:
         name=SEARCH_KIND,
         result=Searched,
         run=partial(search, retry_failed=retry_failed),
+        run_together=partial(search_together, retry_failed=retry_failed),
         depends_on=("corpus",),
         config_keys=("seed", "model", "train", "search"),
         modules=lambda config: ("pipelines.stages.search", *config.model_modules()),

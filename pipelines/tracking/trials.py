@@ -36,6 +36,15 @@ STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
 
 
 @dataclass(frozen=True)
+class TrialRun:
+    """The run of a trial that trains: the recorder opens it, the searcher waits for it."""
+
+    run_id: str
+    key: str | None = field(repr=False)
+    """With which the trial's checkpoints are signed."""
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One evaluation of a training run."""
 

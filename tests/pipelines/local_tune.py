@@ -7,7 +7,7 @@ A fit of several workers is trained by one, on the same batches.
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,11 +17,10 @@ from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
 from pipelines.cluster import workers
-from pipelines.data.splits import train_val_splits
+from pipelines.cluster.jobs import GroupEvents, JobGroup, ScheduleEach, TakeTurns
+from pipelines.cluster.trial import Trial
+from pipelines.data.splits import TrainValSplits
 from pipelines.search import run as module
-from pipelines.search.resume import trials_folder
-from pipelines.search.schedulers import scheduler_of
-from pipelines.search.trial import Trial
 from pipelines.stages import recorded_training
 from pipelines.training.loop import train
 
@@ -38,7 +37,7 @@ class LocalTune:
     """Runs the trials of a search; may be told to interrupt it, or to crash trials."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "_run_tuner", self._run)
+        monkeypatch.setattr(module, "run_jobs", self._run)
         monkeypatch.setattr(recorded_training, "connect", lambda: None)
         monkeypatch.setattr(recorded_training, "require_capacity", lambda *_: None)
         monkeypatch.setattr(workers, "train_with_workers", train)
@@ -48,16 +47,10 @@ class LocalTune:
         self.crashes: dict[int, BaseException] = {}
         """Errors that end the process of a trial after its first result, once, by its number."""
 
-    def _run(
-        self, context: Any, task: Any, corpus: Any, stored: Any, searcher: Any, events: Any
-    ) -> None:
-        """Stands for pipelines.search.run._run_tuner."""
-        scheduler = scheduler_of(task, stored.trials, searcher.should_prune)
-        given = {
-            "base": task.base,
-            "corpus": train_val_splits(context.storage, corpus.fingerprint),
-            "folder": trials_folder(context),
-        }
+    def _run(self, groups: Mapping[str, JobGroup], corpus: TrainValSplits, **_: str) -> None:
+        """Stands for pipelines.cluster.jobs.run_jobs."""
+        searcher, scheduler, events = TakeTurns(groups), ScheduleEach(groups), GroupEvents(groups)
+        trainings = {name: (group.base, group.folder) for name, group in groups.items()}
         for tune_id in map(str, itertools.count()):
             config = searcher.suggest(tune_id)
             if config == "FINISHED":
@@ -66,7 +59,7 @@ class LocalTune:
             scheduler.on_trial_add(None, trial)
             events.on_trial_start(0, [], trial)
             try:
-                for result in self._results(config, given):
+                for result in self._results(config, trainings, corpus):
                     self._end_or_go_on(trial, result, searcher, scheduler, events)
                     if trial.last_result["done"]:
                         break
@@ -77,9 +70,11 @@ class LocalTune:
                 events.on_trial_error(0, [], trial)
             events.on_step_end(0, [])
 
-    def _results(self, config: dict[str, Any], given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    def _results(
+        self, config: dict[str, Any], trainings: Mapping[str, Any], corpus: TrainValSplits
+    ) -> Iterator[dict[str, Any]]:
         trial = Trial.__new__(Trial)  # without the process and the folder that Tune makes for it
-        trial.setup(config, **given)
+        trial.setup(config, trainings, corpus)
         try:
             while True:
                 yield trial.step()

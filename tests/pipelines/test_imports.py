@@ -83,11 +83,11 @@ def test_a_trial_loads_no_tracking_no_sampler_and_no_compiler():
     """Nor does the next one in the same process. Ray Tune itself loads pandas and pyarrow."""
     modules = ran("""
 import dca.architectures.gpt, dca.residuals.grn
-from pipelines.search.trial import Trial
+from pipelines.cluster.trial import Trial
 trial = Trial.__new__(Trial)
-trial._train = lambda number, values, key: (row for row in ())
-trial._results = trial._train(0, {}, None)
-assert trial.reset_config({"number": 1, "values": {}, "key": None})
+trial._train = lambda **_: (row for row in ())
+trial._results = trial._train()
+assert trial.reset_config({"group": "a", "folder": "b", "values": {}, "key": None})
 """)
     unneeded = {"mlflow", "optuna", "sklearn", "scipy", "matplotlib", "sqlalchemy"}
     assert not (unneeded | {"torch._dynamo", "torch._inductor", "sympy"}) & modules

@@ -168,11 +168,12 @@ TRIAL = """
 import pickle, sys
 from pathlib import Path
 from pydantic import SecretStr
-from pipelines.search.trial import Trial
+from pipelines.cluster.trial import Trial
 
 base, corpus, folder = pickle.loads(Path(sys.argv[1]).read_bytes())
 trial = Trial.__new__(Trial)
-trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, base, corpus, folder)
+config = {"group": "a", "folder": "trial", "values": {}, "key": SecretStr("")}
+trial.setup(config, {"a": (base, folder)}, corpus)
 while not trial.step()["done"]:
     pass
 trial.cleanup()

@@ -2,12 +2,13 @@ import json
 
 import pytest
 
+from pipelines.cluster import progress
+from pipelines.cluster.progress import JobsProgress
+from pipelines.cluster.trial import TrialOutcome
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode, ProgressUpdate
 from pipelines.experiment import read_experiment
-from pipelines.search import progress
 from pipelines.search.progress import SearchProgress
-from pipelines.search.trial import TrialOutcome
 from pipelines.tracking.trials import StoredTrial
 
 PRUNED = TrialOutcome("pruned", objective=2.9, last_row={"step": 4, "time": 1.0})
@@ -45,7 +46,7 @@ def board(data, screen, clock) -> SearchProgress:
         StoredTrial(2, "c", {}),
     ]
     task = read_experiment(data, source="test").search_task()
-    return SearchProgress(task, stored, screen)
+    return SearchProgress(task, stored, JobsProgress(screen, stage="search", unit="trials"))
 
 
 def test_the_trials_of_earlier_starts_count(board, screen):
@@ -137,3 +138,47 @@ def test_a_trial_beyond_its_budget_is_whole_and_equal_results_keep_the_first(boa
     assert (screen.now.data["best"], screen.now.data["best_trial"]) == (2.5, 2)
     assert list(screen.now.curve) == [3.0, 2.5, 2.5]
     assert screen.now.bars[1].note == "2.5000, 1 bytes/s"
+
+
+def test_the_searches_of_several_arms_have_one_status_and_their_lines_name_the_arm(
+    data, screen, clock, capsys
+):
+    data["search"] = {"space": {"model.depth": {"int": [1, 2]}}, "trials": 4}
+    task = read_experiment(data, source="test").search_task()
+    jobs = JobsProgress(screen, stage="search", unit="trials")
+    stored = [StoredTrial(0, "a", {}, state="complete", objective=3.0)]
+    plain, deep = (
+        SearchProgress(task, stored, jobs, "plain"),
+        SearchProgress(task, [], jobs, "deep"),
+    )
+    screen.mode = OutputMode.TEXT
+    plain.started(1, {})
+    deep.started(0, {})
+    clock[0] += 10
+    deep.reported(0, 2048, 2.5, 600.0)
+    plain.noted(1, "resumes from step 3/4")
+    plain.left_out({}, "no such model")
+    assert [(bar.name, bar.share) for bar in screen.now.bars] == [
+        *(("search", 1.5 / 8), ("trial 0 of deep", 0.5), ("trial 1 of plain", 0.0)),
+    ]
+    assert screen.now.data["running"] == {"plain 1": 0.0, "deep 0": 0.5}
+    assert (screen.now.data["best"], screen.now.data["best_trial"]) == (2.5, "deep 0")
+    plain.ended(1, {"model.depth": 2}, "run", PRUNED)
+    deep.crashed(0, "MemoryError", 1)
+    deep.summarize()
+    plain.summarize()
+    assert screen.now.text == (
+        "search: 2/8 trials (1 complete, 1 pruned), 1 running, best 2.5000 (trial 0 of deep), "
+        "about 0:37 left"
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "  trial 1 of plain: resumes from step 3/4",
+        "  plain: invalid points of the space are left out: no such model  ()",
+        "  trial 1 of plain pruned: 4 steps, best 2.9000 bits per byte  (model.depth=2)",
+        "  trial 0 of deep crashed: MemoryError; resumes from its last checkpoint (retry 1 of 2)",
+        "  plain: proposals that were not run: 1 invalid",
+    ]
+    screen.mode = OutputMode.JSON
+    deep.noted(0, "resumes")
+    (event,) = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (event["trial"], event["arm"]) == (0, "deep")

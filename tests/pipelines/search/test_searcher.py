@@ -8,7 +8,7 @@ from pipelines.search import searcher as searcher_module
 from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
-from pipelines.search.trial import TrialRun
+from pipelines.tracking.trials import TrialRun
 from tests.pipelines.search.trials import complete, created, result, searcher_of
 
 

@@ -10,8 +10,7 @@ from pipelines.experiment import Experiment
 from pipelines.search.resume import StoredSearch
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
-from pipelines.search.trial import TrialRun
-from pipelines.tracking.trials import Evaluation, StoredTrial
+from pipelines.tracking.trials import Evaluation, StoredTrial, TrialRun
 
 SPACE = {
     "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},

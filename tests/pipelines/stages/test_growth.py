@@ -6,22 +6,23 @@ from typing import Any
 
 import pytest
 
+from pipelines.cluster.trial import TrialOutcome
 from pipelines.engine import dag
 from pipelines.engine.results import from_json
 from pipelines.experiment import Experiment
 from pipelines.search import run as module
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Selected
-from pipelines.search.resume import StoredSearch, joining
+from pipelines.search.resume import joining
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
-from pipelines.search.trial import TrialOutcome
 from pipelines.stages import select, sweep_stages
 from pipelines.stages.corpus import CorpusStage
 from pipelines.stages.search import search_stage
 from pipelines.storage.location import storage_folder
 from pipelines.tracking.descriptions import describe_pipeline
 from pipelines.tracking.store import Store
+from pipelines.tracking.writer import Writer
 from tests.pipelines.commands import invocation
 from tests.pipelines.stored import PROVENANCE, copy_store, same_provenance
 
@@ -64,15 +65,20 @@ class Sweep:
         planned = dag.plan(self.stages(retry_failed), config, until="search", fresh=False)
         return "reused" if planned[-1].reused else planned[-1].reason
 
-    def train(self, context, task, corpus, stored: StoredSearch, seconds: float) -> None:
+    def train(self, sessions: list[module.Session]) -> None:
         """Stands for run_trials: a trial's result is how far its rate is from 0.003."""
-        recorder = Recorder(context, task, corpus, stored.trials, seconds)
+        (session,) = sessions
+        context, task, stored = session.context, session.task, session.stored
+        writer = Writer(context.store)
+        given = stored.trials, session.previous_seconds, writer
+        recorder = Recorder(context, task, session.corpus, *given)
         searcher = StudySearcher(
             build_study(task, stored.trials), task, open_run=recorder.open_run, stored=stored
         )
         while (suggested := searcher.suggest("trial")) != "FINISHED":
             if len(self.ran) == self.kill_after:
                 recorder.close()
+                writer.close()
                 raise KeyboardInterrupt
             number, rate = suggested["number"], suggested["values"].get(RATE, 0.004)
             self.ran.append(number)
@@ -86,6 +92,7 @@ class Sweep:
             recorder.end_trial(number, TrialOutcome.of(result))
             searcher.on_trial_complete("trial", result | {"curve": [], "tokens": 1024})
         recorder.close()
+        writer.close()
 
     def ended(self) -> dict[int, tuple[str, int]]:
         """The run and the end of each trial that has ended."""

@@ -5,6 +5,7 @@ import re
 import optuna
 import pytest
 
+from pipelines.cluster.trial import TrialOutcome
 from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
@@ -16,10 +17,10 @@ from pipelines.search import run as module
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Searched
 from pipelines.search.resume import stored_search
-from pipelines.search.trial import TrialOutcome
 from pipelines.stages.search import search
 from pipelines.stages.select import select
 from pipelines.tracking.trials import StoredTrial
+from pipelines.tracking.writer import Writer
 from tests.pipelines.commands import invocation
 
 ROW = {
@@ -50,7 +51,14 @@ def begun(experiment: Experiment, store, tmp_path) -> tuple[Context, StageResult
 def recorder_of(context: Context, needs: StageResults) -> Recorder:
     task = context.config.search_task()
     seconds = max(context.store.history(context.run_id, "seconds").values(), default=0.0)
-    return Recorder(context, task, needs[PreparedCorpus], trials_of(context), seconds)
+    given = context, task, needs[PreparedCorpus], trials_of(context), seconds
+    return Recorder(*given, Writer(context.store))
+
+
+def close(recorder: Recorder) -> None:
+    """At the end of a session."""
+    recorder.close()
+    recorder._writer.close()
 
 
 def trials_of(context: Context) -> list[StoredTrial]:
@@ -61,13 +69,15 @@ def start(context: Context, needs: StageResults, seconds: float) -> None:
     """One of the search's starts, which lasts so long and ends no trial."""
     recorder = recorder_of(context, needs)
     recorder._started -= seconds
-    recorder.close()
+    close(recorder)
 
 
 def test_the_seconds_of_a_search_add_up_over_its_starts(begun, monkeypatch):
     context, needs = begun
     given: list[float] = []
-    monkeypatch.setattr(module, "run_trials", lambda *arguments: given.append(arguments[-1]))
+    monkeypatch.setattr(
+        module, "run_trials", lambda sessions: given.append(sessions[0].previous_seconds)
+    )
     for seconds in (6, 6, 6):
         start(context, needs, seconds)
         with pytest.raises(PipelineError, match=r"no trial began within search\.max_seconds"):
@@ -99,7 +109,7 @@ def test_what_the_recorder_writes_of_a_trial_is_what_a_resumed_search_reads(begu
     recorder.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW))
     recorder.end_trial(1, TrialOutcome("pruned", objective=3.5, last_row=ROW))
     recorder.end_trial(2, TrialOutcome("failed", reason="diverged at step 3"))
-    recorder.close()
+    close(recorder)
     trials = trials_of(context)
     assert [trial.run_id for trial in trials] == runs
     assert [trial.state for trial in trials] == ["complete", "pruned", "failed", None]
@@ -116,13 +126,13 @@ def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
     first = recorder_of(context, needs)
     run = first.open_run(0, VALUES).result()
     first.write(0, [ROW])
-    first.close()
+    close(first)
     again = recorder_of(context, needs)
     assert again.open_run(0, VALUES).result() == run  # of the same key
     assert re.fullmatch("[0-9a-f]{32}", run.key)
     again.write(0, [ROW, ROW | {"step": 8, "tokens": 2048}])
     again.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW | {"step": 8}))
-    again.close()
+    close(again)
     (trial,) = trials_of(context)
     assert (trial.run_id, trial.status, trial.tokens) == (run.run_id, "FINISHED", 2048)
     points = context.store.client.get_metric_history(run.run_id, "train_bits_per_byte")
@@ -139,7 +149,7 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
         recorder.end_trial(number, TrialOutcome("complete", objective=bits, last_row=row))
     failed = recorder.open_run(2, VALUES).result().run_id
     recorder.end_trial(2, TrialOutcome("failed", reason="MemoryError"))
-    recorder.close()
+    close(recorder)
     context.store.client.update_run(failed, status="RUNNING")  # killed between state and status
     monkeypatch.setattr(module, "run_trials", lambda *_: pytest.fail("a trial was run"))
     searched = search(context, needs)
@@ -164,7 +174,7 @@ def test_a_search_of_failed_trials_is_an_error_with_their_reasons(begun, monkeyp
     for number in range(3):
         recorder.open_run(number, VALUES)
         recorder.end_trial(number, TrialOutcome("failed", reason=f"reason {number}"))
-    recorder.close()
+    close(recorder)
     with pytest.raises(PipelineError, match=r"every trial failed.*\n  trial 0: reason 0\n"):
         search(context, needs)
 
@@ -176,7 +186,7 @@ def test_the_winner_is_one_of_the_trials_that_were_selected(begun):
         recorder.open_run(number, VALUES)
         recorder.write(number, [ROW | {"val_bits_per_byte": bits}])
         recorder.end_trial(number, TrialOutcome("complete", objective=bits, last_row=ROW))
-    recorder.close()
+    close(recorder)
     for selection, winner in (("0-2", 1), ("0,2", 2), ("0", 0)):
         searched = Searched(context.run_id, {"complete": 3}, (), selection)
         assert select(context, StageResults({"search": searched})).trial == winner
@@ -189,10 +199,10 @@ def test_the_duration_of_a_search_is_stored_every_five_seconds(begun, monkeypatc
     recorder = recorder_of(context, needs)
     for moment, expected in ((105.0, []), (105.5, [5.5]), (110.5, [5.5]), (111.0, [5.5, 11.0])):
         now = moment
-        recorder.log_elapsed()
+        recorder.step_ended()
         recorder.open_run(0, VALUES).result()  # behind what is queued
         stored = context.store.history(context.run_id, "seconds")
         assert list(stored.values()) == expected
     now = 112.25
-    recorder.close()
+    close(recorder)
     assert list(context.store.history(context.run_id, "seconds").items())[-1] == (12, 12.25)

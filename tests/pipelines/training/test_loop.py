@@ -12,10 +12,10 @@ from pydantic import SecretStr
 from dca import build_model, registry
 from dca import model as model_module
 from dca.architectures.gpt import GPT
+from pipelines.cluster.trial import Trial
 from pipelines.console.errors import DivergedError, PipelineError
 from pipelines.data.batches import open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
-from pipelines.search.trial import Trial
 from pipelines.storage import writer_lock
 from pipelines.training import checkpoint, loop, step, trainer
 from pipelines.training.config import TrainingRun
@@ -321,7 +321,8 @@ def test_a_trial_that_lost_its_patience_is_finished(run, splits, tmp_path):
     trial = Trial.__new__(Trial)  # without Tune's bookkeeping
     values = {"train.learning_rate": 1e-30}
     base = run.replace({"train.patience": 1})
-    trial.setup({"number": 0, "values": values, "key": SecretStr(KEY)}, base, splits, tmp_path)
+    config = {"group": "a", "folder": "trial", "values": values, "key": SecretStr(KEY)}
+    trial.setup(config, {"a": (base, tmp_path)}, splits)
     first, last = trial.step(), trial.step()
     assert [first["finished"], last["finished"], last["done"]] == [False, True, True]
     assert last["tokens"] == 8 * run.train.batch_tokens

@@ -31,7 +31,7 @@ def small(run: TrainingRun) -> TrainingRun:
 
 def peak_of_a_process(run: TrainingRun, folder: Path) -> float:
     """What a process like a trial's holds at most: with Ray, Optuna and the training in memory."""
-    importlib.import_module("pipelines.search.trial")
+    importlib.import_module("pipelines.cluster.trial")
     text = folder / "random.bin"
     text.write_bytes(np.random.default_rng(0).bytes(1 << 20))
     rows = [row for new in train(run, TrainValSplits(text, text), folder / "run") for row in new]

@@ -1,8 +1,9 @@
-"""One trial of a search as Ray Tune's Trainable, an evaluation each step, and its outcome.
+"""One training as a trial of Ray Tune, an evaluation each step, and its outcome.
 
-A trial with one worker trains in the trial's own process, which the next trial reuses; one with
-several workers trains under Ray Train. In both cases the trial iterates over rows of the history,
-and closing the iterator ends the training and frees its resources.
+Used by `jobs`, for the trials of searches and for the fits of a study. A trial with one worker
+trains in the trial's own process, which the next trial reuses; one with several workers trains
+under Ray Train. In both cases the trial iterates over rows of the history, and closing the iterator
+ends the training and frees its resources.
 """
 
 import math
@@ -20,6 +21,7 @@ from pipelines.cluster.memory import require_trial_memory
 from pipelines.console.errors import (
     DETERMINISTIC,
     ConfigError,
+    DivergedError,
     PipelineError,
     print_traceback,
 )
@@ -32,17 +34,8 @@ from pipelines.training.history import TOKENS, VAL_BITS, Row, finished
 
 
 @dataclass(frozen=True)
-class TrialRun:
-    """A trial's run in the tracking store; the recorder opens it, the searcher waits for it."""
-
-    run_id: str
-    key: str | None = field(repr=False)
-    """With which the trial's checkpoints are signed."""
-
-
-@dataclass(frozen=True)
 class TrialOutcome:
-    """How a trial ended; used for the study, its MLflow run and the progress."""
+    """How a trial ended; used for the search's study, the trial's MLflow run and the progress."""
 
     state: str
     """`complete`: it used its budget or its patience; `pruned`: the scheduler stopped it before;
@@ -53,18 +46,21 @@ class TrialOutcome:
     """The best value of train.best_metric; None if it failed."""
     last_row: Row = field(default_factory=dict)
     """The last row of its history; empty if it failed."""
+    diverged: bool = False
+    """Whether it failed because its loss was no longer finite."""
 
     @classmethod
     def of(cls, result: Mapping[str, Any]) -> "TrialOutcome":
         """From the last result of a trial that ended without an exception."""
         if "objective" not in result:
-            return cls("failed", reason=result.get("failed", "no evaluation"))
+            reason = result.get("failed", "no evaluation")
+            return cls("failed", reason=reason, diverged=result.get("diverged", False))
         state = "complete" if result["finished"] else "pruned"
         return cls(state, objective=result["objective"], last_row=result["rows"][-1])
 
 
 class Trial(tune.Trainable):
-    """Trains one configuration of the space.
+    """Trains one configuration.
 
     Raises on errors that a retry may fix. Any other, such as a divergence, values that are no valid
     training run, or a mistake in a model's code, is a result without an objective, with the reason
@@ -72,11 +68,23 @@ class Trial(tune.Trainable):
     """
 
     def setup(
-        self, config: dict[str, Any], base: TrainingRun, corpus: TrainValSplits, folder: Folder
+        self,
+        config: dict[str, Any],
+        groups: Mapping[str, tuple[TrainingRun, Folder]],
+        corpus: TrainValSplits,
     ) -> None:
-        """Prepare the trial of `config`: its number, its searched values and its run's key."""
-        self._base, self._corpus, self._folder = base, corpus, folder
-        self._results = self._train(config["number"], config["values"], config["key"])
+        """Prepare the first trial of this process.
+
+        Args:
+            config: The trial's `group`; its `values`, in which it differs from the training of that
+                group; its `folder`, a name below the group's, for its checkpoints; and the `key`
+                that these are signed with.
+            groups: The training and the folder of each group of trials.
+            corpus: The text that all of them read.
+
+        """
+        self._groups, self._corpus = groups, corpus
+        self._results = self._train(**config)
 
     def step(self) -> dict[str, Any]:
         """Train to the next evaluation; the first step of a resumed trial replays its history.
@@ -92,7 +100,7 @@ class Trial(tune.Trainable):
         self.cleanup()
         if "torch._dynamo" in sys.modules:  # PyTorch's compiler, which the reset would import
             torch.compiler.reset()
-        self._results = self._train(new_config["number"], new_config["values"], new_config["key"])
+        self._results = self._train(**new_config)
         return True
 
     def cleanup(self) -> None:
@@ -100,20 +108,25 @@ class Trial(tune.Trainable):
         self._results.close()
 
     def _train(
-        self, number: int, values: Mapping[str, Any], key: SecretStr
+        self, group: str, values: Mapping[str, Any], folder: str, key: SecretStr, **_: Any
     ) -> Generator[dict[str, Any]]:
         notes: list[str] = []
-        folder, secret = trial_folder(self._folder, number), key.get_secret_value() or None
+        base, place = self._groups[group]
         try:
-            run = self._base.replace(values)
+            run = base.replace(values)
             require_trial_memory(run)
-            yield from self._results_of(run, folder, notes, secret)
+            yield from self._results_of(run, place / folder, notes, key.get_secret_value() or None)
         except DETERMINISTIC as error:
             known = isinstance(error, PipelineError | ConfigError)
             if not known:  # a mistake in code, which only its place explains
                 print_traceback(error)
             reason = str(error) if known else f"{type(error).__name__}: {error}"
-            yield {"failed": one_line(reason, limit=1000), "notes": notes, "done": True}
+            yield {
+                "failed": one_line(reason, limit=1000),
+                "diverged": isinstance(error, DivergedError),
+                "notes": notes,
+                "done": True,
+            }
 
     def _results_of(
         self, run: TrainingRun, folder: Folder, notes: list[str], key: str | None
@@ -148,11 +161,6 @@ def _launch(
         return loop.with_watchdog(training, run.failures.timeout_seconds)
     from pipelines.cluster.workers import train_with_workers  # takes 3 s, for several workers only
 
-    # The search itself retries a crashed trial; the two limits would multiply.
+    # Whoever runs the trials retries a crashed one; the two limits would multiply.
     once = run.replace({"failures.retries": 0})
     return train_with_workers(once, corpus, folder, notes.append, key=key)
-
-
-def trial_folder(search_folder: Folder, number: int) -> Folder:
-    """Folder of a trial's checkpoints, the same each time the trial starts."""
-    return search_folder / f"trial-{number:04d}"

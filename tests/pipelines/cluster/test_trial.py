@@ -1,26 +1,38 @@
 """A trial without Ray's bookkeeping."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr
 
 from pipelines.cluster import memory, workers
+from pipelines.cluster import trial as module
+from pipelines.cluster.trial import Trial, TrialOutcome
 from pipelines.console.errors import (
     DamagedError,
     DeterministicError,
     DivergedError,
     PipelineError,
 )
-from pipelines.search import trial as module
-from pipelines.search.trial import Trial, TrialOutcome
+from pipelines.training.config import TrainingRun
 
 
-def test_values_that_do_not_go_together_are_a_failed_trial_that_does_not_start_again(run, tmp_path):
-    """It raises nothing, after which the search would start it again."""
+def config(values: Mapping[str, Any], group: str = "a", key: str = "") -> dict[str, Any]:
+    """What Tune starts a trial with."""
+    return {"group": group, "folder": "trial-0007", "values": values, "key": SecretStr(key)}
+
+
+def trial_of(run: TrainingRun, values: Mapping[str, Any] | None = None, key: str = "") -> Trial:
     trial = Trial.__new__(Trial)
-    values = {"model.heads": 4, "model.dim": 20}
-    trial.setup({"number": 0, "values": values, "key": SecretStr("")}, run, None, tmp_path)
+    trial.setup(config(values or {}, key=key), {"a": (run, Path("trials"))}, None)
+    return trial
+
+
+def test_values_that_do_not_go_together_are_a_failed_trial_that_does_not_start_again(run):
+    """It raises nothing, after which the search would start it again."""
+    trial = trial_of(run, {"model.heads": 4, "model.dim": 20})
     result = trial.step()
     trial.cleanup()
     assert result["done"] is True
@@ -67,8 +79,7 @@ def results_of(run, monkeypatch, *batches: list, **changes) -> list[dict]:
             closed.append(True)
 
     monkeypatch.setattr(module, "_launch", launch)
-    trial = Trial.__new__(Trial)
-    trial.setup({"number": 7, "values": changes, "key": SecretStr("k")}, run, None, Path("trials"))
+    trial = trial_of(run, changes, key="k")
     results = [trial.step() for _ in batches]
     trial.cleanup()
     assert (launched, closed) == ([(Path("trials/trial-0007"), "k")], [True])
@@ -138,10 +149,10 @@ def test_an_error_that_another_attempt_would_meet_again_fails_the_trial_at_once(
         yield
 
     monkeypatch.setattr(module, "_launch", launch)
-    trial = Trial.__new__(Trial)
-    trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, run, None, Path("trials"))
+    trial = trial_of(run)
     result = trial.step()
     assert (result["done"], result["failed"]) == (True, reason)
+    assert TrialOutcome.of(result).diverged == isinstance(error, DivergedError)
     shown = capsys.readouterr().err
     assert ("Traceback" in shown) == (not isinstance(error, PipelineError))
 
@@ -153,14 +164,34 @@ def test_an_error_of_the_moment_ends_the_trial_so_that_it_is_retried(run, monkey
         yield
 
     monkeypatch.setattr(module, "_launch", launch)
-    trial = Trial.__new__(Trial)
-    trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, run, None, Path("trials"))
+    trial = trial_of(run)
     with pytest.raises(type(error)):
         trial.step()
 
 
 def test_a_trial_that_needs_more_than_the_machine_has_fails_at_once(run, monkeypatch):
     monkeypatch.setattr(memory, "machine_bytes", lambda: 100 << 20)
-    trial = Trial.__new__(Trial)
-    trial.setup({"number": 0, "values": {}, "key": SecretStr("")}, run, None, Path("trials"))
+    trial = trial_of(run)
     assert "the machine has 0.1 GiB" in trial.step()["failed"]
+
+
+def test_a_process_goes_on_with_a_trial_of_another_group(run, monkeypatch):
+    launched = []
+
+    def launch(config, corpus, folder, notes, key):
+        launched.append((config.model.depth, config.train.learning_rate, folder, key))
+        yield [row(4, 3.0)]
+
+    monkeypatch.setattr(module, "_launch", launch)
+    deep = run.replace({"model.depth": 3})
+    groups = {"a": (run, Path("a")), "deep": (deep, Path("b"))}
+    trial = Trial.__new__(Trial)
+    trial.setup(config({}, "a", "one"), groups, None)
+    trial.step()
+    assert trial.reset_config(config({"train.learning_rate": 0.5}, "deep", "two"))
+    trial.step()
+    trial.cleanup()
+    assert launched == [
+        (2, 0.01, Path("a/trial-0007"), "one"),
+        (3, 0.5, Path("b/trial-0007"), "two"),
+    ]

@@ -1,0 +1,272 @@
+"""Trainings side by side: the trials of one Ray Tune run, in groups that take turns.
+
+Used by the search, with a group for each arm of a study, and by the stages for the fits of a study,
+a group each. All groups share the slots of the cluster: none waits for another.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from pipelines.cluster.capacity import max_concurrent_jobs, require_capacity
+from pipelines.cluster.connection import connect
+from pipelines.cluster.trial import Trial
+from pipelines.cluster.trial_events import TrialEvents
+from pipelines.compat.ray import HEAD_NODE, NotPickled, without_aws_keys
+from pipelines.data.splits import TrainValSplits
+from pipelines.storage.remote import Folder
+from pipelines.storage.scratch import scratch_folder
+from pipelines.training.config import Resources, TrainingRun
+
+HEAD_NODE_SHARE = 0.001
+"""Share of the head node requested for a trial with several workers. The trial's own process
+requests no CPU: it would wait for its own workers' CPUs."""
+FINISHED = Searcher.FINISHED
+"""What a source suggests when it has no more trials."""
+
+
+class Source(Protocol):
+    """Where the trials of a group come from."""
+
+    def start_clock(self) -> None:
+        """Called when the first trial of any group may start, and later."""
+
+    def suggest(self, trial_id: str, *, wait: bool) -> dict[str, Any] | str | None:
+        """The next trial's configuration, with its `number`, as `Trial` takes it.
+
+        None: none yet; FINISHED: there are no more. With `wait` nothing else runs, so that it waits
+        for a trial that cannot start yet.
+        """
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Take note of a trial's evaluations."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Take note of how a trial ended, or queue its retry if it crashed."""
+
+
+@dataclass(frozen=True)
+class JobGroup:
+    """Trials with one base configuration: those of a search, or the one of a fit."""
+
+    base: TrainingRun
+    folder: Folder
+    """In which each trial has a folder for its checkpoints."""
+    left: int
+    """Trials that are missing, at most."""
+    source: Source
+    scheduler: TrialScheduler
+    events: TrialEvents
+
+
+def run_jobs(
+    groups: Mapping[str, JobGroup], corpus: TrainValSplits, *, key: str, name: str
+) -> None:
+    """Run the missing trials of all groups in one Ray Tune run, to their end.
+
+    Args:
+        groups: By a name, which the trials of each have in their configuration. All need the same
+            resources.
+        corpus: The text that the trials read.
+        key: The configuration key of the resources, for errors.
+        name: Of the run, for Tune.
+
+    Raises:
+        ConfigError: If not one trial fits the cluster.
+        StorageError: If a checkpoint cannot be written.
+        PipelineError: If something could not be stored in the tracking store.
+
+    """
+    resources = next(iter(groups.values())).base.resources
+    cluster = connect(dashboard=resources.max_workers > 1)
+    require_capacity(cluster, resources, key)
+    trainings = {group_name: (group.base, group.folder) for group_name, group in groups.items()}
+    trainable = tune.with_parameters(Trial, groups=trainings, corpus=corpus)
+    events, left = GroupEvents(groups), sum(group.left for group in groups.values())
+    with scratch_folder() as scratch, without_aws_keys():
+        tuner = tune.Tuner(
+            tune.with_resources(trainable, _request(resources)),
+            tune_config=tune.TuneConfig(
+                search_alg=TakeTurns(groups),
+                scheduler=ScheduleEach(groups),
+                num_samples=-1,  # until the searcher returns FINISHED
+                max_concurrent_trials=min(max_concurrent_jobs(cluster, resources), left),
+                reuse_actors=True,
+                trial_dirname_creator=_trial_name,
+                trial_name_creator=_trial_name,
+            ),
+            run_config=tune.RunConfig(
+                name=name,
+                storage_path=scratch,  # for Tune's own snapshots, which are never read
+                callbacks=[events],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+                verbose=0,
+            ),
+        )
+        try:
+            tuner.fit()
+        except tune.TuneError:
+            if events.error is None:
+                raise
+            raise events.error from None
+
+
+def _request(resources: Resources) -> tune.PlacementGroupFactory:
+    if resources.max_workers > 1:
+        return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
+    bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        bundle["GPU"] = resources.gpus_per_worker
+    return tune.PlacementGroupFactory([bundle])
+
+
+def _trial_name(trial: TuneTrial) -> str:
+    return f"trial-{trial.config['number']:04d}-{trial.trial_id}"
+
+
+class TakeTurns(NotPickled, Searcher):
+    """Tune's searcher: suggests a trial of each group in turn.
+
+    Tune's own retries leave out trials that crash while they start: a source suggests them again.
+    """
+
+    def __init__(self, groups: Mapping[str, JobGroup]) -> None:
+        """A searcher that ends when all groups have no more trials."""
+        super().__init__(metric="objective", mode="min")
+        self._sources = {name: group.source for name, group in groups.items()}
+        self._turns = list(groups)
+        """The groups that may have more trials, the next one first."""
+        self._running: dict[str, str] = {}
+        """Groups of the running trials, by Tune's id."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next trial's configuration, with its group."""
+        for source in self._sources.values():
+            source.start_clock()
+        for name in self._turns.copy():
+            found = self._sources[name].suggest(trial_id, wait=not self._running)
+            self._turns.remove(name)
+            if found != FINISHED:
+                self._turns.append(name)
+            if isinstance(found, dict):
+                self._running[trial_id] = name
+                return {"group": name, **found}
+        return None if self._turns else FINISHED
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass a trial's evaluations to its group."""
+        self._sources[self._running[trial_id]].on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Pass to a trial's group how it ended."""
+        if name := self._running.pop(trial_id, None):
+            self._sources[name].on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is saved: a resumed run is built from the tracking store."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is restored: see `save`."""
+
+
+class ScheduleEach(FIFOScheduler):
+    """Tune's scheduler: each group has one of its own, which compares its trials alone."""
+
+    def __init__(self, groups: Mapping[str, JobGroup]) -> None:
+        """The schedulers of these groups."""
+        super().__init__()
+        self._schedulers = {name: group.scheduler for name, group in groups.items()}
+
+    def _of(self, trial: Any) -> TrialScheduler:
+        return self._schedulers[trial.config["group"]]
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """Pass on that a trial is there."""
+        self._of(trial).on_trial_add(tune_controller, trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
+        """Pass on that a trial crashed."""
+        self._of(trial).on_trial_error(tune_controller, trial)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        """Whether the trial goes on."""
+        return self._of(trial).on_trial_result(tune_controller, trial, result)
+
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        """Pass on that a trial ended."""
+        self._of(trial).on_trial_complete(tune_controller, trial, result)
+
+    def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
+        """Pass on that a trial is removed before it ran."""
+        self._of(trial).on_trial_remove(tune_controller, trial)
+
+
+class GroupEvents(NotPickled, tune.Callback):
+    """Tune's callback: passes each event to the events of the trial's group."""
+
+    error: Exception | None = None
+    """The one that ended the run: Tune raises another in its place."""
+
+    def __init__(self, groups: Mapping[str, JobGroup]) -> None:
+        """The events of these groups."""
+        self._events = {name: group.events for name, group in groups.items()}
+
+    def on_trial_start(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial started."""
+        with self._kept():
+            self._of(trial).on_trial_start(iteration, trials, trial)
+
+    def on_trial_result(
+        self,
+        iteration: int,
+        trials: list[TuneTrial],
+        trial: TuneTrial,
+        result: dict[str, Any],
+        **info: Any,
+    ) -> None:
+        """A trial was evaluated."""
+        with self._kept():
+            self._of(trial).on_trial_result(iteration, trials, trial, result)
+
+    def on_trial_complete(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial ended by itself, or was stopped."""
+        with self._kept():
+            self._of(trial).on_trial_complete(iteration, trials, trial)
+
+    def on_trial_error(
+        self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
+    ) -> None:
+        """A trial crashed."""
+        with self._kept():
+            self._of(trial).on_trial_error(iteration, trials, trial)
+
+    def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
+        """Tune's loop went round."""
+        with self._kept():
+            for events in self._events.values():
+                events.on_step_end(iteration, trials)
+
+    def _of(self, trial: TuneTrial) -> TrialEvents:
+        return self._events[trial.config["group"]]
+
+    @contextmanager
+    def _kept(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self.error = error
+            raise

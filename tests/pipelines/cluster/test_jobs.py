@@ -1,0 +1,143 @@
+"""Groups of trials in one Tune run; Tune itself runs in the tests of the commands."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import FIFOScheduler
+
+from pipelines.cluster.jobs import FINISHED, GroupEvents, JobGroup, ScheduleEach, TakeTurns
+from pipelines.console.errors import PipelineError
+
+
+class Trials:
+    """A group that counts its trials down, and keeps the calls of all its parts."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+        self.waits = False
+        """Whether the next trial cannot start yet."""
+        self.running = 0
+        self.calls: list[tuple[Any, ...]] = []
+        self.error: Exception | None = None
+
+    def start_clock(self) -> None:
+        self.calls.append(("start_clock",))
+
+    def suggest(self, trial_id: str, *, wait: bool) -> dict[str, Any] | str | None:
+        self.calls.append(("suggest", wait))
+        if self.left and self.waits and not wait:
+            return None
+        if not self.left:
+            return None if self.running else FINISHED
+        self.left, self.running = self.left - 1, self.running + 1
+        return {"number": self.left}
+
+    def on_trial_result(self, *given: Any) -> str:
+        self.calls.append(("result", *given))
+        return "STOP"
+
+    def on_trial_complete(self, *given: Any) -> None:
+        self.calls.append(("complete", *given))
+        self.running -= 1
+        if self.error:
+            raise self.error
+
+    def on_step_end(self, *given: Any) -> None:
+        self.calls.append(("step", *given))
+
+
+def groups_of(**left: int) -> tuple[dict[str, Trials], dict[str, JobGroup]]:
+    trials = {name: Trials(count) for name, count in left.items()}
+    made = {
+        name: JobGroup(None, Path(name), one.left, one, one, one) for name, one in trials.items()
+    }
+    return trials, made
+
+
+def test_groups_take_turns_until_all_have_ended():
+    trials, groups = groups_of(a=3, b=1, c=2)
+    searcher = TakeTurns(groups)
+    found = [searcher.suggest(str(number)) for number in range(6)]
+    assert [one["group"] for one in found] == ["a", "b", "c", "a", "c", "a"]
+    assert [one["number"] for one in found] == [2, 0, 1, 1, 0, 0]
+    assert searcher.suggest("6") is None  # one may crash, and start again
+    for number in range(5):
+        searcher.on_trial_complete(str(number), {"done": True})
+    assert searcher.suggest("7") is None
+    searcher.on_trial_complete("5", error=True)
+    trials["a"].left = 1  # its retry
+    assert searcher.suggest("8") == {"group": "a", "number": 0}
+    searcher.on_trial_complete("8")
+    assert searcher.suggest("9") == FINISHED
+    assert [call for call in trials["c"].calls if call[0] == "complete"] == [
+        *(("complete", "2", {"done": True}, False), ("complete", "4", {"done": True}, False)),
+    ]
+
+
+def test_a_group_that_waits_for_its_run_holds_up_no_other():
+    trials, groups = groups_of(a=2, b=2)
+    searcher = TakeTurns(groups)
+    trials["a"].waits = True
+    assert searcher.suggest("0")["group"] == "a"  # nothing runs: it has waited
+    assert searcher.suggest("1")["group"] == "b"
+    assert searcher.suggest("2")["group"] == "b"
+    assert trials["a"].calls[-1] == ("suggest", False)
+    assert searcher.suggest("3") is None
+    trials["a"].waits = False
+    assert searcher.suggest("4")["group"] == "a"
+
+
+def test_the_clock_of_each_group_starts_with_the_first_trial_of_any():
+    trials, groups = groups_of(a=2, b=2)
+    TakeTurns(groups).suggest("0")
+    assert [one.calls[0] for one in trials.values()] == [("start_clock",)] * 2
+
+
+def test_results_and_events_are_those_of_the_trials_group():
+    trials, groups = groups_of(a=1, b=1)
+    searcher, scheduler, events = TakeTurns(groups), ScheduleEach(groups), GroupEvents(groups)
+    configs = [searcher.suggest(str(number)) for number in range(2)]
+    trial = SimpleNamespace(trial_id="1", config=configs[1])
+    searcher.on_trial_result("1", {"tokens": 3})
+    assert scheduler.on_trial_result(None, trial, {"tokens": 4}) == "STOP"
+    events.on_trial_result(0, [], trial, {"tokens": 5})
+    events.on_step_end(0, [])
+    assert trials["b"].calls[-4:] == [
+        *(("result", "1", {"tokens": 3}), ("result", None, trial, {"tokens": 4})),
+        *(("result", 0, [], trial, {"tokens": 5}), ("step", 0, [])),
+    ]
+    assert trials["a"].calls[-1] == ("step", 0, [])
+    assert not any(call[0] == "result" for call in trials["a"].calls)
+
+
+def test_each_group_has_a_scheduler_of_its_own():
+    """Another group's trials neither stop a trial nor fill its rungs."""
+    _, groups = groups_of(a=1, b=1)
+    seen = []
+
+    class Notes(FIFOScheduler):
+        def __getattribute__(self, name: str) -> Any:
+            seen.append(name) if name.startswith("on_trial") else None
+            return super().__getattribute__(name)
+
+    groups["b"] = JobGroup(None, Path("b"), 1, None, Notes(), None)
+    scheduler = ScheduleEach(groups)
+    trial = SimpleNamespace(trial_id="1", config={"group": "b"})
+    scheduler.on_trial_add(None, trial)
+    assert scheduler.on_trial_result(None, trial, {}) == "CONTINUE"
+    scheduler.on_trial_error(None, trial)
+    scheduler.on_trial_complete(None, trial, {})
+    scheduler.on_trial_remove(None, trial)
+    names = ("add", "result", "error", "complete", "remove")
+    assert seen == [f"on_trial_{name}" for name in names]
+
+
+def test_the_error_of_an_event_is_kept_for_whoever_runs_tune():
+    trials, groups = groups_of(a=1)
+    trials["a"].error = PipelineError("the store says no")
+    events = GroupEvents(groups)
+    with pytest.raises(PipelineError):
+        events.on_trial_complete(0, [], SimpleNamespace(config={"group": "a"}))
+    assert events.error is trials["a"].error
