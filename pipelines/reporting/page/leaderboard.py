@@ -23,7 +23,7 @@ def leaderboard_section(results: Results) -> Section:
     else:
         section.pictures = _pictures(results)
         answers = [] if results.whole else choice_answers(results)
-        section.paragraphs = [_choice_sentence(answer) for answer in answers]
+        section.paragraphs = tuple(map(_choice_sentence, answers))
         section.tables = [_trial_table(results), *map(_choice_table, answers)]
     rows = repeated_configurations(results)
     if not rows:

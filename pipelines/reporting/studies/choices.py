@@ -89,7 +89,8 @@ def _compare(results: Results, trials: dict[str, int]) -> Comparison:
         Arm(value, {seed: bits[seed] for seed in others}, parameters=_parameters(results, number))
         for (value, bits), number in zip(by_value.items(), trials.values(), strict=True)
     ]
-    return compare(arms, arms[0].name, [others])
+    smallest = results.config.compare.smallest_difference
+    return compare(arms, arms[0].name, [others], smallest_difference=smallest)
 
 
 def _bits(results: Results, number: int) -> dict[int, float | None]:

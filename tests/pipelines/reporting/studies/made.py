@@ -24,14 +24,19 @@ def arm(name: str, gain: float, time: float | None = None, **fields: Any) -> Arm
     return Arm(name, parameters=1000, **(given | fields))
 
 
-def study(*arms: Arm, looks: int = 5, **settings: Any) -> Study:
-    """The arms compared with the first."""
-    seeds = (tuple(range(looks)),)
-    single = settings.pop("single_look", False)
-    seconds = settings.pop("token_seconds", None)
-    seeds = settings.pop("seeds", seeds)
-    found = compare(arms, arms[0].name, seeds, single_look=single, **settings)
-    return Study(arms, found, seeds, single, seconds)
+def study(
+    *arms: Arm,
+    looks: int = 5,
+    seeds: tuple[tuple[int, ...], ...] = (),
+    single_look: bool = False,
+    smallest_difference: float = 0.01,
+    token_seconds: float | None = None,
+) -> Study:
+    """The arms compared with the first, at so many seeds, or at these looks."""
+    seeds = seeds or (tuple(range(looks)),)
+    settings = {"single_look": single_look, "smallest_difference": smallest_difference}
+    found = compare(arms, arms[0].name, seeds, **settings)
+    return Study(arms, found, seeds, single_look, token_seconds)
 
 
 STANDARD, DCA, CLOSE = arm("standard", 0, 1.0), arm("dca", 0.1, 1.25), arm("close", 0.001, 1.1)
