@@ -3,6 +3,7 @@
 Assembled into an experiment in pipelines/experiment, which applies the changes of an arm.
 """
 
+import json
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import count, islice
@@ -80,7 +81,8 @@ def merge_arms(layers: Sequence[Any]) -> Any:
     for arms in layers:
         if not isinstance(arms, Mapping):
             return arms
-        for name, changes in arms.items():
+        for given, changes in arms.items():
+            name = given if isinstance(given, str) else json.dumps(given)  # such as 64
             old = merged.get(name)
             if changes is None and old is not None:
                 del merged[name]

@@ -100,7 +100,7 @@ def _changed(
     given: dict[str, Any] = {}
     for change in _as_search(changes, grids=grids):
         set_key(given, change.key, deepcopy(change.value), dotted=Experiment.dotted)
-        if change.key.startswith("arms."):
+        if change.key.partition(".")[0] == "arms":
             _change_arms(data, change)
             continue
         set_key(data, change.key, change.value, dotted=Experiment.dotted)
@@ -120,7 +120,10 @@ def _changed(
 
 
 def _change_arms(data: dict[str, Any], change: Change) -> None:
-    """Apply a change of arms.NAME, or of a key of an arm that there is."""
+    """Apply a change of all arms, of arms.NAME, or of a key of an arm that there is."""
+    if change.key == "arms":
+        data["arms"] = merge_arms([change.value])
+        return
     if not isinstance(data.get("arms"), dict):
         data["arms"] = {}
     arms, found = data["arms"], ARM_KEY.fullmatch(change.key)

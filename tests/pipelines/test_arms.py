@@ -341,6 +341,14 @@ def test_files_that_extend_one_another_change_arms_key_by_key(path):
     assert problem(heir).startswith(f"{heir}: arms.x: expected changes such as")
 
 
+def test_an_arm_may_be_named_by_a_number(path):
+    arms = "arms={32: {model.dim: 32}, 0.5: {model.dim: 64}}"
+    none = "search.space.model.last_k=null"
+    found = load([str(path), arms, "baseline='32'", "arms.0.5.model.depth=1", none], grids=True)
+    assert found.arms == {"32": {"model.dim": 32}, "0.5": {"model.dim": 64, "model.depth": 1}}
+    assert problem(path, arms, "arms.3.model.dim=64").endswith("; did you mean 32?")
+
+
 def test_arms_and_seeds_are_changed_on_the_command_line(path):
     def study(*arguments):
         return load([str(path), *arguments], grids=True)

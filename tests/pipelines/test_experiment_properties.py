@@ -361,6 +361,28 @@ def test_any_search_space_is_taken_or_refused(space):
         assert all(key.startswith(("model.", "train.")) for key in space)
 
 
+CHANGES = st.dictionaries(
+    st.sampled_from(["model.depth", "model.residual", "train.learning_rate", "model"])
+    | st.sampled_from([*FIELDS, "search.space.model.depth", "search.space.", "", "model.depht"]),
+    SCALARS | st.sampled_from([1, 2, 0.5, "standard", {"choice": [1, 2]}, {"depth": 3}, {}]),
+    max_size=3,
+)
+
+
+@given(
+    arms=st.dictionaries(st.sampled_from(["a", "b", "c d", "1.5", "", "a/b"]), CHANGES, max_size=3)
+    | SCALARS,
+    seeds=st.lists(SCALARS | st.integers(0, 3), max_size=3) | SCALARS,
+)
+def test_any_arms_and_seeds_are_taken_or_refused(arms, seeds):
+    data = {"experiment": "odd", "arms": arms, "seeds": seeds}
+    result = outcome(lambda: read_experiment(data, source="here"), "here")
+    if isinstance(result, Experiment):
+        assert list(result.by_arm) == (list(arms) or [""])
+        assert not any(arm.is_study for arm in result.by_arm.values())
+        assert read_experiment(parse(result.to_yaml(), source="dump"), source="dump") == result
+
+
 GPUS = st.floats(0, 1e300).map(lambda gpus: gpus if gpus <= 1 else float(int(gpus)))
 """A fraction of one, or whole ones."""
 COUNTS = st.integers(1, 10**30)
@@ -644,12 +666,14 @@ WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
         "".join(f"k{i}: 1\n" for i in range(3_000)),
         "search:\n space:\n"
         + "".join(f"  {key}: {{int: [1, 100], when: {{{WHEN}}}}}\n" for key in SEARCHED),
+        f"arms: {{{', '.join(f'a{i}: {{model.last_k: {i + 1}}}' for i in range(64))}}}\n"
+        f"search: {{space: {{model.depth: {{choice: {list(range(1, 400))}}}}}}}",
         f"model: {{attention_windows: [{'1,' * 8_000}]}}\n"
         f"search: {{space: {{model.depth: {{choice: [{'1,' * 8_000}]}}}}}}",
     ],
     ids=[
         *("wide", "huge", "choices", "bad choices", "unknown dimensions", "near misses"),
-        *("unknown keys", "every condition", "windows times choices"),
+        *("unknown keys", "every condition", "arms times choices", "windows times choices"),
     ],
 )
 def test_a_long_file_is_read_or_refused_in_seconds(file, text):
