@@ -6,7 +6,7 @@ a group each. All groups share the slots of the cluster: none waits for another.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ray import tune
@@ -63,8 +63,9 @@ class JobGroup:
     left: int
     """Trials that are missing, at most."""
     source: Source
-    scheduler: TrialScheduler
     events: TrialEvents
+    scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
+    """By default it stops no trial early."""
 
 
 def run_jobs(
@@ -169,7 +170,8 @@ class TakeTurns(NotPickled, Searcher):
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
     ) -> None:
         """Pass to a trial's group how it ended."""
-        if name := self._running.pop(trial_id, None):
+        name = self._running.pop(trial_id, None)
+        if name is not None:
             self._sources[name].on_trial_complete(trial_id, result, error)
 
     def save(self, checkpoint_path: str) -> None:
@@ -270,3 +272,39 @@ class GroupEvents(NotPickled, tune.Callback):
         except Exception as error:
             self.error = error
             raise
+
+
+class OneTrial:
+    """The source of a group of one trial, which is suggested again if it crashes."""
+
+    def __init__(self, config: Mapping[str, Any], retries: int) -> None:
+        """The trial of a configuration, whose number is 0 and which has no searched values."""
+        self._config = {"number": 0, "values": {}, **config}
+        self._retries, self._retry = retries, 0
+        self._queued, self._runs = True, False
+
+    def start_clock(self) -> None:
+        """Nothing: it has no budget of time."""
+
+    def suggest(self, trial_id: str, *, wait: bool) -> dict[str, Any] | str | None:
+        """The trial, unless it runs or has ended."""
+        if not self._queued:
+            return None if self._runs else FINISHED
+        self._queued, self._runs = False, True
+        return self._config
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Nothing: its evaluations lead to nothing."""
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Queue the trial again if it crashed, as often as it may."""
+        self._runs = False
+        if error and self._retry < self._retries:
+            self._retry += 1
+            self._queued = True
+
+    def queued_retry(self, number: int) -> int:
+        """The number, from 1, of the trial's queued retry; 0 if it is not queued."""
+        return self._retry if self._queued else 0

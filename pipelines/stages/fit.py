@@ -1,26 +1,49 @@
-"""fit: the winner of the search, trained at its full budget and packaged."""
+"""fit: the winner of the search, trained at its full budget and packaged.
+
+In a study once for each arm and seed, side by side.
+"""
+
+from collections.abc import Sequence
+from functools import partial
 
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
-from pipelines.engine.stage import Context, Stage
+from pipelines.engine.stage import Context, Ended, Instance, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.package import verify_fitted
-from pipelines.registry.results import Fitted, Probed
+from pipelines.registry.results import Diverged, Fitted, Probed
 from pipelines.search.results import Selected
 from pipelines.tracking import descriptions
 from pipelines.tracking.schema import FIT_KIND, PROBE_KIND, SELECT_KIND
+from pipelines.tracking.store import Store
 from pipelines.training.config import TrainingRun
 
 
 def fit(context: Context[Experiment], needs: StageResults) -> Fitted:
     """Train the selected values; returns the packaged model and its validation loss."""
-    from pipelines.stages.recorded_training import describe_run, train_and_package
+    from pipelines.stages.recorded_training import train_and_package
 
-    corpus, selected = needs[PreparedCorpus], needs[Selected]
-    config = in_budget(context.config, needs).fit_run(selected.values)
-    describe_run(context, config, corpus)
-    _describe_origin(context, config, selected)
-    return train_and_package(context, config, corpus, key="fit.resources")
+    config = _fit_run(context, needs)
+    _describe(context, config, needs)
+    return train_and_package(context, config, needs[PreparedCorpus], key="fit.resources")
+
+
+def fit_together(
+    instances: Sequence[Instance[Experiment]], ended: Ended[Fitted | Diverged]
+) -> None:
+    """The same for the arms and seeds of a study, in one Tune run: a divergence is a result."""
+    from pipelines.stages.study.replicates import Replicate, train_together
+
+    replicates = []
+    for context, needs in instances:
+        config = _fit_run(context, needs)
+        describe = partial(_describe, context, config, needs)
+        replicates.append(Replicate(context, config, needs[PreparedCorpus], describe))
+    train_together(replicates, ended)
+
+
+def _fit_run(context: Context[Experiment], needs: StageResults) -> TrainingRun:
+    return in_budget(context.config, needs).fit_run(needs[Selected].values)
 
 
 def in_budget(config: Experiment, needs: StageResults) -> Experiment:
@@ -32,8 +55,12 @@ def in_budget(config: Experiment, needs: StageResults) -> Experiment:
     return config.model_copy(update={"fit": config.fit.model_copy(update={"tokens": tokens})})
 
 
-def _describe_origin(context: Context[Experiment], config: TrainingRun, selected: Selected) -> None:
-    """Describe in MLflow which trial was selected, and with which values."""
+def _describe(context: Context[Experiment], config: TrainingRun, needs: StageResults) -> None:
+    """Record on its run the training, its text, and which trial was selected."""
+    from pipelines.stages.recorded_training import describe_run
+
+    describe_run(context, config, needs[PreparedCorpus])
+    selected = needs[Selected]
     trial = descriptions.run_link(
         f"trial {selected.trial}", context.store.experiment_id, selected.run_id
     )
@@ -46,15 +73,21 @@ def _describe_origin(context: Context[Experiment], config: TrainingRun, selected
     context.store.describe(note, context.run_id)
 
 
-STAGE = Stage(
+def _verify(store: Store, result: Fitted | Diverged) -> None:
+    if isinstance(result, Fitted):
+        verify_fitted(store, result)
+
+
+STAGE: Stage[Experiment, Fitted | Diverged] = Stage(
     name=FIT_KIND,
-    result=Fitted,
+    result=Fitted | Diverged,
     run=fit,
+    run_together=fit_together,
     depends_on=("corpus", "select", "probe"),
     absorbed=(SELECT_KIND, PROBE_KIND),
     configured=lambda config, needs: in_budget(config, needs).as_fit(needs[Selected].values),
     config_keys=("seed", "model", "train"),
     modules=lambda config: ("pipelines.stages.fit", *config.model_modules()),
-    verify=verify_fitted,
+    verify=_verify,
     over=("arm", "seed"),
 )

@@ -1,6 +1,7 @@
 """A training run of a stage: trained, recorded in the tracking store, packaged as a model.
 
-Shared by the stages fit and train, which import it, and PyTorch with it, once they train.
+Shared by the stages fit and train, which import it, and PyTorch with it, once they train; and by
+the trainings of a study, which are recorded by `pipelines.stages.study.replicates`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -51,9 +52,8 @@ def train_and_package(
         key: The configuration key of the resources, for errors.
 
     """
-    folder = context.storage / "fits" / context.run_id
-    history = _train(context, config, corpus, folder, key)
-    return _package(context, config, corpus, folder, history)
+    history = _train(context, config, corpus, key)
+    return package(context, config, corpus, history)
 
 
 def describe_run(context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus) -> None:
@@ -68,7 +68,6 @@ def _train(
     context: Context[Experiment],
     config: TrainingRun,
     corpus: PreparedCorpus,
-    folder: Folder,
     key: str,
 ) -> list[Row]:
     """Train to the end; returns the whole history.
@@ -77,6 +76,7 @@ def _train(
     this machine lacks; several workers, and all on a cluster, train under Ray Train.
     """
     files, log = train_val_splits(context.storage, corpus.fingerprint), context.progress.log
+    folder = fits_folder(context.storage) / context.run_id
     signing_key = context.store.checkpoint_key(context.run_id)
     with context.progress.working("training: starting"):
         if config.resources.max_workers == 1 and not cluster_address():
@@ -130,15 +130,20 @@ def _progress(history: Mapping[int, Row], config: TrainingRun) -> ProgressUpdate
     )
 
 
-def _package(
-    context: Context[Experiment],
-    config: TrainingRun,
-    corpus: PreparedCorpus,
-    folder: Folder,
-    history: list[Row],
+def fits_folder(storage: Folder) -> Folder:
+    """The folder in which each run has one for its checkpoints."""
+    return storage / "fits"
+
+
+def package(
+    context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus, history: list[Row]
 ) -> Fitted:
-    """Log the best checkpoint as a pyfunc model; returns the stage's result."""
+    """Log the best checkpoint of the context's run as a pyfunc model; returns the stage's result.
+
+    `history` is the whole one.
+    """
     run_id, metric = context.run_id, config.train.best_metric
+    folder = fits_folder(context.storage) / run_id
     best, weights = best_checkpoint(
         folder, history, metric, context.progress.log, context.store.checkpoint_key(run_id)
     )

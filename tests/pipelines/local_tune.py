@@ -20,8 +20,9 @@ from pipelines.cluster import workers
 from pipelines.cluster.jobs import GroupEvents, JobGroup, ScheduleEach, TakeTurns
 from pipelines.cluster.trial import Trial
 from pipelines.data.splits import TrainValSplits
-from pipelines.search import run as module
+from pipelines.search import run
 from pipelines.stages import recorded_training
+from pipelines.stages.study import replicates
 from pipelines.training.loop import train
 
 
@@ -37,15 +38,21 @@ class LocalTune:
     """Runs the trials of a search; may be told to interrupt it, or to crash trials."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(module, "run_jobs", self._run)
+        for module in (run, replicates):
+            monkeypatch.setattr(module, "run_jobs", self._run)
         monkeypatch.setattr(recorded_training, "connect", lambda: None)
         monkeypatch.setattr(recorded_training, "require_capacity", lambda *_: None)
         monkeypatch.setattr(workers, "train_with_workers", train)
         self._file = folder / "error.pkl"
         self.interrupt_at = math.inf
         """Results of trials after which Ctrl-C is pressed."""
-        self.crashes: dict[int, BaseException] = {}
-        """Errors that end the process of a trial after its first result, once, by its number."""
+        self.diverge: set[str] = set()
+        """Trainings of a study that diverge at their first step, by name."""
+        self.started: list[str] = []
+        """The groups of the trials that have started, in order."""
+        self.crashes: dict[int | str, BaseException] = {}
+        """Errors that end the process of a trial after its first result, once, by its number; of
+        the training of a study by its name."""
 
     def _run(self, groups: Mapping[str, JobGroup], corpus: TrainValSplits, **_: str) -> None:
         """Stands for pipelines.cluster.jobs.run_jobs."""
@@ -75,14 +82,19 @@ class LocalTune:
     ) -> Iterator[dict[str, Any]]:
         trial = Trial.__new__(Trial)  # without the process and the folder that Tune makes for it
         trial.setup(config, trainings, corpus)
+        self.started.append(config["group"])
+        if config["group"] in self.diverge:
+            failed = {"failed": "diverged at step 1", "diverged": True}
+            yield {**failed, "notes": [], "done": True}
         try:
             while True:
                 yield trial.step()
                 self.interrupt_at -= 1
                 if self.interrupt_at <= 0:
                     raise KeyboardInterrupt
-                if config["number"] in self.crashes:
-                    raise self.crashes.pop(config["number"])
+                for name in (config["number"], config["group"]):
+                    if name in self.crashes:
+                        raise self.crashes.pop(name)
         finally:
             trial.cleanup()
 

@@ -76,6 +76,16 @@ def test_groups_take_turns_until_all_have_ended():
     ]
 
 
+def test_a_single_group_may_have_no_name():
+    _, groups = groups_of(**{"": 1})
+    searcher = TakeTurns(groups)
+    assert searcher.suggest("0") == {"group": "", "number": 0}
+    searcher.on_trial_complete("unknown")
+    assert searcher.suggest("1") is None
+    searcher.on_trial_complete("0")
+    assert searcher.suggest("1") == FINISHED
+
+
 def test_a_group_that_waits_for_its_run_holds_up_no_other():
     trials, groups = groups_of(a=2, b=2)
     searcher = TakeTurns(groups)
@@ -122,7 +132,7 @@ def test_each_group_has_a_scheduler_of_its_own():
             seen.append(name) if name.startswith("on_trial") else None
             return super().__getattribute__(name)
 
-    groups["b"] = JobGroup(None, Path("b"), 1, None, Notes(), None)
+    groups["b"] = JobGroup(None, Path("b"), 1, None, None, Notes())
     scheduler = ScheduleEach(groups)
     trial = SimpleNamespace(trial_id="1", config={"group": "b"})
     scheduler.on_trial_add(None, trial)
