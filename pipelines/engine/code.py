@@ -18,8 +18,10 @@ PROJECT = ("dca", "pipelines")
 EXCLUDED = {
     "pipelines.cluster.capacity": "counts the workers that fit the nodes",
     "pipelines.cluster.connection": "starts Ray, or connects to it",
+    "pipelines.cluster.jobs": "decides when each training runs",
     "pipelines.cluster.mailbox": "passes rows and messages between processes",
     "pipelines.cluster.progress": "shows how trainings go",
+    "pipelines.cluster.trial_events": "passes on what trainings report",
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",
@@ -35,6 +37,7 @@ EXCLUDED = {
     "pipelines.experiment": "assembles sections, whose modules and values are in the key",
     "pipelines.search.progress": "shows a search",
     "pipelines.search.recorder": "writes what trials report",
+    "pipelines.stages.study.replicates": "trains with the loop, and records what it reports",
     "pipelines.storage": "keeps files, whose digests are checked",
     "pipelines.tracking": "records what was found",
 }

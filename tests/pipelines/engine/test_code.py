@@ -158,12 +158,19 @@ def test_no_source_has_an_import_that_is_not_followed():
 
 
 OF_OTHER_STAGES = {
+    "pipelines.comparison.config": "the section of the stage compare",
     "pipelines.registry.config": "the sections of the stages promote and sample",
     "pipelines.search.config": "the section of the search, whose winner the fit is given",
     "pipelines.search.space": "the same",
     "pipelines.training.memory": "an estimate, with which the search's space is checked",
 }
 """What a fit loads with the experiment and does not use: the search's key has the last three."""
+AROUND_THE_LOOP = {
+    "pipelines.cluster.trial": "starts the loop in a trial of Tune, and passes on its rows",
+    "pipelines.cluster.memory": "refuses a trial that does not fit its machine",
+    "pipelines.training.memory": "the same",
+}
+"""What a study's fit loads besides: it runs as a trial, with the loop that is in the key."""
 TRIAL = """
 import pickle, sys
 from pathlib import Path
@@ -228,6 +235,8 @@ def test_what_a_trial_loads_is_in_the_key_or_excluded(experiment, tmp_path):
     modules = loaded(TRIAL, given, tmp_path)
     assert {"pipelines.training.optimizer", "dca.mix", "pipelines.cluster.workers"} <= modules
     assert unexplained(modules, SEARCH, experiment) == set()
+    # In a study a fit is such a trial, too.
+    assert unexplained(modules, fit.STAGE, experiment) == set(AROUND_THE_LOOP)
 
 
 @pytest.mark.process
