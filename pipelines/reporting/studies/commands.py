@@ -16,7 +16,7 @@ from pipelines.reporting.studies.study import Study
 from pipelines.search.config import Dimension
 
 FIRST_SEEDS = 5
-"""Of a study with one seed, which has no intervals."""
+"""Of a study with too few seeds to say how many it needs."""
 WIDER = 2
 """Factor by which a range of learning rates is widened."""
 LEARNING_RATE = "train.learning_rate"
@@ -58,15 +58,14 @@ def study_commands(results: Results) -> Iterator[Command]:
 def seeds_to_settle(found: Comparison, present: int) -> int | None:
     """Seeds with which the undecided arms are settled; None if none is, or more do not help.
 
-    That is the number that finds the smallest difference that matters. A verdict of fewer than two
-    pairs needs more first.
+    That is the number that finds the smallest difference that matters. Arms that need more seeds
+    than an experiment may have do not count: their spread may be known better with a few more.
     """
     if len(found.rows) > 1 and not found.undecided:
         return None
-    if present < 2:
-        return FIRST_SEEDS
-    wanted = max((row.seeds_needed or 0 for row in found.undecided), default=0)
-    return wanted if present < wanted <= MAX_SEEDS else None
+    needed = [row.seeds_needed for row in found.undecided if row.seeds_needed]
+    wanted = max((n for n in needed if n <= MAX_SEEDS), default=FIRST_SEEDS)
+    return wanted if present < wanted else None
 
 
 def with_seeds(experiment: Experiment, count: int) -> str:

@@ -75,9 +75,14 @@ def test_a_decided_study_and_one_of_a_single_look_have_none(config):
         assert not any(name.startswith("Add") for name in lines(study_commands(found)))
 
 
-def test_one_seed_is_to_become_five():
+def test_too_few_seeds_to_say_how_many_are_needed_are_to_become_five():
     single = study(*(arm(n, g, bits={0: 2.0 + g}) for n, g in (("a", 0), ("b", 0.1))), looks=1)
     assert seeds_to_settle(single.comparison, 1) == 5
+    far = arm("far", 0, bits={0: 2.0, 1: 9.0})
+    assert seeds_to_settle(study(STANDARD, far, looks=2).comparison, 2) == 5
+    close = arm("close", 0, bits={0: 2.501, 1: 2.508})
+    both = study(STANDARD, far, close, looks=2).comparison
+    assert seeds_to_settle(both, 2) == both.rows[2].seeds_needed == 16
     alone = study(arm("a", 0, bits={0: 2.0}), looks=1)
     assert seeds_to_settle(alone.comparison, 1) == 5
     assert seeds_to_settle(study(STANDARD).comparison, 5) is None
