@@ -145,12 +145,19 @@ def _resolve_inputs(
 ) -> "Experiment":
     """The experiment with its initial weights as a copy in storage. Raises ConfigError if they,
     the storage or the earlier searches that it names cannot be used."""
+    from pipelines.data.corpora import CORPORA
+    from pipelines.data.splits import is_prefix
     from pipelines.search.resume import earlier_trials
     from pipelines.stages import resolve_start
     from pipelines.storage.location import Storage
 
     if write:
         Storage.of(experiment.storage).probe()
+    elif is_prefix(experiment.data) and CORPORA[experiment.data.corpus].is_missing(
+        experiment.data.path
+    ):
+        message = "a dry run downloads no text, whose first bytes are not known without it"
+        raise ConfigError(Problem(message, "data.max_bytes"))
     if experiment.train.start_from:
         for name, arm in experiment.by_arm.items():
             with _naming(name):
@@ -232,7 +239,7 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     resources, text, at_once = experiment.fit.resources, "", ""
     if experiment.is_study:
         seeds = [len(experiment.replicate_seeds)] * len(arms)
-        text = f"{_product(experiment, seeds)} seeds of "
+        text = f"{_product(experiment, seeds)} seed{'s' * (seeds[0] != 1)} of "
         at_once = _at_once(cluster, resources, sum(seeds))
     share = " in the baseline, of its time in others" if experiment.budget == "time" else ""
     tokens = experiment.fit.tokens or train.tokens

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from pipelines.console.updates import OutputMode
 from pipelines.data.files import find_files, read_files
-from pipelines.data.published import PublishedText, find_published, read_published
+from pipelines.data.published import PublishedText, find_published, local_file, read_published
 
 Read = Callable[..., Iterable[bytes]]
 """A function from `data.path`, if it has a parameter, to the bytes in chunks of any length."""
@@ -42,8 +42,17 @@ class Source:
     def fetch(self, path: str | None, mode: OutputMode) -> None:
         """Download a published text that is missing; nothing for any other text."""
         if self.published is not None and self._path is not None:
-            folder = self._path.default if path is None else path
-            find_published(self.published, Path(folder), mode)
+            find_published(self.published, self._folder(path), mode)
+
+    def is_missing(self, path: str | None) -> bool:
+        """Whether it is a published text that would have to be downloaded."""
+        if self.published is None or self._path is None:
+            return False
+        return local_file(self.published, self._folder(path)) is None
+
+    def _folder(self, path: str | None) -> Path:
+        assert self._path is not None
+        return Path(self._path.default if path is None else path)
 
     @property
     def _path(self) -> Parameter | None:

@@ -60,11 +60,7 @@ def find_published(text: PublishedText, folder: Path, mode: OutputMode = OutputM
 
     Raises ConfigError for a file whose size is wrong, where its size is known without reading it.
     """
-    if folder.is_file():
-        message = f"{folder}: expected a folder, got a file"
-        raise ConfigError(Problem(message, "data.path"))
-    paths = [folder / f"{text.name}{suffix}" for suffix in _OPENERS]
-    path = next((path for path in paths if path.is_file()), None)
+    path = local_file(text, folder)
     if path is None:
         from pipelines.data.download import download  # its libraries are needed by few commands
 
@@ -74,6 +70,15 @@ def find_published(text: PublishedText, folder: Path, mode: OutputMode = OutputM
     expected = {"": text.text_bytes, ".zip": text.zip_bytes}.get(path.suffix, size)
     _require(size == expected, path, f"{size:,} bytes, expected {expected:,}")
     return path
+
+
+def local_file(text: PublishedText, folder: Path) -> Path | None:
+    """The file of a published text in a folder; None if there is none."""
+    if folder.is_file():
+        message = f"{folder}: expected a folder, got a file"
+        raise ConfigError(Problem(message, "data.path"))
+    paths = [folder / f"{text.name}{suffix}" for suffix in _OPENERS]
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _require(valid: bool, path: Path, found: str) -> None:

@@ -40,7 +40,7 @@ def measure_corpus(
     whose splits are too short for windows of `seq_len` bytes.
     """
     known = CORPORA[config.corpus].published
-    if known and known.text_bytes <= (config.max_bytes or known.text_bytes):
+    if known is not None and not is_prefix(config):
         corpus = Corpus.of(known.sha256, [known.text_bytes])
     else:
         reader = CorpusReader(config, mode)
@@ -49,6 +49,12 @@ def measure_corpus(
         corpus = reader.corpus
     _require_windows(config, corpus, seq_len)
     return corpus
+
+
+def is_prefix(config: DataConfig) -> bool:
+    """Whether the corpus is only the first bytes of a published text, so that it must be read."""
+    known = CORPORA[config.corpus].published
+    return known is not None and known.text_bytes > (config.max_bytes or known.text_bytes)
 
 
 def _require_windows(config: DataConfig, corpus: Corpus, seq_len: int) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from pipelines import sweep
+from pipelines.cluster import inspection, memory
+from pipelines.cluster.capacity import Node
 from pipelines.comparison.config import ARM_NAME, MAX_SEED, TUNING_SEED
 from pipelines.config.yaml_text import dump, flatten, parse
 from pipelines.console.errors import ConfigError
@@ -15,6 +18,7 @@ from pipelines.experiment.reference import schema
 from pipelines.stages import evaluate, fit, select
 from pipelines.stages.search import search_stage
 from pipelines.stages.study import fan_out
+from pipelines.training.memory import peak_bytes
 
 RATES = {"train.learning_rate": {"choice": [1e-3, 4e-3]}}
 MEMORY = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
@@ -386,6 +390,53 @@ def test_smoke_keeps_the_arms_and_two_seeds(path):
     run = small.of_arm("standard").fit_run()
     assert (run.train.evals, run.train.eval_tokens) == (4, 4 * 32)
     assert load([str(path)], smoke=True).replicate_seeds == (0,)
+
+
+def test_an_arm_that_does_not_fit_the_memory_is_named(path, monkeypatch):
+    monkeypatch.setattr(inspection, "inspect_cluster", lambda _: [Node("here", 2)])
+    monkeypatch.setattr(memory, "machine_bytes", lambda: 2 << 30)
+    study = load([str(path), "arms.big={model.dim: 1024, model.depth: 24}"])
+    with pytest.raises(ConfigError, match=r"^arms\.big: model\.dim: .* 2 x .* need about"):
+        sweep._require_resources(study)
+    with pytest.raises(ConfigError, match=r"^model\.dim: .* 2 x .* need about"):
+        sweep._require_resources(study.of_arm("big"))
+    sweep._require_resources(load([str(path)]))
+
+
+def test_the_trials_and_the_replicates_of_all_arms_share_the_memory(path, monkeypatch):
+    none = "search.space.model.last_k=null"
+    study = load([str(path), "arms={a: {}, b: {model.dim: 32}}", none, "train.learning_rate=1e-3"])
+    most = peak_bytes(study.of_arm("b").training_run(), on_gpu=False)
+    both = memory.SHARED_BYTES + 2 * (most - memory.SHARED_BYTES)
+    monkeypatch.setattr(inspection, "inspect_cluster", lambda _: [Node("here", 2)])
+    monkeypatch.setattr(memory, "machine_bytes", lambda: both)
+    sweep._require_resources(study)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: both - 1)
+    with pytest.raises(ConfigError, match=r"^arms\.b: "):
+        sweep._require_resources(study)
+
+
+def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
+    def lines(*arguments):
+        study = load([str(path), *arguments], grids=True)
+        sweep._print_resources(study, [Node("here", 4)])
+        return capsys.readouterr().out.strip().splitlines()
+
+    search, fit, _ = lines("seeds=5", "search.trials=2")
+    assert search.startswith("search: 3 arms x 2 trials of 4,096 bytes (16 steps), tpe and asha, ")
+    assert search.endswith("each with 1 x 1 CPUs, at most 4 at once")
+    assert fit == "fit:    3 arms x 5 seeds of 4,096 bytes with 1 x 1 CPUs, at most 4 at once"
+    more = "arms.standard.search.space.train.learning_rate={choice: [0.1, 0.2, 0.3]}"
+    search, fit, _ = lines(more, "budget=time", "fit.tokens=8192")
+    assert search.startswith("search: 3 + 2 + 2 trials of 4,096 bytes")
+    assert fit == (
+        "fit:    3 arms x 1 seed of 8,192 bytes in the baseline, of its time in others with "
+        "1 x 1 CPUs, at most 3 at once"
+    )
+    _, fit, _ = lines("arms={}", "seeds=3")
+    assert fit == "fit:    3 seeds of 4,096 bytes with 1 x 1 CPUs, at most 3 at once"
+    _, fit, _ = lines("arms={}")
+    assert fit == "fit:    4,096 bytes with 1 x 1 CPUs"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ from pipelines.data.corpora import CORPORA, ENWIK8, corpus
 from pipelines.data.published import PublishedText, read_published
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.experiment import Experiment, load, reference
+from pipelines.stages.corpus import CorpusStage
+from pipelines.sweep import _resolve_inputs
 from tests.pages import example
 from tests.sections import fields, shipped_fields
 
@@ -175,6 +177,19 @@ def problem(*arguments: str) -> str:
     with pytest.raises(ConfigError) as error:
         load(arguments)
     return str(error.value)
+
+
+def test_a_dry_run_does_not_download_a_text_for_its_first_bytes(tmp_path):
+    def prepare(*changes: str) -> None:
+        arguments = ["data.corpus=enwik8", f"data.path={tmp_path}", *changes]
+        _resolve_inputs(load(arguments), CorpusStage(), write=False)
+
+    with pytest.raises(ConfigError, match=r"^data\.max_bytes: a dry run downloads no text"):
+        prepare("data.max_bytes=4000000")
+    prepare("data.max_bytes=100000000")
+    prepare()
+    (tmp_path / "enwik8.zip").write_bytes(b"")
+    prepare("data.max_bytes=4000000")
 
 
 def test_the_documentations_example_adds_a_corpus(registry, tmp_path):

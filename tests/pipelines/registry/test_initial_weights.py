@@ -11,7 +11,9 @@ from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.initial_weights import resolve_initial_weights
+from pipelines.stages.corpus import CorpusStage
 from pipelines.storage.location import Storage, storage_folder
+from pipelines.sweep import _resolve_inputs
 from pipelines.training import loop, trainer
 from pipelines.training.initial_weights import read_initial_weights
 
@@ -104,6 +106,21 @@ def test_a_start_is_copied_into_shared_storage_and_found_there_again(data, train
         read_initial_weights(experiment.train.start_from)
     with pytest.raises(ConfigError, match=r"train\.start_from: .*expected a models:/ URI"):
         start(experiment)
+
+
+def test_the_start_of_a_study_must_suit_every_arm(data, trained):
+    arms = {"standard": {"model.residual": "standard"}, "dca": {"model.residual": "dca"}}
+    resolved = _resolve_inputs(
+        experiment_of(data, {}, trained, arms=arms), CorpusStage(), write=True
+    )
+    assert resolved.arm_names == ("standard", "dca")
+    assert resolved == start(experiment_of(data, {}, trained, arms=arms))
+    arms["wide"] = {"model.dim": 64}
+    with pytest.raises(ConfigError, match=r"^arms\.wide: model\.dim: expected 16, as train\.start"):
+        _resolve_inputs(experiment_of(data, {}, trained, arms=arms), CorpusStage(), write=False)
+    arms["wide"] = {"search.space.model.dim": {"choice": [16, 32]}}
+    with pytest.raises(ConfigError, match=r"^arms\.wide: search\.space\.model\.dim: not with"):
+        _resolve_inputs(experiment_of(data, {}, trained, arms=arms), CorpusStage(), write=False)
 
 
 def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, monkeypatch):
