@@ -222,10 +222,10 @@ class Gate:
         numbers: Mapping[str, float] | None = None,
         notes: Sequence[str] = (),
     ) -> Decision:
-        """A decision; without a comparison, its note is how many of those there have been."""
+        """A decision; without a comparison, its note is how many of those there were, if any."""
         if not notes:
             tried = Champions(self.registry).tried(sha256_of(self.test), self.fingerprint)
-            notes = [f"challengers tried on this test text: {len(tried)}"]
+            notes = [f"challengers tried on this test text: {len(tried)}"] if tried else []
         return Decision(
             version,
             promoted,

@@ -20,7 +20,8 @@ from pipelines.comparison.statistics import (
 )
 
 SLEEP = [-1.2, -2.4, -1.3, -1.3, 0.0, -1.0, -1.8, -0.8, -4.6, -1.4]
-"""Student 1908, The Probable Error of a Mean: hours of sleep gained with two drugs."""
+"""Student 1908, The Probable Error of a Mean: hours of sleep gained with two drugs. The results are
+those that R prints for its data set `sleep` with t.test(paired = TRUE)."""
 MAIZE = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
 """Darwin's maize, Fisher 1935, The Design of Experiments, section 17: eighths of an inch."""
 
@@ -42,7 +43,18 @@ def test_fishers_maize():
     assert found.sign_flip_p == 1726 / 32768
 
 
-def test_holms_procedure_in_a_textbook():
+MULTTEST = [
+    *(0.28282, 0.30688, 0.71022, 0.77175, 0.78180, 0.88581, 0.54685, 0.84978, 0.24228, 0.58977),
+    *(0.03498, 0.41607, 0.31631, 0.05254, 0.45061, 0.75758, 0.12496, 0.49485, 0.21572, 0.50505),
+    *(0.94372, 0.81260, 0.77596, 0.36889),
+]
+"""SAS/STAT User's Guide, The MULTTEST Procedure, example 5: column Raw."""
+
+
+def test_holms_procedure_in_published_examples():
+    """The column Stepdown Bonferroni of that table; and of Wikipedia's article on the method, where
+    the first and the last hypothesis are rejected at 0.05."""
+    assert [round(p, 4) for p in holm(MULTTEST)] == [1.0] * 10 + [0.8395] + [1.0] * 13
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]) == pytest.approx([1.0, 1.0])
     assert holm([]) == []

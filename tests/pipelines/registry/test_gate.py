@@ -139,10 +139,7 @@ def promote_before(registry: Registry, version: int, monkeypatch: pytest.MonkeyP
 def test_the_first_version_becomes_champion_and_again_changes_nothing(versions):
     version = versions.add(2.0)
     first = versions.sweep(version)
-    assert first == (
-        "promoted: 2.0000 bits per byte; there was no champion; "
-        "challengers tried on this test text: 0"
-    )
+    assert first == "promoted: 2.0000 bits per byte; there was no champion"
     assert versions.champion == version
     assert versions.sweep(version) == first
     assert len(versions.promotions()) == len(versions.scored) == 1
@@ -216,7 +213,7 @@ def test_limits_hold_with_and_without_a_champion(versions):
 def test_a_version_that_cannot_be_read_back_is_not_promoted_and_the_reason_is_kept(versions):
     version = versions.add(1.0)
     versions.scores[versions.registry.model_id(version)] = DamagedError("altered")
-    assert versions.sweep(version).startswith("not promoted: it cannot be read back: altered; ")
+    assert versions.sweep(version) == "not promoted: it cannot be read back: altered"
     assert versions.champion is None
 
 
@@ -321,13 +318,11 @@ def test_a_model_that_sees_the_future_is_refused_as_a_challenger_and_as_the_cham
     model_id = versions.registry.model_id(version)
     versions.scores[model_id] = NotCausalError("it sees what it predicts")
     decision = versions.sweep(version)
-    assert decision.startswith(f"kept version {first}: it sees what it predicts; ")
+    assert decision == f"kept version {first}: it sees what it predicts"
     force(versions.registry, version, "who needs a probe")
     other = versions.add(3.0)
     decision = versions.sweep(other)
-    assert decision.startswith(
-        f"promoted: version {version} cannot be compared: it sees what it predicts; "
-    )
+    assert decision == f"promoted: version {version} cannot be compared: it sees what it predicts"
     assert versions.champion == other
 
 
