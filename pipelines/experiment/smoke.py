@@ -6,8 +6,8 @@ from pipelines.config.section import set_key
 from pipelines.config.validation import validate
 from pipelines.experiment.config import Experiment, problems
 
-MAX_SEEDS = 2
-"""Replicates of each arm."""
+MAX_SEEDS, MAX_BYTES = 2, 1_000_000
+"""Replicates of each arm, and bytes of a text of which not all is read anyway."""
 
 
 def shrink(experiment: Experiment) -> Experiment:
@@ -35,6 +35,8 @@ def shrink(experiment: Experiment) -> Experiment:
         "fit.tokens": 16 * batch,
         "generate.max_new_tokens": min(experiment.generate.max_new_tokens, 40),
     }
+    if max_bytes := experiment.data.max_bytes:
+        changes["data.max_bytes"] = min(max_bytes, max(MAX_BYTES, 40 * train.seq_len))
     if experiment.is_study:
         seeds = experiment.replicate_seeds[:MAX_SEEDS]
         curves = {"fit.evals": 4, "fit.eval_tokens": 4 * train.seq_len}

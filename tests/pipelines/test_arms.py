@@ -392,6 +392,17 @@ def test_smoke_keeps_the_arms_and_two_seeds(path):
     assert load([str(path)], smoke=True).replicate_seeds == (0,)
 
 
+def test_smoke_reads_less_of_a_text_of_which_not_all_is_read(path):
+    def size(*arguments):
+        return load([str(path), *arguments], smoke=True).data.max_bytes
+
+    assert size() is None
+    assert size("data.max_bytes=4000000") == 1_000_000
+    assert size("data.max_bytes=20000") == 20_000
+    long = ["train.seq_len=32768", "train.batch_tokens=32768", "train.tokens=65536"]
+    assert size("data.max_bytes=4000000", *long) == 40 * 32_768
+
+
 def test_an_arm_that_does_not_fit_the_memory_is_named(path, monkeypatch):
     monkeypatch.setattr(inspection, "inspect_cluster", lambda _: [Node("here", 2)])
     monkeypatch.setattr(memory, "machine_bytes", lambda: 2 << 30)
