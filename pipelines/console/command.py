@@ -12,6 +12,7 @@ from pipelines.console.process import (
     garbage_seldom_searched,
     handlers_restored,
     output_guarded,
+    threads_sleep,
     user_named,
 )
 from pipelines.console.secrets import redact
@@ -53,6 +54,7 @@ def run_command(
         handlers_restored(*ENDING_SIGNALS) as settable,
         user_named(),
         garbage_seldom_searched(),
+        threads_sleep(),
     ):
         for number in ENDING_SIGNALS if settable else ():
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -166,6 +166,19 @@ def garbage_seldom_searched() -> Iterator[None]:
 
 
 @contextmanager
+def threads_sleep() -> Iterator[None]:
+    """Let threads that wait for others of their process sleep soon, in the time of a block: beside
+    other work on this machine they would keep it from its cores. For a block that loads PyTorch."""
+    added = {name: value for name, value in ray.THREADS.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
+
+
+@contextmanager
 def process_restored() -> Iterator[None]:
     """Put back after a block the environment, the handlers of signals, the levels of loggers and
     the filters of MLflow's warnings. Also a decorator of a command's `main`.
