@@ -13,6 +13,7 @@ from pathlib import Path
 import matplotlib
 from jinja2 import Environment
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 from pipelines.console.errors import StorageError
 from pipelines.reporting.commands import config_file, report_folder, run_folder
@@ -79,8 +80,8 @@ def write(results: Results, folder: Path) -> Path:
     for picture in (picture for section in sections for picture in section.pictures):
         png = _new(folder / f"{picture.name}.png")
         with without_font_log():
+            _lay_out(picture.figure)
             picture.figure.savefig(png, dpi=DOTS_PER_INCH)
-            picture.figure.set_layout_engine(None)  # computed above; "none" draws twice for it
             picture.markup = _markup(picture, png)
     _new(folder / config_file(results.config)).write_text(results.config.to_yaml())
     path = _new(folder / PAGE_FILE)
@@ -147,6 +148,14 @@ def all_sections(results: Results) -> list[Section]:
         lineage_section(results),
         next_section(results),
     ]
+
+
+def _lay_out(figure: Figure) -> None:
+    """Compute the layout once: `savefig` draws the whole figure one more time for it."""
+    figure.set_dpi(DOTS_PER_INCH)
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+    figure.set_layout_engine(None)
 
 
 def _render(results: Results, sections: Sequence[Section]) -> str:
