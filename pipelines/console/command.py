@@ -8,7 +8,13 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError, print_traceback
-from pipelines.console.process import handlers_restored, output_guarded, user_named
+from pipelines.console.process import (
+    garbage_seldom_searched,
+    handlers_restored,
+    output_guarded,
+    threads_sleep,
+    user_named,
+)
 from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream
 
@@ -47,6 +53,8 @@ def run_command(
         output_guarded() as output,
         handlers_restored(*ENDING_SIGNALS) as settable,
         user_named(),
+        garbage_seldom_searched(),
+        threads_sleep(),
     ):
         for number in ENDING_SIGNALS if settable else ():
             if signal.getsignal(number) is not signal.SIG_IGN:

@@ -1,6 +1,8 @@
 """Modules of this project run in processes of their own, without the caller's folder on their path.
 
-    python -P pipelines/console/isolated.py MODULE [ARGUMENT ...]
+    python -P pipelines/console/isolated.py PARENT MODULE [ARGUMENT ...]
+
+where PARENT is the id of the caller's process, with which it ends.
 
 Used where a packaged model is run: it brings a `dca` of its own, of which a process can import one.
 In such a process a module is found where Python's packages are installed, or in the package, but
@@ -8,6 +10,8 @@ not in the folder in which the command was started, nor in the project's: a file
 would be executed. As a script it imports nothing of this project but the module.
 """
 
+import atexit
+import gc
 import importlib.util
 import os
 import runpy
@@ -23,8 +27,9 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def isolated_command(module: str, arguments: Sequence[str]) -> list[str]:
-    """The command that runs a module as `python -m` would."""
-    return [sys.executable, "-P", str(Path(__file__).resolve()), module, *arguments]
+    """The command with which this process runs a module as `python -m` would."""
+    file = str(Path(__file__).resolve())
+    return [sys.executable, "-P", file, str(os.getpid()), module, *arguments]
 
 
 def isolated_environment() -> dict[str, str]:
@@ -44,9 +49,8 @@ def run_isolated(module: str, arguments: Sequence[str]) -> "subprocess.Completed
     )
 
 
-def end_with_parent() -> None:
-    """End this process soon after the one that started it, which may be killed."""
-    parent = os.getppid()
+def end_with_parent(parent: int) -> None:
+    """End this process soon after the one that started it, which may be killed, or has been."""
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -69,8 +73,9 @@ def _find_project() -> None:
 
 
 if __name__ == "__main__":
+    atexit.register(gc.freeze)  # no search for garbage at the end, which takes a fifth of the time
     _find_project()
-    end_with_parent()
-    _, name, *rest = sys.argv
+    _, caller, name, *rest = sys.argv
+    end_with_parent(int(caller))
     sys.argv = [name, *rest]
     runpy.run_module(name, run_name="__main__", alter_sys=True)

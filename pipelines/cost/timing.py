@@ -37,7 +37,9 @@ def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
     spawn = get_context("spawn")
     with (
         scratch_folder() as scratch,
-        ProcessPoolExecutor(processes, spawn, max_tasks_per_child=1) as pool,
+        ProcessPoolExecutor(
+            processes, spawn, end_with_parent, (os.getpid(),), max_tasks_per_child=1
+        ) as pool,
     ):
         text = scratch / "random.bin"
         text.write_bytes(np.random.default_rng(0).bytes(CORPUS_BYTES))
@@ -50,7 +52,6 @@ def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
 
 def _time_all(runs: Sequence[TrainingRun], text: Path, number: int) -> list[float]:
     """What one of the processes does: with the niceness and the GPUs of one of Ray's workers."""
-    end_with_parent()
     gpus = runs[0].resources.gpus_per_worker
     first = int(number * gpus)
     visible = range(first, first + max(1, round(gpus))) if gpus else ()

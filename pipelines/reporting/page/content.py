@@ -46,6 +46,7 @@ class Picture:
         """Write the figure as a PNG file into a folder; returns its path."""
         path = folder / f"{self.name}.png"
         with without_font_log():
+            _lay_out(self.figure)
             self.figure.savefig(path, dpi=DOTS_PER_INCH)
         return path
 
@@ -95,3 +96,11 @@ def picture_section(
     if missing:
         return Section(name, title, paragraphs=[missing])
     return Section(name, title, pictures=[Picture(name, draw(), caption, alt)])
+
+
+def _lay_out(figure: Figure) -> None:
+    """Compute the layout once: `savefig` draws the whole figure one more time for it."""
+    figure.set_dpi(DOTS_PER_INCH)
+    if layout := figure.get_layout_engine():
+        layout.execute(figure)
+    figure.set_layout_engine(None)

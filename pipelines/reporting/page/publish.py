@@ -87,7 +87,6 @@ def write(results: Results, folder: Path) -> Path:
         _new(folder / f"{picture.name}.png")
         png = picture.save(folder)
         with without_font_log():
-            picture.figure.set_layout_engine(None)  # computed above; "none" draws twice for it
             picture.markup = _markup(picture, png)
     _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml())
     path = _new(folder / PAGE_FILE)

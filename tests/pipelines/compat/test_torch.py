@@ -1,5 +1,6 @@
 """Behaviour of PyTorch that is not documented: each test fails when a new version changes it."""
 
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from dca import ModelConfig, build_model
 from dca.compat import CPU_TARGETS, SkipInitialisation
+from pipelines.compat.ray import THREADS
 from pipelines.compat.torch import FUSED_DEVICES, MOMENTS, AdamW, step_unless, update_ema
 from pipelines.training import memory
 
@@ -154,3 +156,27 @@ def test_the_limit_of_recompilations_is_the_compilers():
         assert config.recompile_limit == torch._dynamo.config.recompile_limit == 4 * 20 + 4
     finally:
         config.recompile_limit = limit
+
+
+WAIT = """
+import os, time, torch
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # as if other processes had the other ones
+torch.set_num_threads(2)
+numbers = torch.ones(1 << 18)
+for count in (5, 50):
+    start = time.process_time()
+    for _ in range(count):
+        numbers.add_(1)
+print(time.process_time() - start)
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="PyTorch knows that it has one core")
+def test_threads_that_wait_take_no_core_from_others():
+    plain = {k: v for k, v in os.environ.items() if k not in (*THREADS, "OMP_WAIT_POLICY")}
+    spinning, sleeping = (
+        float(subprocess.check_output([sys.executable, "-c", WAIT], env=environment))
+        for environment in (plain, {**plain, **THREADS})
+    )
+    assert spinning > 5 * sleeping

@@ -1,6 +1,7 @@
 """Exit codes, signals and what is printed of an error."""
 
 import errno
+import gc
 import io
 import os
 import signal
@@ -14,7 +15,7 @@ import pytest
 
 from pipelines.console.command import Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
-from pipelines.console.process import SIGNALS, handlers_restored
+from pipelines.console.process import GARBAGE_THRESHOLDS, SIGNALS, handlers_restored
 
 ROOT = Path(__file__).parents[3]
 
@@ -133,6 +134,37 @@ def test_a_wrong_option_is_bad_input_in_one_line(capsys):
 
     assert run_command(main, ["a.py", "--number", "x"]) == 2
     assert capsys.readouterr().err == "--number: invalid int value: 'x'\n"
+
+
+def test_garbage_is_searched_seldom_during_a_command_and_as_before_after_it():
+    before, during = gc.get_threshold(), []
+    gc.set_threshold(701, 11, 12)
+    try:
+        assert run_command(lambda _: during.append(gc.get_threshold()) or 0, ["a.py"]) == 0
+        assert during == [GARBAGE_THRESHOLDS]
+        assert gc.get_threshold() == (701, 11, 12)
+    finally:
+        gc.set_threshold(*before)
+
+
+@pytest.mark.process
+def test_no_garbage_is_searched_as_a_process_ends():
+    code = """
+from pipelines.console.command import run_command
+
+class Garbage:
+    def __del__(self):
+        print("searched")
+
+def main(argv):
+    garbage = Garbage()
+    garbage.itself = garbage
+    return 0
+
+run_command(main, ["a.py"])
+"""
+    child = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
+    assert child.stdout == b""
 
 
 SCRIPT = """

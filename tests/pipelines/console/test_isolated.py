@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import psutil
@@ -22,7 +21,8 @@ def test_the_working_folder_is_taken_from_the_path(monkeypatch, tmp_path):
     monkeypatch.delenv("PYTHONPATH")
     assert isolated_environment()["PYTHONPATH"] == ""
     file = str(ROOT / "pipelines" / "console" / "isolated.py")
-    assert isolated_command("a.b", ["--c"]) == [sys.executable, "-P", file, "a.b", "--c"]
+    command = [sys.executable, "-P", file, str(os.getpid()), "a.b", "--c"]
+    assert isolated_command("a.b", ["--c"]) == command
 
 
 @pytest.mark.process
@@ -52,7 +52,6 @@ def test_a_module_ends_with_a_caller_that_is_killed():
         process, children = psutil.Process(caller.pid), []
         while not children or "timeit" not in " ".join(children[0].cmdline()):
             children = process.children()
-        time.sleep(0.5)  # it watches once Python has started
-        caller.kill()
+        caller.kill()  # which the child finds, however far it has started
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from pipelines.compat import mlflow
+from pipelines.compat.ray import THREADS
+from pipelines.console.command import run_command
 from pipelines.console.process import LOGGERS, process_restored, user_named
 
 
@@ -72,3 +74,15 @@ def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home(monkeypatch)
     with user_named():
         assert (getpass.getuser(), Path.home()) == ("ana", Path("/home/ana"))
     assert os.environ["HOME"] == "/home/ana"
+
+
+@pytest.mark.parametrize("given", [None, "7"])
+def test_a_command_has_the_short_waits_of_threads_that_the_user_has_not_set(given, monkeypatch):
+    (name,) = THREADS
+    monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv(name, given)
+    found = []
+    assert run_command(lambda _: found.append(os.environ[name]) or 0, ["a.py"]) == 0
+    assert found == [given or THREADS[name]]
+    assert os.environ.get(name) == given
