@@ -247,6 +247,7 @@ def _slots(config: dict[str, Any]) -> None:
     sys.path.insert(0, str(ROOT))
     from benchmarks.sweep import run_search
     from pipelines.cluster import jobs
+    from pipelines.cluster.trial_events import TrialEvents
     from pipelines.experiment import read_experiment
 
     reports = config["reports"]
@@ -265,7 +266,7 @@ def _slots(config: dict[str, Any]) -> None:
     }
     ends: list[float] = []
     begins: list[float] = []
-    started, ended = jobs.TrialEvents.on_trial_start, jobs.TrialEvents.on_trial_complete
+    started, ended = TrialEvents.on_trial_start, TrialEvents.on_trial_complete
 
     def note_start(*args: Any, **kwargs: Any) -> None:
         begins.append(time.time())
@@ -275,8 +276,8 @@ def _slots(config: dict[str, Any]) -> None:
         ends.append(time.time())
         ended(*args, **kwargs)
 
-    setattr(jobs.TrialEvents, "on_trial_start", note_start)  # noqa: B010
-    setattr(jobs.TrialEvents, "on_trial_complete", note_end)  # noqa: B010
+    setattr(TrialEvents, "on_trial_start", note_start)  # noqa: B010
+    setattr(TrialEvents, "on_trial_complete", note_end)  # noqa: B010
     loaded = read_experiment(data, source="benchmark")
     own = psutil.Process()
     with _local_cluster(config["slots"]), redirect_stdout(sys.stderr):

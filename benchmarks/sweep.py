@@ -271,6 +271,7 @@ def _no_op(config: dict[str, Any]) -> None:
     from ray import tune
 
     from pipelines.cluster import jobs
+    from pipelines.cluster.trial_events import TrialEvents
 
     class NoOp(tune.Trainable):
         """A trial that costs nothing."""
@@ -291,13 +292,13 @@ def _no_op(config: dict[str, Any]) -> None:
             return True
 
     memory: list[tuple[float, int]] = []
-    ended = jobs.TrialEvents.on_trial_complete
+    ended = TrialEvents.on_trial_complete
 
     def watch(*args: Any, **kwargs: Any) -> None:
         memory.append((time.time(), psutil.Process().memory_info().rss))
         ended(*args, **kwargs)
 
-    setattr(jobs.TrialEvents, "on_trial_complete", watch)  # noqa: B010
+    setattr(TrialEvents, "on_trial_complete", watch)  # noqa: B010
     setattr(jobs, "Trial", NoOp)  # noqa: B010
     loaded = _load(EXPERIMENT | {"trials": NO_OPS, "threads": 1})
     with redirect_stdout(sys.stderr):
