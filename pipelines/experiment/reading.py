@@ -5,7 +5,6 @@ Used by the commands and the stages, and by the report for the experiments of ea
 
 import json
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +98,7 @@ def _changed(
         data["arms"] = merge_arms(arms)
     given: dict[str, Any] = {}
     for change in _as_search(changes, grids=grids):
-        set_key(given, change.key, deepcopy(change.value), dotted=Experiment.dotted)
+        set_key(given, change.key, change.value, dotted=Experiment.dotted)
         if change.key.partition(".")[0] == "arms":
             _change_arms(data, change)
             continue

@@ -205,6 +205,20 @@ def test_a_key_that_depends_on_one_that_drops_out_goes_by_the_arms_value(data):
     assert list(found.of_arm("standard").search.space) == ["train.learning_rate"]
 
 
+def test_a_condition_that_the_unchanged_experiment_does_not_meet_is_one_of_other_arms(data):
+    """And so is a key that depends on the one that drops out, whatever its order."""
+    depth = {"model.depth": {"choice": [1, 2], "when": {"model.last_k": 3}}}
+    search = {"space": depth | RATES | MEMORY}
+    search["space"]["model.last_k"] = {"choice": [2, 3], "when": {"model.residual": "dca"}}
+    model = {**data["model"], "residual": "standard"}
+    arms = {"standard": {}, "dca": {"model.residual": "dca"}}
+    changes = {"model": model, "search": search, "arms": arms}
+    found = read_experiment({**data, **changes}, source="test")
+    assert list(found.of_arm("standard").search.space) == ["train.learning_rate"]
+    assert found.of_arm("dca").search.space.keys() == search["space"].keys()
+    assert found.of_arm("dca").search.space["model.depth"].when == {"model.last_k": 3}
+
+
 def test_points_to_try_first_lose_the_keys_that_an_arm_does_not_search(data):
     points = [{"model.last_k": 1, "train.learning_rate": 1e-3}, {"model.last_k": 2}]
     points += [{"train.learning_rate": 1e-3}]
