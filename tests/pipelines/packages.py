@@ -33,7 +33,7 @@ def isolated_forked(patch: pytest.MonkeyPatch) -> None:
     """Run packaged models in processes that have all libraries in memory, but no `dca`."""
 
     def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        python, _, _, module, *arguments = command
+        python, _, _, _, module, *arguments = command
         return forked.run([python, "-m", module, *arguments], without=["dca"])
 
     patch.setattr(isolated, "subprocess", SimpleNamespace(run=run))
