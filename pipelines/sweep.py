@@ -181,7 +181,7 @@ def _plan(
 
 
 def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
-    from pipelines.cluster.capacity import max_concurrent_jobs
+    from pipelines.cluster.capacity import describe, max_concurrent_jobs
     from pipelines.search.study import bounded
 
     search, train = bounded(experiment.search_task(), []).search, experiment.train
@@ -189,18 +189,13 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     print(
         f"\nsearch: {search.trial_count} trials of {train.tokens:,} bytes ({train.steps} steps), "
         f"{search.sampler.name} and {search.scheduler.name}, each with "
-        f"{_describe(experiment.resources)}, at most {concurrent} at once"
+        f"{describe(experiment.resources)}, at most {concurrent} at once"
     )
     tokens = experiment.fit.tokens or train.tokens
-    print(f"fit:    {tokens:,} bytes with {_describe(experiment.fit.resources)}")
+    print(f"fit:    {tokens:,} bytes with {describe(experiment.fit.resources)}")
     for node in cluster:
         workers = node.worker_capacity(experiment.resources)
         print(f"node:   {node}, room for {workers} workers of trials")
-
-
-def _describe(resources: "Resources") -> str:
-    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return f"{resources.workers_text} x {resources.cpus_per_worker} CPUs{gpus}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

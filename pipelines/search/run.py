@@ -12,8 +12,9 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 
-from pipelines.cluster.capacity import max_concurrent_jobs, require_capacity
+from pipelines.cluster.capacity import worker_bundle
 from pipelines.cluster.connection import connect
+from pipelines.cluster.room import WithinRoom, watched_room
 from pipelines.compat.optuna import quiet
 from pipelines.compat.ray import (
     HEAD_NODE,
@@ -95,23 +96,23 @@ def _run_tuner(
     events: "TrialEvents",
 ) -> None:
     resources = task.base.resources
-    left = stored.missing(task.search.trial_count)
-    cluster = connect(dashboard=resources.max_workers > 1)
-    require_capacity(cluster, resources, "resources")
+    connect(dashboard=resources.max_workers > 1)
     trainable = tune.with_parameters(
         Trial,
         base=task.base,
         corpus=train_val_splits(context.storage, corpus.fingerprint),
         folder=trials_folder(context),
     )
-    with scratch_folder() as scratch, without_aws_keys():
+    room = watched_room(
+        resources, context.progress, name=context.run_id, left=lambda: searcher.left
+    )
+    with scratch_folder() as scratch, without_aws_keys(), room as found:
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(task)),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=WithinRoom(searcher, found),
                 scheduler=scheduler_of(task, stored.trials, searcher.should_prune),
                 num_samples=-1,  # until the searcher returns FINISHED
-                max_concurrent_trials=min(max_concurrent_jobs(cluster, resources), left),
                 reuse_actors=True,
                 trial_dirname_creator=_trial_name,
                 trial_name_creator=_trial_name,
@@ -135,10 +136,7 @@ def _run_tuner(
 def _request(task: SearchTask) -> tune.PlacementGroupFactory:
     if task.base.resources.max_workers > 1:
         return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
-    bundle: dict[str, float] = {"CPU": task.base.resources.cpus_per_worker}
-    if task.base.resources.gpus_per_worker:
-        bundle["GPU"] = task.base.resources.gpus_per_worker
-    return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([worker_bundle(task.base.resources)])
 
 
 def _trial_name(trial: TuneTrial) -> str:
