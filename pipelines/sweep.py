@@ -227,6 +227,7 @@ def _plan(
 
 
 def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
+    from pipelines.cluster.capacity import describe
     from pipelines.search.study import bounded
 
     arms, train, search = experiment.by_arm, experiment.train, experiment.search
@@ -234,7 +235,7 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     print(
         f"\nsearch: {_product(experiment, trials)} trials of {train.tokens:,} bytes "
         f"({train.steps} steps), {search.sampler.name} and {search.scheduler.name}, each with "
-        f"{_describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
+        f"{describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
     )
     resources, text, at_once = experiment.fit.resources, "", ""
     if experiment.is_study:
@@ -243,7 +244,7 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
         at_once = _at_once(cluster, resources, sum(seeds))
     share = " in the baseline, of its time in others" if experiment.budget == "time" else ""
     tokens = experiment.fit.tokens or train.tokens
-    print(f"fit:    {text}{tokens:,} bytes{share} with {_describe(resources)}{at_once}")
+    print(f"fit:    {text}{tokens:,} bytes{share} with {describe(resources)}{at_once}")
     for node in cluster:
         workers = node.worker_capacity(experiment.resources)
         print(f"node:   {node}, room for {workers} workers of trials")
@@ -261,11 +262,6 @@ def _at_once(cluster: "Cluster", resources: "Resources", count: int) -> str:
     from pipelines.cluster.capacity import max_concurrent_jobs
 
     return f", at most {min(max_concurrent_jobs(cluster, resources), count)} at once"
-
-
-def _describe(resources: "Resources") -> str:
-    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return f"{resources.workers_text} x {resources.cpus_per_worker} CPUs{gpus}"
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -41,6 +41,20 @@ class Node:
 Cluster = Sequence[Node]
 
 
+def worker_bundle(resources: Resources) -> dict[str, float]:
+    """What Ray reserves for one worker."""
+    bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if resources.gpus_per_worker:
+        bundle["GPU"] = resources.gpus_per_worker
+    return bundle
+
+
+def describe(resources: Resources) -> str:
+    """Workers, CPUs and GPUs of one job, for people."""
+    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
+    return f"{resources.workers_text} x {resources.cpus_per_worker} CPUs{gpus}"
+
+
 def max_concurrent_jobs(cluster: Cluster, resources: Resources) -> int:
     """How many jobs of these resources fit the cluster at once, each with its smallest number of
     workers.

@@ -14,11 +14,13 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.cluster.capacity import max_concurrent_jobs, require_capacity
-from pipelines.cluster.connection import connect
+from pipelines.cluster.capacity import require_capacity, worker_bundle
+from pipelines.cluster.connection import cluster_address, connect
+from pipelines.cluster.room import WithinRoom, watched_room
 from pipelines.cluster.trial import Trial
 from pipelines.cluster.trial_events import TrialEvents
 from pipelines.compat.ray import HEAD_NODE, NotPickled, without_aws_keys
+from pipelines.console.progress import Progress
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
@@ -33,6 +35,10 @@ FINISHED = Searcher.FINISHED
 
 class Source(Protocol):
     """Where the trials of a group come from."""
+
+    @property
+    def left(self) -> int:
+        """How many trials run, are to be retried or are still to come; for other threads."""
 
     def start_clock(self) -> None:
         """Called when the first trial of any group may start, and later."""
@@ -60,8 +66,6 @@ class JobGroup:
     base: TrainingRun
     folder: Folder
     """In which each trial has a folder for its checkpoints."""
-    left: int
-    """Trials that are missing, at most."""
     source: Source
     events: TrialEvents
     scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
@@ -69,7 +73,12 @@ class JobGroup:
 
 
 def run_jobs(
-    groups: Mapping[str, JobGroup], corpus: TrainValSplits, *, key: str, name: str
+    groups: Mapping[str, JobGroup],
+    corpus: TrainValSplits,
+    progress: Progress,
+    *,
+    key: str,
+    name: str,
 ) -> None:
     """Run the missing trials of all groups in one Ray Tune run, to their end.
 
@@ -77,29 +86,33 @@ def run_jobs(
         groups: By a name, which the trials of each have in their configuration. All need the same
             resources.
         corpus: The text that the trials read.
+        progress: Shows how many trials the nodes of a cluster have room for.
         key: The configuration key of the resources, for errors.
         name: Of the run, for Tune.
 
     Raises:
-        ConfigError: If not one trial fits the cluster.
+        ConfigError: If not one trial fits this machine.
         StorageError: If a checkpoint cannot be written.
         PipelineError: If something could not be stored in the tracking store.
 
     """
     resources = next(iter(groups.values())).base.resources
     cluster = connect(dashboard=resources.max_workers > 1)
-    require_capacity(cluster, resources, key)
+    if not cluster_address():  # else its nodes are waited for
+        require_capacity(cluster, resources, key)
     trainings = {group_name: (group.base, group.folder) for group_name, group in groups.items()}
     trainable = tune.with_parameters(Trial, groups=trainings, corpus=corpus)
-    events, left = GroupEvents(groups), sum(group.left for group in groups.values())
-    with scratch_folder() as scratch, without_aws_keys():
+    events, sources = GroupEvents(groups), [group.source for group in groups.values()]
+    room = watched_room(
+        resources, progress, name=name, left=lambda: sum(source.left for source in sources)
+    )
+    with scratch_folder() as scratch, without_aws_keys(), room as found:
         tuner = tune.Tuner(
             tune.with_resources(trainable, _request(resources)),
             tune_config=tune.TuneConfig(
-                search_alg=TakeTurns(groups),
+                search_alg=WithinRoom(TakeTurns(groups), found),
                 scheduler=ScheduleEach(groups),
                 num_samples=-1,  # until the searcher returns FINISHED
-                max_concurrent_trials=min(max_concurrent_jobs(cluster, resources), left),
                 reuse_actors=True,
                 trial_dirname_creator=_trial_name,
                 trial_name_creator=_trial_name,
@@ -123,10 +136,7 @@ def run_jobs(
 def _request(resources: Resources) -> tune.PlacementGroupFactory:
     if resources.max_workers > 1:
         return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
-    bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        bundle["GPU"] = resources.gpus_per_worker
-    return tune.PlacementGroupFactory([bundle])
+    return tune.PlacementGroupFactory([worker_bundle(resources)])
 
 
 def _trial_name(trial: TuneTrial) -> str:
@@ -282,6 +292,11 @@ class OneTrial:
         self._config = {"number": 0, "values": {}, **config}
         self._retries, self._retry = retries, 0
         self._queued, self._runs = True, False
+
+    @property
+    def left(self) -> int:
+        """1 until it has ended for good."""
+        return int(self._queued or self._runs)
 
     def start_clock(self) -> None:
         """Nothing: it has no budget of time."""

@@ -18,7 +18,9 @@ from pydantic import SecretStr
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.capacity import worker_bundle
 from pipelines.cluster.mailbox import Mailbox, next_message
+from pipelines.cluster.room import has_room, wait_for_room
 from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker_exception
 from pipelines.console.errors import (
     DETERMINISTIC,
@@ -57,15 +59,34 @@ def train_with_workers(
 
     Yields the rows of rank 0. After a worker has died or hung, all start again from the last
     checkpoint, as often as `config.failures` allows; with a range of workers also when there are
-    resources for more. Closing the iterator stops the workers at their next evaluation and waits
-    until their resources are free. Rows are passed through an actor rather than through
-    `ray.train.report`, which passes one report per health check (2 s).
+    resources for more. A cluster without room for them is waited for. Closing the iterator stops
+    the workers at their next evaluation and waits until their resources are free. Rows are passed
+    through an actor rather than through `ray.train.report`, which passes one report per health
+    check (2 s).
 
     Raises:
         DivergedError: If the loss is no longer finite.
         PipelineError: If the training failed, and no attempt is left.
 
     """
+    while True:
+        wait_for_room(config.resources)
+        error = yield from _attempt(config, corpus, folder, log, key)
+        if error is None:
+            return
+        if has_room(config.resources):
+            raise _explain(error) from error
+        log(f"{_explain(error)}; there is no node for it any more")
+
+
+def _attempt(
+    config: TrainingRun,
+    corpus: TrainValSplits,
+    folder: Folder,
+    log: Callable[[str], None],
+    key: str | None,
+) -> Generator[list[Row], None, BaseException | None]:
+    """Train to the end, unless Ray Train fails; returns its error."""
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
     with scratch_folder() as scratch, ThreadPoolExecutor(1) as pool:
@@ -89,16 +110,12 @@ def train_with_workers(
             if ray.is_initialized():
                 ray.get(mailbox.stop.remote())
             error = fit.exception()
-    if error is not None:
-        raise _explain(error) from error
+    return error
 
 
 def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
     config: TrainingRun = task["config"]
     resources = config.resources
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if resources.gpus_per_worker:
-        per_worker["GPU"] = resources.gpus_per_worker
     if resources.min_workers < resources.max_workers:
         # Ray counts a dead node for a while, and waits for a place on it: not for minutes.
         os.environ[START_TIMEOUT] = str(RESIZE_SECONDS)
@@ -110,7 +127,7 @@ def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
             num_workers=resources.workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=per_worker,
+            resources_per_worker=worker_bundle(resources),
         ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,  # never a name that Train would resume from by itself

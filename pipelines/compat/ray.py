@@ -161,6 +161,35 @@ class NotPickled:
         return {}
 
 
+class AutoscalerRequest:
+    """What a command asks the autoscaler of its cluster for, beside what others ask for.
+
+    `ray.autoscaler.sdk.request_resources` would replace what Ray Train asks for, and would be kept
+    for ever after a command that was killed. Ray Train and Ray Data have an actor that adds up what
+    is asked for, each for a time.
+    """
+
+    def __init__(self, name: str, *, lasts_seconds: float) -> None:
+        """`name` distinguishes it; `lasts_seconds` after it was asked for it is forgotten."""
+        self._name, self._seconds = name, lasts_seconds
+        self._actor: Any = None
+
+    def ask(self, bundles: list[dict[str, float]]) -> None:
+        """Ask for nodes on which all of these fit at once, those that run there included."""
+        from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as names
+
+        if self._actor is None:
+            self._actor = names.get_or_create_autoscaling_coordinator()
+        self._actor.request_resources.remote(
+            requester_id=self._name, resources=bundles, expire_after_s=self._seconds
+        )
+
+    def withdraw(self) -> None:
+        """Ask for nothing any more."""
+        if self._actor is not None:
+            self._actor.cancel_request.remote(self._name)
+
+
 @contextmanager
 def loopback_only() -> Iterator[None]:
     """Make a cluster that is started in the time of a block listen on the loopback interface only.

@@ -78,7 +78,7 @@ def run_trials(sessions: Sequence[Session]) -> None:
         with context.progress.working("starting Ray"), closing(writer), ExitStack() as stack:
             for recorder in recorders:
                 stack.callback(recorder.close)
-            run_jobs(groups, corpus, key="resources", name=context.run_id)
+            run_jobs(groups, corpus, context.progress, key="resources", name=context.run_id)
         for progress in shown:
             progress.summarize()
 
@@ -109,7 +109,6 @@ def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> Jo
     return JobGroup(
         base=task.base,
         folder=trials_folder(context),
-        left=stored.missing(task.search.trial_count),
         source=searcher,
         scheduler=scheduler_of(task, stored.trials, searcher.should_prune),
         events=TrialEvents(task.base, searcher.queued_retry, recorder, progress),

@@ -127,8 +127,15 @@ class StudySearcher:
         folder = trial_folder_name(number)
         return {"number": number, "folder": folder, "values": pending.values, "key": key}
 
+    @property
+    def left(self) -> int:
+        """How many trials run, are to be retried or are still to be proposed; for other threads."""
+        return (
+            len(self._running) + len(self._queue) + (max(0, self._left) if self._may_ask() else 0)
+        )
+
     def _may_ask(self) -> bool:
-        tokens = self._tokens + sum(pending.tokens for pending in self._running.values())
+        tokens = self._tokens + sum(pending.tokens for pending in [*self._running.values()])
         seconds = self._previous_seconds + time.monotonic() - self._started
         return self._left > 0 and (
             self._unfinished > 0 or self._task.search.within_budget(tokens, seconds)

@@ -5,7 +5,7 @@ the trainings of a study, which are recorded by `pipelines.stages.study.replicat
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 from torch import Tensor
 
@@ -78,16 +78,21 @@ def _train(
     files, log = train_val_splits(context.storage, corpus.fingerprint), context.progress.log
     folder = fits_folder(context.storage) / context.run_id
     signing_key = context.store.checkpoint_key(context.run_id)
-    with context.progress.working("training: starting"):
+    with context.progress.working("training: starting"), ExitStack() as stack:
         if config.resources.max_workers == 1 and not cluster_address():
             run = loop.train(config, files, folder, log, key=signing_key)
         else:
-            require_capacity(connect(), config.resources, key)
-            from pipelines.cluster.workers import train_with_workers  # after Ray's environment
+            cluster = connect()
+            if not cluster_address():
+                require_capacity(cluster, config.resources, key)
+            from pipelines.cluster.room import watched_room  # after Ray's environment
+            from pipelines.cluster.workers import train_with_workers
 
+            room = watched_room(config.resources, context.progress, name=context.run_id)
+            stack.enter_context(room)
             run = train_with_workers(config, files, folder, log, key=signing_key)
-        with closing(run):
-            return _record(context, run, config)
+        stack.enter_context(closing(run))
+        return _record(context, run, config)
 
 
 def _record(

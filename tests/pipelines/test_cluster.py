@@ -79,7 +79,7 @@ def test_a_node_killed_in_the_middle_costs_what_its_trial_did_since_its_checkpoi
     next(host for host in made.hosts if trains(host)).kill()
     out, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    assert re.search(r"trial \d crashed: .*; goes on from its last checkpoint", out)
+    assert re.search(r"trial \d crashed: .*; resumes from its last checkpoint", out)
     assert re.search(r"trial \d: resumes from step \d+/512", out)
     assert_ended_well(folder, "tiny", "dca-gpt")
 

@@ -79,7 +79,9 @@ def train_together(replicates: Sequence[Replicate], ended: Ended[Fitted | Diverg
         with context.progress.working("training: starting"), closing(writer):
             for recorder in recorders:
                 writer.enqueue(recorder.replicate.describe)
-            run_jobs(groups, splits, key="fit.resources", name=context.pipeline_run)
+            run_jobs(
+                groups, splits, context.progress, key="fit.resources", name=context.pipeline_run
+            )
     finally:
         for recorder in recorders:  # those that were packaged after the last event
             recorder.step_ended()
@@ -92,7 +94,6 @@ def _group(recorder: "_Recorder", progress: "_Progress") -> JobGroup:
     return JobGroup(
         base=config,
         folder=fits_folder(context.storage),
-        left=1,
         source=source,
         events=TrialEvents(config, source.queued_retry, recorder, progress),
     )

@@ -1,0 +1,162 @@
+"""How many jobs a cluster has room for, counted again as its nodes come and go.
+
+Used by the search and by the stages that train on a cluster. Nodes that join are used, the
+autoscaler of a cluster that has one is asked for what is waiting, and a cluster without room for a
+single job is waited for.
+"""
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from ray.tune.search import Searcher
+
+from pipelines.cluster.capacity import describe, max_concurrent_jobs, worker_bundle
+from pipelines.cluster.connection import alive_nodes, cluster_address
+from pipelines.compat.ray import AutoscalerRequest, NotPickled
+from pipelines.console.progress import Progress
+from pipelines.console.text import format_duration
+from pipelines.console.updates import ProgressUpdate
+from pipelines.training.config import Resources
+
+LOOK_SECONDS = 1.0
+"""Interval between two counts."""
+ASK_SECONDS = 60.0
+"""Interval between two requests to the autoscaler, which forgets them after three of them."""
+
+
+class Room:
+    """How many jobs of the same resources fit a cluster at once."""
+
+    def __init__(self, resources: Resources, jobs: int) -> None:
+        self.resources = resources
+        self.jobs = jobs
+
+
+@contextmanager
+def watched_room(
+    resources: Resources, progress: Progress, *, name: str, left: Callable[[], int] = lambda: 1
+) -> Iterator[Room]:
+    """Count, for the time of a block, how many jobs fit the cluster at RAY_ADDRESS.
+
+    A change is printed; while there is no room, a line of progress from time to time. The nodes of
+    a cluster of this machine are counted once.
+
+    Args:
+        resources: Of each job.
+        progress: The command's.
+        name: Of what the jobs belong to, for the autoscaler.
+        left: How many jobs run or wait.
+
+    """
+    room = Room(resources, _count(resources))
+    if not cluster_address():
+        yield room
+        return
+    ended, request = threading.Event(), AutoscalerRequest(name, lasts_seconds=3 * ASK_SECONDS)
+    thread = threading.Thread(
+        target=_watch, args=(room, progress, request, left, ended), daemon=True
+    )
+    thread.start()
+    try:
+        yield room
+    finally:
+        ended.set()
+        thread.join()
+        with suppress(Exception):  # Ray may have ended: what was asked for is forgotten then
+            request.withdraw()
+
+
+def wait_for_room(resources: Resources) -> None:
+    """Wait until one job fits the cluster at RAY_ADDRESS; `watched_room` tells the user."""
+    while not has_room(resources):
+        time.sleep(LOOK_SECONDS)
+
+
+def has_room(resources: Resources) -> bool:
+    """Whether one job fits the cluster; that of this machine stays as large as it was."""
+    return not cluster_address() or _count(resources) > 0
+
+
+def _watch(
+    room: Room,
+    progress: Progress,
+    request: AutoscalerRequest,
+    left: Callable[[], int],
+    ended: threading.Event,
+) -> None:
+    """What the thread does, until the block or Ray ends."""
+    resources, since, asked, at = room.resources, time.monotonic(), 0, 0.0
+    while not ended.wait(LOOK_SECONDS):
+        try:
+            jobs, now = _count(resources), time.monotonic()
+            wanted = _wanted(resources, left(), jobs)
+            if wanted != asked or (wanted and now > at + ASK_SECONDS):
+                request.ask([worker_bundle(resources)] * (resources.min_workers * wanted))
+                asked, at = wanted, now
+        except Exception:
+            if sys.modules["ray"].is_initialized():
+                raise
+            return  # Ray has ended meanwhile
+        if jobs != room.jobs:
+            room.jobs, since = jobs, now
+            progress.log(f"  the cluster has room for {jobs} trainings of {describe(resources)}")
+        if not jobs:
+            seconds = round(now - since)
+            text = (
+                f"waiting for nodes with room for {describe(resources)}, {format_duration(seconds)}"
+            )
+            progress.update(ProgressUpdate(text, {"waiting_for_nodes_seconds": seconds}))
+
+
+def _wanted(resources: Resources, left: int, jobs: int) -> int:
+    """For how many jobs the autoscaler is asked: for none if all fit, else for those that run too,
+    unless they are of Ray Train, which asks for them itself."""
+    if left <= jobs:
+        return 0
+    return left - jobs if resources.max_workers > 1 else left
+
+
+def _count(resources: Resources) -> int:
+    return max_concurrent_jobs(alive_nodes(sys.modules["ray"]), resources)
+
+
+class WithinRoom(NotPickled, Searcher):
+    """Tune's searcher around another one, which suggests no more trials than there is room for.
+
+    Without any room it suggests one, which waits for it.
+    """
+
+    def __init__(self, searcher: Searcher, room: Room) -> None:
+        super().__init__(metric=searcher.metric, mode=searcher.mode)
+        self._searcher, self._room = searcher, room
+        self._running: set[str] = set()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        """The next trial's configuration; None if no more may run now."""
+        if len(self._running) >= max(1, self._room.jobs):
+            return None
+        found = self._searcher.suggest(trial_id)
+        if isinstance(found, dict):
+            self._running.add(trial_id)
+        return found
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on a trial's evaluations."""
+        self._searcher.on_trial_result(trial_id, result)
+
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
+        """Pass on how a trial ended."""
+        self._running.discard(trial_id)
+        self._searcher.on_trial_complete(trial_id, result, error)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing is saved, as of the other one."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing is restored."""

@@ -1,0 +1,156 @@
+"""Room on a cluster whose nodes come and go; real ones are in test_coming_nodes.py."""
+
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+from ray.tune.search import Searcher
+
+from pipelines.cluster import room as module
+from pipelines.cluster.capacity import Node
+from pipelines.cluster.room import Room, WithinRoom, has_room, wait_for_room, watched_room
+from pipelines.console.progress import Progress
+from pipelines.training.config import Resources
+
+
+class Given(Searcher):
+    """Suggests so many trials."""
+
+    def __init__(self, left: int) -> None:
+        super().__init__(metric="objective", mode="min")
+        self.left, self.events = left, []
+
+    def suggest(self, trial_id):
+        self.left -= 1
+        return {"number": self.left} if self.left >= 0 else Searcher.FINISHED
+
+    def on_trial_result(self, trial_id, result):
+        self.events.append((trial_id, result))
+
+    def on_trial_complete(self, trial_id, result=None, error=False):
+        self.events.append((trial_id, result, error))
+
+    def save(self, checkpoint_path): ...
+
+    def restore(self, checkpoint_path): ...
+
+
+def test_no_more_trials_are_suggested_than_there_is_room_for_now():
+    room = Room(Resources(), jobs=2)
+    searcher = WithinRoom(given := Given(5), room)
+    assert (searcher.metric, searcher.mode) == ("objective", "min")
+    assert [searcher.suggest(name) for name in "abc"] == [{"number": 4}, {"number": 3}, None]
+    room.jobs = 3  # a node joined
+    assert [searcher.suggest(name) for name in "cd"] == [{"number": 2}, None]
+    room.jobs = 0  # and all are gone
+    for name in "ab":
+        searcher.on_trial_complete(name, None, error=True)
+    assert searcher.suggest("d") is None
+    searcher.on_trial_result("c", {"tokens": 1})
+    searcher.on_trial_complete("c", {"tokens": 2})
+    assert searcher.suggest("d") == {"number": 1}  # waits for a node, which Ray is asked for
+    assert searcher.suggest("e") is None
+    searcher.on_trial_complete("d", {"tokens": 2})
+    assert searcher.suggest("e") == {"number": 0}
+    searcher.on_trial_complete("e", {"tokens": 2})
+    assert searcher.suggest("f") == Searcher.FINISHED
+    assert given.events[:3] == [("a", None, True), ("b", None, True), ("c", {"tokens": 1})]
+
+
+class FakeCluster:
+    """Nodes of one CPU each, and what the autoscaler was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.nodes, self.asked, self.withdrawn, self.initialized = 1, [], 0, True
+        monkeypatch.setattr(module, "alive_nodes", self._alive)
+        monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
+        monkeypatch.setattr(module, "AutoscalerRequest", lambda name, lasts_seconds: self)
+        ray = SimpleNamespace(is_initialized=lambda: self.initialized)
+        monkeypatch.setitem(module.sys.modules, "ray", ray)
+        monkeypatch.setenv("RAY_ADDRESS", "head:1")
+
+    def _alive(self, ray):
+        if not self.initialized:
+            raise RuntimeError("Ray has ended")
+        return [Node("head", 0), *[Node("a", 1)] * self.nodes]
+
+    def ask(self, bundles):
+        self.asked.append(bundles)
+
+    def withdraw(self):
+        self.withdrawn += 1
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    return FakeCluster(monkeypatch)
+
+
+def until(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def test_nodes_that_come_and_go_are_counted_and_the_user_is_told(cluster, capsys):
+    resources = Resources(cpus_per_worker=1)
+    with watched_room(resources, Progress(), name="search", left=lambda: 3) as room:
+        assert room.jobs == 1
+        until(lambda: cluster.asked)
+        cluster.nodes = 2
+        until(lambda: room.jobs == 2)
+        cluster.nodes = 0
+        until(lambda: room.jobs == 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "  the cluster has room for 2 trainings of 1 x 1 CPUs",
+        "  the cluster has room for 0 trainings of 1 x 1 CPUs",
+    ]
+    assert all(line.startswith("  waiting for nodes with room for") for line in lines[2:])
+    assert cluster.asked == [[{"CPU": 1}] * 3]  # once until it would be forgotten
+    assert cluster.withdrawn == 1
+
+
+def test_ray_train_asks_for_what_runs_itself(cluster):
+    cluster.nodes = 4
+    left, resources = 5, Resources(workers=2)
+    with watched_room(resources, Progress(), name="search", left=lambda: left) as room:
+        assert room.jobs == 2
+        until(lambda: cluster.asked)
+        assert cluster.asked == [[{"CPU": 1}] * 6]
+        left = 3
+        until(lambda: len(cluster.asked) == 2)
+        assert cluster.asked[1] == [{"CPU": 1}] * 2
+        left = 2
+        until(lambda: len(cluster.asked) == 3)
+        assert cluster.asked[2] == []
+
+
+def test_a_cluster_that_ends_ends_the_watch_and_no_more(cluster):
+    before = threading.active_count()
+    with watched_room(Resources(), Progress(), name="search"):
+        cluster.initialized = False
+        until(lambda: threading.active_count() == before)
+
+
+def test_nodes_of_this_machine_are_counted_once_and_never_waited_for(cluster, monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS")
+    before = threading.active_count()
+    with watched_room(Resources(), Progress(), name="search") as room:
+        assert threading.active_count() == before
+    assert room.jobs == 1
+    cluster.nodes = 0
+    assert has_room(Resources())
+    wait_for_room(Resources())
+
+
+def test_a_cluster_without_room_is_waited_for(cluster):
+    cluster.nodes = 0
+    assert not has_room(Resources())
+    thread = threading.Thread(target=wait_for_room, args=(Resources(),), daemon=True)
+    thread.start()
+    cluster.nodes = 1
+    thread.join(timeout=60)
+    assert not thread.is_alive()
