@@ -18,7 +18,14 @@ from pipelines.training.config import TrainingRun
 
 TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
-RAY = ("test_sweep.py", "test_faults.py", "test_ray.py", "test_tune.py", "test_inspection.py")
+RAY = (
+    "test_sweep.py",
+    "test_study.py",
+    "test_faults.py",
+    "test_ray.py",
+    "test_tune.py",
+    "test_inspection.py",
+)
 FORKS = (
     *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),
     *("test_old_stores.py", "test_registration.py", "test_data_parallel.py", "test_storage.py"),
@@ -44,6 +51,7 @@ os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
 gc.disable()  # until all is imported
 NEEDS = {
     "finished": "ray",
+    "studied": "ray",
     "failed": "ray",
     "two_nodes": "ray",
     "object_store": "server",

@@ -28,7 +28,7 @@ from tests.pipelines.forked import Command
 from tests.pipelines.stored import move_database, put_database
 
 ROOT = Path(__file__).parents[2]
-WAIT_SECONDS = 240
+WAIT_SECONDS = 2400
 TRIAL = ("ray::Trial", "ray::ResourceTrainable")
 """How Ray calls a trial's process between its steps, and in one."""
 CANARY = "c4nary-of-the-tests"

@@ -84,6 +84,41 @@ def finished(common: Path, text: Path) -> Folder:
     return folder
 
 
+STUDY = """
+experiment: tiny
+data: {{corpus: files, path: "{text}"}}
+model: {{dim: 16, depth: 2, heads: 2}}
+train:
+  {{tokens: 16384, seq_len: 32, batch_tokens: 256, learning_rate: 1e-2, evals: 8, eval_tokens: 512}}
+arms: {{standard: {{model.residual: standard}}, dca-2: {{model.residual: dca, model.last_k: 2}}}}
+seeds: 2
+search:
+  space: {{train.learning_rate: {{choice: [5.0e-3, 1.0e-2]}}}}
+  sampler: {{name: grid}}
+  scheduler: {{name: none}}
+generate: {{max_new_tokens: 20}}
+"""
+
+
+@pytest.fixture(scope="session")
+def studied(common: Path, text: Path) -> Folder:
+    """A finished study on real Ray.
+
+    Made once for all processes that run tests, which only read it; `Folder.copy` is for changes.
+    """
+    path = common / "studied"
+    with (common / "studied.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if path.exists():
+            assert (path / "screen.txt").exists(), "the study failed in another process"
+            return Folder(path)
+        folder = Folder(path, text, STUDY)
+        code, out, err = folder.run_forked("sweep.py", "tiny.yaml")
+        assert code == 0, err
+        (path / "screen.txt").write_text(out)
+    return folder
+
+
 def _killed(folder: Folder) -> str:
     """The screen of a sweep whose first trial was killed, as it was itself after two had ended.
 

@@ -1,0 +1,141 @@
+"""A whole study on real Ray; what is reused of it, and what is added to it later."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from pipelines.registry.versions import Registry
+from pipelines.tracking.store import Run, Store
+from tests.pipelines.commands import Folder, assert_whole
+from tests.pipelines.local_tune import LocalTune
+
+ARMS, SEEDS = ("standard", "dca-2"), (0, 1)
+REPLICATES = [f"fit[{arm}, {seed}]" for arm in ARMS for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def screen(studied: Folder) -> str:
+    return (studied.path / "screen.txt").read_text()
+
+
+@pytest.fixture
+def copy(studied: Folder, tmp_path: Path) -> Folder:
+    """The finished study, to go on from."""
+    return studied.copy(tmp_path / "copy")
+
+
+def instances(store: Store, kind: str) -> dict[str, Run]:
+    """The runs of a stage by the instance that they are of; each has one."""
+    runs = store.find(kind)
+    found = {run.data.tags.get("dca.instance", kind): run for run in runs}
+    assert len(found) == len(runs)
+    return found
+
+
+def stages(out: str) -> Counter[str]:
+    """How often each stage was computed; those that were reused do not count."""
+    lines = re.findall(r"^(\w+)(?:\[.*?\])? +(?!reused)\w", out.partition("\n\n")[0], re.M)
+    return Counter(lines)
+
+
+def test_each_arm_is_trained_with_each_seed_once(studied):
+    store = studied.store()
+    fits = instances(store, "fit")
+    assert sorted(fits) == sorted(REPLICATES)
+    assert {run.info.status for run in fits.values()} == {"FINISHED"}
+    assert_whole(store, list(fits.values()))
+    assert len(store.find("trial")) == 4
+    assert len(store.find("probe")) == len(store.find("compare")) == 1
+
+
+def test_the_verdict_is_the_last_line_of_the_screen(studied, screen):
+    (run,) = studied.store().find("compare")
+    found = json.loads(run.data.tags["dca.outputs"])
+    assert screen.splitlines()[-1] == f"verdict   {found['sentence']}"
+    assert "\ntiny: 2 arms, 4 trials, 4 of 4 trainings\n" in screen
+    assert re.search(r"^  dca-2 +(better|worse|undecided) ", screen, re.M)
+    store = studied.store()
+    assert found["sentence"] in run.data.tags["mlflow.note.content"]
+    rows = store.read_text(run.info.run_id, "comparison.csv").splitlines()
+    assert [row.split(",")[0] for row in rows] == ["arm", *ARMS]
+
+
+def test_the_registered_version_is_the_winner_and_names_its_study(studied, screen):
+    store = studied.store()
+    (compared,), fits = store.find("compare"), instances(store, "fit")
+    arm, seed = json.loads(compared.data.tags["dca.outputs"])["winner"]
+    (version,) = Registry(store.client, "dca-gpt").versions()
+    fit = fits[f"fit[{arm}, {seed}]"]
+    assert version.tags["fit_run"] == version.run_id == fit.info.run_id
+    assert version.tags["study_run"] == compared.info.run_id
+    assert version.tags["arm"] == arm
+    assert screen.endswith(f"verdict   {version.tags['study']}\n")
+    assert f"/runs/{compared.info.run_id}" in version.description
+    best = {name: run.data.metrics["best_val_bits_per_byte"] for name, run in fits.items()}
+    means = {a: sum(best[f"fit[{a}, {s}]"] for s in SEEDS) for a in ARMS}
+    assert min(means, key=lambda name: means[name]) == arm
+    assert best[f"fit[{arm}, {seed}]"] == min(best[f"fit[{arm}, {s}]"] for s in SEEDS)
+    trial = store.client.get_run(version.tags["trial_run"])
+    assert trial.data.params["seed"] == "1000000"
+    assert trial.data.params["model.residual"] == fit.data.params["model.residual"]
+
+
+@pytest.mark.usefixtures("local_tune")
+def test_the_same_command_reuses_all_and_repeats_the_verdict(copy, screen):
+    last = screen.splitlines()[-1]
+    code, out, err = copy.run("sweep.py", "tiny.yaml", "--quiet")
+    assert code == 0, err
+    assert out.splitlines()[-1] == last
+    code, out, err = copy.run("sweep.py", "tiny.yaml", "--json", "--until", "compare")
+    assert code == 0, err
+    *events, result = map(json.loads, out.splitlines())
+    states = Counter(e["state"] for e in events if e["event"] == "stage" and "outputs" in e)
+    assert states == {"reused": 2 * 2 + 1 + 4 + 4 + 1, "done": 1}  # the corpus is looked at
+    assert result["outputs"]["compare"]["sentence"] == last.removeprefix("verdict   ")
+
+
+def test_more_seeds_and_another_arm_add_what_is_missing(copy, local_tune: LocalTune):
+    before = {kind: instances(copy.store(), kind) for kind in ("search", "fit", "probe")}
+    code, out, err = copy.run("sweep.py", "tiny.yaml", "seeds=3")
+    assert code == 0, err
+    assert stages(out) == {
+        **{"corpus": 1, "fit": 2, "evaluate": 2, "compare": 1},
+        **{"register": 1, "promote": 1, "report": 1, "sample": stages(out)["sample"]},
+    }
+    newest, _ = copy.store().find("compare")
+    assert json.loads(newest.data.tags["dca.looks"]) == [[0, 1], [0, 1, 2]]
+    another = "arms.value={model.residual: value_residual}"
+    code, out, err = copy.run("sweep.py", "tiny.yaml", "seeds=3", another, "--until", "compare")
+    assert code == 0, err
+    assert stages(out) == {
+        **{"corpus": 1, "search": 1, "select": 1, "probe": 1},
+        **{"fit": 3, "evaluate": 3, "compare": 1},
+    }
+    assert out.count("probe: steps of") <= 1
+    after = {kind: instances(copy.store(), kind) for kind in before}
+    for kind, runs in before.items():
+        same = {name: run.info.run_id for name, run in runs.items()}
+        assert {name: after[kind][name].info.run_id for name in same} == same or kind == "probe"
+    third = copy.store().find("compare")[0]
+    assert json.loads(third.data.tags["dca.looks"]) == [[0, 1], [0, 1, 2]]
+
+
+def test_the_gate_shows_the_verdict_beside_its_own(copy, screen):
+    code, out, err = copy.run("promote.py", "promote", "1", "--dry-run")
+    assert code == 0, err
+    verdict = screen.splitlines()[-1].removeprefix("verdict   ")
+    assert out.splitlines()[1] == f"its study: {verdict}"
+    code, out, err = copy.run("promote.py", "promote", "1", "--dry-run", "--json")
+    assert json.loads(out)["study"] == verdict
+
+
+@pytest.mark.usefixtures("local_tune")
+def test_only_a_study_has_its_stages(copy):
+    code, _, err = copy.run("sweep.py", "tiny.yaml", "arms={}", "seeds=null", "--until", "compare")
+    assert code == 2
+    assert err.startswith("--until: only a study has the stage compare; expected one of corpus, ")
+    code, _, err = copy.run("sweep.py", "tiny.yaml", "arms={}", "seeds=1,2", "--until", "probe")
+    assert code == 2
