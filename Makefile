@@ -28,7 +28,7 @@ test-cluster: install
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults
-	$(BIN)/python -m pytest --hypothesis-profile full tests/pipelines/test_experiment_properties.py
+	$(BIN)/python -m pytest --hypothesis-profile full tests/pipelines/experiment/test_properties.py
 
 mutants: install
 	$(BIN)/python tests/mutants.py

@@ -20,7 +20,7 @@ EXCLUDED = {
     "pipelines.cluster.connection": "starts Ray, or connects to it",
     "pipelines.cluster.jobs": "decides when each training runs",
     "pipelines.cluster.mailbox": "passes rows and messages between processes",
-    "pipelines.cluster.progress": "shows how trainings go",
+    "pipelines.search.jobs_progress": "shows how trainings go",
     "pipelines.cluster.trial_events": "passes on what trainings report",
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.pyarrow": "names errors of file systems",

@@ -6,10 +6,10 @@ Used by `run`, which runs the searches of a study's arms side by side: then line
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines.cluster.progress import JobsProgress, Key
 from pipelines.cluster.trial import TrialOutcome
 from pipelines.console.text import format_value
 from pipelines.search.config import SearchTask
+from pipelines.search.jobs_progress import JobsProgress, Key
 from pipelines.tracking.schema import BEST_METRIC
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.training.history import STEP

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pipelines.cluster.jobs import JobGroup, run_jobs
-from pipelines.cluster.progress import JobsProgress
 from pipelines.cluster.trial_events import TrialEvents
 from pipelines.compat.optuna import quiet
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
+from pipelines.search.jobs_progress import JobsProgress
 from pipelines.search.progress import SearchProgress
 from pipelines.search.recorder import Recorder
 from pipelines.search.resume import StoredSearch, earlier_trials, stored_search, trials_folder

@@ -13,7 +13,6 @@ from typing import Any
 from pydantic import SecretStr
 
 from pipelines.cluster.jobs import JobGroup, OneTrial, run_jobs
-from pipelines.cluster.progress import JobsProgress
 from pipelines.cluster.trial import TrialOutcome
 from pipelines.cluster.trial_events import TrialEvents
 from pipelines.console.errors import PipelineError
@@ -23,6 +22,7 @@ from pipelines.engine.results import label
 from pipelines.engine.stage import Context, Ended
 from pipelines.experiment import Experiment
 from pipelines.registry.results import Diverged, Fitted
+from pipelines.search.jobs_progress import JobsProgress
 from pipelines.stages.recorded_training import fits_folder, package
 from pipelines.tracking.schema import FIT_KIND
 from pipelines.tracking.tensorboard import event_files

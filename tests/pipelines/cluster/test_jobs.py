@@ -50,9 +50,7 @@ class Trials:
 
 def groups_of(**left: int) -> tuple[dict[str, Trials], dict[str, JobGroup]]:
     trials = {name: Trials(count) for name, count in left.items()}
-    made = {
-        name: JobGroup(None, Path(name), one.left, one, one, one) for name, one in trials.items()
-    }
+    made = {name: JobGroup(None, Path(name), one, one, one) for name, one in trials.items()}
     return trials, made
 
 
@@ -132,7 +130,7 @@ def test_each_group_has_a_scheduler_of_its_own():
             seen.append(name) if name.startswith("on_trial") else None
             return super().__getattribute__(name)
 
-    groups["b"] = JobGroup(None, Path("b"), 1, None, None, Notes())
+    groups["b"] = JobGroup(None, Path("b"), None, None, Notes())
     scheduler = ScheduleEach(groups)
     trial = SimpleNamespace(trial_id="1", config={"group": "b"})
     scheduler.on_trial_add(None, trial)

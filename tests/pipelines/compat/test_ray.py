@@ -52,7 +52,7 @@ BINARY = Path(ray.__file__).parent / "core" / "src" / "ray"
 
 
 def test_every_variable_of_the_environment_is_tested_here():
-    assert set(compat.ENVIRONMENT) == {*TRAIN, *TUNE, *OTHERS}
+    assert set(compat.ENVIRONMENT) == {*TRAIN, *TUNE, *OTHERS, *compat.THREADS}
 
 
 @pytest.mark.parametrize(("name", "constant"), TRAIN.items())
@@ -85,6 +85,12 @@ def test_trials_keep_the_working_folder_and_workers_without_a_gpu_see_none():
 @pytest.mark.parametrize("program", ["gcs/gcs_server", "raylet/raylet"])
 def test_the_compiled_programs_contain_the_variable(name, program):
     assert name.encode() in (BINARY / program).read_bytes()
+
+
+@pytest.mark.parametrize("name", compat.THREADS)
+def test_pytorchs_openmp_reads_how_long_its_threads_wait(name):
+    (library,) = (Path(torch.__file__).parent / "lib").glob("libgomp*")
+    assert name.encode() in library.read_bytes()
 
 
 def test_pytorch_reads_the_interface_of_its_messages():

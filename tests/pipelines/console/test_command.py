@@ -236,12 +236,12 @@ def test_a_hangup_interrupts_a_command_unless_it_is_ignored(capsys):
         os.kill(os.getpid(), signal.SIGHUP)
         return 0
 
-    before = signal.getsignal(signal.SIGHUP)
-    assert run_command(main, ["a.py"]) == 130
-    assert capsys.readouterr().err == "interrupted\n"
-    assert signal.getsignal(signal.SIGHUP) is before
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     try:
+        assert run_command(main, ["a.py"]) == 130
+        assert capsys.readouterr().err == "interrupted\n"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
         assert run_command(main, ["a.py"]) == 0
     finally:
         signal.signal(signal.SIGHUP, before)

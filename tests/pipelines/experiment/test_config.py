@@ -20,7 +20,7 @@ from pipelines.experiment import (
 )
 from pipelines.experiment.reading import QUICKSTART
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
 PARTS = sorted(
     path for path in (ROOT / "experiments").glob("*/*.yaml") if path.parent.name != "cluster"
