@@ -556,6 +556,17 @@ def test_the_probe_takes_turns_with_each_arm_and_every_model_is_evaluated(
     assert float(lines[-1].split()[2]) > nothing + 6
 
 
+def test_the_trials_of_arms_take_turns(study, tracking, monkeypatch):
+    monkeypatch.setitem(times.DEFAULT_SECONDS, "search", 7.0)
+    costs = estimates._Costs(study, EarlierRuns(study), 1000, discard)
+    winner = study.training_run()
+    three, one = (simulation.SimulatedSearch(winner, durations=d) for d in ([1.0] * 3, [3.0]))
+    found = costs.search_seconds([Node("here", 2)], {"a": [three, three], "b": [one, one]})
+    assert list(found) == [7 + 3, 7 + 3]  # 4 if the long one came last
+    ended = simulation.SimulatedSearch(winner)
+    assert list(costs.search_seconds([Node("here", 2)], {"a": [ended]})) == [0]
+
+
 def test_each_of_many_arms_has_one_timed_size_if_it_has_a_trial_left(searched):
     runs = [searched.training_run({"model.depth": depth}) for depth in (1, 4, 2)]
     assert [run.model.depth for run in estimates._some_sizes(runs, 1)] == [2]
