@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from pipelines.cluster import progress
+from pipelines.search import jobs_progress
 from pipelines.cluster.trial import TrialOutcome
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode, ProgressUpdate
@@ -32,7 +32,7 @@ def screen() -> Screen:
 def clock(monkeypatch) -> list[float]:
     """The time, which a test sets."""
     now = [100.0]
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(jobs_progress.time, "monotonic", lambda: now[0])
     return now
 
 
