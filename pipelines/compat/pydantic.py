@@ -26,8 +26,14 @@ UNION_TAGS = ("(one)", "(two)")
 
 
 def key_path(detail: Mapping[str, Any]) -> list[str]:
-    """The keys that lead to an error: `loc` mixes them with list indices and union tags."""
-    return [str(part) for part in detail["loc"] if part not in UNION_TAGS]
+    """The keys that lead to an error: `loc` mixes them with list indices and union tags.
+
+    The last part is a tag unless it is an unknown key, which may be anything.
+    """
+    place = detail["loc"]
+    unknown = place[-1:] if detail["type"] in UNKNOWN_KEY else ()
+    keys = [part for part in place[: len(place) - len(unknown)] if part not in UNION_TAGS]
+    return [str(part) for part in (*keys, *unknown)]
 
 
 def cause(detail: Mapping[str, Any]) -> Any:

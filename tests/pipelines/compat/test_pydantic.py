@@ -99,6 +99,11 @@ def test_a_path_contains_the_tag_of_a_unions_member():
     assert detail_of('{"number": 1, "union": [1, "x"]}')["loc"] == ("union", UNION_TAGS[1], 1)
 
 
+@pytest.mark.parametrize("tag", UNION_TAGS)
+def test_an_unknown_key_may_be_spelled_as_a_tag(tag):
+    assert key_path(detail_of(f'{{"number": 1, "{tag}": 2}}')) == [tag]
+
+
 def test_the_cause_of_an_error_is_in_its_context():
     assert str(cause(detail_of('{"number": 1, "odd": 2}'))) == "expected an odd number"
     assert isinstance(cause(detail_of('{"number": 1, "odd": 2}')), ValueError)
