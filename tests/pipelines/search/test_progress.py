@@ -2,11 +2,11 @@ import json
 
 import pytest
 
-from pipelines.search import jobs_progress
 from pipelines.cluster.trial import TrialOutcome
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode, ProgressUpdate
 from pipelines.experiment import read_experiment
+from pipelines.search import jobs_progress
 from pipelines.search.jobs_progress import JobsProgress
 from pipelines.search.progress import SearchProgress
 from pipelines.tracking.trials import StoredTrial
