@@ -53,6 +53,20 @@ fit: {{tokens: 131072, resources: {{workers: 2}}}}
 generate: {{max_new_tokens: 20}}
 """
 
+STUDY = """
+experiment: tiny
+data: {{corpus: files, path: "{text}"}}
+model: {{dim: 16, depth: 2, heads: 2}}
+train:
+  {{tokens: 8192, seq_len: 32, batch_tokens: 256, learning_rate: 1e-2, evals: 4, eval_tokens: 512}}
+arms: {{plain: {{model.residual: standard}}, grn: {{model.residual: grn_v2}}}}
+search:
+  space: {{train.learning_rate: {{log_uniform: [1e-3, 1e-2]}}}}
+  trials: 2
+  scheduler: {{name: none}}
+failures: {{retries: 1}}
+"""
+
 
 class Folder:
     """A working folder with an experiment in it."""

@@ -1,5 +1,6 @@
 """Kills at random moments, of everything that can be killed: `make test-faults`, many minutes."""
 
+import json
 import random
 import subprocess
 import time
@@ -12,6 +13,7 @@ from pipelines.registry.champions import Champions
 from pipelines.registry.versions import Registry
 from tests.conftest import TALLY
 from tests.pipelines.commands import (
+    STUDY,
     TRIAL,
     WAIT_SECONDS,
     Folder,
@@ -38,6 +40,11 @@ VICTIMS = {
 SWEEP = (
     *("sweep.py", "tiny.yaml", f"search.trials={TRIALS}", "train.tokens=262144"),
     f"failures.retries={KILLS_PER_SWEEP}",  # chance may choose one trial every time
+)
+STUDY_KILLS = 4
+STUDY_SWEEP = (
+    *("sweep.py", "tiny.yaml", "seeds=3", "search.trials=3", "train.tokens=524288"),
+    *("train.evals=16", "generate.max_new_tokens=20"),
 )
 
 
@@ -128,6 +135,64 @@ def verify(folder: Folder, tally: Counter, err: str) -> None:
     code, out, err = folder.run_forked(*SWEEP)
     assert code == 0, err
     assert out.count("reused") == 5
+
+
+def test_a_study_killed_four_times_ends_with_each_trial_and_each_training_once(
+    tmp_path, text, tally
+):
+    """As it would have ended undisturbed, bit for bit."""
+    seed = random.randrange(2**32)
+    rng, folder = random.Random(seed), Folder(tmp_path, text, STUDY)
+    ended: dict[str, tuple] = {}
+    for _ in range(STUDY_KILLS):
+        process = folder.start(*STUDY_SWEEP)
+        time.sleep(rng.uniform(LONGEST_SECONDS, 3 * LONGEST_SECONDS))
+        tally["kills"] += process.poll() is None
+        process.kill()
+        process.communicate(timeout=WAIT_SECONDS)
+        now = whole_results(folder)
+        assert now.items() >= ended.items(), seed
+        ended = now
+        tally["resumes"] += 1
+    code, _, err = folder.run_forked(*STUDY_SWEEP)
+    assert code == 0, (seed, err)
+    found = whole_results(folder)
+    assert found.items() >= ended.items(), seed
+    names = {f"fit[{arm}, {seed}]" for arm in ("plain", "grn") for seed in range(3)}
+    assert {name for name in found if name.startswith("fit")} == names
+    store, trials = folder.store(), folder.trials()
+    fits = store.find("fit")
+    assert len(fits) == len(names)
+    parents = Counter(run.data.tags["mlflow.parentRunId"] for run in trials)
+    assert sorted(parents.values()) == [3, 3]
+    assert {run.info.status for run in [*trials, *fits]} == {"FINISHED"}
+    assert_whole(store, [*trials, *fits])
+    undisturbed = Folder(tmp_path / "undisturbed", text, STUDY)
+    code, _, err = undisturbed.run_forked(*STUDY_SWEEP)
+    assert code == 0, err
+    assert values_of(folder) == values_of(undisturbed)
+
+
+def whole_results(folder: Folder) -> dict[str, tuple]:
+    """The run and the end of each instance of a stage that has a result."""
+    if not (folder.path / "mlflow.db").exists():
+        return {}
+    runs = [run for kind in ("search", "fit", "evaluate") for run in folder.store().find(kind)]
+    return {
+        run.data.tags["dca.instance"]: (run.info.run_id, run.data.tags["dca.outputs"])
+        for run in runs
+        if "dca.outputs" in run.data.tags
+    }
+
+
+def values_of(folder: Folder) -> dict[str, tuple]:
+    """Validation and test bits of each training."""
+    found = {}
+    for name, (_, outputs) in whole_results(folder).items():
+        result = json.loads(outputs)
+        keys = ("val_bits_per_byte", "test_bits_per_byte")
+        found[name] = tuple(result.get(key) for key in keys)
+    return found
 
 
 def test_a_training_killed_at_random_moments_is_bitwise_that_of_an_undisturbed_one(

@@ -10,22 +10,9 @@ import pytest
 from pipelines.console.errors import StorageError
 from pipelines.registry.package import LINEAGE
 from pipelines.tracking.models import model_id_of
-from tests.pipelines.commands import Folder, assert_whole
+from tests.pipelines.commands import STUDY, Folder, assert_whole
 from tests.pipelines.local_tune import LocalTune
 
-STUDY = """
-experiment: tiny
-data: {{corpus: files, path: "{text}"}}
-model: {{dim: 16, depth: 2, heads: 2}}
-train:
-  {{tokens: 8192, seq_len: 32, batch_tokens: 256, learning_rate: 1e-2, evals: 4, eval_tokens: 512}}
-arms: {{plain: {{model.residual: standard}}, grn: {{model.residual: grn_v2}}}}
-search:
-  space: {{train.learning_rate: {{log_uniform: [1e-3, 1e-2]}}}}
-  trials: 2
-  scheduler: {{name: none}}
-failures: {{retries: 1}}
-"""
 SEARCHES = ("sweep.py", "tiny.yaml", "--until", "select")
 FITS = (
     *("sweep.py", "tiny.yaml", "--until", "fit", "arms={}", "seeds=1,2,3", "search.trials=1"),
