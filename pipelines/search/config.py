@@ -174,9 +174,11 @@ class SearchConfig(Section):
     """Experiments from whose complete and pruned trials, of the same corpus and in this space, the
     sampler learns before its first proposal."""
     max_tokens: Positive | None = None
-    """Training bytes of all trials together after which no further trial starts."""
+    """Training bytes of all trials together after which no further trial starts; in a study of the
+    trials of each arm."""
     max_seconds: Positive | None = None
-    """Wall-clock time of the search, over all its sessions, after which no further trial starts."""
+    """Wall-clock time of the search, over all its sessions, after which no further trial starts; in
+    a study of all arms' searches, which run at the same time."""
 
     @property
     def trial_count(self) -> int:

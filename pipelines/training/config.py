@@ -243,9 +243,9 @@ class FailuresConfig(Section):
     """Checkpoints, retries and the timeout."""
 
     retries: Annotated[int, Field(ge=0)] = 2
-    """Times that a trial, or a fit's workers, restart from the last checkpoint after a crash, an
-    exception, running out of memory or a timeout. One that diverged, or failed in a way in which it
-    would again (see docs/failures.md), is not restarted."""
+    """Times that a trial, a training of a study, or a fit's workers, restart from the last
+    checkpoint after a crash, an exception, running out of memory or a timeout. One that diverged,
+    or failed in a way in which it would again (see docs/failures.md), is not restarted."""
     timeout_seconds: Positive | None = None
     """Longest time between two evaluations, loading included, after which a training process
     counts as hung and is ended; null: no limit."""
