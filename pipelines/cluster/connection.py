@@ -42,8 +42,9 @@ def ray_session() -> Iterator[None]:
 
 
 def cluster_address() -> str | None:
-    """The cluster to connect to; None for one of this machine."""
-    return os.environ.get("RAY_ADDRESS") or None
+    """The cluster to connect to; None for one that is started on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    return None if address in ("", "local") else address
 
 
 def is_ray_job() -> bool:
@@ -84,7 +85,7 @@ def session_folder() -> Path:
     names another one; TMPDIR counts if its path is short enough for sockets.
     """
     if named := os.environ.get("RAY_TMPDIR"):
-        return Path(named)
+        return Path(os.path.expanduser(named))  # noqa: PTH111  which leaves unknown users
     folder = private_folder() / "ray"
     if len(str(folder)) > names.MAX_FOLDER_CHARACTERS:
         folder = private_folder("/tmp") / "ray"
@@ -125,8 +126,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
     address = cluster_address()
     settings: dict[str, Any]
     if address:
-        _probe(address)
-        settings = {"address": address, "runtime_env": _runtime_env()}
+        settings = {"address": _head_node(address), "runtime_env": _runtime_env()}
     else:  # never a cluster that was found by chance; its processes inherit the environment
         _set_defaults({**names.LOCAL_ENVIRONMENT, **_own_token()})
         settings = {
@@ -156,19 +156,36 @@ def _runtime_env() -> dict[str, Any]:
     return {"env_vars": names.ENVIRONMENT, "py_modules": code, "excludes": ["__pycache__"]}
 
 
-def _probe(address: str) -> None:
-    """Try to connect to the address: Ray would wait for minutes at a wrong one, deaf to signals."""
-    if address in ("auto", "local") or "://" in address:
-        return
+def _head_node(address: str) -> str:
+    """HOST:PORT of the head node that RAY_ADDRESS names.
+
+    Raises ConfigError unless it answers: Ray would wait for minutes, deaf to signals.
+    """
+    found = names.started_cluster() if address == "auto" else address
+    expected = "expected HOST:PORT of a head node"
+    message = ""
+    if found is None:
+        message = f"`ray start` has started none on this machine; {expected}"
+    elif "://" in found:
+        message = f"{expected}; Ray Client cannot run a search"
+    elif reason := _no_answer(found):
+        message = f"no Ray cluster answers there ({reason}); {expected}"
+    elif not names.is_head_node(found, seconds=HEALTH_SECONDS):
+        message = f"what answers there is no Ray cluster; {expected}"
+    if message:
+        raise ConfigError(Problem(message, f"RAY_ADDRESS={address}"))
+    assert found is not None
+    return found
+
+
+def _no_answer(address: str) -> str:
+    """Why nothing accepts a connection there; empty if something does."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
-        message = f"no Ray cluster answers there ({error}); expected HOST:PORT of a head node"
-        raise ConfigError(Problem(message, f"RAY_ADDRESS={address}")) from None
-    if not names.is_head_node(address, seconds=HEALTH_SECONDS):
-        message = "what answers there is no Ray cluster; expected HOST:PORT of a head node"
-        raise ConfigError(Problem(message, f"RAY_ADDRESS={address}"))
+        return str(error)
+    return ""
 
 
 def _own_token() -> dict[str, str]:

@@ -81,6 +81,17 @@ NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (
 """Keys of an entry of `ray.nodes()`, which no documentation lists."""
 
 
+def started_cluster() -> str | None:
+    """HOST:PORT of the head that `ray start` has started last on this machine, running or not.
+
+    `ray.init("auto")` would take any running one, that of another command among them.
+    """
+    from ray._private.services import find_bootstrap_address
+
+    found: str | None = find_bootstrap_address(None)
+    return found
+
+
 def is_head_node(address: str, *, seconds: float) -> bool:
     """Whether HOST:PORT answers within so many seconds as the control service of a Ray cluster.
 

@@ -5,6 +5,7 @@ extends itself; later wins. Mappings are merged key by key; anything else is rep
 lists and the dimensions of a search space among it.
 """
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -97,7 +98,7 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
         if not isinstance(name, str) or not name:
             message = f"expected a file or a list of files, got {quote_value(names)}"
             raise ConfigError(Problem(message, EXTENDS, str(path)))
-        _read(path.parent / name, (*above, path), layers)
+        _read(path.parent / os.path.expanduser(name), (*above, path), layers)  # noqa: PTH111
     layers.append(Layer(str(path), data))
 
 

@@ -7,10 +7,17 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipelines.console.errors import DISK_ERRORS, ConfigError, PipelineError, print_traceback
+from pipelines.console.errors import (
+    DISK_ERRORS,
+    ConfigError,
+    PipelineError,
+    Problem,
+    print_traceback,
+)
 from pipelines.console.process import (
     garbage_seldom_searched,
     handlers_restored,
+    lacks_temporary_folder,
     output_guarded,
     threads_sleep,
     user_named,
@@ -81,6 +88,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
     except Exception as error:
         if error is getattr(sys.stdout, "error", None):
             return FAILURE if isinstance(error, BrokenPipeError) else DONE
+        if isinstance(error, FileNotFoundError) and lacks_temporary_folder():
+            return _fail(Problem(f"{error.strerror}; expected one", "TMPDIR"), BAD_INPUT)
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             print_traceback(error)
             return FAILURE

@@ -11,6 +11,7 @@ import os
 import pwd
 import signal
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -122,6 +123,15 @@ def _open_descriptor(number: int) -> None:
         if nowhere != number:
             os.dup2(nowhere, number)
             os.close(nowhere)
+
+
+def lacks_temporary_folder() -> bool:
+    """Whether no folder for temporary files, TMPDIR or another, can be written."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError:
+        return True
+    return False
 
 
 @contextmanager

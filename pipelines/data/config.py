@@ -13,6 +13,7 @@ from pipelines.compat.pydantic import literal_error
 from pipelines.config.overrides import Change
 from pipelines.config.section import Positive, Section
 from pipelines.data.corpora import CORPORA
+from pipelines.storage.location import with_home
 
 PATHS = ("path", "validation_path", "test_path")
 """Keys of the section that are relative to the file in which they stand."""
@@ -33,6 +34,9 @@ CorpusName = Annotated[
 """A Literal of the names that are registered when a value is checked."""
 
 
+TextPath = Annotated[str, AfterValidator(with_home)]
+
+
 class DataConfig(Section):
     """The corpus: bytes, split 90/5/5 into train, validation and test unless held-out files are
     given."""
@@ -40,13 +44,13 @@ class DataConfig(Section):
     corpus: CorpusName = "python-stdlib"
     """`python-stdlib`: the sources of the running Python's standard library; `enwik8`: downloaded
     if it is missing; `files`: your own."""
-    path: str | None = None
+    path: TextPath | None = None
     """`files`: a file, folder or glob. `enwik8`: its folder (default: data). Relative to the file
     in which it stands, on the command line to the working folder."""
-    validation_path: Annotated[str, Field(min_length=1)] | None = None
+    validation_path: Annotated[TextPath, Field(min_length=1)] | None = None
     """`files`: the validation split, a file, folder or glob; `data.path` is then the train split.
     null: it is a part of `data.path`."""
-    test_path: Annotated[str, Field(min_length=1)] | None = None
+    test_path: Annotated[TextPath, Field(min_length=1)] | None = None
     """`files`: the test split; given together with `validation_path` or not at all."""
 
     max_bytes: Positive | None = None

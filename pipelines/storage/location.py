@@ -26,6 +26,18 @@ URI = re.compile(
 )
 
 
+def with_home(path: str) -> str:
+    """A path with the user's home in place of a leading `~`, as a shell writes it.
+
+    Raises ValueError for the home of another user, or a file of such a name.
+    """
+    if path != "~" and not path.startswith("~/"):
+        if path.startswith("~"):
+            raise ValueError(f"expected ~/... or a whole path, or ./{path} for one of that name")
+        return path
+    return str(Path(path).expanduser())
+
+
 def check_uri(text: str) -> None:
     """Raise ValueError for an unsupported URI, without repeating it: it may hold a key."""
     if "://" in text and not URI.fullmatch(text):
@@ -47,9 +59,9 @@ class Storage:
         """The storage of a path or URI, that `key` names. Raises ConfigError for an unsupported
         URI."""
         try:
-            check_uri(text)
+            text = _checked(text)
         except ValueError as error:
-            raise ConfigError(Problem(str(error), key)) from None
+            raise ConfigError(Problem(one_line(error), key)) from None
         if "://" in text:
             return cls(RemoteDirectory(text))
         folder = Path(text).absolute()  # Ray's processes have other working directories
@@ -123,10 +135,10 @@ def local_storage(text: str) -> Path | None:
     return Path(path) if path.startswith("/") else None
 
 
-def _checked_uri(text: str) -> str:
+def _checked(text: str) -> str:
     check_uri(text)
-    return text
+    return with_home(text)
 
 
-Place = Annotated[str, AfterValidator(_checked_uri)]
+Place = Annotated[str, AfterValidator(_checked)]
 """A path, or a URI without secrets."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import threading
 from concurrent.futures import Future
@@ -263,23 +264,38 @@ def test_code_is_sent_to_other_machines_unless_ray_has_its_own_copy(monkeypatch)
 
 
 def test_an_empty_address_is_none(monkeypatch):
-    for value, expected in (("", None), ("a:1", "a:1")):
+    for value, expected in (("", None), ("local", None), ("a:1", "a:1")):
         monkeypatch.setenv("RAY_ADDRESS", value)
         assert connection.cluster_address() == expected
 
 
-@pytest.mark.parametrize("address", ["auto", "local", "ray://host:1"])
-def test_an_address_that_ray_resolves_is_not_tried(monkeypatch, address):
-    tried: list[object] = []
-    monkeypatch.setattr(connection.socket, "create_connection", lambda *a, **_: tried.append(a))
-    connection._probe(address)
-    assert tried == []
+@pytest.mark.parametrize(
+    ("address", "started", "reason"),
+    [
+        ("ray://127.0.0.1:1", None, "expected HOST:PORT of a head node; Ray Client cannot run"),
+        ("auto", None, "`ray start` has started none on this machine; expected HOST:PORT"),
+        ("auto", "127.0.0.1:9", "no Ray cluster answers there ("),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_before_ray_waits(
+    monkeypatch, address, started, reason
+):
+    monkeypatch.setattr(connection.names, "started_cluster", lambda: started)
+    with pytest.raises(ConfigError, match=re.escape(f"RAY_ADDRESS={address}: {reason}")):
+        connection._head_node(address)
+
+
+def test_auto_is_the_cluster_that_was_started_on_this_machine(monkeypatch):
+    monkeypatch.setattr(connection.names, "started_cluster", lambda: "a:1")
+    monkeypatch.setattr(connection, "_no_answer", lambda address: "")
+    monkeypatch.setattr(connection.names, "is_head_node", lambda address, seconds: address == "a:1")
+    assert connection._head_node("auto") == "a:1"
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "host", "host:x", "127.0.0.1:"])
 def test_a_wrong_address_is_found_in_seconds(address):
     with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: no Ray cluster answers there"):
-        connection._probe(address)
+        connection._head_node(address)
 
 
 @pytest.mark.process
@@ -290,12 +306,12 @@ def test_what_answers_but_is_no_cluster_is_refused_and_signals_work_meanwhile(mo
     address = f"127.0.0.1:{server.server_port}"
     monkeypatch.setattr(connection, "HEALTH_SECONDS", 3)
     with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: what answers there is no Ray"):
-        connection._probe(address)
+        connection._head_node(address)
     monkeypatch.setattr(connection, "HEALTH_SECONDS", 60)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
     with pytest.raises(KeyboardInterrupt):
-        connection._probe(address)
+        connection._head_node(address)
     server.shutdown()
     server.server_close()
 

@@ -8,15 +8,17 @@ import time
 from contextlib import suppress
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import ray
 import torch
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
-from ray._private import accelerators, ray_constants
+from ray._private import accelerators, ray_constants, utils
 from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
+from ray.data._internal.cluster_autoscaler import default_autoscaling_coordinator as coordinator
 from ray.train.constants import RAY_CHDIR_TO_TRIAL_DIR
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal import constants as train_constants
@@ -220,3 +222,36 @@ def test_the_group_of_workers_runs_a_function_in_each():
     from ray.train.v2._internal.execution.worker_group.worker_group import WorkerGroup
 
     assert list(inspect.signature(WorkerGroup.execute).parameters)[:2] == ["self", "fn"]
+
+
+class Actor:
+    """Calls the methods of an object as those of an actor are called."""
+
+    def __init__(self, of):
+        self._of = of
+
+    def __getattr__(self, name):
+        return SimpleNamespace(remote=getattr(self._of, name))
+
+
+def test_what_is_asked_of_the_autoscaler_is_added_to_what_others_ask_for(monkeypatch):
+    sent = []
+    actor = coordinator._AutoscalingCoordinatorActor(
+        send_resources_request=sent.append, get_cluster_nodes=list
+    )
+    monkeypatch.setattr(coordinator, "get_or_create_autoscaling_coordinator", lambda: Actor(actor))
+    actor.request_resources("train", [{"GPU": 1}], 100)
+    request = compat.AutoscalerRequest("search", lasts_seconds=100)
+    request.withdraw()  # of nothing
+    request.ask([{"CPU": 1}] * 2)
+    request.ask([{"CPU": 1}])
+    request.withdraw()
+    others = [{"GPU": 1}]
+    assert sent == [others, [*others, {"CPU": 1}, {"CPU": 1}], [*others, {"CPU": 1}], others]
+
+
+def test_the_cluster_that_was_started_last_is_found_where_ray_keeps_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(utils, "get_ray_address_file", lambda folder: str(tmp_path / "address"))
+    assert compat.started_cluster() is None
+    utils.write_ray_address("10.0.0.1:6379", None)
+    assert compat.started_cluster() == "10.0.0.1:6379"

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,6 +42,18 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
 def test_an_expected_failure_is_its_message_and_a_code(error, code, message, capsys):
     assert run_command(failing(error), ["a.py", "b c"], resumes=True) == code
     assert capsys.readouterr().err.startswith(message)
+
+
+def test_no_folder_for_temporary_files_is_one_line(monkeypatch, capsys):
+    def main(argv: Sequence[str]) -> int:
+        tempfile.mkdtemp()
+        return 0
+
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/none"])
+    assert run_command(main, ["a.py"]) == 2
+    expected = "TMPDIR: No usable temporary directory found in ['/proc/none']; expected one\n"
+    assert capsys.readouterr().err == expected
 
 
 def test_a_command_that_cannot_resume_names_no_command_to_run_again(capsys):

@@ -631,6 +631,30 @@ def test_a_path_is_relative_to_its_file_or_on_the_command_line_to_the_working_fo
     assert read_packaged(loaded.model_dump(mode="json"), source="v").data == loaded.data
 
 
+def test_a_tilde_is_the_home_of_the_user_and_of_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "part.yaml").write_text("data: {corpus: files, path: ~/a.txt}\nstorage: ~/runs\n")
+    file = tmp_path / "sub" / "e.yaml"
+    file.parent.mkdir()
+    file.write_text("extends: ~/part.yaml\nexperiment: e\n")
+    held_out = ("data.validation_path=~/v", "data.test_path=./~/t")
+    found = load([str(file), "train.start_from=~/model"])
+    typed = load([str(file), "data.path=~/b/*.txt", "storage=~/", *held_out])
+    assert (found.data.path, found.storage) == (f"{tmp_path}/a.txt", f"{tmp_path}/runs")
+    assert found.train.start_from == f"{tmp_path}/model"
+    assert (typed.data.path, typed.storage) == (f"{tmp_path}/b/*.txt", str(tmp_path))
+    assert typed.data.validation_path == f"{tmp_path}/v"
+    assert typed.data.test_path == str(Path.cwd() / "~/t")
+    assert load([str(file), "data.path=~/../x"]).data.path == f"{tmp_path}/../x"
+    for change in ("storage=~ana/runs", "data.path=~ana", "train.start_from=~m"):
+        message = problem(str(file), change)
+        key, _, value = change.partition("=")
+        assert message == (
+            f"command line: {key}: expected ~/... or a whole path, or ./{value} for one of that "
+            f"name"
+        )
+
+
 def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_searched(tmp_path):
     searched = load([]).search.space
     assert "model.last_k" in searched
