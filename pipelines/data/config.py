@@ -104,7 +104,7 @@ def with_whole_paths(data: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _whole_path(path: str, folder: Path) -> str:
-    if not path or "://" in path or Path(path).is_absolute():
+    if not path or path.startswith("~") or "://" in path or Path(path).is_absolute():
         return path
     whole = folder.absolute() / path
     is_pattern = has_magic(path)
