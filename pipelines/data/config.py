@@ -35,6 +35,7 @@ CorpusName = Annotated[
 
 
 TextPath = Annotated[str, AfterValidator(with_home)]
+HeldOutPath = Annotated[str, Field(min_length=1), AfterValidator(with_home)]
 
 
 class DataConfig(Section):
@@ -47,10 +48,10 @@ class DataConfig(Section):
     path: TextPath | None = None
     """`files`: a file, folder or glob. `enwik8`: its folder (default: data). Relative to the file
     in which it stands, on the command line to the working folder."""
-    validation_path: Annotated[TextPath, Field(min_length=1)] | None = None
+    validation_path: HeldOutPath | None = None
     """`files`: the validation split, a file, folder or glob; `data.path` is then the train split.
     null: it is a part of `data.path`."""
-    test_path: Annotated[TextPath, Field(min_length=1)] | None = None
+    test_path: HeldOutPath | None = None
     """`files`: the test split; given together with `validation_path` or not at all."""
 
     max_bytes: Positive | None = None

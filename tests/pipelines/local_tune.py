@@ -55,7 +55,9 @@ class LocalTune:
         """Errors that end the process of a trial after its first result, once, by its number; of
         the training of a study by its name."""
 
-    def _run(self, groups: Mapping[str, JobGroup], corpus: TrainValSplits, **_: str) -> None:
+    def _run(
+        self, groups: Mapping[str, JobGroup], corpus: TrainValSplits, *_: object, **__: str
+    ) -> None:
         """Stands for pipelines.cluster.jobs.run_jobs."""
         searcher, scheduler, events = TakeTurns(groups), ScheduleEach(groups), GroupEvents(groups)
         trainings = {name: (group.base, group.folder) for name, group in groups.items()}
