@@ -83,13 +83,15 @@ def _train(
             run = loop.train(config, files, folder, log, key=signing_key)
         else:
             cluster = connect()
-            if not cluster_address():
+            if cluster_address():  # whose nodes may come and go
+                from pipelines.cluster.room import watched_room  # after Ray's environment
+
+                room = watched_room(config.resources, context.progress, name=context.run_id)
+                stack.enter_context(room)
+            else:
                 require_capacity(cluster, config.resources, key)
-            from pipelines.cluster.room import watched_room  # after Ray's environment
             from pipelines.cluster.workers import train_with_workers
 
-            room = watched_room(config.resources, context.progress, name=context.run_id)
-            stack.enter_context(room)
             run = train_with_workers(config, files, folder, log, key=signing_key)
         stack.enter_context(closing(run))
         return _record(context, run, config)
