@@ -308,6 +308,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
         isolated_forked(monkeypatch)
         monkeypatch.setattr(timing, "get_context", lambda _: forked.FORKS)
+        monkeypatch.setattr(timing, "end_with_parent", int)  # the parent is what forks
         for block in blocks(page("tutorial"), "bash"):
             for program, script, *arguments in commands(block):
                 if program != "python":
