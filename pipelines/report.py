@@ -6,6 +6,7 @@ EXPERIMENT is its name in the tracking store; without one, those there are are l
 unfinished; nothing is trained. With --baseline the arms of a study are compared with another one.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,22 @@ from pipelines.console.text import for_stream
 def main(argv: Sequence[str]) -> int:
     """Write the page and its figures to storage and to MLflow, and print the page's path; or list
     the experiments."""
+    arguments = _parse(argv)
+    # These load pandas and MLflow, which takes seconds.
+    from pipelines.reporting.loading import experiment_lines, load_results
+
+    if arguments.experiment is None:
+        print(for_stream("\n".join(experiment_lines()), sys.stdout))
+        return DONE
+    from pipelines.reporting.page.publish import publish, publish_against
+
+    baseline = arguments.baseline
+    results = load_results(arguments.experiment, baseline)
+    print(publish(results) if baseline is None else publish_against(results, baseline))
+    return DONE
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(prog="report.py", description="One HTML page about an experiment.")
     parser.add_argument(
         "experiment",
@@ -30,20 +47,9 @@ def main(argv: Sequence[str]) -> int:
         "--baseline", metavar="ARM", help="of a study: the arm that the others are compared with"
     )
     arguments = parser.parse_args(argv)
-    experiment, baseline = arguments.experiment, arguments.baseline
-    if experiment is None and baseline is not None:
+    if arguments.experiment is None and arguments.baseline is not None:
         raise ConfigError(Problem("expected the name of an experiment as well", "--baseline"))
-    # These load pandas and MLflow, which takes seconds.
-    from pipelines.reporting.loading import experiment_lines, load_results
-
-    if experiment is None:
-        print(for_stream("\n".join(experiment_lines()), sys.stdout))
-        return DONE
-    from pipelines.reporting.page.publish import publish, publish_against
-
-    results = load_results(experiment, baseline)
-    print(publish(results) if baseline is None else publish_against(results, baseline))
-    return DONE
+    return arguments
 
 
 if __name__ == "__main__":

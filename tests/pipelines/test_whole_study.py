@@ -83,6 +83,16 @@ def test_the_registered_version_is_the_winner_and_names_its_study(studied, scree
     assert trial.data.params["model.residual"] == fit.data.params["model.residual"]
 
 
+def test_the_command_in_a_note_trains_the_arm_and_seed_that_it_is_of(studied):
+    store = studied.store()
+    note = instances(store, "fit")["fit[standard, 1]"].data.tags["mlflow.note.content"]
+    assert {"model.residual=standard", "seed=1", "train.evals=32"} <= set(note.split())
+    (search,) = [run for run in store.find("search") if "standard" in run.info.run_name]
+    for trial in store.children(search.info.run_id, "trial"):
+        note = trial.data.tags["mlflow.note.content"]
+        assert {"model.residual=standard", "seed=1000000"} <= set(note.split())
+
+
 @pytest.mark.usefixtures("local_tune")
 def test_the_same_command_reuses_all_and_repeats_the_verdict(copy, screen):
     last = screen.splitlines()[-1]
