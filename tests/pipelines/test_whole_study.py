@@ -51,6 +51,21 @@ def test_each_arm_is_trained_with_each_seed_once(studied):
     assert len(store.find("probe")) == len(store.find("compare")) == 1
 
 
+def test_the_trials_of_each_arm_and_the_trainings_are_shown_and_left_whole(studied, screen):
+    store, trials = studied.store(), studied.trials()
+    parents = Counter(run.data.tags["mlflow.parentRunId"] for run in trials)
+    assert sorted(parents.values()) == [2, 2]
+    assert {run.data.tags["dca.state"] for run in trials} == {"complete"}
+    assert_whole(store, trials)
+    for arm in ARMS:
+        ends = re.findall(rf"^  trial (\d) of {arm} complete: 64 steps, best ", screen, re.M)
+        assert sorted(ends) == ["0", "1"]
+    for name in REPLICATES:
+        assert screen.count(f"  {name} complete: 64 steps, best ") == 1
+    assert "Traceback" not in screen
+    assert not list(studied.path.glob("runs/trials/*/*"))  # checkpoints of trials that ended
+
+
 def test_the_verdict_is_the_last_line_of_the_screen(studied, screen):
     (run,) = studied.store().find("compare")
     found = json.loads(run.data.tags["dca.outputs"])
