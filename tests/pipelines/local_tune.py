@@ -19,6 +19,7 @@ from ray.tune.schedulers import TrialScheduler
 from pipelines.cluster import tasks, workers
 from pipelines.cluster.jobs import GroupEvents, JobGroup, ScheduleEach, TakeTurns
 from pipelines.cluster.trial import Trial
+from pipelines.console.progress import Progress
 from pipelines.data.splits import TrainValSplits
 from pipelines.search import run
 from pipelines.stages import recorded_training
@@ -55,7 +56,13 @@ class LocalTune:
         """Errors that end the process of a trial after its first result, once, by its number; of
         the training of a study by its name."""
 
-    def _run(self, groups: Mapping[str, JobGroup], corpus: TrainValSplits, **_: str) -> None:
+    def _run(
+        self,
+        groups: Mapping[str, JobGroup],
+        corpus: TrainValSplits,
+        progress: Progress,
+        **_: str,
+    ) -> None:
         """Stands for pipelines.cluster.jobs.run_jobs."""
         searcher, scheduler, events = TakeTurns(groups), ScheduleEach(groups), GroupEvents(groups)
         trainings = {name: (group.base, group.folder) for name, group in groups.items()}
