@@ -1,11 +1,13 @@
 """What orchestrating a search costs: start-up, time between trials, beside a plain script.
 
-python benchmarks/sweep.py [--only start | sweep | script | no-op ...] [--trials 24] [--seconds 30]
+python benchmarks/sweep.py [--only start | sweep | script | study | no-op ...] [--trials 24]
+                           [--seconds 30]
 
 The sweep is `python pipelines/sweep.py --until search` on equal trials without pruning; its times
 are read from MLflow, where every row of a trial's history has the moment it was made. The script
-trains the same configurations, by the same loop, one after the other. The table goes to stdout as
-Markdown, progress to stderr.
+trains the same configurations, by the same loop, one after the other. The study has four arms, of
+four trials and three trainings each, all of equal length. The table goes to stdout as Markdown,
+progress to stderr.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PARTS = ("start", "sweep", "script", "no-op")
+PARTS = ("start", "sweep", "script", "study", "no-op")
 STARTS = 5
 NO_OPS = 1000
 CALIBRATION_STEPS = 30
@@ -36,6 +38,13 @@ EXPERIMENT: dict[str, Any] = {
         "scheduler": {"name": "none"},
     },
 }
+STUDY: dict[str, Any] = {
+    "arms": {f"decay-{decay}": {"train.weight_decay": decay} for decay in (0.0, 0.1, 0.2, 0.3)},
+    "seeds": 3,
+    "fit": {"evals": 4, "eval_tokens": 8192},
+}
+"""Arms of one speed, with trainings as long as the trials."""
+ARM_TRIALS = 4
 Span = tuple[float, float]
 """When a trial's first optimizer step began and its last one ended, in seconds since 1970."""
 
@@ -56,7 +65,7 @@ def main() -> None:
     print("| measured | value |\n|---|---|", flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         config = EXPERIMENT | {"trials": arguments.trials, "threads": 1}
-        if {"sweep", "script"} & set(arguments.only):
+        if {"sweep", "script", "study"} & set(arguments.only):
             config["tokens"] = int(_run_child("calibrate", config, Path(folder))["tokens"])
             config["tokens"] *= arguments.seconds
         if "start" in arguments.only:
@@ -68,6 +77,8 @@ def main() -> None:
                 ratio = f"; the sweep takes {wall / result['wall']:.2f} of it" if wall else ""
                 name = f"plain Optuna + MLflow script, {threads} threads"
                 _row(f"{name}, {arguments.trials} trials", f"{result['wall']:.0f} s{ratio}")
+        if "study" in arguments.only:
+            _measure_study(config, Path(folder))
         if "no-op" in arguments.only:
             _measure_no_ops(Path(folder))
 
@@ -112,6 +123,29 @@ def _measure_sweep(config: dict[str, Any], folder: Path) -> float:
     return wall
 
 
+def _measure_study(config: dict[str, Any], folder: Path) -> None:
+    """Its searches and its trainings; what is between them is not: probe times arms alone."""
+    new, slots = folder / "study", os.cpu_count() or 1
+    new.mkdir()
+    config = config | STUDY | {"trials": ARM_TRIALS}
+    started = time.time()
+    _sweep(config, new, until="fit")
+    wall = time.time() - started
+    parts = _run_child("parts", config, new)
+    total, ideal = 0.0, 0.0
+    for stage, part in parts.items():
+        spans = sorted(map(tuple, part["spans"]))
+        own, gaps = sum(end - start for start, end in spans) / slots, between(spans, slots)
+        total, ideal = total + part["wall"], ideal + own
+        _row(
+            f"study, {stage}: {len(spans)} trainings on {slots} slots",
+            f"{part['wall']:.0f} s, {part['wall'] / own:.3f} of the ideal {own:.0f} s; between two "
+            f"trainings median {median(gaps):.2f} s, largest {max(gaps):.2f} s",
+        )
+    _row("study, both", f"{total:.0f} s, {total / ideal:.3f} of the ideal {ideal:.0f} s")
+    _row("study, from the command to the last model, with its probe", f"{wall:.0f} s")
+
+
 def between(spans: Sequence[Span], slots: int) -> list[float]:
     """Idle time of a slot before each trial but its first: the one free for longest is next."""
     free: list[float] = []
@@ -126,16 +160,16 @@ def between(spans: Sequence[Span], slots: int) -> list[float]:
     return gaps
 
 
-def _sweep(config: dict[str, Any], folder: Path) -> None:
+def _sweep(config: dict[str, Any], folder: Path, *, until: str = "search") -> None:
     overrides = [
         f"train.tokens={config['tokens']}",
         f"search.trials={config['trials']}",
     ]
     path = folder / "bench.yaml"
-    path.write_text(json.dumps({k: v for k, v in config.items() if k in EXPERIMENT}))
+    path.write_text(json.dumps({k: v for k, v in config.items() if k in {**EXPERIMENT, **STUDY}}))
     command = [sys.executable, str(ROOT / "pipelines" / "sweep.py"), str(path), *overrides]
     subprocess.run(
-        [*command, "--until", "search"], cwd=folder, env=_environment(), check=True, stdout=2
+        [*command, "--until", until], cwd=folder, env=_environment(), check=True, stdout=2
     )
 
 
@@ -241,13 +275,30 @@ def _spans(config: dict[str, Any]) -> None:
 
     store = Store.open("bench", Path("runs").absolute())
     assert store is not None
-    spans = []
-    for run in store.find("trial"):
-        points = store.client.get_metric_history(run.info.run_id, "seconds")
-        points.sort(key=lambda point: point.step)
-        first, last = points[0], points[-1]
-        spans.append((first.timestamp / 1000 - first.value, last.timestamp / 1000))
-    print(json.dumps({"spans": spans}))
+    print(json.dumps({"spans": [_span(store, run) for run in store.find("trial")]}))
+
+
+def _parts(config: dict[str, Any]) -> None:
+    """Prints how long the searches and the trainings of the study in this folder took, likewise."""
+    from pipelines.tracking.store import Store
+
+    store = Store.open("bench", Path("runs").absolute())
+    assert store is not None
+    parts = {}
+    for stage, trained in (("search", "trial"), ("fit", "fit")):
+        runs = [run.info for run in store.find(stage)]
+        wall = max(run.end_time for run in runs) - min(run.start_time for run in runs)
+        spans = [_span(store, run) for run in store.find(trained)]
+        parts[stage] = {"wall": wall / 1000, "spans": spans}
+    print(json.dumps(parts))
+
+
+def _span(store: Any, run: Any) -> Span:
+    """When a run trained: between its first row and its last one."""
+    points = store.client.get_metric_history(run.info.run_id, "seconds")
+    points.sort(key=lambda point: point.step)
+    first, last = points[0], points[-1]
+    return first.timestamp / 1000 - first.value, last.timestamp / 1000
 
 
 def run_search(experiment: Any) -> None:
@@ -315,7 +366,13 @@ def _no_op(config: dict[str, Any]) -> None:
     )
 
 
-CHILDREN = {"calibrate": _calibrate, "script": _script, "spans": _spans, "no-op": _no_op}
+CHILDREN = {
+    "calibrate": _calibrate,
+    "script": _script,
+    "spans": _spans,
+    "parts": _parts,
+    "no-op": _no_op,
+}
 
 if __name__ == "__main__":
     main()

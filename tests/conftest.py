@@ -20,7 +20,7 @@ TALLY = pytest.StashKey[Counter]()
 """Counts from the tests that kill processes at random moments."""
 RAY = (
     "test_sweep.py",
-    "test_study.py",
+    "test_whole_study.py",
     "test_faults.py",
     "test_ray.py",
     "test_tune.py",

@@ -1,15 +1,17 @@
 """A stage of the DAG: a named function, its dependencies and its context."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, Generic, Protocol, TypeVar
 
 from pipelines.console.progress import Progress
+from pipelines.console.secrets import redact
 from pipelines.console.text import shown_path
 from pipelines.engine.results import R, StageResults, Values
 from pipelines.storage.remote import Folder
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.store import Store
 
 
@@ -78,6 +80,16 @@ class Context(Generic[C]):
     def instance(self) -> str:
         """The instance's values as text, as in `dca-2, 3`; empty for a stage without instances."""
         return ", ".join(map(str, self.values))
+
+    def own_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Of some parameters, by dotted key, those in which an instance differs from its pipeline.
+
+        For commands that begin with the pipeline's experiment; none without instances.
+        """
+        if not self.values:
+            return {}
+        stored = self.store.client.get_run(self.pipeline_run).data.params
+        return {key: v for key, v in params.items() if stored.get(key) != redact(encode_param(v))}
 
 
 Instance = tuple[Context[C], StageResults]

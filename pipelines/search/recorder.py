@@ -134,7 +134,8 @@ class Recorder:
     def _describe(self, run: Future[TrialRun], number: int, values: dict[str, Any]) -> None:
         context, run_id = self._context, run.result().run_id
         search = descriptions.run_link("the search", context.store.experiment_id, context.run_id)
-        note = descriptions.describe_trial(number, search, context.pipeline_run, values)
+        changes = context.own_params(self._task.base.params) | values
+        note = descriptions.describe_trial(number, search, context.pipeline_run, changes)
         context.store.describe(note, run_id)
         training = train_val_splits(context.storage, self._corpus.fingerprint).train
         context.store.log_corpus(run_id, self._corpus, training=training)

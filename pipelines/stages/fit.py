@@ -65,6 +65,7 @@ def _describe(context: Context[Experiment], config: TrainingRun, needs: StageRes
         f"trial {selected.trial}", context.store.experiment_id, selected.run_id
     )
     values = {
+        **context.own_params(config.params),
         **selected.values,
         "train.tokens": config.train.tokens,
         "resources.workers": config.resources.workers,

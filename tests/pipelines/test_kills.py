@@ -43,8 +43,9 @@ SWEEP = (
 )
 STUDY_KILLS = 4
 STUDY_SWEEP = (
-    *("sweep.py", "tiny.yaml", "seeds=3", "search.trials=3", "train.tokens=524288"),
-    *("train.evals=16", "generate.max_new_tokens=20"),
+    *("sweep.py", "tiny.yaml", "seeds=3", "train.tokens=524288", "train.evals=16"),
+    *("search.sampler.name=grid", "search.trials=null", "generate.max_new_tokens=20"),
+    "search.space={train.learning_rate: {choice: [3e-3, 1e-2, 2e-2]}}",
 )
 
 

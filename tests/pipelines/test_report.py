@@ -253,3 +253,16 @@ def test_the_report_is_complete_and_has_no_errors(browser, store, pipeline, tmp_
         assert browser.errors() == []
         browser.picture(name)
         assert browser.overflow() <= 0
+
+
+def test_the_report_of_a_study_is_complete_and_has_no_errors(browser, studied):
+    browser.errors()
+    path = studied.path.joinpath(*WRITTEN)
+    for name, width in {"study": WIDTH, "study-phone": PHONE_WIDTH}.items():
+        browser.open(path.as_uri(), width=width)
+        for section in ("study", "arms", *REPORT):
+            browser.wait(f"//*[@id='{section}']")
+        assert len(browser.wait("//section[@aria-labelledby='arms']//figure")) == 4
+        assert browser.errors() == []
+        browser.picture(name)
+        assert browser.overflow() <= 0

@@ -19,7 +19,6 @@ from pipelines.tracking.store import Store
 from pipelines.training import checkpoint
 from tests.pipelines.commands import (
     ROOT,
-    STUDY,
     WAIT_SECONDS,
     Folder,
     assert_whole,
@@ -246,31 +245,6 @@ def test_what_generate_cannot_do_is_one_line_on_stderr(swept, arguments, expecte
     assert (code, out) == (2, "")
     assert expected in err.splitlines()[-1]
     assert "Traceback" not in err
-
-
-@pytest.mark.ray
-def test_a_study_runs_its_searches_and_then_its_trainings_side_by_side(tmp_path, text):
-    folder = Folder(tmp_path, text, STUDY)
-    code, out, err = folder.run_forked("sweep.py", "tiny.yaml", "--until", "fit", "seeds=2")
-    assert code == 0, err
-    assert "Traceback" not in err
-    store = folder.store()
-    trials, fits = folder.trials(), store.find("fit")
-    searches = Counter(run.data.tags["mlflow.parentRunId"] for run in trials)
-    assert sorted(searches.values()) == [2, 2]
-    instances = {run.data.tags["dca.instance"]: run for run in fits}
-    assert instances.keys() == {
-        f"fit[{arm}, {seed}]" for arm in ("plain", "grn") for seed in (0, 1)
-    }
-    assert len(fits) == 4
-    assert {run.info.status for run in [*trials, *fits]} == {"FINISHED"}
-    assert_whole(store, [*trials, *fits])
-    for name, run in instances.items():
-        result = json.loads(run.data.tags["dca.outputs"])
-        assert store.models.exists(result["model_uri"])
-        assert f"  {name} complete: 32 steps, best " in out
-    assert len(list(tmp_path.glob("runs/fits/*/0*"))) >= 4
-    assert not list(tmp_path.glob("runs/trials/*/*"))
 
 
 @pytest.mark.usefixtures("local_tune")

@@ -51,6 +51,21 @@ def test_each_arm_is_trained_with_each_seed_once(studied):
     assert len(store.find("probe")) == len(store.find("compare")) == 1
 
 
+def test_the_trials_of_each_arm_and_the_trainings_are_shown_and_left_whole(studied, screen):
+    store, trials = studied.store(), studied.trials()
+    parents = Counter(run.data.tags["mlflow.parentRunId"] for run in trials)
+    assert sorted(parents.values()) == [2, 2]
+    assert {run.data.tags["dca.state"] for run in trials} == {"complete"}
+    assert_whole(store, trials)
+    for arm in ARMS:
+        ends = re.findall(rf"^  trial (\d) of {arm} complete: 64 steps, best ", screen, re.M)
+        assert sorted(ends) == ["0", "1"]
+    for name in REPLICATES:
+        assert screen.count(f"  {name} complete: 64 steps, best ") == 1
+    assert "Traceback" not in screen
+    assert not list(studied.path.glob("runs/trials/*/*"))  # checkpoints of trials that ended
+
+
 def test_the_verdict_is_the_last_line_of_the_screen(studied, screen):
     (run,) = studied.store().find("compare")
     found = json.loads(run.data.tags["dca.outputs"])
@@ -83,6 +98,16 @@ def test_the_registered_version_is_the_winner_and_names_its_study(studied, scree
     assert trial.data.params["model.residual"] == fit.data.params["model.residual"]
 
 
+def test_the_command_in_a_note_trains_the_arm_and_seed_that_it_is_of(studied):
+    store = studied.store()
+    note = instances(store, "fit")["fit[standard, 1]"].data.tags["mlflow.note.content"]
+    assert {"model.residual=standard", "seed=1", "train.evals=32"} <= set(note.split())
+    (search,) = [run for run in store.find("search") if "standard" in run.info.run_name]
+    for trial in store.children(search.info.run_id, "trial"):
+        note = trial.data.tags["mlflow.note.content"]
+        assert {"model.residual=standard", "seed=1000000"} <= set(note.split())
+
+
 @pytest.mark.usefixtures("local_tune")
 def test_the_same_command_reuses_all_and_repeats_the_verdict(copy, screen):
     last = screen.splitlines()[-1]
@@ -98,7 +123,7 @@ def test_the_same_command_reuses_all_and_repeats_the_verdict(copy, screen):
 
 
 def test_more_seeds_and_another_arm_add_what_is_missing(copy, local_tune: LocalTune):
-    before = {kind: instances(copy.store(), kind) for kind in ("search", "fit", "probe")}
+    before = {kind: instances(copy.store(), kind) for kind in ("search", "fit")}
     code, out, err = copy.run("sweep.py", "tiny.yaml", "seeds=3")
     assert code == 0, err
     assert stages(out) == {
@@ -118,7 +143,7 @@ def test_more_seeds_and_another_arm_add_what_is_missing(copy, local_tune: LocalT
     after = {kind: instances(copy.store(), kind) for kind in before}
     for kind, runs in before.items():
         same = {name: run.info.run_id for name, run in runs.items()}
-        assert {name: after[kind][name].info.run_id for name in same} == same or kind == "probe"
+        assert {name: after[kind][name].info.run_id for name in same} == same
     third = copy.store().find("compare")[0]
     assert json.loads(third.data.tags["dca.looks"]) == [[0, 1], [0, 1, 2]]
 
