@@ -1,9 +1,8 @@
 """Packaged models made in a moment, without training."""
 
 import subprocess
+import sys
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -32,8 +31,7 @@ def log_untrained(store: Store, experiment: Experiment, seed: int = 0) -> tuple[
 def isolated_forked(patch: pytest.MonkeyPatch) -> None:
     """Run packaged models in processes that have all libraries in memory, but no `dca`."""
 
-    def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
-        python, _, _, _, module, *arguments = command
-        return forked.run([python, "-m", module, *arguments], without=["dca"])
+    def run(module: str, arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+        return forked.run([sys.executable, "-m", module, *arguments], without=["dca"])
 
-    patch.setattr(isolated, "subprocess", SimpleNamespace(run=run))
+    patch.setattr(isolated, "_run_in_fork", run)

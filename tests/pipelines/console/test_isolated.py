@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -50,8 +51,50 @@ def test_a_module_ends_with_a_caller_that_is_killed():
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     with subprocess.Popen([sys.executable, "-c", code], env=environment) as caller:
         process, children = psutil.Process(caller.pid), []
-        while not children or "timeit" not in " ".join(children[0].cmdline()):
-            children = process.children()
-        caller.kill()  # which the child finds, however far it has started
+        while len(children) < 2:  # the one with PyTorch in memory, and its fork
+            assert caller.poll() is None
+            children = process.children(recursive=True)
+            time.sleep(0.02)
+        caller.kill()
     _, alive = psutil.wait_procs(children, timeout=10)
     assert not alive
+
+
+@pytest.mark.process
+def test_modules_run_in_forks_of_one_process_which_has_pytorch_in_memory(monkeypatch, tmp_path):
+    """Each with the folder and MLflow's variables of its own call; another environment, another."""
+    code = "import os, sys; print(os.getppid(), 'torch' in sys.modules, 'dca' in sys.modules, "
+    shown = ["-n1", "-r1", f"{code} os.getcwd(), os.environ.get('MLFLOW_A'), os.environ['OTHER'])"]
+
+    def run() -> list[str]:
+        child = run_isolated("timeit", shown)
+        assert child.returncode == 0, child.stderr
+        return child.stdout.splitlines()[0].split()
+
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.setenv("OTHER", "1")
+    first, *state = run()
+    assert state == ["True", "False", str(Path.cwd()), "None", "1"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_A", "b")
+    assert run() == [first, "True", "False", str(tmp_path), "b", "1"]
+    monkeypatch.setenv("OTHER", "2")
+    assert run()[0] != first
+    assert not psutil.pid_exists(int(first))
+
+
+@pytest.mark.process
+def test_a_module_that_fails_and_a_process_that_is_killed_are_told(monkeypatch):
+    monkeypatch.setenv("OTHER", "3")
+    child = run_isolated("timeit", ["-n1", "-r1", "raise SystemExit('a reason')"])
+    assert (child.returncode, child.stderr) == (1, "a reason\n")
+    child = run_isolated("timeit", ["-n1", "-r1", "import sys; sys.exit(3)"])
+    assert child.returncode == 3
+    child = run_isolated("pipelines.nothing", [])
+    assert child.returncode == 1
+    assert child.stderr.strip().endswith("No module named pipelines.nothing")
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    assert run_isolated("timeit", ["-n1", "-r1", kill]).returncode == -9
+    kill = "import os, signal; os.kill(os.getppid(), signal.SIGKILL)"
+    assert run_isolated("timeit", ["-n1", "-r1", kill]).returncode == -9
+    assert run_isolated("timeit", ["-n1", "-r1", "pass"]).returncode == 0
