@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep \
-  bench-startup bench-cluster bench-gate mutants
+  bench-startup bench-cluster bench-gate bench-studies mutants
 
 install: .venv/.installed
 
@@ -52,7 +52,10 @@ bench-cluster: install
 	$(BIN)/python benchmarks/cluster.py
 
 bench-gate: install
-	$(BIN)/python benchmarks/gate.py
+	$(BIN)/python -m benchmarks.gate
+
+bench-studies: install
+	$(BIN)/python -m benchmarks.studies
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'

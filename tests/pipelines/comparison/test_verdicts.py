@@ -1,8 +1,5 @@
-"""Verdicts over seeds and looks; and what studies without a difference conclude."""
+"""Verdicts over seeds and looks; tests/benchmarks/test_studies.py simulates whole studies."""
 
-from collections.abc import Callable
-
-import numpy as np
 import pytest
 
 from pipelines.comparison.statistics import paired
@@ -93,52 +90,3 @@ def test_without_pairs_nothing_is_decided():
     found = differences({"arm": {0: 1.0}, "none": {7: None}}, {0: 2.0, 7: None}, [[0, 7]])
     assert verdicts(found) == {"arm": "undecided", "none": "undecided"}
     assert (found["arm"].paired.n, found["none"].paired.n) == (1, 0)
-
-
-ARMS, PLANNED, LOOKS = 6, 5, (5, 10, 20)
-Residuals = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
-RESIDUALS: dict[str, Residuals] = {
-    "normal": lambda rng, size: rng.normal(0, 0.01, size),
-    "skewed": lambda rng, size: rng.exponential(0.01, size),
-}
-"""What a seed adds to an arm's result. Of equal arms the differences are symmetric even so."""
-
-
-def simulate(residuals: Residuals, studies: int) -> tuple[float, float, float]:
-    """Studies of equal arms: how often intervals cover 0, and studies that find a difference, at
-    the planned number of seeds and when they are extended while an arm is undecided."""
-    rng = np.random.default_rng(0)
-    covered = at_once = extended = 0
-    for _ in range(studies):
-        values = residuals(rng, (ARMS + 1, LOOKS[-1])) + rng.normal(2, 0.05, LOOKS[-1])
-        base, *arms = (dict(enumerate(row.tolist())) for row in values)
-        named = {str(n): arm for n, arm in enumerate(arms)}
-        shown = False
-        for number in range(len(LOOKS)):
-            found = differences(named, base, [range(n) for n in LOOKS[: number + 1]])
-            decided = [one.verdict != "undecided" for one in found.values()]
-            shown |= any(decided)
-            if number == 0:
-                at_once += any(decided)
-                intervals = [one.paired.interval() for one in found.values()]
-                covered += sum(i is not None and i.low <= 0 <= i.high for i in intervals)
-            if all(decided):
-                break
-        extended += shown
-    return covered / studies / ARMS, at_once / studies, extended / studies
-
-
-@pytest.mark.parametrize("kind", RESIDUALS)
-def test_equal_arms_are_seldom_found_different(kind):
-    """Without Holm, or with 0.05 at each look, a sixth or more of the studies would be."""
-    coverage, at_once, extended = simulate(RESIDUALS[kind], 40)
-    assert 0.9 <= coverage <= 1
-    assert at_once <= 0.1 and extended <= 0.1
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("kind", RESIDUALS)
-def test_two_thousand_studies_of_equal_arms(kind):
-    coverage, at_once, extended = simulate(RESIDUALS[kind], 2000)
-    assert 0.93 <= coverage <= 0.97
-    assert at_once <= 0.06 and extended <= 0.06
