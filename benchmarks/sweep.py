@@ -132,10 +132,12 @@ def _measure_study(config: dict[str, Any], folder: Path) -> None:
     _sweep(config, new, until="fit")
     wall = time.time() - started
     parts = _run_child("parts", config, new)
+    each = median(end - start for start, end in parts["search"]["spans"])
+    _row("study, one trial, first to last optimizer step", f"{each:.1f} s")
     total, ideal = 0.0, 0.0
     for stage, part in parts.items():
         spans = sorted(map(tuple, part["spans"]))
-        own, gaps = sum(end - start for start, end in spans) / slots, between(spans, slots)
+        own, gaps = each * len(spans) / slots, between(spans, slots)
         total, ideal = total + part["wall"], ideal + own
         _row(
             f"study, {stage}: {len(spans)} trainings on {slots} slots",
@@ -230,7 +232,7 @@ def _calibrate(config: dict[str, Any]) -> None:
 
     loaded = _load(config)
     tokens = CALIBRATION_STEPS * loaded.train.batch_tokens
-    timed = loaded.replace({"train.tokens": tokens, "train.evals": 1})
+    timed = loaded.replace({"train.tokens": tokens, "train.evals": 1}).training_run()
     (rows,) = train(timed, _corpus(loaded), Path("calibration"), print)
     print(json.dumps({"tokens": median(row["tokens_per_second"] for row in rows)}))
 
@@ -255,7 +257,8 @@ def _script(config: dict[str, Any]) -> None:
         best = float("inf")
         with mlflow.start_run(nested=True):
             mlflow.log_param("learning_rate", rate)
-            for rows in train(base.replace({"train.learning_rate": rate}), corpus, folder, print):
+            run = base.training_run({"train.learning_rate": rate})
+            for rows in train(run, corpus, folder, print):
                 for row in rows:
                     step = int(row["step"])
                     mlflow.log_metrics({k: v for k, v in row.items() if k != "step"}, step=step)

@@ -181,8 +181,11 @@ class TakeTurns(NotPickled, Searcher):
     ) -> None:
         """Pass to a trial's group how it ended."""
         name = self._running.pop(trial_id, None)
-        if name is not None:
-            self._sources[name].on_trial_complete(trial_id, result, error)
+        if name is None:
+            return
+        self._sources[name].on_trial_complete(trial_id, result, error)
+        if error:  # its retry is next
+            self._turns.sort(key=lambda other: other != name)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing is saved: a resumed run is built from the tracking store."""

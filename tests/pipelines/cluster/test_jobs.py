@@ -74,6 +74,16 @@ def test_groups_take_turns_until_all_have_ended():
     ]
 
 
+def test_a_group_whose_trial_crashed_is_next():
+    trials, groups = groups_of(a=1, b=3, c=2)
+    searcher = TakeTurns(groups)
+    assert [searcher.suggest(str(number))["group"] for number in range(2)] == ["a", "b"]
+    trials["a"].left = 1  # its retry
+    searcher.on_trial_complete("0", error=True)
+    found = [searcher.suggest(str(number))["group"] for number in range(2, 6)]
+    assert found == ["a", "c", "b", "c"]
+
+
 def test_a_single_group_may_have_no_name():
     _, groups = groups_of(**{"": 1})
     searcher = TakeTurns(groups)

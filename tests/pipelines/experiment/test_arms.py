@@ -6,7 +6,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from pipelines import sweep
+from pipelines import sweep, train
 from pipelines.cluster import inspection, memory
 from pipelines.cluster.capacity import Node
 from pipelines.comparison.config import ARM_NAME, MAX_SEED, TUNING_SEED
@@ -395,6 +395,12 @@ def test_arms_and_seeds_are_changed_on_the_command_line(path):
 def test_a_command_that_trains_once_takes_no_list_of_seeds(path):
     with pytest.raises(ConfigError, match="a comma list is a grid, for sweep"):
         load([str(path), "seeds=1,2"])
+
+
+def test_one_training_is_of_the_experiment_without_its_arms(path):
+    one = train._experiment(train._parse([str(path)]), None)
+    assert not one.is_study
+    assert one.training_run() == load([str(path)]).training_run()
 
 
 def test_smoke_keeps_the_arms_and_two_seeds(path):
