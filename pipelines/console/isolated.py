@@ -87,7 +87,11 @@ class _Server:
 
         MLflow reads its variables when it needs them: they come with each request.
         """
-        return self.owner == os.getpid() and self.environment == _without_mlflow(environment)
+        if self.owner != os.getpid() or self._process is None:
+            return False
+        if os.waitid(os.P_PID, self._process, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return False
+        return self.environment == _without_mlflow(environment)
 
     def run(
         self, module: str, arguments: Sequence[str], environment: dict[str, str]
@@ -198,7 +202,8 @@ def _serve(caller: int) -> None:
         with os.fdopen(files[0]) as given:
             request = json.load(given)
         if request["module"].startswith(f"{PACKAGE.name}."):
-            importlib.import_module(request["module"])  # with what it imports, for the next forks
+            with contextlib.suppress(Exception):  # the fork fails, and says why
+                importlib.import_module(request["module"])  # with what it imports, for all forks
         gc.freeze()
         fork = os.fork()
         if not fork:

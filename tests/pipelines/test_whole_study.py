@@ -59,10 +59,10 @@ def test_the_trials_of_each_arm_and_the_trainings_are_shown_and_left_whole(studi
     assert {run.data.tags["dca.state"] for run in trials} == {"complete"}
     assert_whole(store, trials)
     for arm in ARMS:
-        ends = re.findall(rf"^  trial (\d) of {arm} complete: 64 steps, best ", screen, re.M)
+        ends = re.findall(rf"^  trial (\d) of {arm} complete: 32 steps, best ", screen, re.M)
         assert sorted(ends) == ["0", "1"]
     for name in REPLICATES:
-        assert screen.count(f"  {name} complete: 64 steps, best ") == 1
+        assert screen.count(f"  {name} complete: 32 steps, best ") == 1
     assert "Traceback" not in screen
     assert not list(studied.path.glob("runs/trials/*/*"))  # checkpoints of trials that ended
 
