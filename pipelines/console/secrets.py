@@ -27,13 +27,26 @@ PARAMETER = re.compile(
     rf"(?i)((?:(?:^|[?&;,\s\"'{{(])[\w.%-]*(?:{NAMES})|[?&](?:key|sig|pwd|auth))=)[^\s&;\"'<>]+"
 )
 
+QUOTED = re.compile(
+    rf"""(?ix)((?P<escape>\\*)["'][\w.-]*(?:{NAMES})(?P=escape)["']\s*[:,=]\s*)
+    b?(?P<opening>(?P=escape)["']).*?(?<!\\)(?P=opening)"""
+)
+"""A secret with its name in JSON, in JSON within a text, or as Python writes a dictionary."""
+HEADER = re.compile(
+    r"""(?ix)(\b(?:(?:proxy-)?authorization|cookie|x-api-key)\b\\*["']?\s*[:,=]\s*b?\\*["']?
+    (?:(?:basic|bearer|token|digest|negotiate)\s+)?|\bbearer\s+(?=[^\s"'\\]{16}))[^\s"'\\,}\])]+"""
+)
+"""What a request is signed with: a header of HTTP, or a token alone."""
+
 
 def redact(text: str) -> str:
-    """The text without the secrets of the environment, the user information of URIs and the values
-    of parameters such as `token=`."""
+    """The text without the secrets of the environment, the user information of URIs, the values of
+    parameters such as `token=` and of keys such as `"password":`, and headers that authorize."""
     for secret in _secrets(tuple(environment().items())):
         text = text.replace(secret, MASK)
     text = USER_INFORMATION.sub(f"{MASK}@", text)
+    text = QUOTED.sub(rf"\g<1>\g<opening>{MASK}\g<opening>", text)
+    text = HEADER.sub(rf"\g<1>{MASK}", text)
     return PARAMETER.sub(rf"\g<1>{MASK}", text)
 
 

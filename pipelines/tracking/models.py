@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from mlflow.models import Model, ModelSignature
 
 from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.secrets import redact
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.digests import (
     CACHES,
@@ -36,10 +37,12 @@ from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     ARTIFACT_TAG,
+    LINEAGE_FILE,
     PACKAGE_FOLDER,
     SCHEMA_TAG,
     SCHEMA_VERSION,
     SHA256_TAG,
+    SIZE_TAG,
     schema_version,
 )
 from pipelines.tracking.uri import local_path
@@ -54,6 +57,10 @@ UNLISTED_EARLIER = re.compile(
     r"|(serving_)?input_example\.json|(scores|gate|mixing)/[^/]+\.json"
 )
 """The same of a package from before MLflow's files were listed."""
+
+
+MAX_UNLISTED_BYTES = 1 << 20
+"""Of the files of a model that are not in its list."""
 
 
 def model_uri(model_id: str) -> str:
@@ -99,7 +106,10 @@ class ModelStore:
                 name="model",
                 source_run_id=run_id,
                 tags={**tags, SCHEMA_TAG: str(SCHEMA_VERSION)},
-                params={**{k: encode_param(v) for k, v in flatten(params)}, **run.data.params},
+                params={
+                    **{k: redact(encode_param(v)) for k, v in flatten(params)},
+                    **run.data.params,
+                },
             )
             model_id = str(made.model_id)
             with scratch_folder() as scratch:
@@ -123,8 +133,9 @@ class ModelStore:
                     shutil.rmtree(cache)
                 files = {name: folder / name for name in plain_files(folder)}
                 (folder / DIGESTS).write_text(format_digests(files))
-                digest = {SHA256_TAG: sha256_of(folder / DIGESTS)}
-                self.client.set_logged_model_tags(model_id, digest)
+                size = sum(path.stat().st_size for path in files.values())
+                sealed = {SHA256_TAG: sha256_of(folder / DIGESTS), SIZE_TAG: str(size)}
+                self.client.set_logged_model_tags(model_id, sealed)
                 self.client.log_model_artifacts(model_id, str(folder))
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
             self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
@@ -145,6 +156,28 @@ class ModelStore:
             if model.status == LoggedModelStatus.READY:
                 return str(model.model_id)
         return None
+
+    def of_folder(self, folder: Path) -> str:
+        """The id of the logged model of which a folder of this machine has the files.
+
+        Raises ConfigError if it is no packaged model, or the store does not have it; DamagedError
+        if it is not what was logged.
+        """
+        if not (folder / MODEL_FILE).is_file():
+            message = f"expected a packaged model: there is no {MODEL_FILE} in it"
+            raise ConfigError(Problem(message, source=str(folder)))
+        verify_model_folder(folder, str(folder))
+        try:
+            run = json.loads((folder / PACKAGE_FOLDER / LINEAGE_FILE).read_text())["run"]
+            found = self.logged_by(str(run))
+        except (KeyError, MlflowException, OSError, TypeError, ValueError):
+            found = None
+        if found is None:
+            message = "the tracking store has not the run that made it"
+            raise ConfigError(Problem(message, source=str(folder)))
+        model = self.client.get_logged_model(found)
+        verify_model_folder(folder, str(folder), self._logged_digest(model))
+        return found
 
     def exists(self, uri: str) -> bool:
         """Whether a logged model and its files exist.
@@ -168,7 +201,8 @@ class ModelStore:
             model = self.client.get_logged_model(model_id)
             source = local_path(str(model.artifact_location))
             if source is not None:
-                plain_files(source)  # a copy has what a link points to
+                names = plain_files(source)  # a copy has what a link points to
+                _require_size([source / name for name in names], model.tags.get(SIZE_TAG))
             copy = self.client.download(model.artifact_location, folder)
         except (MlflowException, OSError) as error:
             raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
@@ -239,7 +273,7 @@ class ModelStore:
                 if digest is None:
                     return None
                 copy = self.client.download_artifacts(model.source_run_id, file, scratch)
-                data = Path(copy).read_bytes()
+                data = copy.read_bytes()
             except (MlflowException, OSError):
                 return None
         return json.loads(data) if hashlib.sha256(data).hexdigest() == digest else None
@@ -251,6 +285,14 @@ class ModelStore:
             return self.client.download(f"{location}/{file}", folder)
         except (MlflowException, OSError):
             return None
+
+
+def _require_size(files: Sequence[Path], logged: str | None) -> None:
+    """Raise ValueError if files have more bytes than were logged: a file with holes, which takes no
+    room, would fill the disk as it is copied. Earlier models have no size."""
+    size = sum(path.stat().st_size for path in files)
+    if logged is not None and size > int(logged) + MAX_UNLISTED_BYTES:
+        raise ValueError(f"its files have {size:,} bytes, {int(logged):,} were logged")
 
 
 def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> None:

@@ -66,6 +66,22 @@ def test_what_others_left_beside_checkpoints_is_none_and_is_not_touched(tmp_path
     assert outside.is_dir()
 
 
+@pytest.mark.parametrize("name", ["00000002", ".00000002", ".00000001"])
+def test_a_link_or_a_file_with_the_name_of_a_checkpoint_is_replaced(tmp_path, parts, name):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    (outside / "kept").touch()
+    for put in (lambda path: path.symlink_to(outside), Path.touch):
+        save(folder, parts, 1)
+        put(folder / name)
+        assert checkpoint.resume(folder, *parts, "key", print, step=2) is None
+        save(folder, parts, 2)
+        found = checkpoint.resume(folder, *parts, "key", print, step=2)
+        assert found is not None
+        assert [path.name for path in outside.iterdir()] == ["kept"]
+        shutil.rmtree(folder)
+
+
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, parts):
     save(tmp_path, parts, 1)
     (checkpoint.path_of(tmp_path, 1) / "state.json").unlink()
