@@ -337,7 +337,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     register.add_argument(
         "trained",
         metavar="MODEL",
-        help="a run, a logged model, a URI of either, or a folder with a packaged model",
+        help="a run, a logged model, a URI of either, or a folder of either",
     )
     register.add_argument("changes", nargs="*", default=[], metavar="key=value", help=changes)
     rollback = commands.add_parser(

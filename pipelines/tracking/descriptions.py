@@ -94,7 +94,7 @@ def describe_comparison(table: str, pipeline_run: str) -> str:
         f", the figures are in `{FIGURES_FOLDER}`. The whole study again:",
         _code(
             _download(pipeline_run, EXPERIMENT_FILE),
-            f"python pipelines/sweep.py {EXPERIMENT_FILE}",
+            f"python {_script('sweep.py')} {EXPERIMENT_FILE}",
         ),
     )
 

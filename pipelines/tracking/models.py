@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +96,7 @@ class ModelStore:
 
         The digests of all its files are listed in it, and the digest of that list is a tag.
         """
+        described = {key: redact(encode_param(value)) for key, value in flatten(params)}
 
         def log_once() -> str:
             if found := self.logged_by(run_id):
@@ -106,10 +107,7 @@ class ModelStore:
                 name="model",
                 source_run_id=run_id,
                 tags={**tags, SCHEMA_TAG: str(SCHEMA_VERSION)},
-                params={
-                    **{k: redact(encode_param(v)) for k, v in flatten(params)},
-                    **run.data.params,
-                },
+                params={**described, **run.data.params},
             )
             model_id = str(made.model_id)
             with scratch_folder() as scratch:
@@ -129,13 +127,7 @@ class ModelStore:
                         run_id=run_id,
                     ),
                 )
-                for cache in folder.rglob(CACHES):
-                    shutil.rmtree(cache)
-                files = {name: folder / name for name in plain_files(folder)}
-                (folder / DIGESTS).write_text(format_digests(files))
-                size = sum(path.stat().st_size for path in files.values())
-                sealed = {SHA256_TAG: sha256_of(folder / DIGESTS), SIZE_TAG: str(size)}
-                self.client.set_logged_model_tags(model_id, sealed)
+                self.client.set_logged_model_tags(model_id, _seal(folder))
                 self.client.log_model_artifacts(model_id, str(folder))
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
             self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
@@ -158,25 +150,34 @@ class ModelStore:
         return None
 
     def of_folder(self, folder: Path) -> str:
-        """The id of the logged model of which a folder of this machine has the files.
+        """The id of the logged model that a folder of this machine stands for: one with the model's
+        files, or one in which the store keeps those of the run that logged it.
 
-        Raises ConfigError if it is no packaged model, or the store does not have it; DamagedError
-        if it is not what was logged.
+        Raises ConfigError if it is neither; DamagedError if it is not what was logged.
         """
-        if not (folder / MODEL_FILE).is_file():
-            message = f"expected a packaged model: there is no {MODEL_FILE} in it"
-            raise ConfigError(Problem(message, source=str(folder)))
-        verify_model_folder(folder, str(folder))
+        packaged = (folder / MODEL_FILE).is_file()
         try:
-            run = json.loads((folder / PACKAGE_FOLDER / LINEAGE_FILE).read_text())["run"]
-            found = self.logged_by(str(run))
-        except (KeyError, MlflowException, OSError, TypeError, ValueError):
+            if packaged:
+                with (folder / PACKAGE_FOLDER / LINEAGE_FILE).open() as file:
+                    run = str(json.loads(file.read(MAX_UNLISTED_BYTES))["run"])
+            else:
+                path = folder.resolve()
+                run = (path.parent if path.name == "artifacts" else path).name
+            found = self.logged_by(run)
+        except (KeyError, MlflowException, OSError, RecursionError, TypeError, ValueError):
             found = None
         if found is None:
-            message = "the tracking store has not the run that made it"
+            message = (
+                "the tracking store does not have the run that made it"
+                if packaged
+                else f"expected a packaged model, with its {MODEL_FILE}, or the folder of a run "
+                "that has logged one"
+            )
             raise ConfigError(Problem(message, source=str(folder)))
-        model = self.client.get_logged_model(found)
-        verify_model_folder(folder, str(folder), self._logged_digest(model))
+        if packaged:
+            model = self.client.get_logged_model(found)
+            size = model.tags.get(SIZE_TAG)
+            verify_model_folder(folder, str(folder), self._logged_digest(model), size)
         return found
 
     def exists(self, uri: str) -> bool:
@@ -201,8 +202,7 @@ class ModelStore:
             model = self.client.get_logged_model(model_id)
             source = local_path(str(model.artifact_location))
             if source is not None:
-                names = plain_files(source)  # a copy has what a link points to
-                _require_size([source / name for name in names], model.tags.get(SIZE_TAG))
+                _require_size(source, model.tags.get(SIZE_TAG))
             copy = self.client.download(model.artifact_location, folder)
         except (MlflowException, OSError) as error:
             raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
@@ -287,15 +287,31 @@ class ModelStore:
             return None
 
 
-def _require_size(files: Sequence[Path], logged: str | None) -> None:
-    """Raise ValueError if files have more bytes than were logged: a file with holes, which takes no
-    room, would fill the disk as it is copied. Earlier models have no size."""
-    size = sum(path.stat().st_size for path in files)
+def _require_size(folder: Path, logged: str | None) -> None:
+    """Raise ValueError if the files of a folder have more bytes than were logged: one with holes,
+    which takes no room, would fill the disk as it is copied, and be read for hours; or if there is
+    a link, of which a copy has what it points to. Earlier models have no size."""
+    size = _size(folder / name for name in plain_files(folder))
     if logged is not None and size > int(logged) + MAX_UNLISTED_BYTES:
         raise ValueError(f"its files have {size:,} bytes, {int(logged):,} were logged")
 
 
-def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> None:
+def _seal(folder: Path) -> dict[str, str]:
+    """Write the list of digests into a package; returns the tags by which it is verified."""
+    for cache in folder.rglob(CACHES):
+        shutil.rmtree(cache)
+    files = {name: folder / name for name in plain_files(folder)}
+    (folder / DIGESTS).write_text(format_digests(files))
+    return {SHA256_TAG: sha256_of(folder / DIGESTS), SIZE_TAG: str(_size(files.values()))}
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def verify_model_folder(
+    folder: Path, name: str, logged: str | None = None, size: str | None = None
+) -> None:
     """Raise DamagedError unless every file of a packaged model is in its list, and unaltered.
 
     Lists of earlier packages have not the files that MLflow made: these may be there, as may what
@@ -305,9 +321,11 @@ def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> N
         folder: The package.
         name: What errors call it.
         logged: The digest of the list as it was logged; None if that is not known.
+        size: Bytes of all its files as they were logged, likewise.
 
     """
     try:
+        _require_size(folder, size)
         listed = read_list(folder / DIGESTS, logged)
         others = UNLISTED if MODEL_FILE in listed else UNLISTED_EARLIER
         verify_tree(folder, listed, lambda file: others.fullmatch(file) is not None)

@@ -40,6 +40,9 @@ CANARY = "c4n/ry@w0rd:&=x"
         (r'"headers": "{\"Authorization\": \"Bearer CANARY\"}"', None),
         ("curl -H 'X-Api-Key: CANARY' h", "curl -H 'X-Api-Key: ***' h"),
         ("sent Bearer CANARY.of-16-letters", "sent Bearer ***"),
+        ("python a.py --password CANARY --json", "python a.py --password *** --json"),
+        ("client -api-key 'CANARY'", "client -api-key '***'"),
+        ('["a.py", "--db-password", "CANARY"]', '["a.py", "--db-password", "***"]'),
     ],
 )
 def test_secrets_are_hidden_by_the_form_of_the_text(text, shown):
@@ -59,6 +62,7 @@ def test_secrets_are_hidden_by_the_form_of_the_text(text, shown):
         "train.tokens=65536 fit.tokens=5 max_new_tokens=20",
         "python sweep.py model.depth=2,4 search.sampler.name=tpe",
         "def f(key=1): return sorted(x, key=len)",
+        "generate.py --max-new-tokens 5 --token --json; pass-token x",
         '{"tokens": "5", "token_count": "6", "sampler": "tpe", "key": "value"}',
         "authorization failed: the bearer of bad news, unexpected token: x",
     ],

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import generate, promote, train
 from pipelines.console.command import run_command
-from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.experiment import read_experiment
 from pipelines.registry.package import CONFIG, FILES, LINEAGE, fetch_model, load_model
 from pipelines.registry.versions import Registry
@@ -21,6 +21,7 @@ from pipelines.storage.digests import format_digests, plain_files
 from pipelines.tracking.models import verify_model_folder
 from pipelines.tracking.schema import SCHEMA_TAG, SHA256_TAG, SIZE_TAG
 from pipelines.tracking.store import Store
+from pipelines.tracking.uri import local_path
 from tests.pipelines.packages import log_untrained
 from tests.pipelines.stored import put_database
 
@@ -243,6 +244,41 @@ def test_a_file_with_holes_is_refused_before_it_is_copied(store, logged, tmp_pat
     store.client.delete_logged_model_tag(logged.parent.name, SIZE_TAG)  # as of an earlier model
     with pytest.raises(PipelineError, match=r"bytes, more than the [\d,]+ free in"):
         fetch_model(store.models, logged.parent.name, tmp_path / "copy")
+
+
+def test_a_folder_of_a_run_or_of_a_model_stands_for_the_model(store, logged, tmp_path):
+    model = store.client.get_logged_model(logged.parent.name)
+    run = local_path(store.client.get_run(model.source_run_id).info.artifact_uri)
+    run.mkdir(parents=True, exist_ok=True)
+    copy = shutil.copytree(logged, tmp_path / "copy")
+    for folder in (logged, copy, run, run.parent):
+        assert store.models.of_folder(folder) == model.model_id
+    (tmp_path / ("0" * 32)).mkdir()
+    for folder in (tmp_path / ("0" * 32), tmp_path):
+        with pytest.raises(ConfigError, match="expected a packaged model, with its MLmodel, or"):
+            store.models.of_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (append("MLmodel", "data: extra\n"), DamagedError, "MLmodel was altered after it was"),
+        (swap, DamagedError, f"its {SUMS} is not the one that was logged"),
+        (link_folder, DamagedError, "code/torch is a link"),
+        (
+            lambda folder: os.truncate(folder / "MLmodel", 1 << 40),
+            DamagedError,
+            "its files have 1,",
+        ),
+        (write(LINEAGE, '{"run": "' + "0" * 32 + '"}'), ConfigError, "does not have the run that"),
+        (write(LINEAGE, "[" * 10_000), ConfigError, "does not have the run that"),
+    ],
+)
+def test_an_altered_folder_is_no_model(store, logged, tmp_path, change, error, message):
+    copy = shutil.copytree(logged, tmp_path / "copy")
+    change(copy)
+    with pytest.raises(error, match=f"{re.escape(str(copy))}: .*{message}"):
+        store.models.of_folder(copy)
 
 
 def test_a_name_that_would_control_a_terminal_is_shown_as_escapes(logged):

@@ -259,7 +259,7 @@ def test_the_importance_has_a_row_for_each_key(config):
     assert "PED-ANOVA" in section.paragraphs[1]
     (table,) = section.tables
     assert table.rows == [["a", "70.0 %", "9", "20.0 %"], ["b", "n/a", "3", "80.0 %"]]
-    assert (table.headers[-1], table.numbers) == ("share of the best", {1, 2, 3})
+    assert (table.columns[-1], table.numbers) == ("share of the best", {1, 2, 3})
     empty = pd.DataFrame([], columns=COLUMNS)
     for known, reason in (
         (Importance(empty), "no key could be compared"),
