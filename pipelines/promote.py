@@ -66,10 +66,8 @@ def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
     versions = registry.versions()[::-1]
     rows = [_row(version, aliases) for version in versions]
     if arguments.json:
-        from pipelines.registry.package import LINEAGE
-
         for row in rows:
-            row["lineage"] = registry.read_packaged(row["version"], LINEAGE)
+            row |= _lineage(registry, row)
         print(json.dumps(rows, indent=1))
         return
     columns = [
@@ -89,6 +87,20 @@ def _row(version: Any, aliases: dict[str, int]) -> dict[str, Any]:
         "model_uri": version.source,
         "tags": dict(sorted(version.tags.items())),
     }
+
+
+def _lineage(registry: "Registry", row: dict[str, Any]) -> dict[str, Any]:
+    """What a version was made of, or what is wrong with its files."""
+    from pipelines.console.errors import DamagedError
+    from pipelines.registry.package import LINEAGE
+
+    try:
+        found, damaged = registry.read_packaged(row["version"], LINEAGE), None
+    except DamagedError as error:
+        found, damaged = None, str(error)
+    if found is None and damaged is None:
+        damaged = f"{row['model_uri']}: there is no {LINEAGE}"
+    return {"lineage": found, "damaged": damaged}
 
 
 def _cells(version: Any, row: dict[str, Any]) -> list[str]:
@@ -190,6 +202,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
 def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     """Evaluate any trained model on its test split and make a version of it, for the gate."""
     from pipelines.engine.stage import Invocation
+    from pipelines.registry.package import local_folder
     from pipelines.registry.resolve import resolve_model
     from pipelines.registry.results import Fitted, Registered, Tested
     from pipelines.stages.register import register_model
@@ -197,7 +210,10 @@ def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     from pipelines.tracking.models import ModelStore
 
     models = ModelStore(connect_existing())
-    model_id, label = resolve_model(models.client, arguments.trained, name=MODEL)
+    if folder := local_folder(arguments.trained):
+        model_id, label = models.of_folder(folder), str(folder)
+    else:
+        model_id, label = resolve_model(models.client, arguments.trained, name=MODEL)
     mode = OutputMode.QUIET if arguments.json else OutputMode.TEXT
     invocation = Invocation.of(__file__, argv, Progress(mode, stderr=True))
     results = register_model(
@@ -319,7 +335,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "register", parents=[common], help="make a version of any trained model"
     )
     register.add_argument(
-        "trained", metavar="MODEL", help="a run, a logged model, or a URI of either"
+        "trained",
+        metavar="MODEL",
+        help="a run, a logged model, a URI of either, or a folder of either",
     )
     register.add_argument("changes", nargs="*", default=[], metavar="key=value", help=changes)
     rollback = commands.add_parser(

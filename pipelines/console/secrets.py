@@ -14,7 +14,10 @@ from urllib.parse import quote, quote_plus, unquote_plus
 MASK = "***"
 MIN_SECRET_CHARACTERS = 8
 """Shorter values of the environment are words that occur anywhere, not secrets."""
-NAMES = r"passw(?:or)?d|token|secret|signature|credential|access_?key(?:_?id)?|(?:api|secret)_?key"
+NAMES = (
+    r"passw(?:or)?d|token|secret|signature|credential|access[_-]?key(?:[_-]?id)?"
+    r"|(?:api|secret)[_-]?key"
+)
 """How the names of parameters and variables that hold a secret end."""
 SECRET_VARIABLE = re.compile(rf"(?i)(?:{NAMES})$")
 PLACE_VARIABLE = re.compile(r"(?i)(?:uri|url|address|proxy|endpoint|dsn)$")
@@ -27,13 +30,30 @@ PARAMETER = re.compile(
     rf"(?i)((?:(?:^|[?&;,\s\"'{{(])[\w.%-]*(?:{NAMES})|[?&](?:key|sig|pwd|auth))=)[^\s&;\"'<>]+"
 )
 
+QUOTED = re.compile(
+    rf"""(?ix)((?P<escape>\\{{0,8}})["'][\w.-]*(?:{NAMES})(?P=escape)["']\s*[:,=]\s*)
+    b?(?P<opening>(?P=escape)["']).*?(?<!\\)(?P=opening)"""
+)
+"""A secret with its name in JSON, in JSON within a text, or as Python writes a dictionary."""
+HEADER = re.compile(
+    r"""(?ix)(\b(?:(?:proxy-)?authorization|cookie|x-api-key)\b\\*["']?\s*[:,=]\s*(?:b(?=\\*["']))?\\*["']?
+    (?:(?:basic|bearer|token|digest|negotiate)\s+)?|\bbearer\s+(?=[^\s"'\\]{16}))[^\s"'\\,}\])]+"""
+)
+"""What a request is signed with: a header of HTTP, or a token alone."""
+OPTION = re.compile(rf"(?i)((?<![\w-])--?[\w-]*(?:{NAMES})[ \t]+['\"]?)(?![-'\"])[^\s'\"]+")
+"""A secret as an option of a command: its name and the value are two words."""
+
 
 def redact(text: str) -> str:
-    """The text without the secrets of the environment, the user information of URIs and the values
-    of parameters such as `token=`."""
+    """The text without the secrets of the environment, the user information of URIs, the values of
+    parameters such as `token=`, of keys such as `"password":` and of options such as `--password`,
+    and headers that authorize."""
     for secret in _secrets(tuple(environment().items())):
         text = text.replace(secret, MASK)
     text = USER_INFORMATION.sub(f"{MASK}@", text)
+    text = QUOTED.sub(rf"\g<1>\g<opening>{MASK}\g<opening>", text)
+    text = HEADER.sub(rf"\g<1>{MASK}", text)
+    text = OPTION.sub(rf"\g<1>{MASK}", text)
     return PARAMETER.sub(rf"\g<1>{MASK}", text)
 
 

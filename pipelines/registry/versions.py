@@ -22,6 +22,7 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.retries import RetryPolicy
+from pipelines.console.secrets import redact
 from pipelines.console.text import nearest, one_line
 from pipelines.tracking import descriptions
 from pipelines.tracking.client import RetryingClient
@@ -125,7 +126,7 @@ class Registry:
         """Set tags of a version."""
         for key, value in tags.items():
             CONFLICTS.call(
-                self.client.set_model_version_tag, self.name, str(version), key, str(value)
+                self.client.set_model_version_tag, self.name, str(version), key, redact(str(value))
             )
 
     def remove_tags(self, version: int, keys: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import compare_top_two, resolved_values
 from pipelines.search.config import LEARNING_SAMPLERS
 from pipelines.storage.location import storage_folder
-from pipelines.storage.project import ROOT
+from pipelines.storage.project import ROOT, script
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import TRAIN_KIND
 from pipelines.tracking.uri import database_uri, shown_tracking_uri, tracking_uri
@@ -90,11 +90,6 @@ def config_path(results: Results) -> str:
     """Path of that file in the commands: the one of the pipeline run, which stays as it is."""
     config = results.config
     return shown_path(run_folder(config, results.pipeline.info.run_id) / config_file(config))
-
-
-def script(name: str) -> str:
-    """Path of a command's script in the commands, as it is called from the current folder."""
-    return shown_path(ROOT / "pipelines" / name)
 
 
 def reproduction_command(results: Results) -> str:

@@ -65,7 +65,8 @@ def importance(results: Results) -> Importance:
         rows[key] = (share, len(active), False)
     shares_table = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
     shares_table = shares_table.sort_values("share", ascending=False, kind="stable")
-    return Importance(shares_table, tokens, best=_ped_anova(results, table, values))
+    every = results.trials.loc[values.index]
+    return Importance(shares_table, tokens, best=_ped_anova(results, every, values))
 
 
 def _ped_anova(results: Results, table: pd.DataFrame, values: pd.Series) -> dict[str, float]:

@@ -7,6 +7,7 @@ that cancelled retries of one command do not affect the next one in the same pro
 import logging
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -120,7 +121,11 @@ class RetryingClient:
                     break
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
-        """Copy an artifact, a file or a folder, into a folder; returns the copy's path."""
+        """Copy an artifact, a file or a folder, into a folder; returns the copy's path.
+
+        Raises PipelineError if there is no room for it.
+        """
+        _require_room(local_path(artifact_uri), folder)
         copy = self.retry(
             mlflow.artifacts.download_artifacts,
             artifact_uri=artifact_uri,
@@ -129,6 +134,24 @@ class RetryingClient:
             registry_uri=self.uri,
         )
         return Path(copy)
+
+    def download_artifacts(self, run_id: str, file: str, folder: Path) -> Path:
+        """Copy an artifact of a run into a folder; returns its path. Raises as `download`."""
+        root = local_path(self.get_run(run_id).info.artifact_uri)
+        _require_room(root and root / file, folder)
+        return Path(self.retry(self._client.download_artifacts, run_id, file, str(folder)))
+
+
+def _require_room(path: Path | None, folder: Path) -> None:
+    """Raise PipelineError if a file, or the files of a folder, of this machine do not fit another
+    folder: the copy would fill the disk, as of a file with holes, which takes no room itself."""
+    if path is None:
+        return
+    inside = path.rglob("*") if path.is_dir() else [path]
+    size = sum(one.stat().st_size for one in inside if one.is_file())
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise PipelineError(f"{path}: has {size:,} bytes, more than the {free:,} free in {folder}")
 
 
 def connect(uri: str) -> RetryingClient:

@@ -8,7 +8,7 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from mlflow.models import Model, ModelSignature
 
 from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.secrets import redact
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.digests import (
     CACHES,
@@ -36,10 +37,12 @@ from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     ARTIFACT_TAG,
+    LINEAGE_FILE,
     PACKAGE_FOLDER,
     SCHEMA_TAG,
     SCHEMA_VERSION,
     SHA256_TAG,
+    SIZE_TAG,
     schema_version,
 )
 from pipelines.tracking.uri import local_path
@@ -54,6 +57,10 @@ UNLISTED_EARLIER = re.compile(
     r"|(serving_)?input_example\.json|(scores|gate|mixing)/[^/]+\.json"
 )
 """The same of a package from before MLflow's files were listed."""
+
+
+MAX_UNLISTED_BYTES = 1 << 20
+"""Of the files of a model that are not in its list."""
 
 
 def model_uri(model_id: str) -> str:
@@ -89,6 +96,7 @@ class ModelStore:
 
         The digests of all its files are listed in it, and the digest of that list is a tag.
         """
+        described = {key: redact(encode_param(value)) for key, value in flatten(params)}
 
         def log_once() -> str:
             if found := self.logged_by(run_id):
@@ -99,7 +107,7 @@ class ModelStore:
                 name="model",
                 source_run_id=run_id,
                 tags={**tags, SCHEMA_TAG: str(SCHEMA_VERSION)},
-                params={**{k: encode_param(v) for k, v in flatten(params)}, **run.data.params},
+                params={**described, **run.data.params},
             )
             model_id = str(made.model_id)
             with scratch_folder() as scratch:
@@ -119,12 +127,7 @@ class ModelStore:
                         run_id=run_id,
                     ),
                 )
-                for cache in folder.rglob(CACHES):
-                    shutil.rmtree(cache)
-                files = {name: folder / name for name in plain_files(folder)}
-                (folder / DIGESTS).write_text(format_digests(files))
-                digest = {SHA256_TAG: sha256_of(folder / DIGESTS)}
-                self.client.set_logged_model_tags(model_id, digest)
+                self.client.set_logged_model_tags(model_id, _seal(folder))
                 self.client.log_model_artifacts(model_id, str(folder))
             self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
             self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
@@ -145,6 +148,37 @@ class ModelStore:
             if model.status == LoggedModelStatus.READY:
                 return str(model.model_id)
         return None
+
+    def of_folder(self, folder: Path) -> str:
+        """The id of the logged model that a folder of this machine stands for: one with the model's
+        files, or one in which the store keeps those of the run that logged it.
+
+        Raises ConfigError if it is neither; DamagedError if it is not what was logged.
+        """
+        packaged = (folder / MODEL_FILE).is_file()
+        try:
+            if packaged:
+                with (folder / PACKAGE_FOLDER / LINEAGE_FILE).open() as file:
+                    run = str(json.loads(file.read(MAX_UNLISTED_BYTES))["run"])
+            else:
+                path = folder.resolve()
+                run = (path.parent if path.name == "artifacts" else path).name
+            found = self.logged_by(run)
+        except (KeyError, MlflowException, OSError, RecursionError, TypeError, ValueError):
+            found = None
+        if found is None:
+            message = (
+                "the tracking store does not have the run that made it"
+                if packaged
+                else f"expected a packaged model, with its {MODEL_FILE}, or the folder of a run "
+                "that has logged one"
+            )
+            raise ConfigError(Problem(message, source=str(folder)))
+        if packaged:
+            model = self.client.get_logged_model(found)
+            size = model.tags.get(SIZE_TAG)
+            verify_model_folder(folder, str(folder), self._logged_digest(model), size)
+        return found
 
     def exists(self, uri: str) -> bool:
         """Whether a logged model and its files exist.
@@ -168,7 +202,7 @@ class ModelStore:
             model = self.client.get_logged_model(model_id)
             source = local_path(str(model.artifact_location))
             if source is not None:
-                plain_files(source)  # a copy has what a link points to
+                _require_size(source, model.tags.get(SIZE_TAG))
             copy = self.client.download(model.artifact_location, folder)
         except (MlflowException, OSError) as error:
             raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
@@ -239,7 +273,7 @@ class ModelStore:
                 if digest is None:
                     return None
                 copy = self.client.download_artifacts(model.source_run_id, file, scratch)
-                data = Path(copy).read_bytes()
+                data = copy.read_bytes()
             except (MlflowException, OSError):
                 return None
         return json.loads(data) if hashlib.sha256(data).hexdigest() == digest else None
@@ -253,7 +287,31 @@ class ModelStore:
             return None
 
 
-def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> None:
+def _require_size(folder: Path, logged: str | None) -> None:
+    """Raise ValueError if the files of a folder have more bytes than were logged: one with holes,
+    which takes no room, would fill the disk as it is copied, and be read for hours; or if there is
+    a link, of which a copy has what it points to. Earlier models have no size."""
+    size = _size(folder / name for name in plain_files(folder))
+    if logged is not None and size > int(logged) + MAX_UNLISTED_BYTES:
+        raise ValueError(f"its files have {size:,} bytes, {int(logged):,} were logged")
+
+
+def _seal(folder: Path) -> dict[str, str]:
+    """Write the list of digests into a package; returns the tags by which it is verified."""
+    for cache in folder.rglob(CACHES):
+        shutil.rmtree(cache)
+    files = {name: folder / name for name in plain_files(folder)}
+    (folder / DIGESTS).write_text(format_digests(files))
+    return {SHA256_TAG: sha256_of(folder / DIGESTS), SIZE_TAG: str(_size(files.values()))}
+
+
+def _size(files: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in files)
+
+
+def verify_model_folder(
+    folder: Path, name: str, logged: str | None = None, size: str | None = None
+) -> None:
     """Raise DamagedError unless every file of a packaged model is in its list, and unaltered.
 
     Lists of earlier packages have not the files that MLflow made: these may be there, as may what
@@ -263,9 +321,11 @@ def verify_model_folder(folder: Path, name: str, logged: str | None = None) -> N
         folder: The package.
         name: What errors call it.
         logged: The digest of the list as it was logged; None if that is not known.
+        size: Bytes of all its files as they were logged, likewise.
 
     """
     try:
+        _require_size(folder, size)
         listed = read_list(folder / DIGESTS, logged)
         others = UNLISTED if MODEL_FILE in listed else UNLISTED_EARLIER
         verify_tree(folder, listed, lambda file: others.fullmatch(file) is not None)

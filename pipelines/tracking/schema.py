@@ -14,7 +14,7 @@ A trial's run, besides: TRIAL_TAG, VALUES_TAG, CODE_TAG, INACTIVE_TAG and PARAME
 creation, STATE_TAG at its end, BEST_TAG or PARETO_TAG if it was selected.
 A pipeline's run, besides: STAGE_TAG for each stage.
 A run with artifacts, besides: ARTIFACT_TAG for each file of them.
-A logged model: SCHEMA_TAG, SHA256_TAG, ARTIFACT_TAG for each file stored about it later.
+A logged model: SCHEMA_TAG, SHA256_TAG, SIZE_TAG, ARTIFACT_TAG for each file stored about it later.
 A version of the registered model: SCHEMA_TAG, the tags of VersionTags, and those of the runs it
 comes from. An entry of the log of champions: its own part.
 """
@@ -141,6 +141,8 @@ configuration, encoded, as JSON."""
 # A logged model, its files
 SHA256_TAG = "dca.sha256"
 """The digest of its list of digests, so that a replaced list is detected."""
+SIZE_TAG = "dca.bytes"
+"""Of a logged model: bytes of all its files, but for the list of digests. More are not copied."""
 PACKAGE_FOLDER, LINEAGE_FILE = "artifacts/model", "lineage.json"
 """Folder with the weights, configuration, lineage and digests; where these come from."""
 SCORE_FILE = "scores/{}-{}.json"

@@ -351,7 +351,7 @@ class Store:
             with scratch_folder() as scratch:
                 try:
                     copy = self.client.download_artifacts(run.info.run_id, file, scratch)
-                    found = sha256_of(Path(copy))
+                    found = sha256_of(copy)
                 except (MlflowException, OSError):
                     return f"{file} is missing"
             if found != digest:
@@ -370,7 +370,7 @@ class Store:
             raise DamagedError(f"run {run_id}: {file}: the tracking store has no digest of it")
         with scratch_folder() as scratch:
             try:
-                path = Path(self.client.download_artifacts(run_id, file, scratch))
+                path = self.client.download_artifacts(run_id, file, scratch)
             except (MlflowException, OSError):
                 raise DamagedError(f"run {run_id}: {file} is missing") from None
             if not path.is_file():

@@ -17,6 +17,8 @@ import requests
 from pipelines.registry.champions import CHAMPION, Champions, Promotion
 from pipelines.registry.versions import Registry
 from pipelines.stages import promote
+from pipelines.storage.digests import format_digests, plain_files
+from pipelines.tracking.models import DIGESTS, model_id_of
 from tests.pipelines.commands import ROOT, Folder, free_port, start_and_wait, stop
 from tests.pipelines.local_tune import LocalTune
 from tests.pipelines.packages import isolated_forked
@@ -297,11 +299,22 @@ def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
     code, out, err = folder.run(*train)
     assert code == 0, err
     fit = json.loads(out.splitlines()[-1])["outputs"]["train"]
+    copy = folder.path / "downloaded"
+    copy.mkdir()
+    copy = story.registry.models.download(model_id_of(fit["model_uri"]), copy)
     found = [
-        story.promote("register", text, "--model", name)
-        for text in (fit["model_uri"], fit["run_id"])  # the second time it is the same version
+        story.promote("register", str(text), "--model", name)
+        for text in (fit["model_uri"], fit["run_id"], copy)
     ]
-    assert found[0] == found[1]
+    assert all(one == found[0] for one in found)  # each time the same version
+    (copy / "MLmodel").write_text((copy / "MLmodel").read_text() + "data: extra\n")
+    code, out, err = folder.run("promote.py", "register", str(copy), "--model", name)
+    assert (code, out, err) == (1, "", f"{copy}: MLmodel was altered after it was packaged\n")
+    files = {name: copy / name for name in plain_files(copy) if name != DIGESTS}
+    (copy / DIGESTS).write_text(format_digests(files))
+    code, out, err = folder.run("promote.py", "register", str(copy), "--model", name)
+    assert (code, out) == (1, "")
+    assert err == f"{copy}: its SHA256SUMS is not the one that was logged\n"
     assert (found[0]["version"], found[0]["model_uri"]) == (1, fit["model_uri"])
     code, out, err = folder.run("promote.py", "register", fit["run_id"], "--model", name)
     assert code == 0, err
@@ -323,6 +336,8 @@ def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
         (("0" * 32,), f"{'0' * 32}: "),
         (("nothing",), "models:/nothing: no such registered model"),
         (("2", "seed=1"), "command line: seed=1: expected a setting of the gate"),
+        (("./runs",), "runs: expected a packaged model, with its MLmodel, or the folder"),
+        (("./nowhere",), "./nowhere: no such folder"),
     ],
 )
 def test_what_cannot_be_registered_is_one_line(story, arguments, message):

@@ -244,7 +244,7 @@ def test_the_models_page_has_its_results_and_its_version(browser, address, store
 
 
 def test_the_report_is_complete_and_has_no_errors(browser, store, pipeline, tmp_path):
-    folder = store.client.download_artifacts(pipeline.info.run_id, "report", str(tmp_path))
+    folder = store.client.download_artifacts(pipeline.info.run_id, "report", tmp_path)
     browser.errors()  # of MLflow's pages
     for name, width in {"report": WIDTH, "report-phone": PHONE_WIDTH}.items():
         browser.open((Path(folder) / "report.html").as_uri(), width=width)

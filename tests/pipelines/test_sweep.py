@@ -103,7 +103,7 @@ def test_the_best_complete_trial_is_marked_and_trained_by_two_workers(swept):
 def test_optunas_study_is_an_artifact_and_has_every_trial_as_it_ended(swept, tmp_path):
     store = swept[0].store()
     (search,) = store.find("search")
-    path = store.client.download_artifacts(search.info.run_id, "study.db", str(tmp_path))
+    path = store.client.download_artifacts(search.info.run_id, "study.db", tmp_path)
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{path}")
     runs = {int(run.data.tags["dca.trial"]): run for run in store.find("trial")}
     assert [trial.number for trial in study.trials] == sorted(runs) == [0, 1, 2, 3]

@@ -17,6 +17,7 @@ from pipelines.reporting.figures.style import (
     BAR,
     GREY,
     INK,
+    LIGHT,
     MARKERS,
     SHADES,
     new_figure,
@@ -33,19 +34,43 @@ INACTIVE_HEIGHT = -0.15
 
 @styled
 def importances(results: Results, known: Importance | None = None) -> Figure:
-    """The share of the variance between trials that each searched key explains.
+    """The share of the variance between trials that each searched key explains, and of what
+    distinguishes the best trials from all where that is known.
 
     `known` is the importance where it was computed already.
     """
-    shares = (known or importance(results)).shares.dropna()[::-1]
-    figure, (axes,) = new_figure(0.8 + 0.32 * max(len(shares), 1))
-    bars = axes.barh(shares.index, shares["share"], color=BAR, height=0.6)
-    axes.bar_label(bars, [f"{100 * share:.0f} %" for share in shares["share"]], padding=3)
+    known = known or importance(results)
+    shares = known.shares["share"]
+    keys = [key for key in shares.index if not np.isnan(shares[key]) or key in known.best][::-1]
+    figure, (axes,) = new_figure(0.8 + (0.5 if known.best else 0.32) * max(len(keys), 1))
+    places = np.arange(len(keys))
+    if known.best:
+        best = [known.best.get(key, 0.0) for key in keys]
+        _share_bars(axes, places + 0.2, [float(shares[key]) for key in keys], BAR, "of all trials")
+        _share_bars(axes, places - 0.2, best, LIGHT, "of the best trials")
+        axes.legend(loc="lower right")
+    else:
+        _share_bars(axes, places, [float(shares[key]) for key in keys], BAR, "", height=0.6)
+    axes.set_yticks(places, keys)
     axes.set_xlim(0, 1.12)
     axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f} %" if share <= 1 else "")
     axes.set_xlabel("share of the variance between trials")
     axes.grid(axis="y", visible=False)
     return figure
+
+
+def _share_bars(
+    axes: Axes,
+    places: Any,
+    shares: Sequence[float],
+    color: str,
+    label: str,
+    *,
+    height: float = 0.36,
+) -> None:
+    bars = axes.barh(places, np.nan_to_num(shares), color=color, height=height, label=label)
+    texts = ["n/a" if np.isnan(share) else f"{100 * share:.0f} %" for share in shares]
+    axes.bar_label(bars, texts, padding=3)
 
 
 @styled

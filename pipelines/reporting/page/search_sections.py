@@ -36,19 +36,21 @@ def importance_section(results: Results, known: Importance) -> Section:
             f"Bars of importance; the largest is {known.shares.index[0]}.",
         )
     ]
+    caption = f"Importance; n/a with fewer than {MIN_TRIALS} trials, or with equal results."
     rows = [
         [key, share_cell(row["share"]), f"{int(row['trials'])}"]
         for key, row in known.shares.iterrows()
     ]
-    caption = f"Importance; n/a with fewer than {MIN_TRIALS} trials, or with equal results."
-    section.tables = [Table(caption, ["key", "share", "trials"], rows, {1, 2})]
+    headers = ["key", "share", "trials"]
     if known.best:
-        caption = (
-            "Optuna's PED-ANOVA: of what distinguishes the best trials (a tenth, at least "
+        section.paragraphs.append(
+            "Beside it Optuna's PED-ANOVA, which is made for trials of samplers that learn and for "
+            "conditional keys: of what distinguishes the best trials (a tenth, at least "
             f"{MIN_BEST}) from all at the same bytes, the share of each key by itself."
         )
-        best = [[key, share_cell(share)] for key, share in known.best.items()]
-        section.tables.append(Table(caption, ["key", "share"], best, {1}))
+        headers.append("share of the best")
+        rows = [[*row, share_cell(known.best.get(row[0], 0.0))] for row in rows]
+    section.tables = [Table(caption, headers, rows, {*range(1, len(headers))})]
     return section
 
 

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pipelines.comparison.config import MAX_SEEDS
 from pipelines.comparison.table import Comparison
 from pipelines.experiment import Experiment
-from pipelines.reporting.commands import Command, script, sweep_command
+from pipelines.reporting.commands import Command, sweep_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
 from pipelines.search.config import Dimension
+from pipelines.storage.project import script
 
 FIRST_SEEDS = 5
 """Of a study with too few seeds to say how many it needs."""

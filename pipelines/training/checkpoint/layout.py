@@ -36,6 +36,4 @@ def complete_names(files: Iterable[str]) -> list[str]:
 
 def checkpoints_of_step(folder: Folder, step: int) -> Sequence[Folder]:
     """The checkpoints of one step: in remote storage two writers may each have left one."""
-    if isinstance(folder, Path):
-        return [path_of(folder, step)]
     return [path for path in list_checkpoints(folder) if step_of(path) == step]

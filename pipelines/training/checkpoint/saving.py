@@ -50,14 +50,22 @@ def _save_local(
     temporary = folder / f".{target.name}"
     try:
         for unfinished in folder.glob(".[0-9]*"):
-            shutil.rmtree(unfinished)
+            _remove(unfinished)
         temporary.mkdir(parents=True)
         write_files(temporary, tensors, snapshot, key)
-        shutil.rmtree(target, ignore_errors=True)
+        _remove(target)
         move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
+
+
+def _remove(path: Path) -> None:
+    """Remove what has the name of a checkpoint: one of before, or a link or a file of others."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _save_remote(

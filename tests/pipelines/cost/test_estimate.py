@@ -114,6 +114,21 @@ def test_steps_are_timed_in_processes_of_their_own(experiment):
     assert 0 < small < large
 
 
+def test_of_a_slow_size_four_steps_are_timed(experiment, tmp_path, monkeypatch):
+    """A plan is waited for: two to warm up, two that count."""
+    trained = []
+
+    def train(run, *_):
+        for row in (1, 2, 3):
+            trained.append(run.train.log_every_steps)
+            yield [{"time": 10.0 * row, "tokens_per_second": 256.0}]
+
+    monkeypatch.setattr(timing.loop, "train", train)
+    text = tmp_path / "text"
+    assert timing._time(experiment.training_run(), text, tmp_path, seconds=2.0) == 1.0
+    assert sum(trained) == 4
+
+
 def test_a_process_has_the_niceness_and_the_gpus_of_a_worker(experiment, monkeypatch):
     run = experiment.training_run({"resources.gpus_per_worker": 0.5})
     added = []

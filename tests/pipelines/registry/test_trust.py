@@ -12,15 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from pipelines import generate, promote, train
 from pipelines.console.command import run_command
-from pipelines.console.errors import DamagedError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.experiment import read_experiment
 from pipelines.registry.package import CONFIG, FILES, LINEAGE, fetch_model, load_model
 from pipelines.registry.versions import Registry
 from pipelines.storage.digests import DIGESTS_FILE as SUMS
 from pipelines.storage.digests import format_digests, plain_files
 from pipelines.tracking.models import verify_model_folder
-from pipelines.tracking.schema import SCHEMA_TAG, SHA256_TAG
+from pipelines.tracking.schema import SCHEMA_TAG, SHA256_TAG, SIZE_TAG
 from pipelines.tracking.store import Store
+from pipelines.tracking.uri import local_path
 from tests.pipelines.packages import log_untrained
 from tests.pipelines.stored import put_database
 
@@ -184,7 +185,6 @@ def test_an_altered_model_is_refused_in_one_line_and_nothing_of_it_is_run(
         (train.main, ["--from-version=tiny/1"]),
         (promote.main, ["promote", "1", "--model=tiny"]),
         (promote.main, ["compare", "1", "1", "--model=tiny"]),
-        (promote.main, ["list", "--json", "--model=tiny"]),
     ],
 )
 def test_no_command_takes_a_configuration_that_was_not_logged(
@@ -204,6 +204,81 @@ def test_no_command_takes_a_configuration_that_was_not_logged(
     assert line.startswith("models:/m-")
     assert "was altered" in line or "is not the one that was logged" in line
     assert everything(logged, tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (append(LINEAGE, " "), rf"{LINEAGE} was altered"),
+        (swap, rf"its {SUMS} is not the one that was logged"),
+        (lambda folder: (folder / LINEAGE).unlink(), rf"there is no {LINEAGE}"),
+        (shutil.rmtree, rf"there is no {LINEAGE}"),
+    ],
+)
+def test_the_list_names_a_damaged_version_and_shows_the_others(
+    logged, change, expected, capsys, store
+):
+    listed = ["list", "--json", "--model=tiny"]
+    run, uri = log_untrained(store, read_experiment(EXPERIMENT, source="test"), seed=1)
+    Registry(store.client, "tiny").register(uri, run, {})
+    change(logged)
+    assert fails(promote.main, *listed) == 0
+    other, row = json.loads(capsys.readouterr().out)
+    assert (row["version"], row["lineage"]) == (1, None)
+    assert re.search(f"^models:/m-.*{expected}", row["damaged"])
+    assert (other["lineage"]["run"], other["damaged"]) == (run, None)
+    logged.mkdir(exist_ok=True)
+
+
+@pytest.mark.parametrize("name", ["artifacts/model/model.safetensors", SUMS, "extra"])
+def test_a_file_with_holes_is_refused_before_it_is_copied(store, logged, tmp_path, name):
+    """It takes no room itself; a copy would fill the disk."""
+    file = logged / (FILES / SUMS if name == SUMS else name)
+    with file.open("ab"):
+        os.truncate(file, 1 << 30)
+    with pytest.raises(DamagedError, match=r"^models:/m-\w+: its files have 1,07\d,\d+,\d+ bytes"):
+        fetch_model(store.models, logged.parent.name, tmp_path / "copy")
+    assert not [*(tmp_path / "copy").iterdir()]
+    with file.open("ab"):
+        os.truncate(file, 1 << 43)
+    store.client.delete_logged_model_tag(logged.parent.name, SIZE_TAG)  # as of an earlier model
+    with pytest.raises(PipelineError, match=r"bytes, more than the [\d,]+ free in"):
+        fetch_model(store.models, logged.parent.name, tmp_path / "copy")
+
+
+def test_a_folder_of_a_run_or_of_a_model_stands_for_the_model(store, logged, tmp_path):
+    model = store.client.get_logged_model(logged.parent.name)
+    run = local_path(store.client.get_run(model.source_run_id).info.artifact_uri)
+    run.mkdir(parents=True, exist_ok=True)
+    copy = shutil.copytree(logged, tmp_path / "copy")
+    for folder in (logged, copy, run, run.parent):
+        assert store.models.of_folder(folder) == model.model_id
+    (tmp_path / ("0" * 32)).mkdir()
+    for folder in (tmp_path / ("0" * 32), tmp_path):
+        with pytest.raises(ConfigError, match="expected a packaged model, with its MLmodel, or"):
+            store.models.of_folder(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (append("MLmodel", "data: extra\n"), DamagedError, "MLmodel was altered after it was"),
+        (swap, DamagedError, f"its {SUMS} is not the one that was logged"),
+        (link_folder, DamagedError, "code/torch is a link"),
+        (
+            lambda folder: os.truncate(folder / "MLmodel", 1 << 40),
+            DamagedError,
+            "its files have 1,",
+        ),
+        (write(LINEAGE, '{"run": "' + "0" * 32 + '"}'), ConfigError, "does not have the run that"),
+        (write(LINEAGE, "[" * 10_000), ConfigError, "does not have the run that"),
+    ],
+)
+def test_an_altered_folder_is_no_model(store, logged, tmp_path, change, error, message):
+    copy = shutil.copytree(logged, tmp_path / "copy")
+    change(copy)
+    with pytest.raises(error, match=f"{re.escape(str(copy))}: .*{message}"):
+        store.models.of_folder(copy)
 
 
 def test_a_name_that_would_control_a_terminal_is_shown_as_escapes(logged):

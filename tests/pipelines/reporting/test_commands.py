@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from pipelines.experiment import load
-from pipelines.reporting import commands
 from pipelines.reporting.commands import (
     config_path,
     next_commands,
@@ -27,13 +26,13 @@ TWO = [
 @pytest.fixture(autouse=True)
 def project(tmp_path, monkeypatch):
     """The project lies in the current folder."""
-    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.setattr("pipelines.storage.project.ROOT", tmp_path)
 
 
 def test_the_commands_name_the_scripts_as_they_are_called_from_another_folder(
     searched, monkeypatch, here
 ):
-    monkeypatch.setattr(commands, "ROOT", Path("/a b"))
+    monkeypatch.setattr("pipelines.storage.project.ROOT", Path("/a b"))
     results = results_of(searched, TRIALS, winner=0)
     assert reproduction_command(results) == f"python '/a b/pipelines/sweep.py' {YAML}"
 

@@ -216,8 +216,27 @@ def test_the_bars_of_importance_are_the_shares_largest_on_top(plain):
     assert [*tick_texts(axes).values()] == ["b", "a"]
     assert [text.get_text() for text in axes.texts] == ["26 %", "70 %"]
     assert axes.get_xlim() == (0, 1.12)
+    assert axes.get_legend() is None
     written = axes.xaxis.get_major_formatter()
     assert [written(share) for share in (0.5, 1.0, 1.05)] == ["50 %", "100 %", ""]
+
+
+def test_beside_the_shares_of_all_trials_are_those_of_the_best(plain):
+    rows = {"a": (0.7, 9, True), "b": (float("nan"), 2, False), "c": (float("nan"), 1, False)}
+    shares = pd.DataFrame.from_dict(rows, orient="index", columns=COLUMNS)
+    known = Importance(shares, best={"b": 0.8, "a": 0.2})
+    figure = figures.importances(results_of(plain), known)
+    (axes,) = figure.axes
+    assert size(figure) == (5.0, round(0.8 + 2 * 0.5, 3))
+    every, best = axes.containers
+    assert [bar.get_width() for bar in every] == [0.0, 0.7]
+    assert [bar.get_width() for bar in best] == [0.8, 0.2]
+    assert [*tick_texts(axes).values()] == ["b", "a"]
+    assert [text.get_text() for text in axes.texts] == ["n/a", "70 %", "80 %", "20 %"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "of all trials",
+        "of the best trials",
+    ]
 
 
 SPACE = {

@@ -118,7 +118,7 @@ def test_without_a_difference_or_a_search_there_is_a_reason(three):
     assert importance(nothing).shares.empty
 
 
-def test_the_latest_five_hundred_trials_are_compared(three, monkeypatch):
+def test_fanova_compares_the_latest_five_hundred_trials_and_ped_anova_all(three, monkeypatch):
     monkeypatch.setattr(module, "MAX_TRIALS", 5)
     trials = searched_trials(
         8,
@@ -133,7 +133,8 @@ def test_the_latest_five_hundred_trials_are_compared(three, monkeypatch):
         return dict.fromkeys(keys, 0.5)
 
     monkeypatch.setattr(module, "_fanova", shares)
-    importance(results_of(three, trials))
+    monkeypatch.setattr(module, "MIN_PED_ANOVA_TRIALS", 8)  # of all eight
+    assert importance(results_of(three, trials)).best
     assert asked == [[3, 4, 5, 6, 7]]
 
 

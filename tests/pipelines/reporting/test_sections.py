@@ -1,12 +1,12 @@
 """The words and numbers of the page's sections, of results that are tables alone."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from pipelines.experiment import read_experiment
-from pipelines.reporting.commands import script
 from pipelines.reporting.importance import COLUMNS, Importance
 from pipelines.reporting.mixing import Mixing, _stored
 from pipelines.reporting.page import leaderboard, model_sections, provenance_sections
@@ -28,6 +28,7 @@ from pipelines.reporting.summary import (
     repeated_configurations,
     summary,
 )
+from pipelines.storage.project import script
 from pipelines.tracking.schema import DIRTY_TAG, VersionTags
 from tests.pipelines.reporting.tables import INACTIVE, results_of, stage_run, trial
 
@@ -253,6 +254,12 @@ def test_the_importance_has_a_row_for_each_key(config):
     (table,) = section.tables
     assert (table.rows, table.numbers) == ([["a", "70.0 %", "9"], ["b", "n/a", "3"]], {1, 2})
     assert section.pictures[0].alt.endswith("the largest is a.")
+    known = replace(known, best={"b": 0.8, "a": 0.2})
+    section = search.importance_section(results_of(config, TRIALS), known)
+    assert "PED-ANOVA" in section.paragraphs[1]
+    (table,) = section.tables
+    assert table.rows == [["a", "70.0 %", "9", "20.0 %"], ["b", "n/a", "3", "80.0 %"]]
+    assert (table.columns[-1], table.numbers) == ("share of the best", {1, 2, 3})
     empty = pd.DataFrame([], columns=COLUMNS)
     for known, reason in (
         (Importance(empty), "no key could be compared"),

@@ -158,7 +158,7 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
     assert store.client.get_run(failed).info.status == "FAILED"
     found = store.client.get_run(context.run_id)
     assert (found.data.metrics["tokens"], found.data.metrics["failed"]) == (2048, 1)
-    path = store.client.download_artifacts(context.run_id, "study.db", str(tmp_path))
+    path = store.client.download_artifacts(context.run_id, "study.db", tmp_path)
     study = optuna.load_study(study_name="tiny", storage=f"sqlite:///{path}")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
     chosen = select(context, StageResults({"search": searched}))

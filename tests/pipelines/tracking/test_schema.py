@@ -32,6 +32,7 @@ ALLOWED = {
     ("training/config.py", "train_bits_per_byte"): "the same",
     ("reporting/page/model_sections.py", "test_bits_per_byte"): "a field of the result Tested",
     ("reporting/page/cells.py", "n/a"): "a cell without a number, not a parameter's value",
+    ("reporting/figures/search_space.py", "n/a"): "the same beside a bar",
     ("search/jobs_progress.py", "best_{}"): "a key of events",
 }
 HOLDERS = {"tags", "metrics", "params", "last_row"}

@@ -1,3 +1,4 @@
+import errno
 import itertools
 import json
 import os
@@ -12,7 +13,7 @@ from pipelines.console.errors import PipelineError, StorageError
 from pipelines.storage import remote
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.training import checkpoint
-from pipelines.training.checkpoint import Snapshot, content
+from pipelines.training.checkpoint import Snapshot, content, saving
 from tests.pipelines.training.runs import KEY, forge, unsign
 
 NAMES = ["SHA256SUMS", "state.json", "tensors.safetensors"]
@@ -64,6 +65,22 @@ def test_what_others_left_beside_checkpoints_is_none_and_is_not_touched(tmp_path
         save(folder, parts, step)
     assert [int(path.name) for path in checkpoint.list_checkpoints(folder)] == [4, 5]
     assert outside.is_dir()
+
+
+@pytest.mark.parametrize("name", ["00000002", ".00000002", ".00000001"])
+def test_a_link_or_a_file_with_the_name_of_a_checkpoint_is_replaced(tmp_path, parts, name):
+    outside, folder = tmp_path / "outside", tmp_path / "run"
+    outside.mkdir()
+    (outside / "kept").touch()
+    for put in (lambda path: path.symlink_to(outside), Path.touch):
+        save(folder, parts, 1)
+        put(folder / name)
+        assert checkpoint.resume(folder, *parts, "key", print, step=2) is None
+        save(folder, parts, 2)
+        found = checkpoint.resume(folder, *parts, "key", print, step=2)
+        assert found is not None
+        assert [path.name for path in outside.iterdir()] == ["kept"]
+        shutil.rmtree(folder)
 
 
 def test_a_pipe_in_a_checkpoint_is_not_waited_for(tmp_path, parts):
@@ -205,11 +222,18 @@ def test_what_lies_ahead_of_the_newest_is_dropped(tmp_path, parts):
     assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path)] == [3, 4]
 
 
-def test_a_disk_that_refuses_is_one_error_and_leaves_what_was_there(tmp_path, parts):
+def test_a_disk_that_refuses_is_one_error_and_leaves_what_was_there(tmp_path, parts, monkeypatch):
     save(tmp_path, parts, 1)
-    (tmp_path / ".00000002").write_text("no folder can be made here, and none removed")
-    with pytest.raises(StorageError, match=r"00000002: the checkpoint cannot be written: .+Not a"):
-        save(tmp_path, parts, 2)
+
+    def refuse(folder, *_):
+        (folder / "model.safetensors").touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saving, "write_files", refuse)
+        with pytest.raises(StorageError, match=r"00000002: the checkpoint cannot be .+No space"):
+            save(tmp_path, parts, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001"]
     assert checkpoint.resume(tmp_path, *parts, "key", print).step == 1
     with pytest.raises(StorageError, match=r"/proc/nowhere/00000001"):
         save(Path("/proc/nowhere"), parts, 1)

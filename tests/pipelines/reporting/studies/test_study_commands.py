@@ -7,7 +7,6 @@ import pytest
 
 from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.experiment import Experiment, load, read_experiment
-from pipelines.reporting import commands
 from pipelines.reporting.commands import next_commands, reproduction_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.choices import choice_answers, choice_commands
@@ -26,7 +25,7 @@ ARMS = {
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
     """The project lies in the current folder."""
-    monkeypatch.setattr(commands, "ROOT", tmp_path)
+    monkeypatch.setattr("pipelines.storage.project.ROOT", tmp_path)
     monkeypatch.chdir(tmp_path)
 
 
