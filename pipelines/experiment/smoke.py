@@ -6,6 +6,8 @@ from pipelines.config.section import set_key
 from pipelines.config.validation import validate
 from pipelines.experiment.config import Experiment, problems
 
+SUFFIX = "-smoke"
+"""Of the names of an experiment and a registered model that were shrunk."""
 MAX_SEEDS, MAX_BYTES = 2, 1_000_000
 """Replicates of each arm, and bytes of a text of which not all is read anyway."""
 
@@ -19,8 +21,8 @@ def shrink(experiment: Experiment) -> Experiment:
     train, model, search = experiment.train, experiment.model, experiment.search
     batch = train.seq_len * workers * math.ceil(4 / workers)
     changes = {
-        "experiment": f"{experiment.experiment}-smoke",
-        "promote.model": f"{experiment.promote.model}-smoke",
+        "experiment": experiment.experiment + SUFFIX,
+        "promote.model": experiment.promote.model + SUFFIX,
         "model.dim": min(model.dim, 8 * model.heads),
         "model.depth": min(model.depth, 2),
         "train.batch_tokens": batch,

@@ -132,6 +132,15 @@ def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
     assert {kind: len(store.find(kind)) for kind in before} == before
 
 
+def test_the_analysis_of_a_study_has_its_verdict(studied: Folder):
+    (path,) = (path for path in NOTEBOOKS if path.stem == "02_analyse_sweep")
+    shown, text = executed(path, studied)
+    verdict = (studied.path / "screen.txt").read_text().splitlines()[-1]
+    assert verdict.removeprefix("verdict   ") in text
+    assert "| dca-2 |" in text
+    assert shown >= 4 + 5
+
+
 def executed(path: Path, folder: Folder) -> tuple[int, str]:
     """How many figures a notebook shows on a folder's sweep, and its text outputs."""
     environment = {k: v for k, v in folder.environment.items() if k != "PYTEST_CURRENT_TEST"}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pipelines.comparison.text import cost_cells, quality_cells
 from pipelines.experiment import Experiment
+from pipelines.experiment.smoke import SUFFIX
 from pipelines.reporting.studies.commands import seeds_to_settle, with_seeds
 from pipelines.reporting.studies.study import Study
 
@@ -27,7 +28,9 @@ def table_lines(study: Study) -> list[str]:
 
 
 def settling_lines(study: Study, experiment: Experiment) -> list[str]:
-    """What would settle the undecided arms."""
+    """What would settle the undecided arms; nothing with --smoke, which leaves two seeds."""
+    if experiment.experiment.endswith(SUFFIX):
+        return []
     present = len(study.looks[-1])
     wanted = None if study.single_look else seeds_to_settle(study.comparison, present)
     if not wanted:

@@ -82,3 +82,5 @@ def test_the_screen_has_the_arms_beside_the_baseline():
 )
 def test_the_screen_says_what_would_settle_an_undecided_arm(experiment, found, wanted):
     assert settling_lines(found, experiment) == wanted
+    tiny = experiment.replace({"experiment": "a-smoke"})  # has two seeds, whatever is given
+    assert settling_lines(found, tiny) == []
