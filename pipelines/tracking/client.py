@@ -149,6 +149,7 @@ def _require_room(path: Path | None, folder: Path) -> None:
         return
     inside = path.rglob("*") if path.is_dir() else [path]
     size = sum(one.stat().st_size for one in inside if one.is_file())
+    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if size > free:
         raise PipelineError(f"{path}: has {size:,} bytes, more than the {free:,} free in {folder}")

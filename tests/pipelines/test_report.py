@@ -228,7 +228,7 @@ def test_a_search_has_a_description_and_the_study(browser, address, store):
 
 def test_the_registry_shows_the_champion_and_where_it_comes_from(browser, address, store, pipeline):
     browser.open(f"{address}/#/models/dca-gpt")
-    shown = ("@ champion", "Version 1", "python pipelines/generate.py --model dca-gpt")
+    shown = ("@ champion", "Version 1", "pipelines/generate.py --model dca-gpt")
     assert browser.missing(*shown) == []
     browser.picture("registry")
     browser.open(f"{address}/#/models/dca-gpt/versions/1")

@@ -36,4 +36,7 @@ def complete_names(files: Iterable[str]) -> list[str]:
 
 def checkpoints_of_step(folder: Folder, step: int) -> Sequence[Folder]:
     """The checkpoints of one step: in remote storage two writers may each have left one."""
+    if isinstance(folder, Path):
+        path = path_of(folder, step)
+        return [] if path.is_symlink() else [path]
     return [path for path in list_checkpoints(folder) if step_of(path) == step]
