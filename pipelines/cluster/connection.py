@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster.capacity import Cluster, Node
+from pipelines.cluster.watcher import start_watcher
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, Problem, StorageError
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
@@ -25,6 +27,8 @@ PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
 HEALTH_SECONDS = 12
 """How long it may take to answer as the head node of a Ray, a process's start included."""
+_watchers: list["subprocess.Popen[bytes]"] = []
+"""The one of this process, while a cluster of this machine runs for it."""
 
 
 @contextmanager
@@ -76,6 +80,10 @@ def shutdown() -> None:
     """Disconnect from Ray; a cluster that `connect` has started ends."""
     if ray := sys.modules.get("ray"):
         ray.shutdown()
+    while _watchers:
+        watcher = _watchers.pop()
+        watcher.kill()
+        watcher.wait()
 
 
 def session_folder() -> Path:
@@ -139,6 +147,8 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
     with ExitStack() as stack:
         stack.enter_context(handlers_restored(*SIGNALS))
         if not address:
+            if not _watchers:
+                _watchers.append(start_watcher())
             stack.enter_context(names.loopback_only())
             stack.enter_context(names.without_working_folder())
         try:

@@ -1,11 +1,14 @@
-"""Two sweeps at once on one machine: a part of `make test-faults`."""
+"""Several commands on one machine, and what is left of one: a part of `make test-faults`."""
 
 import os
+import subprocess
+import sys
 from statistics import median
 
+import psutil
 import pytest
 
-from tests.pipelines.commands import WAIT_SECONDS, Folder, assert_whole
+from tests.pipelines.commands import ROOT, WAIT_SECONDS, Folder, assert_whole
 
 pytestmark = pytest.mark.faults
 SLOWEST = 6
@@ -45,3 +48,25 @@ def test_two_sweeps_at_once_neither_disturb_nor_starve_each_other(tmp_path, text
         assert len(fits) == 1
         assert_whole(store, [*trials, *fits])
     assert speed(folder, "threads") > speed(folder, "alone") / SLOWEST
+
+
+def test_nothing_is_left_of_a_killed_command_after_15_seconds():
+    """Nor if its Ray had no time to end in order, as on a busy machine."""
+    code = (
+        "from pipelines.cluster.connection import connect; import time; connect(); "
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE
+    ) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"ready\n"
+        started = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+        for process in started:
+            if "raylet" in process.name() or "gcs_server" in process.name():
+                process.kill()
+    assert len(started) > 4
+    _, alive = psutil.wait_procs(started, timeout=15)
+    assert not alive
