@@ -120,10 +120,10 @@ class Cache:
 
         """
         stage = node.stage
-        unknown = [str(one.node) for one in needs if one.identity is None]
+        unknown = dict.fromkeys(one.stage.name for one in needs if one.identity is None)
         if unknown:
             again = self._fresh and stage.cached
-            return PlannedStage(node, reason="fresh" if again else f"follows {shortened(unknown)}")
+            return PlannedStage(node, reason="fresh" if again else f"follows {', '.join(unknown)}")
         if not stage.cached:
             result = stage.preview(config) if stage.preview else None
             return PlannedStage(node, result=result, reason="runs every time")

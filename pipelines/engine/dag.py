@@ -3,12 +3,13 @@
 Used by the commands that run a pipeline: sweep.py and train.py.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.config.yaml_text import flatten
 from pipelines.engine.cache import Cache, PlannedStage, shortened
-from pipelines.engine.execution import Execution, name_width
+from pipelines.engine.execution import NAME_WIDTH, Execution
 from pipelines.engine.instances import FanOut, Node, expand
 from pipelines.engine.results import StageResults, json_digest
 from pipelines.engine.stage import Context, Invocation, PipelineConfig, Stage
@@ -46,11 +47,20 @@ def plan(
 
 
 def plan_lines(planned: Sequence[PlannedStage]) -> list[str]:
-    """A plan for people: a line for each instance of a stage."""
-    width = name_width([one.node for one in planned])
-    return [
-        f"{one.node!s:{width}} {'reuse' if one.reused else 'run':6} {one.reason}" for one in planned
-    ]
+    """A plan for people: a line for the instances of a stage that run or are reused for one reason.
+
+    If that is not all of them, it names them, the first ones of many.
+    """
+    groups: dict[tuple[str, bool, str], list[str]] = {}
+    for one in planned:
+        groups.setdefault((one.stage.name, one.reused, one.reason), []).append(str(one.node))
+    counts = Counter(one.stage.name for one in planned)
+    rows = []
+    for (stage, reused, reason), names in groups.items():
+        whole = len(names) == counts[stage] > 1
+        rows.append((f"{stage} ({len(names)})" if whole else shortened(names), reused, reason))
+    width = max(NAME_WIDTH, *(len(name) for name, _, _ in rows))
+    return [f"{name:{width}} {'reuse' if reused else 'run':6} {why}" for name, reused, why in rows]
 
 
 def run(

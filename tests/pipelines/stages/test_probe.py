@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from pipelines.cluster import tasks
+from pipelines.cluster import connection
 from pipelines.comparison.statistics import Interval
 from pipelines.comparison.table import Ratio
 from pipelines.data.fingerprint import PreparedCorpus
@@ -48,7 +48,7 @@ def clock(monkeypatch, tmp_path) -> Clock:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PROVENANCE, same_provenance)
     found = Clock()
-    monkeypatch.setattr(tasks, "run_task", found)
+    monkeypatch.setattr(connection, "run_task", found)
     return found
 
 
