@@ -23,6 +23,8 @@ from pipelines.console.text import for_stream, one_line
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
+MAX_SCORED_BYTES = 100_000_000
+"""Of a text: its probabilities, 8 bytes for each of its own, are in memory together."""
 MODEL = "dca-gpt"
 
 
@@ -170,11 +172,17 @@ def _lines(data: bytes, source: str) -> list[str]:
 
 
 def _read(file: str) -> bytes:
+    """A text of at most MAX_SCORED_BYTES; a device without an end is not read for ever."""
     try:
-        return Path(file).read_bytes()
+        with Path(file).open("rb") as opened:
+            text = opened.read(MAX_SCORED_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(Problem(f"cannot be read: {reason}", source=file or "no file")) from None
+    if len(text) > MAX_SCORED_BYTES:
+        message = f"has more than {MAX_SCORED_BYTES:,} bytes; expected a part of it"
+        raise ConfigError(Problem(message, source=file))
+    return text
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

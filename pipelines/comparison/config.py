@@ -15,7 +15,7 @@ from dca.errors import FieldError
 from pipelines.compat.pydantic import UNION_TAGS
 from pipelines.config.section import Section
 from pipelines.console.errors import Problem
-from pipelines.console.text import nearest
+from pipelines.console.text import nearest, quote_value
 
 SPACE_PREFIX = "search.space."
 MAX_ARMS, MAX_SEEDS, MAX_SEED = 64, 256, 2**31
@@ -55,9 +55,26 @@ def _flat_arms(arms: Any) -> Any:
         if not isinstance(changes, Mapping):
             message = "expected changes such as {model.residual: dca}, or {} for none"
             raise FieldError(str(name), message)
-    return {name: dict(flat_changes(changes)) for name, changes in arms.items()}
+    return {name: _once(str(name), changes) for name, changes in arms.items()}
 
 
+def _once(arm: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys of an arm. Raises FieldError for one that is given twice, in both forms."""
+    found: dict[str, Any] = {}
+    for key, value in flat_changes(changes):
+        if key in found:
+            message = f"given twice, {quote_value(found[key])} and {quote_value(value)}"
+            raise FieldError(f"{arm}.{key}", f"{message}; expected once")
+        found[key] = value
+    return found
+
+
+def _arm_name(value: Any) -> Any:
+    """The name of an arm that is a number, as it is read where it is a key."""
+    return json.dumps(value) if isinstance(value, int | float) else value
+
+
+ArmName = Annotated[str, BeforeValidator(_arm_name)]
 Arms = Annotated[dict[str, dict[str, Any]], BeforeValidator(_flat_arms), Field(max_length=MAX_ARMS)]
 """The changes of each arm, by dotted key."""
 Seed = Annotated[int, Field(ge=0, lt=MAX_SEED)]

@@ -56,6 +56,8 @@ def parse(text: str, *, source: str) -> Any:
         where, problem = None, "no such character or version"
     line = f":{where.line + 1}" if where and "\n" in text else ""
     message = f"not valid YAML: {problem.splitlines()[0]}"
+    if "alias" in problem:
+        message += "; expected a text that begins with * in quotes, as in \"'*.txt'\""
     raise ConfigError(Problem(message, source=f"{source}{line}"))
 
 

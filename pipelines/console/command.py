@@ -1,6 +1,7 @@
 """Arguments, signals and exit codes of every command; used at the end of each command's file."""
 
 import argparse
+import errno
 import shlex
 import signal
 import sys
@@ -23,10 +24,12 @@ from pipelines.console.process import (
     user_named,
 )
 from pipelines.console.secrets import redact
-from pipelines.console.text import for_stream
+from pipelines.console.text import for_stream, one_line
 
 DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes of every command."""
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
+"""Of a path that a user has given, wherever it is used first."""
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 """They interrupt a command as Ctrl-C does; those that are ignored stay so, as under nohup."""
 
@@ -90,6 +93,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             return FAILURE if isinstance(error, BrokenPipeError) else DONE
         if isinstance(error, FileNotFoundError) and lacks_temporary_folder():
             return _fail(Problem(f"{error.strerror}; expected one", "TMPDIR"), BAD_INPUT)
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+            return _fail(f"{one_line(error.filename)}: {error.strerror}", BAD_INPUT)
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             print_traceback(error)
             return FAILURE

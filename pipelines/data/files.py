@@ -81,13 +81,17 @@ def _refusal(message: str, path: Path) -> OSError:
     return OSError(errno.EINVAL, message, str(path))
 
 
-def _files_at(path: Path) -> Iterator[Path]:
-    """The file itself, or those below a folder."""
-    if not _is_folder(path):
-        yield path
-        return
-    for inside in path.iterdir():
-        yield from _files_at(inside)
+def _files_at(path: Path, folders: set[Path] | None = None) -> Iterator[Path]:
+    """The file itself, or those below a folder, however deep; also adds all `folders` to a set."""
+    waiting = [path]
+    while waiting:
+        one = waiting.pop()
+        if not _is_folder(one):
+            yield one
+            continue
+        waiting += one.iterdir()
+        if folders is not None:
+            folders.add(one)
 
 
 def _matches(pattern: str) -> Iterator[Path]:
@@ -122,15 +126,18 @@ def _expand(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 
 def _expand_recursive(folder: Path, rest: Sequence[str]) -> Iterator[Path]:
     """What matches the rest of a glob in a folder and all folders below that are not hidden."""
-    if rest:
-        yield from _expand(folder, rest)
-    for inside in folder.iterdir():
-        if inside.name.startswith("."):
-            continue
-        if _is_folder(inside):
-            yield from _expand_recursive(inside, rest)
-        elif not rest:
-            yield inside
+    waiting = [folder]
+    while waiting:
+        one = waiting.pop()
+        if rest:
+            yield from _expand(one, rest)
+        for inside in one.iterdir():
+            if inside.name.startswith("."):
+                continue
+            if _is_folder(inside):
+                waiting.append(inside)
+            elif not rest:
+                yield inside
 
 
 def _require_once(paths: Sequence[Path]) -> None:
@@ -159,9 +166,23 @@ def contained(pattern: str, places: Iterable[Path], *, key: str) -> list[Path]:
 
     Used to refuse a text that changes while it is used. Raises ConfigError as `find_files` does.
     """
-    real = {place: place.resolve() for place in places}
-    if Path(pattern).is_dir():
-        root = Path(pattern).resolve()
-        return [place for place, path in real.items() if path.is_relative_to(root)]
-    files = [path.resolve() for path in find_files(pattern, key=key)]
-    return [one for one, path in real.items() if any(file.is_relative_to(path) for file in files)]
+    real, named, folders = {place: _real(place) for place in places}, Path(pattern), set[Path]()
+    if _mode(named) is None:
+        files = find_files(pattern, key=key)
+    elif found := [one for one in real if real[one].is_relative_to(_real(named))]:
+        return found
+    else:
+        find_files(pattern, key=key)
+        files = list(_files_at(named, folders))
+    inside = {_real(folder) for folder in folders}  # a link may lead to a place
+    around = {one for path in {*map(_real, files), *inside} for one in (path, *path.parents)}
+    return [
+        place
+        for place, path in real.items()
+        if path in around or not inside.isdisjoint(path.parents)
+    ]
+
+
+def _real(path: Path) -> Path:
+    """Where a path leads to; of a link to itself that link, which `Path.resolve` refuses."""
+    return Path(os.path.realpath(path))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
@@ -45,21 +46,28 @@ class CorpusReader:
 
     def __iter__(self) -> Iterator[bytes]:
         """The chunks, none of them empty. Raises ConfigError for a file that cannot be read."""
+        lines = Progress(self._mode, stderr=True)  # standard output may be JSON
+        look = lambda: f"reading the text: {sum(self._lengths) / 1e6:,.0f} MB"  # noqa: E731
         try:
-            for text in self._texts():
-                self._lengths.append(0)
-                for chunk in text:
-                    if part := self._within_limit(chunk):
-                        self._digest.update(part)
-                        self._lengths[-1] += len(part)
-                        yield part
-                    elif self._is_complete:
-                        break
+            texts = self._texts()
+            with lines.working(look()), lines.watching(look, stage="corpus"):
+                yield from self._chunks(texts)
         except OSError as error:
             key = list(SPLIT_KEYS.values())[max(0, len(self._lengths) - 1)]
             name = error.filename or getattr(self._config, key) or self._config.corpus
             message = f"{one_line(name)}: {error.strerror or error}"
             raise ConfigError(Problem(message, f"data.{key}")) from None
+
+    def _chunks(self, texts: list[Iterable[bytes]]) -> Iterator[bytes]:
+        for text in texts:
+            self._lengths.append(0)
+            for chunk in text:
+                if part := self._within_limit(chunk):
+                    self._digest.update(part)
+                    self._lengths[-1] += len(part)
+                    yield part
+                elif self._is_complete:
+                    break
 
     def _within_limit(self, chunk: bytes) -> bytes:
         """The part of a chunk that belongs to the first `max_bytes` of the text."""

@@ -16,13 +16,14 @@ from pipelines.comparison.config import (
     MAX_SEED,
     SPACE_PREFIX,
     TUNING_SEED,
+    ArmName,
     Arms,
     CompareConfig,
     Seeds,
     change_problems,
     replicate_seeds,
 )
-from pipelines.config.section import Section, set_key
+from pipelines.config.section import Section, set_key, worded
 from pipelines.config.validation import validate
 from pipelines.config.yaml_text import dump, flatten
 from pipelines.console.errors import ConfigError, Problem
@@ -60,7 +61,10 @@ class Experiment(Section):
 
     dotted: ClassVar[tuple[str, ...]] = ("search.space",)
 
-    experiment: Annotated[str, Field(min_length=1, pattern=r"^[\w.\- ]*[\w\- ][\w.\- ]*$")]
+    experiment: Annotated[
+        str,
+        *worded(r"[\w.\- ]*[\w\- ][\w.\- ]*", "letters, digits, spaces and _ - ., not only dots"),
+    ]
     """Name; also the MLflow experiment's, and that of folders: not of dots alone."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Seed of the weights, the order of the data and the sampler."""
@@ -75,7 +79,7 @@ class Experiment(Section):
     """The arms of a study, which is made of two or more: by the name of each its changes of keys of
     model, train and search.space, as in {standard: {model.residual: standard}, dca-4:
     {model.last_k: 4}} (see docs/configuration.md)."""
-    baseline: str | None = None
+    baseline: ArmName | None = None
     """The arm that the others are compared with; null: the first."""
     seeds: Seeds = None
     """Seeds with which the winner of each search is trained, a list, or how many, 0, 1, 2 and on.

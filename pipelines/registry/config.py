@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.errors import FieldError
-from pipelines.config.section import Positive, Section
+from pipelines.config.section import Positive, Section, worded
 
 MAX_BYTES = 65_536
 """Of a prompt and of its continuation, as a packaged model takes them."""
@@ -17,7 +17,13 @@ MAX_BYTES = 65_536
 class PromoteConfig(Section):
     """The registry and the gate in front of its champion."""
 
-    model: Annotated[str, Field(pattern=r"^[^/:.%\"'@]*[^/:.%\"'@0-9][^/:.%\"'@]*$")] = "dca-gpt"
+    model: Annotated[
+        str,
+        *worded(
+            r"[^/:.%\"'@]*[^/:.%\"'@0-9][^/:.%\"'@]*",
+            "a name without / : . % @ and quotes that is no number",
+        ),
+    ] = "dca-gpt"
     """Name of the registered model: not a number, and without / : . % @ and quotes. The log of its
     champions is registered beside it as NAME-champions."""
     min_improvement: Annotated[float, Field(ge=0)] = 0.0

@@ -7,7 +7,7 @@ from graphlib import TopologicalSorter
 from random import Random
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dca import registry
 from dca.errors import FieldError
@@ -18,7 +18,16 @@ from pipelines.training.config import FitConfig, TrainingRun
 
 RealRange = tuple[int | float, int | float]
 IntRange = tuple[int, int]
-Choice = bool | int | float | str | None
+
+
+def _plain(value: Any) -> Any:
+    """One error for a list or mapping, instead of one for each type that it is not."""
+    if isinstance(value, bool | int | float | str | None):
+        return value
+    raise ValueError(f"expected true, false, null, a number or a text, got {quote_value(value)}")
+
+
+Choice = Annotated[bool | int | float | str | None, BeforeValidator(_plain)]
 Count = int
 """In Dimension, where `int` is a field."""
 

@@ -10,6 +10,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -43,7 +44,8 @@ from pipelines.console.text import first_line, is_text, one_line
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.uri import database_file, local_path, tracking_uri
 
-PROBE_SECONDS = 10
+PROBE_SECONDS, ANSWER_SECONDS = 10, 18
+"""Without a byte of a server's answer, and for the whole of it."""
 MAX_UNAVAILABLE_SECONDS = 3600
 """How long a store may be unavailable before a command fails; missing rows are in checkpoints."""
 MAX_PAUSE_SECONDS = 10
@@ -254,7 +256,9 @@ def _start_of(path: Path) -> bytes:
 def _server_problem(uri: str) -> str | None:
     """Why what answers at an address is no tracking server for this user; None if it is one."""
     try:
-        answer = request(uri, timeout_seconds=PROBE_SECONDS)
+        answer = _within(ANSWER_SECONDS, lambda: request(uri, timeout_seconds=PROBE_SECONDS))
+        if answer is None:
+            return f"no tracking server answers (no whole answer in {ANSWER_SECONDS} s)"
     except MlflowException as error:
         return _no_answer(error.__cause__ or error.__context__ or error)
     status = f"HTTP {answer.status_code} {one_line(answer.reason)}"
@@ -274,6 +278,26 @@ def _server_problem(uri: str) -> str | None:
     except ValueError:
         is_store = False
     return None if is_store else f"what answers there is no MLflow server ({status})"
+
+
+def _within(seconds: float, call: Callable[[], Any]) -> Any:
+    """What a call returns, or None if it has not after so many seconds: it is left alone.
+
+    A limit of a connection is for each of its reads, and an answer may come byte by byte.
+    """
+    answered = Future[Any]()
+
+    def answer() -> None:
+        try:
+            answered.set_result(call())
+        except BaseException as error:
+            answered.set_exception(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        return answered.result(seconds)
+    except TimeoutError:
+        return None
 
 
 def _identity(uri: str) -> str:

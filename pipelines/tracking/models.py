@@ -6,6 +6,7 @@ Used by the registry and by the stages that read or write files of a model.
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
@@ -161,7 +162,7 @@ class ModelStore:
                 with (folder / PACKAGE_FOLDER / LINEAGE_FILE).open() as file:
                     run = str(json.loads(file.read(MAX_UNLISTED_BYTES))["run"])
             else:
-                path = folder.resolve()
+                path = Path(os.path.realpath(folder))
                 run = (path.parent if path.name == "artifacts" else path).name
             found = self.logged_by(run)
         except (KeyError, MlflowException, OSError, RecursionError, TypeError, ValueError):

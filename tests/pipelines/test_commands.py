@@ -78,6 +78,7 @@ from tests.pipelines.conftest import KEYS
             "--samples: expected a number of at least 1",
         ),
         ("generate.py", ["--prompt", "a", "--score", "b"], "--score: expected without --prompt"),
+        ("generate.py", ["--score", "/dev/zero"], "/dev/zero: has more than 100,000,000 bytes"),
         ("generate.py", [], "--prompt: expected"),
         ("promote.py", [], "required: COMMAND"),
         ("promote.py", ["lits"], "invalid choice: 'lits'"),

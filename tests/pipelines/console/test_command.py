@@ -36,6 +36,8 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
         (PipelineError("failed"), 1, "failed\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/runs/x"), 1, "/runs/x: No space left"),
         (OSError(errno.EROFS, "Read-only file system"), 1, "disk: Read-only file system\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9), 2, "xxxxxxxxx: File name too"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "a: Too many levels"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on:\n  python a"),
     ],
 )

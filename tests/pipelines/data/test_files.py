@@ -1,12 +1,18 @@
 """Files by a path, folder or glob: exactly those, or an error that names what is in the way."""
 
 import functools
+import json
 import os
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
+from pipelines.console import progress
 from pipelines.console.errors import ConfigError
+from pipelines.console.updates import OutputMode
+from pipelines.data import reading
 from pipelines.data.config import DataConfig
 from pipelines.data.files import contained, find_files
 from pipelines.data.splits import measure_corpus
@@ -133,6 +139,19 @@ def test_what_is_not_there_is_one_line(tmp_path, pattern):
     assert message.endswith(("no such file, folder or glob match", "a.txt: Not a directory"))
 
 
+def test_a_folder_may_be_deeper_than_python_recurses(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        Path("d").mkdir()
+        monkeypatch.chdir("d")
+    Path("a.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    deep = "/".join([*["d"] * 1200, "a.txt"])
+    assert found(tmp_path, "d") == found(tmp_path, "d/**/*.txt") == found(tmp_path, "**") == [deep]
+    assert contained("d", [tmp_path / "d/b"], key="data.path") == [tmp_path / "d/b"]
+    subprocess.run(["rm", "-r", "d"], check=True)  # pytest would recurse
+
+
 def test_files_are_counted(tmp_path):
     put(tmp_path, "a/x.txt", "a/y.txt", "b", "c")
     (tmp_path / "a/x.txt").write_bytes(b"x" * 1000)
@@ -151,3 +170,24 @@ def test_what_a_pattern_contains_need_not_exist_for_a_folder(tmp_path):
     assert within("a") == places[:2]
     assert within("a/**") == places[:1]
     assert within("a/*.txt") == within("a/x.txt") == []
+
+
+def test_what_a_link_in_a_folder_leads_to_is_contained(tmp_path):
+    put(tmp_path, "a/x.txt", "runs/trials/y.txt")
+    (tmp_path / "a/more").symlink_to("../runs")
+    places = [tmp_path / "runs/trials", tmp_path / "runs/none", tmp_path / "b"]
+    assert contained(str(tmp_path / "a"), places, key="data.path") == places[:2]
+    (tmp_path / "runs/trials/y.txt").unlink()  # nor has it any file
+    assert contained(str(tmp_path / "a"), places, key="data.path") == places[:2]
+
+
+def test_reading_a_large_text_is_shown(tmp_path, monkeypatch, capsys):
+    put(tmp_path, "a")
+    (tmp_path / "a").write_bytes(b"abcd" * 1000)
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(reading, "read_files", lambda _: (time.sleep(0.05) or b"x" for _ in "abc"))
+    reader = reading.CorpusReader(DataConfig(corpus="files", path="a"), OutputMode.JSON)
+    monkeypatch.chdir(tmp_path)
+    assert b"".join(reader) == b"xxx"
+    out = capsys.readouterr().out
+    assert json.loads(out.splitlines()[0])["text"].startswith("reading the text: 0 MB")

@@ -71,6 +71,10 @@ def problem(*arguments: object) -> str:
         ("{a: {}, b: {dim: 3}}", "did you mean model.dim?"),
         ("{a: {}, b: {storage: x}}", "arms.b.storage: expected a key of model, train or search.sp"),
         ("{a: {}, b: {search: {trials: 3}}}", "arms.b.search.trials: expected a key of model, tra"),
+        (
+            "{a: {}, b: {model.depth: 3, model: {depth: 4}}}",
+            "arms.b.model.depth: given twice, 3 and 4; expected once",
+        ),
         ("{a: {}, b: {model: {}}}", "arms.b.model: expected a key of model, train or search.space"),
         ("{a: {}, b: {train.tokens: 8192}}", "arms.b.train.tokens: expected once, for all arms"),
         ("{a: {}, b: {model.dim: wide}}", "arms.b.model.dim: input should be a valid integer, got"),
@@ -490,3 +494,9 @@ def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
 def test_an_editor_shows_what_is_wrong_with_an_arm(text, valid):
     found = jsonschema.Draft202012Validator(schema()).iter_errors({"arms": parse(text, source="")})
     assert (not list(found)) == valid
+
+
+def test_an_arm_whose_name_is_a_number_is_a_baseline_too(path):
+    found = load([str(path), "arms={16: {model.dim: 16}, 32: {model.dim: 32}}", "baseline=32"])
+    assert found.baseline == "32"
+    assert "baseline: expected the name of an arm" in problem(path, "baseline=true")

@@ -5,7 +5,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.tracking import client as client_module
 from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.store import Store
 from pipelines.tracking.uri import tracking_uri
@@ -301,3 +302,19 @@ def test_what_a_server_answers_is_told_without_the_password(
 def test_a_server_without_a_trusted_certificate_is_told_as_such(guarded):
     with pytest.raises(ConfigError, match="no secure connection: "):
         check_uri(guarded.replace("http", "https"))
+
+
+@pytest.mark.server
+def test_a_server_that_answers_byte_by_byte_is_not_waited_for(guarded, monkeypatch):
+    def drip(self, status: int, text: str, **_: str) -> None:
+        self.send_response(status)
+        self.end_headers()
+        with suppress(OSError):
+            for _ in range(100):
+                self.wfile.write(b" ")
+                time.sleep(0.05)
+
+    monkeypatch.setattr(Guarded, "answer", drip)
+    monkeypatch.setattr(client_module, "ANSWER_SECONDS", 0.5)
+    with pytest.raises(ConfigError, match=r"answers \(no whole answer in 0\.5 s\)"):
+        connect(guarded)
