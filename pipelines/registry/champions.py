@@ -19,6 +19,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MISSING
 from pipelines.console.errors import PipelineError
+from pipelines.console.secrets import redact
 from pipelines.registry.versions import (
     CONFLICTS,
     LOG_SUFFIX,
@@ -262,7 +263,7 @@ class Champions:
 
     def _append(self, version: int, action: str, reason: str, seen: ChampionState) -> int:
         """Write an entry, in one transaction; its number is its place in the order."""
-        client, registry = self.registry.client, self.registry
+        client, registry, reason = self.registry.client, self.registry, redact(reason)
         if not seen.entry:
             self._create_log()
         model, model_id, claim = registry.get(version), registry.model_id(version), uuid.uuid4().hex

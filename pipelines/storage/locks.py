@@ -47,7 +47,9 @@ def hold_lock(
         raise PipelineError(refused(_holder(path))) from None
     is_file = not isinstance(lock, SoftFileLock)  # else, without flock, the file itself is the lock
     try:
-        if is_file:
+        if (
+            is_file and path.stat().st_nlink == 1
+        ):  # else it is another file too, which others linked
             path.write_text(f"{os.getpid()} {platform.node()}\n")
         yield
     finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from pipelines.console.secrets import redact
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import lock_folder
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import database_file, tracking_uri
 
 OPEN_SECONDS = 300
 """Longest wait for another process that opens a database: a new one takes seconds."""
@@ -21,7 +21,9 @@ def store_lock(uri: str) -> Iterator[None]:
     Raises PipelineError if another process of this machine holds it too long.
     """
     busy = f"MLFLOW_TRACKING_URI={redact(uri)}: another process opens it"
-    with hold_lock(_file(uri), lambda holder: f"{busy} ({holder})", wait_seconds=OPEN_SECONDS):
+    with hold_lock(
+        _file(_store(uri)), lambda holder: f"{busy} ({holder})", wait_seconds=OPEN_SECONDS
+    ):
         yield
 
 
@@ -38,8 +40,14 @@ def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
             "then run the same command again"
         )
 
-    with hold_lock(_file(f"{tracking_uri()} {work}"), refused, wait_seconds=wait_seconds):
+    with hold_lock(_file(f"{_store(tracking_uri())} {work}"), refused, wait_seconds=wait_seconds):
         yield
+
+
+def _store(uri: str) -> str:
+    """One text for one store: a database may be given by several paths, and with options."""
+    database = database_file(uri)
+    return uri if database is None else str(database.resolve())
 
 
 def _file(name: str) -> Path:

@@ -229,6 +229,24 @@ def test_the_champion_answers_where_this_repository_cannot_be_seen(swept, tmp_pa
     assert not [p for p in model.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
 
 
+@pytest.mark.parametrize("below", ["", "../copy/"])
+def test_a_database_may_have_options_and_lie_in_another_folder(swept, tmp_path, below):
+    folder = swept[0].copy(tmp_path / "copy")
+    here = Folder(tmp_path / "elsewhere") if below else folder
+    here.environment["MLFLOW_TRACKING_URI"] = f"sqlite:///{below}mlflow.db?timeout=60"
+    storage = f"storage={folder.path}/runs"
+    for command, expected in {
+        ("sweep.py", f"{below}tiny.yaml", storage, "--dry-run"): r"fit +reuse +cached",
+        ("generate.py", "--prompt", "a", "--max-new-tokens", "2"): r"^a",
+        ("promote.py", "list"): r"\n1 +challenger, champion ",
+        ("report.py", "tiny"): r"reports/tiny/report\.html",
+    }.items():
+        code, out, err = here.run(*command)
+        assert code == 0, err
+        assert re.search(expected, out)
+    assert not [*(tmp_path / "elsewhere").glob("*.db*")]
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -25,9 +25,10 @@ def test_a_promotion_moves_the_alias_and_the_log_has_who_why_and_from_whom(store
     assert champions.state() == ChampionState(None, 0)
     assert champions.promotions() == []
     force(champions, 1, "the first")
-    force(champions, 2, "the second")
+    force(champions, 2, "as http://user:CANARY@host says")
     assert champions.registry.aliases() == {CHAMPION: 2}
     first, second = champions.promotions()
+    assert second.reason == "as http://***@host says"
     assert (first.version, first.previous, first.reason) == (1, None, "the first")
     assert (second.version, second.previous, second.action) == (2, 1, "forced")
     assert second.seconds > first.seconds > time.time() - 60

@@ -49,3 +49,9 @@ def test_a_misspelt_name_has_the_nearest_one(store):
     register(store)
     with pytest.raises(ConfigError, match="registered: tiny; did you mean tiny"):
         Registry(store.client, "tinny").versions()
+
+
+def test_a_tag_of_a_version_has_no_secret(store):
+    registry = register(store)
+    registry.tag(1, {"gate": "see http://user:CANARY@host and --password CANARY"})
+    assert registry.get(1).tags["gate"] == "see http://***@host and --password ***"

@@ -1,6 +1,7 @@
 """Which stored trials belong to a search: those whose configuration lies in its space."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -235,6 +236,18 @@ def test_a_warm_start_takes_the_trials_in_the_space_of_the_same_text(store, base
     message = r"tiny: none of its 2 trials lies in the space, as its model\.depth is 2, here 9"
     with pytest.raises(ConfigError, match=message):
         earlier_trials(deeper, "text")
+
+
+def test_a_search_over_seven_hundred_values_is_taken_again_at_once(store, base):
+    rates = [round(1e-4 + 1e-6 * n, 9) for n in range(700)]
+    space = {RATE: {"choice": rates}, "model.depth": {"choice": [*range(1, 701)]}}
+    start = time.process_time()
+    long = base.replace({"search.space": space})
+    run = put_search(store, long, [{RATE: rate, "model.depth": 1} for rate in (rates[0], 9.0)])
+    assert numbers(store, run, long) == [0]
+    again = long.replace({"search.warm_start": ["tiny"], "seed": 5}).search_task()
+    assert [trial.values[RATE] for trial in earlier_trials(again, "text")] == [rates[0]]
+    assert time.process_time() - start < 3
 
 
 def test_a_value_that_the_store_would_cut_is_compared_as_a_whole(store, base):

@@ -1,6 +1,7 @@
 """The sample's command, and the progress of a training."""
 
 import subprocess
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -64,6 +65,22 @@ def test_the_champion_continues_the_prompts_as_configured(experiment, commands):
 def test_what_is_null_cuts_nothing(experiment, commands):
     sample(context(experiment.replace({"generate": {"top_k": None, "top_p": 0.25}})), needs(1))
     assert commands[0][-3:-1] == ["--top-k=256", "--top-p=0.25"]
+
+
+def test_a_text_that_takes_long_is_followed_by_a_line(experiment, commands, monkeypatch):
+    shown, texts = threading.Event(), []
+    monkeypatch.setattr("pipelines.console.progress.WATCH_SECONDS", 0.01)
+    here = context(experiment)
+    here.progress.update = lambda update: (texts.append(update.text), shown.set())
+    generate = module.run_isolated
+
+    def slow(name, arguments):
+        assert shown.wait(60)
+        return generate(name, arguments)
+
+    monkeypatch.setattr(module, "run_isolated", slow)
+    sample(here, needs(1))
+    assert texts[0] == "  sample: generating, 0:00"
 
 
 def test_without_a_champion_nothing_is_generated(experiment, commands):

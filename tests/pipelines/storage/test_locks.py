@@ -63,6 +63,27 @@ def test_another_holder_is_named_as_well_as_it_is_known(text, holder, tmp_path):
     assert path.exists()
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_is_linked_as_a_lock_is_not_written(tmp_path, keep):
+    other = tmp_path / "other"
+    other.write_text("kept")
+    os.link(other, tmp_path / "a.lock")
+    with (
+        hold_lock(tmp_path / "a.lock", busy, wait_seconds=0, keep=keep),
+        pytest.raises(PipelineError),
+        hold_lock(tmp_path / "a.lock", busy, wait_seconds=0),
+    ):
+        pytest.fail("it is held")
+    assert other.read_text() == "kept"
+    (tmp_path / "b.lock").symlink_to(other)
+    with (
+        pytest.raises(OSError, match="symbolic"),
+        hold_lock(tmp_path / "b.lock", busy, wait_seconds=0),
+    ):
+        pytest.fail("it was followed")
+    assert other.read_text() == "kept"
+
+
 def test_threads_that_wait_for_a_lock_whose_file_is_removed_never_hold_it_together(tmp_path):
     inside, most = 0, []
 
