@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.console.command import DONE, FAILURE, Parser, run_command
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
 
 if TYPE_CHECKING:  # MLflow, which takes seconds
     from pipelines.storage.remote import Folder
 
+DEFAULT_STORAGE = "runs"
 CHECKPOINTS = ("trials", "fits")
 """Folders of storage with one folder for each run of a search or a training."""
 
@@ -41,10 +43,13 @@ class Leftover:
 def main(argv: Sequence[str]) -> int:
     """List what nothing needs, or delete it."""
     arguments = _parse(argv)
-    from pipelines.console.text import for_stream
+    from pipelines.console.text import for_stream, one_line
     from pipelines.storage.location import Storage
 
     storage = Storage.of(arguments.storage, key="--storage").folder
+    is_new = arguments.storage == DEFAULT_STORAGE and not storage.exists()
+    if isinstance(storage, Path) and not (storage.is_dir() or is_new):
+        raise ConfigError(Problem("no such folder", f"--storage={one_line(arguments.storage)}"))
     found, failed = [*_of_storage(storage), *_of_this_machine()], 0
     for one in found:
         line = f"{_size_of(one.place)}  {one.place}: {one.reason}"
@@ -124,7 +129,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description="What nothing needs any more: checkpoints of runs that have finished or were "
         "deleted, temporary folders of killed commands, files of local Ray clusters that ended.",
     )
-    parser.add_argument("--storage", default="runs", metavar="PLACE", help="a folder or URI (runs)")
+    parser.add_argument(
+        "--storage", default=DEFAULT_STORAGE, metavar="PLACE", help="a folder or URI (runs)"
+    )
     parser.add_argument("--delete", action="store_true", help="delete it; else it is only shown")
     return parser.parse_args(argv)
 

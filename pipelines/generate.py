@@ -23,6 +23,8 @@ from pipelines.console.text import for_stream, one_line
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+"""Options of a text that is generated."""
 MAX_SCORED_BYTES = 100_000_000
 """Of a text: its probabilities, 8 bytes for each of its own, are in memory together."""
 MODEL = "dca-gpt"
@@ -210,6 +212,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise ConfigError(Problem("expected without --prompt", "--prompts"))
     if arguments.score is not None and (arguments.prompt or arguments.prompts):
         raise ConfigError(Problem("expected without --prompt and --prompts", "--score"))
+    if arguments.score is not None and (
+        unused := [key for key in SAMPLING if vars(arguments)[key] is not None]
+    ):
+        message = f"expected without --{unused[0].replace('_', '-')}: nothing is generated"
+        raise ConfigError(Problem(message, "--score"))
     return arguments
 
 

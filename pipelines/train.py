@@ -26,6 +26,9 @@ if TYPE_CHECKING:  # torch and MLflow, which take seconds to import
     from pipelines.registry.results import Fitted
     from pipelines.tracking.models import ModelStore
 
+STUDY_KEYS = ("arms", "baseline", "seeds", "budget")
+"""Of several trainings: those of a file are left out, those of the command line refused."""
+
 
 @dataclass(frozen=True)
 class Version:
@@ -124,6 +127,12 @@ def _result(result: "Fitted", version: Version | None, invocation: "Invocation")
 def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Experiment":
     from pipelines.experiment import load, read_packaged
 
+    for argument in arguments.arguments:
+        if argument.partition("=")[0].partition(".")[0] in STUDY_KEYS and "=" in argument:
+            message = (
+                "train.py trains one configuration; expected seed=N, or keys of model and train"
+            )
+            raise ConfigError(Problem(message, source=f"command line: {one_line(argument)}"))
     if version is None:
         return load(arguments.arguments, smoke=arguments.smoke).without_study()
     return read_packaged(version.config, arguments.arguments, source=version.label)

@@ -19,6 +19,7 @@ from pipelines.console.process import (
     garbage_seldom_searched,
     handlers_restored,
     lacks_temporary_folder,
+    lacks_working_folder,
     output_guarded,
     threads_sleep,
     user_named,
@@ -93,6 +94,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             return FAILURE if isinstance(error, BrokenPipeError) else DONE
         if isinstance(error, FileNotFoundError) and lacks_temporary_folder():
             return _fail(Problem(f"{error.strerror}; expected one", "TMPDIR"), BAD_INPUT)
+        if isinstance(error, FileNotFoundError) and lacks_working_folder():
+            return _fail("the folder in which the command was started is gone", BAD_INPUT)
         if isinstance(error, OSError) and error.errno in PATH_ERRORS:
             return _fail(f"{one_line(error.filename)}: {error.strerror}", BAD_INPUT)
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:

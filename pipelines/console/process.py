@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, TextIO
 
 from pipelines.compat import mlflow, ray
@@ -129,6 +130,15 @@ def lacks_temporary_folder() -> bool:
     """Whether no folder for temporary files, TMPDIR or another, can be written."""
     try:
         tempfile.gettempdir()
+    except FileNotFoundError:
+        return True
+    return False
+
+
+def lacks_working_folder() -> bool:
+    """Whether the folder in which this process was started has been deleted."""
+    try:
+        Path.cwd()
     except FileNotFoundError:
         return True
     return False

@@ -261,6 +261,8 @@ def _server_problem(uri: str) -> str | None:
             return f"no tracking server answers (no whole answer in {ANSWER_SECONDS} s)"
     except MlflowException as error:
         return _no_answer(error.__cause__ or error.__context__ or error)
+    except (ImportError, ValueError) as error:  # of a variable of MLflow, or what it needs
+        return first_line(error)
     status = f"HTTP {answer.status_code} {one_line(answer.reason)}"
     if answer.is_redirect:
         target = one_line(answer.headers["Location"])

@@ -82,7 +82,7 @@ def test_what_cannot_be_deleted_is_said_and_the_rest_is(left, tmp_path, monkeypa
 
 def test_a_place_without_storage_or_store_has_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(clean, "_of_this_machine", lambda: iter(()))
-    code, out, err = Folder(tmp_path).run("clean.py", "--storage", "missing")
+    code, out, err = Folder(tmp_path).run("clean.py")
     assert (code, out) == (0, "there is nothing that nothing needs\n"), err
     (tmp_path / "runs" / "fits" / "a").mkdir(parents=True)
     code, out, err = Folder(tmp_path).run("clean.py")

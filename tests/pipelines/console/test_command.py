@@ -58,6 +58,20 @@ def test_no_folder_for_temporary_files_is_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err == expected
 
 
+def test_a_working_folder_that_was_deleted_is_one_line(monkeypatch, tmp_path, capsys):
+    def main(argv: Sequence[str]) -> int:
+        Path("a").absolute()
+        return 0
+
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run_command(main, ["a.py"]) == 2
+    expected = "the folder in which the command was started is gone\n"
+    assert capsys.readouterr().err == expected
+    monkeypatch.chdir(tmp_path)
+
+
 def test_a_command_that_cannot_resume_names_no_command_to_run_again(capsys):
     assert run_command(failing(KeyboardInterrupt()), ["a.py"]) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -318,3 +318,14 @@ def test_a_server_that_answers_byte_by_byte_is_not_waited_for(guarded, monkeypat
     monkeypatch.setattr(client_module, "ANSWER_SECONDS", 0.5)
     with pytest.raises(ConfigError, match=r"answers \(no whole answer in 0\.5 s\)"):
         connect(guarded)
+
+
+@pytest.mark.server
+def test_a_variable_that_mlflow_cannot_use_is_one_line(guarded, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "perhaps")
+    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_INSECURE_TLS.*perhaps"):
+        connect(guarded)
+    monkeypatch.delenv("MLFLOW_TRACKING_INSECURE_TLS")
+    monkeypatch.setenv("MLFLOW_TRACKING_AWS_SIGV4", "true")
+    with pytest.raises(ConfigError, match="No module named"):
+        connect(guarded)
