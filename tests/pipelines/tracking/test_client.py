@@ -323,7 +323,7 @@ def test_a_server_that_answers_byte_by_byte_is_not_waited_for(guarded, monkeypat
 @pytest.mark.server
 def test_a_variable_that_mlflow_cannot_use_is_one_line(guarded, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "perhaps")
-    with pytest.raises(ConfigError, match="MLFLOW_TRACKING_INSECURE_TLS.*perhaps"):
+    with pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_INSECURE_TLS.*perhaps"):
         connect(guarded)
     monkeypatch.delenv("MLFLOW_TRACKING_INSECURE_TLS")
     monkeypatch.setenv("MLFLOW_TRACKING_AWS_SIGV4", "true")
