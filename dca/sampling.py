@@ -66,7 +66,9 @@ def check_sampling(
     if max_new_tokens < 0:
         raise FieldError("max_new_tokens", f"expected at least 0, got {max_new_tokens}")
     if not 0 <= temperature < float("inf"):
-        raise FieldError("temperature", f"expected a number of at least 0, got {temperature}")
+        raise FieldError(
+            "temperature", f"expected a finite number of at least 0, got {temperature}"
+        )
     if top_k is not None and top_k < 1:
         raise FieldError("top_k", f"expected at least 1, got {top_k}")
     if top_p is not None and not 0 < top_p <= 1:

@@ -227,6 +227,8 @@ def _head_node(address: str) -> str:
 def _no_answer(address: str) -> str:
     """Why nothing accepts a connection there; empty if something does."""
     host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return "it has no port"
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:

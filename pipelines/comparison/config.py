@@ -22,7 +22,7 @@ MAX_ARMS, MAX_SEEDS, MAX_SEED = 64, 256, 2**31
 """Arms of a study, replicates of an arm, and what a seed is less than."""
 TUNING_SEED = 1_000_000
 """Added to `seed` for the searches of a study with arms: the seed of no replicate."""
-ARM_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.: -]{0,59}")
+ARM_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.: -]{0,58}[a-zA-Z0-9_.:-])?")
 """The engine's names of instances, see pipelines/engine/instances.py, which tests compare."""
 ARM_KEY = re.compile(r"arms\.(.+?)\.((?:model|train|search)(?:\..+)?)")
 """A dotted key of the command line: the name of an arm may have dots too."""
@@ -49,7 +49,7 @@ def _flat_arms(arms: Any) -> Any:
         if not ARM_NAME.fullmatch(str(name)):
             message = (
                 "expected a name of 1 to 60 letters, digits, spaces and _-.: with a letter or "
-                "digit first"
+                "digit first and no space last"
             )
             raise FieldError(str(name), message)
         if not isinstance(changes, Mapping):

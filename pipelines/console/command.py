@@ -87,6 +87,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
     except PipelineError as error:
         return _fail(error, FAILURE)
     except KeyboardInterrupt:
+        if argv is sys.argv:  # the process ends: pressed again it ends at once
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
         again = f"; run the same command again to go on:\n  {shlex.join(['python', *argv])}"
         return _fail(f"interrupted{again if resumes else ''}", INTERRUPTED)
     except Exception as error:

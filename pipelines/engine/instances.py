@@ -18,7 +18,7 @@ from pipelines.engine.results import Value, label
 from pipelines.engine.stage import C, Stage
 
 MAX_CHARACTERS = 60
-VALUE = re.compile(rf"[a-zA-Z0-9][a-zA-Z0-9_.: -]{{0,{MAX_CHARACTERS - 1}}}")
+VALUE = re.compile(rf"[a-zA-Z0-9]([a-zA-Z0-9_.: -]{{0,{MAX_CHARACTERS - 2}}}[a-zA-Z0-9_.:-])?")
 """A value as text: part of a tag of MLflow, and of a name for people."""
 
 
@@ -38,7 +38,7 @@ class FanOut(Generic[C]):
                 if not VALUE.fullmatch(str(value)):
                     message = (
                         f"expected 1 to {MAX_CHARACTERS} letters, digits, spaces and _-.: with a "
-                        f"letter or digit first, got {quote_value(value)}"
+                        f"letter or digit first and no space last, got {quote_value(value)}"
                     )
                     raise ConfigError(Problem(message, name))
 

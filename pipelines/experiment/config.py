@@ -63,7 +63,9 @@ class Experiment(Section):
 
     experiment: Annotated[
         str,
-        *worded(r"[\w.\- ]*[\w\- ][\w.\- ]*", "letters, digits, spaces and _ - ., not only dots"),
+        *worded(
+            r"[\w.\- ]*[\w\-][\w.\- ]*", "letters, digits, spaces and _ - ., not only . and spaces"
+        ),
     ]
     """Name; also the MLflow experiment's, and that of folders: not of dots alone."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0

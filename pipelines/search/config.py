@@ -16,17 +16,28 @@ from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
 from pipelines.training.config import FitConfig, TrainingRun
 
-RealRange = tuple[int | float, int | float]
-IntRange = tuple[int, int]
-
 
 def _plain(value: Any) -> Any:
-    """One error for a list or mapping, instead of one for each type that it is not."""
-    if isinstance(value, bool | int | float | str | None):
+    """One error for another value, instead of one for each type that it is not."""
+    if isinstance(value, bool | int | str | None) or _is_number(value):
         return value
     raise ValueError(f"expected true, false, null, a number or a text, got {quote_value(value)}")
 
 
+def _number(value: Any) -> Any:
+    if _is_number(value):
+        return value
+    raise ValueError(f"expected a number, got {quote_value(value)}")
+
+
+def _is_number(value: Any) -> bool:
+    is_real = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_real and math.isfinite(value)
+
+
+Number = Annotated[int | float, BeforeValidator(_number)]
+RealRange = tuple[Number, Number]
+IntRange = tuple[int, int]
 Choice = Annotated[bool | int | float | str | None, BeforeValidator(_plain)]
 Count = int
 """In Dimension, where `int` is a field."""

@@ -52,6 +52,8 @@ MAX_PAUSE_SECONDS = 10
 OPTIONS = {"timeout", "check_same_thread", "isolation_level", "cached_statements", "detect_types"}
 """Of a SQLite URI, behind its `?`; MLflow passes them to Python's driver."""
 MEMORY = ":memory:"
+LISTED = {"experiments", "next_page_token"}
+"""In a server's answer to the search for experiments."""
 CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 T = TypeVar("T")
@@ -276,7 +278,9 @@ def _server_problem(uri: str) -> str | None:
     if answer.status_code >= 500 or answer.status_code == 429:
         return f"no tracking server answers ({status})"
     try:
-        is_store = answer.ok and isinstance(answer.json(), dict)
+        found = answer.json()
+        is_store = answer.ok and isinstance(found, dict) and not found.keys() - LISTED
+        is_store = is_store and isinstance(found.get("experiments", []), list)
     except ValueError:
         is_store = False
     return None if is_store else f"what answers there is no MLflow server ({status})"

@@ -1,6 +1,7 @@
 """File locks of this machine, by name: on a database, and on work on a store."""
 
 import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -47,7 +48,7 @@ def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
 def _store(uri: str) -> str:
     """One text for one store: a database may be given by several paths, and with options."""
     database = database_file(uri)
-    return uri if database is None else str(database.resolve())
+    return uri if database is None else os.path.realpath(database)
 
 
 def _file(name: str) -> Path:

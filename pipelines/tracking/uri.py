@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.secrets import redact
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
@@ -19,10 +20,16 @@ ARTIFACTS = "mlartifacts"
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks."""
+    """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks.
+
+    Raises ConfigError for one with a zero byte, of which no system makes a path.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return database_uri(Path("mlflow.db"))
+    if "%00" in uri:
+        message = "expected a URI without a zero byte"
+        raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={uri}"))
     database = database_file(uri)
     return database_uri(database) + "".join(uri.partition("?")[1:]) if database else uri
 

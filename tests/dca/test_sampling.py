@@ -159,9 +159,15 @@ def test_an_empty_prompt_is_refused():
     ("options", "message"),
     [
         ({"max_new_tokens": -1}, "max_new_tokens: expected at least 0, got -1"),
-        ({"temperature": -1e-9}, "temperature: expected a number of at least 0, got -1e-09"),
-        ({"temperature": float("inf")}, "temperature: expected a number of at least 0, got inf"),
-        ({"temperature": float("nan")}, "temperature: expected a number of at least 0, got nan"),
+        ({"temperature": -1e-9}, "temperature: expected a finite number of at least 0, got -1e-09"),
+        (
+            {"temperature": float("inf")},
+            "temperature: expected a finite number of at least 0, got inf",
+        ),
+        (
+            {"temperature": float("nan")},
+            "temperature: expected a finite number of at least 0, got nan",
+        ),
         ({"top_k": 0}, "top_k: expected at least 1, got 0"),
         ({"top_p": 0.0}, "top_p: expected more than 0 and at most 1, got 0.0"),
         ({"top_p": 1.001}, "top_p: expected more than 0 and at most 1, got 1.001"),

@@ -172,6 +172,12 @@ def test_what_a_pattern_contains_need_not_exist_for_a_folder(tmp_path):
     assert within("a/*.txt") == within("a/x.txt") == []
 
 
+def test_a_link_to_itself_among_the_places_is_compared_as_it_is(tmp_path):
+    put(tmp_path, "a/x.txt")
+    (tmp_path / "loop").symlink_to("loop")
+    assert contained(str(tmp_path / "a"), [tmp_path / "loop"], key="data.path") == []
+
+
 def test_what_a_link_in_a_folder_leads_to_is_contained(tmp_path):
     put(tmp_path, "a/x.txt", "runs/trials/y.txt")
     (tmp_path / "a/more").symlink_to("../runs")

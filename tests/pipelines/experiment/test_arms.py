@@ -63,6 +63,7 @@ def problem(*arguments: object) -> str:
         ("{a: {}, b: 3}", "arms.b: expected changes such as {model.residual: dca}, or {} for none"),
         ("{a: {}, b: }", "arms.b: expected changes such as {model.residual: dca}, or {} for none"),
         ("{a: {}, a/b: {model.dim: 32}}", "arms.a/b: expected a name of 1 to 60 letters, digits"),
+        ("{a: {}, 'a ': {model.dim: 32}}", "arms.a : expected a name of 1 to 60 letters, digits"),
         ("{a: {}, '': {model.dim: 32}}", "arms.: expected a name of 1 to 60 letters, digits"),
         ("{a: {}, b: {}}", "arms.b: the same as a: expected another configuration"),
         ("{a: {}, b: {model.depth: 2}}", "arms.b: the same as a: expected another configuration"),

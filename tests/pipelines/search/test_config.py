@@ -1,5 +1,7 @@
 """The limits of a search's configuration: its ranges, its points and its budgets."""
 
+import math
+
 import pytest
 
 from pipelines.search.config import (
@@ -32,6 +34,13 @@ def test_defaults_and_limits_are_those_of_the_shipped_schema(section):
         ({"log_uniform": (1.0, 1.0)}, "expected low < high"),
         ({"log_uniform": (0.0, 1.0)}, "expected low > 0, got 0"),
         ({"choice": []}, "expected at least one value"),
+        (
+            {"choice": [[1], 2]},
+            r"choice.0\n  Value error, expected true, false, null, a number or a",
+        ),
+        ({"choice": [math.nan]}, "expected true, false, null, a number or a text, got NaN"),
+        ({"uniform": ("1e-3", 1.0)}, 'expected a number, got "1e-3"'),
+        ({"uniform": (True, 2.0)}, "expected a number, got true"),
     ],
 )
 def test_a_range_is_of_one_kind_and_not_empty(given, expected):

@@ -112,6 +112,7 @@ def test_a_second_command_waits_again_after_the_first_has_given_up(store, tmp_pa
         ("sqlite://", "expected sqlite:///FILE or http"),
         ("sqlite:////tmp/x.db?mode=ro&uri=true", "mode: unknown option; expected cached_statem"),
         ("sqlite:////tmp/x.db?timeout=soon", "/tmp/x.db cannot be opened: could not convert"),
+        ("sqlite:////tmp/%00.db", "expected a URI without a zero byte"),
         ("sqlite:////tmp/\udcff.db", "expected a path in UTF-8"),
         ("file:///tmp/x", "expected sqlite:///FILE or http"),
         (f"sqlite:///{__file__}", "MLFLOW_TRACKING_URI"),
@@ -302,6 +303,15 @@ def test_what_a_server_answers_is_told_without_the_password(
 def test_a_server_without_a_trusted_certificate_is_told_as_such(guarded):
     with pytest.raises(ConfigError, match="no secure connection: "):
         check_uri(guarded.replace("http", "https"))
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("text", ['{"status": "ok"}', '{"experiments": 5}', "[]"])
+def test_a_server_with_another_json_is_no_tracking_server(guarded, monkeypatch, text):
+    answer = Guarded.answer
+    monkeypatch.setattr(Guarded, "answer", lambda self, *_, **__: answer(self, 200, text))
+    with pytest.raises(ConfigError, match="what answers there is no MLflow server"):
+        connect(guarded)
 
 
 @pytest.mark.server
