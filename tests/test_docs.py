@@ -33,6 +33,7 @@ pytestmark = pytest.mark.docs
 LANGUAGES = {"bash", "text", "python", "yaml"}
 OUTSIDE = {
     *("curl", "docker", "kubectl", "pip", "git", "sed", "tar"),
+    *("chmod", "mkdir", "mv", "openssl", "scp", "ssh"),
     *("source", "export", "umask", "printf"),
 }
 """Programs of a shell, and those that the page in question asks for."""

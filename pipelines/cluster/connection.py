@@ -31,6 +31,7 @@ PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
 HEALTH_SECONDS = 12
 """How long it may take to answer as the head node of a Ray, a process's start included."""
+EXPECTED = "expected HOST:PORT of a head node"
 _watchers: list["subprocess.Popen[bytes]"] = []
 """The one of this process, while a cluster of this machine runs for it."""
 
@@ -208,20 +209,33 @@ def _head_node(address: str) -> str:
     Raises ConfigError unless it answers: Ray would wait for minutes, deaf to signals.
     """
     found = names.started_cluster() if address == "auto" else address
-    expected = "expected HOST:PORT of a head node"
     message = ""
     if found is None:
-        message = f"`ray start` has started none on this machine; {expected}"
+        message = f"`ray start` has started none on this machine; {EXPECTED}"
     elif "://" in found:
-        message = f"{expected}; Ray Client cannot run a search"
+        message = f"{EXPECTED}; Ray Client cannot run a search"
     elif reason := _no_answer(found):
-        message = f"no Ray cluster answers there ({reason}); {expected}"
-    elif not names.is_head_node(found, seconds=HEALTH_SECONDS):
-        message = f"what answers there is no Ray cluster; {expected}"
+        message = f"no Ray cluster answers there ({reason}); {EXPECTED}"
+    else:
+        message = _no_head_node(found)
     if message:
         raise ConfigError(Problem(message, f"RAY_ADDRESS={address}"))
     assert found is not None
     return found
+
+
+def _no_head_node(address: str) -> str:
+    """Why what accepts connections there is no head node for this user; empty if it is one."""
+    token = f"RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or in ~/{names.TOKEN_FILE}"
+    try:
+        if names.is_head_node(address, seconds=HEALTH_SECONDS):
+            return ""
+        reason = "what answers there is no Ray cluster"
+    except PermissionError:
+        return f"the token of the Ray cluster there is missing or wrong; expected {token}"
+    except TimeoutError:
+        reason = f"no Ray cluster answered there in {HEALTH_SECONDS} s"
+    return f"{reason}; {EXPECTED}; if it asks for a token, {token}"
 
 
 def _no_answer(address: str) -> str:
@@ -237,23 +251,31 @@ def _no_answer(address: str) -> str:
 
 
 def _own_token() -> dict[str, str]:
-    """Where the password of a cluster of this machine is, for a user whose home cannot be written:
-    Ray would make it there."""
-    token = Path.home() / names.TOKEN_FILE
-    folder = next(path for path in token.parents if path.exists())
-    if any(map(os.environ.get, names.TOKEN_VARIABLES)) or os.access(token, os.R_OK):
+    """Make the password of a cluster of this machine, readable by this user alone, unless it is
+    there. Returns the variable with its path, for a user whose home cannot be written.
+
+    Ray would make it readable for all users, by the usual umask.
+    """
+    if any(map(os.environ.get, names.TOKEN_VARIABLES)):
         return {}
-    if os.access(folder, os.W_OK):
-        return {}
-    path = private_folder() / "ray-token"
+    path, variable = Path.home() / names.TOKEN_FILE, {}
+    folder = next(parent for parent in path.parents if parent.exists())
+    if os.access(path, os.R_OK):
+        with suppress(OSError):  # its owner is another user
+            path.chmod(0o600)
+    elif os.access(folder, os.W_OK):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    else:
+        path = private_folder() / "ray-token"
+        variable = {names.TOKEN_PATH: str(path)}
     if not path.exists():
         with scratch_folder(path.parent) as scratch:
             own = scratch / path.name
             own.touch(0o600)
             own.write_text(secrets.token_hex(32))
-            with suppress(FileExistsError):  # another process was faster
+            with suppress(OSError):  # another process was faster; without links Ray makes it
                 path.hardlink_to(own)
-    return {names.TOKEN_PATH: str(path)}
+    return variable
 
 
 def _set_defaults(variables: dict[str, str]) -> None:

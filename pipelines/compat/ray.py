@@ -93,10 +93,15 @@ def started_cluster() -> str | None:
 
 
 def is_head_node(address: str, *, seconds: float) -> bool:
-    """Whether HOST:PORT answers within so many seconds as the control service of a Ray cluster.
+    """Whether HOST:PORT answers as the control service of a Ray cluster.
 
     Asked in a process of its own: the client tries again for minutes, in threads that nothing ends,
     prints warnings, and ends its process in the end.
+
+    Raises:
+        PermissionError: If the cluster's token is missing or wrong.
+        TimeoutError: If it does not answer in so many seconds.
+
     """
     code = "import sys; from ray._raylet import GcsClient; GcsClient(address=sys.argv[1])"
     try:
@@ -105,11 +110,13 @@ def is_head_node(address: str, *, seconds: float) -> bool:
             env={**os.environ, "RAY_BACKEND_LOG_LEVEL": "fatal"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             timeout=seconds,
         )
     except subprocess.TimeoutExpired:
-        return False
+        raise TimeoutError(address) from None
+    if TOKEN_VARIABLES[0].encode() in child.stderr:  # each of Ray's messages names it
+        raise PermissionError(address)
     return child.returncode == 0
 
 

@@ -20,6 +20,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ruamel.yaml import YAML
 
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
+from pipelines.compat.ray import TOKEN_FILE
 from pipelines.experiment import Experiment, load
 from tests.pages import blocks, commands, page
 
@@ -63,6 +64,11 @@ RAY_JOB = {
                     "required": ["headGroupSpec"],
                     "properties": {
                         "rayVersion": {"type": "string"},
+                        "authOptions": {
+                            "type": "object",
+                            "additionalProperties": False,
+                            "properties": {"mode": {"enum": ["disabled", "token"]}},
+                        },
                         "headGroupSpec": {
                             "type": "object",
                             "additionalProperties": False,
@@ -183,6 +189,15 @@ def test_only_the_pods_of_the_job_its_submitter_and_the_operator_reach_rays_port
         kubernetes_validate.validate(policy, KUBERNETES, strict=True)
 
 
+def test_every_machine_of_both_asks_for_a_token(ray_up, job):
+    assert job["spec"]["rayClusterSpec"]["authOptions"] == {"mode": "token"}
+    assert ray_up["docker"]["run_options"] == ["--env RAY_AUTH_MODE=token"]
+    ((target, source),) = ray_up["file_mounts"].items()
+    assert Path(source) == Path("~") / TOKEN_FILE
+    assert "useradd --create-home ray" in DOCKERFILE
+    assert Path(target) == Path("/home/ray") / TOKEN_FILE
+
+
 def test_rays_autoscaler_reads_the_ray_jobs_cluster(job):
     read = as_rays_autoscaler_reads(job)
     assert [(node.cpus, node.gpus) for node in nodes(read)] == [(0, 0), *[(4, 1)] * 4]
@@ -253,7 +268,7 @@ KNOWN = {
 }
 LIBRARIES = {
     *("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
-    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_MODE"),
+    *("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "RAY_AUTH_MODE", "RAY_TMPDIR"),
 }
 
 

@@ -298,6 +298,32 @@ def test_a_wrong_address_is_found_in_seconds(address):
         connection._head_node(address)
 
 
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        (PermissionError(), "the token of the Ray cluster there is missing or wrong; expected "),
+        (
+            TimeoutError(),
+            "no Ray cluster answered there in 12 s; expected HOST:PORT of a head node",
+        ),
+        (False, "what answers there is no Ray cluster; expected HOST:PORT of a head node"),
+    ],
+)
+def test_an_address_whose_token_may_be_missing_is_refused_with_how_to_give_it(
+    monkeypatch, found, reason
+):
+    def probe(address: str, *, seconds: float) -> bool:
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    monkeypatch.setattr(connection, "_no_answer", lambda address: "")
+    monkeypatch.setattr(connection.names, "is_head_node", probe)
+    ways = "RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or in ~/.ray/auth_token"
+    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS=a:1: {reason}.*{re.escape(ways)}$"):
+        connection._head_node("a:1")
+
+
 @pytest.mark.process
 def test_what_answers_but_is_no_cluster_is_refused_and_signals_work_meanwhile(monkeypatch):
     """Ray would wait for minutes there, deaf to Ctrl-C."""
@@ -305,7 +331,9 @@ def test_what_answers_but_is_no_cluster_is_refused_and_signals_work_meanwhile(mo
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"127.0.0.1:{server.server_port}"
     monkeypatch.setattr(connection, "HEALTH_SECONDS", 3)
-    with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={address}: what answers there is no Ray"):
+    with pytest.raises(
+        ConfigError, match=f"^RAY_ADDRESS={address}: no Ray cluster answered there in 3"
+    ):
         connection._head_node(address)
     monkeypatch.setattr(connection, "HEALTH_SECONDS", 60)
     timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))

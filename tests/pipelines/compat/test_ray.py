@@ -124,6 +124,10 @@ def listening() -> list[str]:
     return [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
 
 
+def test_what_ray_says_of_a_token_that_is_wrong_names_the_variable():
+    assert compat.TOKEN_VARIABLES[0] in str(ray.exceptions.AuthenticationError("refused"))
+
+
 @pytest.mark.ray
 def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the_niceness(
     monkeypatch,
@@ -138,7 +142,11 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
         head = ray._private.worker._global_node.gcs_address
         assert compat.is_head_node(head, seconds=30)
         other = f"127.0.0.1:{node['NodeManagerPort']}"  # another service of Ray
-        assert not compat.is_head_node(other, seconds=5)
+        assert not compat.is_head_node(other, seconds=30)
+        with monkeypatch.context() as changed, pytest.raises(PermissionError):
+            changed.setenv("RAY_AUTH_MODE", "token")
+            changed.setenv(compat.TOKEN_PATH, "/no")
+            compat.is_head_node(head, seconds=30)
         session = Path(ray._private.worker._global_node.get_session_dir_path())
         assert session not in ended_sessions()
     monkeypatch.setattr(psutil, "pid_exists", lambda number: number != os.getpid())

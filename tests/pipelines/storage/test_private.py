@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.cluster.connection import _own_token, _short_session_folder, session_folder
-from pipelines.compat.ray import MAX_FOLDER_CHARACTERS, TOKEN_VARIABLES
+from pipelines.compat.ray import MAX_FOLDER_CHARACTERS, TOKEN_FILE, TOKEN_VARIABLES
 from pipelines.console.errors import ConfigError, StorageError
 from pipelines.storage.private import lock_folder, make_private, private_folder
 
@@ -112,13 +112,28 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
             _short_session_folder()
 
 
-def test_the_password_of_a_cluster_is_private_where_the_home_cannot_be_written(shared, monkeypatch):
+def test_the_password_of_a_cluster_is_private(shared, monkeypatch):
     home = shared / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
     for name in TOKEN_VARIABLES:
         monkeypatch.delenv(name, raising=False)
-    assert _own_token() == {}  # Ray makes it in the home
+    umask = os.umask(0o022)
+    try:
+        assert _own_token() == {}
+    finally:
+        os.umask(umask)
+    own = home / TOKEN_FILE
+    password = own.read_text()
+    assert len(password) == 64
+    assert own.stat().st_mode & 0o777 == 0o600
+    own.chmod(0o644)  # as Ray makes it
+    assert _own_token() == {}
+    assert own.stat().st_mode & 0o777 == 0o600
+    assert own.read_text() == password
+    assert list(own.parent.iterdir()) == [own]
+    own.unlink()
+    own.parent.rmdir()
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != home and access(path, mode))
     (variable,) = _own_token().items()
