@@ -128,7 +128,8 @@ def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Expe
     from pipelines.experiment import load, read_packaged
 
     for argument in arguments.arguments:
-        if argument.partition("=")[0].partition(".")[0] in STUDY_KEYS and "=" in argument:
+        key, _, value = argument.partition("=")
+        if key.partition(".")[0] in STUDY_KEYS and value not in ("", "{}", "null"):
             message = (
                 "train.py trains one configuration; expected seed=N, or keys of model and train"
             )

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
@@ -46,6 +45,8 @@ class CorpusReader:
 
     def __iter__(self) -> Iterator[bytes]:
         """The chunks, none of them empty. Raises ConfigError for a file that cannot be read."""
+        from pipelines.console.progress import Progress  # with rich, which training does not need
+
         lines = Progress(self._mode, stderr=True)  # standard output may be JSON
         look = lambda: f"reading the text: {sum(self._lengths) / 1e6:,.0f} MB"  # noqa: E731
         try:

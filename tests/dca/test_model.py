@@ -203,8 +203,9 @@ def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied)
 @pytest.mark.parametrize(
     ("residual", "backend"),
     [
-        *[("standard", "aot_eager"), ("dca", "inductor")],
+        *[("standard", "aot_eager"), ("dca", "aot_eager")],
         *[("value_residual", "aot_eager"), ("hyper_connections", "aot_eager")],
+        pytest.param("dca", "inductor", marks=pytest.mark.faults),  # a minute of a C++ compiler
     ],
 )
 def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual, backend):

@@ -254,7 +254,7 @@ def test_a_database_may_have_options_and_lie_in_another_folder(swept, tmp_path, 
         (["--model", "nobody"], "no such registered model; registered: dca-gpt"),
         (["--model", "9"], "no version or alias 9"),
         (["--top-p", "2"], "--top-p: expected more than 0"),
-        (["--temperature", "-1"], "--temperature: expected a number"),
+        (["--temperature", "-1"], "--temperature: expected a finite number"),
         (["--seed", "-1"], "--seed: expected 0"),
     ],
 )

@@ -390,7 +390,11 @@ WIDTHS = st.integers(1, 64).map(lambda number: number * 8)
 PRINTED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 RANGES = st.lists(st.floats(1e-300, 1e300), min_size=2, max_size=2, unique=True).map(sorted)
 GOOD = st.fixed_dictionaries(
-    {"experiment": st.text("aé_.- 0", min_size=1, max_size=8).filter(lambda name: name.strip(". "))},
+    {
+        "experiment": st.text("aé_.- 0", min_size=1, max_size=8).filter(
+            lambda name: name.strip(". ")
+        )
+    },
     optional={
         "seed": st.integers(0, 2**31 - 1),
         "storage": PRINTED.filter(lambda text: "://" not in text),

@@ -38,21 +38,28 @@ def peak_of_a_process(run: TrainingRun, folder: Path) -> float:
     return rows[-1]["peak_memory_bytes"] + RAY_CONNECTION_BYTES
 
 
+LONG = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192, "model.last_k": 4}
+
+
 @pytest.mark.process
-def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path):
-    standard = {"model.residual": "standard", "model.dim": 384}
-    long = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192}
-    sizes = [small.replace(long | {"model.last_k": 4}), small.replace(standard), small]
-    with ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=1) as pool:
-        for number, size in enumerate(sizes):
-            folder = tmp_path / str(number)
-            folder.mkdir()
-            steps = {"train.tokens": 2 * size.train.batch_tokens, "train.learning_rate": 1e-6}
-            found = pool.submit(peak_of_a_process, size.replace(steps), folder).result()
-            expected = peak_bytes(size, on_gpu=False)
-            assert expected == pytest.approx(found, rel=0.25)
-            own, theirs = (peak - memory.PROCESS_BYTES for peak in (expected, found))
-            assert own == pytest.approx(theirs, rel=0.25, abs=64 * memory.MIB)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        LONG,
+        pytest.param({"model.residual": "standard", "model.dim": 384}, marks=pytest.mark.faults),
+        pytest.param({}, marks=pytest.mark.faults),
+    ],
+    ids=["long windows", "wide", "small"],
+)
+def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path, changes):
+    size = small.replace(changes)
+    steps = {"train.tokens": 2 * size.train.batch_tokens, "train.learning_rate": 1e-6}
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(peak_of_a_process, size.replace(steps), tmp_path).result()
+    expected = peak_bytes(size, on_gpu=False)
+    assert expected == pytest.approx(found, rel=0.25)
+    own, theirs = (peak - memory.PROCESS_BYTES for peak in (expected, found))
+    assert own == pytest.approx(theirs, rel=0.25, abs=64 * memory.MIB)
 
 
 def test_workers_share_a_batch_and_its_memory(small):
