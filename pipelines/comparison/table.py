@@ -20,6 +20,10 @@ from pipelines.comparison.time_to_quality import (
 )
 from pipelines.comparison.verdicts import Bits, Difference, differences
 
+NOISY = 0.1
+"""Half-width of the interval of a step time, as a share of it, with which costs in time cannot be
+compared."""
+
 
 @dataclass(frozen=True)
 class Ratio:
@@ -27,6 +31,18 @@ class Ratio:
 
     value: float
     interval: Interval | None = None
+
+    @property
+    def inverse(self) -> "Ratio":
+        """The ratio of the other side to this one."""
+        ends = self.interval and Interval(1 / self.interval.high, 1 / self.interval.low)
+        return Ratio(1 / self.value, ends)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether an end of the interval is further than 10 % from the ratio."""
+        ends = (self.interval.low, self.interval.high) if self.interval else ()
+        return any(abs(end / self.value - 1) > NOISY + 1e-9 for end in ends)
 
 
 @dataclass(frozen=True)
@@ -102,6 +118,12 @@ class Comparison:
         """The arms of which it is not known whether they are better."""
         found = [(row, row.difference) for row in self.rows]
         return [row for row, one in found if one is not None and one.verdict == "undecided"]
+
+    @property
+    def noisy_times(self) -> list[tuple[str, Interval]]:
+        """The arms whose step times are too noisy to compare costs in time, with the intervals."""
+        times = [(row.arm, row.step_time) for row in self.rows]
+        return [(arm, t.interval) for arm, t in times if t and t.interval and t.is_noisy]
 
     @property
     def best(self) -> Row | None:
@@ -194,4 +216,5 @@ def _time(tokens: TimeToQuality | None, step_time: Ratio | None) -> TimeToQualit
     """Time to quality as a share of the wall-clock; None without a step time."""
     if tokens is None or step_time is None:
         return None
-    return tokens.times(1 / step_time.value if tokens.reverse else step_time.value)
+    ratio = step_time.inverse if tokens.reverse else step_time
+    return tokens.times(ratio.value, ratio.interval)

@@ -10,7 +10,7 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.comparison.statistics import Interval, sign_flip_floor
+from pipelines.comparison.statistics import POWER, Interval, sign_flip_floor
 from pipelines.comparison.table import Comparison, Row
 from pipelines.comparison.time_to_quality import TimeToQuality
 
@@ -197,12 +197,18 @@ def _evidence(row: Row, *, negated: bool) -> str:
 
 
 def _missing(found: Comparison, row: Row) -> str:
-    """The seeds that would settle an undecided arm, as the end of a sentence."""
+    """The seeds that would find the smallest difference, as the end of a sentence."""
     n, needed = _get(row, "difference.paired.n"), row.seeds_needed
     if needed is None:
         return ""
-    find = f"find {found.smallest_difference:g}"
+    find = power_text(found)
     return f"; {n} seeds are enough to {find}" if needed <= n else f"; {needed} seeds would {find}"
+
+
+def power_text(found: Comparison) -> str:
+    """What the seeds needed by an undecided arm do, after "would"."""
+    smallest, power = found.smallest_difference, 100 * POWER
+    return f"find a difference of {smallest:g} with a probability of {power:g} %"
 
 
 def _reaches(found: Comparison, row: Row) -> str:

@@ -35,12 +35,26 @@ class TimeToQuality:
     interval: Interval | None = None
     """t-interval of the mean logarithm; None for one pair, too."""
 
-    def times(self, ratio: float) -> "TimeToQuality":
-        """The share of the wall-clock, given the step time by that of the side it is a share of."""
+    def times(self, ratio: float, between: Interval | None = None) -> "TimeToQuality":
+        """The share of the wall-clock, given the step time by that of the side it is a share of.
+
+        Args:
+            ratio: of the step times.
+            between: its interval; None if it has no error.
+
+        The errors of both factors are combined on the logarithmic scale: on each side the
+        half-width of the product is the root of the sum of the squares of theirs, as for
+        independent errors.
+        """
         if self.share is None:
             return self
-        low_high = self.interval and Interval(self.interval.low * ratio, self.interval.high * ratio)
-        return TimeToQuality(self.pairs, self.reached, self.reverse, self.share * ratio, low_high)
+        share, low_high = self.share * ratio, None
+        if self.interval is not None:
+            own, other = self.interval, between or Interval(ratio, ratio)
+            low = math.hypot(math.log(self.share / own.low), math.log(ratio / other.low))
+            high = math.hypot(math.log(own.high / self.share), math.log(other.high / ratio))
+            low_high = Interval(share * math.exp(-low), share * math.exp(high))
+        return TimeToQuality(self.pairs, self.reached, self.reverse, share, low_high)
 
 
 def time_to_quality(
@@ -53,7 +67,8 @@ def time_to_quality(
         reverse: for an arm that is worse: the share of the arm's tokens at which the baseline
             reaches the arm's final value.
 
-    An arm that is ahead is read in the middle of its schedule, which understates it.
+    An arm that is ahead reaches it in the middle of its training, where the learning rate is still
+    high: a training planned for that length would be better by then, so the share is too large.
     """
     shares = [share_of_tokens(*(pair[::-1] if reverse else pair)) for pair in pairs]
     found = [share for share in shares if share is not None]

@@ -8,8 +8,8 @@ import numpy as np
 
 from pipelines.cost.simulation import makespan, step_flops
 from pipelines.cost.times import Times
-from pipelines.training.config import TrainingRun
-from pipelines.training.timing import ROUNDS, SECONDS, WARM_UP_STEPS
+from pipelines.training.config import PROBE_ROUNDS, TrainingRun
+from pipelines.training.timing import SECONDS, WARM_UP_STEPS
 
 PROBE_SECONDS = 5.0
 """Start of the process in which a study's probe times an arm beside the baseline."""
@@ -60,7 +60,7 @@ class Fits:
         each = self._values(lambda arm, run: self.times[arm].of_reading(run, size))
         total = sum(count * each[arm] for arm, count in self.counts.items())
         steps = sum(self._values(lambda arm, run: self.times[arm].of_step(run)).values())
-        turns = 2 * ROUNDS * (SECONDS + WARM_UP_STEPS * steps / len(self.runs))
+        turns = 2 * PROBE_ROUNDS * (SECONDS + WARM_UP_STEPS * steps / len(self.runs))
         probe = (len(self.runs) - 1) * (PROBE_SECONDS + turns)
         return {"evaluate": total, "promote": total / sum(self.counts.values()), "probe": probe}
 

@@ -91,6 +91,11 @@ class Results:
         return self.config.train.best_metric
 
     @property
+    def split(self) -> str:
+        """The text on which that metric is computed, for people."""
+        return "validation" if self.metric.startswith("val_") else "training"
+
+    @property
     def winner(self) -> int | None:
         """Number of the selected trial; None if none is selected yet."""
         return self.outputs(SELECT_KIND).get("trial")

@@ -12,12 +12,10 @@ import torch
 
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.scratch import scratch_folder
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import PROBE_ROUNDS, TrainingRun
 from pipelines.training.loop import ignore_log, threads_restored
 from pipelines.training.trainer import Trainer
 
-ROUNDS = 9
-"""With which the interval of the median leaves out the fastest and the slowest ratio."""
 WARM_UP_STEPS = 3
 SECONDS = 0.5
 """Of the timed steps of one training in a round, unless its whole budget takes less."""
@@ -33,7 +31,7 @@ def times_in_turns(
     """
     found = []
     with threads_restored(), scratch_folder() as folder:  # which stays empty
-        for number in range(ROUNDS):
+        for number in range(PROBE_ROUNDS):
             runs = (first, second) if number % 2 == 0 else (second, first)
             times = [_token_seconds(run, splits, folder) for run in runs]
             found.append((times[number % 2], times[1 - number % 2]))

@@ -95,7 +95,7 @@ def parallel(results: Results) -> Figure:
     axes.spines[["left"]].set_visible(False)
     axes.grid(axis="x", color=GREY, linewidth=0.8)
     bar = figure.colorbar(shades, ax=axes, location="top", aspect=40, shrink=0.7, pad=0.02)
-    bar.set_label(f"bits per byte after {tokens:,} bytes: dark is better")
+    bar.set_label(f"{results.split} bits per byte after {tokens:,} bytes: dark is better")
     return figure
 
 
@@ -183,7 +183,7 @@ def slices(results: Results) -> Figure:
     for axes in panels[len(keys) :]:
         axes.set_visible(False)
     for axes in panels[::columns]:
-        axes.set_ylabel("bits per byte")
+        axes.set_ylabel(f"{results.split} bits per byte")
     if keys and len(values):
         panels[0].legend(loc="best")
     figure.suptitle(f"after {tokens:,} bytes, which all of these trials reached", fontsize=10)

@@ -48,7 +48,7 @@ def forest(study: Study) -> Figure:
         _draw_pairs(axes, study.differences(arm), row, place)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, max(len(names), 1) - 0.4)
-    axes.set_xlabel(f"bits per byte minus {study.comparison.baseline}'s: left is better")
+    axes.set_xlabel(f"test bits per byte minus {study.comparison.baseline}'s: left is better")
     axes.grid(axis="y", visible=False)
     handles = dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     order = [name for name in FOREST if name in handles] + [within]
@@ -95,11 +95,11 @@ def _mean_curve(arm: Arm) -> _MeanCurve:
 
 @styled
 def study_curves(study: Study) -> Figure:
-    """Validation against bytes read and, if it was probed, against time alone on one slot."""
+    """Validation against bytes read and, if it was probed, against the time of the steps."""
     curves = [(arm, _mean_curve(arm)) for arm in study.arms if arm.curves]
     styles = arm_styles([arm.name for arm in study.arms], study.comparison.baseline)
     timed = all(study.seconds_of_token(arm) is not None for arm, _ in curves)
-    panels = ["bytes read", "seconds of training, alone on one slot"][: 1 + timed]
+    panels = ["bytes read", "seconds of training, with nothing else running"][: 1 + timed]
     figure, axes_of = new_figure(0.9 + 2.9 * len(panels), len(panels))
     for axes, label in zip(axes_of, panels, strict=True):
         for arm, curve in curves:
@@ -115,7 +115,7 @@ def study_curves(study: Study) -> Figure:
             )
             axes.fill_between(scale * curve.tokens, curve.low, curve.high, alpha=0.2, lw=0, **look)
         axes.set_xlabel(label)
-        axes.set_ylabel("bits per byte")
+        axes.set_ylabel("validation bits per byte")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         zoom(
             axes, pd.Series(np.concatenate([[], *(curve.mean for _, curve in curves)])), SHOWN_SHARE
@@ -143,7 +143,7 @@ def quality_and_time(study: Study) -> Figure:
         look |= {"xerr": _errors(time.value, time.interval), "yerr": _errors(mean, row.interval)}
         axes.errorbar(time.value, mean, **look, label=_broken(arm.name, MAX_LEGEND), capsize=3)
     axes.set_xlabel(f"step time, relative to {study.comparison.baseline}: left is faster")
-    axes.set_ylabel("bits per byte minus baseline's:\nbelow is better")
+    axes.set_ylabel("test bits per byte minus\nbaseline's: below is better")
     axes.margins(0.12)
     axes.xaxis.set_major_locator(MaxNLocator(6))
     figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
@@ -177,7 +177,7 @@ def rate_curves(study: Study) -> Figure:
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.2g}"))
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("bits per byte of the tuning's trials")
+    axes.set_ylabel("validation bits per byte of the trials")
     if values:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure

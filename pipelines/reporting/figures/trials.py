@@ -48,7 +48,7 @@ def leaderboard(results: Results) -> Figure:
         means, below, name = rows["mean"], places[repeated] - 0.22, "mean over seeds, 95 %"
         axes.errorbar(means, below, xerr=errors, fmt="|", color=GREY, capsize=3, label=name)
     axes.set_yticks(places, [f"trial {number}" for number in table.index])
-    axes.set_xlabel("bits per byte, less is better")
+    axes.set_xlabel(f"{results.split} bits per byte, less is better")
     if len(table):
         axes.legend(loc="best")
     return figure
@@ -74,7 +74,7 @@ def history(results: Results) -> Figure:
         place = axes.get_xaxis_transform()
         axes.scatter(failed, top, marker="x", color=INK, s=26, label=name, transform=place)
     axes.set_xlabel("trial")
-    axes.set_ylabel("bits per byte")
+    axes.set_ylabel(f"{results.split} bits per byte")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if len(table):
         axes.legend(loc="best")
@@ -90,7 +90,7 @@ def curves(results: Results) -> Figure:
     for axes, (column, label) in zip(panels, CURVE_AXES.items(), strict=True):
         _draw_curves(axes, results.curves, column, lines)
         axes.set_xlabel(label)
-        axes.set_ylabel("bits per byte")
+        axes.set_ylabel(f"{results.split} bits per byte")
         axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
         zoom(axes, results.curves["bits_per_byte"])
     shown = dict(zip(*panels[0].get_legend_handles_labels()[::-1], strict=True))
@@ -154,7 +154,7 @@ def seeds(results: Results) -> Figure:
     names = [chr(ord("A") + place) for place in range(len(table))]
     axes.set_yticks(range(len(table)), names[::-1])
     axes.set_ylim(-0.6, max(len(table), 1) - 0.4)
-    axes.set_xlabel("bits per byte: each seed, mean and 95 % interval")
+    axes.set_xlabel(f"{results.split} bits per byte: each seed, mean and 95 % interval")
     return figure
 
 
@@ -170,6 +170,6 @@ def pareto_front(results: Results) -> Figure:
         point = row["second"], row["bits_per_byte"]
         axes.annotate(f"trial {number}", point, (4, 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel(str(results.config.search.second_objective).replace("_", " "))
-    axes.set_ylabel("bits per byte")
+    axes.set_ylabel(f"{results.split} bits per byte")
     axes.xaxis.set_major_formatter(EngFormatter(sep=" "))
     return figure

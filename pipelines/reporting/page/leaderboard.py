@@ -34,7 +34,7 @@ def leaderboard_section(results: Results) -> Section:
         ]
         return section
     section.pictures = [*section.pictures, _seed_picture(results)]
-    section.tables = [*section.tables, _seed_table(rows)]
+    section.tables = [*section.tables, _seed_table(results, rows)]
     return section
 
 
@@ -42,7 +42,7 @@ def _pictures(results: Results) -> list[Picture]:
     best = Picture(
         "leaderboard",
         figures.leaderboard(results),
-        "The best trials. A filled dot used its whole budget.",
+        f"The best trials, on the {results.split} split. A filled dot used its whole budget.",
         "Bits per byte of the best trials, best first.",
     )
     second = results.config.search.second_objective
@@ -74,8 +74,9 @@ def _trial_table(results: Results) -> Table:
         for number, row in table.head(MAX_ROWS).iterrows()
     ]
     caption = (
-        f"Trials{more}: those that used their whole budget, then the deepest. n is the number of "
-        "seeds that a configuration was trained with at this budget; one seed gives no interval."
+        f"Trials{more}: those that used their whole budget, then the deepest. Bits per byte are "
+        f"those of the {results.split} split. n is the number of seeds that a configuration was "
+        "trained with at this budget; one seed gives no interval."
     )
     return Table(caption, columns, rows, set(range(2, len(columns))))
 
@@ -116,15 +117,15 @@ def _seed_picture(results: Results) -> Picture:
     return Picture(
         "seeds",
         figures.seeds(results),
-        "Configurations that were trained with several seeds.",
+        f"Configurations that were trained with several seeds, on the {results.split} split.",
         "The results of each repeated configuration, their mean and the t-interval.",
     )
 
 
-def _seed_table(rows: list[tuple[str, str, int, float, float, float]]) -> Table:
+def _seed_table(results: Results, rows: list[tuple[str, str, int, float, float, float]]) -> Table:
     return Table(
-        "The same as numbers: trials, fits and runs of train.py that differ in nothing but the "
-        "seed.",
+        f"The same as numbers, bits per byte of the {results.split} split: trials, fits and runs "
+        "of train.py that differ in nothing but the seed.",
         ["", "configuration", "n", "mean", INTERVAL],
         [[letter, text, *seed_cells(*rest)] for letter, text, *rest in rows],
         {2, 3, 4},

@@ -161,10 +161,12 @@ def _render(results: Results, sections: Sequence[Section]) -> str:
     template = environment.from_string((files(__package__) / "page.html").read_text())
     counts = results.trials["state"].value_counts()
     trials = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
-    of_arm = f" of {results.arm}, whose sections begin with the leaderboard" if results.arm else ""
+    what = "Trials"
+    if results.arm:
+        what = f"From the leaderboard on, this page is about {results.arm}. Trials of its search"
     return template.render(
         title=f"{results.config.experiment}: report",
-        subtitle=f"Trials{of_arm}: {trials}. Bits per byte: less is better.",
+        subtitle=f"{what}: {trials}. Bits per byte: less is better.",
         sections=sections,
     )
 

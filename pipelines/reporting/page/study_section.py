@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pipelines.comparison.statistics import LEVEL
-from pipelines.comparison.table import Row
+from pipelines.comparison.statistics import LEVEL, SD_CONFIDENCE
+from pipelines.comparison.table import Comparison, Row
 from pipelines.comparison.text import (
     arm_sentence,
     cost_cells,
+    power_text,
     quality_cells,
     sentence,
     tuning_cells,
@@ -15,8 +16,10 @@ from pipelines.console.text import format_duration
 from pipelines.experiment import Experiment
 from pipelines.reporting import figures
 from pipelines.reporting.page.content import Picture, Section, Table
+from pipelines.reporting.page.study_setup import arms_table, rate_paragraphs, setup_paragraphs
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
+from pipelines.training.config import PROBE_ROUNDS
 
 LEFT_OUT = (
     "The intervals and p-values are about the seeds alone: the order of the text and the weights "
@@ -25,11 +28,13 @@ LEFT_OUT = (
 )
 COST = (
     "What each arm costs, beside the baseline. FLOPs are those of training. The step time is the "
-    "median of ratios to the baseline's, measured in turns with nothing else running, and "
-    "its 95 % interval. Tokens to quality: after which share of the baseline's tokens the arm is "
-    "as good as the baseline is at its end, the geometric mean over the pairs; time to quality: "
-    "that times the step time. An arm that is ahead is read in the middle of its schedule, with a "
-    "high learning rate, which understates it."
+    f"median of {PROBE_ROUNDS} ratios to the baseline's, measured in turns when nothing else of "
+    "the study ran, and its 95 % interval. Tokens to quality: after which share of the baseline's "
+    "tokens the arm is as good on the validation split as the baseline is at its end, the "
+    "geometric mean over the pairs; none unless the arm is as good in every pair. Time to "
+    "quality: that times the step time, whose error is in its interval. At that point the learning "
+    "rate of the arm is still high: a training planned for that length would be better by then, so "
+    "these shares are rather too large."
 )
 
 
@@ -52,8 +57,15 @@ def study_sections(results: Results) -> list[Section]:
     rows = study.ordered_rows
     points = [arm_sentence(study.comparison, row) for row in rows if row.difference]
     section.points = points or [sentence(study.comparison)]
-    section.paragraphs = [*_method(study, experiment), *_marks(rows), LEFT_OUT]
-    section.tables = _tables(study, rows)
+    section.paragraphs = [
+        *_method(study, experiment),
+        *setup_paragraphs(results, experiment),
+        *rate_paragraphs(rows),
+        *_marks(study, experiment),
+        LEFT_OUT,
+    ]
+    arms = [arms_table(experiment)] if experiment.arms else []
+    section.tables = [*_tables(study, rows), *arms]
     return [section, Section("arms", "The arms in figures", pictures=study_pictures(study))]
 
 
@@ -75,6 +87,7 @@ def _method(study: Study, experiment: Experiment) -> list[str]:
         f"An arm is better or worse if a paired t-test rejects that it is equal, after Holm's "
         f"correction for {len(found.rows) - 1} arms, at the level {found.level:g}. Undecided does "
         f"not mean equal: see the intervals. {_looks(study)}",
+        *_needed(found),
     ]
 
 
@@ -106,19 +119,30 @@ def _looks(study: Study) -> str:
     )
 
 
-def _marks(rows: Sequence[Row]) -> list[str]:
-    """What is to be known of single arms."""
-    ends = [
-        f"{row.arm} ({row.rates.best_rate:g} is the {row.rates.at_end})"
-        for row in rows
-        if row.rates and row.rates.at_end
+def _needed(found: Comparison) -> list[str]:
+    """What the seeds needed by undecided arms mean."""
+    if not any(row.seeds_needed for row in found.undecided):
+        return []
+    return [
+        f"Seeds to find {found.smallest_difference:g}: so many would {power_text(found)}, if there "
+        "is one. They are computed for the level of the next look, shared by the arms, and from "
+        f"the upper {100 * SD_CONFIDENCE:g} % bound of the standard deviation of the pairs. A "
+        "smaller difference may stay undecided."
     ]
+
+
+def _marks(study: Study, experiment: Experiment) -> list[str]:
+    """What is to be known of single arms."""
+    rows, noisy = study.ordered_rows, study.comparison.noisy_times
     lost = [f"{row.arm} ({row.diverged})" for row in rows if row.diverged]
     found = []
-    if ends:
+    if noisy:
+        arms = ", ".join(f"{arm} ({ends.low:.2f} to {ends.high:.2f})" for arm, ends in noisy)
+        again = "; What next has the commands" if experiment.budget == "tokens" else ""
         found.append(
-            f"The best learning rate lies at an end of those tried of {', '.join(ends)}: one "
-            "beyond may be better, so that the range should be wider."
+            f"The step times are too noisy to compare costs in time: the 95 % interval of {arms} "
+            f"is wider than 10 % to a side. Each is of {PROBE_ROUNDS} turns. They can be measured "
+            f"again on a machine that does nothing else{again}."
         )
     if lost:
         found.append(
@@ -141,14 +165,15 @@ def study_pictures(study: Study) -> list[Picture]:
         "rate_curves": (rated, figures.rate_curves),
     }
     captions = {
-        "forest": f"Each arm's difference from {base}, pair by pair, with its mean and intervals: "
-        "of this arm alone, and of all arms together. An interval that contains 0 is undecided.",
+        "forest": f"Each arm's difference from {base} on the test split, pair by pair, with its "
+        "mean and intervals: of this arm alone, and of all arms together. The verdicts are those "
+        "of the Holm test.",
         "study_curves": "Validation, the mean over the seeds and the range from the lowest to the "
-        "highest seed. Time is that of the steps alone, as the probe measured it.",
-        "quality_and_time": "Below the line an arm is better than the baseline, right of it its "
-        "steps take longer. Bars are 95 % intervals.",
-        "rate_curves": "The best trial with each learning rate of an arm's search; the ring is its "
-        "best, a cross at the top diverged.",
+        "highest seed. Time is that of the steps alone, as it was measured in turns.",
+        "quality_and_time": "The test split: below the line an arm is better than the baseline, "
+        "right of it its steps take longer. Bars are 95 % intervals.",
+        "rate_curves": "The best trial with each learning rate of an arm's search, on the "
+        "validation split; the ring is its best, a cross at the top diverged.",
     }
     return [
         Picture(name, draw(study), captions[name], _alt(name))
@@ -169,15 +194,16 @@ def _alt(name: str) -> str:
 def _tables(study: Study, rows: Sequence[Row]) -> list[Table]:
     found = study.comparison
     quality = _table(
-        "Quality on the test split, the best first. The sign-flip test assumes no distribution; "
-        "with few seeds its smallest possible p-value is over the level.",
+        "Quality on the test split: the baseline, then the best first. The verdict is that of the "
+        "Holm test; the 95 % intervals show the size of the difference. The sign-flip test assumes "
+        "no distribution; with few seeds its smallest possible p-value is over the level.",
         rows,
         lambda row: quality_cells(found, row),
     )
     cost = _table(COST, rows, lambda row: cost_cells(row) | _time(study, row))
     tuning = _table(
-        "The searches: the best learning rate, and how much is lost on average over the rates "
-        "tried (sensitivity, in bits per byte).",
+        "The searches, on the validation split: the best learning rate, and how much is lost on "
+        "average over the rates tried (sensitivity, in bits per byte).",
         rows,
         tuning_cells,
     )

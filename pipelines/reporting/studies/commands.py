@@ -1,4 +1,4 @@
-"""The commands that a report shows of a study: how to repeat it, and what would settle it.
+"""The commands that a report shows of a study: how to repeat it, and what would tell more.
 
 Used by the page and the screen.
 """
@@ -9,12 +9,14 @@ from collections.abc import Iterator
 
 from pipelines.comparison.config import MAX_SEEDS
 from pipelines.comparison.table import Comparison
+from pipelines.comparison.text import power_text
 from pipelines.experiment import Experiment
 from pipelines.reporting.commands import Command, sweep_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
 from pipelines.search.config import Dimension
 from pipelines.storage.project import script
+from pipelines.tracking.schema import PROBE_KIND
 
 FIRST_SEEDS = 5
 """Of a study with too few seeds to say how many it needs."""
@@ -24,7 +26,7 @@ LEARNING_RATE = "train.learning_rate"
 
 
 def study_commands(results: Results) -> Iterator[Command]:
-    """What settles a study, repeats it, and looks at it otherwise; nothing if it is none."""
+    """What tells more of a study, repeats it, and looks at it otherwise; nothing if it is none."""
     experiment, study = results.whole, results.study
     if experiment is None:
         return
@@ -35,10 +37,12 @@ def study_commands(results: Results) -> Iterator[Command]:
     if wanted:
         seeds = with_seeds(experiment, wanted)
         purpose = (
-            f"Add seeds until there are {wanted}, which would settle what is undecided; only what "
-            "is missing is trained"
+            f"Add seeds until there are {wanted}, which would "
+            f"{seeds_text(study.comparison, wanted)}; only what is missing is trained"
         )
         yield Command(purpose, [sweep_command(results, seeds)])
+    if study.comparison.noisy_times and experiment.budget == "tokens":
+        yield _measure_again(results)
     if changes := _wider(experiment, study):
         purpose = "Search a wider range of learning rates; the trials that there are stay"
         yield Command(purpose, [sweep_command(results, *changes)])
@@ -56,8 +60,22 @@ def study_commands(results: Results) -> Iterator[Command]:
         )
 
 
+def _measure_again(results: Results) -> Command:
+    """Deletes the stored step times, which the next sweep measures again.
+
+    Nothing else is computed again: no training depends on them with a budget of tokens.
+    """
+    runs = [run.info.run_id for run in results.store.find(PROBE_KIND)]
+    purpose = (
+        "Measure the step times again, on a machine that does nothing else: delete the stored "
+        "ones, and run the study; nothing is trained again"
+    )
+    deleted = [shlex.join(["mlflow", "runs", "delete", "--run-id", run]) for run in runs]
+    return Command(purpose, [*deleted, sweep_command(results)])
+
+
 def seeds_to_settle(found: Comparison, present: int) -> int | None:
-    """Seeds with which the undecided arms are settled; None if none is, or more do not help.
+    """Seeds that would tell more of the undecided arms; None if none is, or there are as many.
 
     That is the number that finds the smallest difference that matters. Arms that need more seeds
     than an experiment may have do not count: their spread may be known better with a few more.
@@ -67,6 +85,17 @@ def seeds_to_settle(found: Comparison, present: int) -> int | None:
     needed = [row.seeds_needed for row in found.undecided if row.seeds_needed]
     wanted = max((n for n in needed if n <= MAX_SEEDS), default=FIRST_SEEDS)
     return wanted if present < wanted else None
+
+
+def seeds_text(found: Comparison, wanted: int) -> str:
+    """What so many seeds would do, after "would"."""
+    if len(found.rows) == 1:
+        return "make the interval narrower"
+    known = [row.arm for row in found.undecided if row.seeds_needed and row.seeds_needed <= wanted]
+    if not known:
+        return "tell how many are needed"
+    of = "" if len(known) == len(found.undecided) else f" of {', '.join(known)}"
+    return power_text(found) + of
 
 
 def with_seeds(experiment: Experiment, count: int) -> str:

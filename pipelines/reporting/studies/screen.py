@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from pipelines.comparison.text import cost_cells, quality_cells
 from pipelines.experiment import Experiment
 from pipelines.experiment.smoke import SUFFIX
-from pipelines.reporting.studies.commands import seeds_to_settle, with_seeds
+from pipelines.reporting.studies.commands import seeds_text, seeds_to_settle, with_seeds
 from pipelines.reporting.studies.study import Study
+from pipelines.training.config import PROBE_ROUNDS
 
 SHOWN = (
     *("verdict", "difference (95 %)", "Holm p", "bits per byte", "seeds"),
@@ -16,7 +17,7 @@ SHOWN = (
 
 
 def table_lines(study: Study) -> list[str]:
-    """The arms beside the baseline, the best first."""
+    """The arms beside the baseline: it, then the others, the best first."""
     found = study.comparison
     cells = [
         {"arm": row.arm, **quality_cells(found, row), **cost_cells(row)}
@@ -28,15 +29,24 @@ def table_lines(study: Study) -> list[str]:
 
 
 def settling_lines(study: Study, experiment: Experiment) -> list[str]:
-    """What would settle the undecided arms; nothing with --smoke, which leaves two seeds."""
+    """What would tell more of the undecided arms, and that step times are too noisy to compare.
+
+    Nothing with --smoke, which leaves two seeds and steps of microseconds.
+    """
     if experiment.experiment.endswith(SUFFIX):
         return []
-    present = len(study.looks[-1])
-    wanted = None if study.single_look else seeds_to_settle(study.comparison, present)
-    if not wanted:
-        return []
-    change = with_seeds(experiment, wanted)
-    return [f"settle    the same command with {change} would decide what is undecided"]
+    found, present, lines = study.comparison, len(study.looks[-1]), []
+    if noisy := found.noisy_times:
+        arms = ", ".join(arm for arm, _ in noisy)
+        lines.append(
+            f"times     step times ({arms}) are too noisy to compare costs in time: {PROBE_ROUNDS} "
+            "turns each; measure again on a machine that does nothing else"
+        )
+    wanted = None if study.single_look else seeds_to_settle(found, present)
+    if wanted:
+        change = with_seeds(experiment, wanted)
+        lines.append(f"settle    the same command with {change} would {seeds_text(found, wanted)}")
+    return lines
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -63,7 +63,7 @@ def row(found: Comparison, name: str) -> Row:
 def test_the_sentence_of_an_arm_that_is_better():
     assert sentence(study(DCA)) == (
         "dca beats standard by 0.100 bits per byte (0.095 to 0.105, 5 seeds, Holm p < 0.0001) "
-        "and reaches its quality in 0.88 of its time (0.87 to 0.89)."
+        "and reaches its quality in 0.88 of its time (0.84 to 0.91)."
     )
     in_tokens = study(replace(DCA, step_time=None))
     assert sentence(in_tokens).endswith("reaches its quality in 0.70 of its tokens (0.69 to 0.71).")
@@ -80,17 +80,36 @@ def test_the_sentence_of_an_arm_that_is_worse_times_the_baseline():
     assert f", whose quality standard reaches in {time:.2f} of its time (" in sentence(found)
 
 
-def test_the_sentence_of_an_undecided_arm_says_how_many_seeds_would_settle_it():
+def test_the_time_of_the_baseline_has_the_error_of_the_step_time_too():
+    noisy = study(replace(WORSE, step_time=Ratio(0.5, Interval(0.25, 0.5))))
+    time = noisy.rows[1].time_to_quality
+    assert time is not None and time.share is not None and time.interval is not None
+    assert time.interval.high > 1.99 * time.share  # its steps may take four times an arm's
+    assert time.interval.low > 0.9 * time.share
+
+
+def test_a_step_time_is_noisy_if_an_end_of_its_interval_is_beyond_10_percent():
+    ends = ((0.99, 1.21), (0.989, 1.1), (1.1, 1.22))
+    times = [Ratio(1.1, Interval(*one)) for one in ends] + [Ratio(1.1)]
+    assert [one.is_noisy for one in times] == [False, True, True, False]
+    found = study(DCA, replace(CLOSE, step_time=times[1]))
+    assert found.noisy_times == [("close", Interval(0.989, 1.1))]
+
+
+def test_the_sentence_of_an_undecided_arm_says_how_many_seeds_would_find_a_difference():
     found = study(CLOSE)
     needed = found.rows[1].seeds_needed
     assert sentence(found) == (
         "close is undecided against standard: 0.001 bits per byte lower (-0.004 to 0.006, 5 seeds, "
-        f"Holm p = 0.61); {needed} seeds would find 0.01."
+        f"Holm p = 0.61); {needed} seeds would find a difference of 0.01 with a probability "
+        "of 80 %."
     )
     wider = study(CLOSE, smallest_difference=0.002).rows[1].seeds_needed
     assert needed is not None and wider is not None and 5 < needed < wider
     enough = study(CLOSE, smallest_difference=0.1)
-    assert sentence(enough).endswith("; 5 seeds are enough to find 0.1.")
+    assert sentence(enough).endswith(
+        "; 5 seeds are enough to find a difference of 0.1 with a probability of 80 %."
+    )
     once = study(CLOSE, single_look=True).rows[1].seeds_needed
     assert once is not None and once < needed  # at 0.05, and not at what is left for a second look
 
@@ -167,7 +186,7 @@ def test_the_table_for_readers_leaves_empty_columns_out():
     assert all(line.count("|") == lines[2].count("|") for line in lines[2:])
     line = next(line for line in lines if line.startswith("| dca |"))
     assert "| better | -0.1000 (-0.1050 to -0.0950) |" in line
-    assert "| 1,010 (x 1.010) | 1.25 (1.20 to 1.30) | 0.88 (0.87 to 0.89) |" in line
+    assert "| 1,010 (x 1.010) | 1.25 (1.20 to 1.30) | 0.88 (0.84 to 0.91) |" in line
     assert "| 6.3e+03 (x 1.050) | 2 |" in line
     assert "0.002 (highest tried: widen)" in next(x for x in lines if x.startswith("| standard"))
     assert "time to quality" not in to_markdown(study(CLOSE))

@@ -2,6 +2,7 @@ import math
 
 import pytest
 
+from pipelines.comparison.statistics import Interval
 from pipelines.comparison.time_to_quality import (
     Curve,
     TimeToQuality,
@@ -74,6 +75,21 @@ def test_the_share_of_the_time_takes_the_step_time():
     assert found.share == pytest.approx(1.5 * math.sqrt(0.5))
     assert found.interval is not None
     assert math.sqrt(found.interval.low * found.interval.high) == pytest.approx(found.share)
+
+
+def test_the_interval_of_the_time_has_the_errors_of_tokens_and_of_step_time():
+    tokens = TimeToQuality(5, 5, False, 0.88, Interval(0.88 * math.exp(-0.3), 0.88 * math.exp(0.6)))
+    found = tokens.times(1.11, Interval(1.11 * math.exp(-0.4), 1.11 * math.exp(0.8)))
+    assert found.share == pytest.approx(0.88 * 1.11)
+    assert found.interval is not None
+    ends = (math.log(found.interval.low / found.share), math.log(found.interval.high / found.share))
+    assert ends == pytest.approx((-0.5, 1.0))  # 3, 4, 5
+
+
+def test_without_an_interval_of_either_there_is_that_of_the_other_or_none():
+    tokens = TimeToQuality(5, 5, False, 0.5, Interval(0.4, 0.6))
+    assert tokens.times(2.0).interval == Interval(pytest.approx(0.8), pytest.approx(1.2))
+    assert TimeToQuality(1, 1, False, 0.5).times(2.0, Interval(1.0, 4.0)).interval is None
 
 
 def test_the_curve_over_learning_rates():

@@ -492,7 +492,7 @@ def steps_of_a_second(monkeypatch) -> list[list[str]]:
     monkeypatch.setattr(estimates, "format_duration", lambda seconds: f"{seconds:.1f}")
     monkeypatch.setattr(times.Times, "of_reading", lambda *_: 0.0)
     monkeypatch.setattr(fits, "PROBE_SECONDS", 0.0)
-    monkeypatch.setattr(fits, "ROUNDS", 0)
+    monkeypatch.setattr(fits, "PROBE_ROUNDS", 0)
     monkeypatch.setattr(estimates, "TEXT_SECONDS_PER_BYTE", 0.0)
     for name in times.DEFAULT_SECONDS:
         monkeypatch.setitem(times.DEFAULT_SECONDS, name, 0.0)
@@ -565,7 +565,7 @@ def test_the_probe_takes_turns_with_each_arm_and_every_model_is_evaluated(
 
     nothing = seconds()
     assert seconds(PROBE_SECONDS=5.0) == nothing + 2 * 5
-    assert seconds(ROUNDS=4, SECONDS=2.0) == nothing + 2 * 2 * 4 * (2 + 3 * 1.0)
+    assert seconds(PROBE_ROUNDS=4, SECONDS=2.0) == nothing + 2 * 2 * 4 * (2 + 3 * 1.0)
     monkeypatch.setitem(times.DEFAULT_SECONDS, "evaluate", 1.0)
     lines = estimate(study, SIZES, planned_study(study), cluster, discard)
     assert float(lines[-1].split()[2]) > nothing + 6

@@ -78,7 +78,7 @@ def test_the_leaderboard_has_the_best_on_top_and_intervals_below_the_repeated(pl
     ((low, _), (high, _)) = bars.lines[2][0].get_segments()[0]
     assert (low + high) / 2 == pytest.approx(2.3)
     assert high - low == pytest.approx(2 * 12.7062 * 0.1, rel=1e-4)
-    assert axes.get_xlabel() == "bits per byte, less is better"
+    assert axes.get_xlabel() == "validation bits per byte, less is better"
     assert axes.get_legend() is not None
 
 
@@ -288,7 +288,7 @@ def test_a_line_of_parallel_coordinates_goes_through_the_trials_values(spaced):
     assert (3.03, 0.5, "dca") in written
     assert written[-5:-2] == [(4.03, 0.0, "1"), (4.03, 1.0, "null"), (4.03, -0.15, "n/a")]
     assert written[-2:] == [(5.03, 0.0, "2.000"), (5.03, 1.0, "3.000")]
-    assert bar.get_xlabel() == "bits per byte after 512 bytes: dark is better"
+    assert bar.get_xlabel() == "validation bits per byte after 512 bytes: dark is better"
 
 
 def test_parallel_coordinates_of_equal_results_are_in_the_middle(spaced):
@@ -308,7 +308,7 @@ def test_each_slice_has_the_trials_at_their_values_and_the_winner_in_a_ring(spac
     rate, decay, depth, kind, last_k, empty = figure.axes
     assert not empty.get_visible()
     assert [axes.get_xlabel() for axes in figure.axes[:5]] == [*SPACE]
-    assert [axes.get_ylabel() for axes in figure.axes] == 3 * ["bits per byte", ""]
+    assert [axes.get_ylabel() for axes in figure.axes] == 3 * ["validation bits per byte", ""]
     assert points(rate) == {
         "complete": [[1e-3, 2.0], [1e-2, 3.0], [1e-4, 2.5]],
         "winner": [[1e-2, 3.0]],

@@ -12,6 +12,12 @@ from pipelines.reporting.studies.study import Study
 from tests.pipelines.reporting.studies.made import CLOSE, DCA, STANDARD, arm, study
 
 FOUND = study(STANDARD, CLOSE, DCA, token_seconds=0.01)
+FIND = "find a difference of 0.01 with a probability of 80 %"
+NOISY = Ratio(1.2, Interval(0.7, 1.3))
+TIMES = (
+    "times     step times (b) are too noisy to compare costs in time: 9 turns each; measure again "
+    "on a machine that does nothing else"
+)
 
 
 def test_it_is_stored_with_all_that_was_measured():
@@ -74,13 +80,16 @@ def test_the_screen_has_the_arms_beside_the_baseline():
 @pytest.mark.parametrize(
     ("found", "wanted"),
     [
-        (FOUND, ["settle    the same command with seeds=11 would decide what is undecided"]),
+        (FOUND, [f"settle    the same command with seeds=11 would {FIND}"]),
+        (study(STANDARD, arm("b", 0.1, 1.2, step_time=NOISY)), [TIMES]),
         (study(STANDARD, DCA), []),
         (study(STANDARD, CLOSE, single_look=True), []),
         (study(STANDARD, CLOSE, smallest_difference=1.0), []),
     ],
 )
-def test_the_screen_says_what_would_settle_an_undecided_arm(experiment, found, wanted):
+def test_the_screen_says_what_more_seeds_would_find_and_what_is_too_noisy(
+    experiment, found, wanted
+):
     assert settling_lines(found, experiment) == wanted
     tiny = experiment.replace({"experiment": "a-smoke"})  # has two seeds, whatever is given
     assert settling_lines(found, tiny) == []

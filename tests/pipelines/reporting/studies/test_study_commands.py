@@ -5,14 +5,21 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.comparison.statistics import Interval
+from pipelines.comparison.table import Ratio
 from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.experiment import Experiment, load, read_experiment
 from pipelines.reporting.commands import next_commands, reproduction_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.choices import choice_answers, choice_commands
-from pipelines.reporting.studies.commands import seeds_to_settle, study_commands, with_seeds
+from pipelines.reporting.studies.commands import (
+    seeds_text,
+    seeds_to_settle,
+    study_commands,
+    with_seeds,
+)
 from tests.pipelines.reporting.studies.made import CLOSE, DCA, STANDARD, arm, study
-from tests.pipelines.reporting.tables import INACTIVE, results_of, trial
+from tests.pipelines.reporting.tables import INACTIVE, results_of, stage_run, trial
 
 RATE = "train.learning_rate"
 ARMS = {
@@ -55,7 +62,12 @@ def changes(line: str, tmp_path: Path, config: Experiment) -> Experiment:
 
 
 def test_an_undecided_arm_has_the_command_that_adds_seeds(config, tmp_path):
-    found = lines(study_commands(of_study(config, STANDARD, DCA, CLOSE)))
+    given = list(study_commands(of_study(config, STANDARD, DCA, CLOSE)))
+    found = lines(given)
+    assert given[0].purpose == (
+        "Add seeds until there are 11, which would find a difference of 0.01 with a probability of "
+        "80 %; only what is missing is trained"
+    )
     added = changes(found["Add seeds until there are 11"], tmp_path, config)
     assert added == config.replace({"seeds": 11})
     assert found["Compare the arms with another baseline"] == (
@@ -85,6 +97,32 @@ def test_too_few_seeds_to_say_how_many_are_needed_are_to_become_five():
     alone = study(arm("a", 0, bits={0: 2.0}), looks=1)
     assert seeds_to_settle(alone.comparison, 1) == 5
     assert seeds_to_settle(study(STANDARD).comparison, 5) is None
+
+
+def test_what_more_seeds_would_do_is_said_of_the_arms_for_which_it_is_known():
+    single = study(*(arm(n, g, bits={0: 2.0 + g}) for n, g in (("a", 0), ("b", 0.1))), looks=1)
+    assert seeds_text(single.comparison, 5) == "tell how many are needed"
+    assert seeds_text(study(STANDARD).comparison, 5) == "make the interval narrower"
+    far = arm("far", 0, bits={0: 2.0, 1: 9.0})
+    close = arm("close", 0, bits={0: 2.501, 1: 2.508})
+    both = study(STANDARD, far, close, looks=2).comparison
+    assert seeds_text(both, 16).endswith("of 0.01 with a probability of 80 % of close")
+
+
+def test_step_times_that_are_too_noisy_have_the_commands_that_measure_them_again(config):
+    noisy = arm("b", 0.1, step_time=Ratio(1.2, Interval(0.7, 1.3)))
+    probes = [stage_run("probe", {}, run_id=name) for name in ("p2", "p1")]
+
+    def again(config: Experiment, *arms) -> list[list[str]]:
+        results = of_study(config, *arms)
+        results.store.find = {"probe": probes}.get  # type: ignore[method-assign, assignment]
+        return [c.lines for c in study_commands(results) if c.purpose.startswith("Measure")]
+
+    (found,) = again(config, STANDARD, noisy)
+    assert found[:2] == [f"mlflow runs delete --run-id {name}" for name in ("p2", "p1")]
+    assert found[2:] == [reproduction_command(of_study(config, STANDARD, noisy))]
+    assert again(config, STANDARD, DCA) == []
+    assert again(config.replace({"budget": "time"}), STANDARD, noisy) == []
 
 
 def test_more_seeds_than_an_experiment_may_have_are_not_suggested():

@@ -30,7 +30,7 @@ def test_the_forest_has_the_best_arm_on_top_with_each_pair_below_its_mean():
     assert legend(figure) == [
         *("a pair of seeds", "mean and 95 %", "95 % for all arms together", "within 0.01")
     ]
-    assert axes.get_xlabel() == "bits per byte minus standard's: left is better"
+    assert axes.get_xlabel() == "test bits per byte minus standard's: left is better"
 
 
 def test_the_forest_of_one_arm_or_one_seed_leaves_out_what_there_is_not():

@@ -1,11 +1,18 @@
 """Studies in the page and on the screen, from a store."""
 
+import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from mlflow.entities import Dataset, DatasetInput, InputTag, RunInputs
 
 from pipelines import report
+from pipelines.comparison.statistics import Interval
+from pipelines.comparison.table import Ratio
+from pipelines.comparison.time_to_quality import learning_rates
+from pipelines.compat.mlflow import DATASET_CONTEXT_TAG
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.reporting.loading import load_results, results_of
@@ -47,9 +54,13 @@ def test_a_study_is_shown_by_its_page_and_its_screen(store, config, monkeypatch,
     assert "The winner is dca-2 with seed 0, the best on the validation split, of the arm" in text
     for title in ("Comparison of the arms", "The arms in figures", "Leaderboard", "What next"):
         assert f">{title}</h2>" in page
-    assert "Trials of dca-2, whose sections begin with the leaderboard: 2 complete" in text
+    assert (
+        "From the leaderboard on, this page is about dca-2. Trials of its search: 2 compl" in text
+    )
     assert "2 (winner)" not in text
     assert page.count("<figure>") >= 4
+    assert "the baseline, then the best first. The verdict is that of the Holm test" in text
+    assert "<td>dca-2</td><td>model.last_k=2</td>" in page  # what the arm changes
     assert "Add seeds" not in text  # nothing is undecided
 
     show_results(made.context(""), made.results, False)
@@ -120,6 +131,58 @@ def test_of_seeds_alone_the_interval_is_shown(store, config, capsys):
 def paragraphs(config: Experiment, *arms, **settings) -> str:
     results = tables_of(config.of_arm("dca-2"), whole=config, study=study(*arms, **settings))
     return " ".join(study_sections(results)[0].paragraphs)
+
+
+def test_the_page_says_what_was_trained_on_which_text(config):
+    changes = {"data.corpus": "files", "data.path": "/texts/wiki", "data.max_bytes": 4_000_000}
+    text = paragraphs(config.replace(changes), STANDARD, DCA)
+    assert "The text is files /texts/wiki, of which the first 4,000,000 bytes are read." in text
+    assert "A token is a byte." in text
+    sizes = config.model, config.train
+    model = f"{sizes[0].depth} layers, {sizes[0].dim} wide, {sizes[0].heads} heads, sequences of"
+    assert f"The model: {model} {sizes[1].seq_len} bytes, " in text
+    assert "Seeds: 0, 1, 2." in text
+    searched = config.replace({"search.space": {"model.dim": {"choice": [8, 16]}}})
+    wider = searched.replace({"arms": {"standard": {}, "dca-2": {"model.depth": 3}}})
+    assert f"The model: {sizes[0].heads} heads, " in paragraphs(wider, STANDARD, DCA)
+
+
+def test_the_page_has_the_sizes_of_the_splits_that_the_runs_have_recorded(config):
+    def recorded(**sizes: int) -> SimpleNamespace:
+        inputs = [
+            DatasetInput(
+                Dataset(split, "0", "local", "{}", profile=json.dumps({"bytes": size})),
+                [InputTag(DATASET_CONTEXT_TAG, split)],
+            )
+            for split, size in sizes.items()
+        ]
+        return SimpleNamespace(inputs=RunInputs(inputs))
+
+    results = tables_of(config.of_arm("dca-2"), whole=config, study=study(STANDARD, DCA))
+    results.stages["fit"] = recorded(training=3_600_000, validation=200_000)
+    results.stages["evaluate"] = recorded(test=200_000)
+    text = " ".join(study_sections(results)[0].paragraphs)
+    assert "Bytes of its splits: training 3,600,000, validation 200,000, test 200,000." in text
+
+
+def test_the_page_says_whether_the_best_rates_lie_inside_those_tried(config):
+    text = paragraphs(config, STANDARD, DCA)
+    assert "Each arm has the best of the learning rates 0.001, 0.002, 0.004; none is at an" in text
+    ends = arm("ends", 0.1, rates=learning_rates([(1e-3, 2.0), (2e-3, 2.1)], 8.0))
+    found = paragraphs(config, STANDARD, ends)
+    assert "at an end of those tried of ends (0.001 is the lowest)" in found
+    assert "none is at an end" not in found
+    one = arm("one", 0.1, rates=learning_rates([(1e-3, 2.0)], 8.0))
+    assert "end of them" not in paragraphs(config, STANDARD, one)
+
+
+def test_the_page_says_that_step_times_are_too_noisy_and_what_seeds_needed_mean(config):
+    assert "too noisy" not in paragraphs(config, STANDARD, DCA)
+    noisy = arm("b", 0.001, step_time=Ratio(1.2, Interval(0.7, 1.3)))
+    text = paragraphs(config, STANDARD, noisy)
+    assert "too noisy to compare costs in time: the 95 % interval of b (0.70 to 1.30)" in text
+    assert "Each is of 9 turns. They can be measured again on a machine that does nothing" in text
+    assert "so many would find a difference of 0.01 with a probability of 80 %" in text
 
 
 def test_the_page_says_how_the_level_is_spent(config):
