@@ -202,7 +202,7 @@ def _serve(caller: int) -> None:
         with os.fdopen(files[0]) as given:
             request = json.load(given)
         if request["module"].startswith(f"{PACKAGE.name}."):
-            with contextlib.suppress(Exception):  # the fork fails, and says why
+            with contextlib.suppress(Exception):  # the fork fails with the same error
                 importlib.import_module(request["module"])  # with what it imports, for all forks
         gc.freeze()
         fork = os.fork()

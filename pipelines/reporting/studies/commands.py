@@ -1,4 +1,4 @@
-"""The commands that a report shows of a study: how to repeat it, and what would tell more.
+"""The commands that a report shows of a study: how to repeat it, and which seeds to add.
 
 Used by the page and the screen.
 """
@@ -26,7 +26,7 @@ LEARNING_RATE = "train.learning_rate"
 
 
 def study_commands(results: Results) -> Iterator[Command]:
-    """What tells more of a study, repeats it, and looks at it otherwise; nothing if it is none."""
+    """What adds seeds to a study, repeats it, and compares it otherwise; nothing if it is none."""
     experiment, study = results.whole, results.study
     if experiment is None:
         return
