@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
 from dca import ModelConfig
+from pipelines.compat.mlflow import MODEL_FILE
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
@@ -26,6 +27,7 @@ from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import ModelStore
+from pipelines.tracking.schema import PACKAGE_FOLDER
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS, start_name
 
 KEY = "train.start_from"
@@ -94,13 +96,14 @@ def _folder(source: str, registered: str, scratch: Path) -> Path:
 
 
 def _find(source: str, folder: Path) -> Path:
-    found = sorted(folder.rglob(WEIGHTS))
-    if len(found) != 1 or not found[0].with_name(DESCRIPTION).is_file():
-        raise _problem(
-            f"{source}: expected a models:/ URI, or a folder with one {WEIGHTS} and its "
-            f"{DESCRIPTION}"
-        )
-    return found[0]
+    """The weights of the model in a folder itself. None below it is looked for: it might be any."""
+    for inside in (folder, folder / PACKAGE_FOLDER):
+        if all((inside / name).is_file() for name in (WEIGHTS, DESCRIPTION)):
+            return inside / WEIGHTS
+    raise _problem(
+        f"{source}: expected a models:/ URI, or the folder of a packaged model, with its "
+        f"{MODEL_FILE}, or of its {WEIGHTS} and {DESCRIPTION}"
+    )
 
 
 def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[str]) -> None:

@@ -14,6 +14,7 @@ from pipelines.registry.initial_weights import resolve_initial_weights
 from pipelines.stages.corpus import CorpusStage
 from pipelines.storage.location import Storage, storage_folder
 from pipelines.sweep import _resolve_inputs
+from pipelines.tracking.schema import PACKAGE_FOLDER
 from pipelines.training import loop, trainer
 from pipelines.training.initial_weights import read_initial_weights
 
@@ -21,7 +22,7 @@ from pipelines.training.initial_weights import read_initial_weights
 @pytest.fixture
 def trained(data, tmp_path) -> Path:
     """A `standard` model as it is packaged."""
-    folder = tmp_path / "model" / "artifacts"
+    folder = tmp_path / "model" / PACKAGE_FOLDER
     folder.mkdir(parents=True)
     experiment = experiment_of(data, {"residual": "standard"})
     model = build_model(experiment.model, generator=torch.Generator().manual_seed(7))
@@ -83,7 +84,7 @@ def test_a_resolved_start_outlives_its_source(data, trained):
     experiment = start(experiment_of(data, {}, trained))
     assert Path(experiment.train.start_from).is_relative_to(Path(data["storage"]).absolute())
     before = read_initial_weights(experiment.train.start_from)
-    (trained / "artifacts" / "model.safetensors").write_bytes(b"")
+    (trained / PACKAGE_FOLDER / "model.safetensors").write_bytes(b"")
     after = read_initial_weights(experiment.train.start_from)
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -95,8 +96,8 @@ def test_a_start_is_copied_into_shared_storage_and_found_there_again(data, train
     experiment = start(experiment_of(data, {}, trained))
     assert experiment == planned
     assert not Storage.of(experiment.train.start_from).is_local
-    before = load_file(trained / "artifacts" / "model.safetensors")
-    (trained / "artifacts" / "model.safetensors").unlink()
+    before = load_file(trained / PACKAGE_FOLDER / "model.safetensors")
+    (trained / PACKAGE_FOLDER / "model.safetensors").unlink()
     after = read_initial_weights(experiment.train.start_from)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert start(experiment) == experiment
@@ -139,7 +140,7 @@ def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, mo
     "sizes", [{"depth": 10**9}, {"dim": 2**24}, {"dim": 2 * 10**12}, {"ff_mult": 10**9}]
 )
 def test_a_start_of_absurd_sizes_is_refused_before_memory_is_taken(data, trained, sizes, capsys):
-    path = trained / "artifacts" / "config.json"
+    path = trained / PACKAGE_FOLDER / "config.json"
     config = json.loads(path.read_text())
     config["model"] |= sizes
     path.write_text(json.dumps(config))
@@ -189,7 +190,7 @@ def test_a_search_over_what_the_start_fixes_is_refused(data, trained):
 
 
 def test_streams_other_than_those_of_the_start_are_refused(data, trained):
-    path = trained / "artifacts" / "config.json"
+    path = trained / PACKAGE_FOLDER / "config.json"
     experiment = experiment_of(data, {"residual": "hyper_connections"})
     path.write_text(json.dumps(experiment.model_dump(mode="json")))
     save_file(build_model(experiment.model).state_dict(), path.with_name("model.safetensors"))
@@ -199,16 +200,31 @@ def test_streams_other_than_those_of_the_start_are_refused(data, trained):
 
 @pytest.mark.parametrize("description", ["{}", "not JSON", '{"model": {"dim": "x"}}'])
 def test_a_folder_of_something_else_is_refused(data, trained, description):
-    (trained / "artifacts" / "config.json").write_text(description)
+    (trained / PACKAGE_FOLDER / "config.json").write_text(description)
     with pytest.raises(ConfigError, match="expected a model of this project"):
         start(experiment_of(data, {}, trained))
 
 
 def test_damaged_weights_are_refused(data, trained):
-    path = trained / "artifacts" / "model.safetensors"
+    path = trained / PACKAGE_FOLDER / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="expected a model of this project"):
         start(experiment_of(data, {}, trained))
+
+
+def test_the_folder_of_a_package_and_that_of_its_weights_are_the_same_start(data, trained):
+    inside = start(experiment_of(data, {}, trained / PACKAGE_FOLDER))
+    assert inside == start(experiment_of(data, {}, trained))
+
+
+@pytest.mark.parametrize("above", [".", "artifacts"])
+def test_a_folder_above_the_only_model_is_refused(data, trained, above):
+    folder = trained.parent if above == "." else trained / above
+    with pytest.raises(
+        ConfigError, match=r"train\.start_from: .*or the folder of a packaged model"
+    ):
+        start(experiment_of(data, {}, folder))
+    assert not Path(data["storage"]).exists()
 
 
 def test_a_folder_without_a_model_is_refused(data, tmp_path):
