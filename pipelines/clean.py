@@ -6,6 +6,11 @@ These are checkpoints of runs that have finished or were deleted, temporary fold
 were killed, and files of local Ray clusters that have ended.
 """
 
+from pipelines.console import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 import argparse
 import shutil
 import sys

@@ -4,6 +4,11 @@ python pipelines/generate.py --prompt "def " [--model MODEL]
 python pipelines/generate.py --score FILE [--model MODEL]
 """
 
+from pipelines.console import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 import argparse
 import codecs
 import itertools

@@ -6,6 +6,11 @@
 A VERSION is a number, an alias or `latest`; a MODEL any that train.py or sweep.py has made.
 """
 
+from pipelines.console import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 import argparse
 import json
 import re

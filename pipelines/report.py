@@ -6,6 +6,11 @@ EXPERIMENT is its name in the tracking store; without one, those there are are l
 unfinished; nothing is trained. With --baseline the arms of a study are compared with another one.
 """
 
+from pipelines.console import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Sequence

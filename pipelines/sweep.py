@@ -5,6 +5,11 @@
 The same command again resumes an interrupted one and reuses what is done.
 """
 
+from pipelines.console import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Iterator, Sequence

@@ -6,6 +6,11 @@
 The same command again resumes an interrupted one.
 """
 
+from pipelines.console import end_on_interrupt
+
+if __name__ == "__main__":
+    end_on_interrupt()
+
 import argparse
 import sys
 from collections.abc import Sequence

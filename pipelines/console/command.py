@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from pipelines.console import INTERRUPTED
 from pipelines.console.errors import (
     DISK_ERRORS,
     ConfigError,
@@ -27,12 +28,12 @@ from pipelines.console.process import (
 from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream, one_line
 
-DONE, FAILURE, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes of every command."""
+DONE, FAILURE, BAD_INPUT = 0, 1, 2
+"""Exit codes of every command, beside INTERRUPTED."""
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 """Of a path that a user has given, wherever it is used first."""
-ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
-"""They interrupt a command as Ctrl-C does; those that are ignored stay so, as under nohup."""
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""They interrupt a command, as Ctrl-C does; those that are ignored stay so, as under nohup."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,16 +61,7 @@ def run_command(
             printed with the message.
 
     """
-    with (
-        output_guarded() as output,
-        handlers_restored(*ENDING_SIGNALS) as settable,
-        user_named(),
-        garbage_seldom_searched(),
-        threads_sleep(),
-    ):
-        for number in ENDING_SIGNALS if settable else ():
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
+    with output_guarded() as output, user_named(), garbage_seldom_searched(), threads_sleep():
         code = _exit_code(main, argv, resumes=resumes)
         output.flush()
         lost = output.error
@@ -81,14 +73,16 @@ def run_command(
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:
     """Run a command's `main`; of an error for the user print the message."""
     try:
-        return main(argv[1:])
+        with handlers_restored(*ENDING_SIGNALS) as settable:
+            for number in ENDING_SIGNALS if settable else ():
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    signal.signal(number, signal.default_int_handler)
+            return main(argv[1:])
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
     except PipelineError as error:
         return _fail(error, FAILURE)
     except KeyboardInterrupt:
-        if argv is sys.argv:  # the process ends: pressed again it ends at once
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
         again = f"; run the same command again to go on:\n  {shlex.join(['python', *argv])}"
         return _fail(f"interrupted{again if resumes else ''}", INTERRUPTED)
     except Exception as error:

@@ -277,6 +277,43 @@ def test_a_hangup_interrupts_a_command_unless_it_is_ignored(capsys):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("name", ["sweep", "train", "generate", "promote", "report", "clean"])
+def test_ctrl_c_while_a_command_is_imported_is_one_line(name, tmp_path):
+    (tmp_path / "argparse.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise ImportError('too late')\n"
+    )
+    command = [sys.executable, ROOT / "pipelines" / f"{name}.py"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    child = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (child.returncode, child.stdout, child.stderr) == (130, "", "interrupted\n")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("before", "main", "shown"),
+    [
+        ("", "0", ""),
+        ("", "(_ for _ in ()).throw(KeyboardInterrupt)", "interrupted\n"),
+        ("signal.signal(signal.SIGINT, signal.SIG_IGN)", "0", None),
+    ],
+    ids=["done", "interrupted", "ignored"],
+)
+def test_ctrl_c_at_the_end_of_the_process_is_one_line(before, main, shown):
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from pipelines.console import end_on_interrupt\n"
+        "from pipelines.console.command import run_command\n"
+        f"{before}\n"
+        "end_on_interrupt()\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+        f"sys.exit(run_command(lambda _: {main}, sys.argv))"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    expected = (0, "") if shown is None else (130, f"{shown}interrupted\n")
+    assert (child.returncode, child.stderr) == expected
+
+
+@pytest.mark.process
 def test_output_that_the_disk_does_not_take_is_one_line():
     code = (
         "import sys\n"
