@@ -18,7 +18,7 @@ from pipelines.console.secrets import redact
 from pipelines.console.text import one_line
 
 MAX_COMMAND_CHARACTERS = 200
-SILENT_SECONDS = 10
+SILENT_SECONDS = 3
 """Longest wait without a line that names the holder."""
 
 

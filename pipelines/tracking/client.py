@@ -8,9 +8,11 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -49,6 +51,8 @@ PROBE_SECONDS, ANSWER_SECONDS = 10, 18
 MAX_UNAVAILABLE_SECONDS = 3600
 """How long a store may be unavailable before a command fails; missing rows are in checkpoints."""
 MAX_PAUSE_SECONDS = 10
+SILENT_SECONDS = 1.0
+"""Longest wait for the lock of a database without a line."""
 OPTIONS = {"timeout", "check_same_thread", "isolation_level", "cached_statements", "detect_types"}
 """Of a SQLite URI, behind its `?`; MLflow passes them to Python's driver."""
 MEMORY = ":memory:"
@@ -81,7 +85,7 @@ class RetryingClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         if name.startswith("create_"):
-            return method
+            return _logging_waits(self.uri)(method)
         return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -90,7 +94,8 @@ class RetryingClient:
         Raises PipelineError after the time limit of this call, or of another one.
         """
         try:
-            return self._retries.call(work, *args, **kwargs)
+            with _logging_waits(self.uri):
+                return self._retries.call(work, *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
                 raise
@@ -196,7 +201,8 @@ def check_uri(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         reason = _server_problem(uri)
     elif path := database_file(uri):
-        reason = _file_problem(path) or _database_problem(uri, path)
+        with _logging_waits(uri):
+            reason = _file_problem(path) or _database_problem(uri, path)
     else:
         reason = "expected sqlite:///FILE or http(s)://HOST"
     if reason:
@@ -248,6 +254,34 @@ def _database_problem(uri: str, path: Path) -> str | None:
             return None
         return f"{path} cannot be opened: {first_line(error)}"
     return None
+
+
+@contextmanager
+def _logging_waits(uri: str) -> Iterator[None]:
+    """Log a line if a block takes long while another process holds the lock of the database.
+
+    MLflow waits for it up to 20 s in each call, without a word.
+    """
+    if (path := database_file(uri)) is None:
+        yield
+        return
+    timer = threading.Timer(SILENT_SECONDS, _log_lock, [path])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _log_lock(path: Path) -> None:
+    place = f"{path.absolute().as_uri()}?mode=rw"  # which makes no file
+    try:
+        with closing(sqlite3.connect(place, timeout=0, isolation_level=None, uri=True)) as database:
+            database.execute("begin immediate")
+    except sqlite3.Error as error:
+        if is_locked(error):
+            logging.getLogger(__name__).warning("waiting for the lock of %s", path)
 
 
 def _start_of(path: Path) -> bytes:

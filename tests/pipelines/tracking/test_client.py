@@ -213,6 +213,25 @@ def test_a_database_that_is_locked_is_waited_for_later(tmp_path):
         check_uri(f"sqlite:///{path}?timeout=0.1")
 
 
+def test_a_wait_for_the_lock_of_a_database_is_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(client_module, "SILENT_SECONDS", 0.01)
+    path, waiting = tmp_path / "mlflow.db", threading.Event()
+    put_database(path)
+    monkeypatch.setattr(client_module.logging.Logger, "warning", lambda *_: waiting.set())
+    retrying = RetryingClient(Flaky(None), f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("begin exclusive")
+        check_uri(f"sqlite:///{path}?timeout=0.1")
+        assert waiting.is_set()
+        for kind in ("exclusive", "immediate"):
+            waiting.clear()
+            database.execute("rollback")
+            database.execute(f"begin {kind}")
+            assert retrying.retry(waiting.wait, 5)
+    waiting.clear()
+    assert not retrying.retry(waiting.wait, 0.05)  # which is free now
+
+
 class Guarded(BaseHTTPRequestHandler):
     """A tracking server behind a proxy: it takes one user and one token."""
 
