@@ -103,6 +103,7 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.window, self.dropout = config.heads, window, config.dropout
         self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
+        self.qkv_rows = 3 * (config.dim,)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, inputs: list[Tensor], *context: Any) -> Tensor:
@@ -115,9 +116,9 @@ class Attention(nn.Module):
     def split(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values [b, h, t, e] of the inputs, before the rotation."""
         if len(inputs) == 1:
-            parts = project(inputs[0], self.qkv.weight).chunk(3, dim=-1)
+            parts = project(inputs[0], self.qkv.weight).split(self.qkv_rows, dim=-1)
         else:
-            weights = self.qkv.weight.chunk(3)
+            weights = self.qkv.weight.split(self.qkv_rows)
             parts = tuple(project(x, w) for x, w in zip(inputs, weights, strict=True))
         # not einops, which would take a twentieth of the time of decoding a byte
         q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)

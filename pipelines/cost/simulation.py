@@ -14,8 +14,9 @@ from pipelines.search.config import LEARNING_SAMPLERS, SearchTask
 from pipelines.search.study import Proposals, bounded, build_study
 from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import TrainingRun
+from pipelines.training.optimizer import matrix_work
 
-SIZE_KEYS = ("model.", "train.batch_tokens", "train.micro_batch_tokens")
+SIZE_KEYS = ("model.", "train.batch_tokens", "train.micro_batch_tokens", "train.optimizer")
 """Searched keys that change the cost of a trial."""
 RUNGS = {"none": 0, "median": 1, "asha": 32}
 """How often a trial may be stopped; rungs beyond its end change nothing."""
@@ -37,8 +38,9 @@ class SimulatedSearch:
 
 @lru_cache(1000)  # it builds the model
 def step_flops(run: TrainingRun) -> float:
-    """FLOPs of one optimizer step, over all workers."""
-    return 3.0 * run.model.flops_per_token(run.train.seq_len) * run.train.batch_tokens
+    """FLOPs of one optimizer step, over all workers; Muon's of one."""
+    training = 3.0 * run.model.flops_per_token(run.train.seq_len) * run.train.batch_tokens
+    return training + (matrix_work(run.model).flops if run.train.optimizer == "muon" else 0.0)
 
 
 def draw_trials(task: SearchTask, stored: Sequence[StoredTrial], seed: int) -> list[TrainingRun]:

@@ -74,7 +74,7 @@ SCHEDULE_OPTIONS = {
 
 STEP_PARAMS = (
     *("model.", "train.seq_len", "train.batch_tokens", "train.micro_batch_tokens"),
-    *("train.ema_decay", "train.activation_checkpointing", "train.compile"),
+    *("train.optimizer", "train.ema_decay", "train.activation_checkpointing", "train.compile"),
 )
 """Prefixes of the keys that change the time of a step."""
 PROBE_ROUNDS = 9
@@ -96,6 +96,10 @@ class TrainConfig(Section):
     """Bytes of one optimizer step, over all workers; a multiple of seq_len."""
     micro_batch_tokens: Positive | None = None
     """Bytes of one forward pass of a worker; gradients accumulate up to batch_tokens."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """AdamW for every parameter; or Muon for the matrices of the blocks, with orthogonal updates as
+    large as AdamW's (arXiv 2502.16982), so that learning_rate means the same, and AdamW for the
+    rest."""
     learning_rate: Annotated[float, Field(gt=0)] = 4e-3
     """Peak of the schedule, reached at the end of the warmup."""
     schedule: Literal["cosine", "inverse_sqrt", "wsd"] = "cosine"
@@ -112,11 +116,11 @@ class TrainConfig(Section):
     grn_w_rate: Annotated[float, Field(gt=0)] = 0.1
     """The same for w, where one step changes the weights of whole entries."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """AdamW's weight decay, on the matrices of linear layers only."""
+    """Decoupled weight decay of either optimizer, on the matrices of linear layers only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """AdamW's decay of the gradient's mean."""
+    """AdamW's decay of the gradient's mean; Muon's is 0.95."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    """AdamW's decay of the gradient's square."""
+    """AdamW's decay of the gradient's square, which Muon does not use."""
     grad_clip: Annotated[float, Field(gt=0)] = 1.0
     """Largest global norm of the gradient."""
     evals: Positive = 8

@@ -24,6 +24,9 @@ ALLOCATORS = ("cuda", "xpu")
 """Device types whose allocator records its peak; for others the process's memory is reported."""
 FAST_BFLOAT16 = ("cuda", "xpu", "xla")
 """Device types that compute faster in bfloat16 than in float32."""
+CPU_BFLOAT16 = ("avx512_bf16", "amx_bf16", "bf16")
+"""Instructions of processors that multiply bfloat16, in torch.cpu.get_capabilities(): of x86 ones,
+and of ARM's."""
 
 PEAK_FLOPS = {
     "NVIDIA A100-PCIE-40GB": 312e12,
@@ -82,6 +85,14 @@ def _on_tpu_host() -> bool:
 def autocast(device: torch.device) -> torch.autocast:
     """bfloat16 where the device is fast at it, float32 elsewhere."""
     return torch.autocast(device.type, torch.bfloat16, enabled=device.type in FAST_BFLOAT16)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16."""
+    if device.type != "cpu":
+        return device.type in FAST_BFLOAT16
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name) for name in CPU_BFLOAT16)
 
 
 def widest_float(device: torch.device) -> torch.dtype:

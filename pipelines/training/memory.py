@@ -1,10 +1,10 @@
 """An estimate of the memory that training needs, by a formula: no step is run.
 
-Peak of one training process = the process itself + weights, gradients and AdamW's two moments +
-what the blocks keep of one micro batch for the backward pass. The factors were fitted to measured
-peaks (VmHWM) of models of 0.2 to 20 million parameters; tests/pipelines/training/test_memory.py
-requires them to be within 25 % of what child processes measure. Used by the check of the cluster's
-memory and the cost estimate.
+Peak of one training process = the process itself + weights, gradients and AdamW's two moments (of
+what Muon updates, one) + what the blocks keep of one micro batch for the backward pass. The factors
+were fitted to measured peaks (VmHWM) of models of 0.2 to 20 million parameters;
+tests/pipelines/training/test_memory.py requires them to be within 25 % of what child processes
+measure. Used by the check of the cluster's memory and the cost estimate.
 """
 
 from dca import ModelConfig
@@ -20,6 +20,8 @@ STATE_COPIES = 4
 """Numbers held per parameter: weight, gradient, two moments."""
 SAVED_COPIES = 6
 """The same while a checkpoint is written: weight and moments, and each as bytes for the file."""
+MUON_COPIES = 3
+"""Numbers held per parameter of a matrix while Muon updates it, besides weight and momentum."""
 EVAL_WINDOWS = 32
 """Windows of a batch in an evaluation, `evaluation.bits_per_byte`'s default."""
 
@@ -29,10 +31,20 @@ def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     parameters = config.model.parameter_count()
     tokens = micro_tokens(config)
     averages = 4 * parameters if config.train.ema_decay else 0
-    training = STATE_COPIES * 4 * parameters + tokens * _token_bytes(config, on_gpu=on_gpu)
+    state = STATE_COPIES * 4 * parameters
     saving = (3 if on_gpu else SAVED_COPIES) * 4 * parameters
     evaluating = 3 * 4 * parameters + _evaluation_bytes(config)
-    return averages + max(training, saving, evaluating) + (0 if on_gpu else _process_bytes(config))
+    updating = 0
+    if config.train.optimizer == "muon":
+        from pipelines.training.optimizer import matrix_work
+
+        moment = 4 * matrix_work(config.model).numbers
+        state, evaluating = state - moment, evaluating - moment
+        saving -= moment if on_gpu else 2 * moment
+        updating = state + MUON_COPIES * moment
+    training = state + tokens * _token_bytes(config, on_gpu=on_gpu)
+    largest = max(training, updating, saving, evaluating)
+    return averages + largest + (0 if on_gpu else _process_bytes(config))
 
 
 def _process_bytes(config: TrainingRun) -> int:

@@ -107,6 +107,13 @@ def test_larger_trials_take_longer_between_the_timed_sizes(experiment):
     assert 2 * 16 < times.of_run(deep) < 2 * 16 + 0.4 + 4 * 1000
 
 
+def test_a_drawn_trial_has_its_optimizer_whose_updates_cost(searched):
+    space = {"train.optimizer": {"choice": ["adamw", "muon"]}, **SPACE}
+    found = draw_trials(searched.replace({"search.space": space}).search_task(), [], seed=0)
+    flops = {run.train.optimizer: step_flops(run) for run in found}
+    assert flops["adamw"] < flops["muon"]
+
+
 @pytest.mark.process
 def test_steps_are_timed_in_processes_of_their_own(experiment):
     two = experiment.training_run({"resources.workers": 2})

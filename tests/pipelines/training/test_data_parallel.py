@@ -95,6 +95,16 @@ def test_two_workers_lose_patience_together(run, splits, tmp_path):
 
 
 @pytest.mark.process
+def test_two_workers_update_as_one_does_with_muon(run, splits, tmp_path):
+    run = run.replace({"train.optimizer": "muon"})
+    one = history(train(run, splits, tmp_path / "one", print))
+    together(run, splits, tmp_path / "two", tmp_path / "group")
+    two = history(train(run, splits, tmp_path / "two", print))
+    ours, theirs = (rows[-1]["val_bits_per_byte"] for rows in (one, two))
+    assert ours == pytest.approx(theirs, rel=10 * TOLERANCE)
+
+
+@pytest.mark.process
 def test_any_number_of_workers_trains_as_one_does(run, splits, tmp_path):
     """Four share 8 sequences evenly, three do not; the last run goes from two to three, as one
     does whose nodes come and go."""

@@ -69,6 +69,21 @@ def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("stop_after", [1, 3])
+def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(run, splits, tmp_path, stop_after):
+    run = run.replace({"train.optimizer": "muon"})
+    whole = history(train(run, splits, tmp_path / "whole", print))
+    first = train(run, splits, tmp_path / "parts", print)
+    for _ in range(stop_after):
+        next(first)
+    first.close()
+    assert history(train(run, splits, tmp_path / "parts", print)) == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert any(name.endswith(".momentum") for name in ours)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 @pytest.mark.parametrize("alter", [forge, unsign])
 def test_resumed_where_storage_was_altered_a_run_is_bitwise_the_whole_one(
     run, splits, tmp_path, alter

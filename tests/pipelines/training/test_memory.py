@@ -38,6 +38,7 @@ def peak_of_a_process(run: TrainingRun, folder: Path) -> float:
     return rows[-1]["peak_memory_bytes"] + RAY_CONNECTION_BYTES
 
 
+MUON = {"train.optimizer": "muon", "model.dim": 512, "train.batch_tokens": 512}
 LONG = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192, "model.last_k": 4}
 
 
@@ -47,9 +48,10 @@ LONG = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192,
     [
         LONG,
         pytest.param({"model.residual": "standard", "model.dim": 384}, marks=pytest.mark.faults),
+        pytest.param(MUON, marks=pytest.mark.faults),
         pytest.param({}, marks=pytest.mark.faults),
     ],
-    ids=["long windows", "wide", "small"],
+    ids=["long windows", "wide", "Muon", "small"],
 )
 def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path, changes):
     size = small.replace(changes)
@@ -102,6 +104,12 @@ ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 
         (
             {"train.activation_checkpointing": True, "model.residual": "dca"},
             *(81_569_792, 50_636_800),
+        ),
+        ({"train.optimizer": "muon"}, 100_867_072, 59_972_608),
+        (
+            {"train.optimizer": "muon", **MICRO, "model.dim": 1024, "train.eval_tokens": 128},
+            914_472_960,
+            914_472_960,
         ),
         ({"train.ema_decay": 0.9}, 102_179_584, 61_285_120),
         ({"resources.workers": 2}, 52_173_824, 35_722_496),

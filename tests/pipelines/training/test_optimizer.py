@@ -3,10 +3,20 @@ import math
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from dca import build_model
+from dca import build_model, registry
+from pipelines.training import optimizer as module
 from pipelines.training.config import TrainConfig, TrainingRun
-from pipelines.training.optimizer import build_optimizer, update, update_average
+from pipelines.training.optimizer import (
+    MatrixWork,
+    Muon,
+    build_optimizer,
+    matrix_work,
+    orthogonalise,
+    update,
+    update_average,
+)
 from pipelines.training.schedule import learning_rate_at
 
 
@@ -20,6 +30,90 @@ def test_only_linear_matrices_decay(run):
     assert [set(kinds) for kinds in kept] == [{"weight"}, {"b_ond"}, {"w_od"}]
     assert not any("norm" in names[id(p)] or "embed" in names[id(p)] for p in decayed["params"])
     assert len(names) == len(decayed["params"]) + sum(len(kinds) for kinds in kept)
+
+
+@pytest.mark.parametrize("residual", registry.residual.names)
+def test_muon_takes_the_matrices_of_the_blocks_and_adamw_what_it_takes_without_muon(run, residual):
+    run = run.replace({"model.residual": residual})
+    model, parts = build_model(run.model), {"qkv": 3, "out": 1, "up": 1, "down": 1}
+    names = {weight: name.split(".")[-2:] for name, weight in model.named_parameters()}
+    plain = build_optimizer(model, run.train)
+    muon = build_optimizer(model, run.replace({"train.optimizer": "muon"}).train)
+    (matrices,) = [group for group in muon.param_groups if "parts" in group]
+    for weight, rows in zip(matrices["params"], matrices["parts"], strict=True):
+        kind, _ = names.pop(weight)
+        assert rows == parts[kind] * (len(weight) // parts[kind],)
+    assert not parts.keys() & {kind for kind, _ in names.values()}
+    for weight in names:
+        mine, without = (
+            {k: v for k, v in group.items() if k != "params"}
+            for optimizer in (muon, plain)
+            for group in optimizer.param_groups
+            if any(weight is one for one in group["params"])
+        )
+        assert mine == without
+    assert matrices["weight_decay"] == run.train.weight_decay
+
+
+def muon_of(weight: Tensor, rows: tuple[int, ...], **options) -> tuple[nn.Parameter, Muon]:
+    parameter = nn.Parameter(weight.clone())
+    return parameter, Muon([{"params": [parameter], "parts": [rows], **options}], lr=0.1)
+
+
+@pytest.mark.parametrize("rows", [(8, 8, 8), (8, 4, 4)])
+def test_a_stacked_matrix_is_updated_as_its_parts_are(rows):
+    generator = torch.Generator().manual_seed(0)
+    start, *gradients = torch.randn(3, sum(rows), 8, generator=generator)
+    whole, optimizer = muon_of(start, rows)
+    parts = [muon_of(part, (len(part),)) for part in start.split(rows)]
+    for gradient in gradients:
+        whole.grad = gradient
+        optimizer.step()
+        for (part, own), change in zip(parts, gradient.split(rows), strict=True):
+            part.grad = change
+            own.step()
+    assert torch.allclose(whole, torch.cat([part for part, _ in parts]), atol=1e-6)
+    single, optimizer = muon_of(start, (sum(rows),))
+    single.grad = gradients[0]
+    optimizer.step()
+    assert not torch.allclose(single, whole, atol=1e-2)
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (16, 256), (256, 16)])
+def test_an_update_of_muon_is_as_large_as_one_of_adamw(shape):
+    """0.2 of the learning rate, its root mean square: so that one learning rate fits both."""
+    weight, optimizer = muon_of(torch.zeros(shape), shape[:1], weight_decay=0.0)
+    weight.grad = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    assert float(weight.detach().square().mean().sqrt()) == pytest.approx(0.2 * 0.1, rel=0.25)
+
+
+@pytest.mark.parametrize(
+    ("native", "rows", "dtype"),
+    [
+        (False, 128, torch.float32),
+        (True, 128, torch.bfloat16),
+        (True, 127, torch.float32),
+    ],
+)
+def test_updates_are_orthogonal_in_the_type_that_the_processor_multiplies_faster(
+    monkeypatch, native, rows, dtype
+):
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda _: native)
+    x_nrc = torch.randn(2, rows, 192, generator=torch.Generator().manual_seed(0))
+    found = orthogonalise(1e3 * x_nrc)
+    assert found.dtype == dtype
+    values = torch.linalg.svdvals(found.float())
+    assert 0.6 < values.min() < values.max() < 1.3
+    assert (orthogonalise(torch.zeros(1, rows, 192)) == 0).all()
+
+
+def test_what_muon_takes_is_counted_by_its_matrices(run):
+    d, depth = run.model.dim, run.model.depth
+    square = 4 * d**3 + 2 * d**3  # of a Newton-Schulz step: two products with x, one of x x^T
+    wide = 16 * d**3 + 2 * d**3
+    flops = 5 * depth * (4 * square + 2 * wide)
+    assert matrix_work(run.model) == MatrixWork(12 * d**2 * depth, flops)
 
 
 def schedule(run: TrainingRun, steps: int = 100, **values) -> list[float]:
@@ -87,6 +181,25 @@ def test_a_bad_gradient_is_not_applied_with_or_without_a_fused_kernel(fused):
     assert weight.tolist() == [1, 1]
     update(optimizer, torch.tensor(0.0))
     assert weight.tolist() == pytest.approx([0.899, 0.899])
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_muon_skips_a_bad_gradient_and_leaves_its_momentum(fused):
+    """As for AdamW: the host need not read whether the gradient is finite."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = torch.randn(2, 4, 4, generator=generator)
+    ended = []
+    for bad in (None, torch.full((4, 4), math.nan)):
+        weight = nn.Parameter(torch.ones(4, 4))
+        optimizer = Muon([{"params": [weight], "parts": [(4,)]}], lr=0.1, fused=fused)
+        for gradient in (gradients[0], bad, gradients[1]):
+            if gradient is not None:
+                weight.grad = gradient.clone()
+                update(optimizer, torch.tensor(float(gradient is bad)))
+                weight.grad = None
+        ended.append(weight)
+    assert torch.equal(*ended)
+    assert ended[0].isfinite().all() and not torch.equal(ended[0], torch.ones(4, 4))
 
 
 def test_a_device_without_a_fused_kernel_gets_the_plain_one(run):
