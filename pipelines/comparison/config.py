@@ -22,6 +22,9 @@ MAX_ARMS, MAX_SEEDS, MAX_SEED = 64, 256, 2**31
 """Arms of a study, replicates of an arm, and what a seed is less than."""
 TUNING_SEED = 1_000_000
 """Added to `seed` for the searches of a study with arms: the seed of no replicate."""
+PROBE_ROUNDS = 9
+"""Turns in which a study's probe times the steps of two trainings: with so many the interval of the
+median leaves out the fastest and the slowest ratio."""
 ARM_NAME = re.compile(r"[a-zA-Z0-9]([a-zA-Z0-9_.: -]{0,58}[a-zA-Z0-9_.:-])?")
 """The engine's names of instances, see pipelines/engine/instances.py, which tests compare."""
 ARM_KEY = re.compile(r"arms\.(.+?)\.((?:model|train|search)(?:\..+)?)")

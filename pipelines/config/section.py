@@ -3,29 +3,15 @@
 Used by the config modules of all packages and by pipelines/experiment.
 """
 
-import re
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.config.validation import validate
-from pipelines.console.text import quote_value
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-def worded(pattern: str, expected: str) -> tuple[FieldInfo, BeforeValidator]:
-    """A text's pattern, for editors, and what it demands in words, for people."""
-
-    def check(value: Any) -> Any:
-        if isinstance(value, str) and not re.fullmatch(pattern, value):
-            raise ValueError(f"expected {expected}, got {quote_value(value)}")
-        return value
-
-    return Field(pattern=f"^{pattern}$"), BeforeValidator(check)
 
 
 class Section(BaseModel):

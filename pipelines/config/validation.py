@@ -4,18 +4,31 @@ Used by the sections themselves and by pipelines/experiment.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic.fields import FieldInfo
 
 from pipelines.config.compose import Layer, source_of
 from pipelines.config.problems import problems_of
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import first_line
+from pipelines.console.text import first_line, quote_value
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def worded(pattern: str, expected: str) -> tuple[FieldInfo, BeforeValidator]:
+    """A text's pattern, for editors, and what it demands in words, for people."""
+
+    def check(value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(pattern, value):
+            raise ValueError(f"expected {expected}, got {quote_value(value)}")
+        return value
+
+    return Field(pattern=f"^{pattern}$"), BeforeValidator(check)
 
 
 def validate(

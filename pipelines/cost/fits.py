@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.cost.simulation import makespan, step_flops
 from pipelines.cost.times import Times
-from pipelines.training.config import PROBE_ROUNDS, TrainingRun
+from pipelines.training.config import TrainingRun
 from pipelines.training.timing import SECONDS, WARM_UP_STEPS
 
 PROBE_SECONDS = 5.0

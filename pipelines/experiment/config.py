@@ -23,8 +23,8 @@ from pipelines.comparison.config import (
     change_problems,
     replicate_seeds,
 )
-from pipelines.config.section import Section, set_key, worded
-from pipelines.config.validation import validate
+from pipelines.config.section import Section, set_key
+from pipelines.config.validation import validate, worded
 from pipelines.config.yaml_text import dump, flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, quote_value

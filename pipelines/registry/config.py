@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.errors import FieldError
-from pipelines.config.section import Positive, Section, worded
+from pipelines.config.section import Positive, Section
+from pipelines.config.validation import worded
 
 MAX_BYTES = 65_536
 """Of a prompt and of its continuation, as a packaged model takes them."""

@@ -77,9 +77,6 @@ STEP_PARAMS = (
     *("train.optimizer", "train.ema_decay", "train.activation_checkpointing", "train.compile"),
 )
 """Prefixes of the keys that change the time of a step."""
-PROBE_ROUNDS = 9
-"""Turns in which the steps of two trainings are timed: with so many the interval of the median
-leaves out the fastest and the slowest ratio."""
 
 
 class TrainConfig(Section):

@@ -12,7 +12,7 @@ import torch
 
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.scratch import scratch_folder
-from pipelines.training.config import PROBE_ROUNDS, TrainingRun
+from pipelines.training.config import TrainingRun
 from pipelines.training.loop import ignore_log, threads_restored
 from pipelines.training.trainer import Trainer
 
@@ -22,7 +22,7 @@ SECONDS = 0.5
 
 
 def times_in_turns(
-    first: TrainingRun, second: TrainingRun, splits: TrainValSplits
+    first: TrainingRun, second: TrainingRun, splits: TrainValSplits, rounds: int
 ) -> list[tuple[float, float]]:
     """Seconds of a token of two trainings in each round; which goes first alternates.
 
@@ -31,7 +31,7 @@ def times_in_turns(
     """
     found = []
     with threads_restored(), scratch_folder() as folder:  # which stays empty
-        for number in range(PROBE_ROUNDS):
+        for number in range(rounds):
             runs = (first, second) if number % 2 == 0 else (second, first)
             times = [_token_seconds(run, splits, folder) for run in runs]
             found.append((times[number % 2], times[1 - number % 2]))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.statistics import LEVEL, SD_CONFIDENCE
 from pipelines.comparison.table import Comparison, Row
 from pipelines.comparison.text import (
@@ -19,7 +20,6 @@ from pipelines.reporting.page.content import Picture, Section, Table
 from pipelines.reporting.page.study_setup import arms_table, rate_paragraphs, setup_paragraphs
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
-from pipelines.training.config import PROBE_ROUNDS
 
 LEFT_OUT = (
     "The intervals and p-values are about the seeds alone: the order of the text and the weights "

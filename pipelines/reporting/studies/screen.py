@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 
+from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.text import cost_cells, quality_cells
 from pipelines.experiment import Experiment
 from pipelines.experiment.smoke import SUFFIX
 from pipelines.reporting.studies.commands import seeds_text, seeds_to_settle, with_seeds
 from pipelines.reporting.studies.study import Study
-from pipelines.training.config import PROBE_ROUNDS
 
 SHOWN = (
     *("verdict", "difference (95 %)", "Holm p", "bits per byte", "seeds"),

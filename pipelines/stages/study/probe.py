@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping
 from statistics import median
 
+from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.statistics import median_interval
 from pipelines.comparison.table import Ratio
 from pipelines.data.fingerprint import PreparedCorpus
@@ -62,7 +63,9 @@ def _time(
         context.progress.working(text),
         context.progress.watching(lambda: f"  {text}", stage=PROBE_KIND),
     ):
-        return run_task(times_in_turns, *runs, splits, resources=resources, key="fit.resources")
+        return run_task(
+            times_in_turns, *runs, splits, PROBE_ROUNDS, resources=resources, key="fit.resources"
+        )
 
 
 def _key(run: TrainingRun, base: TrainingRun) -> str:

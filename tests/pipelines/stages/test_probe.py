@@ -31,13 +31,14 @@ class Clock:
         self.timed: list[tuple[int, int]] = []
         self.given: dict[str, object] = {}
 
-    def __call__(self, work, base, arm, splits, **given) -> list[tuple[float, float]]:
+    def __call__(self, work, base, arm, splits, rounds, **given) -> list[tuple[float, float]]:
         assert work is times_in_turns
         assert isinstance(splits, TrainValSplits)
         self.given = given
         depths = (base.model.depth, arm.model.depth)
         self.timed.append(depths)
         slow = [1.0, 5.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.1]
+        assert rounds == len(slow)
         return [
             (BASE_SECONDS * depths[0] / 2, factor * BASE_SECONDS * depths[1] / 2) for factor in slow
         ]

@@ -5,9 +5,8 @@ from pipelines.training.timing import times_in_turns, worker_share
 
 
 def test_a_deeper_model_takes_longer_in_every_round(run, splits, monkeypatch):
-    monkeypatch.setattr(timing, "PROBE_ROUNDS", 2)
     monkeypatch.setattr(timing, "SECONDS", 0.02)
-    rounds = times_in_turns(run, run.replace({"model.depth": 12}), splits)
+    rounds = times_in_turns(run, run.replace({"model.depth": 12}), splits, 2)
     assert len(rounds) == 2
     assert all(0 < small < 0.75 * large for small, large in rounds)
 
@@ -26,8 +25,8 @@ def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, mo
             alive.discard(id(self))
 
     monkeypatch.setattr(timing, "Trainer", Trainer)
-    monkeypatch.setattr(timing, "PROBE_ROUNDS", 2)
-    times_in_turns(run.replace({"train.tokens": 256}), run.replace({"model.depth": 1}), splits)
+    short = run.replace({"train.tokens": 256})
+    times_in_turns(short, run.replace({"model.depth": 1}), splits, 2)
     assert order == [2, 1, 1, 2]
 
 
