@@ -1,9 +1,10 @@
-// Float32 on the CPU: the mixing of dca/mix.py, and the products of a few rows with a matrix.
+// On the CPU: the mixing of dca/mix.py, and the products of a few rows with a matrix, in float32.
 //
 // Mixing. A row is the d features of one token. Rows are taken kTile at a time and entry by entry,
 // so that a tile stays in the cache between the looks the mathematics needs (scores, sums, norms)
 // and main memory sees each entry once forward and once backward. Weights per token and feature
 // exist in registers only, and the backward pass makes the mixtures again instead of loading them.
+// Rows are float32 or bfloat16, side by side; parameters, scores, norms and sums are float32.
 //
 // Results depend on the number of threads (each sums its own rows) but not on their timing.
 
@@ -11,7 +12,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstring>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -27,6 +30,45 @@ typedef float Vec __attribute__((vector_size(4 * kLanes), aligned(4), may_alias)
 
 inline Vec load(const float* p) { return *reinterpret_cast<const Vec*>(p); }
 inline void store(float* p, Vec v) { *reinterpret_cast<Vec*>(p) = v; }
+
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef uint16_t Halves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
+
+inline Vec widen(const uint16_t* p) {
+  const Bits bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Bits) << 16;
+  Vec v;
+  std::memcpy(&v, &bits, sizeof(v));
+  return v;
+}
+
+// To the nearest bfloat16, of two the even one; a NaN stays one.
+inline void narrow(uint16_t* p, Vec v) {
+  Bits bits;
+  std::memcpy(&bits, &v, sizeof(v));
+  const Bits rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const Bits half = (bits & 0x7fffffff) > 0x7f800000 ? (bits >> 16) | 0x40 : rounded;
+  *reinterpret_cast<Halves*>(p) = __builtin_convertvector(half, Halves);
+}
+
+// Rows of one tensor. H is whether any tensor of a call is bfloat16: without, all is as in float32.
+template <bool H>
+struct Rows {
+  void* data;
+  bool half;
+
+  explicit operator bool() const { return data; }
+  Vec load(long i) const {
+    if (H && half) return widen(static_cast<const uint16_t*>(data) + i);
+    return ::load(static_cast<const float*>(data) + i);
+  }
+  void store(long i, Vec v) const {
+    if (H && half) return narrow(static_cast<uint16_t*>(data) + i, v);
+    ::store(static_cast<float*>(data) + i, v);
+  }
+  const void* at(long i) const {
+    return static_cast<const char*>(data) + i * (H && half ? sizeof(uint16_t) : sizeof(float));
+  }
+};
 
 template <int lanes>
 struct Lanes {
@@ -75,9 +117,9 @@ void clamp_scores(int n, const float* score, long row, float* clamped) {
 // Adds (b_i + relu(score_i)) * f_i, of P entries from `first` on and R rows, to mixed[row][output].
 // A few entries at a time: their sums stay in registers, and their rows, which fall on the same
 // places of the cache, do not yet evict each other.
-template <int O, int R, int P>
-void add_entries(const Shape& s, int first, const float* const* f, const float* b,
-                 const float* clamped, long row, float* mixed) {
+template <int O, int R, int P, bool H>
+void add_entries(const Shape& s, int first, const Rows<H>* f, const float* b, const float* clamped,
+                 long row, float* mixed) {
   const int n = s.entries, d = s.width, stride = s.stride();
   for (int j = 0; j < d; j += kLanes) {
     Vec total[R][O] = {};
@@ -85,7 +127,7 @@ void add_entries(const Shape& s, int first, const float* const* f, const float* 
       for (int o = 0; o < O; ++o) total[r][o] = load(mixed + (r * O + o) * stride + j);
     for (int i = first; i < first + P; ++i) {
       Vec x[R];
-      for (int r = 0; r < R; ++r) x[r] = load(f[i] + (row + r) * d + j);
+      for (int r = 0; r < R; ++r) x[r] = f[i].load((row + r) * d + j);
       for (int o = 0; o < O; ++o) {
         const Vec weight = load(b + (o * n + i) * long(d) + j);
         for (int r = 0; r < R; ++r) total[r][o] += (weight + clamped[(i * R + r) * O + o]) * x[r];
@@ -97,31 +139,33 @@ void add_entries(const Shape& s, int first, const float* const* f, const float* 
 }
 
 // g = sum_i (b_i + relu(score_i)) * f_i for R rows, to mixed[row][output].
-template <int O, int R>
-void mix_rows(const Shape& s, const float* const* f, const float* b, const float* clamped, long row,
+template <int O, int R, bool H>
+void mix_rows(const Shape& s, const Rows<H>* f, const float* b, const float* clamped, long row,
               float* mixed) {
   int i = 0;
   for (; i + 4 <= s.entries; i += 4) add_entries<O, R, 4>(s, i, f, b, clamped, row, mixed);
   for (; i < s.entries; ++i) add_entries<O, R, 1>(s, i, f, b, clamped, row, mixed);
 }
 
+template <bool H>
 struct Forward {
   Shape s;
-  const float *const *f, *b, *w, *gain;
-  float *skip, *const *y;
+  const Rows<H>* f;
+  const float *b, *w, *gain;
+  Rows<H> skip;
+  const Rows<H>* y;
   Saved saved;
 };
 
-template <int O, int R>
-void forward_rows(const Forward& k, long row, float* mixed, float* clamped) {
+template <int O, int R, bool H>
+void forward_rows(const Forward<H>& k, long row, float* mixed, float* clamped) {
   const int n = k.s.entries, d = k.s.width, stride = k.s.stride();
   for (int i = 0; k.w && i < n; ++i) {
-    const float* x = k.f[i] + row * d;
     Vec square[R] = {}, dot[R][O] = {};
     for (int j = 0; j < d; j += kLanes)
       for (int r = 0; r < R; ++r) {
-        const Vec value = load(x + r * d + j);
-        __builtin_prefetch(x + (R + r) * d + j);
+        const Vec value = k.f[i].load((row + r) * d + j);
+        __builtin_prefetch(k.f[i].at((row + R + r) * d + j));
         square[r] += value * value;
         for (int o = 0; o < O; ++o) dot[r][o] += load(k.w + o * d + j) * value;
       }
@@ -143,35 +187,38 @@ void forward_rows(const Forward& k, long row, float* mixed, float* clamped) {
       const float rho = 1 / std::sqrt(sum(square) / d + k.s.eps);
       k.saved.rho[t * O + o] = rho;
       for (int j = 0; j < d; j += kLanes)
-        store(k.y[o] + t * d + j, load(k.gain + o * d + j) * (load(g + j) * rho));
+        k.y[o].store(t * d + j, load(k.gain + o * d + j) * (load(g + j) * rho));
     }
-    std::memcpy(k.skip + t * d, mixed + r * O * stride, d * sizeof(float));
+    for (int j = 0; j < d; j += kLanes) k.skip.store(t * d + j, load(mixed + r * O * stride + j));
   }
 }
 
 // Turns the mixture g into its gradient: through the norm, and directly for the skip.
-void norm_backward(const Shape& s, float* g, const float* gain, float rho, const float* dy,
-                   const float* dskip, float* dgain) {
+template <bool H>
+void norm_backward(const Shape& s, float* g, const float* gain, float rho, Rows<H> dy,
+                   Rows<H> dskip, long at, float* dgain) {
   Vec along = {};
   for (int j = 0; dy && j < s.width; j += kLanes) {
-    const Vec unit = load(g + j) * rho, up = load(dy + j);
+    const Vec unit = load(g + j) * rho, up = dy.load(at + j);
     store(dgain + j, load(dgain + j) + up * unit);
     along += load(gain + j) * up * unit;
   }
   const float mean = sum(along) / s.width;
   for (int j = 0; j < s.width; j += kLanes) {
-    Vec total = dskip ? load(dskip + j) : Vec{};
-    if (dy) total += rho * (load(gain + j) * load(dy + j) - mean * (load(g + j) * rho));
+    Vec total = dskip ? dskip.load(at + j) : Vec{};
+    if (dy) total += rho * (load(gain + j) * dy.load(at + j) - mean * (load(g + j) * rho));
     store(g + j, total);
   }
 }
 
+template <bool H>
 struct Backward {
   Shape s;
-  const float *const *f, *b, *w, *gain;
+  const Rows<H>* f;
+  const float *b, *w, *gain;
   Saved saved;
-  const float *dskip, *const *dy, *const *later;
-  float* const* df;
+  Rows<H> dskip;
+  const Rows<H> *dy, *later, *df;
 };
 
 // Sums over the rows of one thread.
@@ -179,28 +226,26 @@ struct Sums {
   float *b, *w, *gain;
 };
 
-template <int O, int R>
-void backward_rows(const Backward& k, long row, float* mixed, float* clamped, Sums sums) {
+template <int O, int R, bool H>
+void backward_rows(const Backward<H>& k, long row, float* mixed, float* clamped, Sums sums) {
   const int n = k.s.entries, d = k.s.width, stride = k.s.stride();
   clamp_scores<O, R>(n, k.w ? k.saved.score : nullptr, row, clamped);
   mix_rows<O, R>(k.s, k.f, k.b, clamped, row, mixed);
   for (int r = 0; r < R; ++r)
-    for (int o = 0; o < O; ++o) {
-      const long at = (row + r) * d;
+    for (int o = 0; o < O; ++o)
       norm_backward(k.s, mixed + (r * O + o) * stride, k.gain + o * d, k.saved.rho[(row + r) * O + o],
-                    k.dy[o] ? k.dy[o] + at : nullptr, o == 0 && k.dskip ? k.dskip + at : nullptr,
-                    sums.gain + o * d);
-    }
+                    k.dy[o], o == 0 ? k.dskip : Rows<H>{}, (row + r) * d, sums.gain + o * d);
   for (int i = 0; i < n; ++i) {
     float to_w[R][O] = {}, to_x[R] = {};
     if (k.w) {
       Vec dot[R][O] = {};
       for (int j = 0; j < d; j += kLanes)
         for (int r = 0; r < R; ++r) {
-          const Vec x = load(k.f[i] + (row + r) * d + j);
-          __builtin_prefetch(k.f[i] + (row + R + r) * d + j);
-          if (k.later[i]) __builtin_prefetch(k.later[i] + (row + R + r) * d + j);
-          __builtin_prefetch(k.df[i] + (row + R + r) * d + j, 1);
+          const Vec x = k.f[i].load((row + r) * d + j);
+          const long next = (row + R + r) * d + j;
+          __builtin_prefetch(k.f[i].at(next));
+          if (k.later[i]) __builtin_prefetch(k.later[i].at(next));
+          __builtin_prefetch(k.df[i].at(next), 1);
           for (int o = 0; o < O; ++o) dot[r][o] += load(mixed + (r * O + o) * stride + j) * x;
         }
       for (int r = 0; r < R; ++r) {
@@ -215,8 +260,8 @@ void backward_rows(const Backward& k, long row, float* mixed, float* clamped, Su
     for (int j = 0; j < d; j += kLanes) {
       Vec x[R], total[R];
       for (int r = 0; r < R; ++r) {
-        x[r] = load(k.f[i] + (row + r) * d + j);
-        total[r] = k.later[i] ? load(k.later[i] + (row + r) * d + j) : Vec{};
+        x[r] = k.f[i].load((row + r) * d + j);
+        total[r] = k.later[i] ? k.later[i].load((row + r) * d + j) : Vec{};
         total[r] -= to_x[r] * x[r];
       }
       for (int o = 0; o < O; ++o) {
@@ -238,7 +283,7 @@ void backward_rows(const Backward& k, long row, float* mixed, float* clamped, Su
         }
         store(sums.w + o * d + j, of_w);
       }
-      for (int r = 0; r < R; ++r) store(k.df[i] + (row + r) * d + j, total[r]);
+      for (int r = 0; r < R; ++r) k.df[i].store((row + r) * d + j, total[r]);
     }
   }
 }
@@ -258,8 +303,8 @@ void over_rows(const Shape& s, int threads, Tiles tiles, Single single) {
   }
 }
 
-template <int O>
-void forward(const Forward& k, int threads) {
+template <int O, bool H>
+void forward(const Forward<H>& k, int threads) {
   over_rows<O>(
       k.s, threads,
       [&](long row, float* mixed, float* clamped, int) {
@@ -270,8 +315,8 @@ void forward(const Forward& k, int threads) {
       });
 }
 
-template <int O>
-void backward(const Backward& k, float* db, float* dw, float* dgain, int threads) {
+template <int O, bool H>
+void backward(const Backward<H>& k, float* db, float* dw, float* dgain, int threads) {
   const long size_b = long(O) * k.s.entries * k.s.width, size_o = long(O) * k.s.width;
   const long size = size_b + 2 * size_o;
   std::vector<float> partial(threads * size);
@@ -296,6 +341,22 @@ void backward(const Backward& k, float* db, float* dw, float* dgain, int threads
   total(sums(0).b, size_b, db);
   if (k.w) total(sums(0).w, size_o, dw);
   total(sums(0).gain, size_o, dgain);
+}
+
+// The rows of entries, or, with `outputs`, of so many tensors of the type of y.
+template <bool H>
+std::vector<Rows<H>> rows_of(void* const* data, const int* half, int entries, int outputs = 0) {
+  std::vector<Rows<H>> found(outputs ? outputs : entries);
+  for (size_t i = 0; i < found.size(); ++i)
+    found[i] = {data[i], half[outputs ? entries + 1 : i] != 0};
+  return found;
+}
+
+// Calls work with std::true_type if there is any bfloat16.
+template <typename Work>
+void with_types(const int* half, int entries, Work work) {
+  const bool any = std::any_of(half, half + entries + 2, [](int one) { return one; });
+  any ? work(std::true_type{}) : work(std::false_type{});
 }
 
 // y = x w^T, or gelu(x w^T), for R rows and one row of w.
@@ -328,24 +389,36 @@ void linear(long rows, int width, long outputs, int gelu, const float* x, const 
   }
 }
 
-// Tensors are dense and float32. f, y, dy, later and df are arrays of pointers, one per entry or
-// output. w is null for mixtures without scores; dskip and items of dy and later are null for zero.
+// Tensors are dense. f, y, dy, later and df are arrays of pointers, one per entry or output. half has
+// a 1 for what is bfloat16, of each entry, then of skip and of y; gradients have their tensors' type.
+// w is null for mixtures without scores; dskip and items of dy and later are null for zero.
 
 void mix_forward(long rows, int entries, int width, int outputs, int norm, float eps, int threads,
-                 const float* const* f, const float* b, const float* w, const float* gain,
-                 float* skip, float* const* y, float* score, float* scale, float* rho) {
-  const Forward k{{rows, entries, width, norm != 0, eps}, f, b, w, gain, skip, y,
-                  {score, scale, rho}};
-  outputs == 1 ? forward<1>(k, threads) : forward<3>(k, threads);
+                 const int* half, void* const* f, const float* b, const float* w, const float* gain,
+                 void* skip, void* const* y, float* score, float* scale, float* rho) {
+  with_types(half, entries, [&](auto any) {
+    constexpr bool H = decltype(any)::value;
+    const auto rows_f = rows_of<H>(f, half, entries), rows_y = rows_of<H>(y, half, entries, outputs);
+    const Forward<H> k{{rows, entries, width, norm != 0, eps}, rows_f.data(), b, w, gain,
+                       {skip, half[entries] != 0}, rows_y.data(), {score, scale, rho}};
+    outputs == 1 ? forward<1>(k, threads) : forward<3>(k, threads);
+  });
 }
 
 void mix_backward(long rows, int entries, int width, int outputs, int norm, float eps, int threads,
-                  const float* const* f, const float* b, const float* w, const float* gain,
-                  float* score, float* scale, float* rho, const float* dskip,
-                  const float* const* dy, const float* const* later, float* const* df, float* db,
-                  float* dw, float* dgain) {
-  const Backward k{{rows, entries, width, norm != 0, eps}, f, b, w, gain, {score, scale, rho},
-                   dskip, dy, later, df};
-  outputs == 1 ? backward<1>(k, db, dw, dgain, threads) : backward<3>(k, db, dw, dgain, threads);
+                  const int* half, void* const* f, const float* b, const float* w,
+                  const float* gain, float* score, float* scale, float* rho, void* dskip,
+                  void* const* dy, void* const* later, void* const* df, float* db, float* dw,
+                  float* dgain) {
+  with_types(half, entries, [&](auto any) {
+    constexpr bool H = decltype(any)::value;
+    const auto rows_f = rows_of<H>(f, half, entries), rows_later = rows_of<H>(later, half, entries);
+    const auto rows_df = rows_of<H>(df, half, entries);
+    const auto rows_dy = rows_of<H>(dy, half, entries, outputs);
+    const Backward<H> k{{rows, entries, width, norm != 0, eps}, rows_f.data(), b, w, gain,
+                        {score, scale, rho}, {dskip, half[entries] != 0}, rows_dy.data(),
+                        rows_later.data(), rows_df.data()};
+    outputs == 1 ? backward<1>(k, db, dw, dgain, threads) : backward<3>(k, db, dw, dgain, threads);
+  });
 }
 }

@@ -1,7 +1,7 @@
 """The C++ kernels of kernels.cpp, compiled at their first use by the machine's compiler.
 
-Every function takes dense float32 tensors on the CPU. Where there is no compiler, `library` is None
-and the callers use PyTorch's own operations.
+Every function takes dense tensors on the CPU, of float32 except for the rows that are mixed. Where
+there is no compiler, `library` is None and the callers use PyTorch's own operations.
 """
 
 import ctypes
@@ -29,10 +29,10 @@ THREAD_NUMBERS = 1 << 17
 """Numbers per thread, below which starting another thread takes longer than it saves."""
 
 
-def fits(*tensors: Tensor) -> bool:
-    """Whether the kernels support these tensors on this machine."""
+def fits(*tensors: Tensor, types: tuple[torch.dtype, ...] = (torch.float32,)) -> bool:
+    """Whether the kernels support these tensors, of these types, on this machine."""
     return (
-        all(x.device.type == "cpu" and x.dtype == torch.float32 for x in tensors)
+        all(x.device.type == "cpu" and x.dtype in types for x in tensors)
         and tensors[0].shape[-1] % LANES == 0
         and library() is not None
     )
@@ -64,15 +64,21 @@ def mix_forward(
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
     """Mix n entries [t, d] into o = 1 or 3 outputs, as defined in `dca.mix.mix`.
 
+    Entries are float32 or bfloat16, also side by side; g_0 has the type of the first, and the
+    normed mixtures are bfloat16 if autocast to it is on. Parameters and sums are float32.
+
     Returns g_0 [t, d]; the normed mixtures, each [t, d]; and `saved` for `mix_backward`: of every
     row the scores before the clamp, 1 / rms of the entries, 1 / rms of the mixtures.
     """
     outputs, n, _ = b_ond.shape
     first = entries[0]
-    skip, *normed = (torch.empty_like(first) for _ in range(1 + outputs))
-    saved = tuple(first.new_empty(len(first), k) for k in (outputs * n, n, outputs))
+    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    dtype = torch.bfloat16 if rounded else first.dtype
+    skip, *normed = (torch.empty_like(first, dtype=t) for t in (None, *outputs * (dtype,)))
+    saved = tuple(b_ond.new_empty(len(first), k) for k in (outputs * n, n, outputs))
     library().mix_forward(
-        *_shape(len(first), b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od),
+        *_shape(len(first), b_ond, norm, eps), _half([*entries, skip, normed[0]]),
+        _array(entries), _at(b_ond), _at(w_od),
         _at(gain_od), _at(skip), _array(normed), *map(_at, saved),
     )  # fmt: skip
     return skip, normed, saved
@@ -94,14 +100,16 @@ def mix_backward(
     """Gradients of the entries [t, d], of b, of w (None without one) and of the gains.
 
     `d_entries` are the gradients of each entry from its later readers; they are added and not
-    modified. None stands for a gradient of zero.
+    modified. None stands for a gradient of zero. Gradients have the types of their tensors.
     """
+    given = next((x for x in dy if x is not None), entries[0])
     to_entries = [torch.empty_like(f_td) for f_td in entries]
     to_b, to_gain = torch.empty_like(b_ond), torch.empty_like(gain_od)
     to_w = None if w_od is None else torch.empty_like(w_od)
     library().mix_backward(
-        *_shape(len(entries[0]), b_ond, norm, eps), _array(entries), _at(b_ond), _at(w_od),
-        _at(gain_od), *map(_at, saved), _at(d_skip), _array(dy), _array(d_entries),
+        *_shape(len(entries[0]), b_ond, norm, eps), _half([*entries, entries[0], given]),
+        _array(entries), _at(b_ond), _at(w_od), _at(gain_od), *map(_at, saved), _at(d_skip),
+        _array(dy), _array(d_entries),
         _array(to_entries), _at(to_b), _at(to_w), _at(to_gain),
     )  # fmt: skip
     return to_entries, to_b, to_w, to_gain
@@ -166,6 +174,10 @@ def _shape(rows: int, b_ond: Tensor, norm: bool, eps: float) -> tuple[Any, ...]:
 
 def _threads(numbers: int) -> int:
     return min(torch.get_num_threads(), 1 + numbers // THREAD_NUMBERS)
+
+
+def _half(tensors: list[Tensor]) -> Any:
+    return (ctypes.c_int * len(tensors))(*(x.dtype == torch.bfloat16 for x in tensors))
 
 
 def _at(tensor: Tensor | None) -> ctypes.c_void_p:

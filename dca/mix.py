@@ -1,8 +1,8 @@
 """The mixing of a block in one pass: weighted sums of the stack, and their RMS norms.
 
 `mix` is the computation of the GRNs in dca/residuals/grn.py, in two implementations: PyTorch's own
-operations on every device and type, and a fused kernel: kernels.cpp for float32 on the CPU, Triton
-on a GPU.
+operations on every device and type, and a fused kernel for float32 and bfloat16: kernels.cpp on the
+CPU, Triton on a GPU.
 
 The fused implementation also returns the entries, and the next reader takes these: in the backward
 pass a reader receives an entry's gradient from the later readers and adds its own in the same pass.
@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from dca import kernels
 
 NORM_EPS = 1e-6
+KERNEL_TYPES = (torch.float32, torch.bfloat16)
+"""Of entries, also side by side."""
 MAX_GPU_ENTRIES = 60
 """Stack entries up to which the Triton kernels have been compiled."""
 Mixed = tuple[Tensor, list[Tensor], list[Tensor]]
@@ -115,9 +117,9 @@ def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
         return None
     first = entries[0]
     if first.is_cuda and first.shape[-1] % kernels.LANES == 0 and len(entries) <= MAX_GPU_ENTRIES:
-        fits = all(f.is_cuda and f.dtype in (torch.float32, torch.bfloat16) for f in entries)
+        fits = all(f.is_cuda and f.dtype in KERNEL_TYPES for f in entries)
         return _triton() if fits else None
-    return kernels if kernels.fits(*entries) else None
+    return kernels if kernels.fits(*entries, types=KERNEL_TYPES) else None
 
 
 @lru_cache

@@ -2,6 +2,7 @@
 
 import ctypes
 import itertools
+import math
 import os
 import shutil
 from pathlib import Path
@@ -39,13 +40,24 @@ def inputs_of(outputs: int, entries: int, has_w: bool, *, rows: int = 7, dim: in
     }
 
 
-def run(inputs: dict, *, norm: bool, dtype: torch.dtype, used: slice = slice(None)) -> list:
-    """Every output and every gradient; the loss reads the outputs in `used` only."""
+def run(
+    inputs: dict,
+    *,
+    norm: bool,
+    dtype: torch.dtype,
+    used: slice = slice(None),
+    types: list[torch.dtype] | None = None,
+) -> list:
+    """Every output and every gradient; the loss reads the outputs in `used` only.
 
-    def leaf(tensor: torch.Tensor) -> torch.Tensor:
+    Entries have the `types`, if they are given.
+    """
+
+    def leaf(tensor: torch.Tensor, dtype: torch.dtype = dtype) -> torch.Tensor:
         return tensor.detach().to(dtype, copy=True).requires_grad_()
 
-    entries = [leaf(f) for f in inputs["entries"]]
+    each = types or [dtype] * len(inputs["entries"])
+    entries = [leaf(f, one) for f, one in zip(inputs["entries"], each, strict=True)]
     gains = [leaf(gain) for gain in inputs["gains"]]
     b_ond = leaf(inputs["b_ond"])
     w_od = None if inputs["w_od"] is None else leaf(inputs["w_od"])
@@ -148,7 +160,46 @@ def test_no_rows_give_no_rows_and_gradients_of_zero():
     assert not w_gradient.any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+BFLOAT16_ERROR = 2e-2
+"""Of numbers of about 1, some of them sums of numbers that were rounded."""
+
+
+@pytest.mark.parametrize(("outputs", "entries", "has_w", "norm"), CASES)
+@pytest.mark.parametrize("autocast", [True, False])
+def test_rows_of_bfloat16_beside_float32_give_the_same_but_for_their_rounding(
+    outputs, entries, has_w, norm, autocast
+):
+    """Every second entry is bfloat16, the first float32 under autocast, as a residual stream is."""
+    inputs = inputs_of(outputs, entries, has_w)
+    half = [bool((i + autocast) % 2 == 0) for i in range(entries)]
+    inputs["entries"] = [
+        f.bfloat16().double() if is_half else f
+        for f, is_half in zip(inputs["entries"], half, strict=True)
+    ]
+    plain = run(inputs, norm=norm, dtype=torch.float64)
+    types = [torch.bfloat16 if is_half else torch.float32 for is_half in half]
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        fused = run(inputs, norm=norm, dtype=torch.float32, types=types)
+    skip, *normed = fused[: 1 + outputs]
+    assert skip.dtype == types[0]
+    assert {y.dtype for y in normed} == {torch.bfloat16 if autocast else types[0]}
+    assert [g.dtype for g in fused[1 + outputs + entries :]][:entries] == types
+    for ours, theirs in zip(fused, plain, strict=True):
+        error = (ours.double() - theirs).norm() / theirs.norm()
+        assert error < BFLOAT16_ERROR
+
+
+def test_a_bfloat16_is_the_nearest_one_and_what_is_not_finite_stays_so():
+    values = torch.randn(1, 5, 48, generator=torch.Generator().manual_seed(0))
+    values[0, 0, :4] = torch.tensor([math.inf, -math.inf, 1 + 2**-8, 1 + 3 * 2**-8])
+    values[0, 0, 4:6] = torch.tensor([2**31 - 1, -1], dtype=torch.int32).view(torch.float32)  # NaN
+    nothing, ones_12d = torch.zeros(1, 5, 48, dtype=torch.bfloat16), torch.ones(1, 2, 48)
+    skip, _, _ = mix.mix([nothing, values], ones_12d, None, [ones_12d[0, 0]], norm=False)
+    assert skip.dtype == torch.bfloat16
+    assert torch.allclose(skip, values.bfloat16(), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
 def test_other_types_are_mixed_unfused(dtype, monkeypatch):
     fused = []
     monkeypatch.setattr(mix._Fused, "apply", fused.append)
