@@ -97,7 +97,7 @@ def _names(folder: "Folder") -> list[str]:
 
 
 def _of_this_machine() -> Iterator[Leftover]:
-    from pipelines.cluster.sessions import ended_sessions
+    from pipelines.cluster.local.sessions import ended_sessions
     from pipelines.storage.scratch import abandoned_folders
 
     for path in abandoned_folders(Path(tempfile.gettempdir())):

@@ -40,9 +40,10 @@ STAGE_NAMES = [
 def main(argv: Sequence[str]) -> int:
     """Check the configuration, then run or plan the stages."""
     arguments = _parse(argv)
-    from pipelines.cluster.connection import ray_session
-    from pipelines.cluster.sessions import remove_leftovers
+    from pipelines.cluster.connection import ray_session, start_early
+    from pipelines.cluster.local.sessions import remove_leftovers
     from pipelines.experiment import load
+    from pipelines.tracking.uri import nothing_stored
 
     progress = Progress(output_mode(arguments))
     experiment = load(arguments.arguments, smoke=arguments.smoke, grids=True)
@@ -54,11 +55,16 @@ def main(argv: Sequence[str]) -> int:
         progress.log(line)
     with ray_session():
         remove_leftovers()
-        from pipelines.engine.stage import Invocation
-        from pipelines.stages import sweep_stages
         from pipelines.stages.corpus import CorpusStage
 
         corpus = CorpusStage(progress.mode)
+        several = experiment.resources.max_workers > 1
+        if not arguments.dry_run and arguments.until != "corpus" and nothing_stored():
+            corpus.preview(experiment)  # before Ray, which would have to end first
+            start_early(dashboard=several)
+        from pipelines.engine.stage import Invocation
+        from pipelines.stages import sweep_stages
+
         stages = sweep_stages(corpus, experiment, retry_failed=arguments.retry_failed)
         _require_stage(arguments.until, stages)
         if arguments.dry_run:
@@ -69,6 +75,7 @@ def main(argv: Sequence[str]) -> int:
         reused = _reused_training(experiment, stages, fresh=arguments.fresh)
         if not reused:
             _require_resources(experiment)
+            start_early(dashboard=several)
         experiment = _resolve_inputs(experiment, corpus, write=True)
         _run(experiment, stages, reused, Invocation.of(__file__, argv, progress), arguments)
     return DONE

@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
     """Check the configuration, then train."""
     arguments = _parse(argv)
     from pipelines.cluster.connection import ray_session
-    from pipelines.cluster.sessions import remove_leftovers
+    from pipelines.cluster.local.sessions import remove_leftovers
 
     progress = Progress(output_mode(arguments))
     with ray_session():

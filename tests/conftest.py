@@ -4,6 +4,7 @@ import gc
 import multiprocessing.util
 import os
 import random
+import signal
 import sys
 from collections import Counter
 from pathlib import Path
@@ -47,6 +48,8 @@ os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each o
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compiles starts others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
 SHORT = multiprocessing.util.get_temp_dir()  # once: in a test's folder a socket's path is too long
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
 gc.disable()  # until all is imported
 NEEDS = {

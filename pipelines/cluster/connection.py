@@ -10,13 +10,14 @@ import secrets
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.cluster.capacity import Cluster, Node, require_capacity
-from pipelines.cluster.watcher import start_watcher
+from pipelines.cluster.local.watcher import start_watcher
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
@@ -32,6 +33,8 @@ PROBE_SECONDS = 5
 HEALTH_SECONDS = 12
 """How long it may take to answer as the head node of a Ray, a process's start included."""
 EXPECTED = "expected HOST:PORT of a head node"
+_starters: list["_Starter"] = []
+"""That of this process, if a cluster has been started early."""
 _watchers: list["subprocess.Popen[bytes]"] = []
 """The one of this process, while a cluster of this machine runs for it."""
 
@@ -56,6 +59,18 @@ def cluster_address() -> str | None:
     return None if address in ("", "local") else address
 
 
+def start_early(*, dashboard: bool = False) -> None:
+    """Begin to start the cluster of this machine in a thread, for a `connect` that will follow.
+
+    Ray needs seconds, most of them in processes of its own: in these a command can import what it
+    needs. Nothing is done where RAY_ADDRESS names a cluster. An error is for `connect` to raise.
+    """
+    if not cluster_address() and not _starters:
+        _set_defaults(names.ENVIRONMENT)
+        _starters.append(_Starter(dashboard=dashboard))
+        _starters[0].start()
+
+
 def is_ray_job() -> bool:
     """Whether `ray job submit` has started this command, in a copy of the working directory."""
     return names.JOB_CONFIG in os.environ
@@ -74,6 +89,8 @@ def connect(*, dashboard: bool = False) -> Cluster:
 
     """
     _set_defaults(names.ENVIRONMENT)
+    for starter in _starters:
+        starter.wait()
     import ray
 
     if not ray.is_initialized():
@@ -115,8 +132,13 @@ def run_task(work: Callable[..., T], *args: Any, resources: Resources, key: str)
 
 def shutdown() -> None:
     """Disconnect from Ray; a cluster that `connect` has started ends."""
+    for starter in _starters:
+        with suppress(Exception):  # `connect` has raised it, or nothing needs Ray
+            starter.wait()
     if ray := sys.modules.get("ray"):
         ray.shutdown()
+    while _starters:
+        _starters.pop().close()
     while _watchers:
         watcher = _watchers.pop()
         watcher.kill()
@@ -165,6 +187,39 @@ def alive_nodes(ray: Any) -> Cluster:
         for node in ray.nodes()
         if node[names.NODE_ALIVE]
     ]
+
+
+class _Starter(threading.Thread):
+    """Starts a cluster of this machine, which ends with this thread: Linux ends Ray's processes
+    with the thread that has started them."""
+
+    def __init__(self, *, dashboard: bool) -> None:
+        super().__init__(daemon=True)
+        self._dashboard = dashboard
+        self._error: BaseException | None = None
+        self._ready, self._closed = threading.Event(), threading.Event()
+
+    def run(self) -> None:
+        """Start it, or keep the error, and wait for `close`."""
+        try:
+            import ray
+
+            _initialize(ray, dashboard=self._dashboard)
+        except BaseException as error:  # or `wait` would wait for ever
+            self._error = error
+        self._ready.set()
+        self._closed.wait()
+
+    def wait(self) -> None:
+        """Wait until it has started. Raises its error."""
+        self._ready.wait()
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> None:
+        """End the thread."""
+        self._closed.set()
+        self.join()
 
 
 def _initialize(ray: Any, *, dashboard: bool) -> None:

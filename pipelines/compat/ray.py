@@ -44,11 +44,16 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }
 """Settings of the driver, and of the processes that it starts on any node."""
+PRELOADED = "RAY_preload_python_modules"
+"""What Ray's worker processes import as they start."""
 LOCAL_ENVIRONMENT = {
     # Seconds until a process exits whose Ray was killed (default 60).
     "RAY_gcs_rpc_server_reconnect_timeout_s": "10",
     # Ray's memory monitor ends Tune with the trial that it kills; the kernel's does not.
     "RAY_memory_monitor_refresh_ms": "0",
+    # Ray starts a worker for each core at once, which then imports what trials need while the
+    # driver still prepares the first ones.
+    PRELOADED: "pipelines.cluster.local.preload",
     # The interface of the messages between workers (default: that of the host's name).
     "GLOO_SOCKET_IFNAME": "lo",
 }

@@ -21,7 +21,7 @@ EXCLUDED = {
     "pipelines.cluster.jobs": "decides when each training runs",
     "pipelines.cluster.mailbox": "passes rows and messages between processes",
     "pipelines.search.jobs_progress": "shows how trainings go",
-    "pipelines.cluster.watcher": "ends what is left of a killed command",
+    "pipelines.cluster.local": "ends what is left of a cluster, and loads trials early",
     "pipelines.cluster.trial_events": "passes on what trainings report",
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.pyarrow": "names errors of file systems",

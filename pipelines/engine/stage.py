@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from pipelines.console.progress import Progress
 from pipelines.console.secrets import redact
@@ -12,7 +12,9 @@ from pipelines.console.text import shown_path
 from pipelines.engine.results import R, StageResults, Values
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.store import Store
+
+if TYPE_CHECKING:  # with MLflow, which takes two seconds to import
+    from pipelines.tracking.store import Store
 
 
 class PipelineConfig(Protocol):
@@ -60,7 +62,7 @@ class Context(Generic[C]):
 
     config: C
     storage: Folder
-    store: Store
+    store: "Store"
     invocation: Invocation
     pipeline_run: str
     """The MLflow run that is the parent of the stages' runs."""
@@ -105,9 +107,9 @@ class Growth(Generic[C]):
 
     identity_keys: tuple[str, ...]
     """Of the configuration keys that the stage depends on, those in which the two must agree."""
-    usable: Callable[[Store, str, C], int]
+    usable: Callable[["Store", str, C], int]
     """How much of the work of a run, given by its id, a configuration can use."""
-    unfinished: Callable[[Store, str, C], str]
+    unfinished: Callable[["Store", str, C], str]
     """Why a run that has a result is continued all the same; empty if it is not."""
 
 
@@ -128,7 +130,7 @@ class Stage(Generic[C, R]):
     """The project's modules whose code, with all that they import, can change its result, for a
     configuration; see engine/code.py."""
     cached: bool = True
-    verify: Callable[[Store, R], object] = lambda _, __: None
+    verify: Callable[["Store", R], object] = lambda _, __: None
     """Raises PipelineError if files that a stored result refers to are damaged, besides the
     artifacts of its own run."""
     growth: Growth[C] | None = None

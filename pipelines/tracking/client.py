@@ -38,6 +38,7 @@ from pipelines.compat.mlflow import (
     is_transient,
     request,
     set_environment,
+    skip_prompt_checks,
     store_errors,
 )
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
@@ -174,6 +175,7 @@ def connect(uri: str) -> RetryingClient:
             client.search_experiments(max_results=1)
     except store_errors() as error:
         raise unusable(uri, first_line(error)) from None
+    skip_prompt_checks(client)
     return RetryingClient(client, uri)
 
 

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
-
-from mlflow.entities import Metric, RunTag
+from typing import TYPE_CHECKING, Any
 
 from pipelines.compat.mlflow import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import PipelineError
 from pipelines.console.secrets import redact
 from pipelines.training.history import STEP, TIME
+
+if TYPE_CHECKING:  # MLflow, which takes two seconds to import
+    from mlflow.entities import Metric, RunTag
 
 CUT_MARK = "\n\n(cut)"
 """End of a description that was too long."""
@@ -26,11 +27,13 @@ def metric_entities(
     model_id: str | None = None,
     dataset_name: str | None = None,
     dataset_digest: str | None = None,
-) -> Iterator[Metric]:
+) -> "Iterator[Metric]":
     """The metrics of rows, at their `time` in seconds since 1970: MLflow stores equal points once.
 
     They can be those of a logged model, on a dataset.
     """
+    from mlflow.entities import Metric
+
     for row in rows:
         milliseconds = int(1000 * row[TIME])
         for key, value in row.items():
@@ -58,12 +61,14 @@ def encode_param(value: Any) -> str:
     return text[: MAX_PARAM_CHARACTERS - len(end)] + end
 
 
-def encode_tags(tags: Mapping[str, str]) -> list[RunTag]:
+def encode_tags(tags: Mapping[str, str]) -> "list[RunTag]":
     """Tags as MLflow stores them, without secrets.
 
     Raises PipelineError for a value that it would cut short. A description, which only people
     read, is cut here, and says so at its end.
     """
+    from mlflow.entities import RunTag
+
     return [RunTag(key, _within_limit(key, redact(str(value)))) for key, value in tags.items()]
 
 

@@ -46,6 +46,12 @@ def database_file(uri: str) -> Path | None:
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
 
 
+def nothing_stored() -> bool:
+    """Whether the tracking store is a database that does not exist yet."""
+    database = database_file(tracking_uri())
+    return database is not None and not database.exists()
+
+
 def database_uri(path: Path) -> str:
     """The URI of a SQLite file, by its absolute path."""
     return SQLITE + str(path.absolute()).replace("%", "%25").replace("?", "%3F")

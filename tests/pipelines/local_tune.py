@@ -43,6 +43,7 @@ class LocalTune:
         monkeypatch.setattr(recorded_training, "connect", lambda: None)
         monkeypatch.setattr(recorded_training, "require_capacity", lambda *_: None)
         monkeypatch.setattr(workers, "train_with_workers", train)
+        monkeypatch.setattr(connection, "start_early", lambda **_: None)
         monkeypatch.setattr(connection, "run_task", lambda work, *args, **_: work(*args))
         self._file = folder / "error.pkl"
         self.interrupt_at = math.inf

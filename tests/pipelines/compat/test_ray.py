@@ -4,6 +4,7 @@ import inspect
 import logging
 import os
 import pickle
+import sys
 import time
 from contextlib import suppress
 from mmap import ACCESS_READ, mmap
@@ -30,8 +31,8 @@ from ray.tune.execution import tune_controller
 from ray.tune.experimental import output
 from ray.tune.utils import callback
 
-from pipelines.cluster.connection import connect, ray_session, session_folder
-from pipelines.cluster.sessions import ended_sessions
+from pipelines.cluster.connection import connect, ray_session, session_folder, start_early
+from pipelines.cluster.local.sessions import ended_sessions
 from pipelines.compat import ray as compat
 
 TRAIN = {
@@ -135,9 +136,11 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
     monkeypatch.delenv(compat.NICENESS, raising=False)
     monkeypatch.setattr(compat, "LOGGERS", ())
     with ray_session():
+        start_early(dashboard=True)
         connect(dashboard=True)
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
+        loaded = ray.get(ray.remote(lambda: set(sys.modules)).remote())
         addresses = listening()
         head = ray._private.worker._global_node.gcs_address
         assert compat.is_head_node(head, seconds=30)
@@ -165,6 +168,7 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
     assert isinstance(node[compat.NODE_ID], str)
     assert node[compat.NODE_RESOURCES]["CPU"] == os.cpu_count()
     assert compat.HEAD_NODE in node[compat.NODE_RESOURCES]
+    assert {compat.LOCAL_ENVIRONMENT[compat.PRELOADED], "pipelines.cluster.trial"} <= loaded
     assert nice == min(19, os.nice(0) + compat.DEFAULT_NICENESS)
 
 

@@ -4,7 +4,7 @@ import os
 import subprocess
 from types import SimpleNamespace
 
-from pipelines.cluster import sessions
+from pipelines.cluster.local import sessions
 
 
 def test_sessions_that_a_process_names_run(tmp_path, monkeypatch):

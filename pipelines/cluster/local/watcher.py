@@ -1,6 +1,6 @@
 """Ends what is left of a Ray cluster of this machine once its command was killed.
 
-    python pipelines/cluster/watcher.py COMMAND
+    python pipelines/cluster/local/watcher.py COMMAND
 
 where COMMAND is the id of the command's process. Ray's processes end by themselves, but where the
 machine is busy some try to reach one that is gone for a minute. Used by `connect`.

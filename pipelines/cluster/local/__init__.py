@@ -1,0 +1,1 @@
+"""What belongs to a cluster that a command starts on this machine, and ends with it."""
