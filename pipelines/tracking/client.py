@@ -36,6 +36,7 @@ from pipelines.compat.mlflow import (
     ignore_warnings,
     is_locked,
     is_transient,
+    make_tables,
     request,
     set_environment,
     skip_prompt_checks,
@@ -44,6 +45,8 @@ from pipelines.compat.mlflow import (
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.text import first_line, is_text, one_line
+from pipelines.storage.files import move_into_place
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.uri import database_file, local_path, tracking_uri
 
@@ -166,10 +169,16 @@ def _require_room(path: Path | None, folder: Path) -> None:
 
 
 def connect(uri: str) -> RetryingClient:
-    """Connect to the store at a URI. Raises ConfigError in seconds if none answers."""
+    """Connect to the store at a URI; a SQLite file that is not there is made.
+
+    Raises ConfigError in seconds if none answers.
+    """
     check_uri(uri)
     configure_mlflow(uri)
+    database = database_file(uri)
     try:
+        if database and not database.exists():
+            _make_database(database)
         with encoded_artifact_root():
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
@@ -177,6 +186,21 @@ def connect(uri: str) -> RetryingClient:
         raise unusable(uri, first_line(error)) from None
     skip_prompt_checks(client)
     return RetryingClient(client, uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make an empty database that only this user can read: all of it, or nothing."""
+    place = Path(os.path.realpath(path))
+    part = place.with_name(f"{place.name}.part-{os.getpid()}")
+    with scratch_folder() as scratch:
+        made = scratch / place.name
+        make_tables(made)
+        try:
+            part.touch(0o600)
+            shutil.copyfile(made, part)
+            move_into_place(part, place)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def connect_existing() -> RetryingClient:

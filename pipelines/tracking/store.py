@@ -103,8 +103,6 @@ class Store:
         if create and isinstance(storage, Path):
             _make_folder(storage)
         with store_lock(uri):  # MLflow's own first use of a database races
-            if create and database:  # which MLflow would make readable for all users
-                database.touch(0o600)
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
             if found is None and not create:

@@ -106,6 +106,22 @@ def test_the_pages_have_the_addresses_and_the_kind_of_experiment(user_interface)
         assert tag in user_interface
 
 
+def test_tables_that_are_made_at_once_are_those_that_mlflow_makes(tmp_path):
+    ours, theirs = tmp_path / "ours.db", tmp_path / "theirs.db"
+    compat.make_tables(ours)
+    MlflowClient(f"sqlite:///{theirs}", f"sqlite:///{theirs}")
+    columns = (
+        "select m.type, m.name, c.* from sqlite_master m left join pragma_table_info(m.name) c "
+        "union all select 'version', version_num, 0, 0, 0, 0, 0, 0 from alembic_version"
+    )
+    found = []
+    for path in (ours, theirs):
+        with closing(sqlite3.connect(path)) as made:
+            found.append(sorted(map(str, made.execute(columns).fetchall())))
+    assert found[0] == found[1]
+    assert len(found[0]) > 200
+
+
 def test_a_longer_tag_is_cut(client, run):
     for extra in (0, 1):
         client.log_batch(run, tags=[RunTag("t", (compat.MAX_TAG_CHARACTERS + extra) * "x")])
