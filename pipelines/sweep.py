@@ -287,7 +287,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         nargs="*",
         metavar="EXPERIMENT.yaml | key=value",
         help="an experiment (default: experiments/quickstart.yaml) and changes to its keys, "
-        "as in train.learning_rate=3e-4; model.depth=2,4 is a grid, seeds=0,1,2 trains with each",
+        "as in train.learning_rate=3e-4; model.depth=2,4 is a grid, seeds=1,2,3 trains with each",
     )
     parser.add_argument("--print-config", action="store_true", help="print all keys and do nothing")
     parser.add_argument(

@@ -21,6 +21,7 @@ from pipelines.cluster.local.watcher import start_watcher
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
 from pipelines.console.process import SIGNALS, handlers_restored, process_restored
+from pipelines.console.text import first_line
 from pipelines.storage.private import private_folder
 from pipelines.storage.project import ROOT
 from pipelines.storage.scratch import scratch_folder
@@ -247,6 +248,11 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
             ray.init(**settings, log_to_driver=False, logging_level="ERROR", configure_logging=True)
         except ConnectionError as error:
             raise ConfigError(Problem(str(error), f"RAY_ADDRESS={address}")) from None
+        except Exception as error:  # of no common type: a process of Ray's was too slow, or died
+            if address:
+                raise
+            message = "Ray did not start on this machine: has it memory and idle processors?"
+            raise PipelineError(f"{message} {first_line(error)}") from error
 
 
 def _runtime_env() -> dict[str, Any]:

@@ -97,7 +97,8 @@ def run_jobs(
 
     """
     resources = next(iter(groups.values())).base.resources
-    cluster = connect(dashboard=resources.max_workers > 1)
+    with progress.watching(lambda: "  starting Ray", stage="ray"):
+        cluster = connect(dashboard=resources.max_workers > 1)
     if not cluster_address():  # else its nodes are waited for
         require_capacity(cluster, resources, key)
     trainings = {group_name: (group.base, group.folder) for group_name, group in groups.items()}

@@ -19,13 +19,21 @@ from pipelines.console.text import first_line, quote_value
 
 M = TypeVar("M", bound=BaseModel)
 
+MAX_NAME_BYTES = 200
+"""Of a name that becomes part of the names of files, which have at most 255 bytes."""
+
 
 def worded(pattern: str, expected: str) -> tuple[FieldInfo, BeforeValidator]:
-    """A text's pattern, for editors, and what it demands in words, for people."""
+    """A name's pattern, for editors, and what it demands in words, for people."""
 
     def check(value: Any) -> Any:
         if isinstance(value, str) and not re.fullmatch(pattern, value):
             raise ValueError(f"expected {expected}, got {quote_value(value)}")
+        if (
+            isinstance(value, str)
+            and (size := len(value.encode(errors="replace"))) > MAX_NAME_BYTES
+        ):
+            raise ValueError(f"expected at most {MAX_NAME_BYTES} bytes, got {size}")
         return value
 
     return Field(pattern=f"^{pattern}$"), BeforeValidator(check)

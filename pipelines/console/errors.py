@@ -68,6 +68,10 @@ class DamagedError(PipelineError):
     """A checkpoint or a packaged model is not as it was written: reading it again does not help."""
 
 
+class GoneError(DamagedError):
+    """A packaged model that was deleted, or whose files were."""
+
+
 class DeterministicError(PipelineError):
     """A mistake in the code of a training, as it was raised in a worker."""
 

@@ -33,6 +33,7 @@ from pipelines.registry.config import GenerateConfig, PromoteConfig
 from pipelines.search.config import SearchConfig, SearchTask, leave_out, search_problems
 from pipelines.search.space import (
     FIXED,
+    MAX_SIZES,
     TRAINING_KEYS,
     first_point_problems,
     space_problems,
@@ -108,6 +109,9 @@ class Experiment(Section):
         if self.tensorboard and "://" in self.storage:
             raise FieldError("tensorboard", "expected storage to be a folder: events are appended")
         check_vocabulary(self.model)
+        for field, limit in MAX_SIZES.items():
+            if (size := getattr(self.model, field)) > limit:
+                raise FieldError(f"model.{field}", f"expected at most {limit:,}, got {size:,}")
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MISSING
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.console.secrets import redact
 from pipelines.registry.versions import (
     CONFLICTS,
@@ -139,7 +139,8 @@ class Champions:
         self.reconcile_alias()
 
     def previous_champion(self, champion: int | None) -> int | None:
-        """The champion to roll back to: the last one before, of the versions that still exist."""
+        """The champion to roll back to: the last one before, of the versions that still exist and
+        whose files can be read."""
         walk: list[int] = []
         for promotion in self.promotions():
             if promotion.action == ROLLED_BACK:
@@ -150,7 +151,14 @@ class Champions:
             walk.append(promotion.version)
         existing = {int(version.version) for version in self.registry.versions()}
         others = (v for v in reversed(walk) if v in existing and v != champion)
-        return next(others, None)
+        return next((v for v in others if self._has_files(v)), None)
+
+    def _has_files(self, version: int) -> bool:
+        try:
+            self.registry.models.require_files(self.registry.model_id(version))
+        except DamagedError:
+            return False
+        return True
 
     def tried(self, text: str, fingerprint: str) -> dict[str, str]:
         """The logged models that were compared with a champion on a test text, and their numbers.

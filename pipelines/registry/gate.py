@@ -334,12 +334,14 @@ def earlier_decision(
 def force(registry: Registry, version: int, reason: str, *, dry_run: bool = False) -> Decision:
     """Make a version champion without the gate; its tags record that.
 
-    Raises ConfigError if it is champion, ConcurrentPromotionError if the champion moves meanwhile.
+    Raises ConfigError if it is champion, ConcurrentPromotionError if the champion moves meanwhile,
+    GoneError if its files were deleted: nothing could load the champion.
     """
     champions = Champions(registry)
     seen = champions.state(reconcile=not dry_run)
     if seen.champion == version:
         raise ConfigError(f"{registry.name} version {version} is the champion already")
+    registry.models.require_files(registry.model_id(version))
     decision = Decision(version, True, f"forced: {reason}", seen.champion, "", {})
     if not dry_run:
         champions.promote(version, FORCED, reason, seen)

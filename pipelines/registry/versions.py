@@ -156,7 +156,7 @@ class Registry:
     def read_packaged(self, version: int, file: str) -> dict[str, Any] | None:
         """A JSON object among the files of a version's model; None if there is none.
 
-        Raises DamagedError if it is not what was logged.
+        Raises DamagedError if it is not what was logged, GoneError if it was deleted.
         """
         try:
             return self.models.read_packaged(self.model_id(version), file)

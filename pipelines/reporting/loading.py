@@ -8,6 +8,7 @@ Used by the stage report, pipelines/report.py and the notebooks.
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.errors import ConfigError, GoneError, Problem
 from pipelines.console.text import nearest
 from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_stored
@@ -249,7 +250,8 @@ def _with_model(results: Results, corpus: str) -> Results:
     }
     uri = results.model_uri
     if uri:
-        lineage = results.store.models.read_packaged(model_id_of(uri), LINEAGE) or lineage
+        with suppress(GoneError):
+            lineage = results.store.models.read_packaged(model_id_of(uri), LINEAGE) or lineage
     results = replace(results, lineage=lineage)
     registry = Registry(results.store.client, results.config.promote.model)
     try:

@@ -43,6 +43,9 @@ FIXED = {
     *("train.best_metric", "train.patience", "train.log_every_steps"),
 }
 """Keys in which trials must agree to be comparable: they cannot be searched."""
+MAX_SIZES = {"dim": 1 << 20, "depth": 2000, "ff_mult": 1024, "hyper_streams": 1024}
+"""Largest values of keys of the model: what it takes is computed of a model with them, which has no
+weights but must be made."""
 MAX_CHECKED_POINTS = 1000
 """Points among which a space must have a valid one: all of a small space, random ones of another.
 """
@@ -272,6 +275,10 @@ def _key_problems(key: str, dimension: Dimension) -> Iterator[Problem]:
         ends = f"[{math.ceil(real[0])}, {math.floor(real[1])}]"
         log = ", log: true" if dimension.log_uniform else ""
         yield Problem(f"expected integers, as in {{int: {ends}{log}}}, got real numbers", where)
+    limit, numbers = MAX_SIZES.get(key.removeprefix("model.")), dimension.choice or dimension.int
+    largest = max((one for one in numbers or () if type(one) is int), default=0)
+    if limit and largest > limit:
+        yield Problem(f"expected at most {limit:,}, got {largest:,}", where)
     distinct = {(isinstance(value, bool), value) for value in dimension.choice or ()}  # 0 is 0.0
     if len(distinct) < len(dimension.choice or ()):
         yield Problem("expected each value once", f"{where}.choice")

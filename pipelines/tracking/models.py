@@ -21,7 +21,13 @@ from mlflow.models import Model, ModelSignature
 
 from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.errors import (
+    ConfigError,
+    DamagedError,
+    GoneError,
+    PipelineError,
+    Problem,
+)
 from pipelines.console.secrets import redact
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.digests import (
@@ -232,9 +238,10 @@ class ModelStore:
         return str(digest) if digest else None
 
     def read_packaged(self, model_id: str, file: str) -> dict[str, Any] | None:
-        """A JSON object among the files that were logged with a model; None without such a file.
+        """A JSON object among the files that were logged with a model; None if it was logged
+        without such a file.
 
-        Raises DamagedError if it is not what was logged.
+        Raises DamagedError if it is not what was logged, GoneError if it was deleted.
         """
         with scratch_folder() as scratch:
             try:
@@ -244,6 +251,7 @@ class ModelStore:
                     for name in (DIGESTS, file)
                 ]
             except (MlflowException, OSError):
+                self.require_files(model_id, file)
                 return None
             digest, uri = self._logged_digest(model), model_uri(model_id)
             try:
@@ -255,6 +263,29 @@ class ModelStore:
                 return found
             except (OSError, ValueError) as error:
                 raise DamagedError(f"{uri}: {error}") from None
+
+    def require_files(self, model_id: str, file: str = "") -> None:
+        """Raise GoneError if a model of this project, its files or this one of them were deleted,
+        DamagedError if the list of them was altered."""
+        uri = model_uri(model_id)
+        try:
+            model = self.client.get_logged_model(model_id)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            raise GoneError(f"{uri}: it was deleted from the tracking store") from None
+        if SHA256_TAG not in model.tags:
+            return
+        with scratch_folder() as scratch:
+            digests = self._fetch(model_id, DIGESTS, scratch)
+            if digests is None:
+                raise GoneError(f"{uri}: its files are gone from {model.artifact_location}")
+            try:
+                listed = read_list(digests, model.tags[SHA256_TAG])
+            except (OSError, ValueError) as error:
+                raise DamagedError(f"{uri}: {error}") from None
+        if file in listed:
+            raise GoneError(f"{uri}: its {file} is gone")
 
     def write_json(self, model_id: str, file: str, data: Any) -> None:
         """Store JSON about a logged model: an artifact of the run that logged it, with its digest

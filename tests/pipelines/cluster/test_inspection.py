@@ -3,8 +3,9 @@
 import pytest
 from ray.cluster_utils import Cluster
 
+from pipelines.cluster import connection
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.training.config import Resources
 from tests.pipelines.commands import Folder
 
@@ -90,3 +91,16 @@ def test_trials_have_one_number_of_workers_and_a_fit_may_have_a_range(tmp_path, 
         code, _, err = folder.run("train.py", "tiny.yaml", f"resources.workers={wrong}")
         assert code == 2
         assert expected in err
+
+
+def test_ray_that_does_not_start_is_one_line_with_its_reason(monkeypatch):
+    import ray
+
+    def init(**settings: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(connection, "_watchers", [object()])  # none is started
+    with pytest.raises(PipelineError, match=r"^Ray did not start on this machine: .* timed out"):
+        connection.connect()

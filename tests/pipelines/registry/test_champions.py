@@ -1,10 +1,12 @@
 import os
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from pipelines.console.errors import GoneError
 from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
     CHAMPION,
@@ -12,9 +14,12 @@ from pipelines.registry.champions import (
     ChampionState,
     ConcurrentPromotionError,
 )
+from pipelines.registry.gate import force as gate_force
+from pipelines.registry.gate import rollback
 from pipelines.registry.versions import Registry
 from pipelines.tracking.store import Store
 from tests.pipelines.forked import Command
+from tests.pipelines.packages import log_untrained
 from tests.pipelines.registry.registered import force, register
 
 VERSIONS = 5
@@ -253,3 +258,18 @@ def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> 
     arguments = map(str, (number, share, VERSIONS))
     own = {"TMPDIR": str(host), "XDG_RUNTIME_DIR": str(host)}
     return Command(script, [*arguments], host, {**os.environ, **own})
+
+
+def test_a_version_whose_files_were_deleted_is_neither_forced_nor_rolled_back_to(store, experiment):
+    registry, champions = Registry(store.client, "tiny"), Champions(Registry(store.client, "tiny"))
+    for number in range(3):
+        run, uri = log_untrained(store, experiment, number)
+        registry.register(uri, run, {})
+    for version in (1, 2, 3):
+        force(champions, version)
+    location = store.client.get_logged_model(registry.model_id(2)).artifact_location
+    shutil.rmtree(location.removeprefix("file://"))
+    assert rollback(registry, "test", dry_run=True) == (3, 1)
+    with pytest.raises(GoneError, match="its files are gone"):
+        gate_force(registry, 2, "test")
+    assert registry.aliases() == {CHAMPION: 3}

@@ -1,8 +1,9 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import GoneError, PipelineError
 from pipelines.registry.versions import Registry
 from pipelines.tracking.models import model_id_of, model_uri
 from pipelines.tracking.schema import SCHEMA_VERSION, schema_version
@@ -66,3 +67,21 @@ def test_a_model_is_logged_in_the_store_that_is_asked_and_not_in_the_last_one_op
     _, uri = log_untrained(store, experiment)
     assert store.models.exists(uri)
     assert not other.models.exists(uri)
+
+
+@pytest.mark.parametrize("lost", ["artifacts/model/config.json", ""])
+def test_what_was_deleted_of_a_model_is_named_and_is_not_taken_for_a_model_without_it(
+    store, experiment, lost
+):
+    _, uri = log_untrained(store, experiment)
+    model_id = model_id_of(uri)
+    location = store.client.get_logged_model(model_id).artifact_location
+    store.models.require_files(model_id)
+    assert store.models.read_packaged(model_id, "artifacts/model/other.json") is None
+    path = Path(location.removeprefix("file://"), lost)
+    path.unlink() if lost else shutil.rmtree(path)
+    with pytest.raises(GoneError, match=f"^{uri}: its ({lost} is|files are) gone"):
+        store.models.read_packaged(model_id, "artifacts/model/config.json")
+    store.client.delete_logged_model(model_id)
+    with pytest.raises(GoneError, match=f"^{uri}: it was deleted from the tracking store"):
+        store.models.read_packaged(model_id, "artifacts/model/config.json")
