@@ -15,7 +15,14 @@ from pipelines.cluster.connection import cluster_address
 from pipelines.console.text import format_duration
 from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.fits import Fits
-from pipelines.cost.simulation import SimulatedSearch, draw_trials, makespan, simulate, step_flops
+from pipelines.cost.simulation import (
+    SimulatedSearch,
+    draw_trials,
+    in_few_sizes,
+    makespan,
+    simulate,
+    step_flops,
+)
 from pipelines.cost.times import DEFAULT_SECONDS, HEADER, Row, Times
 from pipelines.cost.timing import time_steps
 from pipelines.engine.cache import PlannedStage
@@ -32,6 +39,8 @@ SIZES, SEARCHES = 3, 20
 """Sizes that are timed, the smallest and the largest among them; and simulated searches."""
 MAX_SIZES = 8
 """Timed sizes of all arms together, but one of each at least."""
+MAX_COUNTED = 12
+"""Sizes of all arms' simulated trials together, of which FLOPs are counted, but SIZES of each."""
 TEXT_SECONDS_PER_BYTE = 2e-6
 """Of the test split under common compressors, and the search for what the training text has too."""
 
@@ -50,7 +59,7 @@ def estimate(
     With `retry_failed` failed trials are left, too.
 
     A fit that was left unfinished counts from its start, a search from its last evaluations. `log`
-    is called before steps are timed, which takes seconds.
+    is called before the search is simulated and before steps are timed, which take seconds.
     """
     left = [one for one in planned if not one.reused]
     searching = {_arm(one): one.run for one in left if one.stage.name == "search"}
@@ -116,9 +125,14 @@ class _Costs:
         self, cluster: Cluster, runs: Mapping[str, Run | None]
     ) -> dict[str, list[SimulatedSearch]]:
         """Ways in which what is left of the arms' searches may go, each begun in a run or not."""
+        self.log(f"simulating the search {SEARCHES} times, and counting the FLOPs of its sizes ...")
         begun = {name: self._begun(name, run) for name, run in runs.items()}
+        sizes = max(SIZES, MAX_COUNTED // len(begun))
         drawn = {
-            name: [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)]
+            name: in_few_sizes(
+                [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)],
+                sizes,
+            )
             for name, (task, stored, _) in begun.items()
         }
         slots = self._slots(cluster, sum(len(trials[0]) for trials in drawn.values()))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from pipelines.console.errors import ConfigError
@@ -46,8 +47,10 @@ def step_flops(run: TrainingRun) -> float:
 def draw_trials(task: SearchTask, stored: Sequence[StoredTrial], seed: int) -> list[TrainingRun]:
     """The trials that are left of a search, unfinished ones first, in what changes their cost.
 
-    Random ones stand for those of a sampler that learns from results.
+    Random ones stand for those of a sampler that learns from results. Trials of one size are equal,
+    whatever the seed.
     """
+    base = task.base
     if task.search.sampler.name in LEARNING_SAMPLERS:
         search = task.search.replace({"sampler.name": "random", "warm_start": []})
         task = replace(task, search=search, base=task.base.replace({"seed": seed}))
@@ -55,7 +58,20 @@ def draw_trials(task: SearchTask, stored: Sequence[StoredTrial], seed: int) -> l
     ended = [trial for trial in stored if trial.state is not None]
     proposals = Proposals(build_study(task, stored), task, ended)
     asked = (proposals.next() for _ in range(task.search.trial_count - len(ended)))
-    return [_sized(task.base, one.values) for one in asked if one]
+    return [_sized(base, one.values) for one in asked if one]
+
+
+def in_few_sizes(searches: Sequence[Sequence[TrainingRun]], count: int) -> list[list[TrainingRun]]:
+    """The trials of some searches in at most so many sizes, the smallest and the largest among
+    them: each in the one whose place in the order of the parameters is the nearest.
+
+    Counting FLOPs runs the model, which takes 0.1 to 0.5 s a size.
+    """
+    distinct = dict.fromkeys(chain.from_iterable(searches))
+    ordered = sorted(distinct, key=lambda run: run.model.parameter_count() * run.train.batch_tokens)
+    step = max(1.0, (len(ordered) - 1) / (count - 1))
+    few = {run: ordered[round(round(i / step) * step)] for i, run in enumerate(ordered)}
+    return [[few[run] for run in trials] for trials in searches]
 
 
 def _sized(base: TrainingRun, values: Mapping[str, Any]) -> TrainingRun:

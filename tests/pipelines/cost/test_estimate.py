@@ -206,6 +206,28 @@ def test_rows_of_the_table_are_named_by_what_differs(searched, planned, tracking
     assert " 500 ms " in lines[1]
 
 
+def test_of_many_sizes_the_flops_of_a_few_are_counted(searched, planned, tracking, timed, cluster):
+    space = {"model.dim": {"choice": [8 * heads for heads in range(2, 60)]}}
+    wide = searched.replace({"search.space": space, "search.trials": 20, "model.heads": 1})
+    step_flops.cache_clear()
+    texts: list[str] = []
+    estimate(wide, SIZES, planned[:1], cluster, texts.append)
+    assert step_flops.cache_info().currsize == estimates.MAX_COUNTED
+    assert [text.split()[0] for text in texts] == ["simulating", "timing"]
+
+
+def test_trials_in_few_sizes_keep_the_smallest_the_largest_and_their_order(searched):
+    runs = {dim: searched.training_run({"model.dim": dim}) for dim in range(8, 88, 8)}
+    searches = [list(runs.values()), [runs[80], runs[8], runs[80]], []]
+    every, ends, none = simulation.in_few_sizes(searches, 3)
+    dims = [run.model.dim for run in every]
+    assert dims == sorted(dims)
+    assert len(set(dims)) == 3
+    assert (dims[0], dims[-1]) == (8, 80)
+    assert (ends, none) == (searches[1], [])
+    assert simulation.in_few_sizes(searches, 10) == searches
+
+
 def test_stages_that_read_the_test_split_take_longer_for_a_longer_one(
     searched, planned, tracking, timed, cluster, monkeypatch
 ):
