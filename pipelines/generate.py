@@ -13,10 +13,11 @@ import argparse
 import codecs
 import itertools
 import json
+import math
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,18 @@ from pipelines.console.text import for_stream, one_line
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-"""Options of a text that is generated."""
+MAX_BYTES, MAX_STOP = 65_536, 1024
+"""Of a prompt and of its continuation, and characters of `stop`."""
+LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "max_new_tokens": (lambda count: 0 <= count <= MAX_BYTES, f"0 to {MAX_BYTES}"),
+    "temperature": (lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
+    "top_k": (lambda count: count >= 1, "at least 1"),
+    "top_p": (lambda share: 0 < share <= 1, "more than 0 and at most 1"),
+    "seed": (lambda seed: 0 <= seed < 2**63, "0 to 2**63 - 1, for each sample"),
+    "stop": (lambda text: len(text) <= MAX_STOP, f"at most {MAX_STOP} characters"),
+}
+"""Options of a text that is generated, as a packaged model takes them: it has a check of its own,
+which an older one may have differently, but loading it takes seconds."""
 MAX_SCORED_BYTES = 100_000_000
 """Of a text: its probabilities, 8 bytes for each of its own, are in memory together."""
 MODEL = "dca-gpt"
@@ -93,7 +104,7 @@ def _problem(error: ValueError) -> Problem:
     field = getattr(error, "field", "")
     if not field:
         return Problem(str(error))
-    return Problem(getattr(error, "message", ""), f"--{field.replace('_', '-')}")
+    return Problem(getattr(error, "message", ""), _option(field))
 
 
 def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace) -> None:
@@ -164,9 +175,11 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
         )
         raise ConfigError(Problem(message, "--prompt"))
     try:
-        "".join(prompts).encode()
+        size = max(len(prompt.encode()) for prompt in prompts)
     except UnicodeEncodeError as error:  # bytes of the command line that are none
         raise ConfigError(Problem(f"not UTF-8: {error}", "--prompt")) from None
+    if size > MAX_BYTES:
+        raise ConfigError(Problem(f"expected at most {MAX_BYTES} bytes, got {size}", "--prompt"))
     return prompts
 
 
@@ -218,11 +231,27 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if arguments.score is not None and (arguments.prompt or arguments.prompts):
         raise ConfigError(Problem("expected without --prompt and --prompts", "--score"))
     if arguments.score is not None and (
-        unused := [key for key in SAMPLING if vars(arguments)[key] is not None]
+        unused := [key for key in LIMITS if vars(arguments)[key] is not None]
     ):
-        message = f"expected without --{unused[0].replace('_', '-')}: nothing is generated"
+        message = f"expected without {_option(unused[0])}: nothing is generated"
         raise ConfigError(Problem(message, "--score"))
+    _check_limits(arguments)
     return arguments
+
+
+def _check_limits(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for the options of a text that no packaged model takes."""
+    given = {key: vars(arguments)[key] for key in LIMITS if vars(arguments)[key] is not None}
+    last = given.get("seed", 0) + arguments.samples - 1
+    for key, value in [*given.items(), ("seed", last)]:
+        accepts, expected = LIMITS[key]
+        if not accepts(value):
+            got = len(value) if isinstance(value, str) else value
+            raise ConfigError(Problem(f"expected {expected}, got {got}", _option(key)))
+
+
+def _option(key: str) -> str:
+    return f"--{key.replace('_', '-')}"
 
 
 def _positive(text: str) -> int:

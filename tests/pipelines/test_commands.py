@@ -92,6 +92,7 @@ from tests.pipelines.conftest import KEYS
         ("promote.py", ["promote", "1", "2"], "unexpected argument: 2"),
         ("promote.py", ["promote", "1", "--force", " "], "--force: expected a reason"),
         ("promote.py", ["rollback", "--force"], "unexpected argument: --force"),
+        ("generate.py", ["--prompt", "a", "--top-k", "0"], "--top-k: expected at least 1, got 0"),
         ("generate.py", ["--prompt", "a", "--top-k", "x"], "--top-k: invalid int value: 'x'"),
     ],
 )

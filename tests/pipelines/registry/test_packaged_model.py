@@ -107,6 +107,50 @@ def test_what_cannot_be_continued_is_an_invalid_parameter(packaged, prompt, opti
     assert raised.value.get_http_status_code() == 400
 
 
+@pytest.mark.parametrize(
+    ("key", "taken", "refused"),
+    [
+        ("max_new_tokens", [0, 65_536], [-1, 65_537]),
+        ("temperature", [0.0, sys.float_info.max], [-1e-9, math.inf, math.nan]),
+        ("top_k", [1, 2**70], [0]),
+        ("top_p", [sys.float_info.min, 1.0], [0.0, 1.0000001, math.nan]),
+        ("seed", [0, 2**63 - 1], [-1, 2**63]),
+        ("stop", ["", "é" * 1024], ["é" * 1025]),
+    ],
+)
+def test_the_command_refuses_what_a_model_refuses_before_it_loads_one(
+    packaged, key, taken, refused
+):
+    option = f"--{key.replace('_', '-')}"
+    for value in taken:
+        packaged.check(["a"], **{**DEFAULTS, key: value})
+        assert vars(generate._parse(["--prompt=a", f"{option}={value}"]))[key] == value
+    for value in refused:
+        with pytest.raises(ValueError, match=key):
+            packaged.check(["a"], **{**DEFAULTS, key: value})
+        with pytest.raises(ConfigError, match=f"^{option}: expected "):
+            generate._parse(["--prompt=a", f"{option}={value}"])
+
+
+def test_the_command_takes_a_prompt_of_the_size_that_a_model_takes(packaged):
+    for size in (1, 32_768):
+        prompt = "é" * size
+        packaged.check([prompt], **DEFAULTS)
+        assert generate._prompts(generate._parse(["--prompt", prompt])) == [prompt]
+    too_long = "é" * 32_769
+    with pytest.raises(ValueError, match="prompt: expected 1 to 65536 bytes, got 65538"):
+        packaged.check([too_long], **DEFAULTS)
+    with pytest.raises(ConfigError, match=r"^--prompt: expected at most 65536 bytes, got 65538"):
+        generate._prompts(generate._parse(["--prompt", too_long]))
+
+
+def test_the_last_samples_seed_is_within_the_limit_too():
+    options = ["--prompt=a", "--samples=2", f"--seed={2**63 - 2}"]
+    assert generate._parse(options).samples == 2
+    with pytest.raises(ConfigError, match=r"^--seed: expected 0 to"):
+        generate._parse([*options, "--samples=3"])
+
+
 def test_a_terminal_shows_the_controls_of_a_text(packaged, monkeypatch):
     arguments = generate._parse(["--prompt", "a", "--max-new-tokens", "0"])
     for is_terminal, shown in ((True, r"\x1b[1m"), (False, "\x1b[1m")):
