@@ -53,7 +53,8 @@ EMPTY = "-"
 NOTES = """\
 Medians; in brackets the interval of the median from order statistics, 95 % from 6 rounds on.
 - `standard = 1`, `public = 1`: speed relative to our standard transformer and to the public model
-  of the same kind, paired by round.
+  of the same kind, both in the same precision; `float32 = 1`: to the same model in float32. Paired
+  by round.
 - Peak memory: a process of its own makes the model, the optimizer and two steps; on a CPU its
   largest resident set less the one just before, eager only (a compiler would count too); on CUDA
   the allocator's maximum.
@@ -104,12 +105,14 @@ class Row:
     residual: str
     last_k: int | None = None
     public: bool = False
+    precision: str = "float32"
 
     def __str__(self) -> str:
-        if self.residual == "standard":
-            return "public GPT" if self.public else "standard"
         kind = f"{self.last_k}-DCA" if self.last_k else "full DCA"
-        return f"public {kind}" if self.public else kind
+        if self.residual == "standard":
+            kind = "GPT" if self.public else "standard"
+        words = ["public"] * self.public + [kind]
+        return " ".join([*words, self.precision] if self.precision != "float32" else words)
 
     def theirs(self) -> "Row":
         """The public model of the same kind."""
@@ -118,6 +121,12 @@ class Row:
 
 STANDARD, TWO, FULL = Row("standard"), Row("dca", 2), Row("dca")
 ROWS = [STANDARD, Row("dca", 1), TWO, FULL, STANDARD.theirs(), TWO.theirs(), FULL.theirs()]
+
+
+def rows_on(device: torch.device) -> list[Row]:
+    """On a GPU all in bfloat16; on a CPU in float32, and two of them in bfloat16 besides."""
+    halves = [replace(row, precision="bfloat16") for row in ROWS]
+    return halves if device.type == "cuda" else [*ROWS, halves[0], halves[2]]
 
 
 @dataclass(frozen=True)
@@ -157,7 +166,7 @@ class Case:
 
     def of(self, row: Row) -> "Case":
         """Another row at the same shape and mode."""
-        return replace(self, row=row)
+        return replace(self, row=replace(row, precision=self.row.precision))
 
     def mixing_tensors(self) -> int:
         """How many [b, t, d] the residual of one training step must read or write in any case.
@@ -180,7 +189,7 @@ class Trainee:
     """A model, its optimizer and one batch of random bytes."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
-        self.device, self.config = device, TrainConfig()
+        self.device, self.config, self.precision = device, TrainConfig(), case.row.precision
         self.model = case.build().to(device)
         self.optimizer = build_optimizer(self.model, self.config)
         size = (case.shape.batch, case.shape.seq_len + 1)
@@ -194,7 +203,7 @@ class Trainee:
 
     def step(self) -> None:
         """A whole training step: forward, backward, clipping, update."""
-        with autocast(self.device):
+        with autocast(self.device, self.precision):
             logits_btv = self.model(self.ids_bt[:, :-1])
             loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), self.ids_bt[:, 1:].flatten())
         loss.backward()
@@ -234,7 +243,8 @@ class Bench:
 
         def warm(case: Case) -> Trainee:
             hard = case.mode == "compiled" and case.shape.depth > COMPILABLE_DEPTH
-            if hard and case.row == FULL.theirs() and not slow:
+            theirs = case.of(FULL.theirs())
+            if hard and case == theirs and not slow:
                 raise LeftOut("left out: compiles for many minutes; --slow")
             return Trainee.warm(case, self.device)
 
@@ -280,7 +290,7 @@ class Bench:
     def step_table(self, cases: Sequence[Case]) -> str:
         """A line per case, with its figures or the reason why there are none."""
         heads = ["shape, batch", "mode", "model", "parameters", "ms per step", "tokens/s"]
-        heads += ["standard = 1", "public = 1", "mixing, ms", "peak MiB"]
+        heads += ["standard = 1", "public = 1", "float32 = 1", "mixing, ms", "peak MiB"]
         lines = []
         for case in cases:
             names = [str(case.shape), case.mode, str(case.row), parameter_cell(case)]
@@ -288,7 +298,9 @@ class Bench:
             if mine := self.seconds.get(case):
                 step = f"{1e3 * median(mine):,.1f}"
                 rate = f"{case.shape.tokens / median(mine):,.0f}"
-            speeds = [self.speed(case, case.of(row)) for row in (STANDARD, case.row.theirs())]
+            single = replace(case, row=replace(case.row, precision="float32"))
+            others = (case.of(STANDARD), case.of(case.row.theirs()), single)
+            speeds = [self.speed(case, other) for other in others]
             peak = self.failures.get(("memory", case), EMPTY)
             if case in self.peaks:
                 peak = f"{self.peaks[case] / 2**20:,.0f}"
@@ -311,7 +323,8 @@ class Bench:
         pairs = zip(self.seconds[case], self.seconds[standard], strict=True)
         over = median(a - b for a, b in pairs)
         numbers = (case.mixing_tensors() - standard.mixing_tensors()) * case.shape.tokens
-        bound = numbers * case.shape.dim * compute_dtype(self.device).itemsize / self.copy
+        itemsize = getattr(torch, case.row.precision).itemsize
+        bound = numbers * case.shape.dim * itemsize / self.copy
         return f"{1e3 * over:,.1f} [{1e3 * bound:,.1f}]"
 
     def compilation_table(self, case: Case) -> str:
@@ -445,7 +458,7 @@ WRITERS = {CACHED: our_writer, UNCACHED: public_writer, "Llama, cached": llama_w
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """Of a writer's weights, and of what a training step mixes."""
+    """Of a writer's weights."""
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 
@@ -486,11 +499,11 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 def hardware(device: torch.device, read: float, copy: float) -> str:
     """What was measured on, and how fast its memory is."""
     if device.type == "cuda":
-        name = f"{torch.cuda.get_device_name(device)}, bfloat16 autocast"
+        name = torch.cuda.get_device_name(device)
     else:
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
         cores = f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads"
-        name = f"{found[1] if found else platform.machine()}, {cores}, float32"
+        name = f"{found[1] if found else platform.machine()}, {cores}"
     memory = f"memory reads {read / 1e9:,.1f} GB/s and copies {copy / 1e9:,.1f} GB/s"
     return f"{name}, torch {torch.__version__}; {memory}."
 
@@ -507,7 +520,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(device, options.rounds)
     print(hardware(device, bench.read, bench.copy), flush=True)
     modes = [(shape, mode) for shape in options.shape for mode in options.mode]
-    groups = [[Case(row, shape, mode) for row in ROWS] for shape, mode in modes]
+    groups = [[Case(row, shape, mode) for row in rows_on(device)] for shape, mode in modes]
     cases = [case for group in groups for case in group]
     if "memory" in options.only:
         bench.measure_peaks(cases)
@@ -519,8 +532,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print("\n".join(table[2:] if group is not groups[0] else ["", *table]), flush=True)
         print(f"\n{NOTES}", flush=True)
     if "compile" in options.only:
+        full = rows_on(device)[ROWS.index(FULL)]
         deepest = max(options.shape, key=lambda shape: shape.depth)
-        print(f"\n{bench.compilation_table(Case(FULL, deepest, 'compiled'))}", flush=True)
+        print(f"\n{bench.compilation_table(Case(full, deepest, 'compiled'))}", flush=True)
     if "generate" in options.only:
         shallowest = min(options.shape, key=lambda shape: shape.depth)
         bench.measure_generation(shallowest, PROMPT_BYTES, NEW_BYTES)

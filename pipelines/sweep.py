@@ -63,8 +63,10 @@ def main(argv: Sequence[str]) -> int:
             corpus.preview(experiment)  # before Ray, which would have to end first
             start_early(dashboard=several)
         from pipelines.engine.stage import Invocation
-        from pipelines.stages import sweep_stages
+        from pipelines.stages import resolve_precision, sweep_stages
 
+        resources = (experiment.resources, experiment.fit.resources)
+        experiment = resolve_precision(experiment, *resources)
         stages = sweep_stages(corpus, experiment, retry_failed=arguments.retry_failed)
         _require_stage(arguments.until, stages)
         if arguments.dry_run:
@@ -108,7 +110,9 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
     if line := unused_tpu():
         print(line, file=sys.stderr)
     trial, fit = experiment.resources, experiment.fit.resources
-    cluster = inspect_cluster(experiment.storage)
+    on_cpu = not (trial.gpus_per_worker and fit.gpus_per_worker)
+    bfloat16 = on_cpu and experiment.train.precision == "bfloat16"
+    cluster = inspect_cluster(experiment.storage, bfloat16=bfloat16)
     require_capacity(cluster, trial, "resources")
     require_capacity(cluster, fit, "fit.resources")
     arms = experiment.by_arm
@@ -246,7 +250,8 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     trials = [bounded(arm.search_task(), []).search.trial_count for arm in arms.values()]
     print(
         f"\nsearch: {_product(experiment, trials)} trials of {train.tokens:,} bytes "
-        f"({train.steps} steps), {search.sampler.name} and {search.scheduler.name}, each with "
+        f"({train.steps} steps) in {train.precision}, "
+        f"{search.sampler.name} and {search.scheduler.name}, each with "
         f"{describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
     )
     resources, text, at_once = experiment.fit.resources, "", ""

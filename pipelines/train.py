@@ -60,9 +60,11 @@ def main(argv: Sequence[str]) -> int:
             return DONE
         from pipelines.engine.stage import Invocation
         from pipelines.registry.results import Fitted
+        from pipelines.stages import resolve_precision
 
         remove_leftovers()
         invocation = Invocation.of(__file__, argv, progress)
+        experiment = resolve_precision(experiment, experiment.resources)
         _require_resources(experiment)
         if version:
             _print_differences(version)
@@ -82,7 +84,9 @@ def _require_resources(experiment: "Experiment") -> None:
 
     if line := unused_tpu():
         print(line, file=sys.stderr)
-    cluster = inspect_cluster(experiment.storage)
+    on_cpu = not experiment.resources.gpus_per_worker
+    bfloat16 = on_cpu and experiment.train.precision == "bfloat16"
+    cluster = inspect_cluster(experiment.storage, bfloat16=bfloat16)
     require_capacity(cluster, experiment.resources, "resources")
     require_memory(experiment.training_run(), cluster)
     Storage.of(experiment.storage).probe()

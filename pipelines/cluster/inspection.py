@@ -19,6 +19,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.storage.location import Storage
 from pipelines.tracking.schema import COMMIT_VARIABLE
 from pipelines.tracking.uri import tracking_uri
+from pipelines.training.device import multiplies_bfloat16
 
 RAY_GPU_TYPES = ("cuda", "xpu")
 """PyTorch's names of the devices that Ray calls GPUs."""
@@ -28,11 +29,12 @@ PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
 """Packages of which every node needs the same version: their objects travel between nodes."""
 
 
-def inspect_cluster(storage: str) -> Cluster:
+def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
     """The nodes that `connect` would return, without starting Ray on this machine.
 
     Args:
         storage: The configured storage, which all nodes must reach.
+        bfloat16: Whether the processor of every node must multiply it.
 
     Raises:
         ConfigError: If there are several nodes without a common tracking store, storage or set of
@@ -49,7 +51,7 @@ def inspect_cluster(storage: str) -> Cluster:
     if len(cluster) == 1:
         return cluster
     _refuse(_not_shared(storage, len(cluster)))
-    _refuse(_differences(storage, cluster))
+    _refuse(_differences(storage, cluster, bfloat16=bfloat16))
     return connect()  # without nodes that were found dead meanwhile
 
 
@@ -87,21 +89,27 @@ def _not_shared(storage: str, nodes: int) -> Iterator[Problem]:
         yield Problem(message, "storage")
 
 
-def _differences(storage: str, cluster: Cluster) -> Iterator[Problem]:
-    """Nodes that cannot use the storage, or have other packages than this one."""
+def _differences(storage: str, cluster: Cluster, *, bfloat16: bool) -> Iterator[Problem]:
+    """Nodes that cannot use the storage, have other packages than this one, or lack bfloat16."""
     import ray
 
     own = _versions()
     for node, answer in _inspect_nodes(ray, storage, cluster):
         where = f"node {node.address}"
         try:
-            problem, versions = ray.get(answer, timeout=0)
+            problem, versions, multiplies = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
             if node in alive_nodes(ray):
                 yield Problem(f"cannot be used: {last_line(error)}", where)
             continue
         if problem:
             yield Problem(problem, where)
+        if bfloat16 and not multiplies:
+            message = (
+                "its processor has no instructions for bfloat16, in which all would train; "
+                "expected train.precision=float32, or a cluster without this node"
+            )
+            yield Problem(message, where)
         for name in own:
             if versions[name] != own[name]:
                 expected = f"expected {own[name]}, as here, on every node"
@@ -122,13 +130,15 @@ def _inspect_nodes(ray: Any, storage: str, cluster: Cluster) -> list[tuple[Node,
     return list(zip(cluster, answers, strict=True))
 
 
-def _inspect_node(storage: str, mark: str) -> tuple[str | None, dict[str, str]]:
-    """On a node: what is wrong with its access to the storage, and its packages' versions."""
+def _inspect_node(storage: str, mark: str) -> tuple[str | None, dict[str, str], bool]:
+    """On a node: what is wrong with its access to the storage, its packages' versions, and whether
+    its processor multiplies bfloat16."""
+    problem = None
     try:
         Storage.of(storage).probe(mark)
     except ConfigError as error:
-        return str(error), _versions()
-    return None, _versions()
+        problem = str(error)
+    return problem, _versions(), multiplies_bfloat16(torch.device("cpu"))
 
 
 def _versions() -> dict[str, str]:

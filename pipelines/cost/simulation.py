@@ -17,7 +17,10 @@ from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import TrainingRun
 from pipelines.training.optimizer import matrix_work
 
-SIZE_KEYS = ("model.", "train.batch_tokens", "train.micro_batch_tokens", "train.optimizer")
+SIZE_KEYS = (
+    *("model.", "train.batch_tokens", "train.micro_batch_tokens"),
+    *("train.optimizer", "train.precision"),
+)
 """Searched keys that change the cost of a trial."""
 RUNGS = {"none": 0, "median": 1, "asha": 32}
 """How often a trial may be stopped; rungs beyond its end change nothing."""

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.experiment import Experiment
 from pipelines.storage.location import storage_folder
+from pipelines.training.config import MIN_BFLOAT16_WIDTH, Resources
 
 if TYPE_CHECKING:
     from pipelines.engine.stage import Stage
     from pipelines.stages.corpus import CorpusStage
+
+PRECISION = "train.precision"
 
 
 def sweep_stages(
@@ -36,6 +39,41 @@ def sweep_stages(
         for stage in (corpus.stage, searched, *(module.STAGE for module in others))
         if stage.name not in absent
     ]
+
+
+def resolve_precision(experiment: Experiment, *resources: Resources) -> Experiment:
+    """The experiment with one `train.precision` for all its trainings in place of auto.
+
+    It is that of GPUs if all of the `resources` have one, else the one for the smallest width on
+    this machine's processor.
+    """
+    given = [changes.get(PRECISION) for changes in experiment.arms.values()]
+    if "auto" not in [experiment.train.precision, *given]:
+        return experiment
+    precision = _precision(experiment, on_gpu=all(one.gpus_per_worker for one in resources))
+    arms = {
+        name: {k: precision if (k, v) == (PRECISION, "auto") else v for k, v in changes.items()}
+        for name, changes in experiment.arms.items()
+    }
+    train = experiment.train
+    if train.precision == "auto":
+        train = train.model_copy(update={"precision": precision})
+    return experiment.model_copy(update={"train": train, "arms": arms})
+
+
+def _precision(experiment: Experiment, *, on_gpu: bool) -> str:
+    widths: list[Any] = []
+    for arm in experiment.by_arm.values():
+        searched = arm.search.space.get("model.dim")
+        widths += [arm.model.dim, *(searched.examples if searched else [])]
+    width = min(widths)
+    if width < MIN_BFLOAT16_WIDTH and not on_gpu:
+        return "float32"  # without PyTorch, which takes seconds to import
+    import torch
+
+    from pipelines.training import device
+
+    return device.resolve_precision("auto", width, torch.device("cuda" if on_gpu else "cpu"))
 
 
 def resolve_start(

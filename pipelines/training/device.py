@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from pipelines.training.config import MIN_BFLOAT16_WIDTH
+
 LINUX_PEAK = Path("/proc/self/status")
 DEVICE_FILES = Path("/dev")
 TPU_FILES = ("accel[0-9]*", "vfio/[0-9]*")
@@ -82,9 +84,17 @@ def _on_tpu_host() -> bool:
     return any(name in os.environ for name in TPU_VARIABLES) or any(files)
 
 
-def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where the device is fast at it, float32 elsewhere."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type in FAST_BFLOAT16)
+def resolve_precision(precision: str, width: int, device: torch.device) -> str:
+    """`train.precision` of a model of that width: float32 or bfloat16."""
+    if precision != "auto":
+        return precision
+    wide = device.type != "cpu" or width >= MIN_BFLOAT16_WIDTH
+    return "bfloat16" if wide and multiplies_bfloat16(device) else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Matrix products and activations in that precision; weights are converted once inside."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:

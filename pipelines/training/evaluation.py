@@ -18,7 +18,13 @@ from pipelines.training.device import autocast, rank_and_world, widest_float
 
 @torch.no_grad()
 def bits_per_byte(
-    model: nn.Module, data: Bytes, *, seq_len: int, tokens: int | None = None, batch: int = 32
+    model: nn.Module,
+    data: Bytes,
+    *,
+    seq_len: int,
+    tokens: int | None = None,
+    batch: int = 32,
+    precision: str = "float32",
 ) -> float:
     """Mean of -log2 p(byte), each byte predicted from the ones before it in its window.
 
@@ -37,7 +43,7 @@ def bits_per_byte(
     mine = starts[rank::world]
     for first in range(0, len(mine), batch):
         ids = to_ids(windows(data, mine[first : first + batch], seq_len), device)
-        with autocast(device):
+        with autocast(device, precision):
             logits_btv = model(ids[:, :-1])
         nats += F.cross_entropy(
             logits_btv.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"

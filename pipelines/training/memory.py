@@ -42,6 +42,8 @@ def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
         state, evaluating = state - moment, evaluating - moment
         saving -= moment if on_gpu else 2 * moment
         updating = state + MUON_COPIES * moment
+    if config.train.precision == "bfloat16":  # of every matrix a second one
+        state += 2 * parameters
     training = state + tokens * _token_bytes(config, on_gpu=on_gpu)
     largest = max(training, updating, saving, evaluating)
     return averages + largest + (0 if on_gpu else _process_bytes(config))
@@ -60,7 +62,8 @@ def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     blocks = model.depth * block
     if config.train.activation_checkpointing:  # one block at a time, and the inputs of the others
         blocks = block + model.depth * (6 + _kind_keeps(model) // 2)
-    width = 2 if on_gpu else 4  # bfloat16 there
+    half = {"auto": on_gpu, "float32": False, "bfloat16": True}[config.train.precision]
+    width = 2 if half else 4
     return width * model.dim * blocks + 4 * 4 * model.vocab
 
 

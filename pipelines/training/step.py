@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.batches import Batches
 from pipelines.training.config import TrainingRun
-from pipelines.training.device import autocast, rank_and_world
+from pipelines.training.device import autocast, rank_and_world, resolve_precision
 from pipelines.training.evaluation import to_ids
 from pipelines.training.optimizer import update, update_average
 from pipelines.training.schedule import learning_rate_at
@@ -33,6 +33,7 @@ class OptimizerStep:
         self.batches = batches
         self.rank, self.world = rank_and_world()
         self.device = next(model.parameters()).device
+        self.precision = resolve_precision(run.train.precision, run.model.dim, self.device)
         self.forward: nn.Module = model
         if self.world > 1:
             self.forward = DistributedDataParallel(model)
@@ -71,13 +72,14 @@ class OptimizerStep:
         micro_batches = ids.split(micro_tokens // self.config.seq_len)
         total = torch.zeros((), device=self.device)
         mean_sequences = self.config.batch_tokens / self.config.seq_len / self.world
-        for number, micro_bt in enumerate(micro_batches, 1):
-            with self._no_sync(number < len(micro_batches)), autocast(self.device):
-                logits_btv = self.forward(micro_bt[:, :-1])
-                loss = F.cross_entropy(logits_btv.flatten(0, 1).float(), micro_bt[:, 1:].flatten())
-                loss = loss * (len(micro_bt) / mean_sequences)
-                loss.backward()
-            total += loss.detach()
+        with autocast(self.device, self.precision):
+            for number, micro_bt in enumerate(micro_batches, 1):
+                with self._no_sync(number < len(micro_batches)):
+                    logits_btv = self.forward(micro_bt[:, :-1]).flatten(0, 1).float()
+                    loss = F.cross_entropy(logits_btv, micro_bt[:, 1:].flatten())
+                    loss = loss * (len(micro_bt) / mean_sequences)
+                    loss.backward()
+                total += loss.detach()
         return total
 
     def _no_sync(self, accumulating: bool) -> AbstractContextManager[None]:

@@ -144,6 +144,7 @@ class Trainer:
             self.validation,
             seq_len=self.config.seq_len,
             tokens=self.config.eval_tokens,
+            precision=self.make_step.precision,
         )
         if not math.isfinite(bits):  # the last update diverged: no gradient was computed after it
             raise DivergedError(f"diverged at step {self.step}: validation is not finite")

@@ -67,7 +67,7 @@ def test_one_node_needs_nothing_in_common(several):
 
 
 def test_several_nodes_need_a_common_store_and_storage(several, monkeypatch):
-    monkeypatch.setattr(module, "_differences", lambda *_: iter(()))
+    monkeypatch.setattr(module, "_differences", lambda *_, **__: iter(()))
     with pytest.raises(ConfigError, match="the cluster has 2") as error:
         inspect_cluster("runs")
     tracking, storage = keys(error.value)
@@ -85,8 +85,8 @@ def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
     several.append(Node("c", 4, id="3"))
     dead = Node("d", 4, id="4")
     answers = {
-        "a": (None, own),
-        "b": ("storage: no", own | {"torch": "1.0"}),
+        "a": (None, own, True),
+        "b": ("storage: no", own | {"torch": "1.0"}, False),
         "c": ray.exceptions.RayError("first\nlast"),
         "d": ray.exceptions.RayError("gone"),
     }
@@ -101,12 +101,16 @@ def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
     monkeypatch.setattr(module, "_versions", lambda: own)
     asked = [(node, answers[node.address]) for node in (*several, dead)]
     monkeypatch.setattr(module, "_inspect_nodes", lambda *_: asked)
-    found = [str(problem) for problem in module._differences("s3://b", several)]
-    assert found == [
+    found = [str(one) for one in module._differences("s3://b", several, bfloat16=False)]
+    expected = [
         "node b: storage: no",
         "node b: torch 1.0; expected 2.0, as here, on every node",
         "node c: cannot be used: last",
     ]
+    assert found == expected
+    (_, more, *_) = [str(one) for one in module._differences("s3://b", several, bfloat16=True)]
+    assert more.startswith("node b: its processor has no instructions for bfloat16")
+    assert "train.precision=float32" in more and "\n" not in more
 
 
 def test_a_package_that_is_missing_has_a_version_all_the_same(monkeypatch):

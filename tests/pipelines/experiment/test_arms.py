@@ -429,7 +429,7 @@ def test_smoke_reads_less_of_a_text_of_which_not_all_is_read(path):
 
 
 def test_an_arm_that_does_not_fit_the_memory_is_named(path, monkeypatch):
-    monkeypatch.setattr(inspection, "inspect_cluster", lambda _: [Node("here", 2)])
+    monkeypatch.setattr(inspection, "inspect_cluster", lambda *_, **__: [Node("here", 2)])
     monkeypatch.setattr(memory, "machine_bytes", lambda: 2 << 30)
     study = load([str(path), "arms.big={model.dim: 1024, model.depth: 24}"])
     with pytest.raises(ConfigError, match=r"^arms\.big: model\.dim: .* 2 x .* need about"):
@@ -444,7 +444,7 @@ def test_the_trials_and_the_replicates_of_all_arms_share_the_memory(path, monkey
     study = load([str(path), "arms={a: {}, b: {model.dim: 32}}", none, "train.learning_rate=1e-3"])
     most = peak_bytes(study.of_arm("b").training_run(), on_gpu=False)
     both = memory.SHARED_BYTES + 2 * (most - memory.SHARED_BYTES)
-    monkeypatch.setattr(inspection, "inspect_cluster", lambda _: [Node("here", 2)])
+    monkeypatch.setattr(inspection, "inspect_cluster", lambda *_, **__: [Node("here", 2)])
     monkeypatch.setattr(memory, "machine_bytes", lambda: both)
     sweep._require_resources(study)
     monkeypatch.setattr(memory, "machine_bytes", lambda: both - 1)
@@ -459,7 +459,9 @@ def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
         return capsys.readouterr().out.strip().splitlines()
 
     search, fit, _ = lines("seeds=5", "search.trials=2")
-    assert search.startswith("search: 3 arms x 2 trials of 4,096 bytes (16 steps), tpe and asha, ")
+    assert search.startswith(
+        "search: 3 arms x 2 trials of 4,096 bytes (16 steps) in auto, tpe and asha, "
+    )
     assert search.endswith("each with 1 x 1 CPUs, at most 4 at once")
     assert fit == "fit:    3 arms x 5 seeds of 4,096 bytes with 1 x 1 CPUs, at most 4 at once"
     more = "arms.standard.search.space.train.learning_rate={choice: [0.1, 0.2, 0.3]}"

@@ -8,9 +8,11 @@ import torch
 from pipelines.training import device
 from pipelines.training.device import (
     autocast,
+    multiplies_bfloat16,
     peak_flops,
     peak_memory_bytes,
     pick_device,
+    resolve_precision,
     unused_tpu,
     widest_float,
 )
@@ -70,10 +72,39 @@ def test_a_tpu_is_used_through_torch_xla(tmp_path, monkeypatch):
     assert unused_tpu() is None
 
 
-def test_the_cpu_computes_in_float32_and_long_sums_in_what_the_device_has():
+@pytest.mark.parametrize(
+    ("kind", "native", "width", "resolved"),
+    [
+        ("cuda", False, 16, "bfloat16"),
+        ("mps", True, 512, "float32"),
+        ("cpu", True, 256, "bfloat16"),
+        ("cpu", True, 255, "float32"),
+        ("cpu", False, 512, "float32"),
+    ],
+)
+def test_auto_is_bfloat16_where_a_step_is_faster_in_it(monkeypatch, kind, native, width, resolved):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+    assert resolve_precision("auto", width, torch.device(kind)) == resolved
+    for given in ("float32", "bfloat16"):
+        assert resolve_precision(given, width, torch.device(kind)) == given
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16", "bf16"])
+def test_a_processor_with_any_of_the_instructions_multiplies_bfloat16(monkeypatch, name):
+    known = torch.cpu.get_capabilities()
+    if known["architecture"] == "x86_64":
+        assert {"avx512_bf16", "amx_bf16"} <= known.keys()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    assert multiplies_bfloat16(torch.device("cpu"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True, name: False})
+    assert not multiplies_bfloat16(torch.device("cpu"))
+
+
+def test_products_have_the_precision_and_long_sums_what_the_device_has():
     cpu = torch.device("cpu")
-    with autocast(cpu):
-        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+    for name in ("float32", "bfloat16"):
+        with autocast(cpu, name):
+            assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == getattr(torch, name)
     assert widest_float(cpu) == torch.float64
     assert widest_float(torch.device("mps")) == torch.float32
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from pydantic import SecretStr
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dca import build_model, registry
 from dca import model as model_module
@@ -82,6 +83,58 @@ def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(run, splits, tmp
     assert ours.keys() == theirs.keys()
     assert any(name.endswith(".momentum") for name in ours)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("residual", ["standard", "dca"])
+def test_in_bfloat16_a_resumed_run_is_bitwise_the_whole_one_and_its_state_is_float32(
+    run, splits, tmp_path, residual
+):
+    changes = {"model.residual": residual, "train.micro_batch_tokens": 64}
+    run = run.replace(changes)
+    single = history(train(run, splits, tmp_path / "single", print))[-1]
+    run = run.replace({"train.precision": "bfloat16"})
+    whole = history(train(run, splits, tmp_path / "whole", print))
+    first = train(run, splits, tmp_path / "parts", print)
+    next(first)
+    first.close()
+    assert history(train(run, splits, tmp_path / "parts", print)) == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert {value.dtype for value in ours.values()} == {torch.float32}
+    for metric in ("train_bits_per_byte", "val_bits_per_byte"):
+        assert whole[-1][metric] != single[metric]
+        assert whole[-1][metric] == pytest.approx(single[metric], rel=2e-2)
+
+
+def test_weights_are_converted_to_bfloat16_once_per_step(run, splits, tmp_path):
+    """Not for every micro-batch; but what is stacked from views of weights is."""
+    batch, micro = run.train.batch_tokens, run.train.seq_len
+    counts = []
+    for size in (batch, micro):
+        changes = {"model.residual": "standard", "train.micro_batch_tokens": size}
+        made = trainer.Trainer(
+            run.replace(changes | {"train.precision": "bfloat16"}),
+            *(splits, tmp_path / str(size), print),
+        )
+        weights = {weight.data_ptr() for weight in made.model.parameters()}
+        with Converted(weights) as converted:
+            made.make_step(0, torch.zeros(()))
+        counts.append(converted.count)
+    assert counts[0] == counts[1] == 4 * run.model.depth + 1
+
+
+class Converted(TorchDispatchMode):
+    """Counts the conversions of these tensors, by their place, to bfloat16."""
+
+    def __init__(self, places: set[int]) -> None:
+        super().__init__()
+        self.places, self.count = places, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if kwargs.get("dtype") == torch.bfloat16 and args[0].data_ptr() in self.places:
+            self.count += 1
+        return func(*args, **kwargs)
 
 
 @pytest.mark.parametrize("alter", [forge, unsign])

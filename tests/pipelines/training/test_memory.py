@@ -105,6 +105,7 @@ ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 
             {"train.activation_checkpointing": True, "model.residual": "dca"},
             *(81_569_792, 50_636_800),
         ),
+        ({"train.precision": "bfloat16"}, 60_923_776, 60_923_776),
         ({"train.optimizer": "muon"}, 100_867_072, 59_972_608),
         (
             {"train.optimizer": "muon", **MICRO, "model.dim": 1024, "train.eval_tokens": 128},
