@@ -37,6 +37,8 @@ from pipelines.training.config import STEP_PARAMS, TrainingRun
 
 SIZES, SEARCHES = 3, 20
 """Sizes that are timed, the smallest and the largest among them; and simulated searches."""
+MAX_SIMULATED_TRIALS = 10_000
+"""Of all simulated searches together, but one search at least: a thousand take half a second."""
 MAX_SIZES = 8
 """Timed sizes of all arms together, but one of each at least."""
 MAX_COUNTED = 12
@@ -72,7 +74,7 @@ def estimate(
     reading: dict[str, Any] = {}
     selected = {_arm(one): one.result for one in planned if isinstance(one.result, Selected)}
     winners = {
-        name: [arm.training_run(selected[name].values if name in selected else {})] * SEARCHES
+        name: [arm.training_run(selected[name].values if name in selected else {})] * costs.ways
         for name, arm in costs.arms.items()
     }
     if searching:
@@ -115,6 +117,12 @@ class _Costs:
         """The experiment of each arm; without arms that of the one search, under an empty name."""
         return self.experiment.by_arm
 
+    @cached_property
+    def ways(self) -> int:
+        """How many ways in which the searches may go are simulated."""
+        trials = sum(arm.search.trial_count for arm in self.arms.values())
+        return max(1, min(SEARCHES, MAX_SIMULATED_TRIALS // trials))
+
     def of_stage(self, name: str, more: Any = 0, count: int = 1) -> Any:
         """Of `count` instances of a stage, of a search until its first trial; `more` comes on top
         of the default."""
@@ -125,12 +133,14 @@ class _Costs:
         self, cluster: Cluster, runs: Mapping[str, Run | None]
     ) -> dict[str, list[SimulatedSearch]]:
         """Ways in which what is left of the arms' searches may go, each begun in a run or not."""
-        self.log(f"simulating the search {SEARCHES} times, and counting the FLOPs of its sizes ...")
+        self.log(
+            f"simulating the search {self.ways} times, and counting the FLOPs of its sizes ..."
+        )
         begun = {name: self._begun(name, run) for name, run in runs.items()}
         sizes = max(SIZES, MAX_COUNTED // len(begun))
         drawn = {
             name: in_few_sizes(
-                [draw_trials(task, stored, task.base.seed + seed) for seed in range(SEARCHES)],
+                [draw_trials(task, stored, task.base.seed + seed) for seed in range(self.ways)],
                 sizes,
             )
             for name, (task, stored, _) in begun.items()

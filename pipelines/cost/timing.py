@@ -1,11 +1,12 @@
 """Seconds of an optimizer step on this machine, found by training for a few steps."""
 
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import closing
-from multiprocessing import get_context
+from contextlib import closing, contextmanager
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import median
 
@@ -44,11 +45,27 @@ def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
     ):
         text = scratch / "random.bin"
         text.write_bytes(np.random.default_rng(0).bytes(CORPUS_BYTES))
-        tasks = [pool.submit(_time_all, runs, text, number) for number in range(processes)]
+        with without_interrupts():
+            tasks = [pool.submit(_time_all, runs, text, number) for number in range(processes)]
         try:
             return [float(s) for s in np.max([task.result() for task in tasks], axis=0)]
         except BrokenProcessPool:
             raise PipelineError("the timed steps ended early: was the memory enough?") from None
+        except KeyboardInterrupt:
+            for process in active_children():
+                process.kill()
+            raise
+
+
+@contextmanager
+def without_interrupts() -> Iterator[None]:
+    """Let the processes that are started in a block ignore Ctrl-C, which reaches all processes of a
+    terminal: each would print where it was. The one that has started them ends them."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _time_all(runs: Sequence[TrainingRun], text: Path, number: int) -> list[float]:

@@ -43,6 +43,8 @@ Count = int
 """In Dimension, where `int` is a field."""
 
 DEFAULT_TRIALS = 8
+MAX_TRIALS = 10_000
+"""Of a search: each has a run in the tracking store, and is read when the search goes on."""
 LEARNING_SAMPLERS = ("tpe", "gp", "cmaes")
 """Samplers whose proposals depend on the trials before."""
 MAX_EXAMPLES = 100
@@ -182,8 +184,8 @@ class SearchConfig(Section):
     sampler: SamplerConfig = SamplerConfig()
     scheduler: SchedulerConfig = SchedulerConfig()
     trials: Positive | None = None
-    """Trials of the whole search, over all its sessions; null: every point of a grid, else 8. More
-    of them, or another space, go on with the trials that lie in the space."""
+    """Trials of the whole search, over all its sessions, at most 10,000; null: every point of a
+    grid, else 8. More of them, or another space, go on with the trials that lie in the space."""
     second_objective: Literal["parameters", "bytes_per_second"] | None = None
     """A second objective beside train.best_metric: fewer `parameters`, or more `bytes_per_second`
     of training. The Pareto front is reported; its best in bits per byte is the winner. Needs
@@ -310,6 +312,10 @@ def search_problems(search: SearchConfig) -> Iterator[Problem]:
     """Combinations of the space, sampler, scheduler and points to try first that cannot work."""
     yield from _sampler_problems(search)
     yield from _scheduler_problems(search)
+    if search.trial_count > MAX_TRIALS:
+        points = "" if search.trials else ", the points of the grid"
+        message = f"expected at most {MAX_TRIALS:,}, got {search.trial_count:,}{points}"
+        yield Problem(message, "search.trials")
     if search.warm_start and search.sampler.name not in LEARNING_SAMPLERS:
         message = f"{search.sampler.name} does not learn: expected tpe, gp or cmaes"
         yield Problem(message, "search.warm_start")

@@ -2,6 +2,9 @@
 
 import os
 import platform
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +17,7 @@ from pipelines.cost import fits, simulation, times, timing
 from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.estimate import estimate
 from pipelines.cost.simulation import draw_trials, simulate, step_flops
-from pipelines.cost.timing import time_steps
+from pipelines.cost.timing import time_steps, without_interrupts
 from pipelines.engine import instances
 from pipelines.engine.cache import PlannedStage
 from pipelines.engine.stage import Stage
@@ -119,6 +122,22 @@ def test_steps_are_timed_in_processes_of_their_own(experiment):
     two = experiment.training_run({"resources.workers": 2})
     small, large = time_steps([two, two.replace({"model.dim": 64, "model.depth": 8})], processes=1)
     assert 0 < small < large
+
+
+@pytest.mark.process
+def test_a_process_that_times_steps_leaves_ctrl_c_to_the_command():
+    itself = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('goes on')"
+    with without_interrupts():
+        found = subprocess.run([sys.executable, "-c", itself], capture_output=True, text=True)
+    assert (found.stdout, found.stderr) == ("goes on\n", "")
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize(("trials", "ways"), [(8, 20), (5000, 2), (10_000, 1)])
+def test_of_a_long_search_fewer_ways_are_simulated(searched, trials, ways):
+    long = searched.replace({"search.trials": trials})
+    assert estimates._Costs(long, None, 0, print).ways == ways
 
 
 def test_of_a_slow_size_four_steps_are_timed(experiment, tmp_path, monkeypatch):

@@ -60,6 +60,12 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("model.residual=dcaa", "did you mean dca?"),
         (f"experiment={201 * 'x'}", "experiment: expected at most 200 bytes, got 201"),
         (f"promote.model={101 * 'ü'}", "promote.model: expected at most 200 bytes, got 202"),
+        ("search.trials=10001", "search.trials: expected at most 10,000, got 10,001"),
+        (
+            "search={sampler: {name: grid}, space: {model.last_k: {int: [1, 1000]}, "
+            "model.depth: {int: [1, 11]}}}",
+            "search.trials: expected at most 10,000, got 11,000, the points of the grid",
+        ),
         (f"model.dim={10**19}", "model.dim: expected at most 1,048,576, got 10,000,000,"),
         (f"model.depth={10**9}", "model.depth: expected at most 2,000, got 1,000,000,000"),
         (
