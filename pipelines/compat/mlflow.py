@@ -100,12 +100,26 @@ ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 """Environment variable of the folder for the artifacts of a database's default experiment."""
 TABLE, COLUMNS = "experiments", {"experiment_id", "name", "artifact_location", "lifecycle_stage"}
 """A table that every database of MLflow has, and columns of it that no version lacks."""
-API = "/api/2.0/mlflow/experiments/search"
+SEARCH = "/api/2.0/mlflow/experiments/search"
 """A request that any server answers and any user may send; `/health` needs no password, and other
 servers have it too."""
+GET = "/api/2.0/mlflow/experiments/get"
+"""A request that every server refuses without the id of an experiment."""
+ERROR_CODE, EXPERIMENT_ID = "error_code", "experiment_id"
+"""Keys of a refusal, and of a listed experiment."""
 
 
-def request(uri: str, *, timeout_seconds: float) -> Any:
+def search_answer(uri: str, *, timeout_seconds: float) -> Any:
+    """The answer of a server to a search for experiments. Raises as `_answer`."""
+    return _answer(uri, SEARCH, "POST", timeout_seconds, json={"max_results": 1})
+
+
+def refusal(uri: str, *, timeout_seconds: float) -> Any:
+    """The answer of a server to a request that MLflow refuses. Raises as `_answer`."""
+    return _answer(uri, GET, "GET", timeout_seconds)
+
+
+def _answer(uri: str, path: str, method: str, timeout_seconds: float, **body: Any) -> Any:
     """The answer of a server to a request as MLflow sends it: with its credentials, from the
     environment or ~/.mlflow, its certificates and plugins. Redirects are not followed.
 
@@ -115,13 +129,13 @@ def request(uri: str, *, timeout_seconds: float) -> Any:
 
     return http_request(
         host_credentials(uri),
-        API,
-        "POST",
+        path,
+        method,
         max_retries=0,
         timeout=timeout_seconds,
         raise_on_status=False,
-        json={"max_results": 1},
         allow_redirects=False,
+        **body,
     )
 
 

@@ -7,6 +7,7 @@ errors are transient and how long they are waited out; the repeating is the same
 import logging
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,3 +79,23 @@ class RetryPolicy:
             error = state.outcome and state.outcome.exception()
             text = first_line(error) if error else ""
             logging.getLogger(__name__).warning("%s: %s; trying again", self.name, text)
+
+
+def within(seconds: float, call: Callable[[], T]) -> T | None:
+    """What a call returns, or None if it has not after so many seconds: it is left alone.
+
+    A limit of a connection is for each of its reads, and an answer may come byte by byte.
+    """
+    answered = Future[T]()
+
+    def answer() -> None:
+        try:
+            answered.set_result(call())
+        except BaseException as error:
+            answered.set_exception(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        return answered.result(seconds)
+    except TimeoutError:
+        return None

@@ -11,7 +11,6 @@ import shutil
 import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +25,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.compat.mlflow import (
     COLUMNS,
+    ERROR_CODE,
+    EXPERIMENT_ID,
     INVALID,
     LOGGER,
     MISSING,
@@ -37,13 +38,14 @@ from pipelines.compat.mlflow import (
     is_locked,
     is_transient,
     make_tables,
-    request,
+    refusal,
+    search_answer,
     set_environment,
     skip_prompt_checks,
     store_errors,
 )
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
-from pipelines.console.retries import RetryPolicy
+from pipelines.console.retries import RetryPolicy, within
 from pipelines.console.text import first_line, is_text, one_line
 from pipelines.storage.files import move_into_place
 from pipelines.storage.scratch import scratch_folder
@@ -318,9 +320,10 @@ def _start_of(path: Path) -> bytes:
 def _server_problem(uri: str) -> str | None:
     """Why what answers at an address is no tracking server for this user; None if it is one."""
     try:
-        answer = _within(ANSWER_SECONDS, lambda: request(uri, timeout_seconds=PROBE_SECONDS))
-        if answer is None:
+        found = within(ANSWER_SECONDS, lambda: _probe(uri))
+        if found is None:
             return f"no tracking server answers (no whole answer in {ANSWER_SECONDS} s)"
+        answer, is_store = found
     except MlflowException as error:
         return _no_answer(error.__cause__ or error.__context__ or error)
     except (ImportError, ValueError) as error:  # of a variable of MLflow, or what it needs
@@ -337,33 +340,32 @@ def _server_problem(uri: str) -> str | None:
         return f"a proxy refuses the request ({status})"
     if answer.status_code >= 500 or answer.status_code == 429:
         return f"no tracking server answers ({status})"
-    try:
-        found = answer.json()
-        is_store = answer.ok and isinstance(found, dict) and not found.keys() - LISTED
-        is_store = is_store and isinstance(found.get("experiments", []), list)
-    except ValueError:
-        is_store = False
     return None if is_store else f"what answers there is no MLflow server ({status})"
 
 
-def _within(seconds: float, call: Callable[[], Any]) -> Any:
-    """What a call returns, or None if it has not after so many seconds: it is left alone.
+def _probe(uri: str) -> tuple[Any, bool]:
+    """A server's answer to a search for experiments, and whether it is a tracking server's.
 
-    A limit of a connection is for each of its reads, and an answer may come byte by byte.
+    Without any it is `{}`, as of a server that answers every request so, but that refuses none.
     """
-    answered = Future[Any]()
+    answer = search_answer(uri, timeout_seconds=PROBE_SECONDS)
+    found = _json(answer) if answer.ok else {"": answer.status_code}
+    listed = found.get("experiments", [])
+    if found.keys() - LISTED or not isinstance(listed, list):
+        return answer, False
+    if listed:
+        return answer, all(isinstance(one, dict) and EXPERIMENT_ID in one for one in listed)
+    refused = refusal(uri, timeout_seconds=PROBE_SECONDS)
+    return answer, refused.status_code in (401, 403) or ERROR_CODE in _json(refused)
 
-    def answer() -> None:
-        try:
-            answered.set_result(call())
-        except BaseException as error:
-            answered.set_exception(error)
 
-    threading.Thread(target=answer, daemon=True).start()
+def _json(answer: Any) -> dict[str, Any]:
+    """The object of an answer in JSON; of another one what no tracking server answers."""
     try:
-        return answered.result(seconds)
-    except TimeoutError:
-        return None
+        found = answer.json()
+    except ValueError:
+        found = None
+    return found if isinstance(found, dict) else {"": found}
 
 
 def _identity(uri: str) -> str:

@@ -252,6 +252,9 @@ class Guarded(BaseHTTPRequestHandler):
         else:
             self.answer(401, "<html>who?</html>", **{"Content-Type": "text/html"})
 
+    def do_GET(self) -> None:
+        self.answer(400, '{"error_code": "INVALID_PARAMETER_VALUE"}')
+
     def answer(self, status: int, text: str, **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
@@ -325,12 +328,29 @@ def test_a_server_without_a_trusted_certificate_is_told_as_such(guarded):
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("text", ['{"status": "ok"}', '{"experiments": 5}', "[]"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('{"status": "ok"}', '{"experiments": 5}', "[]", "{}", '{"experiments": []}'),
+        *('{"experiments": [{"name": "a"}]}', '{"experiments": ["a"]}'),
+    ],
+)
 def test_a_server_with_another_json_is_no_tracking_server(guarded, monkeypatch, text):
     answer = Guarded.answer
     monkeypatch.setattr(Guarded, "answer", lambda self, *_, **__: answer(self, 200, text))
     with pytest.raises(ConfigError, match="what answers there is no MLflow server"):
         connect(guarded)
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_server_that_shows_no_experiment_but_refuses_a_request_is_one(
+    guarded, monkeypatch, status
+):
+    monkeypatch.setattr(Guarded, "do_POST", lambda self: self.answer(200, "{}"))
+    text = '{"error_code": "RESOURCE_DOES_NOT_EXIST"}' if status == 404 else "no"
+    monkeypatch.setattr(Guarded, "do_GET", lambda self: self.answer(status, text))
+    check_uri(guarded)
 
 
 @pytest.mark.server
