@@ -181,7 +181,7 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(t
 @pytest.mark.process
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, text):
     folder = Folder(tmp_path, text)
-    process = folder.start("train.py", "tiny.yaml", "train.tokens=262144", "train.evals=64")
+    process = folder.start("train.py", "tiny.yaml", "train.tokens=98304", "train.evals=24")
     saved = lambda: sorted(folder.path.glob("runs/fits/*/0*"))  # noqa: E731
     wait_until(lambda: len(saved()) >= 2, process)
     process.send_signal(signal.SIGTERM)
@@ -190,7 +190,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     assert "run the same command again to go on" in err
     newest = saved()[-1]
     forge(newest)  # its digests are right: it is not signed with the key of its run
-    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=262144", "train.evals=64")
+    code, out, err = folder.run("train.py", "tiny.yaml", "train.tokens=98304", "train.evals=24")
     assert code == 0, err
     damaged = (
         f"{newest}: damaged checkpoint: SIGNATURE: missing, or not made with the key of its run"

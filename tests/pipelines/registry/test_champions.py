@@ -216,8 +216,8 @@ print(overtaken)
 @pytest.mark.parametrize(
     ("remote", "promotions", "at_once"),
     [
-        pytest.param(False, 12, 4, id="SQLite, one host, twelve"),
-        pytest.param(True, 12, 4, id="a server, four hosts, twelve"),
+        pytest.param(False, 6, 3, id="SQLite, one host, six"),
+        pytest.param(True, 6, 3, id="a server, three hosts, six"),
         pytest.param(False, 50, 8, id="SQLite, one host, fifty", marks=pytest.mark.faults),
         pytest.param(True, 50, 8, id="a server, eight hosts, fifty", marks=pytest.mark.faults),
     ],
