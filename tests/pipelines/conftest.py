@@ -31,7 +31,7 @@ from tests.pipelines.commands import (
 from tests.pipelines.local_tune import local_tune as local_tune
 from tests.pipelines.stored import put_database
 
-LONGER = EXPERIMENT.replace("tokens: 65536", "tokens: 98304").replace("evals: 8", "evals: 24")
+LONGER = EXPERIMENT.replace("tokens: 65536", "tokens: 163840").replace("evals: 8", "evals: 32")
 """Trials that can be killed between a checkpoint and their end."""
 KEYS = {
     "AWS_ACCESS_KEY_ID": "AKIA0KEYOFTESTS",
