@@ -669,7 +669,10 @@ WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
         "train:\n" + "".join(f" learning_rate{i}: 1\n" for i in range(1_400)),
         "".join(f"k{i}: 1\n" for i in range(3_000)),
         "search:\n space:\n"
-        + "".join(f"  {key}: {{int: [1, 100], when: {{{WHEN}}}}}\n" for key in SEARCHED),
+        + "".join(
+            f"  {key}: {{int: [1, 100], when: {{{WHEN}}}}}\n"
+            for key in SEARCHED[: (MAX_CHARACTERS - 100) // (len(WHEN) + 60)]
+        ),
         f"arms: {{{', '.join(f'a{i}: {{model.last_k: {i + 1}}}' for i in range(64))}}}\n"
         f"search: {{space: {{model.depth: {{choice: {list(range(1, 400))}}}}}}}",
         f"model: {{attention_windows: [{'1,' * 8_000}]}}\n"
