@@ -110,7 +110,11 @@ def _refuse_outputs(experiment: Experiment) -> None:
     for key in SPLIT_KEYS.values():
         if (path := getattr(data, key)) is None:
             continue
-        found = contained(path, [*written, *stores], key=f"data.{key}")
+        try:
+            found = contained(path, [*written, *stores], key=f"data.{key}")
+        except OSError as error:  # of a part of the path, before there are files
+            message = f"{one_line(path)}: {error.strerror}"
+            raise ConfigError(Problem(message, f"data.{key}")) from None
         names = [f"the storage {storage}"] if {*found} & {*written} else []
         names += [f"the tracking store {database}"] if {*found} & {*stores} else []
         if names:

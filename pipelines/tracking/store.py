@@ -6,6 +6,7 @@ restarted command finds its runs by these.
 
 import hashlib
 import json
+import os
 import secrets
 import shlex
 import time
@@ -394,5 +395,6 @@ def _make_folder(path: Path) -> None:
     try:
         make_private(path)
     except OSError as error:
-        message = f"{path} cannot be made a folder: {error.strerror}"
-        raise ConfigError(Problem(message, "storage")) from None
+        raise ConfigError(Problem(f"{path}: {error.strerror}", "storage")) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(Problem(f"{path} cannot be written", "storage"))

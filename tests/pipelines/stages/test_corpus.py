@@ -92,6 +92,15 @@ def test_a_corpus_in_shared_storage_is_restored_without_its_files(held_out, shar
     assert not path.exists()
 
 
+def test_a_part_of_the_path_that_cannot_be_read_is_bad_input(held_out, monkeypatch):
+    def contained(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", "secret/*.txt")
+
+    monkeypatch.setattr(corpus, "contained", contained)
+    with pytest.raises(ConfigError, match=r"^data\.path: .*: Permission denied$"):
+        CorpusStage().preview(held_out)
+
+
 def test_held_out_files_that_have_changed_are_not_the_corpus_of_before(held_out, tmp_path):
     found = CorpusStage().preview(held_out)
     (tmp_path / "test").write_bytes(b"Test" * 100)

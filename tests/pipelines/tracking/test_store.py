@@ -350,3 +350,12 @@ def test_runs_of_a_killed_process_are_ended_at_the_next_start(store, monkeypatch
     store.end_killed()
     assert store.client.get_run(runs["killed"]).info.status == "RUNNING"
     assert store.client.get_run(done).info.status == "FINISHED"
+
+
+def test_storage_that_cannot_be_written_is_refused_first(tracking, tmp_path, monkeypatch):
+    storage, access = tmp_path / "runs", os.access
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: path != storage and access(path, mode))
+        with pytest.raises(ConfigError, match=f"^storage: {storage} cannot be written$"):
+            Store.open("new", storage)
+    assert Store.open("new", storage, create=False) is None
