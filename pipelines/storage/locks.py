@@ -18,8 +18,8 @@ from pipelines.console.secrets import redact
 from pipelines.console.text import one_line
 
 MAX_COMMAND_CHARACTERS = 200
-SILENT_SECONDS = 3
-"""Longest wait without a line that names the holder."""
+SILENT_SECONDS, REPEAT_SECONDS = 3, 15
+"""Longest wait without a line that names the holder, and without another one."""
 
 
 @contextmanager
@@ -61,17 +61,20 @@ def hold_lock(
 
 
 def _acquire(lock: BaseFileLock, path: Path, wait_seconds: float) -> None:
-    """Acquire a lock, with a line for people if it takes long. Raises Timeout."""
-    first = min(wait_seconds, SILENT_SECONDS)
-    try:
-        lock.acquire(timeout=first)
-    except Timeout:
-        if wait_seconds <= first:
-            raise
+    """Acquire a lock, with lines for people if it takes long. Raises Timeout."""
+    left, pause = wait_seconds, min(wait_seconds, SILENT_SECONDS)
+    while True:
+        try:
+            lock.acquire(timeout=pause)
+            return
+        except Timeout:
+            left -= pause
+            if left <= 0:
+                raise
         logging.getLogger(__name__).warning(
-            "waits for %s, which holds %s, at most %.0f s", _holder(path), path, wait_seconds
+            "waits for %s, which holds %s, at most %.0f s", _holder(path), path, left
         )
-        lock.acquire(timeout=wait_seconds - first)
+        pause = min(left, REPEAT_SECONDS)
 
 
 def _holder(path: Path) -> str:

@@ -43,6 +43,15 @@ METRICS = (
 
 def compare(context: Context[Experiment], needs: StageResults) -> Compared:
     """Compare the arms; the table and the figures are artifacts of the stage's run."""
+    shown = "compare: the table and the figures"
+    with (
+        context.progress.working(shown),
+        context.progress.watching(lambda: f"  {shown}", stage=COMPARE_KIND),
+    ):
+        return _compare(context, needs)
+
+
+def _compare(context: Context[Experiment], needs: StageResults) -> Compared:
     config = context.config
     winner = _winner(needs)
     arms = measured_arms(context.store, config, needs)
@@ -120,7 +129,7 @@ def _store(context: Context[Experiment], study: Study) -> None:
 def _draw(context: Context[Experiment], study: Study) -> None:
     from pipelines.reporting.page.study_section import study_pictures  # with matplotlib
 
-    with context.progress.working("compare: drawing the figures"), scratch_folder() as scratch:
+    with scratch_folder() as scratch:
         for picture in study_pictures(study):
             picture.save(scratch)
         context.store.log_files(context.run_id, scratch, FIGURES_FOLDER)

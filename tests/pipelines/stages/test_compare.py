@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -71,6 +72,18 @@ def test_the_verdict_its_table_and_its_figures_are_in_the_stages_run(store, data
     figures = {file.path for file in store.client.list_artifacts(found.run_id, "figures")}
     names = {"forest", "study_curves", "quality_and_time", "rate_curves"}
     assert figures == {f"figures/{name}.png" for name in names}
+
+
+def test_a_table_that_takes_long_is_followed_by_a_line(store, data, plain, monkeypatch):
+    shown, texts = threading.Event(), []
+    monkeypatch.setattr("pipelines.console.progress.WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(
+        "pipelines.console.progress.Progress.update",
+        lambda _, update: (texts.append(update.text), shown.set()),
+    )
+    monkeypatch.setattr(compare, "_draw", lambda *_: shown.wait(60))
+    store_study(store, of_arms(data, *ARMS), GAINS, times=TIMES).compare()
+    assert texts[0].startswith("  compare: the table and the figures, 0:0")
 
 
 def test_each_number_of_seeds_with_which_a_verdict_was_shown_is_a_look(store):
