@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipelines.comparison.values import Interval
+
 LEVEL = 0.05
 """Two-sided level of a whole study, over all its arms and looks."""
 FIRST_LOOK_LEVEL = 0.04
@@ -20,14 +22,6 @@ SD_CONFIDENCE = 0.8
 """Of the upper bound of the standard deviation that `seeds_needed` plans with."""
 MAX_FLIPPED = 30
 """Differences of which all signs are flipped: more take exponentially longer."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A two-sided interval."""
-
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pipelines.comparison.statistics import (
-    Interval,
     look_level,
     paired,
     seeds_needed,
@@ -18,31 +17,12 @@ from pipelines.comparison.time_to_quality import (
     TimeToQuality,
     time_to_quality,
 )
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.comparison.verdicts import Bits, Difference, differences
 
 NOISY = 0.1
 """Half-width of the interval of a step time, as a share of it, with which costs in time cannot be
 compared."""
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A ratio with its interval, if that is known."""
-
-    value: float
-    interval: Interval | None = None
-
-    @property
-    def inverse(self) -> "Ratio":
-        """The ratio of the other side to this one."""
-        ends = self.interval and Interval(1 / self.interval.high, 1 / self.interval.low)
-        return Ratio(1 / self.value, ends)
-
-    @property
-    def is_noisy(self) -> bool:
-        """Whether an end of the interval is further than 10 % from the ratio."""
-        ends = (self.interval.low, self.interval.high) if self.interval else ()
-        return any(abs(end / self.value - 1) > NOISY + 1e-9 for end in ends)
 
 
 @dataclass(frozen=True)
@@ -123,7 +103,7 @@ class Comparison:
     def noisy_times(self) -> list[tuple[str, Interval]]:
         """The arms whose step times are too noisy to compare costs in time, with the intervals."""
         times = [(row.arm, row.step_time) for row in self.rows]
-        return [(arm, t.interval) for arm, t in times if t and t.interval and t.is_noisy]
+        return [(arm, t.interval) for arm, t in times if t and t.interval and is_noisy(t)]
 
     @property
     def best(self) -> Row | None:
@@ -176,6 +156,12 @@ def compare(
         )
     sizes = tuple(len(set(seeds)) for seeds in looks)
     return Comparison(baseline, tuple(rows), sizes, level, smallest_difference)
+
+
+def is_noisy(ratio: Ratio) -> bool:
+    """Whether an end of the interval is further than 10 % from the ratio."""
+    ends = (ratio.interval.low, ratio.interval.high) if ratio.interval else ()
+    return any(abs(end / ratio.value - 1) > NOISY + 1e-9 for end in ends)
 
 
 def _row(arm: Arm, base: Arm) -> Row:

@@ -10,9 +10,10 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from pipelines.comparison.statistics import POWER, Interval, sign_flip_floor
+from pipelines.comparison.statistics import POWER, sign_flip_floor
 from pipelines.comparison.table import Comparison, Row
 from pipelines.comparison.time_to_quality import TimeToQuality
+from pipelines.comparison.values import Interval
 
 MIN_P = 0.0001
 """Smaller p-values are not spelled out."""

@@ -10,7 +10,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from pipelines.comparison.statistics import Interval, geometric_mean
+from pipelines.comparison.statistics import geometric_mean
+from pipelines.comparison.values import Interval
 
 
 class Curve(NamedTuple):

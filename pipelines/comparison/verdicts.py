@@ -6,11 +6,10 @@ results with its share of the level; divergence is an outcome, not a gap.
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from pipelines.comparison.statistics import LEVEL, Paired, holm, look_level, paired
+from pipelines.comparison.values import Verdict
 
-Verdict = Literal["better", "worse", "undecided"]
 Bits = Mapping[int, float | None]
 """Bits per byte of an arm's replicates by their seeds; None for one that diverged."""
 

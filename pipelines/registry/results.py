@@ -7,8 +7,7 @@ reports.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from pipelines.comparison.table import Ratio
-from pipelines.comparison.verdicts import Verdict
+from pipelines.comparison.values import Ratio, Verdict
 from pipelines.engine.results import Values, json_digest
 from pipelines.tracking.schema import SEED_PARAM, TRAIN_TOKENS_PARAM
 

@@ -6,8 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Ratio
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.console.progress import Progress
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults, Values, label, to_json

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, FuncFormatter, MaxNLocator, NullLocator
 
-from pipelines.comparison.statistics import Interval
 from pipelines.comparison.table import Arm, Row
+from pipelines.comparison.values import Interval
 from pipelines.reporting.figures.style import (
     GREY,
     INK,

@@ -5,8 +5,8 @@ Made and stored by the stage compare; drawn by the figures, shown by the page.
 
 from dataclasses import dataclass, replace
 
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Arm, Comparison, Ratio, Row, compare
+from pipelines.comparison.table import Arm, Comparison, Row, compare
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.comparison.verdicts import pair
 
 

@@ -10,7 +10,7 @@ from statistics import median
 
 from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.statistics import median_interval
-from pipelines.comparison.table import Ratio
+from pipelines.comparison.values import Ratio
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import TrainValSplits, train_val_splits
 from pipelines.engine.results import StageResults, from_json, json_digest

@@ -2,7 +2,6 @@ import math
 
 import pytest
 
-from pipelines.comparison.statistics import Interval
 from pipelines.comparison.time_to_quality import (
     Curve,
     TimeToQuality,
@@ -11,6 +10,7 @@ from pipelines.comparison.time_to_quality import (
     share_of_tokens,
     time_to_quality,
 )
+from pipelines.comparison.values import Interval
 
 TOKENS = range(100, 1100, 100)
 BASE = Curve(TOKENS, [4.0, 3.5, 3.2, 3.0, 2.8, 2.7, 2.6, 2.55, 2.52, 2.5])

@@ -93,6 +93,12 @@ def test_code_that_shows_stores_or_orders_and_other_kinds_change_no_key(project,
     assert changed(project, file, old, new) == set()
 
 
+def test_a_studys_statistics_are_in_no_key_of_what_trains():
+    found = code.imported_modules(name for stage in STAGES for name in stage.modules(EXPERIMENT))
+    in_keys = {name for name in found if name.startswith("pipelines.comparison.")}
+    assert in_keys - {f"pipelines.comparison.{code.PACKAGE}"} == {"pipelines.comparison.values"}
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.cluster import connection
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Ratio
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import TrainValSplits
 from pipelines.engine.results import StageResults

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Arm, Ratio, compare
+from pipelines.comparison.table import Arm, compare
 from pipelines.comparison.time_to_quality import Curve, learning_rates
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.reporting.studies.study import Study
 
 TOKENS = tuple(range(100, 1100, 100))

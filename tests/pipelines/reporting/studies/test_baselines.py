@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Ratio
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.engine.results import from_json, to_json
 from pipelines.reporting.studies.screen import settling_lines, table_lines
 from pipelines.reporting.studies.study import Study

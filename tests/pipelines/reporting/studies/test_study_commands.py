@@ -5,9 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Ratio
 from pipelines.comparison.time_to_quality import LearningRates, learning_rates
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.experiment import Experiment, load, read_experiment
 from pipelines.reporting.commands import next_commands, reproduction_command
 from pipelines.reporting.results import Results

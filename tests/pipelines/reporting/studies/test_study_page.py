@@ -9,9 +9,8 @@ import pytest
 from mlflow.entities import Dataset, DatasetInput, InputTag, RunInputs
 
 from pipelines import report
-from pipelines.comparison.statistics import Interval
-from pipelines.comparison.table import Ratio
 from pipelines.comparison.time_to_quality import learning_rates
+from pipelines.comparison.values import Interval, Ratio
 from pipelines.compat.mlflow import DATASET_CONTEXT_TAG
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment, read_experiment
