@@ -275,6 +275,25 @@ def test_activations_computed_again_give_the_same_gradients_from_less_memory(res
 
 
 @pytest.mark.parametrize("residual", KINDS)
+@pytest.mark.parametrize("dim", [24, 32])
+def test_under_autocast_to_bfloat16_gradients_are_those_of_float32_but_for_rounding(residual, dim):
+    """Mixed by the kernel (32) and without it; activations computed again give the same bits."""
+    config = config_of(residual, 2, dim=dim, heads=2)
+    model = build_model(config, generator=torch.Generator().manual_seed(0))
+    ids_bt, found = ids_of(config), []
+    for enabled, again in ((False, False), (True, False), (True, True)):
+        model.activation_checkpointing = again
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(ids_bt).float().logsumexp(-1).square().mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+        found.append(torch.cat([one.flatten() for one in gradients]))
+    single, half, again = found
+    assert half.dtype == torch.float32
+    assert torch.equal(half, again)
+    assert 0 < (half - single).norm() < 0.05 * single.norm()
+
+
+@pytest.mark.parametrize("residual", KINDS)
 def test_dropout_leaves_features_out_in_training_alone(residual):
     config = config_of(residual, 2, dropout=0.5)
     model, without = model_of(config), model_of(config_of(residual, 2))
