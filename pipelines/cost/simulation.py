@@ -42,7 +42,7 @@ class SimulatedSearch:
 
 @lru_cache(1000)  # it builds the model
 def step_flops(run: TrainingRun) -> float:
-    """FLOPs of one optimizer step, over all workers; Muon's of one."""
+    """FLOPs of one optimizer step, over all workers."""
     training = 3.0 * run.model.flops_per_token(run.train.seq_len) * run.train.batch_tokens
     return training + (matrix_work(run.model).flops if run.train.optimizer == "muon" else 0.0)
 

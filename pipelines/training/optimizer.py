@@ -13,6 +13,7 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from dca import ModelConfig
@@ -20,7 +21,7 @@ from dca.block import Block
 from dca.layers import Attention
 from pipelines.compat.torch import FOUND_INF, FUSED_DEVICES, AdamW, step_unless, update_ema
 from pipelines.training.config import TrainConfig
-from pipelines.training.device import multiplies_bfloat16
+from pipelines.training.device import multiplies_bfloat16, rank_and_world
 
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2
@@ -116,9 +117,26 @@ class Muon(AdamW):
             weight.grad = None
         for shape, found in by_shape.items():
             scale = -group["lr"] * MUON_RMS * sqrt(max(shape)) * factor
-            changes = orthogonalise(torch.stack([change for _, change in found]))
+            changes = _orthogonalise_together(torch.stack([change for _, change in found]))
             for (part, _), change in zip(found, changes, strict=True):
                 part.add_(change * scale)
+
+
+def _orthogonalise_together(x_nrc: Tensor) -> Tensor:
+    """`orthogonalise`, of which every worker makes a share and gets the others' results.
+
+    Besides the time this keeps the workers' weights equal where their processors round differently.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return orthogonalise(x_nrc)
+    count = -(-len(x_nrc) // world)
+    own_nrc, share_nrc = x_nrc[rank * count :][:count], torch.zeros_like(x_nrc[:count])
+    if len(own_nrc):
+        share_nrc[: len(own_nrc)] = orthogonalise(own_nrc)
+    whole_nrc = x_nrc.new_empty(world * count, *x_nrc.shape[1:])
+    dist.all_gather_into_tensor(whole_nrc, share_nrc)
+    return whole_nrc[: len(x_nrc)]
 
 
 def orthogonalise(x_nrc: Tensor) -> Tensor:
