@@ -90,8 +90,9 @@ def connect(*, dashboard: bool = False) -> Cluster:
 
     """
     _set_defaults(names.ENVIRONMENT)
-    for starter in _starters:
-        starter.wait()
+    with handlers_restored(*SIGNALS):  # which only the main thread can, and Ray's start replaces
+        for starter in _starters:
+            starter.wait()
     import ray
 
     if not ray.is_initialized():

@@ -1,5 +1,10 @@
 """What fits a cluster, and which clusters are refused before anything starts."""
 
+import ctypes
+import os
+import signal
+from types import SimpleNamespace
+
 import pytest
 from ray.cluster_utils import Cluster
 
@@ -104,3 +109,19 @@ def test_ray_that_does_not_start_is_one_line_with_its_reason(monkeypatch):
     monkeypatch.setattr(connection, "_watchers", [object()])  # none is started
     with pytest.raises(PipelineError, match=r"^Ray did not start on this machine: .* timed out"):
         connection.connect()
+
+
+def test_a_start_in_a_thread_leaves_signals_to_the_command(monkeypatch):
+    """Ray's own handler, in C, would print where each thread was, and may abort the process."""
+    received: list[int] = []
+    starter = SimpleNamespace(wait=lambda: ctypes.CDLL(None).signal(signal.SIGTERM, 1))
+    monkeypatch.setattr(connection, "_starters", [starter])
+    monkeypatch.setattr(connection, "_initialize", lambda *_, **__: None)
+    monkeypatch.setattr(connection, "alive_nodes", lambda _: [])
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        connection.connect()
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert received == [signal.SIGTERM]
