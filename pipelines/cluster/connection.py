@@ -20,7 +20,7 @@ from pipelines.cluster.capacity import Cluster, Node, require_capacity
 from pipelines.cluster.local.watcher import start_watcher
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
-from pipelines.console.process import SIGNALS, handlers_restored, process_restored
+from pipelines.console.process import SIGNALS, actions_restored, handlers_restored, process_restored
 from pipelines.console.text import first_line
 from pipelines.storage.private import private_folder
 from pipelines.storage.project import ROOT
@@ -90,9 +90,8 @@ def connect(*, dashboard: bool = False) -> Cluster:
 
     """
     _set_defaults(names.ENVIRONMENT)
-    with handlers_restored(*SIGNALS):  # which only the main thread can, and Ray's start replaces
-        for starter in _starters:
-            starter.wait()
+    for starter in _starters:
+        starter.wait()
     import ray
 
     if not ray.is_initialized():
@@ -206,7 +205,8 @@ class _Starter(threading.Thread):
         try:
             import ray
 
-            _initialize(ray, dashboard=self._dashboard)
+            with actions_restored(*SIGNALS):  # Ray's own prints where each thread is
+                _initialize(ray, dashboard=self._dashboard)
         except BaseException as error:  # or `wait` would wait for ever
             self._error = error
         self._ready.set()

@@ -62,6 +62,9 @@ MISSING, EXISTS, INVALID = (
 )
 """Values of MlflowException.error_code, which has no types of its own for them."""
 
+TELEMETRY = {"MLFLOW_DISABLE_TELEMETRY": "true"}
+"""As it is imported, MLflow would write a number of the user into the home folder, and send with it
+what is called."""
 LOGGER = "mlflow"
 """Prints notes of a database's migration and of every model that is logged, on standard error."""
 ENVIRONMENT = {

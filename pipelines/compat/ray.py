@@ -20,6 +20,8 @@ THREADS = {"GOMP_SPINCOUNT": "1000"}
 milliseconds, in which it keeps others from its core: two processes of two threads on two cores took
 20 times as long as one alone, with this 1.6 times, and one alone no longer. Read as PyTorch loads.
 """
+USAGE = {"RAY_USAGE_STATS_ENABLED": "0"}
+"""Ray's head node would send what it is used for, by default."""
 ENVIRONMENT = {
     **THREADS,
     # How often Ray Train's controller polls its workers (default 2 s): the delay at a run's end.

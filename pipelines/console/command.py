@@ -21,8 +21,8 @@ from pipelines.console.process import (
     handlers_restored,
     lacks_temporary_folder,
     lacks_working_folder,
+    library_defaults,
     output_guarded,
-    threads_sleep,
     user_named,
 )
 from pipelines.console.secrets import redact
@@ -61,7 +61,7 @@ def run_command(
             printed with the message.
 
     """
-    with output_guarded() as output, user_named(), garbage_seldom_searched(), threads_sleep():
+    with output_guarded() as output, user_named(), garbage_seldom_searched(), library_defaults():
         code = _exit_code(main, argv, resumes=resumes)
         output.flush()
         lost = output.error

@@ -4,6 +4,7 @@ Used by every command, so that the next one in the same process starts as in one
 """
 
 import atexit
+import ctypes
 import errno
 import gc
 import logging
@@ -30,6 +31,10 @@ NAME_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 """Where Python looks for the user's name before it asks the system."""
 NO_HOME = "/nonexistent"
 """The home that systems give to users without one."""
+DEFAULTS = ray.THREADS | ray.USAGE | mlflow.TELEMETRY
+"""Environment variables that libraries read as they are loaded."""
+MAX_ACTION_BYTES = 512
+"""More than the system's structure for what happens at a signal has."""
 DESCRIPTORS = range(3)
 """Of standard input, output and error."""
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
@@ -186,10 +191,13 @@ def garbage_seldom_searched() -> Iterator[None]:
 
 
 @contextmanager
-def threads_sleep() -> Iterator[None]:
-    """Let threads that wait for others of their process sleep soon, in the time of a block: beside
-    other work on this machine they would keep it from its cores. For a block that loads PyTorch."""
-    added = {name: value for name, value in ray.THREADS.items() if name not in os.environ}
+def library_defaults() -> Iterator[None]:
+    """Set what libraries read as they are loaded, unless the user has, in the time of a block.
+
+    Threads that wait for others of their process sleep soon: beside other work on this machine they
+    would keep it from its cores. No library sends statistics of its use.
+    """
+    added = {name: value for name, value in DEFAULTS.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -236,6 +244,21 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def actions_restored(*numbers: int) -> Iterator[None]:
+    """Put back after a block what the system does at signals, as `handlers_restored` for a block in
+    another thread than the main one, in which a library in C replaces it."""
+    libc = ctypes.CDLL(None)
+    before = {number: ctypes.create_string_buffer(MAX_ACTION_BYTES) for number in numbers}
+    for number, action in before.items():
+        libc.sigaction(number, None, action)
+    try:
+        yield
+    finally:
+        for number, action in before.items():
+            libc.sigaction(number, action, None)
 
 
 def _restore_environment(before: dict[str, str]) -> None:

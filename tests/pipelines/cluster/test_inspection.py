@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-from types import SimpleNamespace
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -114,14 +113,15 @@ def test_ray_that_does_not_start_is_one_line_with_its_reason(monkeypatch):
 def test_a_start_in_a_thread_leaves_signals_to_the_command(monkeypatch):
     """Ray's own handler, in C, would print where each thread was, and may abort the process."""
     received: list[int] = []
-    starter = SimpleNamespace(wait=lambda: ctypes.CDLL(None).signal(signal.SIGTERM, 1))
-    monkeypatch.setattr(connection, "_starters", [starter])
-    monkeypatch.setattr(connection, "_initialize", lambda *_, **__: None)
-    monkeypatch.setattr(connection, "alive_nodes", lambda _: [])
+    ignore = lambda *_, **__: ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # noqa: E731
+    monkeypatch.setattr(connection, "_initialize", ignore)
+    monkeypatch.setattr(connection, "_set_defaults", lambda _: None)
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        connection.connect()
+        connection.start_early()
+        connection._starters[0].wait()
         os.kill(os.getpid(), signal.SIGTERM)
     finally:
+        connection.shutdown()
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]

@@ -19,6 +19,7 @@ from mlflow.models import model as models
 from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FILE_NAME
 from mlflow.store.db import utils as database
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from mlflow.telemetry import utils as telemetry
 from mlflow.utils import mlflow_tags
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -104,6 +105,13 @@ def test_the_pages_have_the_addresses_and_the_kind_of_experiment(user_interface)
     assert f'"{value}"' in user_interface
     for tag in (compat.NOTE_TAG, compat.PARENT_RUN_TAG, compat.DATASET_CONTEXT_TAG):
         assert tag in user_interface
+
+
+def test_the_variable_turns_the_statistics_of_mlflows_use_off(monkeypatch):
+    ((name, value),) = compat.TELEMETRY.items()
+    assert environment_variables.MLFLOW_DISABLE_TELEMETRY.name == name
+    monkeypatch.setenv(name, value)
+    assert telemetry.is_telemetry_disabled()
 
 
 def test_tables_that_are_made_at_once_are_those_that_mlflow_makes(tmp_path):

@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
+from ray._common.usage import usage_constants
 from ray._private import accelerators, ray_constants, utils
 from ray._private.authentication import authentication_token_setup
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
@@ -74,6 +75,11 @@ def test_the_variable_turns_tunes_own_output_off(monkeypatch):
     assert output.get_air_verbosity(1) is not None
     monkeypatch.setenv("RAY_AIR_NEW_OUTPUT", compat.ENVIRONMENT["RAY_AIR_NEW_OUTPUT"])
     assert output.get_air_verbosity(1) is None
+
+
+def test_the_variable_turns_the_statistics_of_rays_use_off():
+    (name,) = compat.USAGE
+    assert name == usage_constants.USAGE_STATS_ENABLED_ENV_VAR
 
 
 def test_trials_keep_the_working_folder_and_workers_without_a_gpu_see_none():

@@ -386,6 +386,7 @@ def test_any_arms_and_seeds_are_taken_or_refused(arms, seeds):
 GPUS = st.floats(0, 1e300).map(lambda gpus: gpus if gpus <= 1 else float(int(gpus)))
 """A fraction of one, or whole ones."""
 COUNTS = st.integers(1, 10**30)
+DEPTHS = st.integers(1, 2_000)
 WIDTHS = st.integers(1, 64).map(lambda number: number * 8)
 PRINTED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
 RANGES = st.lists(st.floats(1e-300, 1e300), min_size=2, max_size=2, unique=True).map(sorted)
@@ -404,7 +405,7 @@ GOOD = st.fixed_dictionaries(
             {},
             optional={
                 "dim": WIDTHS,
-                "depth": COUNTS,
+                "depth": DEPTHS,
                 "residual": st.sampled_from(registry.residual.names),
                 "last_k": COUNTS | st.none(),
                 "attention_windows": st.lists(COUNTS | st.none(), min_size=1, max_size=4),
@@ -431,7 +432,7 @@ GOOD = st.fixed_dictionaries(
                     "model.last_k": {"choice": values, "when": {"model.depth": low}},
                 }
             },
-            *(RANGES, st.integers(1, 10**20), st.integers(1, 20)),
+            *(RANGES, st.integers(1, 1_980), st.integers(1, 20)),
             st.lists(COUNTS | st.none(), min_size=1, max_size=4, unique=True),
         ),
         "generate": st.fixed_dictionaries(

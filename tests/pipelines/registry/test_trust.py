@@ -211,8 +211,8 @@ def test_no_command_takes_a_configuration_that_was_not_logged(
     [
         (append(LINEAGE, " "), rf"{LINEAGE} was altered"),
         (swap, rf"its {SUMS} is not the one that was logged"),
-        (lambda folder: (folder / LINEAGE).unlink(), rf"there is no {LINEAGE}"),
-        (shutil.rmtree, rf"there is no {LINEAGE}"),
+        (lambda folder: (folder / LINEAGE).unlink(), rf"its {LINEAGE} is gone"),
+        (shutil.rmtree, r"its files are gone from "),
     ],
 )
 def test_the_list_names_a_damaged_version_and_shows_the_others(

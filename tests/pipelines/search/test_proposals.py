@@ -54,7 +54,7 @@ def test_stored_trials_are_points_that_are_not_run_again(experiment):
 
 
 def test_a_long_space_does_not_bound_the_search(experiment, monkeypatch):
-    space = {"model.depth": {"int": [1, 10**9]}}
+    space = {"model.dim": {"int": [4, 2**20], "step": 4}}
     task = searching(experiment, space, trials=50).search_task()
     assert bounded(task, []) is task
     rates = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
