@@ -37,7 +37,7 @@ GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(FORKS, "forks")
 all libraries, from which others are forked, and one tracking server."""
 RUNNING: list[str] = []
 """The unit test that is running."""
-TIERS = ("process", "ray", "server", "browser", "docs", "faults", "cluster")
+TIERS = ("slow", "process", "ray", "server", "browser", "docs", "faults", "cluster")
 """Markers; a test without one of them is a unit test."""
 SAME = {"derandomize": True, "deadline": None, "database": None}
 hypothesis.settings.register_profile("quick", max_examples=200, **SAME)
@@ -53,6 +53,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script run
 os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
 gc.disable()  # until all is imported
 NEEDS = {
+    "tracking": "slow",
+    "local_tune": "slow",
     "finished": "ray",
     "studied": "ray",
     "failed": "ray",
@@ -130,7 +132,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _turn(item: pytest.Item) -> int:
     """The order of files: the groups, what takes longest, units; pages show what Ray has made."""
-    order = ("server", "docs", "process", "ray", "browser", "unit")
+    order = ("server", "docs", "process", "ray", "browser", "slow", "unit")
     if group := GROUPS.get(item.path.name):
         return ("Ray", "forks").index(group) - 2
     return next(i for i, tier in enumerate([*order, *TIERS]) if item.get_closest_marker(tier))
@@ -158,9 +160,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Remember whether what follows is a unit test, for `refuse_processes`."""
+    """Note whether what follows is a unit test, slow or not, for `refuse_processes`."""
     RUNNING.clear()
-    if item.get_closest_marker("unit"):
+    if not any(map(item.get_closest_marker, TIERS[1:])):
         RUNNING.append(item.nodeid)
 
 

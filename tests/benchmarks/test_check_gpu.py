@@ -26,6 +26,7 @@ def check(tmp_path):
     return Check(torch.device("cpu"), tmp_path)
 
 
+@pytest.mark.slow
 def test_every_part_has_figures_or_needs_a_gpu(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("OUT", str(tmp_path))
     assert check_gpu.main(["--cpu"]) == 0

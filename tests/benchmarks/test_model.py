@@ -32,6 +32,7 @@ def cells(table: str) -> list[dict[str, str]]:
     return [dict(zip(heads, line, strict=True)) for line in lines]
 
 
+@pytest.mark.slow
 def test_every_row_has_its_figures_or_the_reason_why_not(bench):
     cases = [Case(row, TINY) for row in ROWS]
     bench.measure_steps(cases, slow=False)

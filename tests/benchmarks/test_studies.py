@@ -8,6 +8,7 @@ from benchmarks import studies
 from benchmarks.studies import rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", studies.RESIDUALS)
 def test_equal_arms_are_seldom_found_different(kind):
     """Of 200 the share found has an error of 0.015. With 0.05 at each look 0.11 of the studies with

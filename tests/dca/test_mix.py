@@ -222,6 +222,7 @@ def test_a_library_is_not_taken_from_a_folder_that_others_write_to(monkeypatch, 
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_library_is_built_again(monkeypatch, tmp_path):
     """An empty one; one of something else, and one that was cut, under other digests."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

@@ -221,6 +221,7 @@ def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual, ba
         torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_blocks_share_one_compiled_program():
     """So that the time to compile does not grow with the depth."""
     model = model_of(config_of("dca", None, depth=6, dim=48)).float()

@@ -90,6 +90,7 @@ def test_a_study_has_arms_with_a_tuned_rate_each_and_five_seeds(name):
         assert arm.fit_run().train.evals == 32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_the_trials_of_every_experiment_train_tiny(name, tmp_path, text):
     """As `--smoke` trains them, proposed by the experiment's own sampler, and in this process: the

@@ -181,6 +181,7 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     assert not any(KEYS[name].encode() in written_bytes for name in KEYS if "KEY" in name)
 
 
+@pytest.mark.slow
 def test_train_makes_a_model_that_generates(tmp_path, text):
     folder = Folder(tmp_path, text)
     command = ("train.py", "tiny.yaml", "train.tokens=8192", "model.dim=32", "tensorboard=true")
@@ -194,6 +195,7 @@ def test_train_makes_a_model_that_generates(tmp_path, text):
     assert out.startswith("a ")
 
 
+@pytest.mark.slow
 def test_a_machine_reads_a_training_and_quiet_prints_only_its_result(tmp_path, text):
     folder = Folder(tmp_path, text)
     command = ("train.py", "tiny.yaml", "train.tokens=8192")
@@ -209,6 +211,7 @@ def test_a_machine_reads_a_training_and_quiet_prints_only_its_result(tmp_path, t
     assert result["outputs"]["train"]["model_uri"] in out
 
 
+@pytest.mark.slow
 def test_a_logged_transformer_can_be_trained_on_as_dca(tmp_path, text):
     folder = Folder(tmp_path, text)
     standard = ["tiny.yaml", "model.residual=standard", "train.tokens=8192", "train.evals=2"]
@@ -241,6 +244,7 @@ def process_state() -> dict:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "arguments", "code"),
     [

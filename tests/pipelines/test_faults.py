@@ -128,6 +128,7 @@ def test_a_disk_that_refuses_stops_the_sweep_and_no_trial_is_lost(tmp_path, text
     assert states(folder)["failed"] == 0
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
     """A limit on the size of files stands in for a disk with no room left."""
     folder = Folder(tmp_path, text)
@@ -199,6 +200,7 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     assert_whole(folder.store(), folder.store().find("train"))
 
 
+@pytest.mark.slow
 def test_what_was_replaced_in_storage_before_it_is_packaged_is_no_model(
     tmp_path, text, monkeypatch
 ):

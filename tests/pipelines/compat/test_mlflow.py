@@ -114,6 +114,7 @@ def test_the_variable_turns_the_statistics_of_mlflows_use_off(monkeypatch):
     assert telemetry.is_telemetry_disabled()
 
 
+@pytest.mark.slow
 def test_tables_that_are_made_at_once_are_those_that_mlflow_makes(tmp_path):
     ours, theirs = tmp_path / "ours.db", tmp_path / "theirs.db"
     compat.make_tables(ours)

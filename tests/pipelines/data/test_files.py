@@ -139,6 +139,7 @@ def test_what_is_not_there_is_one_line(tmp_path, pattern):
     assert message.endswith(("no such file, folder or glob match", "a.txt: Not a directory"))
 
 
+@pytest.mark.slow
 def test_a_folder_may_be_deeper_than_python_recurses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(1200):

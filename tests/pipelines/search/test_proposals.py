@@ -186,6 +186,7 @@ def drawn_space(rng: Random) -> dict:
     return space
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.faults)])
 def test_every_proposal_of_many_spaces_is_valid_and_none_is_retried(data, count):
     rng, accepted, invalid = Random(0), 0, 0

@@ -191,6 +191,7 @@ def test_activations_are_computed_again_where_the_configuration_says_so(
     assert len(calls) >= run.model.depth * run.train.eval_steps[0]
 
 
+@pytest.mark.slow
 def test_compiled_and_resumed_a_run_trains_and_averages_as_an_eager_one(
     run, splits, tmp_path, monkeypatch
 ):

@@ -1,9 +1,12 @@
 """Two trainings timed in turns."""
 
+import pytest
+
 from pipelines.training import timing
 from pipelines.training.timing import times_in_turns, worker_share
 
 
+@pytest.mark.slow
 def test_a_deeper_model_takes_longer_in_every_round(run, splits, monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.02)
     rounds = times_in_turns(run, run.replace({"model.depth": 12}), splits, 2)
@@ -11,6 +14,7 @@ def test_a_deeper_model_takes_longer_in_every_round(run, splits, monkeypatch):
     assert all(0 < small < 0.75 * large for small, large in rounds)
 
 
+@pytest.mark.slow
 def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, monkeypatch):
     alive, order = set(), []
 
