@@ -5,13 +5,17 @@ A configuration is read and checked without PyTorch, which takes seconds to impo
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from dca import registry
 from dca.errors import FieldError
 
 if TYPE_CHECKING:
     from torch import nn
+
+Activation = Literal["gelu", "relu2", "swiglu"]
+HIDDEN_MULTIPLE = 16
+"""Of the hidden width with swiglu: kernels on CPUs and GPUs need such widths."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,12 @@ class ModelConfig:
     """Number of decoder blocks."""
     heads: int = 4
     """Attention heads; dim / heads must be an even number (rotary turns pairs)."""
+    kv_heads: int | None = None
+    """Heads of keys and values, each read by heads / kv_heads heads of queries (arXiv 2305.13245):
+    a smaller cache; must divide heads; null: as many as heads."""
+    qk_norm: bool = False
+    """Whether each head's queries and keys are RMS-normalised, without a gain, before they are
+    turned by their positions."""
     residual: Annotated[str, registry.residual] = "dca"
     """How a block's input is made from the earlier blocks' outputs (see dca/residuals)."""
     last_k: int | None = 2
@@ -44,6 +54,10 @@ class ModelConfig:
     depth; null: all of them. [64, 256, null] is attention at three scales."""
     ff_mult: int = 4
     """Hidden width of the feed-forward layer, in multiples of dim."""
+    activation: Activation = "gelu"
+    """Of the feed-forward layer: GELU, the square of ReLU (arXiv 2109.08668) or SwiGLU (arXiv
+    2002.05202), whose third matrix is paid for by two thirds of the width, to the nearest multiple
+    of 16."""
     vocab: int = 256
     """Number of symbols; 256 for bytes."""
     grn_init_std: float = 0.05
@@ -55,6 +69,11 @@ class ModelConfig:
     tied_embeddings: bool = False
     """Whether one matrix is both embedding and head; the logits then have a factor of 0.5 /
     sqrt(dim), so that they start as large as with a separate head."""
+    logit_softcap: float | None = None
+    """Bound c of the logits: c * tanh(logits / c); null: none."""
+    zero_init: bool = False
+    """Whether the output matrices of attention and feed-forward start at zero instead of at random
+    values."""
     dropout: float = 0.0
     """Share of the features of the embedding and of each attention's and feed-forward's output
     that a training step drops."""
@@ -78,12 +97,43 @@ class ModelConfig:
             )
         if not 0 <= self.grn_init_std < float("inf"):
             raise FieldError("grn_init_std", f"expected at least 0, got {self.grn_init_std}")
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        """Raise FieldError for a value of attention, feed-forward or the logits."""
+        if self.activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise FieldError("activation", f"expected one of {known}, got {self.activation!r}")
+        if self.logit_softcap is not None and not 0 < self.logit_softcap < float("inf"):
+            message = f"expected more than 0 or null, got {self.logit_softcap}"
+            raise FieldError("logit_softcap", message)
         if not 0 <= self.dropout < 1:
             raise FieldError("dropout", f"expected at least 0 and less than 1, got {self.dropout}")
         if self.dim % (2 * self.heads):
             raise FieldError(
                 "heads", f"dim / heads must be an even number, got {self.dim} / {self.heads}"
             )
+        if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
+            message = f"expected null or a divisor of heads = {self.heads}, got {self.kv_heads}"
+            raise FieldError("kv_heads", message)
+
+    @property
+    def head_dim(self) -> int:
+        """Features of a head."""
+        return self.dim // self.heads
+
+    @property
+    def groups(self) -> int:
+        """`kv_heads`, resolved."""
+        return self.kv_heads or self.heads
+
+    @property
+    def ff_dim(self) -> int:
+        """Hidden width of the feed-forward layer."""
+        width = self.ff_mult * self.dim
+        if self.activation != "swiglu":
+            return width
+        return max(1, round(2 * width / (3 * HIDDEN_MULTIPLE))) * HIDDEN_MULTIPLE
 
     def window(self, block: int) -> int | None:
         """Positions that the attention of block `block`, from 1, sees; None for all."""

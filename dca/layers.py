@@ -1,7 +1,7 @@
 """Rotary positions, attention with separate query, key and value inputs, feed-forward.
 
-Axes: b batch, t time, d model, h heads, e features of a head, f hidden features; m chunks of w
-positions, a window, into which the text is cut.
+Axes: b batch, t time, d model, h heads, g heads of keys and values, e features of a head, f hidden
+features; m chunks of w positions, a window, into which the text is cut.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from dca import kernels
 from dca.config import ModelConfig
+from dca.mix import NORM_EPS
 
 
 def project(x: Tensor, weight: Tensor, *, gelu: bool = False) -> Tensor:
@@ -101,9 +102,11 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, window: int | None) -> None:
         super().__init__()
-        self.heads, self.window, self.dropout = config.heads, window, config.dropout
-        self.qkv = nn.Linear(config.dim, 3 * config.dim, bias=False)
-        self.qkv_rows = 3 * (config.dim,)
+        self.window, self.dropout = window, config.dropout
+        self.head_dim, self.qk_norm = config.head_dim, config.qk_norm
+        self.readers = config.heads // config.groups
+        self.qkv_rows = (config.dim, *2 * (config.groups * config.head_dim,))
+        self.qkv = nn.Linear(config.dim, sum(self.qkv_rows), bias=False)
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, inputs: list[Tensor], *context: Any) -> Tensor:
@@ -114,14 +117,14 @@ class Attention(nn.Module):
         return self.attend(*self.split(inputs), *context)
 
     def split(self, inputs: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values [b, h, t, e] of the inputs, before the rotation."""
+        """Queries [b, h, t, e], keys and values [b, g, t, e], before the norm and the rotation."""
         if len(inputs) == 1:
             parts = project(inputs[0], self.qkv.weight).split(self.qkv_rows, dim=-1)
         else:
             weights = self.qkv.weight.split(self.qkv_rows)
             parts = tuple(project(x, w) for x, w in zip(inputs, weights, strict=True))
         # not einops, which would take a twentieth of the time of decoding a byte
-        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
+        q, k, v = (x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for x in parts)
         return q, k, v
 
     def attend(
@@ -138,29 +141,45 @@ class Attention(nn.Module):
         With a cache the inputs continue the `position` symbols in it: they are either
         the whole beginning of a text (position 0) or one symbol.
         """
+        if self.qk_norm:
+            q, k = (F.rms_norm(x, x.shape[-1:], eps=NORM_EPS).to(x.dtype) for x in (q, k))
         q, k = rotate(q, table), rotate(k, table)
         if cache is not None:
             held = cache.put(k, v, position)
+        grouped = self.readers > 1
         if position:
-            mixed = F.scaled_dot_product_attention(q, *held)
+            mixed = F.scaled_dot_product_attention(q, *held, enable_gqa=grouped)
         elif self.window is not None:
+            if grouped:  # a mask together with groups has no fast kernel on a GPU
+                k, v = (x.repeat_interleave(self.readers, 1) for x in (k, v))
             mixed = windowed_attention(q, k, v, self.window)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         h_btd = project(mixed.transpose(1, 2).flatten(2), self.out.weight)
         return F.dropout(h_btd, self.dropout) if self.dropout and self.training else h_btd
 
 
 class FeedForward(nn.Module):
-    """Two matrices with a GELU between them."""
+    """Two matrices with an activation between them; with swiglu the first one is two, stacked."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.dim, config.ff_mult * config.dim, bias=False)
-        self.down = nn.Linear(config.ff_mult * config.dim, config.dim, bias=False)
-        self.dropout = config.dropout
+        self.activation, self.dropout = config.activation, config.dropout
+        self.up_rows = (2 if config.activation == "swiglu" else 1) * (config.ff_dim,)
+        self.up = nn.Linear(config.dim, sum(self.up_rows), bias=False)
+        self.down = nn.Linear(config.ff_dim, config.dim, bias=False)
 
     def forward(self, x_btd: Tensor) -> Tensor:
         """[b, t, d] to [b, t, d]."""
-        y_btd = project(project(x_btd, self.up.weight, gelu=True), self.down.weight)
+        y_btd = project(self.hidden(x_btd), self.down.weight)
         return F.dropout(y_btd, self.dropout) if self.dropout and self.training else y_btd
+
+    def hidden(self, x_btd: Tensor) -> Tensor:
+        """What the second matrix reads, [b, t, f]."""
+        if self.activation == "gelu":
+            return project(x_btd, self.up.weight, gelu=True)
+        up = project(x_btd, self.up.weight)
+        if self.activation == "relu2":
+            return F.relu(up).square()
+        gate_btf, up_btf = up.split(self.up_rows, dim=-1)
+        return F.silu(gate_btf) * up_btf

@@ -23,11 +23,10 @@ class Cache:
     def __init__(self, config: ModelConfig, like: Tensor, *, batch: int, capacity: int) -> None:
         """For up to `capacity` positions; a windowed block stores its window only."""
         self.length = 0
-        head_dim = config.dim // config.heads
-        self.table = rotary_table(like, capacity, head_dim)
+        self.table = rotary_table(like, capacity, config.head_dim)
         windows = [config.window(t) or capacity for t in range(1, config.depth + 1)]
         self.layers = [
-            KeyValues(like, (batch, config.heads, min(window, capacity), head_dim))
+            KeyValues(like, (batch, config.groups, min(window, capacity), config.head_dim))
             for window in windows
         ]
         self.batch, self.capacity = batch, capacity
@@ -65,7 +64,7 @@ class GPT(LanguageModel):
         config, (batch, length) = self.config, ids_bt.shape
         start = cache.length if cache else 0
         if cache is None:
-            table = rotary_table(self.embed.weight, length, config.dim // config.heads)
+            table = rotary_table(self.embed.weight, length, config.head_dim)
         else:
             cache.check(batch, length)
             table = cache.table[:, start : start + length]
@@ -80,8 +79,11 @@ class GPT(LanguageModel):
         if cache:
             cache.length += length
         if self.head is None:
-            return project(_head_std(config) * normed_btd, self.embed.weight)
-        return project(normed_btd, self.head.weight)
+            logits_btv = project(_head_std(config) * normed_btd, self.embed.weight)
+        else:
+            logits_btv = project(normed_btd, self.head.weight)
+        cap = config.logit_softcap
+        return logits_btv if cap is None else cap * (logits_btv / cap).tanh()
 
     def new_cache(self, *, batch: int, capacity: int) -> Cache:
         """An empty cache for texts of up to `capacity` positions."""
@@ -103,17 +105,19 @@ class GPT(LanguageModel):
         """Draw matrices that preserve the variance of their input.
 
         Those that write to the stream are smaller by sqrt(2 * depth), so that its variance does not
-        grow with depth. With the same generator state every residual kind has the same matrices:
-        its additional parameters are drawn last.
+        grow with depth, or zero. With the same generator state every residual kind has the same
+        matrices: its additional parameters are drawn last.
         """
         config = self.config
         read, write = config.dim**-0.5, (2 * config.depth * config.dim) ** -0.5
+        if config.zero_init:
+            write = 0.0
         std = {
             "embed": 1.0,
             "qkv": read,
             "out": write,
             "up": read,
-            "down": write * config.ff_mult**-0.5,
+            "down": write * (config.ff_dim / config.dim) ** -0.5,
             "head": _head_std(config),
         }
         for name, module in self.named_modules():

@@ -34,6 +34,7 @@ KEY = "train.start_from"
 SHAPE = (
     *("architecture", "dim", "depth", "heads", "ff_mult", "vocab"),
     *("attention_windows", "tied_embeddings"),
+    *("kv_heads", "qk_norm", "activation", "logit_softcap"),
 )
 MIXING = ("residual", "last_k", "grn_norm", "hyper_streams")
 """What must agree besides, unless the model to start from is `standard`."""

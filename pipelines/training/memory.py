@@ -58,13 +58,20 @@ def _process_bytes(config: TrainingRun) -> int:
 def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     """Bytes that the forward pass keeps of one token, and of the logits with their gradient."""
     model = config.model
-    block = 18 + 2 * model.ff_mult + _kind_keeps(model)
+    shared = 1 - model.groups / model.heads  # of keys, turned and not, and of values
+    block = 18 + model.qk_norm - 3 * shared + _hidden(model) + _kind_keeps(model)
     blocks = model.depth * block
     if config.train.activation_checkpointing:  # one block at a time, and the inputs of the others
         blocks = block + model.depth * (6 + _kind_keeps(model) // 2)
     half = {"auto": on_gpu, "float32": False, "bfloat16": True}[config.train.precision]
     width = 2 if half else 4
-    return width * model.dim * blocks + 4 * 4 * model.vocab
+    logits = 4 if model.logit_softcap is None else 5
+    return width * round(model.dim * blocks) + 4 * logits * model.vocab
+
+
+def _hidden(model: ModelConfig) -> float:
+    """Hidden features, before, within and after the activation, in multiples of dim."""
+    return (4 if model.activation == "swiglu" else 2) * model.ff_dim / model.dim
 
 
 def _kind_keeps(model: ModelConfig) -> int:
@@ -78,8 +85,8 @@ def _evaluation_bytes(config: TrainingRun) -> int:
     model, train = config.model, config.train
     windows = min(EVAL_WINDOWS, max(1, (train.eval_tokens or train.seq_len * 32) // train.seq_len))
     entries = model.depth + 1 if model.last_k is None else min(model.depth, model.last_k + 1) + 1
-    live = entries + model.hyper_streams + 4 + 2 * model.ff_mult
-    return 4 * windows * train.seq_len * (model.dim * live + 3 * model.vocab)
+    live = entries + model.hyper_streams + 4 + _hidden(model)
+    return 4 * windows * train.seq_len * (round(model.dim * live) + 3 * model.vocab)
 
 
 def micro_tokens(config: TrainingRun) -> int:

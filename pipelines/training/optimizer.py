@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dca import ModelConfig
 from dca.block import Block
-from dca.layers import Attention
+from dca.layers import Attention, FeedForward
 from pipelines.compat.torch import FOUND_INF, FUSED_DEVICES, AdamW, step_unless, update_ema
 from pipelines.training.config import TrainConfig
 from pipelines.training.device import multiplies_bfloat16, rank_and_world
@@ -71,8 +71,11 @@ def block_matrices(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
         if isinstance(block, Block):
             linear = [module for module in block.modules() if isinstance(module, nn.Linear)]
             found |= {module.weight: (len(module.weight),) for module in linear}
-            attentions = (module for module in block.modules() if isinstance(module, Attention))
-            found |= {module.qkv.weight: module.qkv_rows for module in attentions}
+            for module in block.modules():
+                if isinstance(module, Attention):
+                    found[module.qkv.weight] = module.qkv_rows
+                if isinstance(module, FeedForward):
+                    found[module.up.weight] = module.up_rows
     return found
 
 

@@ -20,8 +20,12 @@ def logits(config: ModelConfig, weights: Weights, ids_bt: Tensor) -> Tensor:
     g = kinds.get(config.residual, _stacked)(config, weights, x)
     normed = rms_norm(g, weights["norm.weight"])
     if config.tied_embeddings:
-        return normed @ weights["embed.weight"].T / (2 * math.sqrt(config.dim))
-    return normed @ weights["head.weight"].T
+        y = normed @ weights["embed.weight"].T / (2 * math.sqrt(config.dim))
+    else:
+        y = normed @ weights["head.weight"].T
+    if config.logit_softcap is None:
+        return y
+    return config.logit_softcap * torch.tanh(y / config.logit_softcap)
 
 
 def _stacked(config, weights, x) -> Tensor:
@@ -34,7 +38,7 @@ def _stacked(config, weights, x) -> Tensor:
         norms *= 3 // len(norms)
         inputs = (rms_norm(x, g) for x, g in zip((q, k, v), norms, strict=True))
         h = _attention(config, weights, name, config.window(t), *inputs)
-        outputs.append(h + _feed_forward(weights, name, h + q))
+        outputs.append(h + _feed_forward(config, weights, name, h + q))
     return _inputs(config, weights, "mix", outputs, 1)[0]
 
 
@@ -44,7 +48,7 @@ def _value_residual(config, weights, x) -> Tensor:
     for t in range(1, config.depth + 1):
         name = f"blocks.{t - 1}."
         normed = rms_norm(x, weights[f"{name}norms.0.weight"])
-        values = normed @ weights[f"{name}attention.qkv.weight"].chunk(3)[2].T
+        values = normed @ _projections(config, weights, name)[2].T
         if first is None:
             first = values
         else:
@@ -52,7 +56,7 @@ def _value_residual(config, weights, x) -> Tensor:
             values = a * first + b * values
         window = config.window(t)
         x = x + _attention(config, weights, name, window, normed, normed, None, values)
-        x = x + _feed_forward(weights, name, x)
+        x = x + _feed_forward(config, weights, name, x)
     return x
 
 
@@ -66,7 +70,7 @@ def _hyper_connections(config, weights, x) -> Tensor:
         y = _attention(config, weights, name, config.window(t), *inputs)
         streams = streams + torch.einsum("btn,btd->btnd", write, y)
         read, streams, write = _connect(weights, f"{name}around_ff.", streams)
-        y = _feed_forward(weights, name, read)
+        y = _feed_forward(config, weights, name, read)
         streams = streams + torch.einsum("btn,btd->btnd", write, y)
     return streams.mean(2)
 
@@ -83,9 +87,15 @@ def _connect(weights, name, streams) -> tuple[Tensor, Tensor, Tensor]:
     return read, torch.einsum("btnm,btnd->btmd", a_r, streams), b
 
 
-def _feed_forward(weights, name, x) -> Tensor:
-    hidden = rms_norm(x, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
-    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
+def _feed_forward(config, weights, name, x) -> Tensor:
+    u = rms_norm(x, weights[f"{name}norm_ff.weight"]) @ weights[f"{name}ff.up.weight"].T
+    if config.activation == "swiglu":  # the first half of the rows is the gate
+        half = u.shape[-1] // 2
+        hidden = u[..., :half] / (1 + torch.exp(-u[..., :half])) * u[..., half:]
+    elif config.activation == "relu2":
+        hidden = torch.where(u > 0, u**2, torch.zeros_like(u))
+    else:
+        hidden = 0.5 * u * (1 + torch.erf(u / math.sqrt(2)))
     return hidden @ weights[f"{name}ff.down.weight"].T
 
 
@@ -126,18 +136,28 @@ def _stack(outputs: list[Tensor], last_k: int | None) -> list[Tensor]:
 
 def _attention(config, weights, name, window, q, k, v, values=None) -> Tensor:
     """From the normed inputs; `values` are given if v alone does not make them."""
-    wq, wk, wv = weights[f"{name}attention.qkv.weight"].chunk(3)
+    wq, wk, wv = _projections(config, weights, name)
     size, length = config.dim // config.heads, q.shape[1]
     values = v @ wv.T if values is None else values
     heads = []
     for h in range(config.heads):
-        part = slice(h * size, (h + 1) * size)
-        queries, keys = _rotate((q @ wq.T)[..., part]), _rotate((k @ wk.T)[..., part])
-        scores = queries @ keys.transpose(1, 2) / math.sqrt(size)
+        group = h if config.kv_heads is None else h * config.kv_heads // config.heads
+        own, shared = (slice(i * size, (i + 1) * size) for i in (h, group))
+        queries, keys = (q @ wq.T)[..., own], (k @ wk.T)[..., shared]
+        if config.qk_norm:
+            queries, keys = (rms_norm(x, torch.ones_like(x[0, 0])) for x in (queries, keys))
+        scores = _rotate(queries) @ _rotate(keys).transpose(1, 2) / math.sqrt(size)
         back = torch.arange(length)[:, None] - torch.arange(length)
         hidden = (back < 0) | (back >= (window or length))
-        heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ values[..., part])
+        heads.append(scores.masked_fill(hidden, -math.inf).softmax(-1) @ values[..., shared])
     return torch.cat(heads, -1) @ weights[f"{name}attention.out.weight"].T
+
+
+def _projections(config, weights, name) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrices of queries, keys and values, the rows of one stacked matrix."""
+    stacked, d = weights[f"{name}attention.qkv.weight"], config.dim
+    keys = d if config.kv_heads is None else d * config.kv_heads // config.heads
+    return stacked[:d], stacked[d : d + keys], stacked[d + keys :]
 
 
 def _rotate(x: Tensor) -> Tensor:

@@ -85,6 +85,13 @@ def test_defaults_and_limits_are_those_of_the_shipped_schema():
         ({"grn_init_std": float("inf")}, "grn_init_std: expected at least 0, got inf"),
         ({"ff_mult": 0}, "ff_mult: expected at least 1, got 0"),
         ({"last_k": 0}, "last_k: expected at least 1 or null, got 0"),
+        ({"kv_heads": 3}, "kv_heads: expected null or a divisor of heads = 4, got 3"),
+        ({"kv_heads": 0}, "kv_heads: expected null or a divisor of heads = 4, got 0"),
+        ({"kv_heads": 8}, "kv_heads: expected null or a divisor of heads = 4, got 8"),
+        ({"activation": "relu"}, "activation: expected one of gelu, relu2, swiglu, got 'relu'"),
+        ({"logit_softcap": 0.0}, "logit_softcap: expected more than 0 or null, got 0.0"),
+        ({"logit_softcap": float("inf")}, "logit_softcap: expected more than 0 or null, got inf"),
+        ({"logit_softcap": float("nan")}, "logit_softcap: expected more than 0 or null, got nan"),
     ],
 )
 def test_an_invalid_shape_is_refused_with_what_was_expected(given, message):
@@ -97,10 +104,23 @@ def test_an_invalid_shape_is_refused_with_what_was_expected(given, message):
     [
         *({"dim": 2, "heads": 1}, {"last_k": 1}, {"dropout": 0.0}, {"dropout": 0.999}),
         *({"grn_init_std": 0.0}, {"attention_windows": [1]}, {"hyper_streams": 1}, {"vocab": 1}),
+        *({"kv_heads": 1}, {"kv_heads": 4}, {"logit_softcap": 1e-6}),
     ],
 )
 def test_the_smallest_shapes_are_valid(given):
     assert ModelConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("dim", "ff_mult", "hidden"),
+    [(768, 4, 2048), (512, 4, 1360), (128, 4, 336), (64, 4, 176), (64, 1, 48), (4, 1, 16)],
+)
+def test_swiglu_has_as_many_parameters_in_two_thirds_of_the_width(dim, ff_mult, hidden):
+    config = ModelConfig(dim=dim, heads=1, ff_mult=ff_mult, activation="swiglu")
+    assert config.ff_dim == hidden
+    assert (
+        ModelConfig(dim=dim, heads=1, ff_mult=ff_mult, activation="relu2").ff_dim == ff_mult * dim
+    )
 
 
 def test_attention_windows_are_repeated_over_the_depth():

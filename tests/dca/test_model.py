@@ -15,6 +15,12 @@ from tests.dca import reference
 
 KINDS = registry.residual.names
 LAST_K = [1, 2, 3, 9, None]
+PARTS = [
+    *({"qk_norm": True}, {"kv_heads": 1}, {"activation": "relu2"}, {"activation": "swiglu"}),
+    *({"logit_softcap": 2.0}, {"zero_init": True}),
+]
+"""What the blocks of every kind may have, part by part, and, of each field the last, together."""
+TOGETHER = {name: value for part in PARTS for name, value in part.items()}
 DEPTH = 4
 
 
@@ -51,7 +57,11 @@ def ids_of(config: ModelConfig, length: int = 11) -> torch.Tensor:
 @pytest.mark.parametrize("residual", KINDS)
 @pytest.mark.parametrize("grn_norm", [True, False])
 def test_logits_and_gradients_equal_the_equations(residual, last_k, grn_norm):
-    config = config_of(residual, last_k, grn_norm=grn_norm)
+    equal_the_equations(config_of(residual, last_k, grn_norm=grn_norm))
+
+
+def equal_the_equations(config: ModelConfig) -> None:
+    """Require the logits and every gradient of the equations in float64."""
     model, ids = model_of(config, spread=0.3), ids_of(config)
     ours = model(ids)
     weights = {k: v.detach().clone().requires_grad_() for k, v in model.state_dict().items()}
@@ -72,12 +82,16 @@ def test_logits_and_gradients_equal_the_equations(residual, last_k, grn_norm):
         )
 
 
-@pytest.mark.parametrize("changes", [{"tied_embeddings": True}, {"hyper_streams": 1}])
+@pytest.mark.parametrize("changes", [{"tied_embeddings": True}, {"hyper_streams": 1}, *PARTS])
 def test_options_of_the_model_equal_the_equations(changes):
-    config = config_of("hyper_connections", 2, **changes)
-    model, ids = model_of(config, spread=0.3), ids_of(config)
-    expected = reference.logits(config, model.state_dict(), ids)
-    torch.testing.assert_close(model(ids), expected, rtol=1e-9, atol=1e-10)
+    equal_the_equations(config_of("hyper_connections", 2, **changes))
+
+
+@pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
+@pytest.mark.parametrize("residual", KINDS)
+def test_all_parts_together_equal_the_equations(residual, windows):
+    shape = {"heads": 6, "kv_heads": 2, "attention_windows": windows}
+    equal_the_equations(config_of(residual, 2, **{**TOGETHER, **shape}))
 
 
 @pytest.mark.parametrize("length", [1, 4, 5, 11, 12])
@@ -90,11 +104,11 @@ def test_windowed_attention_equals_the_masked_square(residual, windows, length):
     torch.testing.assert_close(model(ids), expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("last_k", LAST_K)
+@pytest.mark.parametrize(("last_k", "parts"), [*((k, {}) for k in LAST_K), (2, TOGETHER)])
 @pytest.mark.parametrize("residual", KINDS)
-def test_a_retrofit_starts_as_the_transformer_it_was(residual, last_k):
-    standard = model_of(config_of("standard", last_k), spread=0.3)
-    model = model_of(config_of(residual, last_k), spread=0.3)
+def test_a_retrofit_starts_as_the_transformer_it_was(residual, last_k, parts):
+    standard = model_of(config_of("standard", last_k, **parts), spread=0.3)
+    model = model_of(config_of(residual, last_k, **parts), spread=0.3)
     load_weights(model, standard.state_dict())
     ids = ids_of(model.config)
     torch.testing.assert_close(model(ids), standard(ids), rtol=0, atol=1e-10)
@@ -103,7 +117,10 @@ def test_a_retrofit_starts_as_the_transformer_it_was(residual, last_k):
 def test_weights_of_another_mixture_or_shape_are_refused():
     model = build_model(config_of("dca", 2))
     deeper, shallower = (config_of("standard", 2, depth=DEPTH + n) for n in (1, -1))
-    for other in (config_of("grn_v3", 2), deeper, shallower):
+    parts = [
+        config_of("standard", 2, **part) for part in ({"kv_heads": 1}, {"activation": "swiglu"})
+    ]
+    for other in (config_of("grn_v3", 2), deeper, shallower, *parts):
         with pytest.raises(RuntimeError):
             load_weights(model, build_model(other).state_dict())
 
@@ -125,9 +142,10 @@ def test_sublayers_of_hyper_connections_read_the_streams_in_turn():
     ]
 
 
+@pytest.mark.parametrize("parts", [{}, TOGETHER, {**TOGETHER, "attention_windows": (6,)}])
 @pytest.mark.parametrize("residual", KINDS)
-def test_output_at_t_ignores_bytes_after_t(residual):
-    model = model_of(config_of(residual, 2), spread=0.3)
+def test_output_at_t_ignores_bytes_after_t(residual, parts):
+    model = model_of(config_of(residual, 2, **parts), spread=0.3)
     ids = ids_of(model.config)
     embedded = model.embed(ids).detach().requires_grad_()
     model.embed.forward = lambda _: embedded
@@ -158,6 +176,27 @@ def test_every_parameter_gets_a_real_gradient_in_the_first_two_steps(residual, l
     assert without == set()
 
 
+@pytest.mark.parametrize("residual", KINDS)
+def test_with_zero_init_blocks_write_nothing_at_first_and_all_of_them_learns(residual):
+    config = config_of(residual, 2, zero_init=True)
+    model, ids = model_of(config), ids_of(config, length=32)
+    drawn = model_of(config_of(residual, 2)).state_dict()
+    for name, weight in model.state_dict().items():
+        written = name.endswith(("attention.out.weight", "ff.down.weight"))
+        assert torch.equal(weight, torch.zeros_like(weight) if written else drawn[name])
+    expected = model.head(model.norm(model.embed(ids)))
+    torch.testing.assert_close(model(ids), expected, rtol=1e-4, atol=1e-5)
+    without = set(dict(model.named_parameters()))
+    for _ in range(5):  # outputs first, then what they read, then what needs unequal streams
+        model.zero_grad()
+        torch.nn.functional.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        without -= {n for n, p in model.named_parameters() if has_gradient(n, p, ids)}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(parameter.grad.sign(), alpha=-1e-3)
+    assert without == set()
+
+
 def has_gradient(name: str, parameter: torch.Tensor, ids: torch.Tensor) -> bool:
     """In every row; of an embedding, in those that were used, unless it is the head as well."""
     rows = parameter.grad.flatten(0, -2) if parameter.ndim > 1 else parameter.grad[None]
@@ -171,9 +210,11 @@ def counts_by_hand(config: ModelConfig, seq_len: int) -> tuple[int, int]:
     streams = 3 if config.residual == "dca" else 1
     windows = [config.window(t) or seq_len for t in range(1, depth + 1)]
     seen = sum(min(seq_len, 2 * window) for window in windows)
-    parameters = depth * (4 * d * d + 2 * config.ff_mult * d * d + (streams + 1) * d) + d
+    heads = 2 * config.heads + 2 * (config.kv_heads or config.heads)  # of q and out, of k and v
+    matrices = heads * d // config.heads * d + 2 * config.ff_mult * d * d  # with swiglu 3 * 2 / 3
+    parameters = depth * (matrices + (streams + 1) * d) + d
     parameters += (1 if config.tied_embeddings else 2) * config.vocab * d
-    flops = depth * 2 * (4 + 2 * config.ff_mult) * d * d + 4 * seen * d + 2 * d * config.vocab
+    flops = depth * 2 * matrices + 4 * seen * d + 2 * d * config.vocab
     if config.residual == "value_residual":
         parameters += 2 * (depth - 1)
     if config.residual == "hyper_connections":
@@ -189,11 +230,14 @@ def counts_by_hand(config: ModelConfig, seq_len: int) -> tuple[int, int]:
     return parameters, flops
 
 
-@pytest.mark.parametrize(("last_k", "tied"), [*((k, False) for k in LAST_K), (2, True)])
+@pytest.mark.parametrize(
+    ("last_k", "changes"),
+    [*((k, {}) for k in LAST_K), *((2, part) for part in [{"tied_embeddings": True}, *PARTS])],
+)
 @pytest.mark.parametrize("residual", KINDS)
-def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied):
-    changes = {"attention_windows": (3, None), "tied_embeddings": tied, "hyper_streams": 3}
-    config = config_of(residual, last_k, **changes)
+def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, changes):
+    shape = {"attention_windows": (3, None), "hyper_streams": 3}
+    config = config_of(residual, last_k, **shape, **changes)
     counted = config.parameter_count(), config.flops_per_token(12)
     assert counted == counts_by_hand(config, 12)
     assert counted[0] == sum(p.numel() for p in build_model(config).parameters())
@@ -201,15 +245,18 @@ def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, tied)
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("residual", "backend"),
+    ("residual", "backend", "parts"),
     [
-        *[("standard", "aot_eager"), ("dca", "aot_eager")],
-        *[("value_residual", "aot_eager"), ("hyper_connections", "aot_eager")],
-        pytest.param("dca", "inductor", marks=pytest.mark.faults),  # a minute of a C++ compiler
+        *[("standard", "aot_eager", {}), ("dca", "aot_eager", TOGETHER)],
+        *[("value_residual", "aot_eager", TOGETHER), ("hyper_connections", "aot_eager", {})],
+        # a minute of a C++ compiler
+        pytest.param("dca", "inductor", {}, marks=pytest.mark.faults),
+        pytest.param("dca", "inductor", TOGETHER, marks=pytest.mark.faults),
     ],
 )
-def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual, backend):
-    config = config_of(residual, 2, depth=3, dim=48, attention_windows=(4, None))
+def test_compiled_by_pytorch_it_gives_the_same_logits_and_gradients(residual, backend, parts):
+    shape = {"depth": 3, "dim": 48, "attention_windows": (4, None)}
+    config = config_of(residual, 2, **shape, **parts | {"zero_init": False})
     model, ids = model_of(config).float(), ids_of(config)
     results = []
     for _ in range(2):
@@ -232,8 +279,9 @@ def test_the_blocks_share_one_compiled_program():
     assert len(graphs) == 1
 
 
-def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits():
-    model = model_of(config_of("dca", 2, depth=3, dim=48)).float()
+@pytest.mark.parametrize("parts", [{}, TOGETHER])
+def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits(parts):
+    model = model_of(config_of("dca", 2, depth=3, dim=48, **parts), spread=0.1).float()
     ids = ids_of(model.config)
     whole = torch.compile(model, fullgraph=True, backend="eager")
     torch.testing.assert_close(whole(ids), model(ids), rtol=1e-4, atol=1e-5)

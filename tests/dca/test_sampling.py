@@ -69,11 +69,16 @@ def test_it_returns_the_prompt_and_a_continuation_that_a_seed_repeats():
     assert not torch.equal(sample(0), sample(1))
 
 
-@pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
+PARTS = {"kv_heads": 1, "qk_norm": True, "activation": "swiglu", "logit_softcap": 2.0}
+
+
+@pytest.mark.parametrize(
+    "parts", [{}, {"attention_windows": (4, 7, None)}, {**PARTS, "attention_windows": (4, None)}]
+)
 @pytest.mark.parametrize("residual", registry.residual.names)
 @pytest.mark.parametrize("prompt", [1, 9])
-def test_cached_logits_equal_the_uncached(residual, windows, prompt):
-    config = ModelConfig(dim=24, depth=6, heads=3, residual=residual, attention_windows=windows)
+def test_cached_logits_equal_the_uncached(residual, parts, prompt):
+    config = ModelConfig(dim=24, depth=6, heads=3, residual=residual, **parts)
     model = build_model(config, generator=torch.Generator().manual_seed(0)).double()
     ids = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(1))
     cache = model.new_cache(batch=3, capacity=16)
@@ -82,9 +87,9 @@ def test_cached_logits_equal_the_uncached(residual, windows, prompt):
     torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-def test_decoding_by_kernels_gives_the_logits_of_training(batch):
-    config = ModelConfig(dim=32, depth=4, heads=2, attention_windows=(6, None))
+@pytest.mark.parametrize(("batch", "parts"), [(1, {}), (5, {}), (1, PARTS)])
+def test_decoding_by_kernels_gives_the_logits_of_training(batch, parts):
+    config = ModelConfig(dim=32, depth=4, heads=2, attention_windows=(6, None), **parts)
     model = build_model(config, generator=torch.Generator().manual_seed(0))
     ids = torch.randint(256, (batch, 12), generator=torch.Generator().manual_seed(1))
     cache = model.new_cache(batch=batch, capacity=12)
@@ -92,6 +97,12 @@ def test_decoding_by_kernels_gives_the_logits_of_training(batch):
         parts = [model(ids[:, :2], cache)]
         parts += [model(ids[:, t : t + 1], cache) for t in range(2, 12)]
     torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_cache_holds_the_heads_of_keys_and_values_only():
+    config = ModelConfig(dim=32, depth=1, heads=4, kv_heads=2)
+    (layer,) = build_model(config).new_cache(batch=3, capacity=5).layers
+    assert layer.keys.shape == layer.values.shape == (3, 2, 5, 8)
 
 
 def test_a_windowed_block_keeps_only_its_window():

@@ -411,6 +411,8 @@ GOOD = st.fixed_dictionaries(
                 "attention_windows": st.lists(COUNTS | st.none(), min_size=1, max_size=4),
                 "grn_init_std": st.floats(0, 1e300),
                 "grn_norm": st.booleans(),
+                "activation": st.sampled_from(["gelu", "relu2", "swiglu"]),
+                "logit_softcap": st.floats(5e-324, 1.7e308) | st.none(),
             },
         ),
         "train": st.fixed_dictionaries(

@@ -175,6 +175,10 @@ def test_a_plan_writes_nothing_and_means_the_same(data, trained):
         ({"depth": 3}, r"model\.depth: expected 2, as train\.start_from=.* has it, got 3"),
         ({"tied_embeddings": True}, r"model\.tied_embeddings: expected false, .* got true"),
         ({"attention_windows": [8]}, r"model\.attention_windows: expected \[null\], .* got \[8\]"),
+        ({"kv_heads": 1}, r"model\.kv_heads: expected null, .* got 1"),
+        ({"qk_norm": True}, r"model\.qk_norm: expected false, .* got true"),
+        ({"activation": "swiglu"}, r'model\.activation: expected "gelu", .* got "swiglu"'),
+        ({"logit_softcap": 30}, r"model\.logit_softcap: expected null, .* got 30"),
     ],
 )
 def test_a_model_that_does_not_fit_is_refused(data, trained, model, message):

@@ -70,9 +70,15 @@ def test_stopped_and_resumed_it_is_bitwise_the_run_that_never_stopped(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
-def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(run, splits, tmp_path, stop_after):
-    run = run.replace({"train.optimizer": "muon"})
+PARTS = {"qk_norm": True, "kv_heads": 1, "activation": "swiglu", "logit_softcap": 30.0}
+PARTS = {f"model.{name}": value for name, value in {**PARTS, "zero_init": True}.items()}
+
+
+@pytest.mark.parametrize(("stop_after", "parts"), [(1, {}), (3, PARTS)])
+def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(
+    run, splits, tmp_path, stop_after, parts
+):
+    run = run.replace({"train.optimizer": "muon", **parts})
     whole = history(train(run, splits, tmp_path / "whole", print))
     first = train(run, splits, tmp_path / "parts", print)
     for _ in range(stop_after):

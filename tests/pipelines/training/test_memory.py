@@ -39,6 +39,8 @@ def peak_of_a_process(run: TrainingRun, folder: Path) -> float:
 
 
 MUON = {"train.optimizer": "muon", "model.dim": 512, "train.batch_tokens": 512}
+PARTS = {"model.activation": "swiglu", "model.qk_norm": True, "model.logit_softcap": 30.0}
+PARTS |= {"model.kv_heads": 1}
 LONG = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192, "model.last_k": 4}
 
 
@@ -50,8 +52,9 @@ LONG = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192,
         pytest.param({"model.residual": "standard", "model.dim": 384}, marks=pytest.mark.faults),
         pytest.param(MUON, marks=pytest.mark.faults),
         pytest.param({}, marks=pytest.mark.faults),
+        pytest.param({**PARTS, **LONG}, marks=pytest.mark.faults),
     ],
-    ids=["long windows", "wide", "Muon", "small"],
+    ids=["long windows", "wide", "Muon", "small", "parts"],
 )
 def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path, changes):
     size = small.replace(changes)
@@ -100,6 +103,11 @@ ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 
         ({"model.residual": "hyper_connections"}, 202_159_648, 110_933_536),
         ({"model.residual": "value_residual"}, 101_456_960, 60_562_496),
         ({"model.ff_mult": 6}, 114_826_240, 67_640_320),
+        ({"model.kv_heads": 1}, 94_084_096, 56_728_576),
+        ({"model.qk_norm": True}, 104_602_624, 62_135_296),
+        ({"model.activation": "relu2"}, 101_456_896, 60_562_432),
+        ({"model.activation": "swiglu"}, 110_943_232, 65_330_176),
+        ({"model.logit_softcap": 30.0}, 105_651_200, 64_756_736),
         ({"train.activation_checkpointing": True}, 65_805_312, 42_736_640),
         (
             {"train.activation_checkpointing": True, "model.residual": "dca"},
@@ -120,6 +128,11 @@ ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 
         (WHOLE, 35_722_496, 35_722_496),
         ({**MICRO, "train.eval_tokens": 2048}, 18_945_280, 18_945_280),
         ({**MICRO, "train.eval_tokens": 8192}, 35_722_496, 35_722_496),
+        (
+            {**MICRO, "train.eval_tokens": 8192, "model.activation": "swiglu"},
+            38_905_088,
+            38_905_088,
+        ),
         ({**WHOLE, "model.depth": 5, "model.last_k": None}, 39_002_368, 39_002_368),
         ({**WHOLE, "model.depth": 5, "model.last_k": 1}, 35_856_640, 35_856_640),
         ({**ONE, "model.depth": 1, "model.ff_mult": 1}, 742_176, 742_176),

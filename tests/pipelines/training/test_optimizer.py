@@ -35,14 +35,18 @@ def test_only_linear_matrices_decay(run):
 @pytest.mark.parametrize("residual", registry.residual.names)
 def test_muon_takes_the_matrices_of_the_blocks_and_adamw_what_it_takes_without_muon(run, residual):
     run = run.replace({"model.residual": residual})
-    model, parts = build_model(run.model), {"qkv": 3, "out": 1, "up": 1, "down": 1}
+    sizes = {"model.heads": 4, "model.kv_heads": 1, "model.activation": "swiglu"}
+    run, d = run.replace(sizes), run.model.dim
+    model, hidden = build_model(run.model), run.model.ff_dim
+    parts = {"qkv": (d, d // 4, d // 4), "out": (d,), "up": (hidden, hidden), "down": (d,)}
     names = {weight: name.split(".")[-2:] for name, weight in model.named_parameters()}
     plain = build_optimizer(model, run.train)
     muon = build_optimizer(model, run.replace({"train.optimizer": "muon"}).train)
     (matrices,) = [group for group in muon.param_groups if "parts" in group]
     for weight, rows in zip(matrices["params"], matrices["parts"], strict=True):
         kind, _ = names.pop(weight)
-        assert rows == parts[kind] * (len(weight) // parts[kind],)
+        assert rows == parts[kind]
+        assert sum(rows) == len(weight)
     assert not parts.keys() & {kind for kind, _ in names.values()}
     for weight in names:
         mine, without = (
