@@ -138,6 +138,7 @@ def shutdown() -> None:
             starter.wait()
     if ray := sys.modules.get("ray"):
         ray.shutdown()
+        names.print_messages(wanted=True)
     while _starters:
         _starters.pop().close()
     while _watchers:
@@ -238,6 +239,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         }
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    names.print_messages(wanted=False)
     with ExitStack() as stack:
         stack.enter_context(handlers_restored(*SIGNALS))
         if not address:

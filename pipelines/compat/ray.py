@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from traceback import format_exception_only
 from types import SimpleNamespace
@@ -213,6 +214,27 @@ class AutoscalerRequest:
         """Ask for nothing any more."""
         if self._actor is not None:
             self._actor.cancel_request.remote(self._name)
+
+
+def print_messages(*, wanted: bool) -> None:
+    """Let Ray print what its nodes report, such as a worker that died, or not.
+
+    It would be among a command's own lines on standard output, which may be JSON; Ray's setting for
+    it, `log_to_driver`, is for what workers print. The trial that crashed has a line of its own.
+    """
+    from ray._private import worker
+
+    printer = _printer()
+    worker.print_to_stdstream = printer if wanted else lambda *_, **__: None
+
+
+@cache
+def _printer() -> Callable[..., None]:
+    """What Ray prints with."""
+    from ray._private import worker
+
+    found: Callable[..., None] = worker.print_to_stdstream
+    return found
 
 
 @contextmanager

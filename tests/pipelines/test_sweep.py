@@ -49,6 +49,7 @@ def test_a_killed_trial_goes_on_from_its_checkpoint(finished):
     crashed = r"trial (\d) crashed: its process died.+ resumes from its last checkpoint"
     (number,) = re.findall(crashed + r" \(retry 1 of 2\)", screen)
     assert int(re.search(rf"trial {number}: resumes from step (\d+)/640", screen)[1]) >= 20
+    assert "(raylet)" not in screen  # Ray's own message about it
 
 
 def test_no_history_has_a_gap_or_a_duplicate(swept):
