@@ -104,7 +104,7 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
     from pipelines.cluster.capacity import require_capacity
     from pipelines.cluster.inspection import inspect_cluster
     from pipelines.cluster.memory import require_memory
-    from pipelines.search.space import largest_trial
+    from pipelines.cost.largest_trial import largest_trial
     from pipelines.training.device import unused_tpu
 
     if line := unused_tpu():

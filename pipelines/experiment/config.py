@@ -29,16 +29,15 @@ from pipelines.config.yaml_text import dump, flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, quote_value
 from pipelines.data.config import DataConfig
-from pipelines.registry.config import GenerateConfig, PromoteConfig
-from pipelines.search.config import SearchConfig, SearchTask, leave_out, search_problems
-from pipelines.search.space import (
-    FIXED,
+from pipelines.experiment.space_checks import (
     MAX_SIZES,
-    TRAINING_KEYS,
     first_point_problems,
     space_problems,
     unused_options,
 )
+from pipelines.registry.config import GenerateConfig, PromoteConfig
+from pipelines.search.config import SearchConfig, SearchTask, leave_out, search_problems
+from pipelines.search.space import FIXED, TRAINING_KEYS
 from pipelines.storage.location import Place
 from pipelines.training.config import (
     FailuresConfig,

@@ -43,8 +43,9 @@ MAX_LISTED = 20_000
 MAX_ASKS = 10
 """Proposals in a row that are invalid or equal to earlier ones, after which a random point is
 proposed that is neither."""
-MAX_DRAWN, MAX_LOOKED_AT = 200, 5000
-"""Random points, and points of a finite space in its order, among which one is looked for."""
+MAX_DRAWN, MAX_RELATED, MAX_LOOKED_AT = 200, 2000, 5000
+"""Random points, those of `draw_related`, and points of a finite space in its order, among which
+one is looked for."""
 MEDIAN_TRIALS = 4
 """Completed trials before median stopping compares with them."""
 MIN_SOURCE_TRIALS = 10
@@ -177,8 +178,9 @@ class Proposals:
     def _new_point(self) -> dict[str, Any] | None:
         """A random valid point that is new, or else the first one of a finite space."""
         points = (self._space.draw(self._rng) for _ in range(MAX_DRAWN))
+        related = (self._space.draw_related(self._rng) for _ in range(MAX_RELATED))
         rest = self._space.points() if self._space.is_finite else iter(())
-        for point in chain(points, islice(rest, MAX_LOOKED_AT)):
+        for point in chain(points, related, islice(rest, MAX_LOOKED_AT)):
             if point_key(point) not in self._known and self._space.is_valid(point):
                 return point
         return None

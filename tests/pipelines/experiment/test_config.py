@@ -731,7 +731,7 @@ def test_a_space_without_a_valid_point_is_refused_before_anything_starts(path):
     assert message.startswith("command line: search.space: no valid point among 4; of model.dim=32")
     assert "got 32 / 20" in message
     real = space[:-1] + ", train.learning_rate: {uniform: [0.1, 0.2]}}"
-    assert "no valid point among 1000" in problem(
+    assert "no valid point among 2,000" in problem(
         path, "model.dim=160", "model.heads=4", f"search.space={real}"
     )
 

@@ -1,6 +1,6 @@
 from dca import ModelConfig
+from pipelines.cost.largest_trial import largest_trial
 from pipelines.experiment import read_experiment
-from pipelines.search.space import largest_trial
 
 
 def test_the_largest_size_of_the_space_counts(data):
