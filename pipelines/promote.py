@@ -112,17 +112,22 @@ def _cells(version: Any, row: dict[str, Any]) -> list[str]:
     """A row of `list` for people."""
     from pipelines.tracking.schema import VersionTags
 
-    tags = VersionTags.of(version)
+    first = [str(row["version"]), ", ".join(row["aliases"])]
+    age = _format_age(row["created_seconds"])
+    try:
+        tags = VersionTags.of(version)
+    except ConfigError as error:  # a tag was edited in MLflow
+        wrong = error.problems[0]
+        return [*first, *6 * [""], age, f"{wrong.key}: {wrong.message}"]
     return [
-        str(row["version"]),
-        ", ".join(row["aliases"]),
+        *first,
         _format_bits(tags.test_bits),
         _format_bits(tags.val_bits),
         "" if tags.parameters is None else f"{tags.parameters:,}",
         tags.corpus,
         tags.experiment,
         tags.commit[:COMMIT_DIGITS] + (" + changes" if tags.dirty else ""),
-        _format_age(row["created_seconds"]),
+        age,
         tags.decision or "not decided",
     ]
 

@@ -9,6 +9,7 @@ from typing import TypeGuard, get_args
 import pytest
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 
+from pipelines import promote
 from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.console.errors import ConfigError
 from pipelines.storage.digests import DIGESTS_FILE
@@ -229,3 +230,11 @@ def test_the_code_that_made_a_run_is_read_from_its_tags():
 def test_the_configuration_takes_the_metrics_that_a_history_has():
     (field,) = [f for name, f in TrainConfig.model_fields.items() if name == "best_metric"]
     assert get_args(field.annotation) == (history.VAL_BITS, history.TRAIN_BITS)
+
+
+def test_a_version_with_such_a_tag_is_listed_with_the_reason():
+    edited, row = version(test__bits_per_byte="abc"), {"version": 3, "created_seconds": 0}
+    cells = promote._cells(edited, {**row, "aliases": ["champion"]})
+    assert cells[:3] == ["3", "champion", ""]
+    assert cells[-1] == "tag test.bits_per_byte: expected a number, got abc"
+    assert len(cells) == len(promote._cells(version(), {**row, "aliases": []}))
