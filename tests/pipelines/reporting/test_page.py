@@ -238,7 +238,10 @@ def test_a_configuration_in_the_artifact_store_that_was_edited_is_not_read(store
     run = store_sweep(store, searched, MIXED, winner=1)
     (path,) = Path(searched.storage).rglob(f"{run}/artifacts/experiment.yaml")
     path.write_text(path.read_text().replace("runs", "other"))
-    with pytest.raises(DamagedError, match=r"^run \w+: experiment\.yaml is not what was logged$"):
+    with pytest.raises(DamagedError, match=r"^run \w+: experiment\.yaml is not what was logged; "):
+        load_results("tiny")
+    path.unlink()
+    with pytest.raises(DamagedError, match=r"is missing; `python pipelines/sweep\.py` .* again$"):
         load_results("tiny")
 
 
