@@ -161,7 +161,7 @@ def session_folder() -> Path:
     return folder
 
 
-def _short_session_folder() -> Path:
+def short_session_folder() -> Path:
     """The same. Raises ConfigError if its path is too long, or there is no short one."""
     try:
         folder = session_folder()
@@ -235,7 +235,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         settings = {
             "address": "local",
             "include_dashboard": dashboard,
-            "_temp_dir": str(_short_session_folder()),
+            "_temp_dir": str(short_session_folder()),
         }
     for name in names.LOGGERS:
         logging.getLogger(name).setLevel(logging.CRITICAL)

@@ -13,7 +13,13 @@ from typing import Any
 import torch
 
 from pipelines.cluster.capacity import Cluster, Node
-from pipelines.cluster.connection import alive_nodes, cluster_address, connect, is_ray_job
+from pipelines.cluster.connection import (
+    alive_nodes,
+    cluster_address,
+    connect,
+    is_ray_job,
+    short_session_folder,
+)
 from pipelines.compat.ray import last_line
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.storage.location import Storage
@@ -38,12 +44,14 @@ def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
 
     Raises:
         ConfigError: If there are several nodes without a common tracking store, storage or set of
-            packages, or if a `ray job submit` does not give tracking store, storage and commit.
+            packages, if a `ray job submit` does not give tracking store, storage and commit, or if
+            a Ray of this machine could not have its sockets in RAY_TMPDIR.
 
     """
     if is_ray_job():
         _refuse(_missing_in_job(storage))
     if not cluster_address():
+        short_session_folder()
         found = torch.accelerator.current_accelerator(check_available=True)
         gpus = torch.accelerator.device_count() if found and found.type in RAY_GPU_TYPES else 0
         return [Node("this machine", os.cpu_count() or 1, gpus)]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster.connection import _own_token, _short_session_folder, session_folder
+from pipelines.cluster.connection import _own_token, session_folder, short_session_folder
+from pipelines.cluster.inspection import inspect_cluster
 from pipelines.compat.ray import MAX_FOLDER_CHARACTERS, TOKEN_FILE, TOKEN_VARIABLES
 from pipelines.console.errors import ConfigError, StorageError
 from pipelines.storage.private import lock_folder, make_private, private_folder
@@ -105,11 +106,14 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
     with monkeypatch.context() as patch:
         patch.setenv("RAY_TMPDIR", "/" + "é" * 20)
         with pytest.raises(ConfigError, match=r"RAY_TMPDIR: /é+: expected at most 38 characters"):
-            _short_session_folder()
+            short_session_folder()
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with pytest.raises(ConfigError, match="RAY_TMPDIR"):  # before anything starts
+            inspect_cluster("runs")
         patch.delenv("RAY_TMPDIR")
         patch.setattr("tempfile.tempdir", "/proc/none")
         with pytest.raises(ConfigError, match=r"^RAY_TMPDIR: /proc/none/.*; expected a folder"):
-            _short_session_folder()
+            short_session_folder()
 
 
 def test_the_password_of_a_cluster_is_private(shared, monkeypatch):
