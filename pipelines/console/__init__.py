@@ -6,20 +6,24 @@ Used by the commands, and by every package that raises an error for the user or 
 
 import os
 import signal
-from types import FrameType
+import sys
+from types import FrameType, TracebackType
 
-INTERRUPTED = 130
-"""Exit code of a command that was interrupted."""
+BAD_INPUT, INTERRUPTED = 2, 130
+"""Exit codes of a command for input, or an environment, that it cannot work with, and of one that
+was interrupted."""
 
 
 def end_on_interrupt() -> None:
-    """Let Ctrl-C end this process with one line outside of `run_command` too, unless ignored.
+    """Let Ctrl-C end this process with one line outside of `run_command` too, unless ignored, and
+    an import of a package that is not installed.
 
     The first statement of a command's file when it is executed: the imports that follow take a
     tenth of a second, in which Python would print a traceback. So would the end of the process.
     """
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, _end)
+    sys.excepthook = _end_on_missing_package
 
 
 def _end(number: int, frame: FrameType | None) -> None:
@@ -27,3 +31,26 @@ def _end(number: int, frame: FrameType | None) -> None:
         os.write(2, b"interrupted\n")
     finally:
         os._exit(INTERRUPTED)
+
+
+def missing_package(error: BaseException | None) -> str:
+    """A line about a package that this Python lacks; empty for any other error."""
+    name = error.name if isinstance(error, ModuleNotFoundError) and error.name else ""
+    package = name.partition(".")[0]
+    if not package or package in ("dca", "pipelines"):
+        return ""
+    return (
+        f"{sys.executable} has no package {package}: expected the project's environment, "
+        "as after `make install` and `source .venv/bin/activate`"
+    )
+
+
+def _end_on_missing_package(
+    kind: type[BaseException], error: BaseException, traceback: TracebackType | None
+) -> None:
+    if not (line := missing_package(error)):
+        sys.__excepthook__(kind, error, traceback)
+        return
+    print(line, file=sys.stderr)
+    sys.stderr.flush()
+    os._exit(BAD_INPUT)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipelines.console import INTERRUPTED
+from pipelines.console import BAD_INPUT, INTERRUPTED, missing_package
 from pipelines.console.errors import (
     DISK_ERRORS,
     ConfigError,
@@ -28,8 +28,8 @@ from pipelines.console.process import (
 from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream, one_line
 
-DONE, FAILURE, BAD_INPUT = 0, 1, 2
-"""Exit codes of every command, beside INTERRUPTED."""
+DONE, FAILURE = 0, 1
+"""Exit codes of every command, beside BAD_INPUT and INTERRUPTED."""
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 """Of a path that a user has given, wherever it is used first."""
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -88,6 +88,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
     except Exception as error:
         if error is getattr(sys.stdout, "error", None):
             return FAILURE if isinstance(error, BrokenPipeError) else DONE
+        if line := missing_package(error):
+            return _fail(line, BAD_INPUT)
         if isinstance(error, FileNotFoundError) and lacks_temporary_folder():
             return _fail(Problem(f"{error.strerror}; expected one", "TMPDIR"), BAD_INPUT)
         if isinstance(error, FileNotFoundError) and lacks_working_folder():

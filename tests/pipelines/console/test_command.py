@@ -325,3 +325,25 @@ def test_output_that_the_disk_does_not_take_is_one_line():
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
         )
     assert (child.returncode, child.stderr) == (1, "disk: No space left on device\n")
+
+
+def test_a_python_without_the_packages_is_one_line_that_names_one():
+    """With -S it has those of the standard library only."""
+    done = subprocess.run(
+        [sys.executable, "-S", "pipelines/promote.py", "list"],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{sys.executable} has no package rich: expected the project's")
+    assert "make install" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_package_that_is_missing_later_is_one_line_and_a_module_of_ours_a_traceback(capsys):
+    assert run_command(failing(ModuleNotFoundError(name="ray.tune")), ["a.py"]) == 2
+    assert "has no package ray:" in capsys.readouterr().err
+    assert run_command(failing(ModuleNotFoundError(name="pipelines.none")), ["a.py"]) == 1
+    assert "Traceback" in capsys.readouterr().err
