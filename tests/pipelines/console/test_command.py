@@ -327,6 +327,7 @@ def test_output_that_the_disk_does_not_take_is_one_line():
     assert (child.returncode, child.stderr) == (1, "disk: No space left on device\n")
 
 
+@pytest.mark.process
 def test_a_python_without_the_packages_is_one_line_that_names_one():
     """With -S it has those of the standard library only."""
     done = subprocess.run(
