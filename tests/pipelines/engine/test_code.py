@@ -170,9 +170,8 @@ OF_OTHER_STAGES = {
     "pipelines.registry.config": "the sections of the stages promote and sample",
     "pipelines.search.config": "the section of the search, whose winner the fit is given",
     "pipelines.search.space": "the same",
-    "pipelines.training.memory": "an estimate, with which the search's space is checked",
 }
-"""What a fit loads with the experiment and does not use: the search's key has the last three."""
+"""What a fit loads with the experiment and does not use: the search's key has the last two."""
 AROUND_THE_LOOP = {
     "pipelines.cluster.trial": "starts the loop in a trial of Tune, and passes on its rows",
     "pipelines.cluster.memory": "refuses a trial that does not fit its machine",
