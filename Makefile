@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep \
-  bench-startup bench-cluster bench-gate bench-studies mutants
+  bench-startup bench-cluster bench-gate bench-studies bench-quality mutants
 
 install: .venv/.installed
 
@@ -56,6 +56,9 @@ bench-gate: install
 
 bench-studies: install
 	$(BIN)/python -m benchmarks.studies
+
+bench-quality: .venv/.bench
+	$(BIN)/python -m benchmarks.quality --text $(TEXT)
 
 .venv/.bench: .venv/.installed
 	$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[bench]'

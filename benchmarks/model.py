@@ -496,14 +496,18 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [heads, ["---"] * len(heads), *lines])
 
 
+def processor() -> str:
+    """The CPU's name, and the cores that this process may use."""
+    found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{found[1] if found else platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+
+
 def hardware(device: torch.device, read: float, copy: float) -> str:
     """What was measured on, and how fast its memory is."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        cores = f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} threads"
-        name = f"{found[1] if found else platform.machine()}, {cores}"
+        name = f"{processor()}, {torch.get_num_threads()} threads"
     memory = f"memory reads {read / 1e9:,.1f} GB/s and copies {copy / 1e9:,.1f} GB/s"
     return f"{name}, torch {torch.__version__}; {memory}."
 
