@@ -2,6 +2,8 @@
 # After `make install`, `source .venv/bin/activate` is for the commands of README.md and docs/.
 PYTHON ?= python3
 BIN := .venv/bin
+# What bench-quality trains on: enwik8, or a file with its first bytes.
+TEXT ?= data/enwik8
 
 .PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep \
   bench-startup bench-cluster bench-gate bench-studies bench-quality mutants
