@@ -76,17 +76,24 @@ class Promotion:
 
     @staticmethod
     def of(entry: ModelVersion) -> "Promotion":
-        """The promotion that an entry of the log stores."""
+        """The promotion that an entry of the log stores.
+
+        Raises DamagedError if its tags are not what was written.
+        """
         tags = entry.tags
-        return Promotion(
-            number=_number(entry),
-            version=int(tags[ENTRY_VERSION_TAG]),
-            previous=int(tags[PREVIOUS_TAG]) if PREVIOUS_TAG in tags else None,
-            action=tags[ACTION_TAG],
-            reason=tags[ENTRY_REASON_TAG],
-            user=tags[ENTRY_USER_TAG],
-            seconds=float(tags[ENTRY_SECONDS_TAG]),
-        )
+        try:
+            return Promotion(
+                number=_number(entry),
+                version=int(tags[ENTRY_VERSION_TAG]),
+                previous=int(tags[PREVIOUS_TAG]) if PREVIOUS_TAG in tags else None,
+                action=tags[ACTION_TAG],
+                reason=tags[ENTRY_REASON_TAG],
+                user=tags[ENTRY_USER_TAG],
+                seconds=float(tags[ENTRY_SECONDS_TAG]),
+            )
+        except (KeyError, ValueError) as error:
+            message = f"{entry.name} version {entry.version}: a tag was edited or removed: {error}"
+            raise DamagedError(message) from None
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
+from pipelines.console.errors import DamagedError
 from pipelines.tracking.schema import (
     BATCH_TOKENS_PARAM,
     BEST_METRIC,
@@ -101,8 +102,17 @@ class StoredTrial:
 def read_trial(run: Run, metric: str) -> StoredTrial:
     """The trial that a run describes, without its evaluations.
 
-    `metric` is the search's train.best_metric.
+    `metric` is the search's train.best_metric. Raises DamagedError if its tags are not what was
+    written.
     """
+    try:
+        return _trial_of(run, metric)
+    except (KeyError, ValueError) as error:
+        message = f"run {run.info.run_id}: a tag was edited or removed: {error}"
+        raise DamagedError(message) from None
+
+
+def _trial_of(run: Run, metric: str) -> StoredTrial:
     tags, metrics = run.data.tags, run.data.metrics
     return StoredTrial(
         number=int(tags[TRIAL_TAG]),

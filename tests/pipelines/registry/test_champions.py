@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import GoneError
+from pipelines.console.errors import DamagedError, GoneError
 from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
     CHAMPION,
@@ -17,6 +17,7 @@ from pipelines.registry.champions import (
 from pipelines.registry.gate import force as gate_force
 from pipelines.registry.gate import rollback
 from pipelines.registry.versions import Registry
+from pipelines.tracking.schema import ACTION_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.forked import Command
 from tests.pipelines.packages import log_untrained
@@ -38,6 +39,15 @@ def test_a_promotion_moves_the_alias_and_the_log_has_who_why_and_from_whom(store
     assert (second.version, second.previous, second.action) == (2, 1, "forced")
     assert second.seconds > first.seconds > time.time() - 60
     assert champions.state() == ChampionState(2, second.number)
+
+
+def test_an_entry_of_the_log_whose_tags_were_edited_is_one_line(store):
+    champions = Champions(register(store, 1))
+    force(champions, 1, "the first")
+    (entry,) = champions_module.search_versions(store.client, champions.log_name)
+    store.client.delete_model_version_tag(entry.name, entry.version, ACTION_TAG)
+    with pytest.raises(DamagedError, match="version 1: a tag was edited or removed: "):
+        champions.promotions()
 
 
 def test_of_two_that_saw_the_same_champion_one_wins_and_the_other_fails_with_the_reason(store):

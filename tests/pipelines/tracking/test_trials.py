@@ -3,6 +3,9 @@
 import json
 from types import SimpleNamespace
 
+import pytest
+
+from pipelines.console.errors import DamagedError
 from pipelines.tracking.trials import (
     StoredTrial,
     configuration_of,
@@ -26,6 +29,12 @@ def test_a_trial_that_has_just_begun_has_no_numbers():
     assert (trial.tokens, trial.seconds, trial.milliseconds) == (0, 0.0, (1000, 1000))
     assert (trial.best, trial.pareto, trial.code, trial.params) == (False, False, "", {})
     assert trial.curve == {}
+
+
+@pytest.mark.parametrize("tags", [{"dca.trial": "first"}, {"dca.values": "{"}])
+def test_a_trial_whose_tags_were_edited_is_one_line_with_its_run(tags):
+    with pytest.raises(DamagedError, match=r"^run id: a tag was edited or removed: "):
+        read_trial(run(tags), "val_bits_per_byte")
 
 
 def test_a_trial_that_has_ended_has_its_state_and_numbers():
