@@ -111,7 +111,7 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
         print(line, file=sys.stderr)
     trial, fit = experiment.resources, experiment.fit.resources
     on_cpu = not (trial.gpus_per_worker and fit.gpus_per_worker)
-    bfloat16 = on_cpu and experiment.train.precision == "bfloat16"
+    bfloat16 = on_cpu and "bfloat16" in _precisions(experiment)
     cluster = inspect_cluster(experiment.storage, bfloat16=bfloat16)
     require_capacity(cluster, trial, "resources")
     require_capacity(cluster, fit, "fit.resources")
@@ -250,7 +250,7 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     trials = [bounded(arm.search_task(), []).search.trial_count for arm in arms.values()]
     print(
         f"\nsearch: {_product(experiment, trials)} trials of {train.tokens:,} bytes "
-        f"({train.steps} steps) in {train.precision}, "
+        f"({train.steps} steps) in {' or '.join(sorted(_precisions(experiment)))}, "
         f"{search.sampler.name} and {search.scheduler.name}, each with "
         f"{describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
     )
@@ -265,6 +265,15 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     for node in cluster:
         workers = node.worker_capacity(experiment.resources)
         print(f"node:   {node}, room for {workers} workers of trials")
+
+
+def _precisions(experiment: "Experiment") -> set[str]:
+    """Those of the trials of all arms."""
+    found = set[str]()
+    for arm in experiment.by_arm.values():
+        searched = arm.search.space.get("train.precision")
+        found |= set(map(str, searched.choice or ())) if searched else {arm.train.precision}
+    return found
 
 
 def _product(experiment: "Experiment", counts: Sequence[int]) -> str:

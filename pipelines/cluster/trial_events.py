@@ -56,6 +56,9 @@ class TrialProgress(Protocol):
     ) -> None:
         """Show how a trial ended."""
 
+    def time_passed(self) -> None:
+        """Show the status again if nothing was shown for long; called between events too."""
+
 
 class TrialEvents:
     """Passes the events of a group's trials to the recorder and the progress.
@@ -115,6 +118,7 @@ class TrialEvents:
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Pass on that time passes, between evaluations too."""
         self._recorder.step_ended()
+        self._progress.time_passed()
 
     def on_trial_complete(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any

@@ -27,6 +27,8 @@ TIMED_SECONDS = 2.0
 STEPS = 2
 """Of a row of the history; the first row warms up and is left out. Few: a plan of the quickstart
 takes at most 20 seconds on two cores, and a step half a second."""
+MAX_ROWS = 1000
+"""More are not made in that time; each training has a list of where it is evaluated."""
 CORPUS_BYTES = 1 << 20
 
 
@@ -82,7 +84,7 @@ def _time_all(runs: Sequence[TrainingRun], text: Path, number: int) -> list[floa
 def _time(run: TrainingRun, text: Path, folder: Path, seconds: float) -> float:
     share = worker_share(run)
     batch = share.train.batch_tokens
-    evals = max(2, run.train.steps // STEPS)
+    evals = min(max(2, run.train.steps // STEPS), MAX_ROWS)
     changes = {
         "train.tokens": evals * STEPS * batch,
         "train.evals": evals,

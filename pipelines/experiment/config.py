@@ -6,6 +6,7 @@ Each section is defined beside the component that reads it.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
+from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -27,7 +28,7 @@ from pipelines.config.section import Section, set_key
 from pipelines.config.validation import validate, worded
 from pipelines.config.yaml_text import dump, flatten
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import nearest, quote_value
+from pipelines.console.text import nearest, one_line, quote_value
 from pipelines.data.config import DataConfig
 from pipelines.experiment.space_checks import (
     MAX_SIZES,
@@ -108,9 +109,11 @@ class Experiment(Section):
         if self.tensorboard and "://" in self.storage:
             raise FieldError("tensorboard", "expected storage to be a folder: events are appended")
         check_vocabulary(self.model)
-        for field, limit in MAX_SIZES.items():
-            if (size := getattr(self.model, field)) > limit:
-                raise FieldError(f"model.{field}", f"expected at most {limit:,}, got {size:,}")
+        for key, limit in MAX_SIZES.items():
+            if (size := attrgetter(key)(self)) is not None and size > limit:
+                raise FieldError(
+                    key, f"expected at most {limit:,}, got {one_line(f'{size:,}', limit=60)}"
+                )
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,11 @@ from pipelines.search.config import Choice, Dimension, SearchConfig, SearchTask,
 from pipelines.search.space import FIXED, RUN_KEYS, Space, beside, point_key, required
 from pipelines.training.config import SCHEDULE_OPTIONS, FitConfig, TrainingRun
 
-MAX_SIZES = {"dim": 1 << 20, "depth": 2000, "ff_mult": 1024, "hyper_streams": 1024}
+MAX_SIZES = {
+    **{"model.dim": 1 << 20, "model.depth": 2000, "model.ff_mult": 1024},
+    **{"model.hyper_streams": 1024, "train.tokens": 10**15, "fit.tokens": 10**15},
+    **{"train.evals": 10_000, "fit.evals": 10_000},
+}
 """Largest values of keys of the model: what it takes is computed of a model with them, which has no
 weights but must be made."""
 MAX_BESIDE = 200
@@ -58,10 +62,13 @@ def _key_problems(key: str, dimension: Dimension) -> Iterator[Problem]:
         ends = f"[{math.ceil(real[0])}, {math.floor(real[1])}]"
         log = ", log: true" if dimension.log_uniform else ""
         yield Problem(f"expected integers, as in {{int: {ends}{log}}}, got real numbers", where)
-    limit, numbers = MAX_SIZES.get(key.removeprefix("model.")), dimension.choice or dimension.int
+    limit, numbers = MAX_SIZES.get(key), dimension.choice or dimension.int
     largest = max((one for one in numbers or () if type(one) is int), default=0)
     if limit and largest > limit:
         yield Problem(f"expected at most {limit:,}, got {largest:,}", where)
+    if key == "train.precision" and "auto" in (dimension.choice or ()):
+        message = "expected float32 or bfloat16: a command resolves auto once, for all trainings"
+        yield Problem(message, f"{where}.choice")
     distinct = {(isinstance(value, bool), value) for value in dimension.choice or ()}  # 0 is 0.0
     if len(distinct) < len(dimension.choice or ()):
         yield Problem("expected each value once", f"{where}.choice")

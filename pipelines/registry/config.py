@@ -3,11 +3,13 @@
 Read by the stages and commands that promote and generate.
 """
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from dca.errors import FieldError
+from pipelines.compat.mlflow import MODEL_ID, RUN_ID
 from pipelines.config.section import Positive, Section
 from pipelines.config.validation import worded
 
@@ -43,9 +45,12 @@ class PromoteConfig(Section):
     """Maximum time from a prompt of 64 bytes to the first byte written; null: no limit."""
 
     @model_validator(mode="after")
-    def _not_a_log(self) -> "PromoteConfig":
+    def _is_a_name(self) -> "PromoteConfig":
         if self.model.endswith("-champions"):
             raise FieldError("model", f"{self.model} would be the log of another model's champions")
+        if self.model == "latest" or re.fullmatch(f"{MODEL_ID}|{RUN_ID}", self.model):
+            message = f"{self.model} means a version, a logged model or a run to the commands"
+            raise FieldError("model", f"{message}; expected another name")
         return self
 
 

@@ -182,7 +182,8 @@ def _model_name(results: StageResults) -> str:
     fit, registered = results.get(Fitted), results.get(Registered)
     promoted = results.get(Promoted)
     if promoted and promoted.champion is not None:
-        return promoted.model
+        name = promoted.model  # generate.py takes a folder of that name for a model's
+        return f"models:/{name}@champion" if Path(name).exists() else name
     if registered:
         return f"{registered.model}/{registered.version}"
     return fit.model_uri if fit else ""

@@ -1,6 +1,7 @@
 """The section `search`: the searched keys, the number of trials, the sampler and the scheduler."""
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
@@ -32,12 +33,15 @@ def _number(value: Any) -> Any:
 
 def _is_number(value: Any) -> bool:
     is_real = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_real and math.isfinite(value)
+    return is_real and -sys.float_info.max <= value <= sys.float_info.max
 
 
 Number = Annotated[int | float, BeforeValidator(_number)]
 RealRange = tuple[Number, Number]
-IntRange = tuple[int, int]
+MAX_INTEGER = 2**53
+"""Up to which the samplers, which compute with real numbers, keep integers apart."""
+Integer = Annotated[int, Field(ge=-MAX_INTEGER, le=MAX_INTEGER)]
+IntRange = tuple[Integer, Integer]
 Choice = Annotated[bool | int | float | str | None, BeforeValidator(_plain)]
 Count = int
 """In Dimension, where `int` is a field."""

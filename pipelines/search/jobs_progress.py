@@ -13,6 +13,7 @@ from pipelines.console.progress import Progress
 from pipelines.console.text import format_duration
 from pipelines.console.updates import Bar, ProgressUpdate
 
+SHOW_AGAIN_SECONDS = 5
 Key = int | str
 """Of a training in JSON events: a trial's number, or a name."""
 
@@ -50,6 +51,7 @@ class JobsProgress:
         self._curve: list[float] = []
         """The best objective so far, at each evaluation of any training."""
         self._ended_before, self._started = 0, time.monotonic()
+        self._shown = self._started
 
     def expect(self, total: int, ended: Mapping[str, int]) -> None:
         """Add so many trainings, of which earlier sessions have ended some, by state."""
@@ -85,8 +87,15 @@ class JobsProgress:
         self.stop(key)
         self._counts[state] += 1
 
+    def time_passed(self) -> None:
+        """Show the status again, unless that was done some seconds ago: a training may take minutes
+        to its next evaluation."""
+        if time.monotonic() - self._shown > SHOW_AGAIN_SECONDS:
+            self.show()
+
     def show(self) -> None:
         """Show the status."""
+        self._shown = time.monotonic()
         speed = sum(one.bytes_per_second for one in self._running.values())
         states = [f"{n} {state}" for state, n in self._counts.items() if n]
         running = f"{len(self._running)} running"

@@ -94,6 +94,10 @@ class SearchProgress:
         text = f" crashed: {reason}; resumes from its last checkpoint (retry {retry} of {retries})"
         self._of_trial(number, text, state="crashed", reason=reason, retry=retry)
 
+    def time_passed(self) -> None:
+        """Show the status again if nothing was shown for long."""
+        self._jobs.time_passed()
+
     def ended(
         self, number: int, values: Mapping[str, Any], run_id: str, outcome: TrialOutcome
     ) -> None:

@@ -168,6 +168,9 @@ class _Progress:
         text = f" crashed: {reason}; resumes from its last checkpoint (retry {retry} of {retries})"
         self._log(text, state="crashed", reason=reason, retry=retry)
 
+    def time_passed(self) -> None:
+        self._jobs.time_passed()
+
     def ended(
         self, number: int, values: Mapping[str, Any], run_id: str, outcome: TrialOutcome
     ) -> None:
