@@ -316,6 +316,7 @@ def test_any_values_between_commas_are_the_values_of_the_grid(values):
     assert (change.value, change.is_list) == (values, False)
 
 
+@pytest.mark.slow
 @given(place=st.sampled_from([*PLACES, ("extends",)]), snippet=SNIPPETS)
 def test_any_part_is_taken_or_refused(file, place, snippet):
     part = file.with_name("part.yaml")
@@ -445,6 +446,7 @@ GOOD = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(data=GOOD)
 def test_a_valid_configuration_is_the_same_after_a_round_trip_in_a_file_and_printed(file, data):
     experiment = read_experiment(data, source="here")
@@ -661,6 +663,7 @@ SEARCHED = [key for key in FIELDS if key.startswith(("model.", "train."))]
 WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [
