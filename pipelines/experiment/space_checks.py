@@ -20,8 +20,8 @@ MAX_SIZES = {
     **{"model.hyper_streams": 1024, "train.tokens": 10**15, "fit.tokens": 10**15},
     **{"train.evals": 10_000, "fit.evals": 10_000},
 }
-"""Largest values of keys of the model: what it takes is computed of a model with them, which has no
-weights but must be made."""
+"""Largest values of some keys. What a model takes is computed of one that is made, without weights;
+each training has a list of its evaluations; and its schedule computes with real numbers."""
 MAX_BESIDE = 200
 """Points that differ from the base in one other key, which are tried before."""
 SIZES = [1 << exponent for exponent in range(40)]
