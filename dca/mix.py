@@ -2,13 +2,13 @@
 
 `mix` is the computation of the GRNs in dca/residuals/grn.py, in two implementations: PyTorch's own
 operations on every device and type, and a fused kernel for float32 and bfloat16: kernels.cpp on the
-CPU, Triton on a GPU.
+CPU, Triton on a GPU. `weighted_sums` is for residual kinds whose weights come from elsewhere.
 
 The fused implementation also returns the entries, and the next reader takes these: in the backward
 pass a reader receives an entry's gradient from the later readers and adds its own in the same pass.
 So an entry has one consumer, and autograd never adds two gradients of a stack.
 
-Axes: b batch, t time, d model, n stack entries, o outputs (3 for q, k, v).
+Axes: b batch, t time, d model, n stack entries, o outputs (3 for q, k, v), g groups of features.
 """
 
 import importlib
@@ -31,6 +31,8 @@ MAX_GPU_ENTRIES = 60
 """Stack entries up to which the Triton kernels have been compiled."""
 Mixed = tuple[Tensor, list[Tensor], list[Tensor]]
 """The first mixture; each mixture after its norm; the entries, for the next reader."""
+Sums = tuple[list[Tensor], list[Tensor], list[Tensor]]
+"""The sums that are wanted; those that are normed; the entries, for the next reader."""
 
 
 def mix(
@@ -68,6 +70,75 @@ def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]
     gain_1d = norm.weight[None]
     total_btd, (normed_btd,), _ = _mix_fused(module, terms, ones_1nd, None, gain_1d, norm=False)
     return total_btd, normed_btd
+
+
+def weighted_sums(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None = None,
+    gains: Sequence[Tensor | None] = (),
+    *,
+    raw: Sequence[bool] | None = None,
+) -> Sums:
+    """Sums g_o = sum_i (b_oi + weights_oi) * f_i of n entries f_i [b, t, d], and their RMS norms.
+
+    For weights that the caller computes; nothing is clamped or normed before the sum.
+
+    Args:
+        entries: n of [b, t, d]; the sums have the type of the first.
+        weights: per token, [b, t, o, n], or [b, t, o, n, g] for g groups of d / g adjacent
+            features.
+        b_ond: the same for every token, [o, n, d], or [o, n, 1] for scalars. One of the two, or
+            both, are given.
+        gains: of every output the gain [d] of the RMS norm behind it, or None for no norm. Empty:
+            no norms.
+        raw: for every output whether its sum is returned. The default returns the sums that have no
+            norm.
+
+    Returns:
+        The sums for which `raw` is set; the normed sums of the outputs that have a gain; the
+        entries for the next reader. The first two are lists in the order of the outputs.
+    """
+    if weights is None and b_ond is None:
+        raise ValueError("weighted_sums needs weights, b_ond or both; both are None")
+    outputs = len(b_ond) if weights is None else weights.shape[2]  # type: ignore[arg-type]
+    gains = [*gains] or [None] * outputs
+    wanted = [gain is None for gain in gains] if raw is None else [*raw]
+    return weighted_sums_plain(entries, weights, b_ond, gains, wanted)
+
+
+def weighted_sums_plain(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    raw: Sequence[bool],
+) -> Sums:
+    """`weighted_sums` in PyTorch's own operations."""
+    groups = 1 if weights is None or weights.dim() == 4 else weights.shape[-1]
+    rows = [f_btd.unflatten(-1, (groups, -1)) for f_btd in entries]
+    factors = []
+    if weights is not None:
+        weights = weights[..., None] if weights.dim() == 4 else weights
+        factors.append(weights[..., None].to(torch.promote_types(weights.dtype, torch.float32)))
+    if b_ond is not None:
+        scalar = b_ond.shape[-1] == 1
+        factors.append(b_ond[..., None] if scalar else b_ond.unflatten(-1, (groups, -1)))
+        if scalar and weights is not None:
+            factors = [factors[0] + factors[1]]
+    sums = []
+    for o, _ in enumerate(gains):
+        terms = [(x[..., o, i, :, :], f) for x in factors for i, f in enumerate(rows)]
+        out = terms[0][0] * terms[0][1]
+        for factor, f in terms[1:]:
+            out = torch.addcmul(out, factor, f)
+        sums.append(out.flatten(-2).to(entries[0].dtype))
+    normed = [
+        F.rms_norm(g_btd, g_btd.shape[-1:], gain_d.to(g_btd.dtype), NORM_EPS)
+        for g_btd, gain_d in zip(sums, gains, strict=True)
+        if gain_d is not None
+    ]
+    return [g_btd for g_btd, want in zip(sums, raw, strict=True) if want], normed, entries
 
 
 def mix_plain(
