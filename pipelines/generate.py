@@ -24,19 +24,21 @@ from typing import Any
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.options import integer, real_number
 from pipelines.console.process import process_restored, raise_output_error
-from pipelines.console.text import for_stream, one_line
+from pipelines.console.text import for_stream, one_line, shorten
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
-MAX_BYTES, MAX_STOP = 65_536, 1024
-"""Of a prompt and of its continuation, and characters of `stop`."""
+MAX_BYTES, MAX_STOP, MAX_SEED = 65_536, 1024, 2**63 - 1
+"""Of a prompt and of its continuation, characters of `stop`, and the seed of a text."""
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "samples": (lambda count: count >= 1, "at least 1"),
     "max_new_tokens": (lambda count: 0 <= count <= MAX_BYTES, f"0 to {MAX_BYTES}"),
     "temperature": (lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
     "top_k": (lambda count: count >= 1, "at least 1"),
     "top_p": (lambda share: 0 < share <= 1, "more than 0 and at most 1"),
-    "seed": (lambda seed: 0 <= seed < 2**63, "0 to 2**63 - 1, for each sample"),
+    "seed": (lambda seed: 0 <= seed <= MAX_SEED, "0 to 2**63 - 1"),
     "stop": (lambda text: len(text) <= MAX_STOP, f"at most {MAX_STOP} characters"),
 }
 """Options of a text that is generated, as a packaged model takes them: it has a check of its own,
@@ -44,6 +46,7 @@ which an older one may have differently, but loading it takes seconds."""
 MAX_SCORED_BYTES = 100_000_000
 """Of a text: its probabilities, 8 bytes for each of its own, are in memory together."""
 MODEL = "dca-gpt"
+STANDARD_INPUT = "standard input"
 
 
 @process_restored()
@@ -77,13 +80,14 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
     given = {name: getattr(arguments, name) for name in DEFAULTS}
     options = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
     first = options.pop("seed")
-    seeds = range(first, first + arguments.samples)
+    seeds = range(first, first + (arguments.samples or 1))
     try:
         for seed in (seeds[0], seeds[-1]):
             packaged.check(prompts, seed=seed, **options)
     except ValueError as error:
         raise ConfigError(_problem(error)) from None
-    for number, (prompt, seed) in enumerate(itertools.product(prompts, seeds)):
+    texts = ((prompt, seed) for prompt in prompts for seed in seeds)  # which may be millions
+    for number, (prompt, seed) in enumerate(texts):
         parts = packaged.continuation(prompt, seed=seed, **options)
         if arguments.json:
             row = {"model": label, "prompt": prompt, "seed": seed, "text": prompt + "".join(parts)}
@@ -162,17 +166,18 @@ def _fetched(model: str) -> Iterator[tuple[Path, str]]:
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
     """The prompts of the command line, of a file or of standard input."""
-    prompts = list(arguments.prompt or [])
+    given = list(arguments.prompt or [])
+    if "" in given:
+        which = f", got none in number {given.index('') + 1}" if len(given) > 1 else ""
+        raise ConfigError(Problem(f"expected at least one character{which}", "--prompt"))
     if arguments.prompts is not None:
-        prompts += _lines(_read(arguments.prompts), arguments.prompts)
-    elif not prompts and sys.stdin is not None and not sys.stdin.isatty():
-        prompts = _lines(sys.stdin.buffer.read(), "standard input")
-    if not prompts or "" in prompts:
-        which = f"; number {prompts.index('') + 1} has none" if prompts else ""
-        message = (
-            "expected at least one character, there or in each line of --prompts FILE "
-            f"or of standard input{which}"
-        )
+        prompts = _lines(_read(arguments.prompts), arguments.prompts)
+    elif not given and sys.stdin is not None and not sys.stdin.isatty():
+        prompts = _lines(sys.stdin.buffer.read(), STANDARD_INPUT)
+    else:
+        prompts = given
+    if not prompts:
+        message = "expected a TEXT, or --prompts FILE or standard input with a prompt in each line"
         raise ConfigError(Problem(message, "--prompt"))
     try:
         size = max(len(prompt.encode()) for prompt in prompts)
@@ -184,11 +189,17 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
 
 
 def _lines(data: bytes, source: str) -> list[str]:
+    """The prompts of a text, one in each line."""
     try:
-        text = data.decode()
+        text = data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         raise ConfigError(Problem(f"not UTF-8: {error}", source=source)) from None
-    return [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if "" not in lines:
+        return lines
+    which = f"line {lines.index('') + 1} is empty" if any(lines) else "is empty"
+    others = " or --prompt TEXT or --prompts FILE" if source == STANDARD_INPUT else ""
+    raise ConfigError(Problem(f"{which}; expected a prompt in each line{others}", source=source))
 
 
 def _read(file: str) -> bytes:
@@ -216,12 +227,20 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", default=MODEL, help="the model; see below")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="may be repeated")
     parser.add_argument("--prompts", metavar="FILE", help="a prompt a line; else standard input")
-    parser.add_argument("--samples", type=_positive, default=1, help="texts of each prompt (1)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="bytes to write (200)")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0: the likeliest (0.8)")
-    parser.add_argument("--top-k", type=int, metavar="K", help="from the K likeliest bytes (40)")
-    parser.add_argument("--top-p", type=float, metavar="P", help="of this probability together (1)")
-    parser.add_argument("--seed", type=int, help="of the first sample; each further one adds 1 (0)")
+    parser.add_argument("--samples", type=integer, metavar="N", help="texts of each prompt (1)")
+    parser.add_argument("--max-new-tokens", type=integer, metavar="N", help="bytes to write (200)")
+    parser.add_argument(
+        "--temperature", type=real_number, metavar="T", help="0: the likeliest (0.8)"
+    )
+    parser.add_argument(
+        "--top-k", type=integer, metavar="K", help="from the K likeliest bytes (40)"
+    )
+    parser.add_argument(
+        "--top-p", type=real_number, metavar="P", help="of this probability together (1)"
+    )
+    parser.add_argument(
+        "--seed", type=integer, help="of the first sample; each further one adds 1 (0)"
+    )
     parser.add_argument("--stop", metavar="TEXT", help="end before this text")
     parser.add_argument("--score", metavar="FILE", help="bits per byte of a text, no generation")
     parser.add_argument("--json", action="store_true", help="a line of JSON for each text")
@@ -242,22 +261,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _check_limits(arguments: argparse.Namespace) -> None:
     """Raise ConfigError for the options of a text that no packaged model takes."""
     given = {key: vars(arguments)[key] for key in LIMITS if vars(arguments)[key] is not None}
-    last = given.get("seed", 0) + arguments.samples - 1
-    for key, value in [*given.items(), ("seed", last)]:
+    for key, value in given.items():
         accepts, expected = LIMITS[key]
         if not accepts(value):
-            got = len(value) if isinstance(value, str) else value
+            got = len(value) if isinstance(value, str) else shorten(str(value))
             raise ConfigError(Problem(f"expected {expected}, got {got}", _option(key)))
+    first, samples = given.get("seed", 0), given.get("samples", 1)
+    if first + samples - 1 > MAX_SEED:
+        message = (
+            f"expected at most 2**63 - 1 as the seed of the last sample, got {shorten(str(first))} "
+            f"+ {shorten(str(samples))} - 1"
+        )
+        raise ConfigError(Problem(message, "--samples"))
 
 
 def _option(key: str) -> str:
     return f"--{key.replace('_', '-')}"
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text}")
-    return int(text)
 
 
 if __name__ == "__main__":

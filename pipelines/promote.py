@@ -27,7 +27,7 @@ from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
 from pipelines.console.progress import Progress
-from pipelines.console.text import format_value, one_line, without_controls
+from pipelines.console.text import format_value, nearest, one_line, without_controls
 from pipelines.console.updates import OutputMode
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ MODEL = "dca-gpt"
 PIPED_COLUMNS = 200
 """Width of a table that is not shown in a terminal."""
 COMMIT_DIGITS = 12
+OPTIONS = ("--model", "--json", "--dry-run", "--force", "--reason")
 ALLOWED_CHANGES = re.compile(r"promote\.|data\.((validation|test)_)?path$|storage$")
 """Keys that `promote` and `register` take: the gate's, and those of the place of the test text."""
 
@@ -367,7 +368,8 @@ def _check(arguments: argparse.Namespace) -> None:
         takes = arguments.command in ("promote", "register")
         if not takes or "=" not in change or change.startswith("-"):
             message = f"unexpected argument: {one_line(change)}"
-            raise ConfigError(Problem(message, source="command line"))
+            near = nearest(change, OPTIONS) if change.startswith("-") else ""
+            raise ConfigError(Problem(message, source="command line", nearest=near))
         key = change.partition("=")[0]
         if key == "promote.model" or not ALLOWED_CHANGES.match(key):
             message = (

@@ -5,8 +5,8 @@ refused within seconds.
 """
 
 import io
-import json
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.compat.ruamel import (
     refusal,
 )
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import quote_value
 
 MAX_CHARACTERS = 32_768
 """Characters of a text, and values in it where every alias is written out; a long experiment has
@@ -32,6 +33,8 @@ MAX_DEPTH = 50
 """Levels of lists and mappings inside one another."""
 PLAIN_WORD = re.compile(r"\w[\w./-]*", re.ASCII)
 """Text that is written as it is, unless it would read as a number or the like."""
+EXPECTED = {"int": f"an integer of at most {sys.get_int_max_str_digits():,} digits"}
+"""What a value of one of YAML's types should be, where more can be wrong with it than its type."""
 MAX_INLINE_KEYS = 3
 """Keys of a mapping that is written on one line."""
 
@@ -91,8 +94,10 @@ class _Constructor(PlainConstructor):
             value = super().construct_value(node, tag)
             str(value).encode("utf-16", "surrogatepass").decode("utf-16")
         except (ValueError, LookupError):
-            kind, given = str(node.tag).removeprefix(TAG), json.dumps(node.value)[:60]
-            raise refusal(f"expected a valid {kind}, got {given}", node) from None
+            kind = str(node.tag).removeprefix(TAG)
+            expected = EXPECTED.get(kind, f"a valid {kind}")
+            message = f"expected {expected}, got {quote_value(node.value)}"
+            raise refusal(message, node) from None
         return value
 
 

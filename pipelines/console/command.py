@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import re
 import shlex
 import signal
 import sys
@@ -26,12 +27,17 @@ from pipelines.console.process import (
     user_named,
 )
 from pipelines.console.secrets import redact
-from pipelines.console.text import for_stream, one_line
+from pipelines.console.text import for_stream, nearest, quote_value
 
 DONE, FAILURE = 0, 1
 """Exit codes of every command, beside BAD_INPUT and INTERRUPTED."""
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
 """Of a path that a user has given, wherever it is used first."""
+WRONG_CHOICE = re.compile(
+    r"(?s)(?P<key>[^:]+): invalid choice: '(?P<given>.*)' \(choose from (?P<choices>.*)\)"
+)
+UNKNOWN_OPTION = re.compile(r"(?s)unrecognized arguments: (?P<option>--[\w-]+).*")
+"""How argparse writes these; with another text the message is its own."""
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """They interrupt a command, as Ctrl-C does; those that are ignored stay so, as under nohup."""
 
@@ -40,8 +46,21 @@ class Parser(argparse.ArgumentParser):
     """A parser of arguments that raises ConfigError, so that a mistake is one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise ConfigError."""
-        raise ConfigError(message.removeprefix("argument "))
+        """Raise ConfigError; for a wrong name among a few with those, and the nearest."""
+        message = message.removeprefix("argument ")
+        if wrong := WRONG_CHOICE.fullmatch(message):
+            choices = re.findall(r"[\w-]+", wrong["choices"])
+            raise ConfigError(wrong_choice(wrong["given"], choices, wrong["key"]))
+        if unknown := UNKNOWN_OPTION.fullmatch(message):
+            options = re.findall(r"--[\w-]+", self.format_usage())
+            raise ConfigError(Problem(message, nearest=nearest(unknown["option"], options)))
+        raise ConfigError(message)
+
+
+def wrong_choice(given: str, choices: Sequence[str], key: str) -> Problem:
+    """The problem of a name that is none of a few."""
+    message = f"expected one of {', '.join(choices)}, got {quote_value(given)}"
+    return Problem(message, key, nearest=nearest(given, choices))
 
 
 def run_command(
@@ -95,7 +114,7 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
         if isinstance(error, FileNotFoundError) and lacks_working_folder():
             return _fail("the folder in which the command was started is gone", BAD_INPUT)
         if isinstance(error, OSError) and error.errno in PATH_ERRORS:
-            return _fail(f"{one_line(error.filename)}: {error.strerror}", BAD_INPUT)
+            return _fail(Problem(str(error.strerror), source=str(error.filename)), BAD_INPUT)
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             print_traceback(error)
             return FAILURE

@@ -9,7 +9,7 @@ import traceback
 from dataclasses import dataclass, replace
 
 from pipelines.console.secrets import redact
-from pipelines.console.text import one_line
+from pipelines.console.text import one_line, short_words
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG, errno.EIO}
 """Error numbers of a disk that is full, over quota, read-only, not ours or broken, and of a file
@@ -38,8 +38,8 @@ class Problem:
     def __str__(self) -> str:
         """`source: key: message; did you mean NEAREST?`, in one line."""
         hint = f"; did you mean {one_line(self.nearest)}?" if self.nearest else ""
-        message = one_line(self.message, limit=1000)  # with room for a path and what is wrong
-        where = [one_line(part) for part in (self.source, self.key) if part]
+        message = one_line(short_words(self.message), limit=1000)  # room for a path and the reason
+        where = [one_line(short_words(part)) for part in (self.source, self.key) if part]
         return ": ".join([*where, message]) + hint
 
 

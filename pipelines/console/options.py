@@ -1,8 +1,12 @@
-"""The output options --quiet and --json; used by the commands that take minutes."""
+"""Options that several commands share, and the types of numbers among their options.
+
+Used by the commands that take minutes for --quiet and --json, and by generate.py for its numbers.
+"""
 
 import argparse
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import shorten
 from pipelines.console.updates import OutputMode
 
 
@@ -21,3 +25,26 @@ def output_mode(arguments: argparse.Namespace) -> OutputMode:
     if arguments.json:
         return OutputMode.JSON
     return OutputMode.QUIET if arguments.quiet else OutputMode.TEXT
+
+
+def integer(text: str) -> int:
+    """The type of an option that is a whole number: argparse names the function of a type itself.
+
+    Raises ArgumentTypeError, also for more digits than Python converts.
+    """
+    try:
+        return int(text)
+    except ValueError:
+        raise _unexpected("an integer", text) from None
+
+
+def real_number(text: str) -> float:
+    """The type of an option that is a real number, as `integer`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise _unexpected("a number", text) from None
+
+
+def _unexpected(expected: str, text: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"expected {expected}, got {shorten(text) or 'no text'}")

@@ -5,6 +5,7 @@ Used wherever a message, a table or a line of progress is written.
 
 import difflib
 import json
+import re
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,12 +13,28 @@ from typing import Any, TextIO
 
 from pipelines.console.secrets import redact
 
+LONG_WORD = re.compile(r"[^\s/:]{256,}")
+"""Longer than the name of a file can be: a number, or a text, that was given."""
+WORD_CHARACTERS = 60
+"""Of a long word that are shown, and of a value."""
+
 
 def one_line(text: object, *, limit: int = 500) -> str:
     """Foreign text in a message: without secrets, line breaks and terminal codes, at most `limit`
     long."""
     line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in redact(str(text))[:limit])
     return line if len(line) < limit else f"{line[: limit - 3]}..."
+
+
+def short_words(text: str) -> str:
+    """A message in which no word is longer than a file's name can be: of thousands of digits that
+    were given the first are shown, and what is wrong with them can be read."""
+    return LONG_WORD.sub(lambda word: shorten(word[0]), redact(text))
+
+
+def shorten(text: str, limit: int = WORD_CHARACTERS) -> str:
+    """The beginning of a text that is longer than `limit` characters."""
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
 def is_text(path: str) -> bool:
@@ -63,8 +80,7 @@ def nearest(name: str, valid: Iterable[str]) -> str:
 
 def quote_value(value: Any) -> str:
     """A value in an error message, as in `got ...`: JSON of at most 60 characters."""
-    text = redact(json.dumps(value, default=str))  # whole: half of a password looks like any text
-    return text if len(text) <= 60 else text[:57] + "..."
+    return shorten(redact(json.dumps(value, default=str)))  # half a password looks like any text
 
 
 def format_value(value: Any, *, digits: int | None = 4) -> str:

@@ -41,9 +41,20 @@ def test_an_error_keeps_its_problems_between_processes():
 
 
 def test_a_message_has_room_for_a_path_and_what_is_wrong():
-    assert str(Problem("x" * 999)) == "x" * 999
-    assert str(Problem("x" * 2000)) == "x" * 997 + "..."
-    assert str(Problem("m", "k" * 600, "s" * 600)) == f"{'s' * 497}...: {'k' * 497}...: m"
+    assert str(Problem("x " * 499)) == "x " * 499
+    assert str(Problem("x " * 1000)) == "x " * 498 + "x..."
+    assert str(Problem("m", "k/" * 300, "s/" * 300)) == f"{'s/' * 248}s...: {'k/' * 248}k...: m"
+
+
+def test_of_a_number_with_thousands_of_digits_the_first_are_shown_and_of_a_path_all():
+    digits, path = "9" * 5000, "/".join(["a" * 200, "b" * 255, "c"])
+    shown = str(Problem(f"no such key: {digits} of {path}", digits))
+    assert shown == f"{'9' * 57}...: no such key: {'9' * 57}... of {path}"
+
+
+def test_a_secret_is_no_secret_in_parts():
+    shown = str(Problem(f"http://user:{'x' * 300}@host/ token={'y' * 300}"))
+    assert shown == "http://***@host/ token=***"
 
 
 def test_a_problem_of_another_key_names_the_one_that_is_wrong():

@@ -144,10 +144,19 @@ def test_the_command_takes_a_prompt_of_the_size_that_a_model_takes(packaged):
         generate._prompts(generate._parse(["--prompt", too_long]))
 
 
+def test_prompts_of_windows_have_no_mark_and_no_carriage_returns(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes(b"\xef\xbb\xbfa \r\nb\r\n")
+    arguments = generate._parse(["--prompts", str(tmp_path / "prompts.txt")])
+    assert generate._prompts(arguments) == ["a ", "b"]
+    (tmp_path / "prompts.txt").write_bytes(b"a\r\n\r\nb\r\n")
+    with pytest.raises(ConfigError, match=r"prompts\.txt: line 2 is empty; expected a prompt in"):
+        generate._prompts(arguments)
+
+
 def test_the_last_samples_seed_is_within_the_limit_too():
     options = ["--prompt=a", "--samples=2", f"--seed={2**63 - 2}"]
     assert generate._parse(options).samples == 2
-    with pytest.raises(ConfigError, match=r"^--seed: expected 0 to"):
+    with pytest.raises(ConfigError, match=r"^--samples: expected at most 2\*\*63 - 1 as the seed"):
         generate._parse([*options, "--samples=3"])
 
 
