@@ -315,6 +315,14 @@ void forward(const Forward<H>& k, int threads) {
       });
 }
 
+// The sums of all threads, whose memory begins `size` apart.
+void total_of(const float* first, long size, int threads, long count, float* out) {
+  for (long i = 0; i < count; ++i) {
+    out[i] = 0;
+    for (int thread = 0; thread < threads; ++thread) out[i] += first[thread * size + i];
+  }
+}
+
 template <int O, bool H>
 void backward(const Backward<H>& k, float* db, float* dw, float* dgain, int threads) {
   const long size_b = long(O) * k.s.entries * k.s.width, size_o = long(O) * k.s.width;
@@ -332,15 +340,9 @@ void backward(const Backward<H>& k, float* db, float* dw, float* dgain, int thre
       [&](long row, float* mixed, float* clamped, int thread) {
         backward_rows<O, 1>(k, row, mixed, clamped, sums(thread));
       });
-  const auto total = [&](const float* first, long count, float* out) {
-    for (long i = 0; i < count; ++i) {
-      out[i] = 0;
-      for (int thread = 0; thread < threads; ++thread) out[i] += first[thread * size + i];
-    }
-  };
-  total(sums(0).b, size_b, db);
-  if (k.w) total(sums(0).w, size_o, dw);
-  total(sums(0).gain, size_o, dgain);
+  total_of(sums(0).b, size, threads, size_b, db);
+  if (k.w) total_of(sums(0).w, size, threads, size_o, dw);
+  total_of(sums(0).gain, size, threads, size_o, dgain);
 }
 
 // The rows of entries, or, with `outputs`, of so many tensors of the type of y.
@@ -357,6 +359,261 @@ template <typename Work>
 void with_types(const int* half, int entries, Work work) {
   const bool any = std::any_of(half, half + entries + 2, [](int one) { return one; });
   any ? work(std::true_type{}) : work(std::false_type{});
+}
+
+// Sums with weights that the caller gives (dca.mix.weighted_sums), O of them of the same entries:
+//
+//   g_o = sum_i (b_oi + weight_oi) * f_i,    y_o = gain_o * g_o / rms(g_o)
+//
+// A weight is a number per token and group of features; b, where there is one, a vector for all
+// tokens. A block is P entries of R rows. Without b nothing is shared by rows, so that R is 1 and the
+// registers hold sums of 4 entries; with b, 4 rows share each load of it. While a block is computed
+// the next one is fetched: the rows of many tensors are short, and the processor does not see ahead.
+template <bool H>
+struct Weighted {
+  Shape s;
+  int groups;
+  const Rows<H>* f;
+  const float* weights;      // [rows, outputs, entries, groups], or null
+  const float* b;            // [outputs, entries, width], or null
+  const float* const* gain;  // of each output; null without a norm
+  float* rho;                // [rows, outputs]: 1 / rms of each sum with a norm
+
+  // Of entry i and output o; the weights of a token's groups are adjacent.
+  long weight_at(long row, int outputs, int o, int i) const {
+    return ((row * outputs + o) * s.entries + i) * groups;
+  }
+};
+
+// The block behind that of entries from `first` on: of the next entries, or of the next rows.
+struct Next {
+  int first;
+  long row;
+};
+
+template <int R, int P, bool H>
+Next next_block(const Weighted<H>& k, int first, long row) {
+  return first + P < k.s.entries ? Next{first + P, row} : Next{0, row + R};
+}
+
+// The weights of one group of a block.
+template <int O, int R, int P, bool H>
+void read_weights(const Weighted<H>& k, int first, long row, int group, float (*out)[R][O]) {
+  for (int p = 0; p < P; ++p)
+    for (int r = 0; r < R; ++r)
+      for (int o = 0; o < O; ++o)
+        out[p][r][o] =
+            k.weights ? k.weights[k.weight_at(row + r, O, o, first + p) + group] : 0.0f;
+}
+
+template <int O, int R, int P, bool B, bool H>
+void add_block(const Weighted<H>& k, int first, long row, float* mixed) {
+  const int n = k.s.entries, d = k.s.width, stride = k.s.stride(), size = d / k.groups;
+  const Next next = next_block<R, P>(k, first, row);
+  for (int group = 0; group < k.groups; ++group) {
+    float weight[P][R][O];
+    read_weights<O, R, P>(k, first, row, group, weight);
+    for (int j = group * size; j < (group + 1) * size; j += kLanes) {
+      Vec total[R][O] = {};
+      for (int r = 0; first && r < R; ++r)
+        for (int o = 0; o < O; ++o) total[r][o] = load(mixed + (r * O + o) * stride + j);
+      for (int p = 0; p < P; ++p) {
+        const Rows<H> fetched = k.f[std::min(next.first + p, n - 1)];
+        Vec x[R];
+        for (int r = 0; r < R; ++r) {
+          x[r] = k.f[first + p].load((row + r) * d + j);
+          __builtin_prefetch(fetched.at((next.row + r) * d + j));
+        }
+        for (int o = 0; o < O; ++o) {
+          const Vec shared = B ? load(k.b + (o * n + first + p) * long(d) + j) : Vec{};
+          for (int r = 0; r < R; ++r)
+            total[r][o] += (B ? shared + weight[p][r][o] : Vec{} + weight[p][r][o]) * x[r];
+        }
+      }
+      for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) store(mixed + (r * O + o) * stride + j, total[r][o]);
+    }
+  }
+}
+
+// Calls block<P> for the entries, as many at a time as registers have room for.
+template <int R, typename Many, typename One>
+void over_entries(int n, Many many, One one) {
+  int i = 0;
+  for (; i + 4 / R <= n; i += 4 / R) many(i);
+  for (; i < n; ++i) one(i);
+}
+
+template <int O, int R, bool B, bool H>
+void weighted_rows(const Weighted<H>& k, long row, float* mixed) {
+  over_entries<R>(
+      k.s.entries, [&](int i) { add_block<O, R, 4 / R, B>(k, i, row, mixed); },
+      [&](int i) { add_block<O, R, 1, B>(k, i, row, mixed); });
+}
+
+template <bool H>
+struct WeightedForward {
+  Weighted<H> in;
+  const Rows<H>*raw, *y;  // of each output; null where it is not wanted
+};
+
+template <int O, int R, bool B, bool H>
+void weighted_forward_rows(const WeightedForward<H>& k, long row, float* mixed) {
+  const int d = k.in.s.width, stride = k.in.s.stride();
+  weighted_rows<O, R, B>(k.in, row, mixed);
+  for (int r = 0; r < R; ++r)
+    for (int o = 0; o < O; ++o) {
+      const float *g = mixed + (r * O + o) * stride, *gain = k.in.gain[o];
+      const long t = row + r;
+      Vec square = {};
+      for (int j = 0; j < d; j += kLanes) {
+        const Vec value = load(g + j);
+        square += value * value;
+        if (k.raw[o]) k.raw[o].store(t * d + j, value);
+      }
+      if (!gain) continue;
+      const float rho = 1 / std::sqrt(sum(square) / d + k.in.s.eps);
+      k.in.rho[t * O + o] = rho;
+      for (int j = 0; j < d; j += kLanes)
+        k.y[o].store(t * d + j, load(gain + j) * (load(g + j) * rho));
+    }
+}
+
+template <bool H>
+struct WeightedBackward {
+  Weighted<H> in;
+  const Rows<H>*draw, *dy;         // of each output; null for zero
+  const Rows<H>*later, *df;        // of each entry; `later` may be null for zero
+  float* dweights;                 // as the weights, or null
+  bool db;                         // whether b has a gradient
+  const float* zeros;              // a row
+
+  bool through_norm(int outputs) const {
+    return std::any_of(dy, dy + outputs, [](const Rows<H>& one) { return bool(one); });
+  }
+};
+
+// From the gradients of the sums, in `mixed`, to those of a block of entries and of their weights.
+template <int O, int R, int P, bool B, bool H>
+void spread_block(const WeightedBackward<H>& k, int first, long row, const float* mixed,
+                  float* sum_b) {
+  const Weighted<H>& in = k.in;
+  const int n = in.s.entries, d = in.s.width, stride = in.s.stride(), size = d / in.groups;
+  const Next next = next_block<R, P>(in, first, row);
+  Rows<H> later[P];
+  long of_later[P];
+  for (int p = 0; p < P; ++p) {
+    const Rows<H> one = k.later[first + p];
+    later[p] = one ? one : Rows<H>{const_cast<float*>(k.zeros), false};
+    of_later[p] = one ? d : 0;
+  }
+  for (int group = 0; group < in.groups; ++group) {
+    float weight[P][R][O];
+    read_weights<O, R, P>(in, first, row, group, weight);
+    Vec dot[P][R][O] = {};
+    for (int j = group * size; j < (group + 1) * size; j += kLanes) {
+      Vec g[R][O];
+      for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o) g[r][o] = load(mixed + (r * O + o) * stride + j);
+      for (int p = 0; p < P; ++p) {
+        const int i = first + p, fetched = std::min(next.first + p, n - 1);
+        Vec x[R], total[R];
+        for (int r = 0; r < R; ++r) {
+          const long at = (next.row + r) * d + j;
+          x[r] = in.f[i].load((row + r) * d + j);
+          total[r] = later[p].load((row + r) * of_later[p] + j);
+          __builtin_prefetch(in.f[fetched].at(at));
+          if (k.later[fetched]) __builtin_prefetch(k.later[fetched].at(at));
+          __builtin_prefetch(k.df[fetched].at(at), 1);
+        }
+        for (int o = 0; o < O; ++o) {
+          const Vec shared = B ? load(in.b + (o * n + i) * long(d) + j) : Vec{};
+          for (int r = 0; r < R; ++r) {
+            total[r] += (B ? shared + weight[p][r][o] : Vec{} + weight[p][r][o]) * g[r][o];
+            dot[p][r][o] += g[r][o] * x[r];
+          }
+          if (!B || !k.db) continue;
+          float* of_b = sum_b + (o * n + i) * long(d) + j;
+          Vec added = load(of_b);
+          for (int r = 0; r < R; ++r) added += g[r][o] * x[r];
+          store(of_b, added);
+        }
+        for (int r = 0; r < R; ++r) k.df[i].store((row + r) * d + j, total[r]);
+      }
+    }
+    for (int p = 0; k.dweights && p < P; ++p)
+      for (int r = 0; r < R; ++r)
+        for (int o = 0; o < O; ++o)
+          k.dweights[in.weight_at(row + r, O, o, first + p) + group] = sum(dot[p][r][o]);
+  }
+}
+
+template <int O, int R, bool B, bool H>
+void weighted_backward_rows(const WeightedBackward<H>& k, long row, float* mixed, Sums sums) {
+  const int d = k.in.s.width, stride = k.in.s.stride();
+  if (k.through_norm(O)) weighted_rows<O, R, B>(k.in, row, mixed);
+  for (int r = 0; r < R; ++r)
+    for (int o = 0; o < O; ++o)
+      norm_backward(k.in.s, mixed + (r * O + o) * stride, k.in.gain[o],
+                    k.dy[o] ? k.in.rho[(row + r) * O + o] : 0, k.dy[o], k.draw[o], (row + r) * d,
+                    sums.gain + o * d);
+  over_entries<R>(
+      k.in.s.entries, [&](int i) { spread_block<O, R, 4 / R, B>(k, i, row, mixed, sums.b); },
+      [&](int i) { spread_block<O, R, 1, B>(k, i, row, mixed, sums.b); });
+}
+
+// Calls work<R, B>(row, thread's memory) for all rows.
+template <int O, typename Work>
+void over_weighted(const Shape& s, bool b, int threads, Work work) {
+  using One = std::integral_constant<int, 1>;
+  using Tile = std::integral_constant<int, kTile>;
+  over_rows<O>(
+      s, threads,
+      [&](long row, float* mixed, float*, int thread) {
+        if (b) return work(Tile{}, std::true_type{}, row, mixed, thread);
+        for (int r = 0; r < kTile; ++r) work(One{}, std::false_type{}, row + r, mixed, thread);
+      },
+      [&](long row, float* mixed, float*, int thread) {
+        b ? work(One{}, std::true_type{}, row, mixed, thread)
+          : work(One{}, std::false_type{}, row, mixed, thread);
+      });
+}
+
+template <int O, bool H>
+void weighted_forward(const WeightedForward<H>& k, int threads) {
+  over_weighted<O>(k.in.s, k.in.b, threads, [&](auto r, auto b, long row, float* mixed, int) {
+    weighted_forward_rows<O, decltype(r)::value, decltype(b)::value>(k, row, mixed);
+  });
+}
+
+template <int O, bool H>
+void weighted_backward(WeightedBackward<H> k, float* db, float* const* dgain, int threads) {
+  const int n = k.in.s.entries, d = k.in.s.width;
+  const long size_b = db ? long(O) * n * d : 0, size = size_b + long(O) * d;
+  std::vector<float> partial(threads * size + d);
+  k.zeros = partial.data() + threads * size;
+  k.db = db;
+  over_weighted<O>(
+      k.in.s, k.in.b, threads, [&](auto r, auto b, long row, float* mixed, int thread) {
+        float* mine = partial.data() + thread * size;
+        weighted_backward_rows<O, decltype(r)::value, decltype(b)::value>(
+            k, row, mixed, Sums{mine, nullptr, mine + size_b});
+      });
+  total_of(partial.data(), size, threads, size_b, db);
+  for (int o = 0; o < O; ++o)
+    if (dgain[o]) total_of(partial.data() + size_b + o * d, size, threads, d, dgain[o]);
+}
+
+// Calls work with the number of outputs as a constant.
+template <typename Work>
+void with_outputs(int outputs, Work work) {
+  switch (outputs) {
+    case 1: return work(std::integral_constant<int, 1>{});
+    case 2: return work(std::integral_constant<int, 2>{});
+    case 3: return work(std::integral_constant<int, 3>{});
+    case 4: return work(std::integral_constant<int, 4>{});
+    case 5: return work(std::integral_constant<int, 5>{});
+  }
 }
 
 // y = x w^T, or gelu(x w^T), for R rows and one row of w.
@@ -419,6 +676,42 @@ void mix_backward(long rows, int entries, int width, int outputs, int norm, floa
                         {score, scale, rho}, {dskip, half[entries] != 0}, rows_dy.data(),
                         rows_later.data(), rows_df.data()};
     outputs == 1 ? backward<1>(k, db, dw, dgain, threads) : backward<3>(k, db, dw, dgain, threads);
+  });
+}
+
+// As above, for sums whose weights are given: null are missing weights, b, gains, and raw or y of an
+// output where it is not wanted; half has the type of the raw sums, then that of y.
+
+void sums_forward(long rows, int entries, int width, int outputs, int groups, float eps, int threads,
+                  const int* half, void* const* f, const float* weights, const float* b,
+                  const float* const* gain, float* rho, void* const* raw, void* const* y) {
+  with_types(half, entries, [&](auto any) {
+    constexpr bool H = decltype(any)::value;
+    const auto rows_f = rows_of<H>(f, half, entries), rows_y = rows_of<H>(y, half, entries, outputs);
+    const auto rows_raw = rows_of<H>(raw, half - 1, entries, outputs);
+    const WeightedForward<H> k{
+        {{rows, entries, width, false, eps}, groups, rows_f.data(), weights, b, gain, rho},
+        rows_raw.data(), rows_y.data()};
+    with_outputs(outputs, [&](auto o) { weighted_forward<decltype(o)::value>(k, threads); });
+  });
+}
+
+void sums_backward(long rows, int entries, int width, int outputs, int groups, float eps, int threads,
+                   const int* half, void* const* f, const float* weights, const float* b,
+                   const float* const* gain, float* rho, void* const* draw, void* const* dy,
+                   void* const* later, void* const* df, float* dweights, float* db,
+                   float* const* dgain) {
+  with_types(half, entries, [&](auto any) {
+    constexpr bool H = decltype(any)::value;
+    const auto rows_f = rows_of<H>(f, half, entries), rows_later = rows_of<H>(later, half, entries);
+    const auto rows_df = rows_of<H>(df, half, entries);
+    const auto rows_dy = rows_of<H>(dy, half, entries, outputs);
+    const auto rows_draw = rows_of<H>(draw, half - 1, entries, outputs);
+    const WeightedBackward<H> k{
+        {{rows, entries, width, false, eps}, groups, rows_f.data(), weights, b, gain, rho},
+        rows_draw.data(), rows_dy.data(), rows_later.data(), rows_df.data(), dweights, false, nullptr};
+    with_outputs(outputs,
+                 [&](auto o) { weighted_backward<decltype(o)::value>(k, db, dgain, threads); });
   });
 }
 }

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import tempfile
 import warnings
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
@@ -72,8 +73,7 @@ def mix_forward(
     """
     outputs, n, _ = b_ond.shape
     first = entries[0]
-    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    dtype = torch.bfloat16 if rounded else first.dtype
+    dtype = _normed_type(first)
     skip, *normed = (torch.empty_like(first, dtype=t) for t in (None, *outputs * (dtype,)))
     saved = tuple(b_ond.new_empty(len(first), k) for k in (outputs * n, n, outputs))
     library().mix_forward(
@@ -113,6 +113,65 @@ def mix_backward(
         _array(to_entries), _at(to_b), _at(to_w), _at(to_gain),
     )  # fmt: skip
     return to_entries, to_b, to_w, to_gain
+
+
+def sums_forward(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    raw: Sequence[bool],
+    *,
+    eps: float,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """Sums of n entries [t, d] with weights per token, as defined in `dca.mix.weighted_sums`.
+
+    `weights` are [t, o, n, g], b is [o, n, d]; types are those of `mix_forward`. Returns the sums
+    for which `raw` is set, those with a gain normed, and 1 / rms of each, for `sums_backward`.
+    """
+    first = entries[0]
+    sums = [torch.empty_like(first) if want else None for want in raw]
+    dtype = _normed_type(first)
+    normed = [None if gain is None else torch.empty_like(first, dtype=dtype) for gain in gains]
+    rho_to = first.new_empty(len(first), len(gains), dtype=torch.float32)
+    half = _half([*entries, first, first.new_empty(0, dtype=dtype)])
+    library().sums_forward(
+        *_sums_shape(entries, weights, gains, eps), half, _array(entries), _at(weights),
+        _at(b_ond), _array(gains), _at(rho_to), _array(sums), _array(normed),
+    )  # fmt: skip
+    return [x for x in sums if x is not None], [y for y in normed if y is not None], rho_to
+
+
+def sums_backward(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    rho_to: Tensor,
+    d_raw: Sequence[Tensor | None],
+    dy: Sequence[Tensor | None],
+    d_entries: Sequence[Tensor | None],
+    *,
+    needed: tuple[bool, bool],
+    eps: float,
+) -> tuple[list[Tensor], Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Gradients of the entries [t, d], of the weights, of b and of each gain.
+
+    `d_raw` and `dy` have an item per output, and None is a gradient of zero; `d_entries` are as in
+    `mix_backward`. `needed` is whether the weights and b need gradients, which are float32.
+    """
+    given = next((x for x in dy if x is not None), entries[0])
+    to_entries = [torch.empty_like(f_td) for f_td in entries]
+    to_weights = torch.empty_like(weights) if weights is not None and needed[0] else None
+    to_b = torch.empty_like(b_ond) if b_ond is not None and needed[1] else None
+    to_gains = [None if gain is None else torch.empty_like(gain) for gain in gains]
+    library().sums_backward(
+        *_sums_shape(entries, weights, gains, eps), _half([*entries, entries[0], given]),
+        _array(entries), _at(weights), _at(b_ond), _array(gains), _at(rho_to), _array(d_raw),
+        _array(dy), _array(d_entries),
+        _array(to_entries), _at(to_weights), _at(to_b), _array(to_gains),
+    )  # fmt: skip
+    return to_entries, to_weights, to_b, to_gains
 
 
 @lru_cache
@@ -172,6 +231,21 @@ def _shape(rows: int, b_ond: Tensor, norm: bool, eps: float) -> tuple[Any, ...]:
     return ctypes.c_long(rows), n, width, outputs, int(norm), ctypes.c_float(eps), threads
 
 
+def _sums_shape(
+    entries: list[Tensor], weights: Tensor | None, gains: Sequence[Tensor | None], eps: float
+) -> tuple[Any, ...]:
+    (rows, width), n = entries[0].shape, len(entries)
+    groups = 1 if weights is None else weights.shape[-1]
+    threads = _threads(rows * n * width)
+    return ctypes.c_long(rows), n, width, len(gains), groups, ctypes.c_float(eps), threads
+
+
+def _normed_type(first: Tensor) -> torch.dtype:
+    """bfloat16 if autocast to it is on, else the type of the first entry."""
+    rounded = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return torch.bfloat16 if rounded else first.dtype
+
+
 def _threads(numbers: int) -> int:
     return min(torch.get_num_threads(), 1 + numbers // THREAD_NUMBERS)
 
@@ -184,5 +258,5 @@ def _at(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def _array(tensors: list[Tensor] | list[Tensor | None]) -> Any:
+def _array(tensors: Sequence[Tensor | None]) -> Any:
     return (ctypes.c_void_p * len(tensors))(*map(_at, tensors))

@@ -27,6 +27,8 @@ from dca import kernels
 NORM_EPS = 1e-6
 KERNEL_TYPES = (torch.float32, torch.bfloat16)
 """Of entries, also side by side."""
+MAX_SUMS = 5
+"""Outputs up to which there are kernels for `weighted_sums`."""
 MAX_GPU_ENTRIES = 60
 """Stack entries up to which the Triton kernels have been compiled."""
 Mixed = tuple[Tensor, list[Tensor], list[Tensor]]
@@ -104,7 +106,16 @@ def weighted_sums(
     outputs = len(b_ond) if weights is None else weights.shape[2]  # type: ignore[arg-type]
     gains = [*gains] or [None] * outputs
     wanted = [gain is None for gain in gains] if raw is None else [*raw]
-    return weighted_sums_plain(entries, weights, b_ond, gains, wanted)
+    if weights is not None and weights.dim() == 4:
+        weights = weights[..., None]
+    if b_ond is not None and b_ond.shape[-1] == 1:  # its gradient then is a sum of the weights'
+        b_on1 = b_ond.expand(*entries[0].shape[:2], -1, -1, -1)
+        weights, b_ond = b_on1 if weights is None else weights + b_on1, None
+    groups = 1 if weights is None else weights.shape[-1]
+    module = _kernels_of_sums(entries, outputs, groups)
+    if module is None:
+        return weighted_sums_plain(entries, weights, b_ond, gains, wanted)
+    return _sums_fused(module, entries, weights, b_ond, gains, wanted)
 
 
 def weighted_sums_plain(
@@ -114,18 +125,14 @@ def weighted_sums_plain(
     gains: Sequence[Tensor | None],
     raw: Sequence[bool],
 ) -> Sums:
-    """`weighted_sums` in PyTorch's own operations."""
-    groups = 1 if weights is None or weights.dim() == 4 else weights.shape[-1]
+    """`weighted_sums` in PyTorch's own operations, for weights [b, t, o, n, g] and b [o, n, d]."""
+    groups = 1 if weights is None else weights.shape[-1]
     rows = [f_btd.unflatten(-1, (groups, -1)) for f_btd in entries]
     factors = []
     if weights is not None:
-        weights = weights[..., None] if weights.dim() == 4 else weights
         factors.append(weights[..., None].to(torch.promote_types(weights.dtype, torch.float32)))
     if b_ond is not None:
-        scalar = b_ond.shape[-1] == 1
-        factors.append(b_ond[..., None] if scalar else b_ond.unflatten(-1, (groups, -1)))
-        if scalar and weights is not None:
-            factors = [factors[0] + factors[1]]
+        factors.append(b_ond.unflatten(-1, (groups, -1)))
     sums = []
     for o, _ in enumerate(gains):
         terms = [(x[..., o, i, :, :], f) for x in factors for i, f in enumerate(rows)]
@@ -190,6 +197,15 @@ def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
     if first.is_cuda and first.shape[-1] % kernels.LANES == 0 and len(entries) <= MAX_GPU_ENTRIES:
         fits = all(f.is_cuda and f.dtype in KERNEL_TYPES for f in entries)
         return _triton() if fits else None
+    return kernels if kernels.fits(*entries, types=KERNEL_TYPES) else None
+
+
+def _kernels_of_sums(entries: Sequence[Tensor], outputs: int, groups: int) -> Any:
+    """The module whose `sums_forward` and `sums_backward` take these entries; None if none does."""
+    if torch.compiler.is_compiling() or outputs > MAX_SUMS or entries[0].is_cuda:
+        return None
+    if entries[0].shape[-1] % (groups * kernels.LANES):
+        return None
     return kernels if kernels.fits(*entries, types=KERNEL_TYPES) else None
 
 
@@ -266,3 +282,79 @@ def _forward(
         skip, normed, saved = module.mix_forward(f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS)
     kept = [b_ond, w_od, gain_od, *saved, *f]
     return skip.view(shape), [y.view(shape) for y in normed], kept
+
+
+def _sums_fused(
+    module: Any,
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    raw: Sequence[bool],
+) -> Sums:
+    if not torch.is_grad_enabled():
+        sums, normed, _ = _sums_forward(module, entries, weights, b_ond, gains, raw)
+        return sums, normed, entries
+    out = _FusedSums.apply(module, raw, len(gains), weights, b_ond, *gains, *entries)
+    count = sum(raw)
+    return [*out[:count]], [*out[count : -len(entries)]], [*out[-len(entries) :]]
+
+
+class _FusedSums(torch.autograd.Function):
+    """(sums, normed sums, entries) by a kernel; nothing of size [b, t, d] is saved for it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        module: Any,
+        raw: Sequence[bool],
+        outputs: int,
+        weights: Tensor | None,
+        b_ond: Tensor | None,
+        *rest: Any,
+    ) -> tuple[Tensor, ...]:
+        gains, entries = rest[:outputs], rest[outputs:]
+        sums, normed, saved = _sums_forward(module, entries, weights, b_ond, gains, raw)
+        ctx.save_for_backward(*saved)
+        ctx.set_materialize_grads(False)
+        ctx.module, ctx.raw, ctx.shape = module, raw, entries[0].shape
+        return (*sums, *normed, *entries)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        outputs = len(ctx.raw)
+        rho_to, weights, b_ond, *rest = ctx.saved_tensors
+        gains, f = rest[:outputs], rest[outputs:]
+        given = iter([None if g is None else g.contiguous().view(f[0].shape) for g in gradients])
+        d_raw = [next(given) if want else None for want in ctx.raw]
+        dy = [None if gain is None else next(given) for gain in gains]
+        with torch.cuda.device_of(f[0]):
+            to_entries, to_weights, to_b, to_gains = ctx.module.sums_backward(
+                f, weights, b_ond, gains, rho_to, d_raw, dy, [*given],
+                needed=ctx.needs_input_grad[3:5], eps=NORM_EPS,
+            )  # fmt: skip
+        if to_weights is not None:
+            to_weights = to_weights.view(*ctx.shape[:2], *to_weights.shape[1:])
+        to_entries = [x.view(ctx.shape) for x in to_entries]
+        return None, None, None, to_weights, to_b, *to_gains, *to_entries
+
+
+def _sums_forward(
+    module: Any,
+    entries: Sequence[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    raw: Sequence[bool],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
+    """The sums and the normed sums, all [b, t, d], and the tensors for the backward pass."""
+    shape = entries[0].shape
+    f = [f_btd.contiguous().view(-1, shape[-1]) for f_btd in entries]
+    b_ond = None if b_ond is None else b_ond.float().contiguous()
+    weights = None if weights is None else weights.float().contiguous().flatten(0, 1)
+    gains = [None if gain is None else gain.float().contiguous() for gain in gains]
+    with torch.cuda.device_of(f[0]):
+        sums, normed, rho_to = module.sums_forward(f, weights, b_ond, gains, raw, eps=NORM_EPS)
+    saved = [rho_to, weights, b_ond, *gains, *f]
+    return [g.view(shape) for g in sums], [y.view(shape) for y in normed], saved
