@@ -36,9 +36,9 @@ KERNEL_TESTS = "tests/dca/mix_triton_cases.py"
 KERNEL_TESTS_SECONDS = 150
 KINDS: dict[str, dict[str, Any]] = {
     "standard": {"residual": "standard"},
-    "1-DCA": {"last_k": 1},
-    "2-DCA": {"last_k": 2},
-    "full DCA": {"last_k": None},
+    "1-DCA": {"dca": {"last_k": 1}},
+    "2-DCA": {"dca": {"last_k": 2}},
+    "full DCA": {"dca": {"last_k": None}},
 }
 COMPILED = ("standard", "2-DCA")
 """Kinds whose compiled steps are timed: compiling the others takes too long."""

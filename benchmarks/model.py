@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dca import ModelConfig, build_model, generate
-from dca.residuals.grn import stack_entries
+from dca.residuals.dca import stack_entries
 from pipelines.training.config import TrainConfig
 from pipelines.training.device import autocast
 from pipelines.training.optimizer import build_optimizer
@@ -140,15 +140,15 @@ class Case:
     @property
     def config(self) -> ModelConfig:
         """Our model of this kind and size."""
-        return ModelConfig(
+        config = ModelConfig(
             dim=self.shape.dim,
             depth=self.shape.depth,
             heads=HEADS,
             ff_mult=FF_MULT,
             vocab=VOCAB,
             residual=self.row.residual,
-            last_k=self.row.last_k,
         )
+        return config.with_options(last_k=self.row.last_k) if self.row.residual == "dca" else config
 
     def __str__(self) -> str:
         return f"{self.shape}, {self.mode}, {self.row}"
@@ -181,7 +181,8 @@ class Case:
             return 6 * config.depth
         entries = [stack_entries(config, block) for block in range(1, config.depth + 2)]
         outputs = [3] * config.depth + [1]
-        joins = 0 if config.last_k is None else max(0, config.depth - config.last_k - 1)
+        last_k = config.options.last_k
+        joins = 0 if last_k is None else max(0, config.depth - last_k - 1)
         return 4 * sum(entries) + 2 * sum(outputs) + 3 * joins
 
 

@@ -55,7 +55,7 @@ BASE: dict[str, Any] = {
     },
     "resources": {"cpus_per_worker": THREADS},
 }
-DCA = {"model.residual": "dca", "model.last_k": 2}
+DCA = {"model.residual": "dca", "model.dca.last_k": 2}
 KEPT = {**DCA, "train.learning_rate": 8e-3}
 """Ours with all that studies kept: the best learning rate of the study in docs/results.md."""
 PLAIN, PUBLIC = "plain transformer", "public 2-DCA"
@@ -87,7 +87,7 @@ def public_dca(base: Experiment) -> nn.Module:
         heads=model.heads,
         dim_head=model.dim // model.heads,
         ff_expansion_factor=model.ff_mult,
-        past_layers_k=DCA["model.last_k"],
+        past_layers_k=DCA["model.dca.last_k"],
     )
 
 

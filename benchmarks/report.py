@@ -27,7 +27,7 @@ SPACE = {
     "model.depth": {"int": [2, 12]},
     "model.heads": {"choice": [2, 4, 8]},
     "model.residual": {"choice": ["standard", "dca"]},
-    "model.last_k": {"choice": [1, 2, 4, None], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, 2, 4, None], "when": {"model.residual": "dca"}},
 }
 EXPERIMENT: dict[str, Any] = {
     "experiment": "bench",
@@ -83,7 +83,7 @@ def _trial(chance: random.Random, number: int) -> Any:
         "model.residual": chance.choice(["standard", "dca"]),
     }
     if values["model.residual"] == "dca":
-        values["model.last_k"] = chance.choice([1, 2, 4, None])
+        values["model.dca.last_k"] = chance.choice([1, 2, 4, None])
     pruned = number % 4 > 0
     end = chance.uniform(1.5, 2.5)
     bits = [end + 4 / n for n in range(1, (chance.randint(2, 10) if pruned else EVALS) + 1)]

@@ -30,9 +30,10 @@ class ReadOut(nn.Module):
 class Block(nn.Module):
     """Attention and feed-forward with their norms; a kind adds the connections between them.
 
-    With its initial parameters a kind computes the plain transformer, if random ones are drawn with
-    `grn_init_std` = 0: `load_weights` relies on it. What a kind adds are Parameters and not Linear
-    layers, because the matrices of those have the common initialisation and weight decay.
+    With its initial parameters a kind computes the plain transformer, see `plain_start`. What a
+    kind adds are Parameters and not Linear layers, because the matrices of those have the common
+    initialisation and weight decay. Its options, if it has any, are the class `Options` of its file
+    (dca/options.py), and `config.options` here.
     """
 
     inputs: ClassVar[int] = 1
@@ -55,6 +56,29 @@ class Block(nn.Module):
     def read_out(cls, config: ModelConfig) -> ReadOut:
         """The module that reads the state behind the last block."""
         return ReadOut()
+
+    @classmethod
+    def plain_start(cls, config: ModelConfig) -> ModelConfig | None:
+        """A configuration of the same shape with whose initial parameters the kind computes the
+        plain transformer, so that a trained one can start it; None if there is none."""
+        return config
+
+    @classmethod
+    def learning_rates(cls, config: ModelConfig) -> dict[str, float]:
+        """Learning rates of parameters that the kind adds, in multiples of the others', by the last
+        part of their names; 1 for those that are not listed."""
+        return {}
+
+    @classmethod
+    def kept(cls, config: ModelConfig) -> float:
+        """What all blocks keep of a token for the backward pass beyond those of `standard`, in
+        multiples of dim: for the estimate of a training's memory."""
+        return 0.0
+
+    @classmethod
+    def state_rows(cls, config: ModelConfig) -> int:
+        """Rows of dim features in the largest state of a token: the memory of an evaluation."""
+        return 1
 
     def advance(self, state: Any, *context: Any) -> Any:
         """The state behind this block. The given state is not modified: it may be read again.

@@ -3,12 +3,14 @@
 A configuration is read and checked without PyTorch, which takes seconds to import.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 from dca import registry
 from dca.errors import FieldError
+from dca.options import from_data
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,11 +20,25 @@ HIDDEN_MULTIPLE = 16
 """Of the hidden width with swiglu: kernels on CPUs and GPUs need such widths."""
 
 
+RENAMED = {
+    "model.last_k": "model.dca.last_k",
+    "model.grn_init_std": "model.dca.init_std",
+    "model.grn_norm": "model.dca.norm",
+    "model.hyper_streams": "model.hyper_connections.streams",
+    "train.grn_b_rate": "model.dca.b_rate",
+    "train.grn_w_rate": "model.dca.w_rate",
+}
+"""Keys of earlier versions that are options of a residual kind now, and their present names."""
+
+
 @dataclass(frozen=True, kw_only=True)
+@registry.residual.add_sections
 class ModelConfig:
     """The shape of a decoder-only language model over bytes.
 
-    Raises FieldError for a shape that cannot be built.
+    Besides the fields below it has one for each file of dca/residuals that has options, such as
+    `dca`: an object, which is also made of a mapping. Raises FieldError for a shape that cannot be
+    built.
     """
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {
@@ -47,8 +63,6 @@ class ModelConfig:
     turned by their positions."""
     residual: Annotated[str, registry.residual] = "dca"
     """How a block's input is made from the earlier blocks' outputs (see dca/residuals)."""
-    last_k: int | None = 2
-    """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
     attention_windows: tuple[int | None, ...] = (None,)
     """Positions that attention reads, its own included: a number for each block, repeated over the
     depth; null: all of them. [64, 256, null] is attention at three scales."""
@@ -60,12 +74,6 @@ class ModelConfig:
     of 16."""
     vocab: int = 256
     """Number of symbols; 256 for bytes."""
-    grn_init_std: float = 0.05
-    """Initial standard deviation of w; with 0 the model starts as the plain transformer."""
-    grn_norm: bool = True
-    """Whether w reads RMS-normalised entries (without a gain) or, as in the paper, the raw ones."""
-    hyper_streams: int = 4
-    """Residual streams of hyper_connections."""
     tied_embeddings: bool = False
     """Whether one matrix is both embedding and head; the logits then have a factor of 0.5 /
     sqrt(dim), so that they start as large as with a separate head."""
@@ -79,13 +87,14 @@ class ModelConfig:
     that a training step drops."""
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "ff_mult", "vocab", "hyper_streams"):
+        for name in ("dim", "depth", "heads", "ff_mult", "vocab"):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"expected at least 1, got {getattr(self, name)}")
         for names in (registry.architecture, registry.residual):
             names.module(getattr(self, names.field))  # which raises for an unknown name
-        if self.last_k is not None and self.last_k < 1:
-            raise FieldError("last_k", f"expected at least 1 or null, got {self.last_k}")
+        for section, options in registry.residual.options.items():
+            if isinstance(given := getattr(self, section), Mapping):  # from JSON, or in Python
+                object.__setattr__(self, section, from_data(options, given, section))
         object.__setattr__(self, "attention_windows", tuple(self.attention_windows))  # from JSON
         if not self.attention_windows or any(
             w is not None and w < 1 for w in self.attention_windows
@@ -95,8 +104,6 @@ class ModelConfig:
                 "expected a list of positions of at least 1 or null, "
                 f"got {list(self.attention_windows)}",
             )
-        if not 0 <= self.grn_init_std < float("inf"):
-            raise FieldError("grn_init_std", f"expected at least 0, got {self.grn_init_std}")
         self._check_parts()
 
     def _check_parts(self) -> None:
@@ -116,6 +123,17 @@ class ModelConfig:
         if self.kv_heads is not None and (self.kv_heads < 1 or self.heads % self.kv_heads):
             message = f"expected null or a divisor of heads = {self.heads}, got {self.kv_heads}"
             raise FieldError("kv_heads", message)
+
+    @property
+    def options(self) -> Any:
+        """The options of its residual kind; None if the kind has none."""
+        section = registry.residual.section(self.residual)
+        return getattr(self, section) if section else None
+
+    def with_options(self, **changes: Any) -> Self:
+        """The same with some options of its residual kind changed."""
+        section = registry.residual.section(self.residual)
+        return replace(self, **{section: replace(self.options, **changes)})
 
     @property
     def head_dim(self) -> int:

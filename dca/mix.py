@@ -1,6 +1,6 @@
 """The mixing of a block in one pass: weighted sums of the stack, and their RMS norms.
 
-`mix` is the computation of the GRNs in dca/residuals/grn.py, in two implementations: PyTorch's own
+`mix` is the computation of the GRNs in dca/residuals/dca.py, in two implementations: PyTorch's own
 operations on every device and type, and a fused kernel for float32 and bfloat16: kernels.cpp on the
 CPU, Triton on a GPU. `weighted_sums` is for residual kinds whose weights come from elsewhere.
 

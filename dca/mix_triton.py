@@ -1,4 +1,4 @@
-"""The mixing of dca/residuals/grn.py on a GPU: launches the kernels of mix_triton_kernels.py.
+"""The mixing of dca/residuals/dca.py on a GPU: launches the kernels of mix_triton_kernels.py.
 
 Forward is one kernel, which reads the entries once. Backward recomputes the mixtures. For up to
 GROUP entries it is one kernel too; the sums over tokens of more entries do not fit in registers.

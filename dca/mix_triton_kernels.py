@@ -1,4 +1,4 @@
-"""The Triton kernels of mix_triton.py. They compute the equations of dca/residuals/grn.py:
+"""The Triton kernels of mix_triton.py. They compute the equations of dca/residuals/dca.py:
 
     r_i = 1 / rms(f_i), or 1 without a norm     s_oi = relu(r_i * w_o . f_i)
     g_o = sum_i (b_oi + s_oi) * f_i             rho_o = 1 / rms(g_o)

@@ -64,13 +64,16 @@ def load_weights(model: LanguageModel, weights: Mapping[str, Tensor]) -> None:
     """Load a model's weights; those of a `standard` one fit a model of any residual kind.
 
     Such a model computes the same function until it is trained: the parameters that its kind adds
-    have their initial values, the random ones zero, and its norms are copies of the one norm.
-    Raises RuntimeError for weights of another shape.
+    have the values of `Block.plain_start`, and its norms are copies of the one norm. Raises
+    RuntimeError for weights of another shape, and for a kind that cannot start so.
     """
     given = dict(weights)
     standard = replace(model.config, residual="standard").meta_model().state_dict()
     if given.keys() == standard.keys():
-        start = build_model(replace(model.config, grn_init_std=0.0)).state_dict()
+        plain = registry.residual[model.config.residual].plain_start(model.config)
+        if plain is None:
+            raise RuntimeError(f"{model.config.residual} cannot start as the plain transformer")
+        start = build_model(plain).state_dict()
         for name in start.keys() - given.keys():
             first = re.sub(r"norms\.\d+", "norms.0", name)
             given[name] = given.get(first, start[name])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dca.errors import FieldError
+from dca.options import read_options
 
 C = TypeVar("C", bound=type)
 
@@ -54,6 +55,25 @@ class Registry:
             known = ", ".join(self.names)
             raise FieldError(self.field, f"expected one of {known}, got {name!r}", near)
         return self._modules[name]
+
+    @cached_property
+    def options(self) -> dict[str, Any]:
+        """The class of options of each file that has one, by the file's name: sections of
+        ModelConfig."""
+        files = sorted(self._folder.glob("[a-z]*.py"))
+        return {file.stem: cls for file in files if (cls := read_options(file)) is not None}
+
+    def section(self, name: str) -> str:
+        """The section of a name's options; empty if its file has none."""
+        section = self.module(name).rpartition(".")[2]
+        return section if section in self.options else ""
+
+    def add_sections(self, cls: C) -> C:
+        """Give a class, before it becomes a dataclass, a field for each section, with defaults."""
+        for section, options in self.options.items():
+            cls.__annotations__[section] = options
+            setattr(cls, section, options())
+        return cls
 
     @property
     def names(self) -> list[str]:

@@ -25,7 +25,17 @@ from torch.nn import functional as F
 from dca.block import Block, ReadOut
 from dca.config import ModelConfig
 from dca.mix import NORM_EPS
+from dca.options import Annotated, Range, options
 from dca.registry import residual
+
+
+@options
+class Options:
+    """Of hyper_connections."""
+
+    streams: Annotated[int, Range(ge=1)] = 4
+    """Residual streams."""
+
 
 START_SCALE = 0.01
 """s at the start, as in the paper."""
@@ -36,7 +46,7 @@ class Connection(nn.Module):
 
     def __init__(self, config: ModelConfig, sublayer: int) -> None:
         super().__init__()
-        n = config.hyper_streams
+        n = config.options.streams
         static_nc = torch.zeros(n, n + 2)
         static_nc[sublayer % n, 0] = 1.0
         static_nc[:, 1:-1].fill_diagonal_(1.0)  # torch.eye on the meta device imports the compiler
@@ -63,7 +73,7 @@ class Connection(nn.Module):
 
 @residual("hyper_connections")
 class HyperConnections(Block):
-    """A block between streams [b, t, n, d]; n is `hyper_streams`."""
+    """A block between streams [b, t, n, d]; n is the option `streams`."""
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         super().__init__(config, number)
@@ -73,12 +83,22 @@ class HyperConnections(Block):
     @classmethod
     def start(cls, x_btd: Tensor, config: ModelConfig) -> Tensor:
         """Every stream is the embedding."""
-        return x_btd[:, :, None].expand(-1, -1, config.hyper_streams, -1)
+        return x_btd[:, :, None].expand(-1, -1, config.options.streams, -1)
 
     @classmethod
     def read_out(cls, config: ModelConfig) -> ReadOut:
         """Reads the mean of the streams."""
         return _Mean()
+
+    @classmethod
+    def kept(cls, config: ModelConfig) -> float:
+        """Of every block its streams, around both sublayers."""
+        return config.depth * 8.0 * config.options.streams
+
+    @classmethod
+    def state_rows(cls, config: ModelConfig) -> int:
+        """The streams."""
+        return int(config.options.streams)
 
     def forward(self, streams_btnd: Tensor, *context: Any) -> Tensor:
         """[b, t, n, d] to [b, t, n, d]."""

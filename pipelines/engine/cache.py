@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
-from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import PipelineError
 from pipelines.engine.code import CodeDigests
 from pipelines.engine.instances import Node
@@ -185,7 +184,7 @@ class Cache:
         stage = node.stage
         if stage.configured is not None:
             config = stage.configured(config, results_for(node, needs))
-        values, keys = flatten(config.model_dump(mode="json")), stage.config_keys
+        values, keys = config.key_values(), stage.config_keys
         return {
             "config": {
                 k: v for k, v in values if any(f"{k}.".startswith(f"{part}.") for part in keys)

@@ -1,6 +1,6 @@
 """A stage of the DAG: a named function, its dependencies and its context."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -30,6 +30,9 @@ class PipelineConfig(Protocol):
 
     def model_dump(self, *, mode: str) -> dict[str, Any]:
         """All of it as plain data."""
+
+    def key_values(self) -> Iterable[tuple[str, Any]]:
+        """The dotted keys, and their values, that can change a result."""
 
     def to_yaml(self) -> str:
         """All of it as an experiment of its own."""

@@ -48,6 +48,7 @@ from pipelines.training.config import (
     TrainingRun,
     check_batch,
     check_vocabulary,
+    without_options_of_others,
 )
 
 RUN_SECTIONS = tuple(TrainingRun.model_fields)
@@ -81,7 +82,7 @@ class Experiment(Section):
     arms: Arms = {}
     """The arms of a study, which is made of two or more: by the name of each its changes of keys of
     model, train and search.space, as in {standard: {model.residual: standard}, dca-4:
-    {model.last_k: 4}} (see docs/configuration.md)."""
+    {model.dca.last_k: 4}} (see docs/configuration.md)."""
     baseline: ArmName | None = None
     """The arm that the others are compared with; null: the first."""
     seeds: Seeds = None
@@ -245,13 +246,22 @@ class Experiment(Section):
 
     def model_modules(self) -> set[str]:
         """The modules of the architectures and residual kinds that it may train."""
-        found = set()
-        for names in (registry.architecture, registry.residual):
-            dimension = self.search.space.get(f"model.{names.field}")
-            searched = dimension.choice if dimension and dimension.choice else []
-            chosen = {getattr(self.model, names.field), *searched}
-            found |= {names.module(str(name)) for name in chosen}
-        return found
+        both = (registry.architecture, registry.residual)
+        return {names.module(name) for names in both for name in self._chosen(names.field)}
+
+    def key_values(self) -> Iterator[tuple[str, Any]]:
+        """Dotted keys and values, without options of residual kinds that it cannot train."""
+        kinds, key = self._chosen("residual"), "model.residual"
+        for changes in self.arms.values():
+            searched = (changes.get(f"{SPACE_PREFIX}{key}") or {}).get("choice", [])
+            kinds |= {str(kind) for kind in (changes.get(key, self.model.residual), *searched)}
+        return without_options_of_others(flatten(self.model_dump(mode="json")), kinds)
+
+    def _chosen(self, field: str) -> set[str]:
+        """The names that a field of the model may have."""
+        dimension = self.search.space.get(f"model.{field}")
+        searched = dimension.choice if dimension and dimension.choice else []
+        return {str(name) for name in (getattr(self.model, field), *searched)}
 
     def with_run(self, run: TrainingRun) -> dict[str, Any]:
         """This experiment as plain data, with a run's sections in place of its own."""

@@ -4,7 +4,7 @@ Used by the commands and the stages, and by the report for the experiments of ea
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pipelines.experiment.config import NO_STUDY, Experiment, problems
 from pipelines.experiment.smoke import shrink
 from pipelines.search.config import leave_out
 from pipelines.search.space import TRAINING_KEYS
+from pipelines.training.config import old_names, with_present_names
 
 ALONE: dict[str, Any] = {
     "search": {},
@@ -77,7 +78,7 @@ def read_stored(data: Mapping[str, Any], *, source: str) -> Experiment:
 
     It has run, perhaps with an older version, and its results can be read whatever is refused now.
     """
-    return validate(Experiment, data, source=source)
+    return validate(Experiment, with_present_names(data), source=source)
 
 
 def read_packaged(
@@ -87,7 +88,8 @@ def read_packaged(
 
     The values are those of one trial, on which the search space need not be valid.
     """
-    return read_experiment({**data, **NO_STUDY, "search": {}}, overrides, source=source)
+    present = with_present_names(data)
+    return read_experiment({**present, **NO_STUDY, "search": {}}, overrides, source=source)
 
 
 def _changed(
@@ -96,6 +98,8 @@ def _changed(
     data = merge(layers, dotted=Experiment.dotted)
     if arms := [layer.data["arms"] for layer in layers if "arms" in layer.data]:
         data["arms"] = merge_arms(arms)
+    if found := [one for layer in layers for one in _old_names(layer.data, layer.source)]:
+        raise ConfigError(*found)
     given: dict[str, Any] = {}
     for change in _as_search(changes, grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
@@ -106,7 +110,9 @@ def _changed(
         if not change.key.startswith("search."):
             for key, value in flatten({change.key: change.value}):
                 leave_out(_space(data), key, value)
-    found = validate(
+    if old := list(_old_names(given, "command line")):
+        raise ConfigError(*old)
+    experiment = validate(
         Experiment,
         data,
         source=layers[-1].source,
@@ -114,8 +120,14 @@ def _changed(
         check=problems,
     )
     if grids:
-        _require_use(found, changes)
-    return found
+        _require_use(experiment, changes)
+    return experiment
+
+
+def _old_names(data: Mapping[str, Any], source: str) -> Iterator[Problem]:
+    """A problem for each key of an earlier version, with its present name."""
+    for key, present in old_names(data):
+        yield Problem("it has another name now", key, source, present)
 
 
 def _change_arms(data: dict[str, Any], change: Change) -> None:

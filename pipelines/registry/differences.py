@@ -16,6 +16,7 @@ from pipelines.tracking.schema import (
     VAL_BITS_METRIC,
     VersionTags,
 )
+from pipelines.training.config import with_present_names
 
 Pairs = dict[str, list[Any]]
 """By key: the value of either version; None where it has none."""
@@ -52,7 +53,7 @@ def _differing(a: dict[str, Any], b: dict[str, Any]) -> Pairs:
 
 
 def _file(registry: Registry, version: int, file: str) -> dict[str, Any]:
-    return dict(flatten(registry.read_packaged(version, file) or {}))
+    return dict(flatten(with_present_names(registry.read_packaged(version, file) or {})))
 
 
 def _metrics(registry: Registry, version: int) -> dict[str, Any]:

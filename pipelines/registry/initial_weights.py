@@ -7,14 +7,15 @@ import json
 import shutil
 from collections.abc import Collection
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from pydantic import TypeAdapter
 from safetensors import SafetensorError, safe_open
 
-from dca import ModelConfig
+from dca import ModelConfig, registry
 from pipelines.compat.mlflow import MODEL_FILE
+from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
@@ -28,6 +29,7 @@ from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import connect_existing
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.schema import PACKAGE_FOLDER
+from pipelines.training.config import with_present_names
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS, start_name
 
 KEY = "train.start_from"
@@ -36,8 +38,6 @@ SHAPE = (
     *("attention_windows", "tied_embeddings"),
     *("kv_heads", "qk_norm", "activation", "logit_softcap"),
 )
-MIXING = ("residual", "last_k", "grn_norm", "hyper_streams")
-"""What must agree besides, unless the model to start from is `standard`."""
 
 
 def resolve_initial_weights(
@@ -110,21 +110,30 @@ def _find(source: str, folder: Path) -> Path:
 def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[str]) -> None:
     """Refuse weights that do not fit the model, or some model of the search."""
     try:
-        text = json.loads(weights.with_name(DESCRIPTION).read_text())["model"]
-        given = TypeAdapter(ModelConfig).validate_json(json.dumps(text))
+        stored = with_present_names(json.loads(weights.with_name(DESCRIPTION).read_text()))
+        given = TypeAdapter(ModelConfig).validate_json(json.dumps(stored["model"]))
         _require_shapes(given, weights)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise _problem(f"{source}: expected a model of this project: {reason}") from None
-    for field in SHAPE if given.residual == "standard" else (*SHAPE, *MIXING):
-        key, value = f"model.{field}", getattr(given, field)
+    values, here = dict(flatten(asdict(given))), dict(flatten(asdict(model)))
+    for field in (*SHAPE, *_of_kind(given, values)):
+        key, value = f"model.{field}", values[field]
         if key in searched:
             message = f"not with train.start_from={source}, whose {key} is {quote_value(value)}"
             raise ConfigError(Problem(message, f"search.space.{key}"))
-        if getattr(model, field) != value:
-            given_here = quote_value(getattr(model, field))
+        if here[field] != value:
+            given_here = quote_value(here[field])
             message = f"expected {quote_value(value)}, as train.start_from={source} has it"
             raise ConfigError(Problem(f"{message}, got {given_here}", key))
+
+
+def _of_kind(given: ModelConfig, fields: Collection[str]) -> list[str]:
+    """The fields of its residual kind; none of a `standard` model, which can start any kind."""
+    if given.residual == "standard":
+        return []
+    section = registry.residual.section(given.residual)
+    return ["residual", *(name for name in fields if name.startswith(f"{section}."))]
 
 
 def _require_shapes(given: ModelConfig, weights: Path) -> None:

@@ -80,7 +80,7 @@ class Probed:
 def training_key(run: "TrainingRun") -> str:
     """A digest of a training but for its seed and its tokens: the arm of a study."""
     left_out = (SEED_PARAM, TRAIN_TOKENS_PARAM)
-    return json_digest({key: value for key, value in run.params.items() if key not in left_out})
+    return json_digest({key: value for key, value in run.identity.items() if key not in left_out})
 
 
 @dataclass(frozen=True)

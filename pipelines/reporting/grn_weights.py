@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from dca.residuals.grn import GRN, Stack
+    from dca.residuals.dca import GRN, Stack
 
 OUTPUTS = {1: ("all",), 3: ("q", "k", "v")}
 """Names of a block's mixtures, by their number: what they are the input of."""
@@ -54,7 +54,7 @@ def entry_names(count: int, block: int, last_k: int | None) -> list[tuple[str, i
 
 def _grns(model: Any) -> "Iterator[tuple[str, GRN]]":
     """The GRNs of a model by layer; none if its residual kind has none."""
-    from dca.residuals.grn import GRN  # the model's own, which is imported by now
+    from dca.residuals.dca import GRN  # the model's own, which is imported by now
 
     for number, block in enumerate(getattr(model, "blocks", []), 1):
         if isinstance(getattr(block, "mix", None), GRN):
@@ -86,7 +86,7 @@ def _rows(
     outputs, count, _ = grn.b_ond.shape
     names = (OUT,) if layer == OUT else OUTPUTS[outputs]
     block = model.config.depth + 1 if layer == OUT else int(layer)
-    entries = entry_names(count, block, model.config.last_k)
+    entries = entry_names(count, block, model.config.options.last_k)
     for o, output in enumerate(names):
         for n, (name, place) in enumerate(entries):
             b_d = grn.b_ond[o, n]

@@ -57,6 +57,7 @@ from pipelines.tracking.schema import (
 from pipelines.tracking.store import Run, Store
 from pipelines.tracking.trials import StoredTrial, configuration_of
 from pipelines.tracking.uri import shown_tracking_uri
+from pipelines.training.config import with_present_names
 
 STAGE_CHAIN = (SEARCH_KIND, SELECT_KIND, FIT_KIND, EVALUATE_KIND)
 """Stages each of which reads the run of the one before it."""
@@ -144,7 +145,7 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
     fits = [*store.find(FIT_KIND), *store.find(TRAIN_KIND)]
     configurations = _trial_configurations(trials, searches, pipelines, pipeline)
     configurations |= {
-        run.info.run_id: configuration_text(run.data.params, _corpus_of(run)) for run in fits
+        run.info.run_id: configuration_text(configuration_of(run), _corpus_of(run)) for run in fits
     }
     search = stages[SEARCH_KIND].info.run_id if SEARCH_KIND in stages else ""
     own = _trials(store, config, stages[SEARCH_KIND]) if search else []
@@ -195,8 +196,9 @@ def _is_fit_of(
     selected = store.read_result(stages[SELECT_KIND]) if SELECT_KIND in stages else None
     if not selected:
         return False
-    run = config.fit_run(selected["values"])
-    stored, params = stages[FIT_KIND].data.params, (study.fit_run(run) if study else run).params
+    run = config.fit_run(with_present_names(selected["values"]))
+    stored = configuration_of(stages[FIT_KIND])
+    params = (study.fit_run(run) if study else run).params
     return all(
         stored.get(key, encode_param(value)) == encode_param(value)
         for key, value in params.items()
@@ -236,7 +238,7 @@ def _trial_configurations(
     found = {}
     for run in trials:
         search = searches[_parent(run)]
-        base = pipelines.get(_parent(search), pipeline).data.params
+        base = configuration_of(pipelines.get(_parent(search), pipeline))
         params = {
             key: base.get(key, value) if value == INACTIVE else value
             for key, value in configuration_of(run).items()

@@ -50,6 +50,7 @@ from pipelines.tracking.schema import (
     VERSION_DIRTY_TAG,
     Provenance,
 )
+from pipelines.training.config import with_present_names
 
 CHALLENGER = "challenger"
 """The alias of the newest version."""
@@ -166,7 +167,7 @@ def register_model(
         raise ConfigError(Problem("expected a model of train.py or sweep.py", source=label))
     trained = run.data.tags.get(KIND_TAG) == TRAIN_KIND  # what was searched does not count
     read = read_experiment if trained else read_packaged
-    experiment = read(config, changes, source=label)
+    experiment = read(with_present_names(config), changes, source=label)
     if name is not None:
         experiment = experiment.replace({"promote.model": name})
     corpus, needs = CorpusStage(invocation.progress.mode, **lineage["corpus"]), ("corpus", "train")

@@ -31,6 +31,7 @@ from pipelines.tracking.schema import (
     VALUES_TAG,
 )
 from pipelines.tracking.store import Run, Store
+from pipelines.training.config import with_present_names
 
 STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
 """The states of a trial that ended, and MLflow's status of its run."""
@@ -117,7 +118,7 @@ def _trial_of(run: Run, metric: str) -> StoredTrial:
     return StoredTrial(
         number=int(tags[TRIAL_TAG]),
         run_id=run.info.run_id,
-        values=json.loads(tags[VALUES_TAG]),
+        values=with_present_names(json.loads(tags[VALUES_TAG])),
         state=tags.get(STATE_TAG),
         objective=metrics.get(BEST_METRIC.format(metric)),
         tokens=int(metrics.get(TOKENS_METRIC, 0)),
@@ -141,7 +142,8 @@ def configuration_of(run: Run) -> dict[str, str]:
     """
     if not run.data.params:
         return {}
-    return {**run.data.params, **json.loads(run.data.tags.get(INACTIVE_TAG, "{}"))}
+    stored = {**run.data.params, **json.loads(run.data.tags.get(INACTIVE_TAG, "{}"))}
+    return with_present_names(stored)
 
 
 def read_evaluations(

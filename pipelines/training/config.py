@@ -3,14 +3,16 @@
 Read by training, and assembled into an experiment in pipelines/experiment.
 """
 
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from dca import ModelConfig
+from dca import ModelConfig, registry
+from dca.config import RENAMED
 from dca.errors import FieldError
 from pipelines.compat.pydantic import UNION_TAGS
-from pipelines.config.section import Fraction, Positive, Section
+from pipelines.config.section import Fraction, Positive, Section, set_key
 from pipelines.config.yaml_text import flatten
 from pipelines.data.config import DataConfig
 from pipelines.storage.location import Place
@@ -113,10 +115,6 @@ class TrainConfig(Section):
     """Learning rate of the last step, as a share of the peak, with cosine and wsd; null: 0.1."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     """Share of the steps that wsd decays over; null: 0.2 (arXiv 2405.18392)."""
-    grn_b_rate: Annotated[float, Field(gt=0)] = 10.0
-    """Learning rate of the mixtures' b, in multiples of learning_rate: b moves far from 1."""
-    grn_w_rate: Annotated[float, Field(gt=0)] = 0.1
-    """The same for w, where one step changes the weights of whole entries."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     """Decoupled weight decay of either optimizer, on the matrices of linear layers only."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
@@ -293,6 +291,25 @@ class TrainingRun(Section):
         data = self.model_dump(mode="json", include={"seed", "data", "model", "train"})
         return dict(flatten(data))
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Its parameters without options of residual kinds that it does not train."""
+        return dict(without_options_of_others(self.params.items(), {self.model.residual}))
+
+
+def without_options_of_others(
+    values: Iterable[tuple[str, Any]], kinds: Collection[str]
+) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values without options that none of the residual kinds reads.
+
+    So a kind that is added, or its options, do not change what is stored about the others.
+    """
+    own = {registry.residual.section(kind) for kind in kinds}
+    left_out = {f"model.{section}" for section in registry.residual.options if section not in own}
+    for key, value in values:
+        if key.rpartition(".")[0] not in left_out:
+            yield key, value
+
 
 def check_batch(train: TrainConfig, resources: Resources) -> None:
     """Raise FieldError if the workers cannot share the sequences of a batch."""
@@ -316,3 +333,31 @@ def check_vocabulary(model: ModelConfig) -> None:
     """Raise FieldError unless the model reads bytes."""
     if model.vocab != 256:
         raise FieldError("model.vocab", f"expected 256, one for each byte, got {model.vocab}")
+
+
+def old_names(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The old keys in plain data, dotted or nested, each with its present name."""
+    for key, value in data.items():
+        if key in RENAMED:
+            yield f"{prefix}{key}", RENAMED[key]
+        if isinstance(value, Mapping):
+            nested = [name for name in value if f"{key}.{name}" in RENAMED]
+            yield from ((f"{prefix}{key}.{name}", RENAMED[f"{key}.{name}"]) for name in nested)
+            yield from old_names(value, f"{prefix}{key}.")
+
+
+def with_present_names(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The same data with present names, wherever in it the old ones are."""
+    found: dict[str, Any] = {}
+    moved: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            old = {name: RENAMED[f"{key}.{name}"] for name in value if f"{key}.{name}" in RENAMED}
+            moved |= {new: value[name] for name, new in old.items()}
+            value = with_present_names({k: v for k, v in value.items() if k not in old})
+        elif isinstance(value, list):
+            value = [with_present_names(v) if isinstance(v, Mapping) else v for v in value]
+        found[RENAMED.get(key, key)] = value
+    for key, value in moved.items():
+        set_key(found, key, value)
+    return found

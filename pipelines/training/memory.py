@@ -7,7 +7,7 @@ tests/pipelines/training/test_memory.py requires them to be within 25 % of what 
 measure. Used by the check of the cluster's memory and the cost estimate.
 """
 
-from dca import ModelConfig
+from dca import ModelConfig, registry
 from pipelines.training.config import TrainingRun
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -59,10 +59,11 @@ def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     """Bytes that the forward pass keeps of one token, and of the logits with their gradient."""
     model = config.model
     shared = 1 - model.groups / model.heads  # of keys, turned and not, and of values
-    block = 18 + model.qk_norm - 3 * shared + _hidden(model) + _kind_keeps(model)
-    blocks = model.depth * block
+    kept = registry.residual[model.residual].kept(model)
+    block = 18 + model.qk_norm - 3 * shared + _hidden(model)
+    blocks = model.depth * block + kept
     if config.train.activation_checkpointing:  # one block at a time, and the inputs of the others
-        blocks = block + model.depth * (6 + _kind_keeps(model) // 2)
+        blocks = block + kept / model.depth + model.depth * 6 + kept // 2
     half = {"auto": on_gpu, "float32": False, "bfloat16": True}[config.train.precision]
     width = 2 if half else 4
     logits = 4 if model.logit_softcap is None else 5
@@ -74,18 +75,11 @@ def _hidden(model: ModelConfig) -> float:
     return (4 if model.activation == "swiglu" else 2) * model.ff_dim / model.dim
 
 
-def _kind_keeps(model: ModelConfig) -> int:
-    """What a block of a residual kind keeps in addition, in multiples of dim: `dca` two more inputs
-    and their norms, `hyper_connections` every stream. Kinds not listed count as 0."""
-    return {"dca": 6, "hyper_connections": 8 * model.hyper_streams}.get(model.residual, 0)
-
-
 def _evaluation_bytes(config: TrainingRun) -> int:
     """Bytes of an evaluation's batch: it keeps the stack's entries, no activations."""
     model, train = config.model, config.train
     windows = min(EVAL_WINDOWS, max(1, (train.eval_tokens or train.seq_len * 32) // train.seq_len))
-    entries = model.depth + 1 if model.last_k is None else min(model.depth, model.last_k + 1) + 1
-    live = entries + model.hyper_streams + 4 + _hidden(model)
+    live = registry.residual[model.residual].state_rows(model) + 8 + _hidden(model)
     return 4 * windows * train.seq_len * (round(model.dim * live) + 3 * model.vocab)
 
 

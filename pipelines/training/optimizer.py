@@ -9,6 +9,7 @@ Axes: n matrices of one shape, r rows, c columns, r <= c.
 
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import chain
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from dca import ModelConfig
 from dca.block import Block
 from dca.layers import Attention, FeedForward
+from dca.model import LanguageModel
 from pipelines.compat.torch import FOUND_INF, FUSED_DEVICES, AdamW, step_unless, update_ema
 from pipelines.training.config import TrainConfig
 from pipelines.training.device import multiplies_bfloat16, rank_and_world
@@ -41,21 +43,20 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
     """AdamW, fused where the device supports it; `lr_multiplier` scales a group's learning rate.
 
     With train.optimizer = muon it leaves the matrices of the blocks to Muon. Only the matrices of
-    linear layers have weight decay. It would pull the stack weights b from 1 to 0, and w, norm
-    gains and embeddings towards 0.
+    linear layers have weight decay. It would pull the weights of residual connections from 1 to 0,
+    and norm gains and embeddings towards 0.
     """
     parts = block_matrices(model) if config.optimizer == "muon" else {}
     linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    b, w = _named(model, "b_ond"), _named(model, "w_od")
-    grouped = {id(weight) for weight in [*linear, *b, *w]}
+    own = [(rate, _named(model, name)) for name, rate in _learning_rates(model).items()]
+    grouped = {id(weight) for weight in [*linear, *chain(*(weights for _, weights in own))]}
     others = [weight for weight in model.parameters() if id(weight) not in grouped]
     decaying = {"lr_multiplier": 1.0, "weight_decay": config.weight_decay}
     groups = [
         {"params": [weight for weight in linear if weight not in parts], **decaying},
         {"params": [*parts], PARTS: [*parts.values()], **decaying},
         {"params": others, "lr_multiplier": 1.0, "weight_decay": 0.0},
-        {"params": b, "lr_multiplier": config.grn_b_rate, "weight_decay": 0.0},
-        {"params": w, "lr_multiplier": config.grn_w_rate, "weight_decay": 0.0},
+        *({"params": found, "lr_multiplier": rate, "weight_decay": 0.0} for rate, found in own),
     ]
     used = [group for group in groups if group["params"]]
     betas = (config.beta1, config.beta2)
@@ -79,11 +80,14 @@ def block_matrices(model: nn.Module) -> dict[Tensor, tuple[int, ...]]:
     return found
 
 
-def _named(model: nn.Module, own_name: str) -> list[nn.Parameter]:
-    """The parameters that their modules call so: b and w of the mixtures, in any residual kind.
+def _learning_rates(model: nn.Module) -> dict[str, float]:
+    """Those of a residual kind's parameters, by name: see `Block.learning_rates`."""
+    block = next((module for module in model.modules() if isinstance(module, Block)), None)
+    return block.learning_rates(model.config) if block and isinstance(model, LanguageModel) else {}
 
-    By name, because the code of one kind is no part of the others' training.
-    """
+
+def _named(model: nn.Module, own_name: str) -> list[nn.Parameter]:
+    """The parameters that their modules call so."""
     found = model.named_parameters()
     return [weight for name, weight in found if name.rpartition(".")[2] == own_name]
 

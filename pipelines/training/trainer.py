@@ -211,7 +211,7 @@ def _new_model(run: TrainingRun, device: torch.device) -> LanguageModel:
 
 def config_digest(run: TrainingRun) -> str:
     """32 hex digits that stand for a run's parameters: a folder is resumed only with the same."""
-    return hashlib.sha256(json.dumps(run.params).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(run.identity).encode()).hexdigest()[:32]
 
 
 def utilisation_of(run: TrainingRun, device: torch.device, workers: int) -> Callable[[float], Row]:

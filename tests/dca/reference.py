@@ -62,7 +62,7 @@ def _value_residual(config, weights, x) -> Tensor:
 
 def _hyper_connections(config, weights, x) -> Tensor:
     """The streams as rows of a matrix for every token, connected by n + 1 by n + 1 weights."""
-    streams = torch.stack([x] * config.hyper_streams, 2)
+    streams = torch.stack([x] * config.options.streams, 2)
     for t in range(1, config.depth + 1):
         name = f"blocks.{t - 1}."
         read, streams, write = _connect(weights, f"{name}around_attention.", streams)
@@ -103,10 +103,10 @@ def _inputs(config, weights, name, outputs, count) -> list[Tensor]:
     """The combinations g over the stack of everything before, repeated to `count` inputs."""
     if config.residual == "standard":
         return [sum(outputs)] * count
-    entries = _stack(outputs, config.last_k)
+    entries = _stack(outputs, config.options.last_k)
     b = weights[f"{name}.b_ond"]
     w = weights.get(f"{name}.w_od")
-    combined = mixtures(entries, b, w, norm=config.grn_norm)
+    combined = mixtures(entries, b, w, norm=config.options.norm)
     return combined * (count // len(combined))
 
 

@@ -7,15 +7,15 @@ from torch import nn
 from dca import ModelConfig, registry
 from dca.compat import SkipInitialisation
 from dca.errors import FieldError
-from dca.residuals.grn import stack_entries
+from dca.residuals.dca import stack_entries
 from tests.sections import fields, shipped_fields
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *[("dim", 0), ("depth", 0), ("heads", 3), ("last_k", 0), ("residual", "sum")],
-        *[("vocab", -1), ("hyper_streams", 0), ("dropout", 1.0), ("dropout", -0.1)],
+        *[("dim", 0), ("depth", 0), ("heads", 3), ("residual", "sum")],
+        *[("vocab", -1), ("dropout", 1.0), ("dropout", -0.1)],
     ],
 )
 def test_a_shape_that_cannot_be_built_is_named(field, value):
@@ -24,9 +24,9 @@ def test_a_shape_that_cannot_be_built_is_named(field, value):
 
 
 def test_a_stack_has_the_input_the_sum_of_the_older_and_the_last_k():
-    config = ModelConfig(depth=6, last_k=2)
+    config = ModelConfig(depth=6, dca={"last_k": 2})
     assert [stack_entries(config, t) for t in range(1, 8)] == [1, 2, 3, 4, 4, 4, 4]
-    everything = ModelConfig(depth=6, last_k=None)
+    everything = ModelConfig(depth=6, dca={"last_k": None})
     assert [stack_entries(everything, t) for t in range(1, 8)] == [1, 2, 3, 4, 5, 6, 7]
 
 
@@ -81,10 +81,13 @@ def test_defaults_and_limits_are_those_of_the_shipped_schema():
         ({"attention_windows": ()}, r"attention_windows: .*, got \[\]"),
         ({"attention_windows": (0,)}, r"of at least 1 or null, got \[0\]"),
         ({"attention_windows": (4, None, -1)}, r"got \[4, None, -1\]"),
-        ({"grn_init_std": -0.1}, "grn_init_std: expected at least 0, got -0.1"),
-        ({"grn_init_std": float("inf")}, "grn_init_std: expected at least 0, got inf"),
+        ({"dca": {"init_std": -0.1}}, "^dca.init_std: expected at least 0, got -0.1"),
+        ({"dca": {"init_std": float("inf")}}, "dca.init_std: expected at least 0, got inf"),
+        ({"dca": {"b_rate": 0.0}}, "dca.b_rate: expected more than 0, got 0.0"),
+        ({"dca": {"width": 1}}, "^dca.width: expected one of last_k, init_std, "),
+        ({"hyper_connections": {"streams": 0}}, "streams: expected at least 1, got 0"),
         ({"ff_mult": 0}, "ff_mult: expected at least 1, got 0"),
-        ({"last_k": 0}, "last_k: expected at least 1 or null, got 0"),
+        ({"dca": {"last_k": 0}}, "dca.last_k: expected at least 1 or null, got 0"),
         ({"kv_heads": 3}, "kv_heads: expected null or a divisor of heads = 4, got 3"),
         ({"kv_heads": 0}, "kv_heads: expected null or a divisor of heads = 4, got 0"),
         ({"kv_heads": 8}, "kv_heads: expected null or a divisor of heads = 4, got 8"),
@@ -102,8 +105,13 @@ def test_an_invalid_shape_is_refused_with_what_was_expected(given, message):
 @pytest.mark.parametrize(
     "given",
     [
-        *({"dim": 2, "heads": 1}, {"last_k": 1}, {"dropout": 0.0}, {"dropout": 0.999}),
-        *({"grn_init_std": 0.0}, {"attention_windows": [1]}, {"hyper_streams": 1}, {"vocab": 1}),
+        *({"dim": 2, "heads": 1}, {"dca": {"last_k": 1}}, {"dropout": 0.0}, {"dropout": 0.999}),
+        *(
+            {"dca": {"init_std": 0.0}},
+            {"attention_windows": [1]},
+            {"hyper_connections": {"streams": 1}},
+            {"vocab": 1},
+        ),
         *({"kv_heads": 1}, {"kv_heads": 4}, {"logit_softcap": 1e-6}),
     ],
 )

@@ -101,7 +101,7 @@ def test_outputs_that_nobody_reads_send_no_gradient(used):
 @pytest.mark.parametrize("last_k", [2, None])
 @pytest.mark.parametrize("residual", ["grn_v1", "grn_v2", "grn_v3", "dca"])
 def test_a_fused_model_gives_the_gradients_of_the_equations(residual, last_k):
-    config = ModelConfig(dim=32, depth=5, heads=2, residual=residual, last_k=last_k)
+    config = ModelConfig(dim=32, depth=5, heads=2, residual=residual, dca={"last_k": last_k})
     generator = torch.Generator().manual_seed(0)
     model = build_model(config, generator=generator)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from dca import ModelConfig, build_model, registry
 from dca.architectures import gpt
 from dca.layers import rotary_table
 from dca.model import load_weights
-from dca.residuals.grn import stack_entries
+from dca.residuals.dca import stack_entries
 from tests.dca import reference
 
 KINDS = registry.residual.names
@@ -35,7 +35,8 @@ def one_thread() -> Iterator[None]:
 
 def config_of(residual: str, last_k: int | None, **changes) -> ModelConfig:
     shape = {"dim": 24, "depth": DEPTH, "heads": 3, "vocab": 17}
-    return ModelConfig(residual=residual, last_k=last_k, **{**shape, **changes})
+    own = {"last_k": last_k, **changes.pop("dca", {})}
+    return ModelConfig(residual=residual, dca=own, **{**shape, **changes})
 
 
 def model_of(config: ModelConfig, *, spread: float = 0.0) -> torch.nn.Module:
@@ -55,9 +56,9 @@ def ids_of(config: ModelConfig, length: int = 11) -> torch.Tensor:
 
 @pytest.mark.parametrize("last_k", LAST_K)
 @pytest.mark.parametrize("residual", KINDS)
-@pytest.mark.parametrize("grn_norm", [True, False])
-def test_logits_and_gradients_equal_the_equations(residual, last_k, grn_norm):
-    equal_the_equations(config_of(residual, last_k, grn_norm=grn_norm))
+@pytest.mark.parametrize("norm", [True, False])
+def test_logits_and_gradients_equal_the_equations(residual, last_k, norm):
+    equal_the_equations(config_of(residual, last_k, dca={"norm": norm}))
 
 
 def equal_the_equations(config: ModelConfig) -> None:
@@ -82,7 +83,9 @@ def equal_the_equations(config: ModelConfig) -> None:
         )
 
 
-@pytest.mark.parametrize("changes", [{"tied_embeddings": True}, {"hyper_streams": 1}, *PARTS])
+@pytest.mark.parametrize(
+    "changes", [{"tied_embeddings": True}, {"hyper_connections": {"streams": 1}}, *PARTS]
+)
 def test_options_of_the_model_equal_the_equations(changes):
     equal_the_equations(config_of("hyper_connections", 2, **changes))
 
@@ -127,7 +130,7 @@ def test_weights_of_another_mixture_or_shape_are_refused():
 
 @pytest.mark.parametrize("residual", [kind for kind in KINDS if kind != "standard"])
 def test_with_w_at_zero_a_fresh_model_starts_as_the_transformer(residual):
-    config = config_of(residual, 2, grn_init_std=0.0)
+    config = config_of(residual, 2, dca={"init_std": 0.0})
     model, standard = model_of(config), model_of(config_of("standard", 2))
     ids = ids_of(config)
     torch.testing.assert_close(model(ids), standard(ids), rtol=0, atol=1e-10)
@@ -135,7 +138,9 @@ def test_with_w_at_zero_a_fresh_model_starts_as_the_transformer(residual):
 
 def test_sublayers_of_hyper_connections_read_the_streams_in_turn():
     """Or streams that are equal at the start would stay so."""
-    weights = model_of(config_of("hyper_connections", 2, hyper_streams=3)).state_dict()
+    weights = model_of(
+        config_of("hyper_connections", 2, hyper_connections={"streams": 3})
+    ).state_dict()
     static = [value for name, value in weights.items() if name.endswith("static_nc")]
     assert [read.nonzero().tolist() for read in (s[:, 0] for s in static)] == [
         [[sublayer % 3]] for sublayer in range(2 * DEPTH)
@@ -161,7 +166,7 @@ def test_output_at_t_ignores_bytes_after_t(residual, parts):
 @pytest.mark.parametrize("residual", KINDS)
 def test_every_parameter_gets_a_real_gradient_in_the_first_two_steps(residual, last_k, std):
     """In the first one, but for the scales of hyper-connections, which are factors of W = 0."""
-    config = config_of(residual, last_k, grn_init_std=std)
+    config = config_of(residual, last_k, dca={"init_std": std})
     model, ids = model_of(config), ids_of(config, length=32)
     without = set()
     for _ in range(2):
@@ -206,7 +211,7 @@ def has_gradient(name: str, parameter: torch.Tensor, ids: torch.Tensor) -> bool:
 
 def counts_by_hand(config: ModelConfig, seq_len: int) -> tuple[int, int]:
     """Parameters, and matrix-product FLOPs of a token, from the shapes of the equations."""
-    d, n, depth = config.dim, config.hyper_streams, config.depth
+    d, n, depth = config.dim, config.hyper_connections.streams, config.depth
     streams = 3 if config.residual == "dca" else 1
     windows = [config.window(t) or seq_len for t in range(1, depth + 1)]
     seen = sum(min(seq_len, 2 * window) for window in windows)
@@ -236,7 +241,7 @@ def counts_by_hand(config: ModelConfig, seq_len: int) -> tuple[int, int]:
 )
 @pytest.mark.parametrize("residual", KINDS)
 def test_parameters_and_flops_are_those_of_the_equations(residual, last_k, changes):
-    shape = {"attention_windows": (3, None), "hyper_streams": 3}
+    shape = {"attention_windows": (3, None), "hyper_connections": {"streams": 3}}
     config = config_of(residual, last_k, **shape, **changes)
     counted = config.parameter_count(), config.flops_per_token(12)
     assert counted == counts_by_hand(config, 12)

@@ -65,7 +65,7 @@ def test_the_enwik8_experiment_is_the_papers_deep_model():
     experiment = load([str(FOLDER / "enwik8.yaml")])
     model = experiment.model
     assert (model.depth, model.dim, model.ff_mult, model.residual) == (24, 512, 4, "dca")
-    assert {1, 2} <= set(experiment.search.space["model.last_k"].examples)
+    assert {1, 2} <= set(experiment.search.space["model.dca.last_k"].examples)
     assert experiment.train.schedule == "inverse_sqrt"
     assert experiment.fit_run().train.steps == 27_466
     assert "27,466 steps" in INDEX

@@ -47,7 +47,7 @@ search:
   space:
     train.learning_rate: {{log_uniform: [1e-4, 1e-2]}}
     model.residual: {{choice: [dca, grn_v2]}}
-    model.last_k: {{choice: [1, 2], when: {{model.residual: dca}}}}
+    model.dca.last_k: {{choice: [1, 2], when: {{model.residual: dca}}}}
   trials: 4
 fit: {{tokens: 131072, resources: {{workers: 2}}}}
 generate: {{max_new_tokens: 20}}

@@ -20,7 +20,7 @@ PRELOADED = (
     *("pipelines.experiment", "pipelines.registry.versions", "pipelines.stages.search"),
     *("pipelines.search.run", "pipelines.stages.recorded_training", "pipelines.cluster.memory"),
     *("pipelines.reporting.loading", "pipelines.reporting.page.publish", "pipelines.cost.estimate"),
-    *("dca.architectures.gpt", "dca.residuals.standard", "dca.residuals.grn"),
+    *("dca.architectures.gpt", "dca.residuals.standard", "dca.residuals.dca"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
     *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.forked"),
 )

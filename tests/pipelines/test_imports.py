@@ -82,7 +82,7 @@ def test_what_shows_results_loads_nothing_that_computed_them():
 def test_a_trial_loads_no_tracking_no_sampler_and_no_compiler():
     """Nor does the next one in the same process. Ray Tune itself loads pandas and pyarrow."""
     modules = ran("""
-import dca.architectures.gpt, dca.residuals.grn
+import dca.architectures.gpt, dca.residuals.dca
 from pipelines.cluster.trial import Trial
 trial = Trial.__new__(Trial)
 trial._train = lambda **_: (row for row in ())

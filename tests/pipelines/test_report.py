@@ -30,7 +30,7 @@ REPORT = (
     *("failures", "winner", "mixing", "samples", "lineage", "next"),
 )
 """Sections of the report, which has all of them in any state of a sweep."""
-SEARCHED = ("train.learning_rate", "model.residual", "model.last_k", "val_bits_per_byte")
+SEARCHED = ("train.learning_rate", "model.residual", "model.dca.last_k", "val_bits_per_byte")
 
 
 @pytest.fixture(scope="module")

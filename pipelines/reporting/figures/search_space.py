@@ -87,7 +87,7 @@ def parallel(results: Results) -> Figure:
         _write_values(axes, results, key, place)
     _write(axes, len(keys), 0.0, f"{low:.3f}")
     _write(axes, len(keys), 1.0, f"{high:.3f}")
-    labels = [key.partition(".")[2].replace("_", "_\n", 1) for key in keys]
+    labels = [key.rpartition(".")[2].replace("_", "_\n", 1) for key in keys]
     axes.set_xticks(range(len(keys) + 1), [*labels, "bits per\nbyte"])
     axes.set_xlim(-0.15, len(keys) + 0.35)
     axes.set_ylim(-0.22, 1.06)

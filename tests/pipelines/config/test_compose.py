@@ -15,7 +15,7 @@ search:
   space:
     train.learning_rate: {log_uniform: [1e-3, 1e-2]}
     model.depth: {int: [2, 6]}
-    model.last_k: {choice: [1, 2, 4], when: {model.residual: dca}}
+    model.dca.last_k: {choice: [1, 2, 4], when: {model.residual: dca}}
 """
 
 
@@ -79,7 +79,7 @@ def test_a_part_that_two_parts_share_counts_where_the_later_one_brings_it(tmp_pa
 def test_lists_and_dimensions_are_replaced_as_a_whole_and_null_removes_a_dimension(tmp_path):
     own = (
         "extends: part.yaml\nexperiment: e\nmodel: {attention_windows: [8]}\n"
-        "search: {space: {model.depth: {choice: [2, 3]}, model.last_k: null}}"
+        "search: {space: {model.depth: {choice: [2, 3]}, model.dca.last_k: null}}"
     )
     experiment = composed(tmp_path, part=f"model: {{attention_windows: [1, null]}}\n{SPACE}", e=own)
     assert experiment.model.attention_windows == (8,)
@@ -187,7 +187,7 @@ def test_the_documentations_example_composes(tmp_path):
     text = example("configuration", "Compose files", "yaml")
     experiment = composed(tmp_path, mine=text)
     assert (experiment.data.corpus, experiment.model.dim) == ("enwik8", 128)
-    assert set(experiment.search.space) == {"train.learning_rate", "model.last_k"}
+    assert set(experiment.search.space) == {"train.learning_rate", "model.dca.last_k"}
 
 
 FILE = f"experiment: e\nmodel: {{depth: 5}}\n{SPACE}  trials: 7\n  scheduler: {{name: none}}\n"
@@ -197,13 +197,13 @@ def test_comma_lists_are_a_grid_over_exactly_their_keys(tmp_path):
     grid = (
         "train.learning_rate=1e-4,3e-4",
         "model.residual=dca,standard",
-        "model.last_k=1,null # all",
+        "model.dca.last_k=1,null # all",
     )
     experiment = composed(tmp_path, *grid, grids=True, e=FILE)
     assert {key: dimension.choice for key, dimension in experiment.search.space.items()} == {
         "train.learning_rate": [1e-4, 3e-4],
         "model.residual": ["dca", "standard"],
-        "model.last_k": [1, None],
+        "model.dca.last_k": [1, None],
     }
     assert (experiment.search.sampler.name, experiment.search.trial_count) == ("grid", 8)
     assert experiment.search.scheduler.name == "none"
@@ -254,20 +254,20 @@ def test_commas_inside_brackets_braces_and_quotes_make_a_value(tmp_path, overrid
 
 def test_a_key_with_a_value_on_the_command_line_is_no_longer_searched(tmp_path):
     experiment = composed(tmp_path, "model.depth=3", e=FILE)
-    assert set(experiment.search.space) == {"train.learning_rate", "model.last_k"}
+    assert set(experiment.search.space) == {"train.learning_rate", "model.dca.last_k"}
     assert experiment.model.depth == 3
-    experiment = composed(tmp_path, "model={last_k: 4, heads: 2}", e=FILE)
+    experiment = composed(tmp_path, "model={dca: {last_k: 4}, heads: 2}", e=FILE)
     assert set(experiment.search.space) == {"train.learning_rate", "model.depth"}
 
 
 def test_a_key_that_cannot_apply_with_a_value_of_the_command_line_is_no_longer_searched(tmp_path):
     """In a file that says so itself it is a mistake."""
     rate = "train.learning_rate: {choice: [1e-3, 2e-3]}"
-    last = "model.last_k: {choice: [1, 2], when: {model.residual: dca}}"
+    last = "model.dca.last_k: {choice: [1, 2], when: {model.residual: dca}}"
     file = f"experiment: e\nsearch: {{space: {{{rate}, {last}}}}}\n"
     searched = composed(tmp_path, "model.residual=standard", e=file).search.space
     assert set(searched) == {"train.learning_rate"}
-    assert "model.last_k" in composed(tmp_path, "model.residual=dca", e=file).search.space
+    assert "model.dca.last_k" in composed(tmp_path, "model.residual=dca", e=file).search.space
     wrong = problem(tmp_path, e=f"{file}model: {{residual: standard}}\n")
     assert "last_k.when: it can never apply: model.residual is" in wrong
 

@@ -8,13 +8,13 @@ def test_the_largest_size_of_the_space_counts(data):
         "space": {
             "model.depth": {"int": [1, 9]},
             "model.residual": {"choice": ["standard", "dca"]},
-            "model.last_k": {"choice": [1, 4], "when": {"model.residual": "dca"}},
+            "model.dca.last_k": {"choice": [1, 4], "when": {"model.residual": "dca"}},
             "train.micro_batch_tokens": {"choice": [32, 256]},
             "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
         }
     }
     worst = largest_trial(read_experiment(data, source="test").search_task())
-    assert (worst.model.depth, worst.model.residual, worst.model.last_k) == (9, "dca", 4)
+    assert (worst.model.depth, worst.model.residual, worst.model.dca.last_k) == (9, "dca", 4)
     assert worst.train.micro_batch_tokens == 256
 
 
@@ -35,8 +35,11 @@ def test_a_long_choice_takes_a_model_of_its_largest_value_only(data, monkeypatch
     monkeypatch.setattr(
         ModelConfig, "parameter_count", lambda model: counted.append(model) or count(model)
     )
-    space = {"model.depth": {"choice": [*range(1, 301)]}, "model.last_k": {"choice": [None, 1, 2]}}
+    space = {
+        "model.depth": {"choice": [*range(1, 301)]},
+        "model.dca.last_k": {"choice": [None, 1, 2]},
+    }
     data["search"] = {"space": space}
     worst = largest_trial(read_experiment(data, source="test").search_task())
-    assert (worst.model.depth, worst.model.last_k) == (300, None)
+    assert (worst.model.depth, worst.model.dca.last_k) == (300, None)
     assert len(counted) < 9

@@ -86,7 +86,7 @@ def test_a_comment_or_a_docstring_anywhere_changes_no_key(project):
         ("pipelines/search/progress.py", *NUMBER),
         ("pipelines/stages/__init__.py", "def ", "def new() -> None: ...\n\n\ndef "),
         ("dca/residuals/value_residual.py", *NUMBER),
-        ("dca/residuals/grn.py", *NUMBER),
+        ("dca/residuals/dca.py", *NUMBER),
     ],
 )
 def test_code_that_shows_stores_or_orders_and_other_kinds_change_no_key(project, file, old, new):

@@ -21,10 +21,10 @@ from pipelines.stages.study import fan_out
 from pipelines.training.memory import peak_bytes
 
 RATES = {"train.learning_rate": {"choice": [1e-3, 4e-3]}}
-MEMORY = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
+MEMORY = {"model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
 ARMS = {
     "standard": {"model.residual": "standard"},
-    "dca 1": {"model": {"residual": "dca", "last_k": 1}},
+    "dca 1": {"model": {"residual": "dca", "dca": {"last_k": 1}}},
     "lr-0.004": {"train": {"learning_rate": 4e-3}},
 }
 
@@ -101,7 +101,7 @@ def problem(*arguments: object) -> str:
         ),
         (
             "{a: {model.residual: standard}, b: {model.residual: grn_v2}}",
-            "search.space.model.last_k: no arm searches it",
+            "search.space.model.dca.last_k: no arm searches it",
         ),
     ],
 )
@@ -149,7 +149,10 @@ def test_bad_arms_are_one_line_that_names_the_arm(path, arms, expected):
             ["arms={a: {model.dim: 32}, b: {model: {dim: 64}}}", "model.dim=16"],
             "command line: model.dim: every arm has a value of its own; expected arms.NAME.model.",
         ),
-        (["arms.lr-0.004=null"], "search.space.model.last_k: no arm searches it (each has a value"),
+        (
+            ["arms.lr-0.004=null"],
+            "search.space.model.dca.last_k: no arm searches it (each has a value",
+        ),
         (["model.dim=33"], "model.heads: dim / heads must be an even number, got 33 / 2"),
     ],
 )
@@ -174,21 +177,21 @@ def test_an_arm_is_what_its_changes_on_the_command_line_would_make(data, study):
     assert found == {
         "standard": ["train.learning_rate"],
         "dca 1": ["train.learning_rate"],
-        "lr-0.004": ["model.last_k"],
+        "lr-0.004": ["model.dca.last_k"],
     }
 
 
 def test_conditions_that_an_arm_decides_are_none_of_its_search(data):
     """So that a grid, which has no conditional keys, can search the memory of one arm only."""
-    space = {**MEMORY, "model.depth": {"choice": [1, 2], "when": {"model.last_k": 2}}}
+    space = {**MEMORY, "model.depth": {"choice": [1, 2], "when": {"model.dca.last_k": 2}}}
     search = {"space": space | RATES, "sampler": {"name": "grid"}, "scheduler": {"name": "none"}}
-    arms = {"dca": {}, "k2": {"model.last_k": 2}, "standard": {"model.residual": "standard"}}
-    arms["k1"] = {"model.last_k": 1}
+    arms = {"dca": {}, "k2": {"model.dca.last_k": 2}, "standard": {"model.residual": "standard"}}
+    arms["k1"] = {"model.dca.last_k": 1}
     search["space"]["model.depth"] = {"choice": [1, 2], "when": {"model.residual": "dca"}}
     found = read_experiment({**data, "search": search, "arms": arms}, source="test")
     spaces = {name: arm.search.space for name, arm in found.by_arm.items()}
     assert {name: sorted(space) for name, space in spaces.items()} == {
-        "dca": ["model.depth", "model.last_k", "train.learning_rate"],
+        "dca": ["model.dca.last_k", "model.depth", "train.learning_rate"],
         "k2": ["model.depth", "train.learning_rate"],
         "standard": ["train.learning_rate"],
         "k1": ["model.depth", "train.learning_rate"],
@@ -198,34 +201,34 @@ def test_conditions_that_an_arm_decides_are_none_of_its_search(data):
 
 
 def test_a_key_that_depends_on_one_that_drops_out_goes_by_the_arms_value(data):
-    depth = {"model.depth": {"choice": [1, 2], "when": {"model.last_k": 2}}}
+    depth = {"model.depth": {"choice": [1, 2], "when": {"model.dca.last_k": 2}}}
     search = {"space": RATES | MEMORY | depth}
     arms = {"standard": {"model.residual": "standard"}, "dca": {}}
     found = read_experiment({**data, "search": search, "arms": arms}, source="test")
     standard, dca = (arm.search.space for arm in found.by_arm.values())
     assert standard["model.depth"].when == {}  # last_k is 2 by default
-    assert dca["model.depth"].when == {"model.last_k": 2}
-    arms["standard"]["model.last_k"] = 1
+    assert dca["model.depth"].when == {"model.dca.last_k": 2}
+    arms["standard"]["model.dca.last_k"] = 1
     found = read_experiment({**data, "search": search, "arms": arms}, source="test")
     assert list(found.of_arm("standard").search.space) == ["train.learning_rate"]
 
 
 def test_a_condition_that_the_unchanged_experiment_does_not_meet_is_one_of_other_arms(data):
     """And so is a key that depends on the one that drops out, whatever its order."""
-    depth = {"model.depth": {"choice": [1, 2], "when": {"model.last_k": 3}}}
+    depth = {"model.depth": {"choice": [1, 2], "when": {"model.dca.last_k": 3}}}
     search = {"space": depth | RATES | MEMORY}
-    search["space"]["model.last_k"] = {"choice": [2, 3], "when": {"model.residual": "dca"}}
+    search["space"]["model.dca.last_k"] = {"choice": [2, 3], "when": {"model.residual": "dca"}}
     model = {**data["model"], "residual": "standard"}
     arms = {"standard": {}, "dca": {"model.residual": "dca"}}
     changes = {"model": model, "search": search, "arms": arms}
     found = read_experiment({**data, **changes}, source="test")
     assert list(found.of_arm("standard").search.space) == ["train.learning_rate"]
     assert found.of_arm("dca").search.space.keys() == search["space"].keys()
-    assert found.of_arm("dca").search.space["model.depth"].when == {"model.last_k": 3}
+    assert found.of_arm("dca").search.space["model.depth"].when == {"model.dca.last_k": 3}
 
 
 def test_points_to_try_first_lose_the_keys_that_an_arm_does_not_search(data):
-    points = [{"model.last_k": 1, "train.learning_rate": 1e-3}, {"model.last_k": 2}]
+    points = [{"model.dca.last_k": 1, "train.learning_rate": 1e-3}, {"model.dca.last_k": 2}]
     points += [{"train.learning_rate": 1e-3}]
     search = {"space": RATES | MEMORY, "try_first": points}
     arms = {"standard": {"model.residual": "standard"}, "dca": {}}
@@ -236,7 +239,7 @@ def test_points_to_try_first_lose_the_keys_that_an_arm_does_not_search(data):
 
 def test_an_arm_can_have_a_range_of_its_own_or_none(data):
     wider = {"search.space.train.learning_rate": {"log_uniform": [1e-4, 1e-1]}}
-    nested = {"search": {"space": {"train.learning_rate": None, "model.last_k": None}}}
+    nested = {"search": {"space": {"train.learning_rate": None, "model.dca.last_k": None}}}
     found = study_of(data, {"a": wider, "b": nested})
     assert found.of_arm("a").search.space["train.learning_rate"].log_uniform == (1e-4, 1e-1)
     assert found.of_arm("b").search.space == {}
@@ -293,7 +296,7 @@ def test_the_instances_of_a_study_are_its_arms_and_replicates(data, study):
     found = fan_out(study_of(data, seeds=[4, 2]))
     assert found.dimensions == {"arm": ("standard", "dca 1", "lr-0.004"), "seed": (4, 2)}
     tuned = found.configure({"arm": "dca 1"})
-    assert (tuned.seed, tuned.model.last_k) == (TUNING_SEED, 1)
+    assert (tuned.seed, tuned.model.dca.last_k) == (TUNING_SEED, 1)
     replicate = found.configure({"arm": "dca 1", "seed": 2})
     assert replicate == tuned.of_seed(2)
     assert replicate.seed == 2
@@ -325,7 +328,7 @@ def test_a_study_is_written_as_a_file_that_is_read_as_the_same(study, path):
     path.write_text(study.to_yaml())
     assert load([str(path)]) == study
     assert read_stored(parse(study.to_yaml(), source=""), source="") == study
-    assert study.arms["dca 1"] == {"model.residual": "dca", "model.last_k": 1}
+    assert study.arms["dca 1"] == {"model.residual": "dca", "model.dca.last_k": 1}
 
 
 def test_experiments_from_before_there_were_studies_are_read(study):
@@ -345,28 +348,31 @@ def test_files_that_extend_one_another_change_arms_key_by_key(path):
         "extends: e.yaml\n"
         "arms:\n"
         "  standard: null\n"
-        "  dca 1: {model: {last_k: null}, search.space.train.learning_rate: {choice: [1.0e-2]}}\n"
+        "  dca 1: {model: {dca: {last_k: null}},\n"
+        "    search.space.train.learning_rate: {choice: [1.0e-2]}}\n"
         "  new: {model.depth: 1}\n"
     )
     found = load([str(heir)])
     assert found.arms == {
         "dca 1": {
             "model.residual": "dca",
-            "model.last_k": None,
+            "model.dca.last_k": None,
             "search.space.train.learning_rate": {"choice": [0.01]},
         },
         "lr-0.004": {"train.learning_rate": 0.004},
         "new": {"model.depth": 1},
     }
-    heir.write_text("extends: e.yaml\narms: {dca 1: {model.last_k: 0}}\n")
-    assert problem(heir).startswith(f"{heir}: arms.dca 1.model.last_k: expected at least 1 or null")
+    heir.write_text("extends: e.yaml\narms: {dca 1: {model.dca.last_k: 0}}\n")
+    assert problem(heir).startswith(
+        f"{heir}: arms.dca 1.model.dca.last_k: expected at least 1 or null"
+    )
     heir.write_text("extends: e.yaml\narms: {dca 1: {model.depth: 2}, x: null}\n")
     assert problem(heir).startswith(f"{heir}: arms.x: expected changes such as")
 
 
 def test_an_arm_may_be_named_by_a_number(path):
     arms = "arms={32: {model.dim: 32}, 0.5: {model.dim: 64}}"
-    none = "search.space.model.last_k=null"
+    none = "search.space.model.dca.last_k=null"
     found = load([str(path), arms, "baseline='32'", "arms.0.5.model.depth=1", none], grids=True)
     assert found.arms == {"32": {"model.dim": 32}, "0.5": {"model.dim": 64, "model.depth": 1}}
     assert problem(path, arms, "arms.3.model.dim=64").endswith("; did you mean 32?")
@@ -376,13 +382,13 @@ def test_arms_and_seeds_are_changed_on_the_command_line(path):
     def study(*arguments):
         return load([str(path), *arguments], grids=True)
 
-    assert study("arms.dca 1.model.last_k=3").of_arm("dca 1").model.last_k == 3
-    assert study("arms.dca 1.model.last_k=null").of_arm("dca 1").model.last_k is None
+    assert study("arms.dca 1.model.dca.last_k=3").of_arm("dca 1").model.dca.last_k == 3
+    assert study("arms.dca 1.model.dca.last_k=null").of_arm("dca 1").model.dca.last_k is None
     assert study("arms.lr-0.004.train.learning_rate=0.1").of_arm("lr-0.004").train.beta1 == 0.9
     range_ = "arms.standard.search.space.train.learning_rate={choice: [0.1, 0.2, 0.3]}"
     assert study(range_).of_arm("standard").search.space["train.learning_rate"].size == 3
     assert study("arms.new={model.depth: 1}").arm_names[-1] == "new"
-    none = "search.space.model.last_k=null"
+    none = "search.space.model.dca.last_k=null"
     assert study("arms.standard=null").arm_names == ("dca 1", "lr-0.004")
     assert study("arms={a: {}, b: {model.depth: 1}}", "arms.b.model.dim=32").arms["b"] == {
         "model.depth": 1,
@@ -440,7 +446,7 @@ def test_an_arm_that_does_not_fit_the_memory_is_named(path, monkeypatch):
 
 
 def test_the_trials_and_the_replicates_of_all_arms_share_the_memory(path, monkeypatch):
-    none = "search.space.model.last_k=null"
+    none = "search.space.model.dca.last_k=null"
     study = load([str(path), "arms={a: {}, b: {model.dim: 32}}", none, "train.learning_rate=1e-3"])
     most = peak_bytes(study.of_arm("b").training_run(), on_gpu=False)
     both = memory.SHARED_BYTES + 2 * (most - memory.SHARED_BYTES)
@@ -481,7 +487,7 @@ def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
     ("text", "valid"),
     [
         ("{a: {}, b: {model.dim: 3}}", True),
-        ("{a: null, b: {model: {dim: 3, last_k: null}, train: {learning_rate: 0.1}}}", True),
+        ("{a: null, b: {model: {dim: 3, dca: {last_k: null}}, train: {learning_rate: 0.1}}}", True),
         ("{b: {search: {space: {model.dim: {choice: [1]}, model.depth: null}}}}", True),
         ("{b: {search.space.model.dim: {choice: [1]}, search.space.model.depth: null}}", True),
         ("{b: {model.dimm: 3}}", False),

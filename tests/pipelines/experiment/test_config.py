@@ -52,6 +52,20 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("model.dimm=3", "model.dimm: unknown key; did you mean model.dim?"),
         ("learning_rate=1", "learning_rate: unknown key; did you mean train.learning_rate?"),
         ("train.ema=0.9", "train.ema: unknown key; did you mean train.ema_decay?"),
+        (
+            "model.last_k=3",
+            "model.last_k: it has another name now; did you mean model.dca.last_k?",
+        ),
+        ("train.grn_b_rate=3", "did you mean model.dca.b_rate?"),
+        (
+            "search.space.model.last_k={int: [1, 3]}",
+            "search.space.model.last_k: it has another name now; did you mean model.dca.last_k?",
+        ),
+        ("arms.new={model: {hyper_streams: 2}}", "mean model.hyper_connections.streams?"),
+        ("model.dca.width=3", "model.dca.width: unknown key"),
+        ("model.dca.last_k=0", "model.dca.last_k: expected at least 1 or null, got 0"),
+        ("model.dca.norm=1", "model.dca.norm: input should be a valid boolean, got 1"),
+        ("model.dca=2", "model.dca: "),
         ("resources.workers=0", "resources.workers: input should be greater than or equal to 1"),
         ("resources.workers=[1, 2, 3]", "resources.workers: tuple should have at most 2 items"),
         ("resources.workers=[2, 1]", "resources.workers: expected [min, max], got [2, 1]"),
@@ -62,7 +76,7 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         (f"promote.model={101 * 'ü'}", "promote.model: expected at most 200 bytes, got 202"),
         ("search.trials=10001", "search.trials: expected at most 10,000, got 10,001"),
         (
-            "search={sampler: {name: grid}, space: {model.last_k: {int: [1, 1000]}, "
+            "search={sampler: {name: grid}, space: {model.dca.last_k: {int: [1, 1000]}, "
             "model.depth: {int: [1, 11]}}}",
             "search.trials: expected at most 10,000, got 11,000, the points of the grid",
         ),
@@ -92,7 +106,7 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("fit.tokens=100", "fit.tokens: expected at least one step"),
         ("storage=s4://bucket/x", "storage: expected a folder, or a URI like s3://"),
         ("storage={a: s3://bucket/x, tensorboard: true}", "storage: input should be a valid str"),
-        ("model.grn_init_std=.nan", "model.grn_init_std: "),
+        ("model.dca.init_std=.nan", "model.dca.init_std: "),
         ("model.vocab=100", "model.vocab: expected 256"),
         ("seed=&a [*a]", "expected text keys and plain values"),
     ],
@@ -117,13 +131,17 @@ def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override
         ("model.dim", "{int: [128, 136]}", "dim / heads must be an even number, got 129 / 4"),
         ("train.learning_rate", "{log_uniform: [0, 1]}", "expected low > 0"),
         (
-            "model.last_k",
+            "model.dca.last_k",
             "{int: [1, 2], when: {model.residul: dca}}",
             "did you mean model.residual?",
         ),
-        ("model.last_k", "{int: [1, 2], when: {model.last_k: 1}}", "cannot depend on itself"),
-        ("model.last_k", "{ints: [1, 2]}", "unknown key"),
-        ("model.last_k", "{int: [1, 2], when: {model.residual: dcaa}}", "did you mean dca?"),
+        (
+            "model.dca.last_k",
+            "{int: [1, 2], when: {model.dca.last_k: 1}}",
+            "cannot depend on itself",
+        ),
+        ("model.dca.last_k", "{ints: [1, 2]}", "unknown key"),
+        ("model.dca.last_k", "{int: [1, 2], when: {model.residual: dcaa}}", "did you mean dca?"),
         ("train.tokens", "{int: [4096, 8192]}", "cannot be searched"),
         ("train.best_metric", "{choice: [train_bits_per_byte]}", "cannot be searched"),
     ],
@@ -137,7 +155,7 @@ def test_a_search_space_is_checked_against_the_fields(path, key, dimension, expe
 NUMBERS = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}, "model.depth": {"int": [1, 4]}}
 GRID = {"model.depth": {"int": [1, 4]}}
 CHOICE = {"model.residual": {"choice": ["standard", "dca"]}}
-CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
+CONDITION = {"model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}
 
 
 @pytest.mark.parametrize(
@@ -198,8 +216,8 @@ CONDITION = {"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"
         (NUMBERS, {"try_first": [{}] * 9}, "try_first", "at most search.trials = 8"),
         (
             CHOICE | CONDITION,
-            {"try_first": [{"model.last_k": 1, "model.residual": "standard"}]},
-            "try_first.0.model.last_k",
+            {"try_first": [{"model.dca.last_k": 1, "model.residual": "standard"}]},
+            "try_first.0.model.dca.last_k",
             'not searched with model.residual = "standard"',
         ),
     ],
@@ -675,9 +693,9 @@ def test_a_tilde_is_the_home_of_the_user_and_of_no_other(tmp_path, monkeypatch):
 
 def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_searched(tmp_path):
     searched = load([]).search.space
-    assert "model.last_k" in searched
+    assert "model.dca.last_k" in searched
     fixed = load(["model.residual=standard"]).search.space
-    assert fixed.keys() == searched.keys() - {"model.last_k"}
+    assert fixed.keys() == searched.keys() - {"model.dca.last_k"}
     assert load(["model.residual=dca"]).search.space == searched
     file = tmp_path / "e.yaml"
     file.write_text(f"extends: {QUICKSTART}\nmodel: {{residual: standard}}\n")
@@ -695,7 +713,7 @@ def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_s
         ("{train.compile: {choice: [true, false, true]}}", "expected each value once"),
         ("{train.precision: {choice: [auto, float32]}}", "precision.choice: expected float32 or b"),
         (f"{{train.weight_decay: {{uniform: [0, 1{400 * '0'}]}}}}", "weight_decay.uniform"),
-        (f"{{model.last_k: {{int: [1, 1{400 * '0'}]}}}}", "last_k.int"),
+        (f"{{model.dca.last_k: {{int: [1, 1{400 * '0'}]}}}}", "last_k.int"),
         ("{model.residual: [standard, dca]}", 'did you mean {choice: ["standard", "dca"]}?'),
         (
             "{train.learning_rate: {loguniform: [1, 2]}}",
@@ -714,7 +732,7 @@ def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_s
             "depth.when: it can never apply: model.heads is never 8",
         ),
         (
-            "{model.last_k: {int: [1, 2], when: {model.depth: 1, model.heads: 1}}, "
+            "{model.dca.last_k: {int: [1, 2], when: {model.depth: 1, model.heads: 1}}, "
             "model.depth: {int: [1, 2], when: {model.heads: 2}}, model.heads: {choice: [1, 2]}}",
             "it can never apply: model.heads would have to be 1 and 2",
         ),
@@ -762,11 +780,11 @@ def test_what_is_stored_is_read_whatever_a_new_search_may_not_have(experiment):
 
 
 def test_integers_have_a_step_or_a_logarithm_and_are_stored_as_before_without(experiment):
-    space = {"model.depth": {"int": [2, 10], "step": 4}, "model.last_k": {"int": [1, 8]}}
+    space = {"model.depth": {"int": [2, 10], "step": 4}, "model.dca.last_k": {"int": [1, 8]}}
     searched = experiment.replace({"search.space": space})
     dumped = searched.model_dump(mode="json")["search"]["space"]
     assert dumped["model.depth"]["step"] == 4
-    assert dumped["model.last_k"].keys() == {"log_uniform", "uniform", "int", "choice", "when"}
+    assert dumped["model.dca.last_k"].keys() == {"log_uniform", "uniform", "int", "choice", "when"}
     assert read_experiment(parse(searched.to_yaml(), source="x"), source="x") == searched
     assert searched.search.space["model.depth"].examples == [2, 6, 10]
     assert not searched.search.space["model.depth"].contains(4)

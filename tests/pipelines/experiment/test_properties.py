@@ -36,7 +36,7 @@ search:
   space:
     train.learning_rate: {log_uniform: [1.0e-3, 1e-2]}
     model.depth: {int: [2, 6]}
-    model.last_k: {choice: [1, 2, null], when: {model.residual: dca}}
+    model.dca.last_k: {choice: [1, 2, null], when: {model.residual: dca}}
   trials: 8
 generate:
   prompts: ["def ", 'import "', class A]
@@ -83,7 +83,7 @@ def whole_json() -> str:
     space = {
         "train.learning_rate": {"log_uniform": [1e-3, 1e-2], "when": {"model.residual": "dca"}},
         "model.depth": {"int": [2, 6]},
-        "model.last_k": {"choice": [1, 2, None]},
+        "model.dca.last_k": {"choice": [1, 2, None]},
     }
     data = {"experiment": "odd", "search": {"space": space}}
     return json.dumps(read_experiment(data, source="whole").model_dump(mode="json"))
@@ -399,7 +399,7 @@ GOOD = st.fixed_dictionaries(
     },
     optional={
         "seed": st.integers(0, 2**31 - 1),
-        "storage": PRINTED.filter(lambda text: "://" not in text),
+        "storage": PRINTED.filter(lambda text: "://" not in text and text[0] != "~"),
         "data": st.builds(lambda path: {"corpus": "files", "path": f"/{path}"}, PRINTED),
         "resources": st.builds(lambda gpus: {"gpus_per_worker": gpus}, GPUS),
         "model": st.fixed_dictionaries(
@@ -408,10 +408,15 @@ GOOD = st.fixed_dictionaries(
                 "dim": WIDTHS,
                 "depth": DEPTHS,
                 "residual": st.sampled_from(registry.residual.names),
-                "last_k": COUNTS | st.none(),
                 "attention_windows": st.lists(COUNTS | st.none(), min_size=1, max_size=4),
-                "grn_init_std": st.floats(0, 1e300),
-                "grn_norm": st.booleans(),
+                "dca": st.fixed_dictionaries(
+                    {},
+                    optional={
+                        "last_k": COUNTS | st.none(),
+                        "init_std": st.floats(0, 1e300),
+                        "norm": st.booleans(),
+                    },
+                ),
                 "activation": st.sampled_from(["gelu", "relu2", "swiglu"]),
                 "logit_softcap": st.floats(5e-324, 1.7e308) | st.none(),
             },
@@ -432,7 +437,7 @@ GOOD = st.fixed_dictionaries(
                 "space": {
                     "train.learning_rate": {"log_uniform": bounds},
                     "model.depth": {"int": [low, low + size]},
-                    "model.last_k": {"choice": values, "when": {"model.depth": low}},
+                    "model.dca.last_k": {"choice": values, "when": {"model.depth": low}},
                 }
             },
             *(RANGES, st.integers(1, 1_980), st.integers(1, 20)),
@@ -679,7 +684,7 @@ WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
             f"  {key}: {{int: [1, 100], when: {{{WHEN}}}}}\n"
             for key in SEARCHED[: (MAX_CHARACTERS - 100) // (len(WHEN) + 60)]
         ),
-        f"arms: {{{', '.join(f'a{i}: {{model.last_k: {i + 1}}}' for i in range(64))}}}\n"
+        f"arms: {{{', '.join(f'a{i}: {{model.dca.last_k: {i + 1}}}' for i in range(64))}}}\n"
         f"search: {{space: {{model.depth: {{choice: {list(range(1, 400))}}}}}}}",
         f"model: {{attention_windows: [{'1,' * 8_000}]}}\n"
         f"search: {{space: {{model.depth: {{choice: [{'1,' * 8_000}]}}}}}}",
@@ -698,8 +703,8 @@ def test_a_long_file_is_read_or_refused_in_seconds(file, text):
 def test_cyclic_conditions_are_refused(file):
     text = (
         "experiment: e\ntrain: {evals: 1}\nsearch:\n  space:\n"
-        "    model.last_k: {choice: [1, 2], when: {train.evals: 1}}\n"
-        "    train.compile: {choice: [true, false], when: {model.last_k: 1}}\n"
+        "    model.dca.last_k: {choice: [1, 2], when: {train.evals: 1}}\n"
+        "    train.compile: {choice: [true, false], when: {model.dca.last_k: 1}}\n"
     )
     assert isinstance(read(file, text), Experiment)
     message = read(file, text.replace("train.evals: 1", "train.compile: true"))

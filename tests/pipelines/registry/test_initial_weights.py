@@ -190,7 +190,7 @@ def test_a_search_over_what_the_start_fixes_is_refused(data, trained):
     experiment = experiment_of(data, {}, trained)
     with pytest.raises(ConfigError, match=r"search\.space\.model\.dim: not with train\.start_from"):
         start(experiment, searched={"model.dim", "model.residual"})
-    assert start(experiment, searched={"model.residual", "model.last_k"})
+    assert start(experiment, searched={"model.residual", "model.dca.last_k"})
 
 
 def test_streams_other_than_those_of_the_start_are_refused(data, trained):
@@ -198,8 +198,16 @@ def test_streams_other_than_those_of_the_start_are_refused(data, trained):
     experiment = experiment_of(data, {"residual": "hyper_connections"})
     path.write_text(json.dumps(experiment.model_dump(mode="json")))
     save_file(build_model(experiment.model).state_dict(), path.with_name("model.safetensors"))
-    with pytest.raises(ConfigError, match=r"model\.hyper_streams: expected 4, .* got 2"):
-        start(experiment_of(data, {"residual": "hyper_connections", "hyper_streams": 2}, trained))
+    with pytest.raises(
+        ConfigError, match=r"model\.hyper_connections\.streams: expected 4, .* got 2"
+    ):
+        start(
+            experiment_of(
+                data,
+                {"residual": "hyper_connections", "hyper_connections": {"streams": 2}},
+                trained,
+            )
+        )
 
 
 @pytest.mark.parametrize("description", ["{}", "not JSON", '{"model": {"dim": "x"}}'])

@@ -14,7 +14,7 @@ from tests.pipelines.stored import PROVENANCE, Made, same_provenance, store_swee
 SPACE = {
     "train.learning_rate": {"log_uniform": [1e-4, 1e-1]},
     "model.residual": {"choice": ["standard", "dca"]},
-    "model.last_k": {"choice": [1, 2, None], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, 2, None], "when": {"model.residual": "dca"}},
 }
 
 

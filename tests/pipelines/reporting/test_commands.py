@@ -54,7 +54,7 @@ def test_the_winner_and_the_runner_up_are_trained_with_further_seeds(searched, m
         arguments = shlex.split(line)
         assert arguments[:2] == ["python", "pipelines/train.py"]
         assert f"train.learning_rate={one.values['train.learning_rate']}" in arguments
-        assert f"model.last_k={searched.model.last_k}" in arguments  # the key did not apply
+        assert f"model.dca.last_k={searched.model.dca.last_k}" in arguments  # the key did not apply
         assert arguments[-1] == "seed=$seed"
     assert lines[3:] == ["done", "python pipelines/report.py tiny"]
 

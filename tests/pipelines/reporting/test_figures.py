@@ -244,13 +244,13 @@ SPACE = {
     "train.weight_decay": {"uniform": [0.0, 0.4]},
     "model.depth": {"int": [2, 6]},
     "model.residual": {"choice": ["standard", "dca", "value_residual"]},
-    "model.last_k": {"choice": [1, None], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, None], "when": {"model.residual": "dca"}},
 }
 
 
 def point(rate: float, decay: float, depth: int, kind: str, last_k: Any, *bits: float) -> dict:
     values = {"train__learning_rate": rate, "train__weight_decay": decay, "model__depth": depth}
-    return trial("complete", bits, **values, model__residual=kind, model__last_k=last_k)
+    return trial("complete", bits, **values, model__residual=kind, model__dca__last_k=last_k)
 
 
 POINTS = [

@@ -17,7 +17,7 @@ def test_the_key_that_decides_the_result_is_the_most_important(searched, made):
     trials = [
         Made(
             {"train.learning_rate": rate, "model.residual": kind}
-            | ({"model.last_k": [1, 2, None][i % 3]} if kind == "dca" else {}),
+            | ({"model.dca.last_k": [1, 2, None][i % 3]} if kind == "dca" else {}),
             [3 + abs(math.log10(rate) + 2), 2 + abs(math.log10(rate) + 2)],
             "pruned",
         )
@@ -27,8 +27,8 @@ def test_the_key_that_decides_the_result_is_the_most_important(searched, made):
     shares = known.shares["share"]
     assert shares["train.learning_rate"] > 0.8
     assert shares["model.residual"] < 0.2
-    assert known.shares.loc["model.last_k", "trials"] == 6
-    assert not known.shares.loc["model.last_k", "always"]
+    assert known.shares.loc["model.dca.last_k", "trials"] == 6
+    assert not known.shares.loc["model.dca.last_k", "always"]
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def three(data):
     space = {
         "train.weight_decay": {"uniform": [0.0, 10.0]},
         "model.depth": {"int": [1, 9]},
-        "model.last_k": {"int": [1, 9], "when": {"model.residual": "dca"}},
+        "model.dca.last_k": {"int": [1, 9], "when": {"model.residual": "dca"}},
     }
     return read_experiment(data | {"search": {"space": space}}, source="test")
 
@@ -78,16 +78,16 @@ def test_shares_are_those_of_the_key_that_decides(three):
         8,
         train__weight_decay=lambda n: float(n),
         model__depth=lambda n: 5,
-        model__last_k=lambda n: n % 2 + 1 if n < 4 else INACTIVE,
+        model__dca__last_k=lambda n: n % 2 + 1 if n < 4 else INACTIVE,
     )
     found = importance(results_of(three, trials))
     shares = found.shares
     assert (found.note, found.tokens) == ("", 256)
-    assert list(shares.index) == ["train.weight_decay", "model.last_k", "model.depth"]
+    assert list(shares.index) == ["train.weight_decay", "model.dca.last_k", "model.depth"]
     assert shares.loc["train.weight_decay", "share"] == pytest.approx(1.0)
     assert shares.loc["model.depth"].tolist() == [0.0, 8, True]
-    assert 0 < shares.loc["model.last_k", "share"] < 0.5
-    assert shares.loc["model.last_k"].tolist()[1:] == [4, False]
+    assert 0 < shares.loc["model.dca.last_k", "share"] < 0.5
+    assert shares.loc["model.dca.last_k"].tolist()[1:] == [4, False]
 
 
 def test_a_key_that_applied_in_too_few_trials_has_no_share(three):
@@ -95,17 +95,17 @@ def test_a_key_that_applied_in_too_few_trials_has_no_share(three):
         8,
         train__weight_decay=lambda n: float(n),
         model__depth=lambda n: n + 1,
-        model__last_k=lambda n: n % 2 + 1 if n < 3 else INACTIVE,
+        model__dca__last_k=lambda n: n % 2 + 1 if n < 3 else INACTIVE,
     )
     shares = importance(results_of(three, trials)).shares
-    assert math.isnan(shares.loc["model.last_k", "share"])
-    assert shares.loc["model.last_k", "trials"] == 3
-    assert shares.index[-1] == "model.last_k"
+    assert math.isnan(shares.loc["model.dca.last_k", "share"])
+    assert shares.loc["model.dca.last_k", "trials"] == 3
+    assert shares.index[-1] == "model.dca.last_k"
 
 
 def test_without_a_difference_or_a_search_there_is_a_reason(three):
     decay = {"train__weight_decay": lambda n: n * 1e-10, "model__depth": lambda n: n + 1}
-    decay["model__last_k"] = lambda n: 1
+    decay["model__dca__last_k"] = lambda n: 1
     assert importance(results_of(three, searched_trials(4, **decay))).note == (
         "all trials have the same result"
     )
@@ -124,7 +124,7 @@ def test_fanova_compares_the_latest_five_hundred_trials_and_ped_anova_all(three,
         8,
         train__weight_decay=lambda n: float(n),
         model__depth=lambda n: n + 1,
-        model__last_k=lambda n: n + 1,
+        model__dca__last_k=lambda n: n + 1,
     )
     asked = []
 
@@ -142,10 +142,10 @@ def test_ped_anova_names_what_distinguishes_the_best_of_twenty_trials(three):
     columns = {
         "train__weight_decay": lambda n: float(n % 10),
         "model__depth": lambda n: n // 3 % 9 + 1,
-        "model__last_k": lambda n: n % 2 + 1 if n % 3 else INACTIVE,
+        "model__dca__last_k": lambda n: n % 2 + 1 if n % 3 else INACTIVE,
     }
     best = importance(results_of(three, searched_trials(20, **columns))).best
     assert next(iter(best)) == "train.weight_decay"
     assert sum(best.values()) == pytest.approx(1.0)
-    assert best.keys() == {"train.weight_decay", "model.depth", "model.last_k"}
+    assert best.keys() == {"train.weight_decay", "model.depth", "model.dca.last_k"}
     assert importance(results_of(three, searched_trials(19, **columns))).best == {}

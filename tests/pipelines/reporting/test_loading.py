@@ -48,7 +48,7 @@ def test_the_champion_and_its_moves_are_shown(store, searched, made):
 
 
 def test_curves_have_a_column_for_each_searched_key(searched, made):
-    values = {"train.learning_rate": 1e-3, "model.residual": "dca", "model.last_k": 2}
+    values = {"train.learning_rate": 1e-3, "model.residual": "dca", "model.dca.last_k": 2}
     curves = made(searched, [Made(values, [3, 2])], winner=0).curves
     of_trial = curves[curves["number"] == 0]
     assert {key: of_trial[key].unique().tolist() for key in values} == {

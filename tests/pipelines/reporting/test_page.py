@@ -55,7 +55,7 @@ def standard(rate: float, bits: list[float], state: str = "complete", reason: st
 
 
 def dca(rate: float, last_k: int | None, bits: list[float], state: str = "complete") -> Made:
-    values = {"train.learning_rate": rate, "model.residual": "dca", "model.last_k": last_k}
+    values = {"train.learning_rate": rate, "model.residual": "dca", "model.dca.last_k": last_k}
     return Made(values, bits, state)
 
 
@@ -247,7 +247,7 @@ def test_a_configuration_in_the_artifact_store_that_was_edited_is_not_read(store
 
 def test_null_differs_from_a_key_that_did_not_apply(store, searched):
     store_sweep(store, searched, MIXED, winner=1)
-    values = load_results("tiny").trials["model.last_k"]
+    values = load_results("tiny").trials["model.dca.last_k"]
     assert values.tolist() == ["n/a", None, 2, "n/a", "n/a", 1]
 
 

@@ -11,7 +11,9 @@ from pipelines.search.results import Searched, Selected
 RESULTS = {
     "corpus": PreparedCorpus("files", "0" * 32, {"test": 3000}),
     "search": Searched("s", {"complete": 2, "pruned": 1, "failed": 0}, (), ""),
-    "select": Selected(1, "t", {"train.learning_rate": 0.012345678, "model.last_k": None}, 2.25),
+    "select": Selected(
+        1, "t", {"train.learning_rate": 0.012345678, "model.dca.last_k": None}, 2.25
+    ),
     "fit": Fitted("f", "models:/m", 2.2, 12345, 65536, 61.0, "2"),
     "evaluate": Tested(2.2, "0" * 32, {"gzip": 3.1, "lzma": 2.0}, 0.1234),
     "register": Registered("dca-gpt", 3),
@@ -32,7 +34,7 @@ def test_the_screen_has_the_result_the_text_and_the_next_commands(experiment):
     assert lines[:4] == [
         "tiny: 3 trials (2 complete, 1 pruned)",
         "winner   trial 1, 2.2500 bits per byte: train.learning_rate=0.012345678, "
-        "model.last_k=null",
+        "model.dca.last_k=null",
         "trained  12,345 parameters on 65,536 bytes with 2 workers in 1:01, validation 2.2000 bits "
         "per byte",
         "gate     version 3 promoted: the first",

@@ -35,7 +35,7 @@ from tests.pipelines.reporting.tables import INACTIVE, results_of, stage_run, tr
 RATE = "train__learning_rate"
 SPACE = {
     "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
-    "model.last_k": {"choice": [1, None], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, None], "when": {"model.residual": "dca"}},
 }
 
 
@@ -47,11 +47,11 @@ def config(data, tmp_path, monkeypatch):
 
 
 TRIALS = [
-    trial("complete", [3.0, 2.5], train__learning_rate=1e-3, model__last_k=None),
-    trial("complete", [3.0, 2.0], train__learning_rate=2e-3, model__last_k=1),
-    trial("pruned", [4.0], train__learning_rate=3e-3, model__last_k=INACTIVE),
-    trial("failed", reason="diverged", train__learning_rate=4e-3, model__last_k=1),
-    trial("unfinished", train__learning_rate=5e-3, model__last_k=1),
+    trial("complete", [3.0, 2.5], train__learning_rate=1e-3, model__dca__last_k=None),
+    trial("complete", [3.0, 2.0], train__learning_rate=2e-3, model__dca__last_k=1),
+    trial("pruned", [4.0], train__learning_rate=3e-3, model__dca__last_k=INACTIVE),
+    trial("failed", reason="diverged", train__learning_rate=4e-3, model__dca__last_k=1),
+    trial("unfinished", train__learning_rate=5e-3, model__dca__last_k=1),
 ]
 
 
@@ -82,7 +82,7 @@ def test_the_leaderboard_has_a_row_for_each_trial_with_what_was_searched(config)
     section = leaderboard.leaderboard_section(results)
     trials, seeds = section.tables
     assert trials.columns[:6] == ["trial", "state", "bits per byte", "n", "mean", "95 % interval"]
-    assert trials.columns[6:] == ["bytes", "parameters", "train.learning_rate", "model.last_k"]
+    assert trials.columns[6:] == ["bytes", "parameters", "train.learning_rate", "model.dca.last_k"]
     half = 12.7062 * 0.1
     assert trials.rows[0] == [
         *("1 (winner)", "complete", "2.0000", "2", "2.1000"),
@@ -130,12 +130,12 @@ def test_the_winner_has_its_values_the_gate_and_the_test(config):
     results = results_of(config, TRIALS, winner=0, outputs={"evaluate": tested})
     section = model_sections.winner_section(results)
     assert section.paragraphs == [
-        "Trial 0: train.learning_rate=0.001, model.last_k=null.",
+        "Trial 0: train.learning_rate=0.001, model.dca.last_k=null.",
         "No version is registered yet, so there is no comparison on the test split.",
     ]
     changed, scores = section.tables
     assert ("train.learning_rate", "0.004", "0.001") in changed.rows
-    assert ("model.last_k", "2", "null") in changed.rows
+    assert ("model.dca.last_k", "2", "null") in changed.rows
     assert scores.rows == [["xz", "1.0000"], ["this model", "2.0000"], ["gzip", "3.0000"]]
     assert scores.numbers == {1}
     versioned = results_of(config, TRIALS, winner=0, outputs={"evaluate": tested}, version=7)
@@ -321,8 +321,8 @@ def test_failures_are_trials_and_stages_with_their_reasons(config):
     results.stages.update({"fit": failed, "evaluate": silent, "select": done})
     (table,) = search.failures_section(results).tables
     assert table.rows == [
-        ["trial 3", "failed", "diverged", "train.learning_rate=0.004, model.last_k=1"],
-        ["trial 4", "unfinished", "-", "train.learning_rate=0.005, model.last_k=1"],
+        ["trial 3", "failed", "diverged", "train.learning_rate=0.004, model.dca.last_k=1"],
+        ["trial 4", "unfinished", "-", "train.learning_rate=0.005, model.dca.last_k=1"],
         ["fit", "failed", "no memory", ""],
     ]
     section = search.failures_section(results_of(config, TRIALS[:2]))
@@ -333,7 +333,7 @@ def test_failures_are_trials_and_stages_with_their_reasons(config):
 def test_the_values_of_a_trial_are_shown_as_people_write_them(config):
     results = results_of(config, TRIALS)
     assert values_text(results, results.trials.loc[2]) == (
-        "train.learning_rate=0.003, model.last_k=n/a"
+        "train.learning_rate=0.003, model.dca.last_k=n/a"
     )
 
 
@@ -456,7 +456,7 @@ def test_the_third_sentence_has_the_command_and_the_commit(config):
 def test_what_differs_from_the_defaults_is_the_fits(config):
     rows = {key: rest for key, *rest in changed_from_defaults(results_of(config, TRIALS, winner=1))}
     assert rows["train.learning_rate"] == ["0.004", "0.002"]
-    assert rows["model.last_k"] == ["2", "1"]
+    assert rows["model.dca.last_k"] == ["2", "1"]
     assert rows["model.dim"] == ["128", "16"]
     assert not [key for key in rows if key.startswith(("search", "fit", "experiment", "storage"))]
     without = {key: rest for key, *rest in changed_from_defaults(results_of(config, TRIALS))}
@@ -478,7 +478,7 @@ def test_repeated_configurations_are_named_by_what_differs(config):
     assert [row[:3] for row in rows] == [("A", "model.depth=3", 3), ("B", "model.depth=2", 2)]
     assert rows[0][3] == pytest.approx(1.1)
     (one,) = repeated_configurations(results_of(config, completed=completed[:2]))
-    assert one[1] == "train.learning_rate=0.001, model.last_k=None, train.tokens=4096"
+    assert one[1] == "train.learning_rate=0.001, model.dca.last_k=None, train.tokens=4096"
 
 
 def test_after_z_the_letters_of_configurations_begin_again(config):

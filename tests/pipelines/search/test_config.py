@@ -124,7 +124,7 @@ def test_a_trial_may_be_stopped_after_its_grace(searched):
 
 
 REAL = {"train.beta2": {"uniform": [0.0, 0.5]}}
-WHEN = {"model.last_k": {"choice": [1], "when": {"model.residual": "dca"}}}
+WHEN = {"model.dca.last_k": {"choice": [1], "when": {"model.residual": "dca"}}}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,12 @@ WHEN = {"model.last_k": {"choice": [1], "when": {"model.residual": "dca"}}}
         *(({"space": WHEN, "sampler": {"name": name}}, []) for name in ("tpe", "random")),
         (
             {"space": WHEN, "sampler": {"name": "qmc"}},
-            [("search.sampler.name", "qmc does not support conditional keys, but model.last_k")],
+            [
+                (
+                    "search.sampler.name",
+                    "qmc does not support conditional keys, but model.dca.last_k",
+                )
+            ],
         ),
         ({"space": REAL, "sampler": {"name": "grid"}}, [("search.space.train.beta2", "choice or")]),
         (
@@ -206,17 +211,22 @@ WHEN = {"model.last_k": {"choice": [1], "when": {"model.residual": "dca"}}}
             {"space": TWO, "try_first": [{"model.depth": 3}], "sampler": {"name": "grid"}},
             [("search.try_first", "expected none with a grid")],
         ),
-        ({"space": WHEN | TWO, "try_first": [{"model.last_k": 1}]}, []),
+        ({"space": WHEN | TWO, "try_first": [{"model.dca.last_k": 1}]}, []),
         (
-            {"space": WHEN | TWO, "try_first": [{"model.last_k": 1, "model.residual": "dca"}]},
+            {"space": WHEN | TWO, "try_first": [{"model.dca.last_k": 1, "model.residual": "dca"}]},
             [],
         ),
         (
             {
                 "space": WHEN | TWO,
-                "try_first": [{"model.last_k": 1, "model.residual": "standard"}],
+                "try_first": [{"model.dca.last_k": 1, "model.residual": "standard"}],
             },
-            [("search.try_first.0.model.last_k", 'not searched with model.residual = "standard"')],
+            [
+                (
+                    "search.try_first.0.model.dca.last_k",
+                    'not searched with model.residual = "standard"',
+                )
+            ],
         ),
     ],
 )

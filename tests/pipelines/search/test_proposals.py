@@ -127,7 +127,7 @@ def test_a_point_to_try_first_is_completed_until_it_is_valid(experiment):
 
 CONDITIONAL = {
     "model.residual": {"choice": ["standard", "dca"]},
-    "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
 }
 
 
@@ -135,8 +135,8 @@ def test_a_finite_conditional_space_has_each_of_its_points_once(experiment):
     searched = searching(experiment, CONDITIONAL, trials=20)
     drawn = draw(searcher_of(searched)[0], 30)
     assert sorted(drawn, key=str) == [
-        {"model.residual": "dca", "model.last_k": 1},
-        {"model.residual": "dca", "model.last_k": 2},
+        {"model.residual": "dca", "model.dca.last_k": 1},
+        {"model.residual": "dca", "model.dca.last_k": 2},
         {"model.residual": "standard"},
     ]
 
@@ -146,7 +146,7 @@ def test_a_finite_conditional_space_has_each_of_its_points_once(experiment):
     [
         (CONDITIONAL, {}, True),
         (CONDITIONAL, {"second_objective": "parameters", "scheduler": {"name": "none"}}, False),
-        ({"model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}, {}, False),
+        ({"model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}}}, {}, False),
         (DEPENDENT, {}, False),
     ],
     ids=["conditions", "two objectives", "a condition that is always met", "none"],

@@ -115,19 +115,22 @@ def test_a_trial_has_values_of_the_keys_that_are_searched_now(store, base):
 
 CONDITIONAL = {
     "model.residual": {"choice": ["standard", "dca"]},
-    "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
 }
 
 
 def test_a_key_that_did_not_apply_has_the_value_that_was_trained_with(store, base):
-    searched = base.replace({"search.space": CONDITIONAL, "model.last_k": 2})
-    values = [{"model.residual": "standard"}, {"model.residual": "dca", "model.last_k": 1}]
+    searched = base.replace({"search.space": CONDITIONAL, "model.dca.last_k": 2})
+    values = [{"model.residual": "standard"}, {"model.residual": "dca", "model.dca.last_k": 1}]
     run = put_search(store, searched, values)
     assert [trial.values for trial in found(store, run, searched).trials] == values
-    always = {"model.residual": CONDITIONAL["model.residual"], "model.last_k": {"choice": [1, 2]}}
+    always = {
+        "model.residual": CONDITIONAL["model.residual"],
+        "model.dca.last_k": {"choice": [1, 2]},
+    }
     both = found(store, run, searched, **{"search.space": always}).trials
-    assert [trial.values["model.last_k"] for trial in both] == [2, 1]
-    assert numbers(store, run, searched, **{"model.last_k": 1}) == [1]
+    assert [trial.values["model.dca.last_k"] for trial in both] == [2, 1]
+    assert numbers(store, run, searched, **{"model.dca.last_k": 1}) == [1]
 
 
 def test_a_key_that_is_younger_than_a_trial_has_its_default(store, base):
@@ -145,7 +148,7 @@ def test_a_trial_that_was_killed_before_its_parameters_were_stored_is_found(stor
     run = store.create("search", "killed", "search", params={"corpus": "text"})
     values = {"model.residual": "standard"}
     tags = {"dca.trial": "0", "dca.values": json.dumps(values)}
-    tags["dca.inactive"] = json.dumps({"model.last_k": "null"})
+    tags["dca.inactive"] = json.dumps({"model.dca.last_k": "null"})
     store.create("trial", f"{run}/0", "trial", parent=run, tags=tags)
     (trial,) = found(store, run, searched).trials
     assert (trial.values, trial.state) == (values, None)

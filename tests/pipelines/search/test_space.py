@@ -17,25 +17,25 @@ def test_a_condition_decides_whether_a_key_is_searched(searched):
     kinds = {values["model.residual"] for values in drawn}
     assert kinds == {"standard", "dca"}
     for values in drawn:
-        assert ("model.last_k" in values) == (values["model.residual"] == "dca")
+        assert ("model.dca.last_k" in values) == (values["model.residual"] == "dca")
         assert 1e-4 <= values["train.learning_rate"] <= 1e-2
         searched.replace(values)
 
 
 def test_a_condition_may_be_on_a_key_that_is_not_searched(searched):
-    space = {key: SPACE[key] for key in ("model.last_k", "train.learning_rate")}
+    space = {key: SPACE[key] for key in ("model.dca.last_k", "train.learning_rate")}
     fixed = searched.replace({"search": {"space": space}, "model.residual": "dca"})
     assert searcher_of(fixed)[0].suggest("a")["values"].keys() == space.keys()
     task = fixed.search_task()
     never = Space(replace(task, base=task.base.replace({"model.residual": "standard"})))
-    assert never.inactive({"train.learning_rate": 1}) == ["model.last_k"]
+    assert never.inactive({"train.learning_rate": 1}) == ["model.dca.last_k"]
     assert never.draw(Random(0)).keys() == {"train.learning_rate"}
 
 
 def test_cyclic_conditions_are_a_problem_of_the_space(run):
     space = {
-        "model.depth": Dimension(int=(1, 2), when={"model.last_k": 1}),
-        "model.last_k": Dimension(int=(1, 2), when={"model.depth": 1}),
+        "model.depth": Dimension(int=(1, 2), when={"model.dca.last_k": 1}),
+        "model.dca.last_k": Dimension(int=(1, 2), when={"model.depth": 1}),
     }
     (problem,) = space_problems(space, run, FitConfig())
     assert problem.key == "search.space"
@@ -71,7 +71,7 @@ def test_a_related_point_lies_in_its_ranges_and_has_the_given_values(experiment)
         "model.heads": Dimension(int=(2, 64), log=True),
         "train.learning_rate": Dimension(log_uniform=(1e-4, 1e-2)),
         "model.residual": Dimension(choice=["dca", "standard"]),
-        "model.last_k": Dimension(choice=[1, 2], when={"model.residual": "dca"}),
+        "model.dca.last_k": Dimension(choice=[1, 2], when={"model.residual": "dca"}),
     }
     task = experiment.search_task()
     space = Space(replace(task, search=task.search.model_copy(update={"space": ranges})))
@@ -79,5 +79,5 @@ def test_a_related_point_lies_in_its_ranges_and_has_the_given_values(experiment)
     for _ in range(200):
         point = space.draw_related(rng, {"model.heads": 7})
         assert point["model.heads"] == 7
-        assert ("model.last_k" in point) == (point["model.residual"] == "dca")
+        assert ("model.dca.last_k" in point) == (point["model.residual"] == "dca")
         assert all(ranges[key].contains(value) for key, value in point.items())

@@ -30,7 +30,7 @@ def test_a_seed_repeats_the_suggestions(searched, sampler):
 
 
 def test_a_rebuilt_study_keeps_numbers_states_and_values_and_asks_for_what_is_missing(searched):
-    fixed = {"model.residual": "dca", "model.last_k": 2, "train.learning_rate": 5e-3}
+    fixed = {"model.residual": "dca", "model.dca.last_k": 2, "train.learning_rate": 5e-3}
     stored = [
         complete(0),
         complete(1, state=None, objective=None, values=fixed),
@@ -127,7 +127,7 @@ def test_a_grid_runs_each_of_its_points_once_resumed_or_not(searched):
 
 def test_points_to_try_first_are_tried_first_and_the_rest_of_each_is_sampled(searched):
     first = [
-        {"model.residual": "dca", "model.last_k": 2, "train.learning_rate": 1e-3},
+        {"model.residual": "dca", "model.dca.last_k": 2, "train.learning_rate": 1e-3},
         {"train.learning_rate": 2e-3},
     ]
     searched = searched.replace({"search.try_first": first})
@@ -169,7 +169,7 @@ def read_back(path: Path) -> optuna.Study:
 
 
 def test_the_exported_study_has_every_trial_with_its_state_values_and_times(searched, tmp_path):
-    values = {"model.residual": "dca", "model.last_k": 2, "train.learning_rate": 1e-3}
+    values = {"model.residual": "dca", "model.dca.last_k": 2, "train.learning_rate": 1e-3}
     times = {"milliseconds": (1_000_000, 1_007_500), "values": values}
     trials = [
         complete(0, objective=2.0, curve={256: 3.0, 512: 2.0}, **times),

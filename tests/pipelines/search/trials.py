@@ -13,7 +13,7 @@ from pipelines.search.study import build_study
 from pipelines.tracking.trials import Evaluation, StoredTrial, TrialRun
 
 SPACE = {
-    "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+    "model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
     "model.residual": {"choice": ["standard", "dca"]},
     "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
 }

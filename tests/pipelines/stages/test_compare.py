@@ -22,7 +22,7 @@ from tests.pipelines.stored_study import RATE, store_study
 
 ARMS = {
     "standard": {"model.residual": "standard"},
-    "dca-2": {"model.residual": "dca", "model.last_k": 2},
+    "dca-2": {"model.residual": "dca", "model.dca.last_k": 2},
     "value": {"model.residual": "value_residual"},
 }
 GAINS = {"standard": 0.0, "dca-2": 0.05, "value": 0.001}

@@ -153,7 +153,7 @@ def test_a_name_that_is_spelled_again_is_found(source):
     "source",
     [
         'def f():\n    """The tag dca.state."""',
-        'x = "dca.residuals.grn"',
+        'x = "dca.residuals.dca"',
         'x = f"{seconds} seconds for {tokens} tokens of a trial"',
         'x = {"tokens": 1}',
         'table["tokens"]',

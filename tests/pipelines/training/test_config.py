@@ -10,6 +10,8 @@ from pipelines.training.config import (
     Resources,
     TrainConfig,
     TrainingRun,
+    old_names,
+    with_present_names,
 )
 from tests.sections import fields, shipped_fields
 
@@ -129,3 +131,46 @@ def test_the_parameters_of_a_run_are_dotted(run):
     assert params["train.learning_rate"] == 1e-2
     assert params["seed"] == 0
     assert not [key for key in params if key.startswith(("resources", "failures"))]
+
+
+def test_names_of_earlier_versions_are_read_as_the_present_ones_wherever_they_are():
+    old = {
+        "model": {"dim": 8, "last_k": 3, "hyper_streams": 2},
+        "train": {"grn_b_rate": 5.0, "tokens": 1},
+        "search": {"space": {"model.last_k": {"int": [1, 2], "when": {"model.grn_norm": True}}}},
+        "arms": {"a": {"train.grn_w_rate": 0.5}},
+        "search.try_first": [{"model.last_k": 1}],
+    }
+    present = with_present_names(old)
+    assert present == {
+        "model": {
+            "dim": 8,
+            "dca": {"last_k": 3, "b_rate": 5.0},
+            "hyper_connections": {"streams": 2},
+        },
+        "train": {"tokens": 1},
+        "search": {
+            "space": {"model.dca.last_k": {"int": [1, 2], "when": {"model.dca.norm": True}}}
+        },
+        "arms": {"a": {"model.dca.w_rate": 0.5}},
+        "search.try_first": [{"model.dca.last_k": 1}],
+    }
+    assert with_present_names(present) == present
+    assert dict(old_names(old)).keys() == {
+        "model.last_k",
+        "model.hyper_streams",
+        "train.grn_b_rate",
+        "search.space.model.last_k",
+        "search.space.model.last_k.when.model.grn_norm",
+        "arms.a.train.grn_w_rate",
+    }
+    assert not list(old_names(present))
+
+
+def test_options_of_other_residual_kinds_are_no_part_of_what_a_run_is():
+    run = TrainingRun().replace({"model.residual": "dca"})
+    other = run.replace({"model.hyper_connections.streams": 2})
+    own = run.replace({"model.dca.last_k": 1})
+    assert run.params.keys() == other.params.keys()
+    assert run.params != other.params
+    assert run.identity == other.identity != own.identity

@@ -25,6 +25,7 @@ def small(run: TrainingRun) -> TrainingRun:
         "model.depth": 4,
         "train.evals": 1,
         "train.eval_tokens": 4096,
+        "train.precision": "float32",
     }
     return run.replace(sizes | {"train.batch_tokens": 2048, "train.seq_len": 256})
 
@@ -41,7 +42,12 @@ def peak_of_a_process(run: TrainingRun, folder: Path) -> float:
 MUON = {"train.optimizer": "muon", "model.dim": 512, "train.batch_tokens": 512}
 PARTS = {"model.activation": "swiglu", "model.qk_norm": True, "model.logit_softcap": 30.0}
 PARTS |= {"model.kv_heads": 1}
-LONG = {"train.seq_len": 1024, "train.batch_tokens": 8192, "train.tokens": 8192, "model.last_k": 4}
+LONG = {
+    "train.seq_len": 1024,
+    "train.batch_tokens": 8192,
+    "train.tokens": 8192,
+    "model.dca.last_k": 4,
+}
 
 
 @pytest.mark.process
@@ -92,7 +98,15 @@ def test_the_compiler_takes_memory_once_where_it_is_imported(small):
 
 MICRO = {"train.micro_batch_tokens": 128}
 WHOLE = {**MICRO, "train.eval_tokens": None}
-ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 8, "model.heads": 2}
+DCA = {"model.residual": "dca", "model.depth": 5}
+ONE = {
+    **MICRO,
+    "train.eval_tokens": 1,
+    "model.residual": "hyper_connections",
+    "model.hyper_connections.streams": 64,
+    "model.dim": 8,
+    "model.heads": 2,
+}
 
 
 @pytest.mark.parametrize(
@@ -121,21 +135,21 @@ ONE = {**MICRO, "train.eval_tokens": 1, "model.hyper_streams": 64, "model.dim": 
             914_472_960,
         ),
         ({"train.ema_decay": 0.9}, 102_179_584, 61_285_120),
-        ({"resources.workers": 2}, 52_173_824, 35_722_496),
+        ({"resources.workers": 2}, 52_173_824, 32_576_768),
         # a checkpoint that is written
         ({**MICRO, "model.dim": 1024, "train.eval_tokens": 128}, 918_724_608, 633_454_592),
         # evaluations
-        (WHOLE, 35_722_496, 35_722_496),
-        ({**MICRO, "train.eval_tokens": 2048}, 18_945_280, 18_945_280),
-        ({**MICRO, "train.eval_tokens": 8192}, 35_722_496, 35_722_496),
+        (WHOLE, 32_576_768, 32_576_768),
+        ({**MICRO, "train.eval_tokens": 2048}, 17_372_416, 17_372_416),
+        ({**MICRO, "train.eval_tokens": 8192}, 32_576_768, 32_576_768),
         (
             {**MICRO, "train.eval_tokens": 8192, "model.activation": "swiglu"},
-            38_905_088,
-            38_905_088,
+            35_759_360,
+            35_759_360,
         ),
-        ({**WHOLE, "model.depth": 5, "model.last_k": None}, 39_002_368, 39_002_368),
-        ({**WHOLE, "model.depth": 5, "model.last_k": 1}, 35_856_640, 35_856_640),
-        ({**ONE, "model.depth": 1, "model.ff_mult": 1}, 742_176, 742_176),
+        ({**WHOLE, **DCA, "model.dca.last_k": None}, 39_059_200, 39_059_200),
+        ({**WHOLE, **DCA, "model.dca.last_k": 1}, 35_904_256, 35_904_256),
+        ({**ONE, "model.depth": 1, "model.ff_mult": 1}, 2_927_584, 1_838_048),
     ],
 )
 def test_the_formula_gives_the_golden_numbers(changes, on_cpu, on_gpu):

@@ -24,7 +24,7 @@ RATE = "train.learning_rate"
 ARMS = {
     "standard": {"model.residual": "standard"},
     "dca": {"model.residual": "dca"},
-    "close": {"model.last_k": 4},
+    "close": {"model.dca.last_k": 4},
 }
 
 
@@ -175,7 +175,7 @@ def searched(data: dict, **more) -> Experiment:
     space = {
         RATE: {"log_uniform": [1e-3, 1e-2]},
         "model.residual": {"choice": ["standard", "dca"]},
-        "model.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
+        "model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
     }
     return read_experiment(data | {"search": {"space": space, "trials": 5} | more}, source="test")
 
@@ -183,7 +183,7 @@ def searched(data: dict, **more) -> Experiment:
 def tried(
     state: str, bits: float, kind: str, last_k: object = INACTIVE, rate: float = 2e-3, name=""
 ):
-    values = {"train__learning_rate": rate, "model__residual": kind, "model__last_k": last_k}
+    values = {"train__learning_rate": rate, "model__residual": kind, "model__dca__last_k": last_k}
     return trial(state, [3.0, bits], name, **values)
 
 
@@ -224,5 +224,5 @@ def test_one_command_makes_a_study_of_a_choice(data, tmp_path):
     standard, dca = map(found.of_arm, found.arm_names)
     assert [one.search.trial_count for one in (standard, dca)] == [1, 1]
     assert (standard.model.residual, standard.train.learning_rate) == ("standard", 2e-3)
-    assert (dca.model.residual, dca.model.last_k) == ("dca", 2)
+    assert (dca.model.residual, dca.model.dca.last_k) == ("dca", 2)
     assert list(choice_commands(of_study(found))) == []

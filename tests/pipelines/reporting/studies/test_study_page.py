@@ -26,7 +26,7 @@ from tests.pipelines.reporting.studies.made import DCA, STANDARD, arm, study
 from tests.pipelines.reporting.tables import results_of as tables_of
 from tests.pipelines.stored_study import RATE, store_study
 
-ARMS = {"standard": {"model.residual": "standard"}, "dca-2": {"model.last_k": 2}}
+ARMS = {"standard": {"model.residual": "standard"}, "dca-2": {"model.dca.last_k": 2}}
 GAINS = {"standard": 0.0, "dca-2": 0.05}
 TIMES = {"standard": 1.0, "dca-2": 1.2}
 
@@ -59,7 +59,7 @@ def test_a_study_is_shown_by_its_page_and_its_screen(store, config, monkeypatch,
     assert "2 (winner)" not in text
     assert page.count("<figure>") >= 4
     assert "the baseline, then the best first. The verdict is that of the Holm test" in text
-    assert "<td>dca-2</td><td>model.last_k=2</td>" in page  # what the arm changes
+    assert "<td>dca-2</td><td>model.dca.last_k=2</td>" in page  # what the arm changes
     assert "Add seeds" not in text  # nothing is undecided
 
     show_results(made.context(""), made.results, False)

@@ -9,8 +9,8 @@ ICML 2025 (arXiv 2502.06785), sections 3 and 3.1. With f_i the entries of the st
 
 Where this differs from the paper, and why:
 - relu is `clamp(min=0)`: the same function, but its gradient at 0 is 1, so that w = 0 is trained.
-- w may read the RMS-normalised entry and may start at random (`grn_norm`, `grn_init_std`); the
-  defaults are measured, see docs/results.md.
+- w may read the RMS-normalised entry and may start at random (`norm`, `init_std`); the defaults are
+  measured, see docs/results.md.
 - A stack of one entry has no w: the norm behind it cancels a scalar factor of the only entry.
 
 grn_v1, grn_v2 and grn_v3 use one combination per block, which feeds q, k and v alike; `dca` uses
@@ -33,7 +33,24 @@ from torch import Tensor, nn
 from dca.block import Block, ReadOut
 from dca.config import ModelConfig
 from dca.mix import mix, scores, sum_and_norm
+from dca.options import Annotated, Range, options
 from dca.registry import residual
+
+
+@options
+class Options:
+    """Of dca and of grn_v1, grn_v2 and grn_v3."""
+
+    last_k: Annotated[int, Range(ge=1)] | None = 2
+    """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
+    init_std: Annotated[float, Range(ge=0)] = 0.05
+    """Initial standard deviation of w; with 0 the model starts as the plain transformer."""
+    norm: bool = True
+    """Whether w reads RMS-normalised entries (without a gain) or, as in the paper, the raw ones."""
+    b_rate: Annotated[float, Range(gt=0)] = 10.0
+    """Learning rate of b, in multiples of train.learning_rate: b moves far from 1."""
+    w_rate: Annotated[float, Range(gt=0)] = 0.1
+    """The same for w, where one step changes the weights of whole entries."""
 
 
 class Stack(NamedTuple):
@@ -62,10 +79,8 @@ class Stack(NamedTuple):
 
 def stack_entries(config: ModelConfig, block: int) -> int:
     """Entries in the stack that block `block`, from 1, reads; depth + 1 is the output GRN."""
-    outputs = block - 1
-    if config.last_k is None or outputs <= config.last_k:
-        return 1 + outputs
-    return config.last_k + 2
+    outputs, last_k = block - 1, config.options.last_k
+    return 1 + outputs if last_k is None or outputs <= last_k else last_k + 2
 
 
 class GRN(ReadOut):
@@ -82,7 +97,7 @@ class GRN(ReadOut):
         self.w_od: nn.Parameter | None = None
         if dynamic and entries > 1:
             self.w_od = nn.Parameter(torch.zeros(outputs, config.dim))
-        self.norm, self.init_std = config.grn_norm, config.grn_init_std
+        self.norm, self.init_std = config.options.norm, config.options.init_std
 
     def combine(
         self, stack: Stack, norms: Iterable[nn.RMSNorm]
@@ -126,7 +141,7 @@ class GRNBlock(Block):
     @classmethod
     def start(cls, x_btd: Tensor, config: ModelConfig) -> Stack:
         """The embedding is the first entry."""
-        return Stack([x_btd], 0, config.last_k)
+        return Stack([x_btd], 0, config.options.last_k)
 
     @classmethod
     def read_out(cls, config: ModelConfig) -> ReadOut:
@@ -142,6 +157,26 @@ class GRNBlock(Block):
             per_feature=cls.per_feature,
             dynamic=cls.dynamic,
         )
+
+    @classmethod
+    def plain_start(cls, config: ModelConfig) -> ModelConfig:
+        """Without random w."""
+        return config.with_options(init_std=0.0)
+
+    @classmethod
+    def learning_rates(cls, config: ModelConfig) -> dict[str, float]:
+        """Of b and w, which have scales of their own."""
+        return {"b_ond": config.options.b_rate, "w_od": config.options.w_rate}
+
+    @classmethod
+    def kept(cls, config: ModelConfig) -> float:
+        """Of every block the inputs besides the first, and their norms."""
+        return config.depth * 3.0 * (cls.inputs - 1)
+
+    @classmethod
+    def state_rows(cls, config: ModelConfig) -> int:
+        """The entries of the largest stack."""
+        return stack_entries(config, config.depth + 1)
 
     def advance(self, state: Stack, *context: Any) -> Stack:
         """Combine outside of the compiled part: stacks differ in size and have a kernel."""
