@@ -7,13 +7,48 @@ simplest.
 Axes: b batch, t time, d model.
 """
 
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
 from dca.config import ModelConfig
 from dca.layers import Attention, FeedForward
-from dca.mix import NORM_EPS
+from dca.mix import NORM_EPS, Recorded
+
+OUT = "out"
+"""Name of the read-out behind the last block, as a layer and as an output."""
+
+
+class Reading(NamedTuple):
+    """A weight that a layer has learned for one of the things that it reads, for the report."""
+
+    output: str
+    """What it is the input of, such as q."""
+    entry: str
+    """What is read, such as the embedding."""
+    place: int
+    """Column of that in a figure: from older to newer."""
+    b: float
+    """The part that is the same for every token, averaged over features."""
+    spread: float
+    """Standard deviation of that over features."""
+    added: float
+    """The part that depends on the input, averaged over the text that was read."""
+
+
+def readings_of(
+    calls: Sequence[Recorded], outputs: Sequence[str], entries: Sequence[tuple[str, int]]
+) -> Iterator[Reading]:
+    """The weights of calls of the mixing, by the names of all their outputs, and of the entries
+    with their places, which each of them reads."""
+    names = iter(outputs)
+    for b_ond, added_on in calls:
+        for o, output in zip(range(len(b_ond)), names, strict=False):
+            for n, (entry, place) in enumerate(entries):
+                b_d, added = b_ond[o, n], added_on[o, n].item()
+                spread = b_d.std(correction=0).item()
+                yield Reading(output, entry, place, b_d.mean().item(), spread, added)
 
 
 class ReadOut(nn.Module):
@@ -22,6 +57,10 @@ class ReadOut(nn.Module):
     def forward(self, state: Any, norm: nn.RMSNorm) -> Tensor:
         """The state, here [b, t, d] itself, after the final norm: [b, t, d]."""
         return norm(state)
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """As `Block.readings`."""
+        return iter(())
 
     def initialise(self, **random: Any) -> None:
         """Draw the random parameters; `random` is the generator."""
@@ -42,6 +81,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, number: int) -> None:
         """Block `number` of the model, from 1."""
         super().__init__()
+        self.number = number
         self.norms = nn.ModuleList(rms_norm(config) for _ in range(self.inputs))
         self.attention = Attention(config, config.window(number))
         self.norm_ff = rms_norm(config)
@@ -74,6 +114,13 @@ class Block(nn.Module):
         """What all blocks keep of a token for the backward pass beyond those of `standard`, in
         multiples of dim: for the estimate of a training's memory."""
         return 0.0
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """What the block has learned to read, for the report; nothing by default.
+
+        `calls` are the block's calls of the mixing (dca/mix.py) over a text.
+        """
+        return iter(())
 
     @classmethod
     def state_rows(cls, config: ModelConfig) -> int:

@@ -12,10 +12,12 @@ Axes: b batch, t time, d model, n stack entries, o outputs (3 for q, k, v), g gr
 """
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +39,35 @@ Sums = tuple[list[Tensor], list[Tensor], list[Tensor]]
 """The sums that are wanted; those that are normed; the entries, for the next reader."""
 
 
+class Recorded(NamedTuple):
+    """The weights of one call of `mix` or `weighted_sums`."""
+
+    b_ond: Tensor
+    """The part that is the same for every token, [o, n, d] or [o, n, 1]; zeros if there is none."""
+    added_on: Tensor
+    """The other part, averaged over tokens and groups of features; zeros if there is none."""
+
+
+_RECORDS: ContextVar[list[Recorded] | None] = ContextVar("records", default=None)
+
+
+@contextmanager
+def recorded() -> Iterator[list[Recorded]]:
+    """A list to which the calls of `mix` and `weighted_sums` inside are added, for the report."""
+    calls: list[Recorded] = []
+    token = _RECORDS.set(calls)
+    try:
+        yield calls
+    finally:
+        _RECORDS.reset(token)
+
+
+def _record(b_ond: Callable[[], Tensor], added_on: Callable[[], Tensor]) -> None:
+    """Add a call to the list of `recorded`, if there is one; never in a compiled program."""
+    if not torch.compiler.is_compiling() and (calls := _RECORDS.get()) is not None:
+        calls.append(Recorded(b_ond(), added_on()))
+
+
 def mix(
     entries: list[Tensor],
     b_ond: Tensor,
@@ -51,6 +82,7 @@ def mix(
     norms behind the mixtures; with `norm` w reads the RMS-normalised entry. Returns g_0, the normed
     g_o, and the entries for the next reader.
     """
+    _record(lambda: b_ond, lambda: _mean_scores(entries, b_ond, w_od, norm=norm))
     gain_od = torch.stack([*gains]) if len(gains) > 1 else gains[0][None]
     module = _kernels(entries, len(gains))
     if module is None:
@@ -108,6 +140,14 @@ def weighted_sums(
     wanted = [gain is None for gain in gains] if raw is None else [*raw]
     if weights is not None and weights.dim() == 4:
         weights = weights[..., None]
+    _record(
+        lambda: entries[0].new_zeros(outputs, len(entries), 1) if b_ond is None else b_ond,
+        lambda: (
+            entries[0].new_zeros(outputs, len(entries))
+            if weights is None
+            else weights.mean((0, 1, 4))
+        ),
+    )
     if b_ond is not None and b_ond.shape[-1] == 1:  # its gradient then is a sum of the weights'
         b_on1 = b_ond.expand(*entries[0].shape[:2], -1, -1, -1)
         weights, b_ond = b_on1 if weights is None else weights + b_on1, None
@@ -175,6 +215,16 @@ def scores(f_btd: Tensor, w_od: Tensor, *, norm: bool) -> Tensor:
     if norm:
         s_bto = s_bto * torch.rsqrt(f_btd.square().mean(-1, keepdim=True) + NORM_EPS)
     return s_bto.clamp(min=0)
+
+
+def _mean_scores(
+    entries: list[Tensor], b_ond: Tensor, w_od: Tensor | None, *, norm: bool
+) -> Tensor:
+    """The scores of each entry for every output, averaged over batch and time: [o, n]."""
+    if w_od is None:
+        return torch.zeros(b_ond.shape[:2])
+    means = [scores(f_btd, w_od, norm=norm).mean((0, 1)) for f_btd in entries]
+    return torch.stack(means, 1)
 
 
 def _weighted_sum(entries: list[Tensor], b_nd: Tensor, scores_bt1: list[Tensor]) -> Tensor:

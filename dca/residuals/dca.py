@@ -24,15 +24,15 @@ stack. dca/mix.py computes the combinations of a GRN and the norms behind them i
 Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3 for q, k, v).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import Block, ReadOut
+from dca.block import OUT, Block, Reading, ReadOut, readings_of
 from dca.config import ModelConfig
-from dca.mix import mix, scores, sum_and_norm
+from dca.mix import Recorded, mix, sum_and_norm
 from dca.options import Annotated, Range, options
 from dca.registry import residual
 
@@ -51,6 +51,10 @@ class Options:
     """Learning rate of b, in multiples of train.learning_rate: b moves far from 1."""
     w_rate: Annotated[float, Range(gt=0)] = 0.1
     """The same for w, where one step changes the weights of whole entries."""
+
+
+OUTPUTS = {1: ("all",), 3: ("q", "k", "v")}
+"""Names of a block's combinations, by their number: what they are the input of."""
 
 
 class Stack(NamedTuple):
@@ -83,6 +87,20 @@ def stack_entries(config: ModelConfig, block: int) -> int:
     return 1 + outputs if last_k is None or outputs <= last_k else last_k + 2
 
 
+def entry_names(config: ModelConfig, block: int) -> list[tuple[str, int]]:
+    """Names of the entries of the stack that block `block`, from 1, reads, and their places.
+
+    With k-DCA: the embedding, the sum of the older outputs, the last k; each has its place, also in
+    a block that does not have all of them yet. Full DCA has a place for each block.
+    """
+    count, last_k = stack_entries(config, block), config.options.last_k
+    if last_k is None:
+        return [("embedding", 0), *((f"block {n}", n) for n in range(1, count))]
+    last = [(f"{n} back", last_k + 2 - n) for n in range(min(last_k, block - 1), 0, -1)]
+    older = [("older", 1)] if count == len(last) + 2 else []
+    return [("embedding", 0), *older, *last]
+
+
 class GRN(ReadOut):
     """`outputs` independent combinations of the same `entries` stack entries.
 
@@ -110,16 +128,13 @@ class GRN(ReadOut):
         skip_btd, normed, entries = mix(stack.entries, self.b_ond, self.w_od, gains, norm=self.norm)
         return skip_btd, normed, Stack(entries, stack.recent, stack.last_k)
 
-    def input_weights(self, stack: Stack) -> Tensor:
-        """The input-dependent part of the weights, averaged over batch and time: [o, n]."""
-        if self.w_od is None:
-            return torch.zeros(self.b_ond.shape[:2])
-        means = [scores(f_btd, self.w_od, norm=self.norm).mean((0, 1)) for f_btd in stack.entries]
-        return torch.stack(means, 1)
-
     def forward(self, state: Stack, norm: nn.RMSNorm) -> Tensor:
         """The read-out: the one combination after its norm."""
         return self.combine(state, [norm])[1][0]
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """The output GRN's."""
+        return readings_of(calls, [OUT], entry_names(config, config.depth + 1))
 
     def initialise(self, **random: Any) -> None:
         """Draw w."""
@@ -182,6 +197,10 @@ class GRNBlock(Block):
         """Combine outside of the compiled part: stacks differ in size and have a kernel."""
         skip_btd, normed, stack = self.mix.combine(state, self.norms)  # type: ignore[arg-type]
         return stack.push(self(skip_btd, normed, *context))
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """Of its combinations."""
+        return readings_of(calls, OUTPUTS[self.inputs], entry_names(config, self.number))
 
     def forward(self, skip_btd: Tensor, normed: list[Tensor], *context: Any) -> Tensor:
         """The skip and the normed inputs, [b, t, d], to this block's output [b, t, d]."""

@@ -1,7 +1,6 @@
-"""The learned mixture weights of a fit's packaged model: each stack entry's weight in each layer.
+"""The weights that the residual connections of a fit's packaged model have learned, by layer.
 
-As in Figure 10 of the DCA paper. Used by the page and the notebooks. Axes: o outputs, n stack
-entries.
+For DCA as in Figure 10 of its paper. Used by the page and the notebooks.
 """
 
 import json
@@ -21,7 +20,7 @@ from pipelines.data.batches import open_bytes, windows
 from pipelines.data.splits import find_splits
 from pipelines.engine.results import from_json, json_digest
 from pipelines.registry.package import fetch_model
-from pipelines.reporting import grn_weights
+from pipelines.reporting import learned_weights
 from pipelines.reporting.results import Results
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.location import storage_folder
@@ -36,13 +35,13 @@ WINDOWS = 16
 
 @dataclass(frozen=True)
 class Mixing:
-    """The weights of a model's GRNs."""
+    """The weights of a model's residual connections."""
 
     weights: pd.DataFrame
-    """One row per entry of an output of a layer: layer (a number, or `grn_weights.OUT`), output,
-    entry (its name), place (its column: 0 the embedding, then older to newer), b (mean over
-    features), spread (standard deviation over features), added (the input-dependent part, averaged
-    over validation text; NaN without text)."""
+    """One row per weight: layer (a number, or `learned_weights.OUT`), output (what the layer needs
+    it for), entry (what it reads), place (its column: older to newer), b (mean over features),
+    spread (standard deviation over features), added (the input-dependent part, averaged over
+    validation text; NaN without text). See `readings` in dca/block.py."""
     bytes_read: int = 0
     """Bytes of the validation split that were read."""
     note: str = ""
@@ -79,7 +78,7 @@ def read_mixing(results: Results) -> Mixing:
     if uri is None:
         return _nothing("no model has been trained to its end yet")
     models, model_id = results.store.models, model_id_of(uri)
-    code = json_digest([WINDOWS, sha256_of(Path(grn_weights.__file__))])
+    code = json_digest([WINDOWS, sha256_of(Path(learned_weights.__file__))])
     file = MIXING_FILE.format(results.lineage["corpus"]["fingerprint"], code)
     if stored := _stored(models.read_json(model_id, file)):
         return stored
@@ -92,7 +91,7 @@ def read_mixing(results: Results) -> Mixing:
             return _nothing(f"the model could not be read: {error}")
     if not rows:
         kind = results.config.model.residual
-        return _nothing(f"a model of the residual kind {kind} has no GRN")
+        return _nothing(f"a model of the residual kind {kind} learns no weights of earlier layers")
     table = pd.DataFrame(rows)
     if ids_bt is None:
         return Mixing(table, note="the validation text is no longer in storage: only b is shown")
@@ -105,7 +104,7 @@ def _weights(folder: Path, ids_bt: Ids | None, scratch: Path) -> list[dict[str, 
     ids, result = scratch / "ids.npy", scratch / "weights.json"
     if ids_bt is not None:
         np.save(ids, ids_bt)
-    child = run_isolated(grn_weights.__name__, [str(folder), str(ids), str(result)])
+    child = run_isolated(learned_weights.__name__, [str(folder), str(ids), str(result)])
     if child.returncode:
         raise PipelineError(one_line(child.stderr.strip().rpartition("\n")[2]))
     rows: list[dict[str, Any]] = json.loads(result.read_text())

@@ -7,7 +7,7 @@ from torch import nn
 from dca import ModelConfig, registry
 from dca.compat import SkipInitialisation
 from dca.errors import FieldError
-from dca.residuals.dca import stack_entries
+from dca.residuals.dca import entry_names, stack_entries
 from tests.sections import fields, shipped_fields
 
 
@@ -28,6 +28,17 @@ def test_a_stack_has_the_input_the_sum_of_the_older_and_the_last_k():
     assert [stack_entries(config, t) for t in range(1, 8)] == [1, 2, 3, 4, 4, 4, 4]
     everything = ModelConfig(depth=6, dca={"last_k": None})
     assert [stack_entries(everything, t) for t in range(1, 8)] == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_entries_of_a_stack_have_the_same_place_in_every_layer():
+    config = ModelConfig(depth=6, dca={"last_k": 2})
+    assert entry_names(config, 1) == [("embedding", 0)]
+    assert entry_names(config, 3) == [("embedding", 0), ("2 back", 2), ("1 back", 3)]
+    assert entry_names(config, 5) == [
+        *[("embedding", 0), ("older", 1), ("2 back", 2), ("1 back", 3)]
+    ]
+    everything = config.with_options(last_k=None)
+    assert entry_names(everything, 3) == [("embedding", 0), ("block 1", 1), ("block 2", 2)]
 
 
 @pytest.mark.parametrize(

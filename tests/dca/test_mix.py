@@ -284,3 +284,23 @@ def test_products_of_a_few_rows_equal_the_matrix_product(rows, gelu):
         expected = torch.nn.functional.gelu(expected)
     ours = kernels.linear(x, weight, gelu=gelu).double()
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_layer_reads_is_recorded_inside_the_context_only():
+    entries = [torch.randn(2, 3, 16) for _ in range(2)]
+    b_ond, gains, w_od = torch.rand(1, 2, 16), [torch.ones(16)], torch.rand(1, 16)
+    weights = torch.rand(2, 3, 1, 2)
+    with mix.recorded() as calls:
+        mix.mix(entries, b_ond, w_od, gains, norm=True)
+        mix.mix(entries, b_ond, None, gains, norm=True)
+        mix.weighted_sums(entries, weights)
+        mix.weighted_sums(entries, None, b_ond)
+    mix.weighted_sums(entries, weights)
+    means = [mix.scores(f_btd, w_od, norm=True).mean((0, 1)) for f_btd in entries]
+    zeros, expected = torch.zeros(1, 2), weights.mean((0, 1))
+    added = [torch.stack(means, 1), zeros, expected, zeros]
+    assert len(calls) == len(added)
+    for call, value in zip(calls, added, strict=True):
+        torch.testing.assert_close(call.added_on, value)
+    assert [call.b_ond.equal(b_ond) for call in calls] == [True, True, False, True]
+    assert not calls[2].b_ond.any()

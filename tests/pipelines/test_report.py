@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from selenium.webdriver.common.by import By
 
 from pipelines.experiment import load
-from pipelines.reporting.grn_weights import OUT
+from pipelines.reporting.learned_weights import OUT
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.tracking.schema import STAGE_TAG

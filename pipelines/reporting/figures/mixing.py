@@ -8,7 +8,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from pipelines.reporting.figures.style import SHADES, new_figure, styled
-from pipelines.reporting.grn_weights import OUT
+from pipelines.reporting.learned_weights import OUT
 from pipelines.reporting.mixing import Mixing
 
 MAX_NUMBERED_CELLS = 150
@@ -42,7 +42,7 @@ def mixing_weights(mixing: Mixing) -> Figure:
     bar = figure.colorbar(
         ScalarMappable(norm, SHADES), ax=panels, location="bottom", aspect=40, shrink=0.8, pad=0.02
     )
-    bar.set_label("weight; 1 is the plain residual sum")
+    bar.set_label("weight")
     return figure
 
 

@@ -51,8 +51,8 @@ def mixing_section(mixing: Mixing) -> Section:
     if mixing.weights.empty:
         return section
     added = (
-        f" Below, relu(w . f) is added, averaged over {mixing.bytes_read:,} bytes of the "
-        "validation split."
+        f" Below, the part that depends on the input is added, averaged over {mixing.bytes_read:,} "
+        "bytes of the validation split."
         if mixing.bytes_read
         else ""
     )
@@ -60,10 +60,10 @@ def mixing_section(mixing: Mixing) -> Section:
         Picture(
             "mixing",
             figures.mixing_weights(mixing),
-            "Weights of the stack entries (columns) in each layer (rows), for queries, keys and "
-            f"values: b, averaged over features.{added} The last row is the read-out. 1 is the "
-            "plain residual sum; blank is not in the stack.",
-            "Heat maps of the weights by layer and stack entry.",
+            "Weights of what a layer (row) reads (columns), by what it needs it for: b, averaged "
+            f"over features.{added} The last row is the read-out; blank is what a layer does not "
+            "read. In dca and the grn kinds 1 is the plain residual sum.",
+            "Heat maps of the weights by layer and what it reads.",
         )
     ]
     if len(mixing.weights) <= MAX_MIXING_ROWS:

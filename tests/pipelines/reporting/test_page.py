@@ -11,7 +11,6 @@ import pytest
 from pipelines.console.errors import ConfigError, DamagedError, StorageError
 from pipelines.experiment import load, read_experiment
 from pipelines.reporting.commands import report_folder
-from pipelines.reporting.grn_weights import entry_names
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page import content
@@ -257,13 +256,6 @@ def test_a_long_leaderboard_is_cut_and_counted(searched):
     (table,) = leaderboard_section(results).tables
     assert "the best 50 of 60" in table.caption
     assert len(table.rows) == 50
-
-
-def test_entries_have_the_same_column_in_every_layer():
-    assert entry_names(1, 1, 2) == [("embedding", 0)]
-    assert entry_names(3, 3, 2) == [("embedding", 0), ("2 back", 2), ("1 back", 3)]
-    assert entry_names(4, 5, 2) == [("embedding", 0), ("older", 1), ("2 back", 2), ("1 back", 3)]
-    assert entry_names(3, 3, None) == [("embedding", 0), ("block 1", 1), ("block 2", 2)]
 
 
 def test_without_a_model_there_is_a_note_instead_of_the_mixing(store, searched):
