@@ -147,6 +147,7 @@ def test_of_a_slow_size_four_steps_are_timed(experiment, tmp_path, monkeypatch):
     def train(run, *_):
         for row in (1, 2, 3):
             trained.append(run.train.log_every_steps)
+            assert run.train.steps == run.train.log_every_steps * run.train.evals
             yield [{"time": 10.0 * row, "tokens_per_second": 256.0}]
 
     monkeypatch.setattr(timing.loop, "train", train)
