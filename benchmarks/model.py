@@ -1,9 +1,11 @@
 """What Deep Cross Attention costs: training steps, memory, compilation and generation, compared.
 
 python benchmarks/model.py [--only step ...] [--shape 24x512 ...] [--mode eager ...] [--rounds 15]
+    [--rows dca zoo]
 
-All rows of a mode are in memory together and take one step per round, in an order drawn anew, so
+The rows of a group are in memory together and take one step per round, in an order drawn anew, so
 that whatever else the machine does falls on all of them; ratios are of steps of the same round.
+The rows `dca` are one group, all other residual kinds, `zoo`, a few with our standard each.
 Tables go to stdout as Markdown, progress to stderr.
 """
 
@@ -30,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dca import ModelConfig, build_model, generate
+from dca import ModelConfig, build_model, generate, registry
 from dca.residuals.dca import stack_entries
 from pipelines.training.config import TrainConfig
 from pipelines.training.device import autocast
@@ -103,14 +105,23 @@ class Row:
     """A kind of model, of this project or of the public package."""
 
     residual: str
-    last_k: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    """Names and values in which it differs from the kind's defaults."""
     public: bool = False
     precision: str = "float32"
 
+    @property
+    def last_k(self) -> int | None:
+        """Of a row of dca."""
+        found: int | None = dict(self.options)["last_k"]
+        return found
+
     def __str__(self) -> str:
-        kind = f"{self.last_k}-DCA" if self.last_k else "full DCA"
-        if self.residual == "standard":
-            kind = "GPT" if self.public else "standard"
+        kind = " ".join([self.residual, *(f"{name}={value}" for name, value in self.options)])
+        if self.residual == "dca":
+            kind = f"{self.last_k}-DCA" if self.last_k else "full DCA"
+        elif self.public:
+            kind = "GPT"
         words = ["public"] * self.public + [kind]
         return " ".join([*words, self.precision] if self.precision != "float32" else words)
 
@@ -119,8 +130,32 @@ class Row:
         return replace(self, public=True)
 
 
-STANDARD, TWO, FULL = Row("standard"), Row("dca", 2), Row("dca")
-ROWS = [STANDARD, Row("dca", 1), TWO, FULL, STANDARD.theirs(), TWO.theirs(), FULL.theirs()]
+def dca(last_k: int | None) -> Row:
+    """A row of k-DCA; None: of full DCA."""
+    return Row("dca", (("last_k", last_k),))
+
+
+STANDARD, TWO, FULL = Row("standard"), dca(2), dca(None)
+ROWS = [STANDARD, dca(1), TWO, FULL, STANDARD.theirs(), TWO.theirs(), FULL.theirs()]
+VARIANTS = [
+    Row("muddformer", (("norm", True),)),
+    Row("hyper_connections", (("dynamic", False),)),
+    Row("mhc", (("mix", "identity"),)),
+    Row("attention_residuals", (("blocks", 8),)),
+    Row("attention_residuals", (("heads", 4),)),
+]
+"""Of kinds whose options change what a step costs."""
+ZOO = [Row(kind) for kind in registry.residual.names if kind not in ("standard", "dca")] + VARIANTS
+ZOO_GROUP = 5
+"""Rows of the zoo that are in memory together."""
+
+
+def zoo_groups(device: torch.device) -> list[list[Row]]:
+    """All kinds but the rows of dca, a few at a time, each time beside our standard."""
+    precision = "bfloat16" if device.type == "cuda" else "float32"
+    rows = [replace(row, precision=precision) for row in (STANDARD, *ZOO)]
+    starts = range(1, len(rows), ZOO_GROUP)
+    return [[rows[0], *rows[start : start + ZOO_GROUP]] for start in starts]
 
 
 def rows_on(device: torch.device) -> list[Row]:
@@ -148,7 +183,8 @@ class Case:
             vocab=VOCAB,
             residual=self.row.residual,
         )
-        return config.with_options(last_k=self.row.last_k) if self.row.residual == "dca" else config
+        options = dict(self.row.options)
+        return config.with_options(**options) if options else config
 
     def __str__(self) -> str:
         return f"{self.shape}, {self.mode}, {self.row}"
@@ -168,8 +204,9 @@ class Case:
         """Another row at the same shape and mode."""
         return replace(self, row=replace(row, precision=self.row.precision))
 
-    def mixing_tensors(self) -> int:
-        """How many [b, t, d] the residual of one training step must read or write in any case.
+    def mixing_tensors(self) -> int | None:
+        """How many [b, t, d] the residual of one training step must read or write in any case; None
+        for kinds other than standard and dca.
 
         Mixing n entries into o outputs reads n and writes o; going back it reads o gradients and
         the n entries again, and adds to n gradients (a read and a write). The sum of the older
@@ -179,6 +216,8 @@ class Case:
         config = self.config
         if config.residual == "standard":
             return 6 * config.depth
+        if config.residual != "dca":
+            return None
         entries = [stack_entries(config, block) for block in range(1, config.depth + 2)]
         outputs = [3] * config.depth + [1]
         last_k = config.options.last_k
@@ -323,9 +362,11 @@ class Bench:
             return EMPTY
         pairs = zip(self.seconds[case], self.seconds[standard], strict=True)
         over = median(a - b for a, b in pairs)
-        numbers = (case.mixing_tensors() - standard.mixing_tensors()) * case.shape.tokens
-        itemsize = getattr(torch, case.row.precision).itemsize
-        bound = numbers * case.shape.dim * itemsize / self.copy
+        mine, plain = case.mixing_tensors(), standard.mixing_tensors()
+        if mine is None or plain is None:
+            return f"{1e3 * over:,.1f}"
+        numbers = (mine - plain) * case.shape.tokens * case.shape.dim
+        bound = numbers * getattr(torch, case.row.precision).itemsize / self.copy
         return f"{1e3 * over:,.1f} [{1e3 * bound:,.1f}]"
 
     def compilation_table(self, case: Case) -> str:
@@ -525,7 +566,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     bench = Bench(device, options.rounds)
     print(hardware(device, bench.read, bench.copy), flush=True)
     modes = [(shape, mode) for shape in options.shape for mode in options.mode]
-    groups = [[Case(row, shape, mode) for row in rows_on(device)] for shape, mode in modes]
+    groups = []
+    for shape, mode in modes:
+        rows = [rows_on(device)] if "dca" in options.rows else []
+        rows += zoo_groups(device) if "zoo" in options.rows and mode == "eager" else []
+        groups += [[Case(row, shape, mode) for row in group] for group in rows]
     cases = [case for group in groups for case in group]
     if "memory" in options.only:
         bench.measure_peaks(cases)
@@ -559,6 +604,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="sizes; the deepest is compiled, the shallowest generates (6x512 24x512)",
     )
     parser.add_argument("--mode", nargs="+", choices=MODES, default=MODES, help="of steps (both)")
+    parser.add_argument(
+        "--rows", nargs="+", choices=("dca", "zoo"), default=("dca", "zoo"), help="kinds (both)"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="timed steps of each row (15)")
     parser.add_argument("--slow", action="store_true", help="leave out nothing for its slowness")
     return parser.parse_args(arguments)

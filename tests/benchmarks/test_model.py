@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks import model
-from benchmarks.model import FULL, ROWS, STANDARD, TWO, Bench, Case, Row, Shape, median_interval
+from benchmarks.model import FULL, ROWS, STANDARD, TWO, Bench, Case, Shape, dca, median_interval
+from dca import registry
 
 CPU = torch.device("cpu")
 TINY = Shape(2, 32, seq_len=16, batch=2)
@@ -119,7 +120,16 @@ def test_mixing_moves_what_a_count_by_hand_says():
     assert two == block[1] + block[2] + block[3] + 2 * block[4] + output + 2 * 3
 
 
+def test_every_residual_kind_has_a_row_beside_our_standard():
+    groups = model.zoo_groups(torch.device("cpu"))
+    assert all(group[0] == STANDARD for group in groups)
+    rows = [row for group in groups for row in group[1:]] + ROWS
+    assert {row.residual for row in rows} == set(registry.residual.names)
+    assert len({str(row) for row in rows}) == len(rows)
+    assert all(Case(row, TINY).config.residual == row.residual for row in rows)
+
+
 def test_shapes_are_read_as_they_are_written():
     assert Shape.parse("24x512").tokens == Shape.parse("6x512").tokens == 1024
     assert Shape.parse("2x32x16x2") == TINY
-    assert str(Row("dca", 1, public=True)) == "public 1-DCA"
+    assert str(dca(1).theirs()) == "public 1-DCA"

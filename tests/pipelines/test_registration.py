@@ -80,7 +80,8 @@ def run(project: Path, *arguments: str) -> tuple[int, str, str]:
 
 @pytest.mark.parametrize("choice", ["model.residual=embedding_again", "model.architecture=gru"])
 def test_what_a_file_adds_is_trained_packaged_and_writes_text(project, choice):
-    code, out, err = run(project, "pipelines/train.py", "tiny.yaml", "--smoke", choice)
+    arguments = ["pipelines/train.py", "tiny.yaml", "--smoke", choice]
+    code, out, err = run(project, *arguments, "model.embedding_again.every=2")
     assert code == 0, err
     uri = next(line.split()[1] for line in out.splitlines() if line.startswith("model "))
     arguments = ["--model", uri, "--prompt", "the ", "--max-new-tokens", "8", "--temperature", "0"]
@@ -95,9 +96,11 @@ CHECK = """
 import json, sys
 from pipelines.experiment import Experiment, load, reference
 load(["tiny.yaml", "search.space.model.residual={choice: [dca, embedding_again]}"])
+load(["tiny.yaml", "search.space.model.embedding_again.every={int: [1, 3]}"])
 fields = Experiment.model_json_schema()["$defs"]["ModelConfig"]["properties"]
 print(json.dumps({"names": fields["residual"]["enum"], "reference": reference()}))
-load(["tiny.yaml", "model.residual=embeding_again", "model.architecture=gro"])
+load(["tiny.yaml", "model.residual=embeding_again", "model.architecture=gro",
+      "model.embedding_again.every=0", "model.embedding_again.evry=1"])
 """
 
 
@@ -106,6 +109,10 @@ def test_its_name_is_valid_in_the_space_the_schema_the_reference_and_the_errors(
     found = json.loads(out)
     assert "embedding_again" in found["names"]
     assert "`embedding_again`" in found["reference"]
+    assert "| `model.embedding_again.every` | `1` | Blocks from one " in found["reference"]
     assert "model.residual: input should be" in err
     assert "did you mean embedding_again?" in err
     assert "did you mean gru?" in err
+    assert (
+        "model.embedding_again.evry: unknown key; did you mean model.embedding_again.every?" in err
+    )
