@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 from pipelines.console.command import DONE, FAILURE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
+from pipelines.console.text import counted
 
 if TYPE_CHECKING:  # MLflow, which takes seconds
     from pipelines.storage.remote import Folder
@@ -108,7 +109,7 @@ def _of_this_machine() -> Iterator[Leftover]:
 
 def _size_of(place: "Folder") -> str:
     if not isinstance(place, Path):
-        return f"{len(place.files())} files"
+        return counted(len(place.files()), "file")
     size = sum(path.lstat().st_size for path in place.rglob("*") if not path.is_dir())
     return f"{size / 2**20:,.1f} MiB"
 

@@ -26,7 +26,7 @@ from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import integer, real_number
 from pipelines.console.process import process_restored, raise_output_error
-from pipelines.console.text import for_stream, one_line, shorten
+from pipelines.console.text import counted, for_stream, one_line, shorten
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
@@ -119,7 +119,7 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
         raise ConfigError(Problem(f"{arguments.score}: expected at least 2 bytes", "--score"))
     bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
     row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
-    size = f"{len(text):,} bytes of {one_line(arguments.score)}"
+    size = f"{counted(len(text), 'byte')} of {one_line(arguments.score)}"
     print(json.dumps(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
 
 

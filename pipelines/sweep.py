@@ -20,6 +20,7 @@ from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
+from pipelines.console.text import counted
 
 if TYPE_CHECKING:  # torch, MLflow and Optuna, which take seconds to import
     from pipelines.cluster.capacity import Cluster
@@ -249,22 +250,22 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     arms, train, search = experiment.by_arm, experiment.train, experiment.search
     trials = [bounded(arm.search_task(), []).search.trial_count for arm in arms.values()]
     print(
-        f"\nsearch: {_product(experiment, trials)} trials of {train.tokens:,} bytes "
-        f"({train.steps} steps) in {' or '.join(sorted(_precisions(experiment)))}, "
+        f"\nsearch: {_product(experiment, trials, 'trial')} of {train.tokens:,} bytes "
+        f"({counted(train.steps, 'step')}) in {' or '.join(sorted(_precisions(experiment)))}, "
         f"{search.sampler.name} and {search.scheduler.name}, each with "
         f"{describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
     )
     resources, text, at_once = experiment.fit.resources, "", ""
     if experiment.is_study:
         seeds = [len(experiment.replicate_seeds)] * len(arms)
-        text = f"{_product(experiment, seeds)} seed{'s' * (seeds[0] != 1)} of "
+        text = f"{_product(experiment, seeds, 'seed')} of "
         at_once = _at_once(cluster, resources, sum(seeds))
     share = " in the baseline, of its time in others" if experiment.budget == "time" else ""
     tokens = experiment.fit.tokens or train.tokens
     print(f"fit:    {text}{tokens:,} bytes{share} with {describe(resources)}{at_once}")
     for node in cluster:
         workers = node.worker_capacity(experiment.resources)
-        print(f"node:   {node}, room for {workers} workers of trials")
+        print(f"node:   {node}, room for {counted(workers, 'worker')} of trials")
 
 
 def _precisions(experiment: "Experiment") -> set[str]:
@@ -276,12 +277,14 @@ def _precisions(experiment: "Experiment") -> set[str]:
     return found
 
 
-def _product(experiment: "Experiment", counts: Sequence[int]) -> str:
+def _product(experiment: "Experiment", counts: Sequence[int], noun: str) -> str:
     """How many of something there are in each arm."""
+    each = counted(counts[-1], noun)
     if not experiment.arms:
-        return str(counts[0])
-    equal = len(set(counts)) == 1
-    return f"{len(counts)} arms x {counts[0]}" if equal else " + ".join(map(str, counts))
+        return each
+    if len(set(counts)) == 1:
+        return f"{counted(len(counts), 'arm')} x {each}"
+    return " + ".join([*map(str, counts[:-1]), each])
 
 
 def _at_once(cluster: "Cluster", resources: "Resources", count: int) -> str:

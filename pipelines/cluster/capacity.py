@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import counted
 from pipelines.training.config import Resources
 
 ROUNDING = 1e-9
@@ -23,8 +24,8 @@ class Node:
     """Ray's."""
 
     def __str__(self) -> str:
-        gpus = f", {self.gpus:g} GPUs" if self.gpus else ""
-        return f"{self.address} ({self.cpus:g} CPUs{gpus})"
+        gpus = f", {counted(self.gpus, 'GPU')}" if self.gpus else ""
+        return f"{self.address} ({counted(self.cpus, 'CPU')}{gpus})"
 
     def worker_capacity(self, resources: Resources) -> int:
         """How many workers of these resources fit: a worker's CPUs are of one node, and its GPU is
@@ -51,8 +52,12 @@ def worker_bundle(resources: Resources) -> dict[str, float]:
 
 def describe(resources: Resources) -> str:
     """Workers, CPUs and GPUs of one job, for people."""
-    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
-    return f"{resources.workers_text} x {resources.cpus_per_worker} CPUs{gpus}"
+    return f"{resources.workers_text} x {_of_worker(resources)}"
+
+
+def _of_worker(resources: Resources) -> str:
+    gpus = f" and {counted(resources.gpus_per_worker, 'GPU')}" if resources.gpus_per_worker else ""
+    return f"{counted(resources.cpus_per_worker, 'CPU')}{gpus}"
 
 
 def max_concurrent_jobs(cluster: Cluster, resources: Resources) -> int:
@@ -68,9 +73,8 @@ def require_capacity(cluster: Cluster, resources: Resources, key: str) -> None:
     """Raise ConfigError if one job of these resources, given by `key`, does not fit the cluster."""
     if max_concurrent_jobs(cluster, resources) >= 1:
         return
-    gpus = f" and {resources.gpus_per_worker:g} GPUs" if resources.gpus_per_worker else ""
     message = (
-        f"workers={resources.min_workers} of {resources.cpus_per_worker} CPUs{gpus} each; "
+        f"workers={resources.min_workers} of {_of_worker(resources)} each; "
         f"there is room for {_worker_capacity(cluster, resources)} of them on "
         f"{', '.join(map(str, cluster))}"
     )

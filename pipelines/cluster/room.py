@@ -18,7 +18,7 @@ from pipelines.cluster.capacity import describe, max_concurrent_jobs, worker_bun
 from pipelines.cluster.connection import alive_nodes, cluster_address
 from pipelines.compat.ray import AutoscalerRequest, NotPickled
 from pipelines.console.progress import Progress
-from pipelines.console.text import format_duration
+from pipelines.console.text import counted, format_duration
 from pipelines.console.updates import ProgressUpdate
 from pipelines.training.config import Resources
 
@@ -103,7 +103,8 @@ def _watch(
             return  # Ray has ended meanwhile
         if jobs != room.jobs:
             room.jobs, since = jobs, now
-            progress.log(f"  the cluster has room for {jobs} trainings of {describe(resources)}")
+            trainings = f"{counted(jobs, 'training')} of {describe(resources)}"
+            progress.log(f"  the cluster has room for {trainings}")
         if not jobs:
             seconds = round(now - since)
             text = (

@@ -58,7 +58,7 @@ def block_mean(totals: Sequence[float], sizes: Sequence[int]) -> BlockMean:
     gained, lengths = np.asarray(totals, dtype=float), np.asarray(sizes, dtype=float)
     n = len(gained)
     if n < 2:
-        raise ValueError(f"{n} blocks; expected at least 2")
+        raise ValueError(f"expected at least 2 blocks, got {n}")
     mean = gained.sum() / lengths.sum()
     residuals = gained - mean * lengths
     terms = min(TERMS, n - 1)

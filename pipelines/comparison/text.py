@@ -14,6 +14,7 @@ from pipelines.comparison.statistics import POWER, sign_flip_floor
 from pipelines.comparison.table import Comparison, Row
 from pipelines.comparison.time_to_quality import TimeToQuality
 from pipelines.comparison.values import Interval
+from pipelines.console.text import counted
 
 MIN_P = 0.0001
 """Smaller p-values are not spelled out."""
@@ -173,10 +174,11 @@ def tuning_cells(row: Row) -> dict[str, str]:
 def _alone(row: Row) -> str:
     """The mean of an arm that has no others to be compared with."""
     if row.bits_per_byte is None:
-        return f"{row.arm} has no result: {row.diverged} of {row.diverged} seeds diverged."
+        seeds = counted(row.diverged, "seed")
+        return f"{row.arm} has no result: {row.diverged} of {seeds} diverged."
     parts = [
         _between(row.bits_interval, ".4f"),
-        f"{row.replicates} seed{'' if row.replicates == 1 else 's'}",
+        counted(row.replicates, "seed"),
         f"{row.diverged} diverged" if row.diverged else "",
     ]
     evidence = ", ".join(part for part in parts if part)
@@ -190,7 +192,7 @@ def _evidence(row: Row, *, negated: bool) -> str:
         interval = Interval(-interval.high, -interval.low)
     parts = [
         _between(interval, ".3f"),
-        f"{n} seed{'' if n == 1 else 's'}",
+        counted(n, "seed"),
         f"Holm p {'' if p < MIN_P else '= '}{_p_text(p)}" if p is not None else "",
         f"{row.diverged} diverged" if row.diverged else "",
     ]
@@ -203,7 +205,9 @@ def _missing(found: Comparison, row: Row) -> str:
     if needed is None:
         return ""
     find = power_text(found)
-    return f"; {n} seeds are enough to {find}" if needed <= n else f"; {needed} seeds would {find}"
+    if needed <= n:
+        return f"; {counted(n, 'seed')} {'is' if n == 1 else 'are'} enough to {find}"
+    return f"; {counted(needed, 'seed')} would {find}"
 
 
 def power_text(found: Comparison) -> str:
@@ -220,7 +224,7 @@ def _reaches(found: Comparison, row: Row) -> str:
     whose = f", whose quality {found.baseline} reaches in " if share.reverse else ""
     whose = whose or " and reaches its quality in "
     if share.share is None:
-        return f"{whose}{share.reached} of {share.pairs} pairs"
+        return f"{whose}{share.reached} of {counted(share.pairs, 'pair')}"
     unit = "time" if row.time_to_quality else "tokens"
     between = f" ({_between(share.interval, '.2f')})" if share.interval else ""
     return f"{whose}{share.share:.2f} of its {unit}{between}"

@@ -78,6 +78,12 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return found[0] if found else ""
 
 
+def counted(count: float, noun: str) -> str:
+    """A number of things, as in `1 trial`, `1,200 trials` and `0.5 GPUs`."""
+    number = f"{count:,}" if isinstance(count, int) else f"{count:g}"
+    return f"{number} {noun}" if count == 1 else f"{number} {noun}s"
+
+
 def quote_value(value: Any) -> str:
     """A value in an error message, as in `got ...`: JSON of at most 60 characters."""
     return shorten(redact(json.dumps(value, default=str)))  # half a password looks like any text

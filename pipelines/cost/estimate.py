@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
 from pipelines.cluster.connection import cluster_address
-from pipelines.console.text import format_duration
+from pipelines.console.text import counted, format_duration
 from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.fits import Fits
 from pipelines.cost.simulation import (
@@ -134,7 +134,8 @@ class _Costs:
     ) -> dict[str, list[SimulatedSearch]]:
         """Ways in which what is left of the arms' searches may go, each begun in a run or not."""
         self.log(
-            f"simulating the search {self.ways} times, and counting the FLOPs of its sizes ..."
+            f"simulating the search {counted(self.ways, 'time')}, "
+            "and counting the FLOPs of its sizes ..."
         )
         begun = {name: self._begun(name, run) for name, run in runs.items()}
         sizes = max(SIZES, MAX_COUNTED // len(begun))
@@ -216,7 +217,7 @@ class _Costs:
             keys = {run: (processes, run.resources, *_of_step(run)) for run in new}
             left = {keys[run]: run for run in new if keys[run] not in self.timed_steps}
             if left:
-                self.log(f"timing a few steps of {len(left)} sizes of a {kind} ...")
+                self.log(f"timing a few steps of {counted(len(left), 'size')} of a {kind} ...")
                 found = time_steps(list(left.values()), processes=processes)
                 self.timed_steps |= zip(left, found, strict=True)
             seconds |= {run: self.timed_steps[keys[run]] for run in new}
@@ -255,7 +256,7 @@ def _trials_text(searches: Mapping[str, Sequence[SimulatedSearch]]) -> str:
             [[one.tokens for one in ways] for ways in searches.values()],
         )
     )
-    return f", {trials} trials of {tokens:,} bytes together"
+    return f", {counted(trials, 'trial')} of {tokens:,} bytes together"
 
 
 def _of_step(run: TrainingRun) -> list[str]:

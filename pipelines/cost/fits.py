@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.comparison.config import PROBE_ROUNDS
+from pipelines.console.text import counted
 from pipelines.cost.simulation import makespan, step_flops
 from pipelines.cost.times import Times
 from pipelines.training.config import TrainingRun
@@ -54,7 +55,7 @@ class Fits:
         if (total := sum(self.counts.values())) == 1:
             return ""
         tokens = sum(n * self.runs[arm][0].train.tokens for arm, n in self.counts.items())
-        return f", {total} trainings of {tokens:,} bytes together"
+        return f", {counted(total, 'training')} of {tokens:,} bytes together"
 
     def reading(self, size: int) -> dict[str, Any]:
         """Seconds that their models take in other stages, of which some read so many bytes."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import counted
 from pipelines.console.updates import OutputMode
 from pipelines.data.files import read_chunks
 
@@ -51,7 +52,7 @@ def read_published(text: PublishedText, folder: Path) -> Iterator[bytes]:
                 yield chunk
     except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, KeyError) as error:
         _require(False, path, str(error))
-    _require(size == text.text_bytes, path, f"{size:,} bytes of {text.text_bytes:,}")
+    _require(size == text.text_bytes, path, f"{counted(size, 'byte')} of {text.text_bytes:,}")
     _require(digest.hexdigest() == text.sha256, path, f"sha256 {digest.hexdigest()}")
 
 
@@ -68,7 +69,7 @@ def find_published(text: PublishedText, folder: Path, mode: OutputMode = OutputM
         download(text.url, path, text.zip_bytes, mode)
     size = path.stat().st_size
     expected = {"": text.text_bytes, ".zip": text.zip_bytes}.get(path.suffix, size)
-    _require(size == expected, path, f"{size:,} bytes, expected {expected:,}")
+    _require(size == expected, path, f"{counted(size, 'byte')}, expected {expected:,}")
     return path
 
 

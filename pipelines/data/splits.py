@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
+from pipelines.console.text import counted
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
@@ -60,14 +61,14 @@ def is_prefix(config: DataConfig) -> bool:
 def _require_windows(config: DataConfig, corpus: Corpus, seq_len: int) -> None:
     if config.validation_path is None and corpus.sizes["test"] <= seq_len:
         message = (
-            f"the corpus has {sum(corpus.sizes.values()):,} bytes; expected at least "
+            f"the corpus has {counted(sum(corpus.sizes.values()), 'byte')}; expected at least "
             f"{int((seq_len + 1) / HELD_OUT_SHARE) + 1:,} for splits of 90/5/5 % and "
             f"train.seq_len = {seq_len}"
         )
         raise ConfigError(Problem(message, "data"))
     for split, size in corpus.sizes.items():
         if size <= seq_len:
-            message = f"{size:,} bytes; expected more than train.seq_len = {seq_len}"
+            message = f"{counted(size, 'byte')}; expected more than train.seq_len = {seq_len}"
             raise ConfigError(Problem(message, f"data.{SPLIT_KEYS[split]}"))
 
 

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from dca.errors import FieldError
 from pipelines.config.schema import field_at, types
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import format_value, nearest, quote_value
+from pipelines.console.text import counted, format_value, nearest, quote_value
 from pipelines.search.config import Choice, Dimension, SearchConfig, SearchTask, condition_order
 from pipelines.search.space import FIXED, RUN_KEYS, Space, beside, point_key, required
 from pipelines.training.config import SCHEDULE_OPTIONS, FitConfig, TrainingRun
@@ -124,7 +124,7 @@ class _Values:
                 return None
         problem = self._space.problem(given)
         assert problem is not None
-        message = f"{problem.message}; none of {tried:,} points with this value is valid"
+        message = f"{problem.message}; none of {counted(tried, 'point')} with this value is valid"
         return replace(problem, message=message)
 
     def _is_limit(self, key: str, value: Choice) -> bool:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.progress import Progress
-from pipelines.console.text import first_line
+from pipelines.console.text import counted, first_line
 from pipelines.data.overlap import overlap_share, overlap_text
 from pipelines.data.splits import find_splits
 from pipelines.engine.results import json_digest
@@ -264,7 +264,7 @@ class Gate:
             and challenger_score.parameters > limits.max_parameters
         ):
             limit = f"promote.max_parameters = {limits.max_parameters:,}"
-            return f"{challenger_score.parameters:,} parameters, over {limit}"
+            return f"{counted(challenger_score.parameters, 'parameter')}, over {limit}"
         speed, min_speed = challenger_score.bytes_per_second, limits.min_bytes_per_second
         if min_speed is not None and speed < min_speed:
             limit = f"promote.min_bytes_per_second = {min_speed:g}"

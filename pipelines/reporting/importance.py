@@ -95,7 +95,7 @@ def _obstacle(results: Results, values: pd.Series) -> str:
     if not results.keys:
         return "nothing was searched"
     if len(values) < MIN_TRIALS:
-        return f"{len(values)} trials have a result; at least {MIN_TRIALS} are needed"
+        return f"results of trials: {len(values)}; at least {MIN_TRIALS} are needed"
     if values.max() - values.min() < MIN_DIFFERENCE:
         return "all trials have the same result"
     return ""

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from pipelines.console.text import format_duration, format_value
+from pipelines.console.text import counted, format_duration, format_value
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.overlap import overlap_text
 from pipelines.engine.results import StageResults
@@ -77,13 +77,13 @@ def study_counts(config: Experiment, results: StageResults) -> list[str]:
     searches = results.all(Searched).values()
     if not config.is_study or not searches:
         return []
-    arms = f"{len(config.arms)} arms, " if config.arms else ""
+    arms = f"{counted(len(config.arms), 'arm')}, " if config.arms else ""
     trials = sum(sum(one.trials.values()) for one in searches)
     ended, diverged = len(results.all(Fitted)), len(results.all(Diverged))
     lost = f", {diverged} of them diverged" if diverged else ""
     count = max(len(config.arms), 1) * len(config.replicate_seeds)
-    trained = f"{ended + diverged} of {count} trainings{lost}"
-    return [f"{config.experiment}: {arms}{trials} trials, {trained}"]
+    trained = f"{ended + diverged} of {counted(count, 'training')}{lost}"
+    return [f"{config.experiment}: {arms}{counted(trials, 'trial')}, {trained}"]
 
 
 def _search_lines(
@@ -97,7 +97,7 @@ def _search_lines(
         return [f"{config.experiment}: corpus {corpus.name} {corpus.fingerprint}: {sizes}"]
     states = searched.trials
     trials = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-    lines = [f"{config.experiment}: {sum(states.values())} trials ({trials})"]
+    lines = [f"{config.experiment}: {counted(sum(states.values()), 'trial')} ({trials})"]
     if chosen is None:
         return lines
     # In full, for people who copy them.

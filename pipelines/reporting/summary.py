@@ -7,6 +7,7 @@ seeds. Used by the page and the notebooks.
 import json
 
 from pipelines.comparison.text import sentence
+from pipelines.console.text import counted
 from pipelines.experiment import FIELDS
 from pipelines.reporting.commands import reproduction_command
 from pipelines.reporting.importance import Importance, importance
@@ -47,7 +48,7 @@ def _study_sentences(results: Results) -> list[str]:
     """The verdict of a study, and what became of its winner."""
     if results.study is None:
         ended, count = results.trainings
-        return [f"The study is unfinished: {ended} of {count} trainings have ended."]
+        return [f"The study is unfinished: of {counted(count, 'training')} {ended} ended."]
     *arm, seed = results.winning_values
     name = f"{arm[0]} with seed {seed}" if arm else f"the model of seed {seed}"
     of_arm = ", of the arm that is the best there" if arm else ""
@@ -72,8 +73,8 @@ def _importance_sentence(known: Importance) -> str:
     few = "; with so few trials this is only a hint" if trials < FEW_TRIALS else ""
     return (
         f"{key} is the most important hyperparameter: it explains {100 * share:.0f} % of the "
-        f"variance between {trials} trials{then}, compared after {known.tokens:,} bytes of "
-        f"training, which all of them reached{few}."
+        f"variance between {counted(trials, 'trial')}{then}, compared after {known.tokens:,} bytes "
+        f"of training, which all of them reached{few}."
     )
 
 
@@ -113,12 +114,12 @@ def _sentence_without_winner(results: Results) -> str:
 def _seed_phrase(pair: TopTwo) -> str:
     if pair.means is None:
         a, b = pair.counts
-        seeds = "with one seed each" if max(a, b) < 2 else f"with {a} and {b} seeds"
+        seeds = "with one seed each" if max(a, b) < 2 else f"with {a} and {counted(b, 'seed')}"
         return f"{seeds}, too few to exclude chance"
     level = f"{100 * CONFIDENCE:.0f} %"
     verdict = "is better" if pair.low > 0 else "is worse" if pair.high < 0 else "may be no better"
     return (
-        f"over {pair.counts[0]} and {pair.counts[1]} seeds {pair.means[0]:.4f} against "
+        f"over {pair.counts[0]} and {counted(pair.counts[1], 'seed')} {pair.means[0]:.4f} against "
         f"{pair.means[1]:.4f}, a difference between {pair.low:.4f} and {pair.high:.4f} with "
         f"{level} confidence, so that it {verdict}"
     )

@@ -14,7 +14,7 @@ from dca import registry
 from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
-from pipelines.console.text import nearest, quote_value
+from pipelines.console.text import counted, nearest, quote_value
 from pipelines.training.config import FitConfig, TrainingRun
 
 
@@ -326,7 +326,7 @@ def search_problems(search: SearchConfig) -> Iterator[Problem]:
     if search.try_first and search.sampler.name == "grid":
         yield Problem("expected none with a grid, which has its own order", "search.try_first")
     if len(search.try_first) > search.trial_count:
-        message = f"expected at most search.trials = {search.trial_count} points"
+        message = f"expected at most search.trials = {counted(search.trial_count, 'point')}"
         yield Problem(message, "search.try_first")
     for index, point in enumerate(search.try_first):
         yield from _point_problems(search.space, point, f"search.try_first.{index}")

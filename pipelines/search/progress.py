@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pipelines.cluster.trial import TrialOutcome
-from pipelines.console.text import format_value
+from pipelines.console.text import counted, format_value
 from pipelines.search.config import SearchTask
 from pipelines.search.jobs_progress import JobsProgress, Key
 from pipelines.tracking.schema import BEST_METRIC
@@ -107,7 +107,7 @@ class SearchProgress:
         if outcome.objective is not None:
             steps = outcome.last_row[STEP]
             metric = BEST_METRIC.format(self._task.base.train.best_metric)
-            result = f"{steps} steps, best {outcome.objective:.4f} bits per byte"
+            result = f"{counted(steps, 'step')}, best {outcome.objective:.4f} bits per byte"
             data = {"steps": steps, metric: outcome.objective}
         data = {"state": outcome.state, "values": values, "run": run_id, **data}
         self._of_trial(number, f" {outcome.state}: {result}  ({_tried(values)})", **data)

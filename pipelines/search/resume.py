@@ -250,7 +250,7 @@ def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> 
         stored = [stored_search(store, run_id, task, any_code=True) for run_id in ids]
         if ids and not any(one.trials for one in stored):
             outside = [trial for one in stored for trial in one.outside]
-            message = f"none of its {len(outside)} trials lies in the space"
+            message = f"none of its trials, of which there are {len(outside)}, lies in the space"
             reasons = [f", as {_locator(task)(trial)[1]}" for trial in outside[:1]]
             raise _warm_start_error(name, "".join([message, *reasons]))
         states = ["complete"] if task.search.second_objective else ["complete", "pruned"]

@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.cluster.jobs import JobGroup, run_jobs
 from pipelines.cluster.trial_events import TrialEvents
 from pipelines.compat.optuna import quiet
+from pipelines.console.text import counted
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.stage import Context
@@ -96,7 +97,7 @@ def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> Jo
     context, task, stored = session.context, session.task, session.stored
     warm_start = earlier_trials(task, session.corpus.fingerprint, context.run_id)
     if warm_start:
-        text = f"warm start with {len(warm_start)} trials of earlier searches"
+        text = f"warm start with {counted(len(warm_start), 'trial')} of earlier searches"
         context.progress.log(f"  {prefix(context)}{text}")
     searcher = StudySearcher(
         build_study(task, stored.trials, warm_start),

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import one_line
+from pipelines.console.text import counted, one_line
 from pipelines.console.updates import OutputMode
 from pipelines.data.files import contained
 from pipelines.data.fingerprint import SPLIT_KEYS, Corpus, PreparedCorpus
@@ -70,8 +70,8 @@ class CorpusStage:
     def size(self, result: PreparedCorpus) -> str:
         """Its files, as far as they are counted, and its bytes, for people."""
         files = self._measured.files if self._measured else None
-        counted = "" if files is None else f"{files:,} file{'s' * (files != 1)}, "
-        return f"{counted}{sum(result.bytes.values()):,} bytes"
+        shown = "" if files is None else f"{counted(files, 'file')}, "
+        return f"{shown}{sum(result.bytes.values()):,} bytes"
 
     def _measure(self, experiment: Experiment) -> Corpus:
         if self._measured is None:

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pipelines.console.errors import PipelineError
+from pipelines.console.text import counted
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Ended, Growth, Instance, Stage
@@ -62,7 +63,7 @@ def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed:
     task, corpus, store = context.config.search_task(), needs[PreparedCorpus], context.store
     log = lambda text: context.progress.log(f"  {prefix(context)}{text}")  # noqa: E731
     if joined := join(store, context.run_id, task):
-        log(f"{joined} trials of earlier searches lie in the space and join it")
+        log(f"joined by {counted(joined, 'trial')} of earlier searches in the space")
     if retry_failed:
         before = stored_search(store, context.run_id, task, evaluations=False)
         for trial in before.failed:
@@ -76,11 +77,12 @@ def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed:
     log_search(context, task, corpus)
     seconds = max(store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
     if stored.trials:
-        log(f"{len(stored.ended)} of {task.search.trial_count} trials are done")
+        log(f"done: {len(stored.ended)} of {counted(task.search.trial_count, 'trial')}")
     if stored.outside:
-        log(f"{len(stored.outside)} earlier trials lie outside the space")
+        log(f"outside the space: {counted(len(stored.outside), 'earlier trial')}")
     if task.search.trial_count < wanted:
-        log(f"the space has no more valid points than for {task.search.trial_count} trials")
+        trials = counted(task.search.trial_count, "trial")
+        log(f"the space has no more valid points than for {trials}")
     return Session(context, task, corpus, stored, seconds)
 
 

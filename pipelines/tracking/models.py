@@ -29,7 +29,7 @@ from pipelines.console.errors import (
     Problem,
 )
 from pipelines.console.secrets import redact
-from pipelines.console.text import first_line, one_line
+from pipelines.console.text import counted, first_line, one_line
 from pipelines.storage.digests import (
     CACHES,
     DIGESTS_FILE,
@@ -325,7 +325,7 @@ def _require_size(folder: Path, logged: str | None) -> None:
     a link, of which a copy has what it points to. Earlier models have no size."""
     size = _size(folder / name for name in plain_files(folder))
     if logged is not None and size > int(logged) + MAX_UNLISTED_BYTES:
-        raise ValueError(f"its files have {size:,} bytes, {int(logged):,} were logged")
+        raise ValueError(f"its files have {counted(size, 'byte')}, {int(logged):,} were logged")
 
 
 def _seal(folder: Path) -> dict[str, str]:

@@ -318,14 +318,14 @@ def check_batch(train: TrainConfig, resources: Resources) -> None:
     if minimum == maximum and sequences % maximum:
         raise FieldError(
             "train.batch_tokens",
-            f"expected a multiple of {maximum} workers x seq_len = {train.seq_len}, "
+            f"expected a multiple of workers x seq_len = {maximum} x {train.seq_len}, "
             f"got {train.batch_tokens}",
         )
     if sequences < maximum:
         raise FieldError(
             "train.batch_tokens",
-            f"expected a sequence of seq_len = {train.seq_len} for each of {maximum} workers or "
-            f"more, got {train.batch_tokens}",
+            f"expected at least {maximum * train.seq_len}, a sequence of seq_len = {train.seq_len} "
+            f"for each of resources.workers = {maximum}, got {train.batch_tokens}",
         )
 
 

@@ -10,6 +10,7 @@ from contextlib import closing, contextmanager, nullcontext
 
 import torch
 
+from pipelines.console.text import counted
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.writer_lock import writer_lock
@@ -54,9 +55,10 @@ def train(
         while not finished(trainer.history, run.train):
             trainer.train_to_next_evaluation()
             if finished(trainer.history, run.train) and trainer.step < run.train.steps:
+                patience = counted(run.train.patience or 0, "evaluation")
                 log(
                     f"ends at step {trainer.step}/{run.train.steps}: no better "
-                    f"{run.train.best_metric} in train.patience = {run.train.patience} evaluations"
+                    f"{run.train.best_metric} in train.patience = {patience}"
                 )
             yield trainer.new_rows()
 

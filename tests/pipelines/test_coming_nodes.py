@@ -61,10 +61,10 @@ def test_nodes_that_join_a_search_are_used_and_a_cluster_without_any_is_waited_f
     wait_until(lambda: running(folder) == 1, process)
     nodes.append(cluster.add_node(num_cpus=workers))
     wait_until(lambda: running(folder) == 2, process)
-    assert f"the cluster has room for 2 trainings of {workers} x 1 CPUs" in process.screen()
+    assert f"the cluster has room for 2 trainings of {workers} x 1 CPU" in process.screen()
     for node in nodes:
         cluster.remove_node(node, allow_graceful=False)
-    waiting = f"waiting for nodes with room for {workers} x 1 CPUs"
+    waiting = f"waiting for nodes with room for {workers} x 1 CPU"
     wait_until(lambda: process.screen().count(waiting) > 1, process)
     cluster.add_node(num_cpus=2 * workers)
     _, err = process.communicate(timeout=3 * WAIT_SECONDS)

@@ -56,12 +56,12 @@ DIGITS = 5000 * "9"
         (
             "sweep.py",
             ["fit.resources.gpus_per_worker=1"],
-            "fit.resources: workers=2 of 1 CPUs and 1 GPUs each",
+            "fit.resources: workers=2 of 1 CPU and 1 GPU each",
         ),
         (
             "sweep.py",
             [f"{ROOT}/experiments/enwik8.yaml", "--dry-run"],
-            "workers=1 of 4 CPUs and 1 GPUs each",
+            "workers=1 of 4 CPUs and 1 GPU each",
         ),
         ("train.py", ["train.tokens=x"], 'train.tokens: input should be a valid integer, got "x"'),
         ("train.py", ["storage=s3://AKIA:secret@bucket/x"], "storage: expected a folder, or a URI"),

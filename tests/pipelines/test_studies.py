@@ -83,7 +83,7 @@ def test_searches_that_were_interrupted_go_on_with_what_each_arm_lacks(
     local_tune.interrupt_at = math.inf
     code, out, err = folder.run(*SEARCHES, "search.max_tokens=8192")
     assert code == 0, err
-    assert "  plain: 1 of 2 trials are done" in out
+    assert "  plain: done: 1 of 2 trials" in out
     assert "  trial 1 of plain: resumes from step" in out
     assert local_tune.started[3:] == ["plain"]  # each arm has a budget of its own
     code, _, err = folder.run(*SEARCHES)

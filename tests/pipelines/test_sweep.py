@@ -351,7 +351,10 @@ def test_a_grid_of_two_objectives_has_a_front_and_another_search_learns_from_it(
     assert [run.data.tags["dca.trial"] for run in store.find("trial")] == ["1", "0"]
     code, _, err = folder.run(*common, *again, "train.tokens=8192")
     assert code == 2
-    assert "search.warm_start: tiny: none of its 4 trials lies in the space" in err
+    assert (
+        "search.warm_start: tiny: none of its trials, of which there are 4, lies in the space"
+        in err
+    )
     assert "its train.tokens is 4096, here 8192" in err
     assert len(store.find("trial")) == 2
 

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pipelines.console.text import counted
 from pipelines.reporting.commands import (
     Command,
     config_file,
@@ -73,7 +74,7 @@ def _provenance_rows(lineage: dict[str, Any]) -> list[tuple[str, str]]:
     dirty = " and uncommitted changes" if code.dirty else ""
     processors = [
         str(hardware.get("processor", "unknown")),
-        f"{hardware.get('cpus', '?')} CPUs",
+        counted(hardware["cpus"], "CPU") if "cpus" in hardware else "? CPUs",
         *hardware.get("gpus", []),
     ]
     return [

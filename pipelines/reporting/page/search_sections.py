@@ -3,7 +3,7 @@
 from functools import partial
 
 from pipelines.compat.mlflow import FINISHED
-from pipelines.console.text import format_duration
+from pipelines.console.text import counted, format_duration
 from pipelines.reporting import figures
 from pipelines.reporting.importance import MIN_BEST, MIN_TRIALS, Importance
 from pipelines.reporting.page.cells import share_cell, values_text
@@ -130,7 +130,8 @@ def _savings_sentence(results: Results) -> str:
     if not savings.trials:
         return f"No trial was stopped early (scheduler {results.config.search.scheduler.name})."
     return (
-        f"{savings.trials} of {len(results.trials)} trials were stopped early. This saved "
+        f"Of {counted(len(results.trials), 'trial')} {savings.trials} "
+        f"{'was' if savings.trials == 1 else 'were'} stopped early. This saved "
         f"{savings.tokens:,} bytes of training, {100 * savings.share:.0f} % of the budgets of all "
         f"complete and pruned trials, or about {format_duration(savings.seconds)} of training "
         "time, summed over the trials at the pace of each."

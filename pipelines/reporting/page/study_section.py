@@ -13,7 +13,7 @@ from pipelines.comparison.text import (
     sentence,
     tuning_cells,
 )
-from pipelines.console.text import format_duration
+from pipelines.console.text import counted, format_duration
 from pipelines.experiment import Experiment
 from pipelines.reporting import figures
 from pipelines.reporting.page.content import Picture, Section, Table
@@ -50,8 +50,8 @@ def study_sections(results: Results) -> list[Section]:
     if study is None:
         ended, count = results.trainings
         section.paragraphs = [
-            f"There is none yet: {ended} of {count} trainings have ended; when all have, the arms "
-            "are compared. The same command goes on."
+            f"There is none yet: of {counted(count, 'training')} {ended} ended; when all have, the "
+            "arms are compared. The same command goes on."
         ]
         return [section]
     rows = study.ordered_rows
@@ -72,21 +72,22 @@ def study_sections(results: Results) -> list[Section]:
 def _method(study: Study, experiment: Experiment) -> list[str]:
     """How the arms were trained and compared."""
     found, seeds = study.comparison, len(study.looks[-1])
-    count = f"{seeds} seed{'' if seeds == 1 else 's'}"
+    count = counted(seeds, "seed")
     tokens = {f"{arm_tokens(study, row.arm):,}" for row in found.rows}
     budget = f"on {tokens.pop()} bytes" if len(tokens) == 1 else "for equal times"
     trained = f"trained with {count} {budget}"
     if len(found.rows) == 1:
         return [f"The winner of the search was {trained}. Results are those of the test split."]
     return [
-        f"{len(found.rows)} arms, each with a search of its own of {experiment.search.trial_count} "
-        f"trials, the best of which was {trained}. A pair is the training of an arm and that of "
-        f"{found.baseline} with the same seed: the same text in the same order. Differences are of "
-        "bits per byte of the test split, which took part in no choice; negative ones are better.",
+        f"{counted(len(found.rows), 'arm')}, each with a search of its own of "
+        f"{counted(experiment.search.trial_count, 'trial')}, the best of which was {trained}. "
+        f"A pair is the training of an arm and that of {found.baseline} with the same seed: the "
+        "same text in the same order. Differences are of bits per byte of the test split, which "
+        "took part in no choice; negative ones are better.",
         *_planned(study, experiment),
         f"An arm is better or worse if a paired t-test rejects that it is equal, after Holm's "
-        f"correction for {len(found.rows) - 1} arms, at the level {found.level:g}. Undecided does "
-        f"not mean equal: see the intervals. {_looks(study)}",
+        f"correction for {counted(len(found.rows) - 1, 'arm')}, at the level {found.level:g}. "
+        f"Undecided does not mean equal: see the intervals. {_looks(study)}",
         *_needed(found),
     ]
 
@@ -106,16 +107,16 @@ def _looks(study: Study) -> str:
     counts = [len(seeds) for seeds in study.looks]
     if study.single_look:
         kept = "which is the only one" if len(counts) == 1 else "and no verdict counts after that"
-        return f"The experiment promised a single look, at {counts[0]} seeds, {kept}."
+        return f"The experiment promised a single look, at {counted(counts[0], 'seed')}, {kept}."
     if len(counts) == 1:
         return (
-            f"This is the first look, at {counts[0]} seeds; if seeds are added, later looks share "
-            f"the rest of the level of {LEVEL:g}."
+            f"This is the first look, at {counted(counts[0], 'seed')}; if seeds are added, later "
+            f"looks share the rest of the level of {LEVEL:g}."
         )
     numbers = ", ".join(map(str, counts[:-1]))
     return (
-        f"Verdicts were shown at {numbers} and now {counts[-1]} seeds: the level of {LEVEL:g} is "
-        "spent over these looks."
+        f"Verdicts were shown at {numbers} and now {counted(counts[-1], 'seed')}: the level of "
+        f"{LEVEL:g} is spent over these looks."
     )
 
 

@@ -16,6 +16,7 @@ from pipelines.cluster.jobs import JobGroup, OneTrial, run_jobs
 from pipelines.cluster.trial import TrialOutcome
 from pipelines.cluster.trial_events import TrialEvents
 from pipelines.console.errors import PipelineError
+from pipelines.console.text import counted
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
 from pipelines.engine.results import label
@@ -180,7 +181,7 @@ class _Progress:
             self._log(f" {state}: {outcome.reason}", state=state, reason=outcome.reason)
         else:
             steps, best = outcome.last_row[STEP], outcome.objective
-            text = f" {state}: {steps} steps, best {best:.4f} bits per byte"
+            text = f" {state}: {counted(steps, 'step')}, best {best:.4f} bits per byte"
             self._log(text, state=state, run=run_id, steps=steps, best=best)
         self._jobs.show()
 

@@ -128,7 +128,7 @@ def test_a_package_that_is_missing_has_a_version_all_the_same(monkeypatch):
 def test_as_many_jobs_as_fit_is_enough(monkeypatch):
     nodes = [Node("a", 2, 1)]
     require_capacity(nodes, Resources(workers=2), "resources")
-    with pytest.raises(ConfigError, match=r"workers=3 of 1 CPUs each; there is room for 2 of them"):
+    with pytest.raises(ConfigError, match=r"workers=3 of 1 CPU each; there is room for 2 of them"):
         require_capacity(nodes, Resources(workers=3), "resources")
-    with pytest.raises(ConfigError, match=r"workers=2 of 1 CPUs and 1 GPUs each; there is room"):
+    with pytest.raises(ConfigError, match=r"workers=2 of 1 CPU and 1 GPU each; there is room"):
         require_capacity(nodes, Resources(workers=2, gpus_per_worker=1), "resources")

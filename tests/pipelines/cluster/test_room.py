@@ -105,8 +105,8 @@ def test_nodes_that_come_and_go_are_counted_and_the_user_is_told(cluster, capsys
         until(lambda: room.jobs == 0)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
-        "  the cluster has room for 2 trainings of 1 x 1 CPUs",
-        "  the cluster has room for 0 trainings of 1 x 1 CPUs",
+        "  the cluster has room for 2 trainings of 1 x 1 CPU",
+        "  the cluster has room for 0 trainings of 1 x 1 CPU",
     ]
     assert all(line.startswith("  waiting for nodes with room for") for line in lines[2:])
     assert cluster.asked == [[{"CPU": 1}] * 3]  # once until it would be forgotten

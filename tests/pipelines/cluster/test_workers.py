@@ -379,4 +379,4 @@ def test_only_the_nodes_that_are_alive_count():
         ("a", 4.0, 1.0, "aa"),
         ("b", 0, 0, "bb"),
     ]
-    assert [str(node) for node in found] == ["a (4 CPUs, 1 GPUs)", "b (0 CPUs)"]
+    assert [str(node) for node in found] == ["a (4 CPUs, 1 GPU)", "b (0 CPUs)"]

@@ -135,7 +135,7 @@ def test_an_arm_without_others_has_the_interval_of_its_mean():
     assert "| standard | 2.5200 (2.5004 to 2.5396) | 0.0158 | 5 |" in to_markdown(found)
     assert "verdict" not in to_markdown(found)
     gone = compare([Arm("gone", {0: None})], "gone", [[0]], smallest_difference=0.01)
-    assert sentence(gone) == "gone has no result: 1 of 1 seeds diverged."
+    assert sentence(gone) == "gone has no result: 1 of 1 seed diverged."
     one = compare([Arm("one", {0: 2.5, 1: None})], "one", [[0, 1]], smallest_difference=0.01)
     assert sentence(one) == "one reaches 2.5000 bits per byte (1 seed, 1 diverged)."
 

@@ -1,11 +1,14 @@
 """Text for people: one line of foreign text, the nearest valid name, values and durations."""
 
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipelines.console.text import (
+    counted,
     first_line,
     for_stream,
     format_duration,
@@ -16,6 +19,8 @@ from pipelines.console.text import (
     shown_path,
     without_controls,
 )
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(
@@ -63,6 +68,31 @@ def test_the_first_line_of_an_error_is_short_and_printable():
     assert first_line(ValueError("\n a\x1b[1m\nSELECT 1")) == "a\\x1b[1m"
     assert len(first_line(ValueError("a" * 900))) == 200
     assert first_line(ValueError(" \n")) == "ValueError"
+
+
+@pytest.mark.parametrize(
+    ("count", "noun", "shown"),
+    [
+        (1, "trial", "1 trial"),
+        (0, "trial", "0 trials"),
+        (1234567, "byte", "1,234,567 bytes"),
+        (1.0, "GPU", "1 GPU"),
+        (0.5, "GPU", "0.5 GPUs"),
+        (4.0, "CPU", "4 CPUs"),
+    ],
+)
+def test_one_of_something_is_no_plural(count, noun, shown):
+    assert counted(count, noun) == shown
+
+
+def test_no_message_joins_a_number_that_may_be_one_with_a_plural():
+    joined = re.compile(
+        r"\{(?![A-Z_]+[}:])[^{}]*\} (?:trial|seed|size|step|evaluation|training|worker|arm|point"
+        r"|file|block|pair|CPU|GPU|time|run|version)s\b"
+    )
+    sources = {path: path.read_text() for path in (ROOT / "pipelines").rglob("*.py")}
+    found = [f"{path}: {one}" for path, text in sources.items() for one in joined.findall(text)]
+    assert found == []
 
 
 def test_a_path_is_shown_from_the_current_folder_if_it_lies_below_it(tmp_path, monkeypatch):

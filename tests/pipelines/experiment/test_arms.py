@@ -468,19 +468,19 @@ def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
     assert search.startswith(
         "search: 3 arms x 2 trials of 4,096 bytes (16 steps) in auto, tpe and asha, "
     )
-    assert search.endswith("each with 1 x 1 CPUs, at most 4 at once")
-    assert fit == "fit:    3 arms x 5 seeds of 4,096 bytes with 1 x 1 CPUs, at most 4 at once"
+    assert search.endswith("each with 1 x 1 CPU, at most 4 at once")
+    assert fit == "fit:    3 arms x 5 seeds of 4,096 bytes with 1 x 1 CPU, at most 4 at once"
     more = "arms.standard.search.space.train.learning_rate={choice: [0.1, 0.2, 0.3]}"
     search, fit, _ = lines(more, "budget=time", "fit.tokens=8192")
     assert search.startswith("search: 3 + 2 + 2 trials of 4,096 bytes")
     assert fit == (
         "fit:    3 arms x 1 seed of 8,192 bytes in the baseline, of its time in others with "
-        "1 x 1 CPUs, at most 3 at once"
+        "1 x 1 CPU, at most 3 at once"
     )
     _, fit, _ = lines("arms={}", "seeds=3")
-    assert fit == "fit:    3 seeds of 4,096 bytes with 1 x 1 CPUs, at most 3 at once"
+    assert fit == "fit:    3 seeds of 4,096 bytes with 1 x 1 CPU, at most 3 at once"
     _, fit, _ = lines("arms={}")
-    assert fit == "fit:    4,096 bytes with 1 x 1 CPUs"
+    assert fit == "fit:    4,096 bytes with 1 x 1 CPU"
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_without_a_difference_or_a_search_there_is_a_reason(three):
     decay["train__weight_decay"] = lambda n: n * 1e-8
     assert importance(results_of(three, searched_trials(4, **decay))).note == ""
     note = importance(results_of(three, searched_trials(3, **decay))).note
-    assert note == "3 trials have a result; at least 4 are needed"
+    assert note == "results of trials: 3; at least 4 are needed"
     nothing = results_of(three.replace({"search.space": {}}), [trial("complete", [1.0])])
     assert importance(nothing).note == "nothing was searched"
     assert importance(nothing).shares.empty

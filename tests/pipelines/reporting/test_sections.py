@@ -294,7 +294,7 @@ def test_the_savings_of_pruning_are_counted_in_bytes_time_and_share(config):
     assert (savings.trials, savings.tokens, savings.seconds) == (1, 12 * 256, 24.0)
     assert savings.share == pytest.approx(12 / 32)
     (sentence,) = search.pruning_section(results).paragraphs
-    assert sentence.startswith("1 of 2 trials were stopped early. This saved 3,072 bytes of")
+    assert sentence.startswith("Of 2 trials 1 was stopped early. This saved 3,072 bytes of")
     assert "38 % of the budgets" in sentence
     assert "about 0:24 of training" in sentence
     (sentence,) = search.pruning_section(results_of(config, trials[:1])).paragraphs
@@ -389,7 +389,7 @@ def seeded(config, *seeds: tuple[int, float, float]) -> str:
 
 def test_seeds_tell_whether_the_winner_is_better(config):
     nan = math.nan
-    assert "with 2 and 1 seeds, too few" in seeded(config, (0, 2.5, 2.0), (1, nan, 2.1))
+    assert "with 2 and 1 seed, too few" in seeded(config, (0, 2.5, 2.0), (1, nan, 2.1))
     better = seeded(config, (0, 2.5, 2.0), (1, 2.51, 2.01))
     assert "over 2 and 2 seeds 2.0050 against 2.5050, a difference between" in better
     assert "with 95 % confidence, so that it is better" in better

@@ -205,7 +205,7 @@ WHEN = {"model.dca.last_k": {"choice": [1], "when": {"model.residual": "dca"}}}
         ({"space": TWO, "try_first": [{"model.depth": 3}] * 2, "trials": 2}, []),
         (
             {"space": TWO, "try_first": [{"model.depth": 3}] * 2, "trials": 1},
-            [("search.try_first", "expected at most search.trials = 1 points")],
+            [("search.try_first", "expected at most search.trials = 1 point")],
         ),
         (
             {"space": TWO, "try_first": [{"model.depth": 3}], "sampler": {"name": "grid"}},

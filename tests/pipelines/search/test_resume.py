@@ -236,7 +236,10 @@ def test_a_warm_start_takes_the_trials_in_the_space_of_the_same_text(store, base
     with pytest.raises(ConfigError, match=r"warm_start: tiny: its corpus is text, here other"):
         earlier_trials(task, "other")
     deeper = base.replace({**narrow, "model.depth": 9}).search_task()
-    message = r"tiny: none of its 2 trials lies in the space, as its model\.depth is 2, here 9"
+    message = (
+        r"tiny: none of its trials, of which there are 2, lies in the space, as its model\.depth "
+        "is 2, here 9"
+    )
     with pytest.raises(ConfigError, match=message):
         earlier_trials(deeper, "text")
 

@@ -68,9 +68,9 @@ def problem(run: TrainingRun, **changes) -> str:
         ),
         ({"train__warmup_fraction": 0.85}, ""),
         ({"resources__workers": 8}, ""),
-        ({"resources__workers": 3}, "expected a multiple of 3 workers x seq_len = 32, got 256"),
+        ({"resources__workers": 3}, "expected a multiple of workers x seq_len = 3 x 32, got 256"),
         ({"resources__workers": [3, 8]}, ""),
-        ({"resources__workers": [1, 9]}, "for each of 9 workers or more, got 256"),
+        ({"resources__workers": [1, 9]}, "for each of resources.workers = 9, got 256"),
         ({"model__vocab": 255}, "expected 256, one for each byte, got 255"),
     ],
 )
@@ -86,7 +86,7 @@ def test_the_fit_needs_a_step_of_a_batch_that_its_workers_share(run):
     FitConfig(tokens=256).check(train)
     with pytest.raises(ValueError, match=r"fit.tokens: .*train.batch_tokens = 256, got 255"):
         FitConfig(tokens=255).check(train)
-    with pytest.raises(ValueError, match="expected a multiple of 3 workers"):
+    with pytest.raises(ValueError, match="expected a multiple of workers x seq_len = 3"):
         FitConfig(resources=Resources(workers=3)).check(train)
 
 

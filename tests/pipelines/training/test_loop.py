@@ -376,7 +376,7 @@ def test_training_ends_when_its_patience_is_over_and_says_so(run, splits, tmp_pa
     said: list[str] = []
     rows = list(train(run.replace(STUCK), splits, tmp_path / "run", said.append))
     assert [part[-1]["step"] for part in rows] == [4, 8]
-    best = "no better val_bits_per_byte in train.patience = 1 evaluations"
+    best = "no better val_bits_per_byte in train.patience = 1 evaluation"
     assert said == [f"ends at step 8/16: {best}"]
 
 

@@ -93,9 +93,9 @@ def test_an_unfinished_study_says_how_far_it_is(store, config, capsys):
     made = store_study(store, config, GAINS, ended=4)
     results = results_of(store, made.pipeline)
     assert results.study is None
-    assert summary(results)[0] == "The study is unfinished: 4 of 6 trainings have ended."
+    assert summary(results)[0] == "The study is unfinished: of 6 trainings 4 ended."
     (section,) = study_sections(results)
-    assert "4 of 6 trainings have ended" in section.paragraphs[0]
+    assert "of 6 trainings 4 ended" in section.paragraphs[0]
     assert results.arm == "standard"
     assert results.winner == 0
     show_results(made.context(""), made.results, False)
