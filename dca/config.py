@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_a
 
 from dca import registry
 from dca.errors import FieldError
-from dca.options import from_data
+from dca.options import from_data, in_section
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,6 +105,9 @@ class ModelConfig:
                 f"got {list(self.attention_windows)}",
             )
         self._check_parts()
+        if check := getattr(self.options, "check", None):
+            with in_section(registry.residual.section(self.residual)):
+                check(self)
 
     def _check_parts(self) -> None:
         """Raise FieldError for a value of attention, feed-forward or the logits."""

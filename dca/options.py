@@ -12,13 +12,15 @@
 In dca/residuals/far.py these are `model.far.reach` of a configuration, and `config.options.reach`
 to the kinds of that file. The class is read from the text of the file and executed without the
 rest of it, because a configuration is checked without PyTorch: it can use the names of this module
-only. Fields have defaults; the text below one is its meaning in the reference.
+only. Fields have defaults; the text below one is its meaning in the reference. A method
+`check(self, config)`, if there is one, raises FieldError for options that do not fit the model.
 """
 
 import ast
 import sys
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -27,7 +29,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from dca.errors import FieldError
 
-__all__ = ["Annotated", "Literal", "Range", "options", "read_options"]
+__all__ = ["Annotated", "FieldError", "Literal", "Range", "options", "read_options"]
 C = TypeVar("C", bound=type)
 _OPTIONS = "Options"
 _UNION = type(Annotated[int, 0] | None)
@@ -102,8 +104,7 @@ def read_options(file: Path) -> Any:
     if not isinstance(node, ast.ClassDef):
         return None
     node.decorator_list = []
-    names: dict[str, Any] = {"Annotated": Annotated, "Literal": Literal, "Range": Range}
-    names["__name__"] = __name__
+    names: dict[str, Any] = {name: globals()[name] for name in (*__all__, "__name__")}
     exec(compile(ast.Module([node], []), str(file), "exec"), names)
     return _finished(names[_OPTIONS], name, _texts(node))
 
@@ -170,10 +171,17 @@ def from_data(cls: Any, data: Mapping[str, Any], section: str) -> Any:
     known = [field.name for field in fields(cls)]
     if unknown := next((name for name in data if name not in known), None):
         raise FieldError(f"{section}.{unknown}", f"expected one of {', '.join(known)}")
-    try:
+    with in_section(section):
         return cls(**data)
+
+
+@contextmanager
+def in_section(section: str) -> Iterator[None]:
+    """Name the section in an error of one of its fields."""
+    try:
+        yield
     except FieldError as error:
-        raise FieldError(f"{section}.{error.field}", error.message) from None
+        raise FieldError(f"{section}.{error.field}", error.message, error.nearest) from None
 
 
 def __getattr__(name: str) -> Any:
