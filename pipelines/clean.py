@@ -6,7 +6,10 @@ These are checkpoints of runs that have finished or were deleted, temporary fold
 were killed, and files of local Ray clusters that have ended.
 """
 
-from pipelines.console import end_on_interrupt
+try:
+    from pipelines.console import end_on_interrupt
+except ModuleNotFoundError:  # this project is not installed: only what lies beside this is found
+    from console import end_not_installed as end_on_interrupt  # type: ignore
 
 if __name__ == "__main__":
     end_on_interrupt()

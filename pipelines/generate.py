@@ -4,7 +4,10 @@ python pipelines/generate.py --prompt "def " [--model MODEL]
 python pipelines/generate.py --score FILE [--model MODEL]
 """
 
-from pipelines.console import end_on_interrupt
+try:
+    from pipelines.console import end_on_interrupt
+except ModuleNotFoundError:  # this project is not installed: only what lies beside this is found
+    from console import end_not_installed as end_on_interrupt  # type: ignore
 
 if __name__ == "__main__":
     end_on_interrupt()

@@ -4,6 +4,7 @@ import errno
 import gc
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -341,6 +342,41 @@ def test_a_python_without_the_packages_is_one_line_that_names_one():
     assert done.stderr.startswith(f"{sys.executable} has no package rich: expected the project's")
     assert "make install" in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", sorted(p.name for p in (ROOT / "pipelines").glob("[!_]*.py")))
+def test_a_python_without_this_project_is_one_line(command, tmp_path):
+    """With -S it has no editable install."""
+    folder = tmp_path / "pipelines"
+    folder.mkdir()
+    shutil.copy(ROOT / "pipelines" / command, folder)
+    shutil.copytree(ROOT / "pipelines" / "console", folder / "console")
+    done = subprocess.run(
+        [sys.executable, "-S", folder / command], env={}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{sys.executable} has no package pipelines: expected the proj")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.process
+def test_a_command_of_another_copy_of_the_project_does_not_run_with_the_installed_code(tmp_path):
+    (tmp_path / "report.py").write_bytes((ROOT / "pipelines" / "report.py").read_bytes())
+    (tmp_path / "link.py").symlink_to(ROOT / "pipelines" / "report.py")
+    shown = []
+    for name in ("report.py", "link.py"):
+        done = subprocess.run(
+            [sys.executable, tmp_path / name, "--help"],
+            env={"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        shown.append((done.returncode, done.stdout[:6], done.stderr))
+    line = f"{sys.executable} has {ROOT}/pipelines, not the package of {tmp_path}/report.py: expect"
+    assert shown[0][:2] == (2, "")
+    assert shown[0][2].startswith(line)
+    assert shown[1] == (0, "usage:", "")
 
 
 def test_a_package_that_is_missing_later_is_one_line_and_a_module_of_ours_a_traceback(capsys):
