@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -19,13 +20,13 @@ from pipelines.console.errors import ConfigError
 from pipelines.console.process import LOGGERS
 from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
+from tests.pipelines import forked
 from tests.pipelines.commands import (
     ROOT,
     Folder,
     assert_whole,
     saved,
     training,
-    wait_until,
 )
 from tests.pipelines.conftest import KEYS
 
@@ -180,6 +181,23 @@ def test_a_bucket_that_is_not_there_is_one_line_and_leaves_nothing(
     assert [path.name for path in folder.path.iterdir()] == ["tiny.yaml"]
 
 
+KILLED = """
+import os, signal, sys
+from pipelines import train
+from pipelines.console.command import run_command
+from pipelines.storage.remote import RemoteDirectory
+put, digests = RemoteDirectory.put, []
+def put_or_be_killed(folder, source, *names):
+    digests.extend(name for name in names if name == "SHA256SUMS")
+    if len(digests) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    put(folder, source, *names)
+RemoteDirectory.put = put_or_be_killed
+sys.exit(run_command(train.main, ["train.py", *sys.argv[1:]], resumes=True))
+"""
+"""train.py that is killed while it uploads its third checkpoint."""
+
+
 @pytest.mark.process
 def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_generates(
     tmp_path, text, s3
@@ -189,13 +207,16 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     code, _, err = whole.run(*command)
     assert code == 0, err
     shared = Storage.of(s3).folder
-    process = folder.start(*command, f"storage={s3}")
-    wait_until(lambda: sum(name.endswith("SHA256SUMS") for name in shared.files()) > 1, process)
-    process.kill()
-    process.communicate()
+    killed = forked.run(
+        [sys.executable, "-c", KILLED, *command[1:], f"storage={s3}"],
+        cwd=folder.path,
+        env=folder.environment,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert sum(name.endswith("SHA256SUMS") for name in shared.files()) == 2
     code, out, err = folder.run(*command, f"storage={s3}")
     assert code == 0, err
-    assert "resumes from step" in out
+    assert "resumes from step 16" in out
     assert not (folder.path / "runs").exists()
     (run,) = {name.split("/")[1] for name in shared.files() if name.startswith("fits/")}
     assert saved(checkpoint.list_checkpoints(shared / "fits" / run)[-1]) == training(whole)
