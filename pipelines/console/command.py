@@ -25,6 +25,7 @@ from pipelines.console.process import (
     library_defaults,
     output_guarded,
     user_named,
+    warnings_of_libraries,
 )
 from pipelines.console.secrets import redact
 from pipelines.console.text import for_stream, nearest, quote_value
@@ -80,7 +81,13 @@ def run_command(
             printed with the message.
 
     """
-    with output_guarded() as output, user_named(), garbage_seldom_searched(), library_defaults():
+    with (
+        output_guarded() as output,
+        user_named(),
+        garbage_seldom_searched(),
+        library_defaults(),
+        warnings_of_libraries(),
+    ):
         code = _exit_code(main, argv, resumes=resumes)
         output.flush()
         lost = output.error

@@ -123,13 +123,19 @@ class _Server:
             answer = self._connection.recv(64)
         if answer:
             return int(answer)
-        code = self.close()
-        self._errors.seek(0)
-        files[2].write(self._errors.read())
+        with self._errors:
+            code = self._end()
+            self._errors.seek(0)
+            files[2].write(self._errors.read())
         return code or 1
 
-    def close(self) -> int:
-        """End the server and what it runs; its exit code, negative for a signal."""
+    def close(self) -> None:
+        """End the server and what it runs."""
+        self._end()
+        self._errors.close()
+
+    def _end(self) -> int:
+        """The exit code of the server, negative for a signal."""
         atexit.unregister(self.close)
         self._connection.close()
         if self._process is None or self.owner != os.getpid():

@@ -31,6 +31,7 @@ NAME_VARIABLES = ("LOGNAME", "USER", "LNAME", "USERNAME")
 """Where Python looks for the user's name before it asks the system."""
 NO_HOME = "/nonexistent"
 """The home that systems give to users without one."""
+WARNINGS_VARIABLE = "PYTHONWARNINGS"
 DEFAULTS = ray.THREADS | ray.USAGE | mlflow.TELEMETRY
 """Environment variables that libraries read as they are loaded."""
 MAX_ACTION_BYTES = 512
@@ -204,6 +205,36 @@ def library_defaults() -> Iterator[None]:
     finally:
         for name in added:
             os.environ.pop(name, None)
+
+
+@contextmanager
+def warnings_of_libraries() -> Iterator[None]:
+    """Let no warning be an error by PYTHONWARNINGS or -W in the time of a block.
+
+    These are for programs that are being written. Libraries warn as they are imported, here and in
+    the processes of Ray, which inherit the variable.
+    """
+    removed = [one for one in warnings.filters if sys.warnoptions and one[0] == "error"]
+    kept = [one for one in warnings.filters if one not in removed]
+    given = os.environ.get(WARNINGS_VARIABLE)
+    warnings.filters[:] = kept  # type: ignore[index]
+    if given:
+        others = [one for one in given.split(",") if not _makes_errors(one)]
+        os.environ[WARNINGS_VARIABLE] = ",".join(others)
+    try:
+        yield
+    finally:
+        now = warnings.filters
+        place = next((i for i, one in enumerate(now) if one in kept), len(now))
+        now[place:place] = removed  # type: ignore[index]
+        if given:
+            os.environ[WARNINGS_VARIABLE] = given
+
+
+def _makes_errors(option: str) -> bool:
+    """Whether an option as in `error::UserWarning` does: its action may be shortened."""
+    action = option.partition(":")[0].strip()
+    return bool(action) and "error".startswith(action)
 
 
 @contextmanager

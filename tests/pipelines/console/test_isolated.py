@@ -88,7 +88,7 @@ def test_a_module_that_fails_and_a_process_that_is_killed_are_told(monkeypatch):
     monkeypatch.setenv("OTHER", "3")
     child = run_isolated("pipelines.generate", ["--modle=x"])
     assert (child.returncode, child.stdout) == (2, "")
-    assert child.stderr.endswith("--modle=x\n")
+    assert child.stderr.endswith("--modle=x; did you mean --model?\n")
     child = run_isolated("pipelines.nothing", [])
     assert child.returncode == 1
     assert child.stderr.strip().endswith("No module named pipelines.nothing")

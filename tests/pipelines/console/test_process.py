@@ -5,6 +5,7 @@ import logging
 import os
 import pwd
 import signal
+import sys
 import warnings
 from pathlib import Path
 
@@ -13,7 +14,12 @@ import pytest
 from pipelines.compat import mlflow
 from pipelines.compat.ray import THREADS
 from pipelines.console.command import run_command
-from pipelines.console.process import LOGGERS, process_restored, user_named
+from pipelines.console.process import (
+    LOGGERS,
+    process_restored,
+    user_named,
+    warnings_of_libraries,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +61,32 @@ def test_a_variable_that_was_removed_is_there_again(monkeypatch):
         del os.environ["DCA_TEST_KEPT"]
         raise ValueError("ends")
     assert os.environ["DCA_TEST_KEPT"] == "before"
+
+
+def test_warnings_of_libraries_are_no_errors_by_python_options(monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", ["error"])
+    monkeypatch.setenv("PYTHONWARNINGS", "err::UserWarning,ignore::FutureWarning,error")
+    warnings.resetwarnings()
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.simplefilter("error")
+    before = list(warnings.filters)
+
+    def main(argv):
+        assert "error" not in [one[0] for one in warnings.filters]
+        assert os.environ["PYTHONWARNINGS"] == "ignore::FutureWarning"
+        warnings.filterwarnings("ignore", message="added by a library")
+        return 0
+
+    assert run_command(main, ["a.py"]) == 0
+    assert os.environ["PYTHONWARNINGS"] == "err::UserWarning,ignore::FutureWarning,error"
+    assert warnings.filters[1:] == before
+
+
+def test_errors_that_a_program_makes_of_warnings_itself_stay_errors(monkeypatch):
+    monkeypatch.setattr(sys, "warnoptions", [])
+    warnings.simplefilter("error")
+    with warnings_of_libraries(), pytest.raises(UserWarning):
+        warnings.warn("ours", UserWarning, stacklevel=1)
 
 
 def test_a_user_whom_the_system_does_not_know_has_a_name_and_a_home(monkeypatch):
