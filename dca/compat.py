@@ -1,11 +1,16 @@
 """Behaviour of PyTorch that the model relies on and the documentation does not promise.
 
-Used by dca.config and dca.kernels. Each name has its reason; a test fails when PyTorch changes it.
+Used by dca.config, dca.kernels and dca.mix. Each name has its reason; a test fails when PyTorch
+changes it.
 """
 
+import sys
+from functools import lru_cache
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 CPU_TARGETS = {"AVX2": "x86-64-v3", "AVX512": "x86-64-v4"}
@@ -28,3 +33,48 @@ class SkipInitialisation(TorchFunctionMode):
         if getattr(func, "__module__", "") == nn.init.__name__:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
+
+
+def exclusively_held(gradients: tuple[Tensor | None, ...]) -> list[bool]:
+    """Whether each gradient that a backward method received is held by that call only.
+
+    Then its memory may be written to. `gradients` is the tuple of all arguments behind the context.
+    A hook that keeps a gradient, a capture by torch.autograd.grad and a gradient with two receivers
+    have another reference, and a view or an expanded tensor another user of the memory. Relies on
+    the counts of both being those of a gradient that is known to have no other holder; where they
+    cannot be read, or are others in a new version, nothing is exclusive.
+    """
+    exclusive = _exclusive_counts()
+    return [counts is not None and counts == exclusive for counts in _counts(gradients)]
+
+
+def _counts(gradients: tuple[Tensor | None, ...]) -> list[tuple[int, int] | None]:
+    """Of each gradient the references to it, and to its memory."""
+    return [None if x is None else (sys.getrefcount(x), _memory_users(x)) for x in gradients]
+
+
+def _memory_users(x: Tensor) -> int:
+    return torch._C._storage_Use_Count(x.untyped_storage()._cdata)
+
+
+@lru_cache
+def _exclusive_counts() -> tuple[int, int] | None:
+    """The counts of a gradient that only the engine holds, passed on as in `exclusively_held`."""
+    if not hasattr(torch._C, "_storage_Use_Count"):
+        return None
+    found: list[tuple[int, int] | None] = []
+
+    class Probe(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        @once_differentiable
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            found.append(_counts(gradients)[0])
+            return torch.zeros(1)
+
+    with torch.enable_grad():
+        Probe.apply(Probe.apply(torch.zeros(1, requires_grad=True))).backward()
+    return found[1]

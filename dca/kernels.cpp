@@ -289,12 +289,12 @@ void backward_rows(const Backward<H>& k, long row, float* mixed, float* clamped,
 }
 
 // Calls work<R>(row, mixed, clamped, thread) for all rows, kTile of them at a time while there are.
-template <int O, typename Tiles, typename Single>
-void over_rows(const Shape& s, int threads, Tiles tiles, Single single) {
+template <typename Tiles, typename Single>
+void over_rows(const Shape& s, int outputs, int threads, Tiles tiles, Single single) {
   const long whole = s.rows - s.rows % kTile;
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<float> mixed(kTile * O * s.stride()), clamped(kTile * O * s.entries);
+    std::vector<float> mixed(kTile * outputs * s.stride()), clamped(kTile * outputs * s.entries);
     const int thread = omp_get_thread_num();
 #pragma omp for schedule(static) nowait
     for (long row = 0; row < whole; row += kTile) tiles(row, mixed.data(), clamped.data(), thread);
@@ -305,8 +305,8 @@ void over_rows(const Shape& s, int threads, Tiles tiles, Single single) {
 
 template <int O, bool H>
 void forward(const Forward<H>& k, int threads) {
-  over_rows<O>(
-      k.s, threads,
+  over_rows(
+      k.s, O, threads,
       [&](long row, float* mixed, float* clamped, int) {
         forward_rows<O, kTile>(k, row, mixed, clamped);
       },
@@ -332,8 +332,8 @@ void backward(const Backward<H>& k, float* db, float* dw, float* dgain, int thre
     float* mine = partial.data() + thread * size;
     return Sums{mine, mine + size_b, mine + size_b + size_o};
   };
-  over_rows<O>(
-      k.s, threads,
+  over_rows(
+      k.s, O, threads,
       [&](long row, float* mixed, float* clamped, int thread) {
         backward_rows<O, kTile>(k, row, mixed, clamped, sums(thread));
       },
@@ -366,89 +366,93 @@ void with_types(const int* half, int entries, Work work) {
 //   g_o = sum_i (b_oi + weight_oi) * f_i,    y_o = gain_o * g_o / rms(g_o)
 //
 // A weight is a number per token and group of features; b, where there is one, a vector for all
-// tokens. A block is P entries of R rows. Without b nothing is shared by rows, so that R is 1 and the
-// registers hold sums of 4 entries; with b, 4 rows share each load of it. While a block is computed
-// the next one is fetched: the rows of many tensors are short, and the processor does not see ahead.
+// tokens. A block is P entries of R rows, whose O sums are in registers. Without b nothing is shared
+// by rows: R is 1, P is more, O is all outputs, and the rows of a tile are taken one by one for each
+// block, since memory is faster where more of it is read in one piece. With b, kTile rows share each
+// load of it; outputs are then made one by one, from the cache.
 template <bool H>
 struct Weighted {
   Shape s;
-  int groups;
+  int outputs, groups;
   const Rows<H>* f;
   const float* weights;      // [rows, outputs, entries, groups], or null
   const float* b;            // [outputs, entries, width], or null
   const float* const* gain;  // of each output; null without a norm
   float* rho;                // [rows, outputs]: 1 / rms of each sum with a norm
 
-  // Of entry i and output o; the weights of a token's groups are adjacent.
-  long weight_at(long row, int outputs, int o, int i) const {
+  // The weights of a token's groups are adjacent.
+  long weight_at(long row, int o, int i) const {
     return ((row * outputs + o) * s.entries + i) * groups;
   }
 };
 
-// The block behind that of entries from `first` on: of the next entries, or of the next rows.
-struct Next {
-  int first;
+template <int O, int R, int P>
+struct Block {
+  int output, entry;  // the first ones
   long row;
 };
 
-template <int R, int P, bool H>
-Next next_block(const Weighted<H>& k, int first, long row) {
-  return first + P < k.s.entries ? Next{first + P, row} : Next{0, row + R};
-}
-
 // The weights of one group of a block.
 template <int O, int R, int P, bool H>
-void read_weights(const Weighted<H>& k, int first, long row, int group, float (*out)[R][O]) {
+void read_weights(const Weighted<H>& k, Block<O, R, P> at, int group, float (*out)[R][O]) {
   for (int p = 0; p < P; ++p)
     for (int r = 0; r < R; ++r)
-      for (int o = 0; o < O; ++o)
-        out[p][r][o] =
-            k.weights ? k.weights[k.weight_at(row + r, O, o, first + p) + group] : 0.0f;
+      for (int o = 0; o < O; ++o) {
+        const long from = k.weight_at(at.row + r, at.output + o, at.entry + p) + group;
+        out[p][r][o] = k.weights ? k.weights[from] : 0.0f;
+      }
 }
 
-template <int O, int R, int P, bool B, bool H>
-void add_block(const Weighted<H>& k, int first, long row, float* mixed) {
-  const int n = k.s.entries, d = k.s.width, stride = k.s.stride(), size = d / k.groups;
-  const Next next = next_block<R, P>(k, first, row);
+// Adds a block to the sums in `mixed`, [rows, outputs] from the block's first on.
+template <bool B, int O, int R, int P, bool H>
+void add_block(const Weighted<H>& k, Block<O, R, P> at, float* mixed) {
+  const int n = k.s.entries, d = k.s.width, size = d / k.groups;
+  const int stride = k.s.stride(), step = k.outputs * stride;
   for (int group = 0; group < k.groups; ++group) {
     float weight[P][R][O];
-    read_weights<O, R, P>(k, first, row, group, weight);
+    read_weights(k, at, group, weight);
     for (int j = group * size; j < (group + 1) * size; j += kLanes) {
       Vec total[R][O] = {};
-      for (int r = 0; first && r < R; ++r)
-        for (int o = 0; o < O; ++o) total[r][o] = load(mixed + (r * O + o) * stride + j);
+      for (int r = 0; at.entry && r < R; ++r)
+        for (int o = 0; o < O; ++o) total[r][o] = load(mixed + r * step + o * stride + j);
       for (int p = 0; p < P; ++p) {
-        const Rows<H> fetched = k.f[std::min(next.first + p, n - 1)];
+        const int i = at.entry + p;
         Vec x[R];
-        for (int r = 0; r < R; ++r) {
-          x[r] = k.f[first + p].load((row + r) * d + j);
-          __builtin_prefetch(fetched.at((next.row + r) * d + j));
-        }
+        for (int r = 0; r < R; ++r) x[r] = k.f[i].load((at.row + r) * d + j);
         for (int o = 0; o < O; ++o) {
-          const Vec shared = B ? load(k.b + (o * n + first + p) * long(d) + j) : Vec{};
-          for (int r = 0; r < R; ++r)
-            total[r][o] += (B ? shared + weight[p][r][o] : Vec{} + weight[p][r][o]) * x[r];
+          const Vec shared = B ? load(k.b + ((at.output + o) * n + i) * long(d) + j) : Vec{};
+          for (int r = 0; r < R; ++r) total[r][o] += (shared + weight[p][r][o]) * x[r];
         }
       }
       for (int r = 0; r < R; ++r)
-        for (int o = 0; o < O; ++o) store(mixed + (r * O + o) * stride + j, total[r][o]);
+        for (int o = 0; o < O; ++o) store(mixed + r * step + o * stride + j, total[r][o]);
     }
   }
 }
 
-// Calls block<P> for the entries, as many at a time as registers have room for.
-template <int R, typename Many, typename One>
-void over_entries(int n, Many many, One one) {
-  int i = 0;
-  for (; i + 4 / R <= n; i += 4 / R) many(i);
-  for (; i < n; ++i) one(i);
+// Calls work(block, its place in `mixed`) for all outputs and entries and `rows` rows, with blocks of
+// the largest of P0, 4 and 1 entries that fit.
+template <int O, int R, int P0, bool H, typename Work>
+void over_blocks(const Weighted<H>& k, long row, int rows, float* mixed, Work work) {
+  const int stride = k.s.stride();
+  for (int o = 0; o < k.outputs; o += O) {
+    int i = 0;
+    const auto blocks = [&](auto size) {
+      for (; i + size <= k.s.entries; i += size)
+        for (int r = 0; r < rows; r += R)
+          work(Block<O, R, decltype(size)::value>{o, i, row + r},
+               mixed + (r * k.outputs + o) * stride);
+    };
+    if constexpr (P0 > 4) blocks(std::integral_constant<int, P0>{});
+    if constexpr (P0 > 1) blocks(std::integral_constant<int, 4>{});
+    blocks(std::integral_constant<int, 1>{});
+  }
 }
 
 template <int O, int R, bool B, bool H>
-void weighted_rows(const Weighted<H>& k, long row, float* mixed) {
-  over_entries<R>(
-      k.s.entries, [&](int i) { add_block<O, R, 4 / R, B>(k, i, row, mixed); },
-      [&](int i) { add_block<O, R, 1, B>(k, i, row, mixed); });
+void weighted_rows(const Weighted<H>& k, long row, int rows, float* mixed) {
+  over_blocks<O, R, B ? 1 : 8>(k, row, rows, mixed,
+                               [&](auto block, float* sums) { add_block<B>(k, block, sums); });
 }
 
 template <bool H>
@@ -458,13 +462,12 @@ struct WeightedForward {
 };
 
 template <int O, int R, bool B, bool H>
-void weighted_forward_rows(const WeightedForward<H>& k, long row, float* mixed) {
-  const int d = k.in.s.width, stride = k.in.s.stride();
-  weighted_rows<O, R, B>(k.in, row, mixed);
-  for (int r = 0; r < R; ++r)
-    for (int o = 0; o < O; ++o) {
-      const float *g = mixed + (r * O + o) * stride, *gain = k.in.gain[o];
-      const long t = row + r;
+void weighted_forward_rows(const WeightedForward<H>& k, long row, int rows, float* mixed) {
+  const int d = k.in.s.width, stride = k.in.s.stride(), outputs = k.in.outputs;
+  weighted_rows<O, R, B>(k.in, row, rows, mixed);
+  for (long t = row; t < row + rows; ++t)
+    for (int o = 0; o < outputs; ++o) {
+      const float *g = mixed + ((t - row) * outputs + o) * stride, *gain = k.in.gain[o];
       Vec square = {};
       for (int j = 0; j < d; j += kLanes) {
         const Vec value = load(g + j);
@@ -473,7 +476,7 @@ void weighted_forward_rows(const WeightedForward<H>& k, long row, float* mixed) 
       }
       if (!gain) continue;
       const float rho = 1 / std::sqrt(sum(square) / d + k.in.s.eps);
-      k.in.rho[t * O + o] = rho;
+      k.in.rho[t * outputs + o] = rho;
       for (int j = 0; j < d; j += kLanes)
         k.y[o].store(t * d + j, load(gain + j) * (load(g + j) * rho));
     }
@@ -482,137 +485,130 @@ void weighted_forward_rows(const WeightedForward<H>& k, long row, float* mixed) 
 template <bool H>
 struct WeightedBackward {
   Weighted<H> in;
-  const Rows<H>*draw, *dy;         // of each output; null for zero
-  const Rows<H>*later, *df;        // of each entry; `later` may be null for zero
-  float* dweights;                 // as the weights, or null
-  bool db;                         // whether b has a gradient
-  const float* zeros;              // a row
-
-  bool through_norm(int outputs) const {
-    return std::any_of(dy, dy + outputs, [](const Rows<H>& one) { return bool(one); });
-  }
+  const Rows<H>*draw, *dy;   // of each output; null for zero
+  const Rows<H>*later, *df;  // of each entry; `later` may be null for zero
+  float* dweights;           // as the weights, or null
+  bool db;                   // whether b has a gradient
+  const float* zeros;        // a row
 };
 
 // From the gradients of the sums, in `mixed`, to those of a block of entries and of their weights.
-template <int O, int R, int P, bool B, bool H>
-void spread_block(const WeightedBackward<H>& k, int first, long row, const float* mixed,
+template <bool B, int O, int R, int P, bool H>
+void spread_block(const WeightedBackward<H>& k, Block<O, R, P> at, const float* mixed,
                   float* sum_b) {
   const Weighted<H>& in = k.in;
-  const int n = in.s.entries, d = in.s.width, stride = in.s.stride(), size = d / in.groups;
-  const Next next = next_block<R, P>(in, first, row);
-  Rows<H> later[P];
-  long of_later[P];
+  const int n = in.s.entries, d = in.s.width, size = d / in.groups;
+  const int stride = in.s.stride(), step = in.outputs * stride;
+  Rows<H> before[P];  // what the gradients of this block are added to
+  long row_of_before[P];
   for (int p = 0; p < P; ++p) {
-    const Rows<H> one = k.later[first + p];
-    later[p] = one ? one : Rows<H>{const_cast<float*>(k.zeros), false};
-    of_later[p] = one ? d : 0;
+    before[p] = at.output ? k.df[at.entry + p] : k.later[at.entry + p];
+    row_of_before[p] = before[p] ? d : 0;
+    if (!before[p]) before[p] = {const_cast<float*>(k.zeros), false};
   }
   for (int group = 0; group < in.groups; ++group) {
     float weight[P][R][O];
-    read_weights<O, R, P>(in, first, row, group, weight);
+    read_weights(in, at, group, weight);
     Vec dot[P][R][O] = {};
     for (int j = group * size; j < (group + 1) * size; j += kLanes) {
       Vec g[R][O];
       for (int r = 0; r < R; ++r)
-        for (int o = 0; o < O; ++o) g[r][o] = load(mixed + (r * O + o) * stride + j);
+        for (int o = 0; o < O; ++o) g[r][o] = load(mixed + r * step + o * stride + j);
       for (int p = 0; p < P; ++p) {
-        const int i = first + p, fetched = std::min(next.first + p, n - 1);
+        const int i = at.entry + p;
         Vec x[R], total[R];
         for (int r = 0; r < R; ++r) {
-          const long at = (next.row + r) * d + j;
-          x[r] = in.f[i].load((row + r) * d + j);
-          total[r] = later[p].load((row + r) * of_later[p] + j);
-          __builtin_prefetch(in.f[fetched].at(at));
-          if (k.later[fetched]) __builtin_prefetch(k.later[fetched].at(at));
-          __builtin_prefetch(k.df[fetched].at(at), 1);
+          x[r] = in.f[i].load((at.row + r) * d + j);
+          total[r] = before[p].load((at.row + r) * row_of_before[p] + j);
         }
         for (int o = 0; o < O; ++o) {
-          const Vec shared = B ? load(in.b + (o * n + i) * long(d) + j) : Vec{};
+          const long at_b = ((at.output + o) * n + i) * long(d) + j;
+          const Vec shared = B ? load(in.b + at_b) : Vec{};
+          Vec of_b = {};
           for (int r = 0; r < R; ++r) {
-            total[r] += (B ? shared + weight[p][r][o] : Vec{} + weight[p][r][o]) * g[r][o];
+            total[r] += (shared + weight[p][r][o]) * g[r][o];
             dot[p][r][o] += g[r][o] * x[r];
+            of_b += g[r][o] * x[r];
           }
-          if (!B || !k.db) continue;
-          float* of_b = sum_b + (o * n + i) * long(d) + j;
-          Vec added = load(of_b);
-          for (int r = 0; r < R; ++r) added += g[r][o] * x[r];
-          store(of_b, added);
+          if (B && k.db) store(sum_b + at_b, load(sum_b + at_b) + of_b);
         }
-        for (int r = 0; r < R; ++r) k.df[i].store((row + r) * d + j, total[r]);
+        for (int r = 0; r < R; ++r) k.df[i].store((at.row + r) * d + j, total[r]);
       }
     }
     for (int p = 0; k.dweights && p < P; ++p)
       for (int r = 0; r < R; ++r)
-        for (int o = 0; o < O; ++o)
-          k.dweights[in.weight_at(row + r, O, o, first + p) + group] = sum(dot[p][r][o]);
+        for (int o = 0; o < O; ++o) {
+          const long to = in.weight_at(at.row + r, at.output + o, at.entry + p) + group;
+          k.dweights[to] = sum(dot[p][r][o]);
+        }
   }
 }
 
 template <int O, int R, bool B, bool H>
-void weighted_backward_rows(const WeightedBackward<H>& k, long row, float* mixed, Sums sums) {
-  const int d = k.in.s.width, stride = k.in.s.stride();
-  if (k.through_norm(O)) weighted_rows<O, R, B>(k.in, row, mixed);
-  for (int r = 0; r < R; ++r)
-    for (int o = 0; o < O; ++o)
-      norm_backward(k.in.s, mixed + (r * O + o) * stride, k.in.gain[o],
-                    k.dy[o] ? k.in.rho[(row + r) * O + o] : 0, k.dy[o], k.draw[o], (row + r) * d,
+void weighted_backward_rows(const WeightedBackward<H>& k, long row, int rows, float* mixed,
+                            Sums sums) {
+  const Weighted<H>& in = k.in;
+  const int d = in.s.width, stride = in.s.stride(), outputs = in.outputs;
+  if (std::any_of(k.dy, k.dy + outputs, [](const Rows<H>& one) { return bool(one); }))
+    weighted_rows<O, R, B>(in, row, rows, mixed);
+  for (long t = row; t < row + rows; ++t)
+    for (int o = 0; o < outputs; ++o)
+      norm_backward(in.s, mixed + ((t - row) * outputs + o) * stride, in.gain[o],
+                    k.dy[o] ? in.rho[t * outputs + o] : 0, k.dy[o], k.draw[o], t * d,
                     sums.gain + o * d);
-  over_entries<R>(
-      k.in.s.entries, [&](int i) { spread_block<O, R, 4 / R, B>(k, i, row, mixed, sums.b); },
-      [&](int i) { spread_block<O, R, 1, B>(k, i, row, mixed, sums.b); });
-}
-
-// Calls work<R, B>(row, thread's memory) for all rows.
-template <int O, typename Work>
-void over_weighted(const Shape& s, bool b, int threads, Work work) {
-  using One = std::integral_constant<int, 1>;
-  using Tile = std::integral_constant<int, kTile>;
-  over_rows<O>(
-      s, threads,
-      [&](long row, float* mixed, float*, int thread) {
-        if (b) return work(Tile{}, std::true_type{}, row, mixed, thread);
-        for (int r = 0; r < kTile; ++r) work(One{}, std::false_type{}, row + r, mixed, thread);
-      },
-      [&](long row, float* mixed, float*, int thread) {
-        b ? work(One{}, std::true_type{}, row, mixed, thread)
-          : work(One{}, std::false_type{}, row, mixed, thread);
-      });
-}
-
-template <int O, bool H>
-void weighted_forward(const WeightedForward<H>& k, int threads) {
-  over_weighted<O>(k.in.s, k.in.b, threads, [&](auto r, auto b, long row, float* mixed, int) {
-    weighted_forward_rows<O, decltype(r)::value, decltype(b)::value>(k, row, mixed);
+  over_blocks<O, R, B ? 1 : 4>(in, row, rows, mixed, [&](auto block, const float* gradients) {
+    spread_block<B>(k, block, gradients, sums.b);
   });
 }
 
-template <int O, bool H>
+template <int O, bool B, bool H>
+void weighted_forward(const WeightedForward<H>& k, int threads) {
+  over_rows(
+      k.in.s, k.in.outputs, threads,
+      [&](long row, float* mixed, float*, int) {
+        weighted_forward_rows<O, B ? kTile : 1, B>(k, row, kTile, mixed);
+      },
+      [&](long row, float* mixed, float*, int) {
+        weighted_forward_rows<O, 1, B>(k, row, 1, mixed);
+      });
+}
+
+template <int O, bool B, bool H>
 void weighted_backward(WeightedBackward<H> k, float* db, float* const* dgain, int threads) {
-  const int n = k.in.s.entries, d = k.in.s.width;
-  const long size_b = db ? long(O) * n * d : 0, size = size_b + long(O) * d;
+  const int d = k.in.s.width, outputs = k.in.outputs;
+  const long size_b = db ? long(outputs) * k.in.s.entries * d : 0;
+  const long size = size_b + long(outputs) * d;
   std::vector<float> partial(threads * size + d);
   k.zeros = partial.data() + threads * size;
   k.db = db;
-  over_weighted<O>(
-      k.in.s, k.in.b, threads, [&](auto r, auto b, long row, float* mixed, int thread) {
-        float* mine = partial.data() + thread * size;
-        weighted_backward_rows<O, decltype(r)::value, decltype(b)::value>(
-            k, row, mixed, Sums{mine, nullptr, mine + size_b});
+  const auto sums = [&](int thread) {
+    float* mine = partial.data() + thread * size;
+    return Sums{mine, nullptr, mine + size_b};
+  };
+  over_rows(
+      k.in.s, outputs, threads,
+      [&](long row, float* mixed, float*, int thread) {
+        weighted_backward_rows<O, B ? kTile : 1, B>(k, row, kTile, mixed, sums(thread));
+      },
+      [&](long row, float* mixed, float*, int thread) {
+        weighted_backward_rows<O, 1, B>(k, row, 1, mixed, sums(thread));
       });
-  total_of(partial.data(), size, threads, size_b, db);
-  for (int o = 0; o < O; ++o)
-    if (dgain[o]) total_of(partial.data() + size_b + o * d, size, threads, d, dgain[o]);
+  total_of(sums(0).b, size, threads, size_b, db);
+  for (int o = 0; o < outputs; ++o)
+    if (dgain[o]) total_of(sums(0).gain + o * d, size, threads, d, dgain[o]);
 }
 
-// Calls work with the number of outputs as a constant.
+// Calls work(O, B).
 template <typename Work>
-void with_outputs(int outputs, Work work) {
+void with_outputs(int outputs, bool b, Work work) {
+  const auto unshared = [&](auto o) { work(o, std::false_type{}); };
+  if (b) return work(std::integral_constant<int, 1>{}, std::true_type{});
   switch (outputs) {
-    case 1: return work(std::integral_constant<int, 1>{});
-    case 2: return work(std::integral_constant<int, 2>{});
-    case 3: return work(std::integral_constant<int, 3>{});
-    case 4: return work(std::integral_constant<int, 4>{});
-    case 5: return work(std::integral_constant<int, 5>{});
+    case 1: return unshared(std::integral_constant<int, 1>{});
+    case 2: return unshared(std::integral_constant<int, 2>{});
+    case 3: return unshared(std::integral_constant<int, 3>{});
+    case 4: return unshared(std::integral_constant<int, 4>{});
+    case 5: return unshared(std::integral_constant<int, 5>{});
   }
 }
 
@@ -679,25 +675,27 @@ void mix_backward(long rows, int entries, int width, int outputs, int norm, floa
   });
 }
 
-// As above, for sums whose weights are given: null are missing weights, b, gains, and raw or y of an
-// output where it is not wanted; half has the type of the raw sums, then that of y.
+// As above, for sums whose weights are given: null are missing weights, b and gains, and raw or y of
+// an output where it is not wanted; half has the type of the raw sums, then that of y.
 
-void sums_forward(long rows, int entries, int width, int outputs, int groups, float eps, int threads,
-                  const int* half, void* const* f, const float* weights, const float* b,
+void sums_forward(long rows, int entries, int width, int outputs, int groups, float eps,
+                  int threads, const int* half, void* const* f, const float* weights, const float* b,
                   const float* const* gain, float* rho, void* const* raw, void* const* y) {
   with_types(half, entries, [&](auto any) {
     constexpr bool H = decltype(any)::value;
     const auto rows_f = rows_of<H>(f, half, entries), rows_y = rows_of<H>(y, half, entries, outputs);
     const auto rows_raw = rows_of<H>(raw, half - 1, entries, outputs);
     const WeightedForward<H> k{
-        {{rows, entries, width, false, eps}, groups, rows_f.data(), weights, b, gain, rho},
+        {{rows, entries, width, false, eps}, outputs, groups, rows_f.data(), weights, b, gain, rho},
         rows_raw.data(), rows_y.data()};
-    with_outputs(outputs, [&](auto o) { weighted_forward<decltype(o)::value>(k, threads); });
+    with_outputs(outputs, b, [&](auto o, auto shared) {
+      weighted_forward<decltype(o)::value, decltype(shared)::value>(k, threads);
+    });
   });
 }
 
-void sums_backward(long rows, int entries, int width, int outputs, int groups, float eps, int threads,
-                   const int* half, void* const* f, const float* weights, const float* b,
+void sums_backward(long rows, int entries, int width, int outputs, int groups, float eps,
+                   int threads, const int* half, void* const* f, const float* weights, const float* b,
                    const float* const* gain, float* rho, void* const* draw, void* const* dy,
                    void* const* later, void* const* df, float* dweights, float* db,
                    float* const* dgain) {
@@ -708,10 +706,12 @@ void sums_backward(long rows, int entries, int width, int outputs, int groups, f
     const auto rows_dy = rows_of<H>(dy, half, entries, outputs);
     const auto rows_draw = rows_of<H>(draw, half - 1, entries, outputs);
     const WeightedBackward<H> k{
-        {{rows, entries, width, false, eps}, groups, rows_f.data(), weights, b, gain, rho},
-        rows_draw.data(), rows_dy.data(), rows_later.data(), rows_df.data(), dweights, false, nullptr};
-    with_outputs(outputs,
-                 [&](auto o) { weighted_backward<decltype(o)::value>(k, db, dgain, threads); });
+        {{rows, entries, width, false, eps}, outputs, groups, rows_f.data(), weights, b, gain, rho},
+        rows_draw.data(), rows_dy.data(), rows_later.data(), rows_df.data(), dweights, false,
+        nullptr};
+    with_outputs(outputs, b, [&](auto o, auto shared) {
+      weighted_backward<decltype(o)::value, decltype(shared)::value>(k, db, dgain, threads);
+    });
   });
 }
 }

@@ -93,17 +93,18 @@ def mix_backward(
     d_skip: Tensor | None,
     dy: list[Tensor | None],
     d_entries: list[Tensor | None],
+    to_entries: list[Tensor],
     *,
     norm: bool,
     eps: float,
-) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor]:
-    """Gradients of the entries [t, d], of b, of w (None without one) and of the gains.
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Writes the gradients of the entries; returns those of b, w (None without one) and the gains.
 
-    `d_entries` are the gradients of each entry from its later readers; they are added and not
-    modified. None stands for a gradient of zero. Gradients have the types of their tensors.
+    `d_entries` are the gradients of each entry from its later readers, which are added. None stands
+    for a gradient of zero. Gradients have the types of their tensors. Nothing but `to_entries` is
+    modified; it may be the same memory as `d_entries`.
     """
     given = next((x for x in dy if x is not None), entries[0])
-    to_entries = [torch.empty_like(f_td) for f_td in entries]
     to_b, to_gain = torch.empty_like(b_ond), torch.empty_like(gain_od)
     to_w = None if w_od is None else torch.empty_like(w_od)
     library().mix_backward(
@@ -112,7 +113,7 @@ def mix_backward(
         _array(dy), _array(d_entries),
         _array(to_entries), _at(to_b), _at(to_w), _at(to_gain),
     )  # fmt: skip
-    return to_entries, to_b, to_w, to_gain
+    return to_b, to_w, to_gain
 
 
 def sums_forward(
@@ -151,17 +152,18 @@ def sums_backward(
     d_raw: Sequence[Tensor | None],
     dy: Sequence[Tensor | None],
     d_entries: Sequence[Tensor | None],
+    to_entries: list[Tensor],
     *,
     needed: tuple[bool, bool],
     eps: float,
-) -> tuple[list[Tensor], Tensor | None, Tensor | None, list[Tensor | None]]:
-    """Gradients of the entries [t, d], of the weights, of b and of each gain.
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Writes the gradients of the entries; returns those of the weights, of b and of each gain.
 
-    `d_raw` and `dy` have an item per output, and None is a gradient of zero; `d_entries` are as in
-    `mix_backward`. `needed` is whether the weights and b need gradients, which are float32.
+    `d_raw` and `dy` have an item per output, and None is a gradient of zero; `d_entries` and
+    `to_entries` are as in `mix_backward`. `needed` is whether the weights and b need gradients,
+    which are float32.
     """
     given = next((x for x in dy if x is not None), entries[0])
-    to_entries = [torch.empty_like(f_td) for f_td in entries]
     to_weights = torch.empty_like(weights) if weights is not None and needed[0] else None
     to_b = torch.empty_like(b_ond) if b_ond is not None and needed[1] else None
     to_gains = [None if gain is None else torch.empty_like(gain) for gain in gains]
@@ -171,7 +173,7 @@ def sums_backward(
         _array(dy), _array(d_entries),
         _array(to_entries), _at(to_weights), _at(to_b), _array(to_gains),
     )  # fmt: skip
-    return to_entries, to_weights, to_b, to_gains
+    return to_weights, to_b, to_gains
 
 
 @lru_cache

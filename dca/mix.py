@@ -5,8 +5,8 @@ operations on every device and type, and a fused kernel for float32 and bfloat16
 CPU, Triton on a GPU. `weighted_sums` is for residual kinds whose weights come from elsewhere.
 
 The fused implementation also returns the entries, and the next reader takes these: in the backward
-pass a reader receives an entry's gradient from the later readers and adds its own in the same pass.
-So an entry has one consumer, and autograd never adds two gradients of a stack.
+pass a reader receives an entry's gradient from the later readers and adds its own in the same pass,
+in the same memory. So an entry has one consumer, and autograd never adds two gradients of a stack.
 
 Axes: b batch, t time, d model, n stack entries, o outputs (3 for q, k, v), g groups of features.
 """
@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dca import kernels
+from dca.compat import exclusively_held
 
 NORM_EPS = 1e-6
 KERNEL_TYPES = (torch.float32, torch.bfloat16)
@@ -305,13 +306,30 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         b_ond, w_od, gain_od, *rest = ctx.saved_tensors
         saved, f = tuple(rest[: -ctx.count]), rest[-ctx.count :]
-        skip, *others = (None if g is None else g.contiguous().view(f[0].shape) for g in gradients)
+        to_entries = _gradient_memory(gradients, f, ctx.shape)
+        skip, *others = (None if g is None else g.contiguous() for g in gradients)
         normed, later = others[: -ctx.count], others[-ctx.count :]
         with torch.cuda.device_of(f[0]):
-            to_entries, *to_parameters = ctx.module.mix_backward(
-                f, b_ond, w_od, gain_od, saved, skip, normed, later, norm=ctx.norm, eps=NORM_EPS
-            )
-        return None, None, *to_parameters, *(x.view(ctx.shape) for x in to_entries)
+            to_parameters = ctx.module.mix_backward(
+                f, b_ond, w_od, gain_od, saved, skip, normed, later, to_entries,
+                norm=ctx.norm, eps=NORM_EPS,
+            )  # fmt: skip
+        return None, None, *to_parameters, *to_entries
+
+
+def _gradient_memory(
+    gradients: tuple[Tensor | None, ...], entries: Sequence[Tensor], shape: torch.Size
+) -> list[Tensor]:
+    """Where the gradients of the entries go: over those from later readers, `gradients`' last ones.
+
+    New memory, with the entry's type, where there is none or something else holds it too: mapping
+    new memory takes as long as the sums. To be called before anything else refers to gradients.
+    """
+    held = exclusively_held(gradients)[-len(entries) :]
+    return [
+        g if g is not None and exclusive and g.is_contiguous() else f.new_empty(shape)
+        for g, exclusive, f in zip(gradients[-len(entries) :], held, entries, strict=True)
+    ]
 
 
 def _forward(
@@ -376,17 +394,17 @@ class _FusedSums(torch.autograd.Function):
         outputs = len(ctx.raw)
         rho_to, weights, b_ond, *rest = ctx.saved_tensors
         gains, f = rest[:outputs], rest[outputs:]
-        given = iter([None if g is None else g.contiguous().view(f[0].shape) for g in gradients])
+        to_entries = _gradient_memory(gradients, f, ctx.shape)
+        given = iter([None if g is None else g.contiguous() for g in gradients])
         d_raw = [next(given) if want else None for want in ctx.raw]
         dy = [None if gain is None else next(given) for gain in gains]
         with torch.cuda.device_of(f[0]):
-            to_entries, to_weights, to_b, to_gains = ctx.module.sums_backward(
-                f, weights, b_ond, gains, rho_to, d_raw, dy, [*given],
+            to_weights, to_b, to_gains = ctx.module.sums_backward(
+                f, weights, b_ond, gains, rho_to, d_raw, dy, [*given], to_entries,
                 needed=ctx.needs_input_grad[3:5], eps=NORM_EPS,
             )  # fmt: skip
         if to_weights is not None:
             to_weights = to_weights.view(*ctx.shape[:2], *to_weights.shape[1:])
-        to_entries = [x.view(ctx.shape) for x in to_entries]
         return None, None, None, to_weights, to_b, *to_gains, *to_entries
 
 

@@ -62,20 +62,21 @@ def mix_backward(
     d_skip: Tensor | None,
     dy: list[Tensor | None],
     d_entries: list[Tensor | None],
+    to_entries: list[Tensor],
     *,
     norm: bool,
     eps: float,
-) -> tuple[list[Tensor], Tensor, Tensor | None, Tensor]:
-    """The gradients of the n entries, of b, w (None without one) and gain, from those of `forward`.
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Writes the gradients of the n entries; returns those of b, w (None without one) and gain.
 
-    `d_entries` are the gradients of each entry from its other readers; they are added and not
-    modified. None stands for a gradient of zero. Gradients of parameters are float32.
+    `d_entries` are the gradients of each entry from its other readers, which are added. None stands
+    for a gradient of zero. Gradients of parameters are float32. Nothing but `to_entries` is
+    modified; it may be the same memory as `d_entries`.
     """
     del norm, eps  # follow from `saved`
     (outputs, n, d), tokens = b_ond.shape, len(entries[0])
     rho_to, score_tno, scale_tn = (*saved, None, None)[:3]
     outer = [*dy, d_skip]
-    to_entries = [torch.empty_like(f_td) for f_td in entries]
     programs = _programs(entries[0], warps_each=8)
 
     def launch(
@@ -105,7 +106,7 @@ def mix_backward(
         parts = [launch(slice(i, i + GROUP), dg_tod, mixes=False, spreads=True) for i in starts]
     to_b = torch.cat([part[0] for part in parts], dim=1)
     to_w = None if w_od is None else torch.stack([part[1] for part in parts]).sum(0)
-    return to_entries, to_b, to_w, to_gain
+    return to_b, to_w, to_gain
 
 
 def _slots(tensors: Sequence[Tensor | None], stand_ins: list[Tensor]) -> tuple[Tensor, ...]:

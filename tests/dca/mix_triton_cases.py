@@ -60,8 +60,9 @@ class Case:
         how = {"norm": self.norm, "eps": EPS}
         skip, normed, saved = mix_triton.mix_forward(*inputs, **how)
         d_skip, *dy = self.outer
-        to_entries, *to_parameters = mix_triton.mix_backward(
-            *inputs, saved, d_skip, dy, self.later, **how
+        to_entries = [torch.empty_like(f) for f in self.entries]
+        to_parameters = mix_triton.mix_backward(
+            *inputs, saved, d_skip, dy, self.later, to_entries, **how
         )
         return [skip, *normed], [*to_entries, *to_parameters]
 

@@ -55,7 +55,7 @@ def launch(o, n, d, *, has_w=True, norm=True, tokens=16, dtype=torch.float32, gi
     how = {"norm": norm, "eps": 1e-6}
     skip, normed, saved = mix_triton.mix_forward(entries, *parameters, **how)
     gradients = (skip, normed, entries) if given else (None, [None] * o, [None] * n)
-    mix_triton.mix_backward(entries, *parameters, saved, *gradients, **how)
+    mix_triton.mix_backward(entries, *parameters, saved, *gradients, entries, **how)
 
 
 @pytest.mark.parametrize(("has_w", "norm"), [(True, True), (True, False), (False, True)])

@@ -2,6 +2,7 @@
 
 import random
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -121,3 +122,60 @@ def test_rows_of_bfloat16_are_taken_beside_float32(seed, fused):
     assert {x.dtype for x in ours[:outputs]} == {case.types[0]}
     assert [x.dtype for x in ours[outputs + n : outputs + 2 * n]] == case.types
     assert {x.dtype for x in ours[outputs + 2 * n :]} <= {F32}
+
+
+class Chain:
+    """Two readers of the same entries, and what the first hands to the second."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        generator = torch.Generator().manual_seed(0)
+        draw = [torch.randn(2, 3, 32, generator=generator, dtype=F64) for _ in range(3)]
+        self.entries = [f.to(dtype).requires_grad_() for f in draw]
+        weights = [torch.randn(2, 3, 2, 3, generator=generator, dtype=F64).to(dtype) for _ in "12"]
+        first, _, between = mix.weighted_sums(self.entries, weights[0])
+        self.between = [f * 1 if f is e else f for f, e in zip(between, self.entries, strict=True)]
+        second, _, _ = mix.weighted_sums(self.between, weights[1])
+        self.loss = sum(x.square().sum() for x in (*first, *second))
+
+
+def test_a_gradient_is_added_to_in_the_memory_of_the_later_reader(fused, monkeypatch):
+    addresses = []
+    backward = kernels.sums_backward
+
+    def spied(*args, **how):
+        later, to_entries = args[-2:]
+        addresses.append(
+            [[x is not None and x.data_ptr() for x in xs] for xs in (later, to_entries)]
+        )
+        return backward(*args, **how)
+
+    monkeypatch.setattr(kernels, "sums_backward", spied)
+    chain = Chain(F32)
+    torch.autograd.grad(chain.loss, chain.entries)
+    (_, of_second), (later, of_first) = addresses
+    assert of_second == later == of_first
+
+
+@pytest.mark.parametrize("holder", ["nothing", "capture", "hook", "sum", "expanded"])
+def test_a_gradient_that_something_else_holds_is_not_written_to(holder, fused):
+    results = []
+    for dtype in (F32, F64):
+        chain = Chain(dtype)
+        loss, wanted, kept = chain.loss, [*chain.entries], {}
+        if holder == "capture":
+            wanted += chain.between
+        if holder == "hook":
+            for i, f in enumerate(chain.between):
+                f.register_hook(partial(kept.__setitem__, i))
+        if holder == "sum":  # both terms receive the same tensor
+            others = [torch.ones_like(f, requires_grad=True) for f in chain.entries]
+            terms = [f + x for f, x in zip(chain.between, others, strict=True)]
+            loss = loss + sum(x.square().sum() for x in terms)
+            wanted += others
+        if holder == "expanded":
+            loss = loss + sum(f.sum() for f in chain.between)
+        gradients = torch.autograd.grad(loss, wanted)
+        results.append([*gradients, *(kept[i] for i in sorted(kept))])
+    assert len(results[0]) == len(results[1])
+    for x, y in zip(*results, strict=True):
+        torch.testing.assert_close(x.double(), y, rtol=1e-5, atol=1e-5)
