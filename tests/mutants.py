@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from coverage import Coverage
 
 ROOT = Path(__file__).parents[1]
 OPERATORS: dict[type, tuple[type, ...]] = {
@@ -198,30 +199,30 @@ class Lines:
     """A plugin of pytest that records which tests execute which lines of the project."""
 
     def __init__(self, root: Path, file: Path) -> None:
-        self._prefixes, self._file = (f"{root}/dca/", f"{root}/pipelines/"), file
-        self._tests: dict[str, list[str]] = {}
+        self._sources, self._file = [str(root / "dca"), str(root / "pipelines")], file
+
+    def pytest_sessionstart(self) -> None:
+        # here, since it is another process that this object has been made in
+        self._coverage = Coverage(data_file=None, config_file=False, source=self._sources)
+        self._coverage.start()
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
-        lines: set[tuple[str, int]] = set()
-
-        def trace(frame: Any, event: str, arg: Any) -> Any:
-            path = frame.f_code.co_filename
-            if not path.startswith(self._prefixes):
-                return None
-            lines.add((path, frame.f_lineno))
-            return trace
-
-        sys.settrace(trace)
+        self._coverage.switch_context(item.nodeid)
         try:
             return (yield)
         finally:
-            sys.settrace(None)
-            for path, number in lines:
-                self._tests.setdefault(f"{path}:{number}", []).append(item.nodeid)
+            self._coverage.switch_context("")
 
     def pytest_sessionfinish(self) -> None:
-        self._file.write_text(json.dumps(self._tests))
+        self._coverage.stop()
+        data = self._coverage.get_data()
+        tests = {
+            f"{path}:{line}": [name for name in names if name]
+            for path in data.measured_files()
+            for line, names in data.contexts_by_lineno(path).items()
+        }
+        self._file.write_text(json.dumps({line: names for line, names in tests.items() if names}))
 
 
 class Order:
