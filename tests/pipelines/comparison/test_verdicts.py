@@ -73,6 +73,17 @@ def test_added_seeds_are_judged_at_what_is_left_of_the_level():
     assert verdicts(found) == {"arm": "undecided"}
 
 
+def test_unless_one_look_was_promised_an_extension_can_decide():
+    arm = shifted(-0.05, seeds=10) | {0: BASE[0] + 0.07}  # five seeds are too noisy
+    looks = [range(5), range(10)]
+    assert verdicts(differences({"arm": arm}, BASE, looks[:1])) == {"arm": "undecided"}
+    arm |= {seed: BASE[seed] - 0.09 for seed in range(5, 20)}
+    looks = [range(5), range(20)]
+    assert verdicts(differences({"arm": arm}, BASE, looks)) == {"arm": "better"}
+    once = differences({"arm": arm}, BASE, looks, single_look=True)
+    assert verdicts(once) == {"arm": "undecided"}
+
+
 def test_a_verdict_stays_unless_the_added_seeds_contradict_it():
     arm = shifted(-0.003, 10)
     arm |= {seed: BASE[seed] - 0.001 * (seed % 2) for seed in range(5, 10)}
