@@ -1,6 +1,6 @@
 """Behaviour of PyTorch that the model relies on and the documentation does not promise.
 
-Used by dca.config, dca.kernels and dca.mix. Each name has its reason; a test fails when PyTorch
+Used by dca.config, dca.kernels and dca.fused. Each name has its reason; a test fails when PyTorch
 changes it.
 """
 

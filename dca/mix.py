@@ -2,7 +2,8 @@
 
 `mix` is the computation of the GRNs in dca/residuals/dca.py, in two implementations: PyTorch's own
 operations on every device and type, and a fused kernel for float32 and bfloat16: kernels.cpp on the
-CPU, Triton on a GPU. `weighted_sums` is for residual kinds whose weights come from elsewhere.
+CPU, Triton on a GPU (dca/fused). `weighted_sums` is for residual kinds whose weights come from
+elsewhere.
 
 The fused implementation also returns the entries, and the next reader takes these: in the backward
 pass a reader receives an entry's gradient from the later readers and adds its own in the same pass,
@@ -21,13 +22,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dca import kernels
-from dca.compat import exclusively_held
+from dca.fused import autograd
 
-NORM_EPS = 1e-6
+NORM_EPS = autograd.NORM_EPS
 KERNEL_TYPES = (torch.float32, torch.bfloat16)
 """Of entries, also side by side."""
 MAX_SUMS = 5
@@ -89,7 +89,7 @@ def mix(
     if module is None:
         return mix_plain(entries, b_ond, w_od, gain_od, norm=norm)
     b_ond = b_ond.expand(-1, -1, entries[0].shape[-1])
-    return _mix_fused(module, entries, b_ond, w_od, gain_od, norm=norm)
+    return autograd.mix(module, entries, b_ond, w_od, gain_od, norm=norm)
 
 
 def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ def sum_and_norm(terms: list[Tensor], norm: nn.RMSNorm) -> tuple[Tensor, Tensor]
         return total_btd, norm(total_btd)
     ones_1nd = terms[0].new_ones(1, len(terms), terms[0].shape[-1])
     gain_1d = norm.weight[None]
-    total_btd, (normed_btd,), _ = _mix_fused(module, terms, ones_1nd, None, gain_1d, norm=False)
+    total_btd, (normed_btd,), _ = autograd.mix(module, terms, ones_1nd, None, gain_1d, norm=False)
     return total_btd, normed_btd
 
 
@@ -156,7 +156,7 @@ def weighted_sums(
     module = _kernels_of_sums(entries, outputs, groups)
     if module is None:
         return weighted_sums_plain(entries, weights, b_ond, gains, wanted)
-    return _sums_fused(module, entries, weights, b_ond, gains, wanted)
+    return autograd.weighted_sums(module, entries, weights, b_ond, gains, wanted)
 
 
 def weighted_sums_plain(
@@ -242,8 +242,10 @@ def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
 
     None while a graph is compiled: the compiler can optimise PyTorch's own operations.
     """
-    if torch.compiler.is_compiling() or outputs not in (1, 3):
-        return None
+    return None if torch.compiler.is_compiling() or outputs not in (1, 3) else _module(entries)
+
+
+def _module(entries: Sequence[Tensor]) -> Any:
     first = entries[0]
     if first.is_cuda and first.shape[-1] % kernels.LANES == 0 and len(entries) <= MAX_GPU_ENTRIES:
         fits = all(f.is_cuda and f.dtype in KERNEL_TYPES for f in entries)
@@ -253,176 +255,15 @@ def _kernels(entries: Sequence[Tensor], outputs: int) -> Any:
 
 def _kernels_of_sums(entries: Sequence[Tensor], outputs: int, groups: int) -> Any:
     """The module whose `sums_forward` and `sums_backward` take these entries; None if none does."""
-    if torch.compiler.is_compiling() or outputs > MAX_SUMS or entries[0].is_cuda:
+    first, width = entries[0], entries[0].shape[-1]
+    if torch.compiler.is_compiling() or outputs > MAX_SUMS or width % (groups * kernels.LANES):
         return None
-    if entries[0].shape[-1] % (groups * kernels.LANES):
+    if first.is_cuda and groups > 1 and width & (width - 1):  # Triton's tiles are powers of two
         return None
-    return kernels if kernels.fits(*entries, types=KERNEL_TYPES) else None
+    return _module(entries)
 
 
 @lru_cache
 def _triton() -> Any:
-    """dca.mix_triton; None if Triton, a part of PyTorch for GPUs, is not installed."""
-    return importlib.import_module("dca.mix_triton") if find_spec("triton") else None
-
-
-def _mix_fused(
-    module: Any,
-    entries: list[Tensor],
-    b_ond: Tensor,
-    w_od: Tensor | None,
-    gain_od: Tensor,
-    *,
-    norm: bool,
-) -> Mixed:
-    if not torch.is_grad_enabled():
-        return *_forward(module, entries, b_ond, w_od, gain_od, norm=norm)[:2], entries
-    skip, *rest = _Fused.apply(module, norm, b_ond, w_od, gain_od, *entries)
-    return skip, rest[: len(gain_od)], rest[len(gain_od) :]
-
-
-class _Fused(torch.autograd.Function):
-    """(skip, normed mixtures, entries) by a kernel; nothing of size [b, t, d] is saved for it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        module: Any,
-        norm: bool,
-        b_ond: Tensor,
-        w_od: Tensor | None,
-        gain_od: Tensor,
-        *entries: Tensor,
-    ) -> tuple[Tensor, ...]:
-        skip, normed, saved = _forward(module, entries, b_ond, w_od, gain_od, norm=norm)
-        ctx.save_for_backward(*saved)
-        ctx.set_materialize_grads(False)
-        ctx.module, ctx.norm = module, norm
-        ctx.count, ctx.shape = len(entries), entries[0].shape
-        return (skip, *normed, *entries)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        b_ond, w_od, gain_od, *rest = ctx.saved_tensors
-        saved, f = tuple(rest[: -ctx.count]), rest[-ctx.count :]
-        to_entries = _gradient_memory(gradients, f, ctx.shape)
-        skip, *others = (None if g is None else g.contiguous() for g in gradients)
-        normed, later = others[: -ctx.count], others[-ctx.count :]
-        with torch.cuda.device_of(f[0]):
-            to_parameters = ctx.module.mix_backward(
-                f, b_ond, w_od, gain_od, saved, skip, normed, later, to_entries,
-                norm=ctx.norm, eps=NORM_EPS,
-            )  # fmt: skip
-        return None, None, *to_parameters, *to_entries
-
-
-def _gradient_memory(
-    gradients: tuple[Tensor | None, ...], entries: Sequence[Tensor], shape: torch.Size
-) -> list[Tensor]:
-    """Where the gradients of the entries go: over those from later readers, `gradients`' last ones.
-
-    New memory, with the entry's type, where there is none or something else holds it too: mapping
-    new memory takes as long as the sums. To be called before anything else refers to gradients.
-    """
-    held = exclusively_held(gradients)[-len(entries) :]
-    return [
-        g if g is not None and exclusive and g.is_contiguous() else f.new_empty(shape)
-        for g, exclusive, f in zip(gradients[-len(entries) :], held, entries, strict=True)
-    ]
-
-
-def _forward(
-    module: Any,
-    entries: Sequence[Tensor],
-    b_ond: Tensor,
-    w_od: Tensor | None,
-    gain_od: Tensor,
-    *,
-    norm: bool,
-) -> tuple[Tensor, list[Tensor], list[Tensor | None]]:
-    """g_0, the normed mixtures, all [b, t, d], and the tensors for the backward pass."""
-    shape = entries[0].shape
-    f = [f_btd.contiguous().view(-1, shape[-1]) for f_btd in entries]
-    b_ond, gain_od = b_ond.float().contiguous(), gain_od.float().contiguous()
-    w_od = None if w_od is None else w_od.float().contiguous()
-    with torch.cuda.device_of(f[0]):
-        skip, normed, saved = module.mix_forward(f, b_ond, w_od, gain_od, norm=norm, eps=NORM_EPS)
-    kept = [b_ond, w_od, gain_od, *saved, *f]
-    return skip.view(shape), [y.view(shape) for y in normed], kept
-
-
-def _sums_fused(
-    module: Any,
-    entries: list[Tensor],
-    weights: Tensor | None,
-    b_ond: Tensor | None,
-    gains: Sequence[Tensor | None],
-    raw: Sequence[bool],
-) -> Sums:
-    if not torch.is_grad_enabled():
-        sums, normed, _ = _sums_forward(module, entries, weights, b_ond, gains, raw)
-        return sums, normed, entries
-    out = _FusedSums.apply(module, raw, len(gains), weights, b_ond, *gains, *entries)
-    count = sum(raw)
-    return [*out[:count]], [*out[count : -len(entries)]], [*out[-len(entries) :]]
-
-
-class _FusedSums(torch.autograd.Function):
-    """(sums, normed sums, entries) by a kernel; nothing of size [b, t, d] is saved for it."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        module: Any,
-        raw: Sequence[bool],
-        outputs: int,
-        weights: Tensor | None,
-        b_ond: Tensor | None,
-        *rest: Any,
-    ) -> tuple[Tensor, ...]:
-        gains, entries = rest[:outputs], rest[outputs:]
-        sums, normed, saved = _sums_forward(module, entries, weights, b_ond, gains, raw)
-        ctx.save_for_backward(*saved)
-        ctx.set_materialize_grads(False)
-        ctx.module, ctx.raw, ctx.shape = module, raw, entries[0].shape
-        return (*sums, *normed, *entries)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        outputs = len(ctx.raw)
-        rho_to, weights, b_ond, *rest = ctx.saved_tensors
-        gains, f = rest[:outputs], rest[outputs:]
-        to_entries = _gradient_memory(gradients, f, ctx.shape)
-        given = iter([None if g is None else g.contiguous() for g in gradients])
-        d_raw = [next(given) if want else None for want in ctx.raw]
-        dy = [None if gain is None else next(given) for gain in gains]
-        with torch.cuda.device_of(f[0]):
-            to_weights, to_b, to_gains = ctx.module.sums_backward(
-                f, weights, b_ond, gains, rho_to, d_raw, dy, [*given], to_entries,
-                needed=ctx.needs_input_grad[3:5], eps=NORM_EPS,
-            )  # fmt: skip
-        if to_weights is not None:
-            to_weights = to_weights.view(*ctx.shape[:2], *to_weights.shape[1:])
-        return None, None, None, to_weights, to_b, *to_gains, *to_entries
-
-
-def _sums_forward(
-    module: Any,
-    entries: Sequence[Tensor],
-    weights: Tensor | None,
-    b_ond: Tensor | None,
-    gains: Sequence[Tensor | None],
-    raw: Sequence[bool],
-) -> tuple[list[Tensor], list[Tensor], list[Tensor | None]]:
-    """The sums and the normed sums, all [b, t, d], and the tensors for the backward pass."""
-    shape = entries[0].shape
-    f = [f_btd.contiguous().view(-1, shape[-1]) for f_btd in entries]
-    b_ond = None if b_ond is None else b_ond.float().contiguous()
-    weights = None if weights is None else weights.float().contiguous().flatten(0, 1)
-    gains = [None if gain is None else gain.float().contiguous() for gain in gains]
-    with torch.cuda.device_of(f[0]):
-        sums, normed, rho_to = module.sums_forward(f, weights, b_ond, gains, raw, eps=NORM_EPS)
-    saved = [rho_to, weights, b_ond, *gains, *f]
-    return [g.view(shape) for g in sums], [y.view(shape) for y in normed], saved
+    """dca.fused.mix_triton; None if Triton, a part of PyTorch for GPUs, is not installed."""
+    return importlib.import_module("dca.fused.mix_triton") if find_spec("triton") else None

@@ -32,7 +32,7 @@ RANKS = [
 ]
 """Packages from the bottom up: each imports those below it, and none beside or above it."""
 MAX_MODULE_LINES, MAX_FUNCTION_LINES, MAX_PACKAGE_MODULES = 400, 60, 12
-KERNELS = {"dca/mix_triton_kernels.py", "dca/mix_triton.py"}
+KERNELS = {"dca/fused/mix_triton_kernels.py", "dca/fused/mix_triton.py"}
 """Triton compiles a kernel as one function."""
 
 

@@ -147,7 +147,7 @@ def _parsed(text: str, *, whole: bool) -> tuple[frozenset[str], str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            names.add(node.value)  # importlib.import_module("dca.mix_triton")
+            names.add(node.value)  # importlib.import_module("dca.fused.mix_triton")
     own = frozenset(name for name in names if name.split(".")[0] in PROJECT)
     return own, hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 

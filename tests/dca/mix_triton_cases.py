@@ -10,8 +10,9 @@ from torch import Tensor
 from triton.runtime import interpreter
 from triton.runtime.interpreter import InterpretedFunction
 
-from dca import mix, mix_triton
-from tests.dca import reference
+from dca import mix
+from dca.fused import mix_triton
+from tests.dca import reference, test_weighted_sums
 
 EPS = 1e-6
 PREPARED: set[str] = set()
@@ -167,3 +168,32 @@ def test_the_model_calls_them_as_they_want_to_be_called(monkeypatch):
         monkeypatch.setattr(mix, "_kernels", lambda *_: None)
     for fused, plain in zip(*results, strict=True):
         torch.testing.assert_close(fused, plain, rtol=1e-2, atol=1e-4)
+
+
+class Sums(test_weighted_sums.Case):
+    """On the device; more groups than one need a width that is a power of two."""
+
+    def random(self, *shape: int) -> Tensor:
+        return super().random(*shape).to(DEVICE)
+
+
+@pytest.fixture
+def launches(monkeypatch) -> None:
+    """Sums of the kernels, whatever the device; float64 stays with PyTorch's own operations."""
+    found = {torch.float64: None}
+    monkeypatch.setattr(mix, "_kernels_of_sums", lambda f, *_: found.get(f[0].dtype, mix_triton))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_weighted_sums_equal_the_equations(seed, launches):
+    Sums(seed, n=1 + seed, rows=(1, 3), groups=[None, 1, 2, 8], widths=[1, 2]).check(1e-5)
+
+
+@pytest.mark.parametrize("kind", ["weights", "b", "both"])
+def test_weighted_sums_of_many_entries(kind, launches):
+    Sums(n=13, o=2, rows=(1, 3), g=None, kind=kind, normed=[True, False]).check(1e-5)
+
+
+def test_weighted_sums_of_each_type(launches):
+    types = torch.float32, torch.bfloat16
+    Sums(3, n=5, rows=(1, 3), g=4, types=types).check(2e-2)

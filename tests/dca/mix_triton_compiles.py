@@ -10,7 +10,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
-from dca import mix_triton, mix_triton_kernels
+from dca.fused import mix_triton, mix_triton_kernels
 
 
 class H100:
@@ -77,3 +77,48 @@ def test_large_stacks_share_kernels(kernels):
     forward, backward = kernels
     assert len(set(forward.hashes)) == 2  # for 12 and 16 entries
     assert len(set(backward.hashes)) == 2 + 2  # and groups of 4 and 1
+
+
+@pytest.fixture
+def sums_kernels(monkeypatch) -> dict[str, Compiled]:
+    driver.set_active(H100())
+    found = {}
+    for name in ("sums_forward", "sums_norms", "sums_spread"):
+        found[name] = Compiled(getattr(mix_triton_kernels, name))
+        monkeypatch.setattr(mix_triton_kernels, name, found[name])
+    return found
+
+
+def launch_sums(o, n, d, *, g=1, kind="weights", normed=1, tokens=16, given=True) -> None:
+    """Forward and backward; the first entry is float32, the others bfloat16."""
+    entries = [
+        torch.empty(tokens, d, dtype=torch.bfloat16 if i else torch.float32) for i in range(n)
+    ]
+    weights = None if kind == "b" else torch.empty(tokens, o, n, g)
+    b_ond = None if kind == "weights" else torch.empty(o, n, d)
+    gains = [torch.empty(d) if i < normed else None for i in range(o)]
+    raw = [gain is None for gain in gains]
+    _, _, rho = mix_triton.sums_forward(entries, weights, b_ond, gains, raw, eps=1e-6)
+    d_raw = [entries[0] if want and given else None for want in raw]
+    dy = [None if want else entries[0] for want in raw]
+    inputs = (entries, weights, b_ond, gains, rho, d_raw, dy, entries if given else [None] * n)
+    mix_triton.sums_backward(*inputs, entries, needed=(True, True), eps=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("o", "n", "d", "how"),
+    [
+        (4, 5, 48, {"normed": 3}),
+        (2, 3, 64, {"kind": "both", "g": 2}),
+    ],
+)
+def test_weighted_sums_compile(sums_kernels, o, n, d, how):
+    launch_sums(o, n, d, **how)
+    assert all(kernel.hashes for kernel in sums_kernels.values())
+
+
+def test_weighted_sums_share_kernels(sums_kernels):
+    for n in (9, 12):
+        launch_sums(1, n, 64, normed=0, tokens=n, given=n > 9)
+    assert len(set(sums_kernels["sums_forward"].hashes)) == 1  # for 12 entries
+    assert len(set(sums_kernels["sums_spread"].hashes)) == 3  # of 8, 4 and 1

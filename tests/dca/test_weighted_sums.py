@@ -23,20 +23,18 @@ class Case:
         self.generator = torch.Generator().manual_seed(seed)
         o = given.get("o", draw.randint(1, 5))
         n = given.get("n", draw.choice([1, 2, 3, 4, 5, 7, 8, 9, draw.randint(10, 50)]))
-        g = given.get("g", draw.choice([None, None, 1, 2, 8]))
-        width, (b, t) = (
-            (g or 1) * 16 * draw.randint(1, 3),
-            given.get("rows", draw.choice([(1, 1), (2, 3), (3, 5)])),
-        )
-        per_token, static = given.get(
-            "kind", draw.choice([(1, None), (1, None), (1, 1), (0, 1), (0, width), (1, width)])
-        )
+        g = given.get("g", draw.choice(given.get("groups", [None, None, 1, 2, 8])))
+        b, t = given.get("rows", draw.choice([(1, 1), (2, 3), (3, 5)]))
+        width = (g or 1) * 16 * draw.choice(given.get("widths", [1, 2, 3]))
+        kind = given.get("kind", draw.choice(["weights", "weights", "scalars", "b", "both"]))
         normed = given.get("normed", [draw.random() < 0.5 for _ in range(o)])
         raw = given.get("raw", [draw.random() < 0.5 for _ in range(o)])
         self.raw = [want or not norm for want, norm in zip(raw, normed, strict=True)]
         self.types = [draw.choice(types) for _ in range(n)]
         self.entries = [self.random(b, t, width).to(x).double() for x in self.types]
-        self.weights = self.random(b, t, o, n, *([] if g is None else [g])) if per_token else None
+        groups = [] if g is None else [g]
+        static = draw.choice([None, 1]) if kind == "weights" else 1 if kind == "scalars" else width
+        self.weights = self.random(b, t, o, n, *groups) if kind in ("weights", "both") else None
         self.b_ond = self.random(o, n, static) if static else None
         self.gains = [self.random(width) if norm else None for norm in normed]
         self.upstream: list[Tensor | None] = [

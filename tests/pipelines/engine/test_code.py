@@ -119,7 +119,7 @@ def test_code_that_trains_changes_the_keys_of_what_trains(project, file, old, ne
         ("dca/residuals/standard.py", *NUMBER),
         ("dca/architectures/gpt.py", *NUMBER),
         ("dca/kernels.cpp", "#include", "int number = 1;\n#include"),
-        ("dca/mix_triton_kernels.py", "\nimport", "\nNUMBER = 1\nimport"),
+        ("dca/fused/mix_triton_kernels.py", "\nimport", "\nNUMBER = 1\nimport"),
     ],
 )
 def test_the_configured_model_its_kernels_and_packages_change_the_keys_of_what_trains(

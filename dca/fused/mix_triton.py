@@ -8,7 +8,10 @@ Entries are separate tensors. A kernel takes a tuple of them, which the compiler
 one kernel per stack size up to GROUP, and above it one per multiple of GROUP, for padded tuples.
 Padding and gradients that are None are bits set to 0 and need no kernels of their own.
 
-Axes: t token (of all batches), d model, n stack entries, o outputs (3 for q, k, v).
+Sums with given weights have no sums over tokens but those of gains and of b. Their backward is a
+kernel for the norms, if gradients come through any, and one per SPREAD or GROUP entries.
+
+Axes: t token (of all batches), d model, n stack entries, o outputs (3 for q, k, v), g groups.
 """
 
 from collections.abc import Sequence
@@ -17,10 +20,12 @@ import torch
 import triton
 from torch import Tensor
 
-from dca import mix_triton_kernels as kernels
+from dca.fused import mix_triton_kernels as kernels
 
 GROUP = 4
 """Entries of a backward kernel: (GROUP + 2) * o sums of d features have to fit in registers."""
+SPREAD = 8
+"""The same without sums over tokens: two rows per entry and one per output have to fit."""
 
 
 def mix_forward(
@@ -109,9 +114,114 @@ def mix_backward(
     return to_b, to_w, to_gain
 
 
+def sums_forward(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    raw: Sequence[bool],
+    *,
+    eps: float,
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """The sums of `dca.mix.weighted_sums` that are wanted, and normed, and 1 / rms of each [t, o].
+
+    `weights` are [t, o, n, g], b is [o, n, d]; with more than one group d is a power of two. The
+    rest is as for `mix_forward`; results have the type of the first entry.
+    """
+    first, outputs = entries[0], len(gains)
+    sums = [torch.empty_like(first) if want else None for want in raw]
+    normed = [None if gain is None else torch.empty_like(first) for gain in gains]
+    rho_to = first.new_empty(len(first), outputs, dtype=torch.float32)
+    slots = _slots(entries, entries)
+    kernels.sums_forward[(_programs(first, warps_each=16),)](
+        slots, weights, b_ond, _or_first(gains, rho_to), _or_first(sums, first),
+        _or_first(normed, first), rho_to, len(first), len(entries), _given(entries), eps,
+        first.shape[-1], outputs, _groups(weights), len(slots), _given(sums), _given(normed),
+        **_width(first.shape[-1]),
+    )  # fmt: skip
+    return [x for x in sums if x is not None], [y for y in normed if y is not None], rho_to
+
+
+def sums_backward(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    rho_to: Tensor,
+    d_raw: Sequence[Tensor | None],
+    dy: Sequence[Tensor | None],
+    d_entries: Sequence[Tensor | None],
+    to_entries: list[Tensor],
+    *,
+    needed: tuple[bool, bool],
+    eps: float,
+) -> tuple[Tensor | None, Tensor | None, list[Tensor | None]]:
+    """Writes the gradients of the entries; returns those of the weights, of b and of each gain.
+
+    `d_raw` and `dy` have an item per output; None is a gradient of zero. `d_entries` and
+    `to_entries` are as in `mix_backward`. `needed` is whether the weights and b need gradients.
+    """
+    del eps  # in `rho_to`
+    (tokens, d), n, outputs = entries[0].shape, len(entries), len(gains)
+    groups, programs = _groups(weights), _programs(entries[0], warps_each=8)
+    dg, to_gains = _through_norms(entries, weights, b_ond, gains, rho_to, d_raw, dy)
+    to_weights = torch.empty_like(weights) if weights is not None and needed[0] else None
+    b_parts = []
+    step = GROUP if b_ond is not None and needed[1] else SPREAD
+    for start in range(0, n, step):
+        f = entries[start : start + step]
+        to_b = b_ond.new_empty(programs, outputs, len(f), d) if step == GROUP else None  # type: ignore[union-attr]
+        later = d_entries[start : start + step]
+        kernels.sums_spread[(programs,)](
+            tuple(f), weights, b_ond, _or_first(dg, entries[0]), _or_each(later, f),
+            tuple(to_entries[start : start + step]), to_weights, to_b, tokens, n, start,
+            _given(dg), _given(later), d, outputs, groups, len(f), **_width(d),
+        )  # fmt: skip
+        b_parts += [] if to_b is None else [to_b.sum(0)]
+    return to_weights, torch.cat(b_parts, dim=1) if b_parts else None, to_gains
+
+
+def _through_norms(
+    entries: list[Tensor],
+    weights: Tensor | None,
+    b_ond: Tensor | None,
+    gains: Sequence[Tensor | None],
+    rho_to: Tensor,
+    d_raw: Sequence[Tensor | None],
+    dy: Sequence[Tensor | None],
+) -> tuple[list[Tensor | None], list[Tensor | None]]:
+    """The gradients of every sum and gain; those of a sum without a norm are the given ones."""
+    (tokens, d), first = entries[0].shape, entries[0]
+    if not _given(dy):
+        return [*d_raw], [None if gain is None else torch.zeros_like(gain) for gain in gains]
+    pairs = list(zip(dy, d_raw, strict=True))
+    dg = [x if up is None else rho_to.new_empty(tokens, d) for up, x in pairs]
+    slots, programs = _slots(entries, entries), _programs(first, warps_each=8)
+    sums = rho_to.new_empty(programs, len(gains), d)
+    kernels.sums_norms[(programs,)](
+        slots, weights, b_ond, _or_first(gains, rho_to), rho_to, _or_first(d_raw, first),
+        _or_first(dy, first), _or_first(dg, first), sums, tokens, len(entries), _given(entries),
+        _given(d_raw), d, len(gains), _groups(weights), len(slots), _given(dy), **_width(d),
+    )  # fmt: skip
+    to_gains = zip(gains, sums.sum(0), strict=True)
+    return dg, [None if gain is None else to_gain for gain, to_gain in to_gains]
+
+
+def _groups(weights: Tensor | None) -> int:
+    return 1 if weights is None else weights.shape[-1]
+
+
+def _or_first(tensors: Sequence[Tensor | None], stand_in: Tensor) -> tuple[Tensor, ...]:
+    return tuple(stand_in if x is None else x for x in tensors)
+
+
+def _or_each(tensors: Sequence[Tensor | None], stand_ins: list[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(s if x is None else x for x, s in zip(tensors, stand_ins, strict=True))
+
+
 def _slots(tensors: Sequence[Tensor | None], stand_ins: list[Tensor]) -> tuple[Tensor, ...]:
     """A tensor for every slot of a kernel; a stand-in where there is none to read or write."""
-    there = [s if x is None else x for x, s in zip(tensors, stand_ins, strict=True)]
+    there = _or_each(tensors, stand_ins)
     padding = -len(there) % GROUP if len(there) > GROUP else 0
     return (*there, *there[-1:] * padding)
 

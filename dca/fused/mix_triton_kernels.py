@@ -9,6 +9,9 @@ stay in registers until the program ends, and are written once. torch adds up th
 there are no atomics and the bits are the same every time. The rows of one token are all read before
 the first is used, because loads cannot pass the barriers and the writes that follow.
 
+`sums_forward`, `sums_norms` and `sums_spread` are for dca.mix.weighted_sums: the factor of f_i is
+b_oi plus a weight per token and group of features, either of which may be missing.
+
 Axes: t token, d model, n stack entries, o outputs; D is d padded to a power of two, SLOTS is n,
 padded for large stacks but not where gradients go to entries. A name with suffix _o is a tuple over
 outputs, of rows [D] or scalars; f, to_f and up are tuples of rows. Pointers are tuples where there
@@ -136,6 +139,143 @@ def backward(
         _store(sums, mine + OUTPUTS * SLOTS * d, d, inside, to_w)
     if MIXES:
         _store(sums, mine + (rows - OUTPUTS) * d, d, inside, to_gain)
+
+
+@triton.jit(do_not_specialize=["tokens", "n", "present"])
+def sums_forward(
+    entries, weights, b, gains, raw, normed, rho, tokens, n, present, eps,
+    d: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr,
+    RAW: tl.constexpr, NORMED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """g_o to `raw` and y_o to `normed` for the outputs whose bits are set in RAW and NORMED."""
+    column = tl.arange(0, D)
+    inside = column < d
+    for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
+        at = t * d + column
+        f = _read(entries, present, at, inside)
+        g_o = _sums(f, weights, b, t, n, present, column, d, OUTPUTS, GROUPS, SLOTS, D)
+        for o in tl.static_range(OUTPUTS):
+            if (RAW >> o) & 1:
+                tl.store(raw[o] + at, g_o[o], mask=inside)
+            if (NORMED >> o) & 1:
+                rho_o = tl.rsqrt(tl.sum(g_o[o] * g_o[o], 0) / d + eps)
+                tl.store(rho + t * OUTPUTS + o, rho_o)
+                gain = tl.load(gains[o] + column, mask=inside, other=0.0)
+                tl.store(normed[o] + at, gain * (rho_o * g_o[o]), mask=inside)
+
+
+@triton.jit(do_not_specialize=["tokens", "n", "present", "given"])
+def sums_norms(
+    entries, weights, b, gains, rho, raw, up, dg, to_gain, tokens, n, present, given,
+    d: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr, SLOTS: tl.constexpr,
+    NORMED: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """From the gradients `up` of y_o and `raw` of g_o to `dg`, all of g_o, of outputs in NORMED.
+
+    `raw` is zero where the bit of `given` is off. `to_gain` gets a row [o] for every program.
+    """
+    column = tl.arange(0, D)
+    inside = column < d
+    gain_sums = _zeros(OUTPUTS, D)
+    for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
+        at = t * d + column
+        f = _read(entries, present, at, inside)
+        raw_o = _read(raw, given, at, inside)
+        g_o = _sums(f, weights, b, t, n, present, column, d, OUTPUTS, GROUPS, SLOTS, D)
+        added = ()
+        for o in tl.static_range(OUTPUTS):
+            if (NORMED >> o) & 1:
+                rho_o = tl.load(rho + t * OUTPUTS + o)
+                unit = g_o[o] * rho_o
+                up_o = tl.load(up[o] + at, mask=inside, other=0.0).to(tl.float32)
+                added += (gain_sums[o] + up_o * unit,)
+                up_o *= tl.load(gains[o] + column, mask=inside, other=0.0)
+                along = tl.sum(up_o * unit, 0) / d
+                tl.store(dg[o] + at, raw_o[o] + rho_o * (up_o - unit * along), mask=inside)
+            else:
+                added += (gain_sums[o],)
+        gain_sums = added
+    _store(to_gain, tl.program_id(0) * OUTPUTS * d + column, d, inside, gain_sums)
+
+
+@triton.jit(do_not_specialize=["tokens", "n", "start", "given", "given_later"])
+def sums_spread(
+    entries, weights, b, dg, later, to_entries, to_weights, to_b, tokens, n, start, given,
+    given_later, d: tl.constexpr, OUTPUTS: tl.constexpr, GROUPS: tl.constexpr,
+    SLOTS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """From the gradients `dg` of g_o to those of entries from `start` on; `later` is added.
+
+    Also to the gradients of their weights and of b, unless these are None; `to_b` gets rows
+    [o, SLOTS] for every program.
+    """
+    column = tl.arange(0, D)
+    inside = column < d
+    b_rows: tl.constexpr = 0 if to_b is None else SLOTS * OUTPUTS
+    b_sums = _zeros(b_rows, D)
+    for t in range(tl.program_id(0).to(tl.int64), tokens, tl.num_programs(0)):
+        at = t * d + column
+        f = _read(entries, (1 << SLOTS) - 1, at, inside)
+        dg_o = _read(dg, given, at, inside)
+        to_f = _read(later, given_later, at, inside)
+        added = ()
+        for i in tl.static_range(SLOTS):
+            factor_o = _factors(weights, b, t, n, start + i, True, column, d, OUTPUTS, GROUPS)
+            total = to_f[i]
+            for o in tl.static_range(OUTPUTS):
+                total += factor_o[o] * dg_o[o]
+                if to_weights is not None:
+                    cell = to_weights + ((t * OUTPUTS + o) * n + start + i) * GROUPS
+                    if GROUPS == 1:
+                        tl.store(cell, tl.sum(dg_o[o] * f[i], 0))
+                    else:
+                        by_group = tl.reshape(dg_o[o] * f[i], (GROUPS, D // GROUPS))
+                        tl.store(cell + tl.arange(0, GROUPS), tl.sum(by_group, 1))
+            tl.store(to_entries[i] + at, total, mask=inside)
+            if to_b is not None:
+                mine = b_sums[i * OUTPUTS : (i + 1) * OUTPUTS]
+                added += _add_times(mine, dg_o, (f[i],) * OUTPUTS)
+        b_sums = added
+    if to_b is not None:
+        mine = tl.program_id(0) * b_rows * d + column
+        for o in tl.static_range(OUTPUTS):
+            _store(to_b, mine + o * SLOTS * d, d, inside, b_sums[o::OUTPUTS])
+
+
+@triton.jit
+def _sums(
+    f, weights, b, t, n, present, column, d: tl.constexpr, OUTPUTS: tl.constexpr,
+    GROUPS: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    g_o = _zeros(OUTPUTS, D)
+    for i in tl.static_range(SLOTS):
+        there = _bit(present, i)
+        factor_o = _factors(weights, b, t, n, i, there, column, d, OUTPUTS, GROUPS)
+        g_o = _add_times(g_o, factor_o, (f[i],) * OUTPUTS)
+    return g_o
+
+
+@triton.jit
+def _factors(
+    weights, b, t, n, i, there, column, d: tl.constexpr, OUTPUTS: tl.constexpr,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Of entry i for every output: a number, or a row [D]."""
+    factors = ()
+    inside = (column < d) & there
+    for o in tl.static_range(OUTPUTS):
+        if weights is None:
+            factor = tl.load(b + (o * n + i) * d + column, mask=inside, other=0.0)
+        else:
+            cell = weights + ((t * OUTPUTS + o) * n + i) * GROUPS
+            if GROUPS == 1:
+                factor = tl.load(cell, mask=there, other=0.0)
+            else:
+                factor = tl.load(cell + column // (d // GROUPS), mask=inside, other=0.0)
+            if b is not None:
+                factor = factor + tl.load(b + (o * n + i) * d + column, mask=inside, other=0.0)
+        factors += (factor,)
+    return factors
 
 
 @triton.jit
