@@ -46,7 +46,12 @@ def ray_session() -> Iterator[None]:
 
     At its end Ray is shut down, and the environment, the signal handlers and the levels of Ray's
     loggers are as before: the next command in this process starts as in one of its own.
+
+    Raises ConfigError for variables that Ray cannot read, at which it would end the process.
     """
+    if unreadable := [] if is_ray_job() else names.unreadable_variables():
+        message = "Ray cannot read it; expected a value of the setting's type, or none"
+        raise ConfigError(*(Problem(message, f"{one}={os.environ[one]}") for one in unreadable))
     with process_restored():
         try:
             yield
@@ -255,7 +260,9 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
             if address:
                 raise
             message = "Ray did not start on this machine: has it memory and idle processors?"
-            raise PipelineError(f"{message} {first_line(error)}") from error
+            given = ", ".join(names.own_variables())
+            hint = f"; the environment has {given}" if given else ""
+            raise PipelineError(f"{message} {first_line(error)}{hint}") from error
 
 
 def _runtime_env() -> dict[str, Any]:
