@@ -29,7 +29,9 @@ from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import integer, real_number
 from pipelines.console.process import process_restored, raise_output_error
+from pipelines.console.progress import Progress
 from pipelines.console.text import counted, for_stream, one_line, shorten
+from pipelines.console.updates import OutputMode
 from pipelines.storage.scratch import scratch_folder
 
 SEPARATOR = 20 * "-"
@@ -120,9 +122,11 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
 
     if len(text) < 2:
         raise ConfigError(Problem(f"{arguments.score}: expected at least 2 bytes", "--score"))
-    bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
-    row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
     size = f"{counted(len(text), 'byte')} of {one_line(arguments.score)}"
+    mode = OutputMode.QUIET if arguments.json else OutputMode.TEXT
+    with Progress(mode, stderr=True).waiting(f"scoring {size}"):
+        bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
+    row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
     print(json.dumps(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
 
 

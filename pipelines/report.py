@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
+from pipelines.console.progress import Progress
 from pipelines.console.text import for_stream
 
 
@@ -35,11 +36,14 @@ def main(argv: Sequence[str]) -> int:
     if arguments.experiment is None:
         print(for_stream("\n".join(experiment_lines()), sys.stdout))
         return DONE
-    from pipelines.reporting.page.publish import publish, publish_against
+    progress, baseline = Progress(stderr=True), arguments.baseline
+    with progress.waiting("report: reading the runs"):
+        results = load_results(arguments.experiment, baseline)
+    with progress.waiting("report: drawing the figures"):
+        from pipelines.reporting.page.publish import publish, publish_against  # with matplotlib
 
-    baseline = arguments.baseline
-    results = load_results(arguments.experiment, baseline)
-    print(publish(results) if baseline is None else publish_against(results, baseline))
+        path = publish(results) if baseline is None else publish_against(results, baseline)
+    print(path)
     return DONE
 
 

@@ -88,6 +88,12 @@ class Progress:
             thread.join()
 
     @contextmanager
+    def waiting(self, text: str, **data: Any) -> Iterator[None]:
+        """Show a text, with the time, during a block of work that reports nothing itself."""
+        with self.working(text), self.watching(lambda: text, **data):
+            yield
+
+    @contextmanager
     def working(self, text: str) -> Iterator[None]:
         """Show a live panel for the time of a block, with a text until the first update."""
         self._last = time.monotonic() if self.mode is OutputMode.TEXT else 0.0

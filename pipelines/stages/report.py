@@ -29,11 +29,7 @@ def report(context: Context[Experiment], needs: StageResults) -> Reported:
     from pipelines.reporting.loading import results_of
     from pipelines.reporting.page.publish import publish  # with matplotlib
 
-    text = "report: drawing the figures"
-    with (
-        context.progress.working(text),
-        context.progress.watching(lambda: f"  {text}", stage="report"),
-    ):
+    with context.progress.waiting("report: drawing the figures", stage="report"):
         return Reported(str(publish(results_of(context.store, context.pipeline_run))))
 
 

@@ -1,11 +1,13 @@
 import importlib.util
 import io
+import itertools
 import math
 import py_compile
 import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from pipelines import generate
+from pipelines.console import progress
 from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.experiment import read_experiment
 from pipelines.registry.package import FILES, fetch_model, load_model
@@ -158,6 +161,23 @@ def test_the_last_samples_seed_is_within_the_limit_too():
     assert generate._parse(options).samples == 2
     with pytest.raises(ConfigError, match=r"^--samples: expected at most 2\*\*63 - 1 as the seed"):
         generate._parse([*options, "--samples=3"])
+
+
+def test_while_a_text_is_scored_standard_error_shows_what_is_done(packaged, monkeypatch, capsys):
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(progress.time, "monotonic", itertools.count(step=20).__next__)
+
+    class Slow:
+        def bits(self, data):
+            while not shown.getvalue():
+                time.sleep(0.001)
+            return packaged.bits(data)
+
+    generate._score(Slow(), b"a text", "label", generate._parse(["--score", "some.txt"]))
+    assert shown.getvalue().startswith("  scoring 6 bytes of some.txt, ")
+    assert capsys.readouterr().out.endswith(" bits per byte of 6 bytes of some.txt\n")
 
 
 def test_a_terminal_shows_the_controls_of_a_text(packaged, monkeypatch):

@@ -13,6 +13,7 @@ from pipelines.comparison.time_to_quality import learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.compat.mlflow import DATASET_CONTEXT_TAG
 from pipelines.console.errors import ConfigError
+from pipelines.console.progress import Progress
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.reporting.loading import load_results, results_of
 from pipelines.reporting.page import content
@@ -76,7 +77,16 @@ def test_with_another_baseline_a_page_is_written_beside_it(store, config, monkey
     with pytest.raises(ConfigError, match="--baseline: the arms have not been compared yet"):
         report.main(["tiny", "--baseline", "dca-2"])
     made.compare()
+    waited = []
+
+    class Recorded(Progress):
+        def waiting(self, text, **data):
+            waited.append((text, self.console.stderr))
+            return super().waiting(text, **data)
+
+    monkeypatch.setattr(report, "Progress", Recorded)
     assert report.main(["tiny", "--baseline", "dca-2"]) == 0
+    assert waited == [("report: reading the runs", True), ("report: drawing the figures", True)]
     path = capsys.readouterr().out.strip()
     assert path.endswith("runs/reports/tiny/against-dca-2/report.html")
     text = words(Path(path).read_text())
