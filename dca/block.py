@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dca.config import ModelConfig
 from dca.layers import Attention, FeedForward
-from dca.mix import NORM_EPS, Recorded
+from dca.mix import NORM_EPS, Recorded, weighted_sums
 
 OUT = "out"
 """Name of the read-out behind the last block, as a layer and as an output."""
@@ -76,7 +76,7 @@ class Block(nn.Module):
     """
 
     inputs: ClassVar[int] = 1
-    """Norms in front of attention: one for q, k and v alike, or three."""
+    """Norms in front of attention: one for q, k and v alike, two (q and k, v), or three."""
 
     def __init__(self, config: ModelConfig, number: int) -> None:
         """Block `number` of the model, from 1."""
@@ -139,6 +139,40 @@ class Block(nn.Module):
         """Draw the random parameters that the kind adds; `random` is the generator."""
 
 
+class SublayerBlock(Block):
+    """A block of a kind that connects attention and feed-forward, its two sublayers, alike."""
+
+    def read(self, state: Any, part: int, norm: nn.RMSNorm) -> tuple[Tensor, Any]:
+        """The input of a sublayer after its norm, [b, t, d], and the state for `write`.
+
+        `part` is 0 for attention and 1 for feed-forward.
+        """
+        raise NotImplementedError
+
+    def write(self, state: Any, part: int, y_btd: Tensor) -> Any:
+        """The state behind a sublayer with the output y."""
+        raise NotImplementedError
+
+    def advance(self, state: Any, *context: Any) -> Any:
+        """Read and write outside of the compiled part: what they mix differs and has a kernel."""
+        (norm,) = self.norms
+        normed_btd, state = self.read(state, 0, norm)  # type: ignore[arg-type]
+        state = self.write(state, 0, self(normed_btd, *context))
+        normed_btd, state = self.read(state, 1, self.norm_ff)
+        return self.write(state, 1, self(normed_btd))
+
+    def forward(self, normed_btd: Tensor, *context: Any) -> Tensor:
+        """The output of attention, or, without its context, of the feed-forward; [b, t, d]."""
+        return self.attention([normed_btd], *context) if context else self.ff(normed_btd)
+
+
 def rms_norm(config: ModelConfig) -> nn.RMSNorm:
     """A norm over the features, with a gain."""
     return nn.RMSNorm(config.dim, eps=NORM_EPS)
+
+
+def normalise(x_btd: Tensor, norm: nn.RMSNorm) -> tuple[Tensor, Tensor]:
+    """x after the norm, and x for its next reader."""
+    ones_111 = x_btd.new_ones(1, 1, 1)
+    _, (normed_btd,), (x_btd,) = weighted_sums([x_btd], None, ones_111, [norm.weight])
+    return normed_btd, x_btd

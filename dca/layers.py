@@ -1,7 +1,8 @@
 """Rotary positions, attention with separate query, key and value inputs, feed-forward.
 
 Axes: b batch, t time, d model, h heads, g heads of keys and values, e features of a head, f hidden
-features; m chunks of w positions, a window, into which the text is cut.
+features; m chunks of w positions, a window, into which the text is cut; r vectors that are
+multiplied with every row.
 """
 
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dca import kernels
@@ -23,6 +25,78 @@ def project(x: Tensor, weight: Tensor, *, gelu: bool = False) -> Tensor:
         return kernels.linear(x, weight, gelu=gelu)
     y = F.linear(x, weight)
     return F.gelu(y) if gelu else y
+
+
+def row_products(x_btd: Tensor, w_rd: Tensor, *, heads: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Products of every row with r vectors, for weights that depend on what is mixed.
+
+    Residual kinds compute scores, gates and low-rank products with it. The rows are returned for
+    their next reader, whose gradient is added to this one's in one pass, as in dca/mix.py.
+
+    Args:
+        x_btd: the rows, [b, t, d].
+        w_rd: the vectors, [r, d]; with `heads` h the products of each of h groups of d / h adjacent
+            features are kept apart.
+        heads: the number of groups.
+
+    Returns:
+        The products [r, h, b, t], without h for one head, of the type of w; the mean square of each
+        row, [b, t], of the same type; the rows.
+    """
+    if torch.compiler.is_compiling() or x_btd.device.type == "meta":
+        parts = x_btd.to(w_rd.dtype).unflatten(-1, (heads, -1))
+        products_rhbt = torch.einsum("bthe,rhe->rhbt", parts, w_rd.unflatten(-1, (heads, -1)))
+        square_bt = x_btd.to(w_rd.dtype).square().mean(-1)
+    else:
+        products_rhbt, square_bt, x_btd = _RowProducts.apply(x_btd, w_rd, heads)
+    return products_rhbt.squeeze(1) if heads == 1 else products_rhbt, square_bt, x_btd
+
+
+class _RowProducts(torch.autograd.Function):
+    """`row_products` with one gradient for x: that of the later readers is an input of its sum."""
+
+    @staticmethod
+    def forward(ctx: Any, x_btd: Tensor, w_rd: Tensor, heads: int) -> tuple[Tensor, ...]:
+        x_nd = x_btd.reshape(-1, x_btd.shape[-1])
+        shape = x_btd.shape[:-1]
+        with torch.autocast(x_btd.device.type, enabled=False):
+            parts = zip(x_nd.chunk(heads, 1), w_rd.to(x_btd.dtype).chunk(heads, 1), strict=True)
+            products_rhn = torch.stack([w_re @ x_ne.T for x_ne, w_re in parts], 1)
+        length_n = torch.linalg.vector_norm(x_nd, dim=1, dtype=w_rd.dtype)
+        ctx.save_for_backward(x_btd, w_rd)
+        ctx.set_materialize_grads(False)
+        products_rhbt = products_rhn.to(w_rd.dtype).unflatten(-1, shape)
+        return products_rhbt, (length_n.square() / x_btd.shape[-1]).view(shape), x_btd
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, products: Tensor | None, square: Tensor | None, later: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        x_btd, w_rd = ctx.saved_tensors
+        x_nd, to_w = x_btd.reshape(-1, x_btd.shape[-1]), None
+        to_x = torch.zeros_like(x_nd) if later is None else later.reshape(x_nd.shape)
+        if products is not None:
+            with torch.autocast(x_btd.device.type, enabled=False):
+                to_x, to_w = _of_products(products.flatten(2), x_nd, w_rd, to_x)
+        if square is not None:
+            factor_n1 = (2 / x_nd.shape[1]) * square.reshape(-1, 1)
+            to_x = torch.addcmul(to_x, factor_n1.to(x_nd.dtype), x_nd)
+        return to_x.view(x_btd.shape), to_w, None
+
+
+def _of_products(
+    g_rhn: Tensor, x_nd: Tensor, w_rd: Tensor, later_nd: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, with those of later readers, and of w, from that of the products."""
+    heads = g_rhn.shape[1]
+    g_rhn, w, to_x = g_rhn.to(x_nd.dtype), w_rd.to(x_nd.dtype), torch.empty_like(x_nd)
+    rows = (m.chunk(heads, 1) for m in (x_nd, w, later_nd, to_x))
+    to_w = []
+    for g_rn, x_ne, w_re, later_ne, to_ne in zip(g_rhn.unbind(1), *rows, strict=True):
+        torch.addmm(later_ne, g_rn.T, w_re, out=to_ne)
+        to_w.append(g_rn @ x_ne)
+    return to_x, torch.cat(to_w, 1).to(w_rd.dtype)
 
 
 def rotary_table(like: Tensor, length: int, head_dim: int) -> Tensor:
@@ -110,7 +184,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(config.dim, config.dim, bias=False)
 
     def forward(self, inputs: list[Tensor], *context: Any) -> Tensor:
-        """Inputs are [x] for all three or [q, k, v], each [b, t, d]; returns [b, t, d].
+        """Inputs are [x] for all three, [q and k, v] or [q, k, v], [b, t, d]; returns [b, t, d].
 
         `context` holds the arguments of `attend` besides queries, keys and values.
         """
@@ -120,6 +194,11 @@ class Attention(nn.Module):
         """Queries [b, h, t, e], keys and values [b, g, t, e], before the norm and the rotation."""
         if len(inputs) == 1:
             parts = project(inputs[0], self.qkv.weight).split(self.qkv_rows, dim=-1)
+        elif len(inputs) == 2:
+            for_q, for_k, for_v = self.qkv_rows
+            weight_qk, weight_v = self.qkv.weight.split((for_q + for_k, for_v))
+            query_and_key = project(inputs[0], weight_qk).split((for_q, for_k), dim=-1)
+            parts = (*query_and_key, project(inputs[1], weight_v))
         else:
             weights = self.qkv.weight.split(self.qkv_rows)
             parts = tuple(project(x, w) for x, w in zip(inputs, weights, strict=True))

@@ -18,10 +18,12 @@ three, each with a norm of its own, of which the un-normalised query input is th
 
     h = attention(norm_q(q), norm_k(k), norm_v(v));  y = h + ff(norm_ff(h + q))
 
+`dca_v` is between them, and not in the paper: q = k, with one norm, and v is another combination.
+
 A block outputs only y, what it adds, and does not add its input, which later blocks find in the
 stack. dca/mix.py computes the combinations of a GRN and the norms behind them in one pass.
 
-Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3 for q, k, v).
+Axes: b batch, t time, d model, n stack entries, o outputs of one GRN (3: q, k, v).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,7 +41,7 @@ from dca.registry import residual
 
 @options
 class Options:
-    """Of dca and of grn_v1, grn_v2 and grn_v3."""
+    """Of dca, dca_v, grn_v1, grn_v2 and grn_v3."""
 
     last_k: Annotated[int, Range(ge=1)] | None = 2
     """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
@@ -53,7 +55,7 @@ class Options:
     """The same for w, where one step changes the weights of whole entries."""
 
 
-OUTPUTS = {1: ("all",), 3: ("q", "k", "v")}
+OUTPUTS = {1: ("all",), 2: ("q, k", "v"), 3: ("q", "k", "v")}
 """Names of a block's combinations, by their number: what they are the input of."""
 
 
@@ -225,6 +227,13 @@ class GRNv1(GRNv2):
     """Without w, and b a scalar: DenseFormer over deltas."""
 
     per_feature = False
+
+
+@residual("dca_v")
+class ValueDCA(GRNBlock):
+    """Two combinations: one for q and k, which is the skip as well, and one for v."""
+
+    inputs = 2
 
 
 @residual("dca")

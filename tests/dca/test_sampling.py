@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from dca import ModelConfig, build_model, generate, registry
+from dca import ModelConfig, build_model, generate
 from dca.errors import FieldError
 from dca.sampling import check_sampling
 
@@ -70,21 +70,6 @@ def test_it_returns_the_prompt_and_a_continuation_that_a_seed_repeats():
 
 
 PARTS = {"kv_heads": 1, "qk_norm": True, "activation": "swiglu", "logit_softcap": 2.0}
-
-
-@pytest.mark.parametrize(
-    "parts", [{}, {"attention_windows": (4, 7, None)}, {**PARTS, "attention_windows": (4, None)}]
-)
-@pytest.mark.parametrize("residual", registry.residual.names)
-@pytest.mark.parametrize("prompt", [1, 9])
-def test_cached_logits_equal_the_uncached(residual, parts, prompt):
-    config = ModelConfig(dim=24, depth=6, heads=3, residual=residual, **parts)
-    model = build_model(config, generator=torch.Generator().manual_seed(0)).double()
-    ids = torch.randint(256, (3, 16), generator=torch.Generator().manual_seed(1))
-    cache = model.new_cache(batch=3, capacity=16)
-    parts = [model(ids[:, :prompt], cache)]
-    parts += [model(ids[:, t : t + 1], cache) for t in range(prompt, 16)]
-    torch.testing.assert_close(torch.cat(parts, 1), model(ids), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(("batch", "parts"), [(1, {}), (5, {}), (1, PARTS)])

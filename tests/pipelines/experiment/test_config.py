@@ -419,7 +419,7 @@ def test_the_schema_takes_any_whole_configuration(experiment):
         ("model: {dimm: 3}", "'dimm' was unexpected"),
         ("modle: {}", "'modle' was unexpected"),
         ("model: {dim: wide}", "'wide' is not of type 'integer'"),
-        ("model: {residual: dcaa}", "'dcaa' is not one of ['dca', "),
+        ("model: {residual: dcaa}", "'dcaa' is not one of ['attention_residuals', 'dca', "),
         ("data: {corpus: enwik9}", "'enwik9' is not one of ["),
         ("extends: 3", "3 is not valid under any"),
         ("search: {space: {model.depht: {int: [1, 2]}}}", "'model.depht' is not one of ["),

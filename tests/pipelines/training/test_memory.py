@@ -114,7 +114,7 @@ ONE = {
     [
         ({}, 101_456_896, 60_562_432),
         ({"model.residual": "dca"}, 120_367_104, 70_035_456),
-        ({"model.residual": "hyper_connections"}, 202_159_648, 110_933_536),
+        ({"model.residual": "hyper_connections"}, 130_594_336, 75_150_880),
         ({"model.residual": "value_residual"}, 101_456_960, 60_562_496),
         ({"model.ff_mult": 6}, 114_826_240, 67_640_320),
         ({"model.kv_heads": 1}, 94_084_096, 56_728_576),
@@ -149,7 +149,7 @@ ONE = {
         ),
         ({**WHOLE, **DCA, "model.dca.last_k": None}, 39_059_200, 39_059_200),
         ({**WHOLE, **DCA, "model.dca.last_k": 1}, 35_904_256, 35_904_256),
-        ({**ONE, "model.depth": 1, "model.ff_mult": 1}, 2_927_584, 1_838_048),
+        ({**ONE, "model.depth": 1, "model.ff_mult": 1}, 14_326_752, 7_537_632),
     ],
 )
 def test_the_formula_gives_the_golden_numbers(changes, on_cpu, on_gpu):

@@ -1,0 +1,107 @@
+"""Small models of every residual kind, for the tests of the kinds and of the model."""
+
+from dataclasses import fields
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import torch
+
+from dca import ModelConfig, build_model, registry
+from dca.model import LanguageModel
+from tests.dca import reference
+
+KINDS = registry.residual.names
+PARTS: list[dict[str, Any]] = [
+    *({"qk_norm": True}, {"kv_heads": 1}, {"activation": "relu2"}, {"activation": "swiglu"}),
+    *({"logit_softcap": 2.0}, {"zero_init": True}),
+]
+"""What the blocks of every kind may have, part by part, and, of each field the last, together."""
+TOGETHER = {name: value for part in PARTS for name, value in part.items()}
+DEPTH = 4
+MORE: dict[str, list[dict[str, Any]]] = {
+    "dca": [{"last_k": 1}, {"last_k": 9}, {"last_k": None, "norm": False}],
+    "hyper_connections": [{"streams": 1, "dynamic": False}],
+    "frac": [{"parts": 4, "dynamic": False}],
+    "mhc": [{"streams": 2, "start": "uniform", "mix": "identity"}],
+    "attention_residuals": [{"blocks": 1}, {"blocks": 3, "heads": 4}],
+}
+"""Options of a kind to test besides those that `variants` finds."""
+
+
+def variants(kind: str) -> list[dict[str, Any]]:
+    """Options of a kind to test: the defaults, each choice of one option, and MORE.
+
+    Of numbers it takes the next integer; floats, which change no equation, have their defaults.
+    """
+    section = registry.residual.section(kind)
+    if not section:
+        return [{}]
+    found: list[dict[str, Any]] = [{}]
+    for field in fields(registry.residual.options[section]):
+        found += [{field.name: value} for value in _others(field.type, field.default)]
+    return found + MORE.get(kind, [])
+
+
+def _others(annotation: Any, default: Any) -> list[Any]:
+    """Values of an option's type besides its default."""
+    while get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    if get_origin(annotation) in (Union, UnionType):
+        return [value for part in get_args(annotation) for value in _others(part, default)]
+    if get_origin(annotation) is Literal:
+        return [value for value in get_args(annotation) if value != default]
+    if annotation is bool:
+        return [not default]
+    if annotation is int:
+        return [3 if default is None else default + 1]
+    return [None] if annotation is type(None) and default is not None else []
+
+
+CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
+"""Every kind with each of its options to test."""
+
+
+def config_of(kind: str, own: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
+    """A small model of a kind, with options of its own."""
+    shape = {"dim": 24, "depth": DEPTH, "heads": 3, "vocab": 17}
+    options = {registry.residual.section(kind): own} if own else {}
+    return ModelConfig(residual=kind, **{**shape, **options, **changes})
+
+
+def model_of(config: ModelConfig, *, spread: float = 0.0) -> LanguageModel:
+    """A float64 model; `spread` moves every parameter away from its special start."""
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(config, generator=generator).double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.add_(spread * noise)
+    return model
+
+
+def ids_of(config: ModelConfig, length: int = 11) -> torch.Tensor:
+    return torch.randint(config.vocab, (2, length), generator=torch.Generator().manual_seed(1))
+
+
+def equal_the_equations(config: ModelConfig, *, length: int = 11) -> None:
+    """Require the logits and every gradient of the equations in float64."""
+    model, ids = model_of(config, spread=0.3), ids_of(config, length)
+    ours = model(ids)
+    weights = {k: v.detach().clone().requires_grad_() for k, v in model.state_dict().items()}
+    theirs = reference.logits(config, weights, ids)
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-10)
+    generator = torch.Generator().manual_seed(2)
+    target = torch.randn(ours.shape, dtype=torch.float64, generator=generator)
+    (ours * target).sum().backward()
+    (theirs * target).sum().backward()
+    for name, parameter in model.named_parameters():
+        grad = weights[name].grad
+        assert parameter.grad is not None and grad is not None, name
+        scale = float(grad.abs().max())
+        torch.testing.assert_close(
+            parameter.grad,
+            grad,
+            rtol=1e-9,
+            atol=1e-9 * scale + 1e-12,
+            msg=lambda m, n=name: f"{n}: {m}",
+        )

@@ -1,0 +1,319 @@
+"""What holds for every residual kind: a new one is tested by being registered.
+
+It needs its equations in reference.py and its counts in counts.py. Its options are varied one by
+one, see `models.variants`.
+"""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from dca import ModelConfig, build_model, registry
+from dca.model import load_weights
+from tests.dca import reference
+from tests.dca.counts import counts_by_hand
+from tests.dca.models import (
+    CASES,
+    DEPTH,
+    KINDS,
+    TOGETHER,
+    config_of,
+    equal_the_equations,
+    ids_of,
+    model_of,
+)
+
+each_case = pytest.mark.parametrize(
+    ("kind", "own"), CASES, ids=[f"{kind} {own or ''}".strip() for kind, own in CASES]
+)
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The tensors are small: a second thread only waits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def no_epsilon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Norms whose epsilon has no effect: some kinds start as the transformer but for it."""
+    for kind in KINDS:
+        registry.residual[kind]
+    for name, module in list(sys.modules.items()):
+        if name.startswith("dca.") and hasattr(module, "NORM_EPS"):
+            monkeypatch.setattr(module, "NORM_EPS", 1e-30)
+
+
+def plain_start(config: ModelConfig) -> ModelConfig:
+    plain = registry.residual[config.residual].plain_start(config)
+    if plain is None:
+        pytest.skip("this kind does not start as the transformer")
+    return plain
+
+
+@each_case
+def test_logits_and_gradients_equal_the_equations(kind, own):
+    equal_the_equations(config_of(kind, own))
+
+
+@pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
+@each_kind
+def test_with_all_parts_together_they_equal_the_equations(kind, windows):
+    shape = {"heads": 6, "kv_heads": 2, "attention_windows": windows}
+    equal_the_equations(config_of(kind, **{**TOGETHER, **shape}))
+
+
+@each_case
+def test_in_float32_with_kernels_gradients_are_those_of_the_equations(kind, own):
+    config = config_of(kind, own, dim=192, heads=2, depth=3)
+    model = model_of(config, spread=0.05).float()
+    ids = ids_of(config)
+    weights = {k: v.detach().double().requires_grad_() for k, v in model.state_dict().items()}
+    model(ids).square().mean().backward()
+    reference.logits(config, weights, ids).square().mean().backward()
+    for name, parameter in model.named_parameters():
+        scale = weights[name].grad.abs().max()
+        assert (parameter.grad - weights[name].grad).abs().max() < 1e-4 * scale + 1e-7, name
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+@each_case
+def test_a_fresh_model_starts_as_the_transformer(no_epsilon, kind, own, depth):
+    config = plain_start(config_of(kind, own, depth=depth))
+    ids = ids_of(config)
+    expected = model_of(config_of("standard", depth=depth))(ids)
+    torch.testing.assert_close(model_of(config)(ids), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("parts", [{}, TOGETHER])
+@each_kind
+def test_a_retrofit_starts_as_the_transformer_it_was(no_epsilon, kind, parts):
+    config = config_of(kind, **parts)
+    plain_start(config)
+    standard = model_of(config_of("standard", **parts), spread=0.3)
+    model = model_of(config, spread=0.3)
+    load_weights(model, standard.state_dict())
+    ids = ids_of(config)
+    torch.testing.assert_close(model(ids), standard(ids), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("parts", [{}, TOGETHER, {**TOGETHER, "attention_windows": (6,)}])
+@each_kind
+def test_output_at_t_ignores_bytes_after_t(kind, parts):
+    model = model_of(config_of(kind, **parts), spread=0.3)
+    ids = ids_of(model.config)
+    embedded = model.embed(ids).detach().requires_grad_()
+    model.embed.forward = lambda _: embedded
+    logits_btv = model(ids)
+    position = 5
+    (gradient,) = torch.autograd.grad(logits_btv[:, position].sum(), embedded)
+    assert (gradient[:, position + 1 :] == 0).all()
+    assert (gradient[:, : position + 1].abs().sum(-1) > 0).all()
+
+
+@each_case
+def test_no_row_of_a_parameter_is_without_effect(kind, own):
+    """A vector that changes nothing, wherever the model is, is left out of it."""
+    model, ids = model_of(config_of(kind, own), spread=0.2), ids_of(config_of(kind), length=32)
+    step(model, ids)
+    assert not {n for n, p in model.named_parameters() if not has_gradient(n, p, ids)}
+
+
+@each_case
+def test_every_parameter_gets_a_gradient_in_the_first_steps(kind, own):
+    """In the first, but for factors of parameters that start at zero, or of equal streams."""
+    assert without_gradient(model_of(config_of(kind, own)), steps=3) == set()
+
+
+@each_kind
+def test_with_zero_init_blocks_write_nothing_at_first_and_all_of_them_learns(no_epsilon, kind):
+    config = config_of(kind, zero_init=True)
+    model, ids = model_of(config), ids_of(config, length=32)
+    drawn = model_of(config_of(kind)).state_dict()
+    for name, weight in model.state_dict().items():
+        written = name.endswith(("attention.out.weight", "ff.down.weight"))
+        assert torch.equal(weight, torch.zeros_like(weight) if written else drawn[name])
+    expected = model.head(model.norm(model.embed(ids)))
+    torch.testing.assert_close(model(ids), expected, rtol=1e-4, atol=1e-5)
+    # outputs first, then what they read, then what needs unequal streams
+    assert without_gradient(model, steps=5) == set()
+
+
+def without_gradient(model: torch.nn.Module, *, steps: int) -> set[str]:
+    """Parameters of which no row has a gradient in any of the first steps."""
+    ids = ids_of(model.config, length=32)
+    without = set(dict(model.named_parameters()))
+    for _ in range(steps):
+        step(model, ids)
+        without -= {n for n, p in model.named_parameters() if p.grad.abs().max() > 1e-9}
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(parameter.grad.sign(), alpha=-1e-3)
+    return without
+
+
+def step(model: torch.nn.Module, ids: torch.Tensor) -> None:
+    model.zero_grad()
+    F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+
+
+def has_gradient(name: str, parameter: torch.Tensor, ids: torch.Tensor) -> bool:
+    """In every row; of an embedding, in those that were used, unless it is the head as well."""
+    rows = parameter.grad.flatten(0, -2) if parameter.ndim > 1 else parameter.grad[None]
+    used = rows if name != "embed.weight" else rows[ids.unique()]
+    return bool((used.abs().amax(-1) > 1e-9).all())
+
+
+@each_case
+def test_cached_logits_equal_the_uncached(kind, own):
+    equal_with_a_cache(config_of(kind, own), prompt=1)
+
+
+@each_kind
+def test_with_all_parts_together_cached_logits_equal_the_uncached(kind):
+    parts = {**TOGETHER, "zero_init": False, "attention_windows": (4, None)}
+    equal_with_a_cache(config_of(kind, **parts), prompt=6)
+
+
+def equal_with_a_cache(config: ModelConfig, *, prompt: int) -> None:
+    model, ids = model_of(config, spread=0.1), ids_of(config, length=9)
+    cache = model.new_cache(batch=2, capacity=9)
+    with torch.inference_mode():
+        pieces = [model(ids[:, :prompt], cache)]
+        pieces += [model(ids[:, t : t + 1], cache) for t in range(prompt, 9)]
+    torch.testing.assert_close(torch.cat(pieces, 1), model(ids), rtol=1e-9, atol=1e-10)
+
+
+@each_case
+def test_parameters_and_flops_are_those_of_the_equations(kind, own):
+    counted_as_by_hand(config_of(kind, own))
+
+
+@each_kind
+def test_with_other_parts_parameters_and_flops_are_those_of_the_equations(kind):
+    parts = {"attention_windows": (3, None), "kv_heads": 1, "activation": "swiglu"}
+    counted_as_by_hand(config_of(kind, **parts, depth=3))
+
+
+def counted_as_by_hand(config: ModelConfig) -> None:
+    counted = config.parameter_count(), config.flops_per_token(12)
+    assert counted == counts_by_hand(config, 12)
+    assert counted[0] == sum(p.numel() for p in build_model(config).parameters())
+
+
+@each_case
+def test_what_a_kind_keeps_for_the_backward_pass_is_what_it_says(kind, own):
+    """Never less by more than a twentieth of everything kept; the parts of the estimate that were
+    fitted to processes may be more."""
+    config, standard = (config_of(k, o, dim=192) for k, o in ((kind, own), ("standard", {})))
+    kept, without = kept_per_token(config), kept_per_token(standard)
+    expected = without + registry.residual[kind].kept(config)
+    assert 0.95 * kept < expected < 1.35 * kept
+
+
+def kept_per_token(config: ModelConfig) -> float:
+    """Numbers kept of one more token, in multiples of dim."""
+    model = build_model(config)
+    found = [kept_bytes(model, ids_of(config, length)) for length in (16, 32)]
+    return (found[1] - found[0]) / (2 * 16 * 4 * config.dim)
+
+
+def kept_bytes(model: torch.nn.Module, ids: torch.Tensor) -> int:
+    """Of the tensors kept for the backward pass, parameters not counted."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(ids).square().mean()
+    for parameter in model.parameters():
+        storages.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@each_case
+def test_activations_computed_again_give_the_same_gradients_from_less_memory(kind, own):
+    """Bit for bit, with dropout."""
+    config = config_of(kind, own, dropout=0.2, depth=6)
+    model, ids = model_of(config), ids_of(config, length=32)
+    results, kept = [], []
+    for model.activation_checkpointing in (False, True):
+        kept.append(kept_bytes(model, ids))
+        torch.manual_seed(0)
+        loss = model(ids).square().mean()
+        results.append(torch.autograd.grad(loss, list(model.parameters())))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < kept[0] / 2.5
+
+
+@pytest.mark.parametrize("dim", [24, 96])
+@each_kind
+def test_under_autocast_to_bfloat16_gradients_are_those_of_float32_but_for_rounding(kind, dim):
+    """Mixed by the kernel (96) and without it; activations computed again give the same bits."""
+    config = config_of(kind, dim=dim, heads=2)
+    model = build_model(config, generator=torch.Generator().manual_seed(0))
+    ids_bt, found = ids_of(config), []
+    for enabled, again in ((False, False), (True, False), (True, True)):
+        model.activation_checkpointing = again
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            loss = model(ids_bt).float().logsumexp(-1).square().mean()
+        gradients = torch.autograd.grad(loss, list(model.parameters()), materialize_grads=True)
+        found.append(torch.cat([one.flatten() for one in gradients]))
+    single, half, again = found
+    assert half.dtype == torch.float32
+    assert torch.equal(half, again)
+    assert 0 < (half - single).norm() < 0.05 * single.norm()
+
+
+@each_kind
+def test_dropout_leaves_features_out_in_training_only(kind):
+    config = config_of(kind, dropout=0.5)
+    model, without = model_of(config), model_of(config_of(kind))
+    ids = ids_of(config)
+    seen = [model(ids) for _ in range(2)]
+    assert not torch.equal(*seen)
+    assert torch.equal(model.eval()(ids), without(ids))
+
+
+@each_case
+def test_kinds_start_from_the_same_matrices(kind, own):
+    standard, other = (
+        model_of(config_of(k, o)).state_dict() for k, o in (("standard", {}), (kind, own))
+    )
+    shared = [name for name in standard if "norm" not in name]
+    assert len(shared) > DEPTH
+    assert all(torch.equal(standard[name], other[name]) for name in shared)
+
+
+@each_case
+def test_learning_rates_are_of_parameters_that_exist(kind, own):
+    config = config_of(kind, own)
+    rates: dict[str, Any] = registry.residual[kind].learning_rates(config)
+    names = {name.rpartition(".")[2] for name, _ in build_model(config).named_parameters()}
+    common = {
+        n.rpartition(".")[2] for n, _ in build_model(config_of("standard")).named_parameters()
+    }
+    assert all(rate > 0 for rate in rates.values())
+    assert not rates.keys() & common
+    if kind not in ("grn_v1", "grn_v2"):  # which have no w
+        assert rates.keys() <= names
+
+
+@pytest.mark.slow
+@each_kind
+def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits(kind):
+    model = model_of(config_of(kind, depth=1, dim=48), spread=0.1).float()
+    ids = ids_of(model.config)
+    torch._dynamo.reset()  # or programs of other kinds count
+    whole = torch.compile(model, fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(ids), model(ids), rtol=1e-4, atol=1e-5)
