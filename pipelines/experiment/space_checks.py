@@ -104,11 +104,33 @@ class _Values:
         wrong = list(self._condition_problems(key, dimension))
         yield from (problem.at(f"{where}.when") for problem in wrong)
         given = {} if wrong else required(self._dimensions, key)
-        for value in dimension.examples:
-            problem = self.invalid({**given, key: value})
-            if problem and (dimension.is_listed or self._is_limit(key, value)):
-                yield problem.at(where)
-                return
+        if dimension.int is None:
+            for value in dimension.examples:
+                problem = self.invalid({**given, key: value})
+                if problem and (dimension.is_listed or self._is_limit(key, value)):
+                    yield problem.at(where)
+                    return
+        elif problem := self._integer_problem(key, dimension, given):
+            yield problem.at(where)
+
+    def _integer_problem(
+        self, key: str, dimension: Dimension, given: Mapping[str, Choice]
+    ) -> Problem | None:
+        """What is wrong with an end of an integer range beyond a limit of its key, or with the
+        first of a short range's values if all are invalid. An invalid one among valid ones, which
+        the user has not listed, is left out where it is proposed, as any invalid point."""
+        first, *others = dimension.examples
+        last = others.pop()
+        problems = {}
+        for value in (first, last):
+            problems[value] = self.invalid({**given, key: value})
+            if problems[value] and self._is_limit(key, value):
+                return problems[value]
+        if not dimension.is_listed or None in problems.values():
+            return None
+        if all(self.invalid({**given, key: value}) for value in others):
+            return problems[first]
+        return None
 
     def invalid(self, given: Mapping[str, Choice]) -> Problem | None:
         """What is wrong with some values; None if a point that has them is valid."""

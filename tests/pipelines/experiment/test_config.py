@@ -98,8 +98,11 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         (f"train.tokens=1{400 * '0'}", "train.tokens: expected at most 1,000,000,000,000,000, got"),
         ("train.evals=10001", "train.evals: expected at most 10,000, got 10,001"),
         ("promote.confidence=1", "promote.confidence: "),
-        ("resources.workers=3", "train.batch_tokens: expected a multiple of 3 workers"),
-        ("fit.resources.workers=16", "train.batch_tokens: expected a multiple of 16 workers"),
+        ("resources.workers=3", "train.batch_tokens: expected a multiple of workers x seq_len = 3"),
+        (
+            "fit.resources.workers=16",
+            "train.batch_tokens: expected a multiple of workers x seq_len = 16",
+        ),
         ("train.learning_rate=.inf", "train.learning_rate: "),
         ("model.heads=[1", "not valid YAML"),
         ("experiment=a/b", "experiment: "),
@@ -127,8 +130,9 @@ def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override
         ("model.depth", "{}", "expected exactly one of"),
         ("model.depth", "{choice: []}", "expected at least one value"),
         ("model.depth", "{choice: [1, two]}", "model.depth: input should be a valid integer"),
-        ("model.heads", "{int: [4, 5]}", "dim / heads must be an even number"),
-        ("model.dim", "{int: [128, 136]}", "dim / heads must be an even number, got 129 / 4"),
+        ("model.heads", "{int: [5, 7]}", "dim / heads must be an even number"),
+        ("model.dim", "{int: [129, 135]}", "dim / heads must be an even number, got 129 / 4"),
+        ("model.depth", "{int: [0, 4]}", "expected at least 1, got 0"),
         ("train.learning_rate", "{log_uniform: [0, 1]}", "expected low > 0"),
         (
             "model.dca.last_k",
@@ -235,7 +239,7 @@ def test_what_a_search_cannot_do_together_is_refused(experiment, space, search, 
         (
             {"resources": {"workers": 8}},
             {"search.space": {"train.batch_tokens": {"choice": [256, 128]}}},
-            "search.space.train.batch_tokens: train.batch_tokens: expected a multiple of 8 workers",
+            "search.space.train.batch_tokens: train.batch_tokens: expected a multiple of workers",
         ),
         (
             {"tokens": 256},
@@ -759,6 +763,19 @@ def test_a_space_without_a_valid_point_is_refused_before_anything_starts(path):
     assert "no valid point among 2,000" in problem(
         path, "model.dim=160", "model.heads=4", f"search.space={real}"
     )
+
+
+@pytest.mark.parametrize(
+    ("key", "bounds"),
+    [("model.heads", "[4, 5]"), ("model.heads", "[3, 9]"), ("model.dim", "[126, 136]")],
+)
+def test_an_integer_range_may_have_invalid_values_among_valid_ones(path, key, bounds):
+    searched = load([str(path), f"search.space={{{key}: {{int: {bounds}}}}}"])
+    assert key in searched.search.space
+    low, high = map(int, bounds.strip("[]").split(", "))
+    listed = ", ".join(map(str, range(low, high + 1)))
+    message = problem(path, f"search.space={{{key}: {{choice: [{listed}]}}}}")
+    assert "must be an even number" in message
 
 
 def test_values_that_are_valid_with_other_searched_ones_only_are_a_space(path):
