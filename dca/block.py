@@ -51,6 +51,19 @@ def readings_of(
                 yield Reading(output, entry, place, b_d.mean().item(), spread, added)
 
 
+def fixed_readings(
+    output: str, entries: Sequence[str], weights: Sequence[Tensor]
+) -> Iterator[Reading]:
+    """Weights that are one number each and depend on no input."""
+    for place, (entry, weight) in enumerate(zip(entries, weights, strict=True)):
+        yield Reading(output, entry, place, weight.item(), 0.0, 0.0)
+
+
+def state_names(count: int) -> list[tuple[str, int]]:
+    """The embedding and what the blocks behind it have made, with their places."""
+    return [("embedding", 0), *((f"block {n}", n) for n in range(1, count))]
+
+
 class ReadOut(nn.Module):
     """Computes the input of the logits from the state behind the last block."""
 
@@ -137,6 +150,9 @@ class Block(nn.Module):
 
     def initialise(self, **random: Any) -> None:
         """Draw the random parameters that the kind adds; `random` is the generator."""
+
+
+SUBLAYERS = ("attention", "ff")
 
 
 class SublayerBlock(Block):

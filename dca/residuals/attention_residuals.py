@@ -26,15 +26,16 @@ time when the source is made. So block 1 holds w of every reader but the first.
 Axes: b batch, t time, d model, r readers, h heads, n sources.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import ReadOut, SublayerBlock, normalise
+from dca.block import OUT, SUBLAYERS, Reading, ReadOut, SublayerBlock, normalise, readings_of
 from dca.config import ModelConfig
 from dca.layers import row_products
-from dca.mix import NORM_EPS, weighted_sums
+from dca.mix import NORM_EPS, Recorded, weighted_sums
 from dca.options import Annotated, FieldError, Range, options
 from dca.registry import residual
 
@@ -140,6 +141,11 @@ class AttentionResiduals(SublayerBlock):
         sublayers = 2 * config.depth
         return 1 + min(sublayers, config.options.blocks or sublayers)
 
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """The mean shares of the sources, over heads too."""
+        for call, output in zip(calls, SUBLAYERS, strict=True):
+            yield from readings_of([call], [output], _names(config, call))
+
     def read(self, state: Sources, part: int, norm: nn.RMSNorm) -> tuple[Tensor, Sources]:
         """The average after its norm."""
         if self.w_rd is not None and state.w_rd is None:
@@ -155,3 +161,16 @@ class AttentionResiduals(SublayerBlock):
 class _Average(ReadOut):
     def forward(self, state: Sources, norm: nn.RMSNorm) -> Tensor:
         return state.read(norm)[0]
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        return readings_of(calls, [OUT], _names(config, calls[0]))
+
+
+def _names(config: ModelConfig, call: Recorded) -> list[tuple[str, int]]:
+    """Of the sources of a reader, with their places: sublayers, or groups of them."""
+    count = call.b_ond.shape[1]
+    if config.options.blocks is None:
+        names = [f"{SUBLAYERS[i % 2]} {1 + i // 2}" for i in range(count - 1)]
+    else:
+        names = [f"group {i}" for i in range(1, count)]
+    return [("embedding", 0), *((name, i) for i, name in enumerate(names, 1))]

@@ -32,7 +32,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dca.block import OUT, Block, Reading, ReadOut, readings_of
+from dca.block import OUT, Block, Reading, ReadOut, readings_of, state_names
 from dca.config import ModelConfig
 from dca.mix import Recorded, mix, sum_and_norm
 from dca.options import Annotated, Range, options
@@ -97,7 +97,7 @@ def entry_names(config: ModelConfig, block: int) -> list[tuple[str, int]]:
     """
     count, last_k = stack_entries(config, block), config.options.last_k
     if last_k is None:
-        return [("embedding", 0), *((f"block {n}", n) for n in range(1, count))]
+        return state_names(count)
     last = [(f"{n} back", last_k + 2 - n) for n in range(min(last_k, block - 1), 0, -1)]
     older = [("older", 1)] if count == len(last) + 2 else []
     return [("embedding", 0), *older, *last]

@@ -16,14 +16,15 @@ here. Its a have the learning rate of all parameters; so do these.
 Axes: b batch, t time, d model, n states, o = 1 output.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import Block, ReadOut
+from dca.block import OUT, Block, Reading, ReadOut, readings_of, state_names
 from dca.config import ModelConfig
-from dca.mix import sum_and_norm, weighted_sums
+from dca.mix import Recorded, sum_and_norm, weighted_sums
 from dca.registry import residual
 
 
@@ -48,6 +49,10 @@ class Average(ReadOut):
     def forward(self, state: list[Tensor], norm: nn.RMSNorm) -> Tensor:
         """The average after its norm: [b, t, d]."""
         return self.combine(state, norm, raw=False)[1]
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """The last average's."""
+        return readings_of(calls, [OUT], state_names(config.depth + 1))
 
 
 @residual("denseformer")
@@ -81,6 +86,10 @@ class DenseFormer(Block):
         else:
             (y_btd,), normed_btd, state = self.average.combine(state, norm, raw=True)  # type: ignore[arg-type]
         return [*state, self(y_btd, normed_btd, *context)]
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """The average's, except in the first block, which has none."""
+        return readings_of(calls if self.average else [], ["all"], state_names(self.number))
 
     def forward(self, y_btd: Tensor, normed_btd: Tensor, *context: Any) -> Tensor:
         """The average before and after its norm to the state behind this block, all [b, t, d]."""

@@ -25,15 +25,16 @@ Axes: b batch, t time, d model, n streams (or parts), k rows to mix, i inputs of
 of its parts), c weights of a stream (i to read, n to mix, 1 to write).
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import ReadOut, SublayerBlock, normalise
+from dca.block import SUBLAYERS, Reading, ReadOut, SublayerBlock, normalise, readings_of
 from dca.config import ModelConfig
 from dca.layers import row_products
-from dca.mix import NORM_EPS, weighted_sums
+from dca.mix import NORM_EPS, Recorded, weighted_sums
 from dca.options import Annotated, FieldError, Range, options
 from dca.registry import residual
 
@@ -45,9 +46,9 @@ START_SCALE = 0.01
 class Options:
     """Of hyper_connections and of frac."""
 
-    streams: Annotated[int, Range(ge=1)] = 4
+    streams: Annotated[int, Range(ge=1, le=64)] = 4
     """Residual streams of hyper_connections."""
-    parts: Annotated[int, Range(ge=2)] = 2
+    parts: Annotated[int, Range(ge=2, le=64)] = 2
     """Parts of the stream of frac; must divide dim."""
     dynamic: bool = True
     """Whether the weights depend on the streams, or are the same for every token."""
@@ -166,6 +167,21 @@ class HyperConnections(SublayerBlock):
         """The streams and a sublayer's output."""
         return int(config.options.streams) + 1
 
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """How each sublayer reads the streams: dynamic weights from its second call of the mixing,
+        the first having made the streams."""
+        arounds = (self.around_attention, self.around_ff)
+        half = len(calls) // 2
+        for around, output, first in zip(arounds, SUBLAYERS, (0, half), strict=True):
+            read_ni = around.static_nc[:, : around.widths[0]]
+            added_in = torch.zeros_like(read_ni.T)
+            if around.dynamic_cd is not None:
+                added_in = calls[first + 1].added_on
+            inputs = len(added_in)
+            names = [output] if inputs == 1 else [f"{output} {i}" for i in range(1, inputs + 1)]
+            entries = stream_names(len(read_ni))
+            yield from readings_of([Recorded(read_ni.T[..., None], added_in)], names, entries)
+
     def read(self, state: Streams, part: int, norm: nn.RMSNorm) -> tuple[Tensor, Streams]:
         """The sublayer's input after its norm."""
         around: Connection = self.around_ff if part else self.around_attention
@@ -224,6 +240,11 @@ class _Mean(ReadOut):
 class _Whole(ReadOut):
     def forward(self, state: Streams, norm: nn.RMSNorm) -> Tensor:
         return read(state.rows, state.b_nk, state.weights_btnk, norm)[0]
+
+
+def stream_names(count: int) -> list[tuple[str, int]]:
+    """Of streams or parts, with their places."""
+    return [(f"stream {i + 1}", i) for i in range(count)]
 
 
 def make(state: Streams) -> list[Tensor]:

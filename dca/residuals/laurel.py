@@ -15,15 +15,16 @@ uses ranks of 4 to 64; the default here grows with the width, d / 32. The third 
 Axes: b batch, t time, d model, r rank.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import ReadOut, SublayerBlock
+from dca.block import SUBLAYERS, Reading, ReadOut, SublayerBlock, fixed_readings
 from dca.config import ModelConfig
 from dca.layers import row_products
-from dca.mix import weighted_sums
+from dca.mix import Recorded, weighted_sums
 from dca.options import Annotated, Range, options
 from dca.registry import residual
 
@@ -96,6 +97,12 @@ class Laurel(SublayerBlock):
     def state_rows(cls, config: ModelConfig) -> int:
         """The rows of a stream."""
         return 3
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """a and b of each sublayer."""
+        for around, output in zip((self.around_attention, self.around_ff), SUBLAYERS, strict=True):
+            b, a, _ = around.weights().flatten()
+            yield from fixed_readings(output, ["stream", "output"], [b, a])
 
     def read(self, state: Terms, part: int, norm: nn.RMSNorm) -> tuple[Tensor, Terms]:
         """The stream after its norm."""

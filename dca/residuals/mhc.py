@@ -29,6 +29,7 @@ Axes: b batch, t time, d model, n streams (j before, k after), c logits of one s
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -36,13 +37,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from dca.block import ReadOut, SublayerBlock, normalise
+from dca.block import OUT, SUBLAYERS, Reading, ReadOut, SublayerBlock, normalise, readings_of
 from dca.config import ModelConfig
 from dca.layers import row_products
-from dca.mix import NORM_EPS, weighted_sums
+from dca.mix import NORM_EPS, Recorded, weighted_sums
 from dca.options import Annotated, Range, options
 from dca.registry import residual
-from dca.residuals.hyper_connections import Streams, identity, make
+from dca.residuals.hyper_connections import Streams, identity, make, stream_names
 
 START_ALPHA, START_STD = 0.01, 0.02
 READ_OTHERS = 0.1
@@ -56,7 +57,7 @@ SINKHORN_STEPS, SINKHORN_EPS = 20, 1e-6
 class Options:
     """Of mhc."""
 
-    streams: Annotated[int, Range(ge=2)] = 4
+    streams: Annotated[int, Range(ge=2, le=64)] = 4
     """Residual streams."""
     start: Literal["uniform", "identity"] = "identity"
     """How the mixing starts: evenly, as in others' code, or as the identity, which is exactly the
@@ -135,6 +136,13 @@ class MHC(SublayerBlock):
         """The streams and a sublayer's output."""
         return int(config.options.streams) + 1
 
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """How each sublayer reads the streams: the calls with one output, of which the model's
+        first reads the one row that all streams are."""
+        reads = [call for call in calls if len(call.b_ond) == 1]
+        for call, output in zip(reads, SUBLAYERS, strict=True):
+            yield from readings_of([call], [output], stream_names(call.b_ond.shape[1]))
+
     def read(self, state: Streams, part: int, norm: nn.RMSNorm) -> tuple[Tensor, Streams]:
         """The weighted sum of the streams after the norm."""
         gates: Gates = self.around_ff if part else self.around_attention
@@ -169,6 +177,9 @@ class _Head(ReadOut):
     def forward(self, state: Streams, norm: nn.RMSNorm) -> Tensor:
         (pre_nbt,), streams = self.gates(make(state))
         return _read(streams, pre_nbt, norm)[0]
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        return readings_of(calls[1:], [OUT], stream_names(config.options.streams))
 
     def initialise(self, **random: Any) -> None:
         self.gates.initialise(**random)

@@ -24,17 +24,26 @@ the depth, which the paper changes together with the connections.
 Axes: b batch, t time, d model, n states, c streams, f hidden features.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dca.block import Block, ReadOut, normalise, rms_norm
+from dca.block import (
+    OUT,
+    Block,
+    Reading,
+    ReadOut,
+    normalise,
+    readings_of,
+    rms_norm,
+    state_names,
+)
 from dca.config import ModelConfig
 from dca.layers import row_products
-from dca.mix import NORM_EPS, sum_and_norm, weighted_sums
+from dca.mix import NORM_EPS, Recorded, sum_and_norm, weighted_sums
 from dca.options import options
 from dca.registry import residual
 
@@ -42,6 +51,7 @@ HIDDEN_MULTIPLE = 64
 """Hidden widths of the weights' MLPs are multiples of this."""
 POST_GAIN = 1e-3
 """Of the norm behind the average of r at the start, with `norm`."""
+STREAMS = ("q", "k", "v", "r")
 
 
 @options
@@ -114,6 +124,14 @@ class Average(ReadOut):
         """The stream r after the norm: [b, t, d]."""
         return normalise(self.combine(state, [])[0], norm)[0]
 
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """Of the averages of its n states and, with `norm`, of the last state as it is."""
+        streams, states = self.a_cn.shape
+        names = STREAMS if streams == len(STREAMS) else [OUT]
+        entries = state_names(states) + [("last", config.depth + 1)] * (self.pre is not None)
+        widest = max(calls, key=lambda call: call.b_ond.shape[1])  # the others are norms
+        return readings_of([widest], names, entries)
+
     def initialise(self, **random: Any) -> None:
         """Draw W1."""
         nn.init.normal_(self.up_fd, std=self.up_fd.shape[1] ** -0.5, **random)
@@ -169,6 +187,10 @@ class MUDDFormer(Block):
                 norm_btd, r_btd = normalise(r_btd, self.pre)
                 state = [norm_btd]
         return [*state, self(r_btd, normed, *context)]
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """The averages', except in the first block, which has none."""
+        return self.average.readings(calls, config) if self.average else iter(())
 
     def forward(self, r_btd: Tensor, normed: list[Tensor], *context: Any) -> Tensor:
         """The stream r, and q, k and v after their norms, to the next state; all [b, t, d]."""

@@ -16,14 +16,15 @@ scalars, of which only the sum r + e has an effect. The read-out has none.
 Axes: b batch, t time, d model.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import Block, ReadOut
+from dca.block import Block, Reading, ReadOut, fixed_readings
 from dca.config import ModelConfig
-from dca.mix import sum_and_norm, weighted_sums
+from dca.mix import Recorded, sum_and_norm, weighted_sums
 from dca.options import Annotated, Range, options
 from dca.registry import residual
 
@@ -78,6 +79,11 @@ class StreamScalars(Block):
     def state_rows(cls, config: ModelConfig) -> int:
         """Two terms and the embedding."""
         return 3
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """r and e."""
+        (r,), (e,) = self.r, self.e
+        return fixed_readings("all", ["stream", "embedding"], [r, e])
 
     def advance(self, state: Stream, *context: Any) -> Stream:
         """Scale outside of the compiled part: it has a kernel."""

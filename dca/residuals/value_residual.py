@@ -7,14 +7,15 @@ transformer, so that a trained one can be retrofitted. The first block has no sc
 Axes: b batch, t time, d model, h heads, e features of a head.
 """
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dca.block import Block, ReadOut
+from dca.block import Block, Reading, ReadOut, fixed_readings
 from dca.config import ModelConfig
-from dca.mix import sum_and_norm
+from dca.mix import Recorded, sum_and_norm
 from dca.registry import residual
 
 State = tuple[Tensor, Tensor | None]
@@ -38,6 +39,11 @@ class ValueResidual(Block):
     def read_out(cls, config: ModelConfig) -> ReadOut:
         """Reads the stream."""
         return ReadStream()
+
+    def readings(self, calls: Sequence[Recorded], config: ModelConfig) -> Iterator[Reading]:
+        """The shares, except in the first block, which has none."""
+        shares = [] if self.shares is None else [*self.shares]
+        return fixed_readings("v", ["block 1", "own"][: len(shares)], shares)
 
     def forward(self, state: State, *context: Any) -> State:
         """Stream and first values to the same."""

@@ -17,7 +17,7 @@ from pipelines.training.config import SCHEDULE_OPTIONS, FitConfig, TrainingRun
 
 MAX_SIZES = {
     **{"model.dim": 1 << 20, "model.depth": 2000, "model.ff_mult": 1024},
-    **{"model.hyper_connections.streams": 1024, "train.tokens": 10**15, "fit.tokens": 10**15},
+    **{"train.tokens": 10**15, "fit.tokens": 10**15},
     **{"train.evals": 10_000, "fit.evals": 10_000},
 }
 """Largest values of some keys. What a model takes is computed of one that is made, without weights;

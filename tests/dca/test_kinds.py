@@ -4,6 +4,7 @@ It needs its equations in reference.py and its counts in counts.py. Its options 
 one, see `models.variants`.
 """
 
+import math
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from dca import ModelConfig, build_model, registry
 from dca.model import load_weights
+from pipelines.reporting.learned_weights import learned_weights
 from tests.dca import reference
 from tests.dca.counts import counts_by_hand
 from tests.dca.models import (
@@ -283,6 +285,23 @@ def test_dropout_leaves_features_out_in_training_only(kind):
     seen = [model(ids) for _ in range(2)]
     assert not torch.equal(*seen)
     assert torch.equal(model.eval()(ids), without(ids))
+
+
+@each_case
+def test_what_a_model_reads_has_a_name_and_a_place_in_every_layer(kind, own):
+    """And is what it says over all layers: a place has one name, a mixture each entry once."""
+    model = model_of(config_of(kind, own), spread=0.1).float()
+    rows = learned_weights(model, ids_of(model.config))
+    assert bool(rows) == (kind != "standard")
+    assert {row["layer"] for row in rows} <= {*map(str, range(1, DEPTH + 1)), "out"}
+    places: dict[int, set[str]] = {}
+    for row in rows:
+        places.setdefault(row["place"], set()).add(row["entry"])
+        assert math.isfinite(row["b"] + row["spread"] + row["added"])
+    assert all(len(names) == 1 for names in places.values())
+    each = [(row["layer"], row["output"], row["entry"]) for row in rows]
+    assert len(set(each)) == len(each)
+    assert any(row["b"] + row["added"] not in (0.0, 1.0) for row in rows) == bool(rows)
 
 
 @each_case

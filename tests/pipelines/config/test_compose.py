@@ -172,7 +172,9 @@ def test_problems_between_keys_name_the_file_of_the_wrong_key(tmp_path):
     space = "search: {space: {model.heads: {int: [3, 4]}}}"
     assert problem(tmp_path, part=space, e=own).startswith("part.yaml: search.space.model.heads: ")
     message = problem(tmp_path, part="resources: {workers: 3}", e=own)
-    assert message.startswith("e.yaml: train.batch_tokens: expected a multiple of workers x seq_len = 3")
+    assert message.startswith(
+        "e.yaml: train.batch_tokens: expected a multiple of workers x seq_len = 3"
+    )
 
 
 def test_a_change_does_not_reach_other_keys_through_an_alias(tmp_path):
