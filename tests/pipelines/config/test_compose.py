@@ -169,7 +169,7 @@ def test_each_problem_names_the_file_that_contains_its_value(tmp_path):
 def test_problems_between_keys_name_the_file_of_the_wrong_key(tmp_path):
     own = "extends: part.yaml\nexperiment: e"
     assert problem(tmp_path, part="model: {heads: 3}", e=own).startswith("part.yaml: model.heads: ")
-    space = "search: {space: {model.heads: {int: [3, 4]}}}"
+    space = "search: {space: {model.heads: {int: [5, 7]}}}"
     assert problem(tmp_path, part=space, e=own).startswith("part.yaml: search.space.model.heads: ")
     message = problem(tmp_path, part="resources: {workers: 3}", e=own)
     assert message.startswith(
