@@ -1,4 +1,4 @@
-"""Four minutes on one GPU: are the CUDA paths right, and how fast are they?
+"""Eight minutes on one GPU: are the CUDA paths right, and how fast are they?
 
     PYTHONPATH=. python benchmarks/check_gpu.py [--cpu]
 
@@ -28,24 +28,41 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dca import ModelConfig, build_model, generate
+from dca import ModelConfig, build_model, generate, registry
 from dca.model import LanguageModel
 
 ROOT = Path(__file__).parents[1]
 KERNEL_TESTS = "tests/dca/mix_triton_cases.py"
 KERNEL_TESTS_SECONDS = 150
+PAPERS = ("standard", "dca")
+"""Kinds with rows of their own below."""
 KINDS: dict[str, dict[str, Any]] = {
     "standard": {"residual": "standard"},
     "1-DCA": {"dca": {"last_k": 1}},
     "2-DCA": {"dca": {"last_k": 2}},
     "full DCA": {"dca": {"last_k": None}},
+    **{kind: {"residual": kind} for kind in registry.residual.names if kind not in PAPERS},
+    "muddformer, norm": {"residual": "muddformer", "muddformer": {"norm": True}},
+    "attention_residuals, 8 groups": {
+        "residual": "attention_residuals",
+        "attention_residuals": {"blocks": 8},
+    },
+    "attention_residuals, 4 heads": {
+        "residual": "attention_residuals",
+        "attention_residuals": {"heads": 4},
+    },
+    "hyper_connections, static": {
+        "residual": "hyper_connections",
+        "hyper_connections": {"dynamic": False},
+    },
 }
-COMPILED = ("standard", "2-DCA")
-"""Kinds whose compiled steps are timed: compiling the others takes too long."""
+FEW = ("standard", "2-DCA", "full DCA")
+"""Kinds that are timed compiled and at the larger width: the others take too long."""
 MAX_ERROR = {"float32": 1e-3, "bfloat16": 0.4}
 """Of the loss and of any parameter's gradient, relative, by the type of the matrix products.
 Rounding alone was 0.1 of a small gradient in bfloat16; of one that is missing it would be 1."""
 VOCAB = 256
+PROFILED_ROWS = 20
 
 
 class Skipped(Exception):
@@ -197,7 +214,7 @@ def accuracy(check: Check) -> dict[str, Any]:
             loss.backward()
             of_loss = relative_error(loss, expected)
             errors[f"{kind}, {name}"] = [of_loss, gradient_error(model, reference)]
-    wrong = {k: e for k, e in errors.items() if not max(e) <= MAX_ERROR[k.split(", ")[1]]}
+    wrong = {k: e for k, e in errors.items() if not max(e) <= MAX_ERROR[k.rpartition(", ")[2]]}
     if wrong:
         raise Failed(f"relative errors of loss and gradients: {wrong}, expected {MAX_ERROR}")
     return errors
@@ -222,7 +239,7 @@ def gradient_error(model: nn.Module, reference: nn.Module) -> float:
 class Trainee:
     """A model and its optimizer, which train on new random bytes in each step."""
 
-    def __init__(self, check: Check, shape: Shape, kind: str, *, compiled: bool) -> None:
+    def __init__(self, check: Check, shape: Shape, kind: str, *, compiled: bool = False) -> None:
         self.check, self.shape, self.config = check, shape, shape.config(kind)
         self.model: LanguageModel = build_model(self.config).to(check.device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
@@ -245,12 +262,18 @@ class Trainee:
         return 3.0 * self.config.flops_per_token(self.shape.seq_len) * tokens
 
 
-def steps(check: Check, shape: Shape, rounds: int, *, compiled: bool = False) -> dict[str, Any]:
+def steps(
+    check: Check,
+    shape: Shape,
+    rounds: int,
+    kinds: Sequence[str] = tuple(KINDS),
+    *,
+    compiled: bool = False,
+) -> dict[str, Any]:
     """Times of whole training steps; each kind makes one in a round, beginning with another."""
     if compiled:
         check.require_gpu()
     shape, rounds = (shape, rounds) if check.on_gpu else (TINY, 2)
-    kinds = COMPILED if compiled else tuple(KINDS)
     trainees = {kind: Trainee(check, shape, kind, compiled=compiled) for kind in kinds}
     figures: dict[str, dict[str, Any]] = {}
     for kind, trainee in trainees.items():
@@ -263,7 +286,7 @@ def steps(check: Check, shape: Shape, rounds: int, *, compiled: bool = False) ->
     seconds: dict[str, list[float]] = {kind: [] for kind in trainees}
     for number in range(rounds):
         first = number % len(kinds)
-        for kind in kinds[first:] + kinds[:first]:
+        for kind in (*kinds[first:], *kinds[:first]):
             seconds[kind].append(check.seconds(trainees[kind].step))
     peak = check.parts.get("machine", {}).get("result", {}).get("bfloat16_teraflops")
     for kind, trainee in trainees.items():
@@ -274,6 +297,18 @@ def steps(check: Check, shape: Shape, rounds: int, *, compiled: bool = False) ->
             used = trainee.flops() / step_seconds / 1e12
             figures[kind]["share_of_the_products_speed"] = used / peak
     return figures
+
+
+def profile(check: Check) -> list[str]:
+    """What takes the time of a 2-DCA's step: a table of the operations that take longest."""
+    trainee = Trainee(check, Shape(24, 512, 8, 64, 512) if check.on_gpu else TINY, "2-DCA")
+    trainee.step()
+    with torch.profiler.profile() as profiled:
+        trainee.step()
+        check.synchronize()
+    key = "self_device_time_total" if check.on_gpu else "self_cpu_time_total"
+    table = profiled.key_averages().table(sort_by=key, row_limit=PROFILED_ROWS)
+    return [line.rstrip() for line in table.splitlines()]
 
 
 def host_waits(check: Check) -> str:
@@ -313,9 +348,12 @@ PARTS: dict[str, Callable[[Check], Any]] = {
     "errors against float64": accuracy,
     "steps, eager, 24x512": partial(steps, shape=Shape(24, 512, 8, 64, 512), rounds=15),
     "steps, compiled, 24x512": partial(
-        steps, shape=Shape(24, 512, 8, 64, 512), rounds=15, compiled=True
+        steps, shape=Shape(24, 512, 8, 64, 512), rounds=15, kinds=FEW, compiled=True
     ),
-    "steps, eager, 24x1024": partial(steps, shape=Shape(24, 1024, 16, 16, 1024), rounds=10),
+    "steps, eager, 24x1024": partial(
+        steps, shape=Shape(24, 1024, 16, 16, 1024), rounds=10, kinds=FEW
+    ),
+    "profile of a step, 2-DCA, 24x512": profile,
     "waits of the host in a step": host_waits,
     "generation, 24x512": generation,
 }
