@@ -63,6 +63,8 @@ LOCAL_ENVIRONMENT = {
 """Settings of a cluster that is started on this machine only."""
 SETTING = re.compile(r"RAY_\w*[a-z]")
 """How the names of variables begin that set what Ray's sources call a config."""
+MAX_DIGITS = 10
+"""Of whole numbers that any of these settings can be."""
 TOKEN_FILE = ".ray/auth_token"
 """In the user's home: the password of the clusters that `ray.init` starts, made at the first."""
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
@@ -95,9 +97,15 @@ def unreadable_variables() -> list[str]:
     """The user's variables with which Ray cannot be imported: its library in C++ ends the process
     where it cannot read the value of a setting, without a word.
 
-    Tried in processes of their own, where there are variables of such settings.
+    Tried in processes of their own, where there are such variables: a second each. A small whole
+    number can be read as any type.
     """
-    given = [name for name in os.environ if SETTING.match(name) and name not in LOCAL_ENVIRONMENT]
+    given = [
+        name
+        for name, value in os.environ.items()
+        if SETTING.match(name) and LOCAL_ENVIRONMENT.get(name) != value
+        if not (value.isdecimal() and len(value) < MAX_DIGITS)
+    ]
     if not given or _can_import_with(given) or not _can_import_with([]):
         return []
     return [name for name in given if not _can_import_with([name])] or given
