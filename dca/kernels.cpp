@@ -598,6 +598,16 @@ void weighted_backward(WeightedBackward<H> k, float* db, float* const* dgain, in
     if (dgain[o]) total_of(sums(0).gain + o * d, size, threads, d, dgain[o]);
 }
 
+// Calls work(O).
+template <typename Work>
+void with_mixtures(int outputs, Work work) {
+  switch (outputs) {
+    case 1: return work(std::integral_constant<int, 1>{});
+    case 2: return work(std::integral_constant<int, 2>{});
+    default: return work(std::integral_constant<int, 3>{});
+  }
+}
+
 // Calls work(O, B).
 template <typename Work>
 void with_outputs(int outputs, bool b, Work work) {
@@ -654,7 +664,7 @@ void mix_forward(long rows, int entries, int width, int outputs, int norm, float
     const auto rows_f = rows_of<H>(f, half, entries), rows_y = rows_of<H>(y, half, entries, outputs);
     const Forward<H> k{{rows, entries, width, norm != 0, eps}, rows_f.data(), b, w, gain,
                        {skip, half[entries] != 0}, rows_y.data(), {score, scale, rho}};
-    outputs == 1 ? forward<1>(k, threads) : forward<3>(k, threads);
+    with_mixtures(outputs, [&](auto o) { forward<decltype(o)::value>(k, threads); });
   });
 }
 
@@ -671,7 +681,9 @@ void mix_backward(long rows, int entries, int width, int outputs, int norm, floa
     const Backward<H> k{{rows, entries, width, norm != 0, eps}, rows_f.data(), b, w, gain,
                         {score, scale, rho}, {dskip, half[entries] != 0}, rows_dy.data(),
                         rows_later.data(), rows_df.data()};
-    outputs == 1 ? backward<1>(k, db, dw, dgain, threads) : backward<3>(k, db, dw, dgain, threads);
+    with_mixtures(outputs, [&](auto o) {
+      backward<decltype(o)::value>(k, db, dw, dgain, threads);
+    });
   });
 }
 

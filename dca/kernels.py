@@ -63,7 +63,7 @@ def mix_forward(
     norm: bool,
     eps: float,
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
-    """Mix n entries [t, d] into o = 1 or 3 outputs, as defined in `dca.mix.mix`.
+    """Mix n entries [t, d] into o = 1, 2 or 3 outputs, as defined in `dca.mix.mix`.
 
     Entries are float32 or bfloat16, also side by side; g_0 has the type of the first, and the
     normed mixtures are bfloat16 if autocast to it is on. Parameters and sums are float32.

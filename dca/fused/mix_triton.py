@@ -39,7 +39,7 @@ def mix_forward(
 ) -> tuple[Tensor, list[Tensor], tuple[Tensor, ...]]:
     """Mix n entries [t, d]: g_0, the o normed mixtures (all [t, d]), and what `backward` uses.
 
-    o is 1 or 3, n at most 60, d a multiple of 16. All tensors are contiguous and on the current
+    o is 1, 2 or 3, n at most 60, d a multiple of 16. All tensors are contiguous and on the current
     device. Entries are float32 or bfloat16, also side by side; parameters are float32; mixtures
     have the type of the first entry, sums are float32. Saved are scalars of a token: 1 / rms of its
     mixtures [t, o] and, with w, the scores before the clamp [t, n, o] and, if `norm` (w reads the

@@ -284,10 +284,17 @@ def _add_three(a0, a1, a2, b0, b1, b2):
 
 
 @triton.jit
+def _add_two(a0, a1, b0, b1):
+    return a0 + b0, a1 + b1
+
+
+@triton.jit
 def _across(x_o):
-    """Sums over features of one row [D] or three; three cross the threads together."""
+    """Sums over features of one row [D], two or three; several cross the threads together."""
     if len(x_o) == 3:
         sums = tl.reduce((x_o[0], x_o[1], x_o[2]), 0, _add_three)
+    elif len(x_o) == 2:
+        sums = tl.reduce((x_o[0], x_o[1]), 0, _add_two)
     else:
         tl.static_assert(len(x_o) == 1)
         sums = (tl.sum(x_o[0], 0),)

@@ -95,7 +95,7 @@ class Case:
                 )  # fmt: skip
 
 
-SHAPES = list(itertools.product([1, 3], [1, 4, 7], [16, 48]))
+SHAPES = [*itertools.product([1, 3], [1, 4, 7], [16, 48]), (2, 4, 48)]
 
 
 @pytest.mark.parametrize(("o", "n", "d"), SHAPES)

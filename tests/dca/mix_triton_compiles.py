@@ -59,7 +59,7 @@ def launch(o, n, d, *, has_w=True, norm=True, tokens=16, dtype=torch.float32, gi
 
 
 @pytest.mark.parametrize(("has_w", "norm"), [(True, True), (True, False), (False, True)])
-@pytest.mark.parametrize(("o", "n", "d"), [(3, 4, 256), (1, 5, 48)])
+@pytest.mark.parametrize(("o", "n", "d"), [(3, 4, 256), (2, 4, 64), (1, 5, 48)])
 def test_every_kind_compiles(kernels, o, n, d, has_w, norm):
     launch(o, n, d, has_w=has_w, norm=norm)
     assert all(kernel.hashes for kernel in kernels)

@@ -6,6 +6,7 @@ one, see `models.variants`.
 
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,6 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from dca import ModelConfig, build_model, registry
+from dca.block import OUT
 from dca.model import load_weights
 from pipelines.reporting.learned_weights import learned_weights
 from tests.dca import reference
@@ -326,6 +328,16 @@ def test_learning_rates_are_of_parameters_that_exist(kind, own):
     assert not rates.keys() & common
     if kind not in ("grn_v1", "grn_v2"):  # which have no w
         assert rates.keys() <= names
+
+
+@each_case
+def test_what_is_read_has_names_of_its_own_and_numbers(kind, own):
+    config = config_of(kind, own)
+    rows = learned_weights(model_of(config, spread=0.1), ids_of(config))
+    read = Counter((row["layer"], row["output"], row["place"]) for row in rows)
+    assert set(read.values()) <= {1}
+    assert {row["layer"] for row in rows} <= {*map(str, range(1, DEPTH + 1)), OUT}
+    assert all(math.isfinite(row[key]) for row in rows for key in ("b", "spread", "added"))
 
 
 @pytest.mark.slow

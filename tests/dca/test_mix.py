@@ -22,7 +22,7 @@ def compiled():
     assert kernels.library() is not None
 
 
-CASES = list(itertools.product([1, 3], [1, 2, 5], [True, False], [True, False]))
+CASES = list(itertools.product([1, 2, 3], [1, 2, 5], [True, False], [True, False]))
 
 
 def inputs_of(outputs: int, entries: int, has_w: bool, *, rows: int = 7, dim: int = 48) -> dict:
@@ -99,7 +99,7 @@ def test_outputs_that_nobody_reads_send_no_gradient(used):
 
 
 @pytest.mark.parametrize("last_k", [2, None])
-@pytest.mark.parametrize("residual", ["grn_v1", "grn_v2", "grn_v3", "dca"])
+@pytest.mark.parametrize("residual", ["grn_v1", "grn_v2", "grn_v3", "dca_v", "dca"])
 def test_a_fused_model_gives_the_gradients_of_the_equations(residual, last_k):
     config = ModelConfig(dim=32, depth=5, heads=2, residual=residual, dca={"last_k": last_k})
     generator = torch.Generator().manual_seed(0)
