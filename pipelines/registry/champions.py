@@ -42,6 +42,7 @@ from pipelines.tracking.schema import (
     GAIN,
     GATE_TAG,
     MOVING_TAG,
+    OF_MODEL_TAG,
     PREVIOUS_TAG,
     TEST_FINGERPRINT_TAG,
     TRIED_TAG,
@@ -126,9 +127,9 @@ class Champions:
         """Every promotion, in order; without those of a deleted model of the same name."""
         versions = search_versions(self.registry.client, self.registry.name)
         sources = {str(version.version): version.source for version in versions}
-        entries = self._valid_entries()
+        identity, entries = self.registry.identity(), self._valid_entries()
         ours = (e for e in entries if sources.get(e.tags[ENTRY_VERSION_TAG], e.source) == e.source)
-        return [Promotion.of(entry) for entry in ours]
+        return [Promotion.of(entry) for entry in ours if _is_of(entry, identity)]
 
     def promote(self, version: int, action: str, reason: str, seen: ChampionState) -> None:
         """Make a version champion, unless the champion changed since `seen`.
@@ -268,9 +269,8 @@ class Champions:
     def _version_exists(self, entry: ModelVersion) -> bool:
         """Whether the version of an entry still exists, and is not another one of its number."""
         try:
-            return bool(
-                self.registry.get(int(entry.tags[ENTRY_VERSION_TAG])).source == entry.source
-            )
+            version = self.registry.get(int(entry.tags[ENTRY_VERSION_TAG]))
+            return version.source == entry.source and _is_of(entry, self.registry.identity())
         except MlflowException as error:
             if error.error_code != MISSING:
                 raise
@@ -291,6 +291,8 @@ class Champions:
             ENTRY_SECONDS_TAG: repr(time.time()),
             CLAIM_TAG: claim,
         }
+        if identity := registry.identity():
+            tags[OF_MODEL_TAG] = identity
         if seen.champion is not None:
             tags[PREVIOUS_TAG] = str(seen.champion)
         tries = itertools.count()
@@ -338,6 +340,12 @@ class Champions:
         if since:
             how = f"version {since[-1].version} was {since[-1].action} by {since[-1].user}"
         return f"{self.registry.name}: the champion has moved meanwhile: {how}"
+
+
+def _is_of(entry: ModelVersion, identity: str) -> bool:
+    """Whether an entry is about the registered model of an identity, as far as that has one: not
+    about a deleted one of its name."""
+    return identity in ("", entry.tags.get(OF_MODEL_TAG, ""))
 
 
 def _moves(entry: ModelVersion) -> list[str]:

@@ -5,6 +5,7 @@ Used by the stages and commands that work with a registered model, and by the lo
 
 import json
 import re
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,7 @@ from pipelines.console.text import nearest, one_line
 from pipelines.tracking import descriptions
 from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.models import ModelStore, model_id_of, model_uri
-from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION
+from pipelines.tracking.schema import IDENTITY_TAG, SCHEMA_TAG, SCHEMA_VERSION
 
 LOG_SUFFIX = "-champions"
 """Behind a registered model's name: the name of the log of its champions."""
@@ -58,7 +59,8 @@ class Registry:
         """
 
         def register_once() -> int:
-            create_name(self.client, self.name, descriptions.describe_model(self.name))
+            about = descriptions.describe_model(self.name)
+            create_name(self.client, self.name, about, {IDENTITY_TAG: uuid.uuid4().hex})
             version = self._version_of(uri)
             if version is None:
                 version = self._create(uri, run_id, description)
@@ -118,6 +120,10 @@ class Registry:
         found = self.client.get_registered_model(self.name).aliases
         return {alias: int(version) for alias, version in found.items()}
 
+    def identity(self) -> str:
+        """What distinguishes it from a deleted one of its name; empty for one made by others."""
+        return str(self.client.get_registered_model(self.name).tags.get(IDENTITY_TAG, ""))
+
     def set_alias(self, alias: str, version: int) -> None:
         """Make an alias name a version."""
         CONFLICTS.call(self.client.set_registered_model_alias, self.name, alias, str(version))
@@ -176,10 +182,12 @@ def search_versions(client: RetryingClient, name: str) -> list[ModelVersion]:
             return sorted(found, key=lambda version: int(version.version))
 
 
-def create_name(client: RetryingClient, name: str, description: str) -> None:
-    """Create a registered model, unless there is one of the name."""
+def create_name(
+    client: RetryingClient, name: str, description: str, tags: Mapping[str, str] | None = None
+) -> None:
+    """Create a registered model with these tags, unless there is one of the name."""
     try:
-        CONFLICTS.call(client.create_registered_model, name, description=description)
+        CONFLICTS.call(client.create_registered_model, name, tags, description=description)
     except MlflowException as error:
         if error.error_code != EXISTS:
             raise

@@ -186,9 +186,15 @@ GATE_KEY_TAG, GATE_CHAMPION_TAG = GATE_TAG.format("key"), GATE_TAG.format("champ
 FORCED_TAG = GATE_TAG.format("forced")
 """Why a version was promoted past the gate."""
 
+# A registered model
+IDENTITY_TAG = "identity"
+"""A random text, other than that of a deleted model of the same name; earlier ones have none."""
+
 # An entry of the log of champions, a version of a second registered model
 ENTRY_VERSION_TAG, PREVIOUS_TAG, FOLLOWS_TAG = "version", "previous", "follows"
 """The champion from then on and until then, and the entry that it follows."""
+OF_MODEL_TAG = "of"
+"""The identity of the registered model."""
 ACTION_TAG, ENTRY_REASON_TAG = "action", "reason"
 ENTRY_USER_TAG, ENTRY_SECONDS_TAG = "user", "seconds"
 """How, why, by whom and when, in seconds since 1970."""

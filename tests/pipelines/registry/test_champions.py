@@ -17,7 +17,7 @@ from pipelines.registry.champions import (
 from pipelines.registry.gate import force as gate_force
 from pipelines.registry.gate import rollback
 from pipelines.registry.versions import Registry
-from pipelines.tracking.schema import ACTION_TAG
+from pipelines.tracking.schema import ACTION_TAG, IDENTITY_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.forked import Command
 from tests.pipelines.packages import log_untrained
@@ -197,6 +197,30 @@ def test_the_history_of_a_model_that_was_deleted_is_not_that_of_its_namesake(sto
     assert again.previous_champion(None) is None
     force(again, 2)
     assert [(p.version, p.previous) for p in again.promotions()] == [(2, None)]
+
+
+def test_a_namesake_has_no_history_of_versions_that_it_does_not_have_yet_or_has_again(store):
+    champions = Champions(register(store, 2))
+    sources = [version.source for version in champions.registry.versions()]
+    runs = [version.run_id for version in champions.registry.versions()]
+    for version in (1, 2):
+        force(champions, version)
+    store.client.delete_registered_model("tiny")
+    again = champions.registry.register(sources[0], runs[0], {})
+    assert (again, champions.promotions(), champions.state().champion) == (1, [], None)
+    force(champions, 1)
+    assert [(p.version, p.previous) for p in champions.promotions()] == [(1, None)]
+    store.client.delete_registered_model_tag("tiny", IDENTITY_TAG)
+    assert [p.version for p in champions.promotions()] == [1, 2, 1]
+
+
+def test_a_model_of_others_has_its_history(store):
+    registry = register(store, 2)
+    store.client.delete_registered_model_tag("tiny", IDENTITY_TAG)
+    champions = Champions(registry)
+    for version in (1, 2):
+        force(champions, version)
+    assert [p.version for p in champions.promotions()] == [1, 2]
 
 
 PROMOTER = """
