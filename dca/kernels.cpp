@@ -634,6 +634,36 @@ void dot_rows(int width, bool gelu, const float* x, const float* w, long outputs
   }
 }
 
+// Divides matrices m [n, n], of kLanes tokens side by side, by their sums over the first or the
+// second axis, to sums [n].
+void divide_by_sums(int n, bool first, Vec* m, Vec* sums) {
+  for (int a = 0; a < n; ++a) {
+    const auto at = [&](int b) { return first ? b * n + a : a * n + b; };
+    Vec total = {};
+    for (int b = 0; b < n; ++b) total += m[at(b)];
+    sums[a] = total;
+    for (int b = 0; b < n; ++b) m[at(b)] /= total;
+  }
+}
+
+// Turns the gradient g of the quotients m into that of what was divided.
+void divide_backward(int n, bool first, const Vec* m, const Vec* sums, Vec* g) {
+  for (int a = 0; a < n; ++a) {
+    const auto at = [&](int b) { return first ? b * n + a : a * n + b; };
+    Vec along = {};
+    for (int b = 0; b < n; ++b) along += g[at(b)] * m[at(b)];
+    for (int b = 0; b < n; ++b) g[at(b)] = (g[at(b)] - along) / sums[a];
+  }
+}
+
+void load_matrices(int n, long tokens, const float* from, Vec* m) {
+  for (int i = 0; i < n * n; ++i) m[i] = load(from + i * tokens);
+}
+
+void store_matrices(int n, long tokens, const Vec* m, float* to) {
+  for (int i = 0; i < n * n; ++i) store(to + i * tokens, m[i]);
+}
+
 }  // namespace
 
 extern "C" {
@@ -725,5 +755,44 @@ void sums_backward(long rows, int entries, int width, int outputs, int groups, f
       weighted_backward<decltype(o)::value, decltype(shared)::value>(k, db, dgain, threads);
     });
   });
+}
+
+// Matrices [n, n, tokens] divided in turn by their sums over the first and the second axis, `steps`
+// times in all; tokens is a multiple of the lanes.
+void sinkhorn(long tokens, int n, int steps, const float* from, float* to, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<Vec> m(n * n), sums(n);
+#pragma omp for schedule(static)
+    for (long t = 0; t < tokens; t += kLanes) {
+      load_matrices(n, tokens, from + t, m.data());
+      for (int step = 0; step < steps; ++step)
+        divide_by_sums(n, step % 2 == 0, m.data(), sums.data());
+      store_matrices(n, tokens, m.data(), to + t);
+    }
+  }
+}
+
+// The gradient of `from`, given that of the result; the steps are made again and kept in the cache.
+void sinkhorn_backward(long tokens, int n, int steps, const float* from, const float* dto,
+                       float* dfrom, int threads) {
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<Vec> m((steps + 1) * n * n), sums(steps * n), g(n * n);
+#pragma omp for schedule(static)
+    for (long t = 0; t < tokens; t += kLanes) {
+      load_matrices(n, tokens, from + t, m.data());
+      for (int step = 0; step < steps; ++step) {
+        Vec* next = m.data() + (step + 1) * n * n;
+        std::copy_n(next - n * n, n * n, next);
+        divide_by_sums(n, step % 2 == 0, next, sums.data() + step * n);
+      }
+      load_matrices(n, tokens, dto + t, g.data());
+      for (int step = steps - 1; step >= 0; --step)
+        divide_backward(n, step % 2 == 0, m.data() + (step + 1) * n * n, sums.data() + step * n,
+                        g.data());
+      store_matrices(n, tokens, g.data(), dfrom + t);
+    }
+  }
 }
 }

@@ -54,6 +54,21 @@ def linear(x: Tensor, weight: Tensor, *, gelu: bool) -> Tensor:
     return y
 
 
+def sinkhorn(matrices_nnt: Tensor, steps: int, gradient_nnt: Tensor | None = None) -> Tensor:
+    """Matrices [n, n, t] divided in turn by their sums over the first and the second axis.
+
+    Each of t tokens has a matrix; `steps` counts the divisions. With the gradient of the result,
+    that of the matrices instead.
+    """
+    n, _, tokens = matrices_nnt.shape
+    given = [x.contiguous() for x in (matrices_nnt, gradient_nnt) if x is not None]
+    found = torch.empty_like(given[0])
+    run = library().sinkhorn if gradient_nnt is None else library().sinkhorn_backward
+    threads = _threads(given[0].numel() * steps)
+    run(ctypes.c_long(tokens), n, steps, *map(_at, given), _at(found), threads)
+    return found
+
+
 def mix_forward(
     entries: list[Tensor],
     b_ond: Tensor,

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from dca import kernels
 from dca.block import OUT, SUBLAYERS, Reading, ReadOut, SublayerBlock, normalise, readings_of
 from dca.config import ModelConfig
 from dca.layers import row_products
@@ -50,7 +51,7 @@ READ_OTHERS = 0.1
 """Of the start `identity`: what the streams that a sublayer does not read weigh together."""
 MIX_BIAS = 8.0
 """Of the start `identity`: bias of the diagonal of the mixing."""
-SINKHORN_STEPS, SINKHORN_EPS = 20, 1e-6
+SINKHORN_DIVISIONS, SINKHORN_EPS = 39, 1e-6
 
 
 @options
@@ -187,35 +188,38 @@ class _Head(ReadOut):
 
 def doubly_stochastic(logits_jkbt: Tensor) -> Tensor:
     """Matrices [n, n, b, t] with columns (j) that sum to 1, and rows (k) that nearly do."""
-    if torch.compiler.is_compiling():
-        return _sinkhorn(logits_jkbt)
-    return _Sinkhorn.apply(logits_jkbt)
+    m_jkbt = logits_jkbt.softmax(1) + SINKHORN_EPS
+    return _divided(m_jkbt) if torch.compiler.is_compiling() else _Sinkhorn.apply(m_jkbt)
 
 
 class _Sinkhorn(torch.autograd.Function):
-    """`_sinkhorn`, of whose 40 steps nothing is kept: the backward pass computes them again."""
+    """`_divided`, of whose steps nothing is kept: the backward pass computes them again."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor) -> Tensor:
-        ctx.save_for_backward(logits)
-        return _sinkhorn(logits)
+    def forward(ctx: Any, m_jkbt: Tensor) -> Tensor:
+        ctx.save_for_backward(m_jkbt)
+        m_jkn = m_jkbt.flatten(2)
+        if not kernels.fits(m_jkn):
+            return _divided(m_jkbt)
+        return kernels.sinkhorn(m_jkn, SINKHORN_DIVISIONS).view_as(m_jkbt)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (logits,) = ctx.saved_tensors
+        (m_jkbt,) = ctx.saved_tensors
+        m_jkn = m_jkbt.flatten(2)
+        if kernels.fits(m_jkn):
+            return kernels.sinkhorn(m_jkn, SINKHORN_DIVISIONS, gradient.flatten(2)).view_as(m_jkbt)
         with torch.enable_grad():
-            logits = logits.detach().requires_grad_()
-            result = _sinkhorn(logits)
-        return torch.autograd.grad(result, logits, gradient)[0]
+            m_jkbt = m_jkbt.detach().requires_grad_()
+            result = _divided(m_jkbt)
+        return torch.autograd.grad(result, m_jkbt, gradient)[0]
 
 
-def _sinkhorn(logits_jkbt: Tensor) -> Tensor:
-    m_jkbt = logits_jkbt.softmax(1) + SINKHORN_EPS
-    m_jkbt = m_jkbt / m_jkbt.sum(0, keepdim=True)
-    for _ in range(SINKHORN_STEPS - 1):
-        m_jkbt = m_jkbt / m_jkbt.sum(1, keepdim=True)
-        m_jkbt = m_jkbt / m_jkbt.sum(0, keepdim=True)
+def _divided(m_jkbt: Tensor) -> Tensor:
+    """Divided by the sums of columns and of rows in turn, of columns first and last."""
+    for step in range(SINKHORN_DIVISIONS):
+        m_jkbt = m_jkbt / m_jkbt.sum(step % 2, keepdim=True)
     return m_jkbt
 
 

@@ -309,3 +309,18 @@ def test_what_a_layer_reads_is_recorded_inside_the_context_only():
         torch.testing.assert_close(call.added_on, value)
     assert [call.b_ond.equal(b_ond) for call in calls] == [True, True, False, True]
     assert not calls[2].b_ond.any()
+
+
+@pytest.mark.parametrize(("n", "tokens"), [(2, 16), (4, 48), (5, 16)])
+def test_matrices_are_divided_by_their_sums_in_turn_as_without_the_kernel(n, tokens):
+    start = torch.rand(n, n, tokens, dtype=torch.float64, requires_grad=True)
+    expected = start
+    for step in range(7):
+        expected = expected / expected.sum(step % 2, keepdim=True)
+    gradient = torch.randn_like(expected)
+    (to_start,) = torch.autograd.grad(expected, start, gradient)
+    given = start.detach().float()
+    found = kernels.sinkhorn(given, 7)
+    torch.testing.assert_close(found, expected.detach().float())
+    found = kernels.sinkhorn(given, 7, gradient.float())
+    torch.testing.assert_close(found, to_start.float(), rtol=1e-4, atol=1e-5)
