@@ -125,7 +125,12 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             print_traceback(error)
             return FAILURE
-        return _fail(f"{error.filename or 'disk'}: {error.strerror}", FAILURE)
+        return _fail(f"{_full_place(error)}: {error.strerror}", FAILURE)
+
+
+def _full_place(error: OSError) -> str:
+    """The path of a disk's error: of a copy, which has two, the one that is written."""
+    return str(error.filename2 or error.filename or "disk")
 
 
 def _fail(message: object, code: int) -> int:

@@ -136,6 +136,8 @@ def local_storage(text: str) -> Path | None:
 
 
 def _checked(text: str) -> str:
+    if not text.strip():
+        raise ValueError("expected a folder or a URI, got no text")
     check_uri(text)
     return with_home(text)
 

@@ -104,6 +104,8 @@ DIGITS = 5000 * "9"
         ("train.py", ["seeds=3"], "command line: seeds=3: train.py trains one configuration"),
         ("train.py", ["arms.a.model.dim=16"], "train.py trains one configuration; expected seed="),
         ("clean.py", ["--storage=nope"], "--storage=nope: no such folder"),
+        ("clean.py", ["--storage="], "--storage: expected a folder or a URI, got no text"),
+        ("train.py", ["storage=' '"], "storage: expected a folder or a URI, got no text"),
         ("clean.py", ["--storage=/dev/null"], "--storage=/dev/null: no such folder"),
         ("clean.py", [f"--storage={300 * 'a'}"], ": File name too long"),
         ("generate.py", [], "standard input: is empty; expected a prompt in each line or --prompt"),

@@ -36,6 +36,7 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
         (ConfigError(Problem("bad", "a.b", "e.yaml", "a.c"), "worse"), 2, "e.yaml: a.b: bad; did"),
         (PipelineError("failed"), 1, "failed\n"),
         (OSError(errno.ENOSPC, "No space left on device", "/runs/x"), 1, "/runs/x: No space left"),
+        (OSError(errno.ENOSPC, "No space", "/from", None, "/to"), 1, "/to: No space\n"),
         (OSError(errno.EROFS, "Read-only file system"), 1, "disk: Read-only file system\n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9), 2, "xxxxxxxxx: File name too"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "a: Too many levels"),
