@@ -13,7 +13,12 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import counted, format_value, nearest, quote_value
 from pipelines.search.config import Choice, Dimension, SearchConfig, SearchTask, condition_order
 from pipelines.search.space import FIXED, RUN_KEYS, Space, beside, point_key, required
-from pipelines.training.config import SCHEDULE_OPTIONS, FitConfig, TrainingRun
+from pipelines.training.config import (
+    SCHEDULE_OPTIONS,
+    FitConfig,
+    TrainingRun,
+    without_options_of_others,
+)
 
 MAX_SIZES = {
     **{"model.dim": 1 << 20, "model.depth": 2000, "model.ff_mult": 1024},
@@ -196,7 +201,14 @@ class _Values:
 
 
 def unused_options(space: Mapping[str, Dimension], base: TrainingRun) -> Iterator[Problem]:
-    """Options that are given, or searched, although no trial has a schedule that reads them."""
+    """Options that are given, or searched, although no trial has a schedule that reads them, and
+    searched ones of residual kinds that no trial trains."""
+    kinds = space.get("model.residual")
+    trained = set(kinds.choice or []) if kinds else {base.model.residual}
+    read = dict(without_options_of_others(((key, None) for key in space), set(map(str, trained))))
+    for key in space.keys() - read.keys():
+        names = ", ".join(sorted(map(str, trained)))
+        yield Problem(f"nothing reads it with residual = {names}", f"search.space.{key}")
     searched = space.get("train.schedule")
     possible = set(searched.choice or []) if searched else {base.train.schedule}
     for key, schedules in SCHEDULE_OPTIONS.items():

@@ -61,6 +61,17 @@ CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
 """Every kind with each of its options to test."""
 
 
+def _other_floats(kind: str) -> dict[str, Any]:
+    """Half of the default of each option of a kind that is a float."""
+    section = registry.residual.section(kind)
+    options = fields(registry.residual.options[section]) if section else ()
+    return {one.name: one.default / 2 for one in options if isinstance(one.default, float)}
+
+
+OTHER_FLOATS = [(kind, own) for kind in KINDS if (own := _other_floats(kind))]
+"""Kinds with other values of all options that change no equation."""
+
+
 def config_of(kind: str, own: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
     """A small model of a kind, with options of its own."""
     shape = {"dim": 24, "depth": DEPTH, "heads": 3, "vocab": 17}

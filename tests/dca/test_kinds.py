@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from dca import ModelConfig, build_model, registry
-from dca.block import OUT
+from dca.block import OUT, Block
 from dca.model import load_weights
 from pipelines.reporting.learned_weights import learned_weights
 from tests.dca import reference
@@ -24,6 +24,7 @@ from tests.dca.models import (
     CASES,
     DEPTH,
     KINDS,
+    OTHER_FLOATS,
     TOGETHER,
     config_of,
     equal_the_equations,
@@ -86,6 +87,14 @@ def test_in_float32_with_kernels_gradients_are_those_of_the_equations(kind, own)
     for name, parameter in model.named_parameters():
         scale = weights[name].grad.abs().max()
         assert (parameter.grad - weights[name].grad).abs().max() < 1e-4 * scale + 1e-7, name
+
+
+@pytest.mark.parametrize(("kind", "own"), OTHER_FLOATS, ids=str)
+def test_with_other_floats_it_starts_as_the_transformer(no_epsilon, kind, own):
+    """An option for a parameter's first value needs a `plain_start`."""
+    config = plain_start(config_of(kind, own))
+    ids, standard = ids_of(config), config_of("standard")
+    torch.testing.assert_close(model_of(config)(ids), model_of(standard)(ids), rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
@@ -294,7 +303,8 @@ def test_what_a_model_reads_has_a_name_and_a_place_in_every_layer(kind, own):
     """And is what it says over all layers: a place has one name, a mixture each entry once."""
     model = model_of(config_of(kind, own), spread=0.1).float()
     rows = learned_weights(model, ids_of(model.config))
-    assert bool(rows) == (kind != "standard")
+    shown = registry.residual[kind].readings is not Block.readings
+    assert bool(rows) == shown, f"{kind} should show what it reads by its `readings`, or have none"
     assert {row["layer"] for row in rows} <= {*map(str, range(1, DEPTH + 1)), "out"}
     places: dict[int, set[str]] = {}
     for row in rows:
@@ -303,7 +313,7 @@ def test_what_a_model_reads_has_a_name_and_a_place_in_every_layer(kind, own):
     assert all(len(names) == 1 for names in places.values())
     each = [(row["layer"], row["output"], row["entry"]) for row in rows]
     assert len(set(each)) == len(each)
-    assert any(row["b"] + row["added"] not in (0.0, 1.0) for row in rows) == bool(rows)
+    assert any(row["b"] + row["added"] not in (0.0, 1.0) for row in rows) == shown
 
 
 @each_case

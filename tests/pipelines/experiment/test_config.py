@@ -63,6 +63,10 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ),
         ("arms.new={model: {hyper_streams: 2}}", "mean model.hyper_connections.streams?"),
         ("model.dca.width=3", "model.dca.width: unknown key"),
+        (
+            "search.space.model.mhc.streams={int: [2, 4]}",
+            "search.space.model.mhc.streams: nothing reads it with residual = dca",
+        ),
         ("model.dca.last_k=0", "model.dca.last_k: expected at least 1 or null, got 0"),
         ("model.dca.norm=1", "model.dca.norm: input should be a valid boolean, got 1"),
         ("model.dca=2", "model.dca: "),
