@@ -12,8 +12,9 @@
 In a file of dca/residuals that is called far it is `model.far.reach` of a configuration, and
 `config.options.reach` to the kinds of that file. The class is read from the text of the file and
 executed without the rest of it, because a configuration is checked without PyTorch: it can use the
-names of this module only. Fields have defaults; the text below one is its meaning in the reference. A method
-`check(self, config)`, if there is one, raises FieldError for options that do not fit the model.
+names of this module only. Fields have defaults; the text below one is its meaning in the reference.
+A method `check(self, config)`, if there is one, raises FieldError for options that do not fit the
+model.
 """
 
 import ast
