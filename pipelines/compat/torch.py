@@ -3,6 +3,7 @@
 Used by pipelines.training. The model package has names of its own in dca/compat.py.
 """
 
+import warnings
 from collections.abc import Iterable
 from inspect import unwrap
 
@@ -47,3 +48,12 @@ def update_ema(average: Iterable[Tensor], weights: Iterable[Tensor], keep: float
     The public function's order of arguments is documented by example only.
     """
     get_ema_multi_avg_fn(keep)([*average], [*weights], 0)
+
+
+def ignore_view_warning() -> None:
+    """Print no warning of fully_shard about blocks that return a view, from now on.
+
+    It warns of operations in place on that view, which no block makes on what it reads; and knows
+    the case by the text of the warning only. The values that value_residual passes on are a view.
+    """
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")

@@ -30,6 +30,10 @@ class Resources(Section):
     workers: Workers = 1
     """Training processes; more than one train data-parallel under Ray Train. [min, max], for the
     fit only: as many as fit on the cluster, whose nodes may come and go."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """How several workers share a model: each holds all of it (ddp); or its part of the matrices in
+    blocks, with their gradients and optimizer state, and gathers those of a block to compute it
+    (fsdp): less memory, more traffic, the same losses."""
     cpus_per_worker: Positive = 1
     """CPU cores, and PyTorch threads, of each worker."""
     gpus_per_worker: Annotated[float, Field(ge=0)] = 0

@@ -41,13 +41,16 @@ def bits_per_byte(
     training = model.training
     model.eval()
     mine = starts[rank::world]
-    for first in range(0, len(mine), batch):
-        ids = to_ids(windows(data, mine[first : first + batch], seq_len), device)
+    for first in range(0, -(-count // world), batch):
+        own = mine[first : first + batch]
+        # where weights are sharded all ranks gather them as often: one without windows reads any
+        ids = to_ids(windows(data, own if len(own) else starts[:1], seq_len), device)
         with autocast(device, precision):
             logits_btv = model(ids[:, :-1])
-        nats += F.cross_entropy(
-            logits_btv.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
-        )
+        if len(own):
+            nats += F.cross_entropy(
+                logits_btv.flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="sum"
+            )
     model.train(training)
     if world > 1:
         dist.all_reduce(nats)

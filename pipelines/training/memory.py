@@ -1,7 +1,9 @@
 """An estimate of the memory that training needs, by a formula: no step is run.
 
 Peak of one training process = the process itself + weights, gradients and AdamW's two moments (of
-what Muon updates, one) + what the blocks keep of one micro batch for the backward pass. The factors
+what Muon updates, one) + what the blocks keep of one micro batch for the backward pass. Workers
+with resources.strategy = fsdp hold their shares of the matrices in blocks, and whole ones of
+the blocks that compute; the one that writes a checkpoint has all of it in its memory. The factors
 were fitted to measured peaks (VmHWM) of models of 0.2 to 20 million parameters;
 tests/pipelines/training/test_memory.py requires them to be within 25 % of what child processes
 measure. Used by the check of the cluster's memory and the cost estimate.
@@ -16,43 +18,79 @@ PROCESS_BYTES = 435 * MIB
 595 MiB, the workers of its fit at 605, 136 of them PyTorch's compiler."""
 COMPILER_BYTES = 136 * MIB
 """Of PyTorch's compiler, imported."""
+SHARDING_BYTES = 42 * MIB
+"""Of PyTorch's sharding, imported."""
 STATE_COPIES = 4
 """Numbers held per parameter: weight, gradient, two moments."""
-SAVED_COPIES = 6
-"""The same while a checkpoint is written: weight and moments, and each as bytes for the file."""
+SAVED_COPIES = 3
+"""Numbers of a checkpoint per parameter: weight and moments. They are in memory as bytes for the
+file as well while it is written; and where weights are sharded, whole beside the worker's part."""
 MUON_COPIES = 3
 """Numbers held per parameter of a matrix while Muon updates it, besides weight and momentum."""
+GATHERED_COPIES, SCATTERED_COPIES = 4, 2
+"""Numbers held per parameter of one block's matrices where these are sharded: of a block and of the
+next one as gathered and in the buffers that they came in; and of gradients, in float32, whole and
+in the buffer that is scattered."""
 EVAL_WINDOWS = 32
 """Windows of a batch in an evaluation, `evaluation.bits_per_byte`'s default."""
 
 
 def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     """Largest memory of one worker in bytes: on a GPU only that of its tensors."""
-    parameters = config.model.parameter_count()
-    tokens = micro_tokens(config)
-    averages = 4 * parameters if config.train.ema_decay else 0
-    state = STATE_COPIES * 4 * parameters
-    saving = (3 if on_gpu else SAVED_COPIES) * 4 * parameters
-    evaluating = 3 * 4 * parameters + _evaluation_bytes(config)
-    updating = 0
-    if config.train.optimizer == "muon":
-        from pipelines.training.optimizer import matrix_work
-
-        moment = 4 * matrix_work(config.model).numbers
-        state, evaluating = state - moment, evaluating - moment
-        saving -= moment if on_gpu else 2 * moment
-        updating = state + MUON_COPIES * moment
+    parameters, muon = config.model.parameter_count(), config.train.optimizer == "muon"
+    sharded = _is_sharded(config)
+    matrices = _matrix_numbers(config.model) if muon or sharded else 0
+    own = -(-matrices // config.resources.min_workers) if sharded else matrices
+    held = parameters - matrices + own
+    moment = 4 * own if muon else 0
+    state = STATE_COPIES * 4 * held - moment
+    saving = SAVED_COPIES * 4 * held - moment
+    evaluating = saving + _evaluation_bytes(config)
+    updating = state + MUON_COPIES * moment
+    if not on_gpu:
+        whole = SAVED_COPIES * 4 * parameters - (4 * matrices if muon else 0)
+        saving += (1 + sharded) * whole
+    training = state + micro_tokens(config) * _token_bytes(config, on_gpu=on_gpu)
     if config.train.precision == "bfloat16":  # of every matrix a second one
-        state += 2 * parameters
-    training = state + tokens * _token_bytes(config, on_gpu=on_gpu)
+        training += 2 * (parameters - matrices if sharded else parameters)
+    if sharded:
+        training += _gathered_bytes(config, matrices, on_gpu=on_gpu)
+        evaluating += _gathered_bytes(config, matrices, on_gpu=on_gpu, gradients=False)
+    averages = 4 * held if config.train.ema_decay else 0
     largest = max(training, updating, saving, evaluating)
     return averages + largest + (0 if on_gpu else _process_bytes(config))
+
+
+def _matrix_numbers(model: ModelConfig) -> int:
+    """Numbers in the matrices of blocks."""
+    from pipelines.training.optimizer import matrix_work
+
+    return matrix_work(model).numbers
+
+
+def _gathered_bytes(
+    config: TrainingRun, matrices: int, *, on_gpu: bool, gradients: bool = True
+) -> int:
+    """Bytes of whole matrices, where each worker holds some rows: of the blocks that compute."""
+    block = matrices / config.model.depth
+    found = GATHERED_COPIES * _width(config, on_gpu=on_gpu) * block
+    if gradients:
+        found += SCATTERED_COPIES * 4 * block
+        if micro_tokens(config) * config.resources.min_workers < config.train.batch_tokens:
+            found += 4 * matrices  # whole gradients, until the last micro-batch
+    return round(found)
 
 
 def _process_bytes(config: TrainingRun) -> int:
     """Of a worker without a model; activation checkpointing imports PyTorch's compiler as well."""
     compiler = config.train.compile or config.train.activation_checkpointing
-    return PROCESS_BYTES + (COMPILER_BYTES if compiler else 0)
+    found = PROCESS_BYTES + (COMPILER_BYTES if compiler else 0)
+    return found + (SHARDING_BYTES if _is_sharded(config) else 0)
+
+
+def _is_sharded(config: TrainingRun) -> bool:
+    """Whether the workers share the weights."""
+    return config.resources.strategy == "fsdp" and config.resources.min_workers > 1
 
 
 def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
@@ -64,10 +102,14 @@ def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     blocks = model.depth * block + kept
     if config.train.activation_checkpointing:  # one block at a time, and the inputs of the others
         blocks = block + kept / model.depth + model.depth * 6 + kept // 2
-    half = {"auto": on_gpu, "float32": False, "bfloat16": True}[config.train.precision]
-    width = 2 if half else 4
     logits = 4 if model.logit_softcap is None else 5
-    return width * round(model.dim * blocks) + 4 * logits * model.vocab
+    return _width(config, on_gpu=on_gpu) * round(model.dim * blocks) + 4 * logits * model.vocab
+
+
+def _width(config: TrainingRun, *, on_gpu: bool) -> int:
+    """Bytes of a number in matrix products."""
+    half = {"auto": on_gpu, "float32": False, "bfloat16": True}[config.train.precision]
+    return 2 if half else 4
 
 
 def _hidden(model: ModelConfig) -> float:

@@ -7,7 +7,7 @@ bfloat16, one matrix after the other, and reads on the host whether to update.
 Axes: n matrices of one shape, r rows, c columns, r <= c.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
 from math import sqrt
@@ -24,6 +24,8 @@ from dca.model import LanguageModel
 from pipelines.compat.torch import FOUND_INF, FUSED_DEVICES, AdamW, step_unless, update_ema
 from pipelines.training.config import TrainConfig
 from pipelines.training.device import multiplies_bfloat16, rank_and_world
+from pipelines.training.parallel.matrices import RowExchange
+from pipelines.training.parallel.replicated import Replicated
 
 MUON_MOMENTUM = 0.95
 MUON_RMS = 0.2
@@ -37,10 +39,16 @@ to 512 rows on an EPYC of 2023, 1.1 to 1.3 times with 64."""
 MOMENTUM = "momentum"
 PARTS = "parts"
 """Key of a group that Muon updates: of each matrix the rows of its parts."""
+EXCHANGE = "exchange"
+"""Key of such a group where each worker holds some rows of the matrices: how whole ones meet."""
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
+def build_optimizer(
+    model: nn.Module, config: TrainConfig, sharing: Replicated | None = None
+) -> AdamW:
     """AdamW, fused where the device supports it; `lr_multiplier` scales a group's learning rate.
+
+    It updates what this worker holds of the weights: all of them unless `sharing` gives parts.
 
     With train.optimizer = muon it leaves the matrices of the blocks to Muon. Only the matrices of
     linear layers have weight decay. It would pull the weights of residual connections from 1 to 0,
@@ -58,7 +66,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> AdamW:
         {"params": others, "lr_multiplier": 1.0, "weight_decay": 0.0},
         *({"params": found, "lr_multiplier": rate, "weight_decay": 0.0} for rate, found in own),
     ]
-    used = [group for group in groups if group["params"]]
+    used: list[dict[str, Any]] = [group for group in groups if group["params"]]
+    sharing = sharing or Replicated()
+    for group in used:
+        weights, group["params"] = group["params"], [*map(sharing.part, group["params"])]
+        if PARTS in group and group["params"][0] is not weights[0]:
+            shapes = [(len(weight), weight.shape[1]) for weight in weights]
+            group[EXCHANGE] = RowExchange(shapes, group[PARTS], *rank_and_world())
     betas = (config.beta1, config.beta2)
     fused = next(model.parameters()).device.type in FUSED_DEVICES
     kind = Muon if parts else AdamW
@@ -110,23 +124,62 @@ class Muon(AdamW):
 
     def _update_matrices(self, group: dict[str, Any], skip: Tensor | None) -> None:
         """One step of a group; where `skip` is 1 nothing changes, and the host does not read it."""
-        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
+        updates: list[Tensor] = []
         factor: float | Tensor = 1.0 if skip is None else 1 - skip
-        for weight, rows in zip(group["params"], group[PARTS], strict=True):
+        for weight in group["params"]:
             gradient = weight.grad if skip is None else weight.grad.where(skip == 0, 0)
             momentum = self.state[weight].setdefault(MOMENTUM, torch.zeros_like(weight))
             momentum.lerp_(gradient, (1 - MUON_MOMENTUM) * factor)
             weight.mul_(1 - group["lr"] * group["weight_decay"] * factor)
-            update = gradient.lerp(momentum, MUON_MOMENTUM)
-            for part, change in zip(weight.split(rows), update.split(rows), strict=True):
-                wide = (part, change) if len(part) <= part.shape[1] else (part.mT, change.mT)
-                by_shape.setdefault(wide[0].shape, []).append(wide)
+            updates.append(gradient.lerp(momentum, MUON_MOMENTUM))
             weight.grad = None
-        for shape, found in by_shape.items():
-            scale = -group["lr"] * MUON_RMS * sqrt(max(shape)) * factor
-            changes = _orthogonalise_together(torch.stack([change for _, change in found]))
-            for (part, _), change in zip(found, changes, strict=True):
-                part.add_(change * scale)
+        found = _of_rows if EXCHANGE in group else _of_wholes
+        for part, change, longer in found(group, updates):
+            part.add_(change * (-group["lr"] * MUON_RMS * sqrt(longer) * factor))
+
+
+Changes = Iterator[tuple[Tensor, Tensor, int]]
+"""Parts of weights, what each is changed by, and the longer side of the matrix that it is of."""
+
+
+def _of_wholes(group: dict[str, Any], updates: list[Tensor]) -> Changes:
+    """Of matrices that every worker holds."""
+    parts = [
+        *zip(
+            chain(*(w.split(rows) for w, rows in zip(group["params"], group[PARTS], strict=True))),
+            chain(*(u.split(rows) for u, rows in zip(updates, group[PARTS], strict=True))),
+            strict=True,
+        )
+    ]
+    changes = _orthogonalise_all([update for _, update in parts], _orthogonalise_together)
+    for (part, _), change in zip(parts, changes, strict=True):
+        yield part, change, max(part.shape)
+
+
+def _of_rows(group: dict[str, Any], updates: list[Tensor]) -> Changes:
+    """Of matrices whose rows are spread over the workers."""
+    exchange: RowExchange = group[EXCHANGE]
+    changes = _orthogonalise_all(exchange.to_owners(updates), orthogonalise)
+    for part, place, change in exchange.to_holders(changes, updates[0]):
+        yield group["params"][part.matrix][place], change, max(part.shape)
+
+
+def _orthogonalise_all(
+    matrices: list[Tensor], together: Callable[[Tensor], Tensor]
+) -> list[Tensor]:
+    """Matrices of any shapes made orthogonal, those of one shape `together`."""
+    by_shape: dict[torch.Size, list[int]] = {}
+    wide = [matrix if len(matrix) <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    for index, matrix in enumerate(wide):
+        by_shape.setdefault(matrix.shape, []).append(index)
+    found = dict[int, Tensor]()
+    for indices in by_shape.values():
+        changes = together(torch.stack([wide[index] for index in indices]))
+        found |= zip(indices, changes, strict=True)
+    return [
+        found[index] if wide[index] is matrix else found[index].mT
+        for index, matrix in enumerate(matrices)
+    ]
 
 
 def _orthogonalise_together(x_nrc: Tensor) -> Tensor:
@@ -194,7 +247,9 @@ def update(optimizer: torch.optim.AdamW, non_finite: Tensor) -> None:
         optimizer.step()
 
 
-def update_average(average: nn.Module, model: nn.Module, step: int, decay: float) -> None:
+def update_average(
+    average: Iterable[Tensor], weights: Iterable[Tensor], step: int, decay: float
+) -> None:
     """Add the weights after step `step` (from 0) to their exponential moving average.
 
     The decay grows as min(decay, (1 + step) / (10 + step)), as in TensorFlow's
@@ -203,4 +258,4 @@ def update_average(average: nn.Module, model: nn.Module, step: int, decay: float
     PyTorch's AveragedModel would start with the first weights at full decay.
     """
     keep = min(decay, (1 + step) / (10 + step))
-    update_ema(average.parameters(), model.parameters(), keep)
+    update_ema(average, weights, keep)

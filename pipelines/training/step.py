@@ -1,18 +1,18 @@
 """One optimizer step: gradients of a batch, clipping, update, average of the weights."""
 
 import hashlib
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.data.batches import Batches
 from pipelines.training.config import TrainingRun
 from pipelines.training.device import autocast, rank_and_world, resolve_precision
 from pipelines.training.evaluation import to_ids
 from pipelines.training.optimizer import update, update_average
+from pipelines.training.parallel import Replicated
 from pipelines.training.schedule import learning_rate_at
 
 
@@ -26,17 +26,19 @@ class OptimizerStep:
         optimizer: torch.optim.AdamW,
         average: nn.Module | None,
         batches: Batches,
+        sharing: Replicated,
     ) -> None:
-        """`average` is the averaged model that follows `model`, if the run keeps one."""
+        """`average` is the averaged model that follows `model`, if the run keeps one.
+
+        `sharing` is how the workers share both, and the gradients.
+        """
         self.config, self.seed, self.dropout = run.train, run.seed, run.model.dropout
         self.model, self.optimizer, self.average = model, optimizer, average
         self.batches = batches
         self.rank, self.world = rank_and_world()
         self.device = next(model.parameters()).device
         self.precision = resolve_precision(run.train.precision, run.model.dim, self.device)
-        self.forward: nn.Module = model
-        if self.world > 1:
-            self.forward = DistributedDataParallel(model)
+        self.sharing, self.forward = sharing, sharing.forward_of(model)
 
     def __call__(self, step: int, non_finite: Tensor) -> tuple[Tensor, Tensor]:
         """Make step `step` (from 0); return this worker's loss and the global gradient norm.
@@ -54,11 +56,12 @@ class OptimizerStep:
         if self.dropout:  # a resumed run drops the same features, and no generator state is stored
             torch.manual_seed(step_seed(self.seed, step, self.rank))
         loss = self._backward(ids)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
+        norm = self.sharing.clip(self.model, self.config.grad_clip)
         torch.maximum(non_finite, (~torch.isfinite(norm)).to(non_finite.dtype), out=non_finite)
         update(self.optimizer, non_finite)
         if self.average is not None and self.config.ema_decay:
-            update_average(self.average, self.model, step, self.config.ema_decay)
+            average, weights = map(self.sharing.parts, (self.average, self.model))
+            update_average(average, weights, step, self.config.ema_decay)
         self.optimizer.zero_grad(set_to_none=True)
         return loss, norm
 
@@ -66,7 +69,7 @@ class OptimizerStep:
         """Accumulate the gradient of the mean loss of [sequences, t + 1] ids in micro-batches.
 
         Workers may have unequal numbers of sequences: the mean over the workers is that of the
-        batch.
+        batch. They exchange gradients in the last micro-batch.
         """
         micro_tokens = self.config.micro_batch_tokens or self.config.batch_tokens
         micro_batches = ids.split(micro_tokens // self.config.seq_len)
@@ -74,19 +77,14 @@ class OptimizerStep:
         mean_sequences = self.config.batch_tokens / self.config.seq_len / self.world
         with autocast(self.device, self.precision):
             for number, micro_bt in enumerate(micro_batches, 1):
-                with self._no_sync(number < len(micro_batches)):
+                last = number == len(micro_batches)
+                with nullcontext() if last else self.sharing.accumulating(self.forward):
                     logits_btv = self.forward(micro_bt[:, :-1]).flatten(0, 1).float()
                     loss = F.cross_entropy(logits_btv, micro_bt[:, 1:].flatten())
                     loss = loss * (len(micro_bt) / mean_sequences)
                     loss.backward()
                 total += loss.detach()
         return total
-
-    def _no_sync(self, accumulating: bool) -> AbstractContextManager[None]:
-        """Skip averaging the workers' gradients until the last micro-batch of a step."""
-        if accumulating and isinstance(self.forward, DistributedDataParallel):
-            return self.forward.no_sync()
-        return nullcontext()
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:

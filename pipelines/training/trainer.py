@@ -27,6 +27,7 @@ from pipelines.training.device import (
     pick_device,
     rank_and_world,
     reset_peak_memory,
+    resolve_precision,
 )
 from pipelines.training.evaluation import bits_per_byte
 from pipelines.training.history import (
@@ -47,6 +48,7 @@ from pipelines.training.history import (
 )
 from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.optimizer import build_optimizer
+from pipelines.training.parallel import share
 from pipelines.training.schedule import learning_rate_at
 from pipelines.training.step import OptimizerStep
 
@@ -71,9 +73,13 @@ class Trainer:
         self.rank, self.world = rank_and_world()
         self.device = pick_device()
         torch.set_num_threads(run.resources.cpus_per_worker)
-        self.model = _new_model(run, self.device)
-        self.optimizer = build_optimizer(self.model, self.config)
+        self.model = _new_model(run)
         self.average = copy.deepcopy(self.model) if self.config.ema_decay else None
+        models = [self.model] if self.average is None else [self.model, self.average]
+        precision = resolve_precision(self.config.precision, run.model.dim, self.device)
+        self.sharing = share(run.resources.strategy, models, self.device, precision)
+        self.optimizer = build_optimizer(self.model, self.config, self.sharing)
+        self.sharing.attach(self.optimizer)
         self.eval_model = self.average or self.model
         self.config_digest = config_digest(run)
         self.step, self.history, self.seconds = 0, list[Row](), 0.0
@@ -87,7 +93,8 @@ class Trainer:
                 model.compile()
         sequences = self.config.batch_tokens // self.config.seq_len
         batches = Batches(open_bytes(splits.train), self.config.seq_len, sequences, run.seed)
-        self.make_step = OptimizerStep(run, self.model, self.optimizer, self.average, batches)
+        parts = (self.model, self.optimizer, self.average)
+        self.make_step = OptimizerStep(run, *parts, batches, self.sharing)
         self.utilisation = utilisation_of(run, self.device, self.world)
         self.validation = open_bytes(splits.validation)
 
@@ -137,7 +144,8 @@ class Trainer:
         while self.step < end:
             stop = min(end, self.step + self.config.log_every_steps)
             self.history.append(self._train_until(stop))
-            if self.step < end and time.monotonic() > self.last_save + self.checkpoint_seconds:
+            due = time.monotonic() > self.last_save + self.checkpoint_seconds
+            if self.step < end and self.sharing.agree(due):
                 self._save()
         bits = bits_per_byte(
             self.eval_model,
@@ -153,13 +161,14 @@ class Trainer:
 
     def _save(self) -> None:
         self.last_save = time.monotonic()
+        tensors = checkpoint.collect_tensors(self.model, self.optimizer, self.average)
+        tensors = self.sharing.gather(tensors)
         if self.rank != 0:
             return
         has_evaluation = any(VAL_BITS in row for row in self.history)
         best = int(best_row(self.history, self.config.best_metric)[STEP]) if has_evaluation else 0
         snapshot = Snapshot(self.step, self.history, best, self.seconds, self.config_digest)
-        parts = (self.model, self.optimizer, snapshot, self.average)
-        checkpoint.save(self.folder, *parts, key=self.key)
+        checkpoint.write(self.folder, tensors, snapshot, key=self.key)
 
     def _train_until(self, stop: int) -> Row:
         """Train to step `stop`; the host waits for the device once, at the end."""
@@ -201,10 +210,10 @@ class Trainer:
         }
 
 
-def _new_model(run: TrainingRun, device: torch.device) -> LanguageModel:
+def _new_model(run: TrainingRun) -> LanguageModel:
     """The model with random weights that are a function of the seed only."""
     generator = torch.Generator().manual_seed(run.seed)
-    model = build_model(run.model, generator=generator).to(device)
+    model = build_model(run.model, generator=generator)
     model.activation_checkpointing = run.train.activation_checkpointing
     return model
 

@@ -147,9 +147,13 @@ def test_a_checkpoint_that_does_not_fit_is_one_clear_line(tmp_path, text):
 
 @pytest.mark.ray
 @pytest.mark.faults  # two minutes
-def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(tmp_path, text):
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(
+    tmp_path, text, strategy
+):
     """Bitwise: two workers under Ray, one and the driver killed, then Ctrl-C; or undisturbed."""
-    command = ("train.py", "tiny.yaml", "resources.workers=2", "train.evals=32")
+    changes = ("resources.workers=2", f"resources.strategy={strategy}", "train.evals=32")
+    command = ("train.py", "tiny.yaml", *changes)
     calm, disturbed = (tmp_path / name for name in ("undisturbed", "disturbed"))
     for path in (calm, disturbed):
         path.mkdir()

@@ -29,11 +29,20 @@ def save(
 ) -> None:
     """Write a run's checkpoint of `snapshot.step` into its folder, and remove those not needed.
 
-    It is signed with the key, if there is one. The caller holds the folder's `writer_lock`. Raises
-    StorageError if the storage refuses, PipelineError if another process has claimed a remote
-    folder since; earlier checkpoints are then still there.
+    Of weights that this process holds whole. Arguments and errors are those of `write`.
     """
-    tensors = collect_tensors(model, optimizer, average)
+    write(folder, collect_tensors(model, optimizer, average), snapshot, key=key)
+
+
+def write(
+    folder: Folder, tensors: dict[str, Tensor], snapshot: Snapshot, *, key: str | None = None
+) -> None:
+    """Write the tensors that `collect_tensors` returned; remove checkpoints that are not needed.
+
+    The checkpoint is signed with the key, if there is one. The caller holds the folder's
+    `writer_lock`. Raises StorageError if the storage refuses, PipelineError if another process has
+    claimed a remote folder since; earlier checkpoints are then still there.
+    """
     if isinstance(folder, Path):
         _save_local(folder, tensors, snapshot, key)
         _prune_local(folder, snapshot)

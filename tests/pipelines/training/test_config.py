@@ -92,9 +92,13 @@ def test_the_fit_needs_a_step_of_a_batch_that_its_workers_share(run):
 
 def test_the_fit_has_its_own_budget_or_that_of_a_trial(run):
     assert FitConfig().values(run.train)["train.tokens"] == 4096
-    found = FitConfig(tokens=512, resources=Resources(workers=(1, 4))).values(run.train)
+    resources = Resources(workers=(1, 4), strategy="fsdp")
+    found = FitConfig(tokens=512, resources=resources).values(run.train)
     assert found["train.tokens"] == 512
-    assert found["resources"] == {"workers": (1, 4), "cpus_per_worker": 1, "gpus_per_worker": 0}
+    assert found["resources"] == {
+        **{"workers": (1, 4), "strategy": "fsdp"},
+        **{"cpus_per_worker": 1, "gpus_per_worker": 0},
+    }
 
 
 def test_a_range_of_workers_has_two_ends():

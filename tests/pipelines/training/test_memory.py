@@ -80,6 +80,23 @@ def test_workers_share_a_batch_and_its_memory(small):
     assert peak_bytes(micro, on_gpu=False) < peak_bytes(two, on_gpu=False)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_workers_that_share_the_weights_hold_less_the_more_there_are(small, on_gpu, optimizer):
+    sizes = {"model.depth": 12, "train.micro_batch_tokens": 256, "train.optimizer": optimizer}
+    sizes |= {"model.dim": 512}
+    peaks = []
+    for workers in (1, 2, 4, 8):
+        whole = small.replace({**sizes, "resources.workers": workers})
+        shared = whole.replace({"resources.strategy": "fsdp"})
+        peaks.append(peak_bytes(shared, on_gpu=on_gpu))
+        if workers == 1:
+            assert peaks[0] == peak_bytes(whole, on_gpu=on_gpu)
+        elif on_gpu:
+            assert peaks[-1] < peak_bytes(whole, on_gpu=True)
+    assert peaks[1:] == sorted(peaks[1:], reverse=True)
+
+
 def test_activations_computed_again_are_not_kept(small):
     deep = small.replace({"model.depth": 24})
     again = deep.replace({"train.activation_checkpointing": True})
@@ -99,6 +116,7 @@ def test_the_compiler_takes_memory_once_where_it_is_imported(small):
 MICRO = {"train.micro_batch_tokens": 128}
 WHOLE = {**MICRO, "train.eval_tokens": None}
 DCA = {"model.residual": "dca", "model.depth": 5}
+SHARED = {"resources.workers": 2, "resources.strategy": "fsdp", "model.dim": 512}
 ONE = {
     **MICRO,
     "train.eval_tokens": 1,
@@ -136,6 +154,12 @@ ONE = {
         ),
         ({"train.ema_decay": 0.9}, 102_179_584, 61_285_120),
         ({"resources.workers": 2}, 52_173_824, 32_576_768),
+        ({**SHARED, "resources.strategy": "ddp"}, *(490_790_912, 327_213_056)),
+        (SHARED, *(490_790_912, 302_047_232)),
+        ({**SHARED, "resources.workers": 4}, *(285_270_016, 211_855_360)),
+        ({**SHARED, "train.optimizer": "muon"}, *(471_916_544, 283_172_864)),
+        ({**SHARED, "train.micro_batch_tokens": 128}, *(292_681_728, 240_166_912)),
+        ({**SHARED, "train.precision": "bfloat16"}, *(302_578_688, 302_578_688)),
         # a checkpoint that is written
         ({**MICRO, "model.dim": 1024, "train.eval_tokens": 128}, 918_724_608, 633_454_592),
         # evaluations
@@ -159,6 +183,7 @@ def test_the_formula_gives_the_golden_numbers(changes, on_cpu, on_gpu):
     sized = TrainingRun().replace(base | changes)
     again = sized.train.activation_checkpointing
     process = memory.PROCESS_BYTES + (memory.COMPILER_BYTES if again else 0)
+    process += memory.SHARDING_BYTES if sized.resources.strategy == "fsdp" else 0
     assert peak_bytes(sized, on_gpu=False) - process == on_cpu
     assert peak_bytes(sized, on_gpu=True) == on_gpu
 

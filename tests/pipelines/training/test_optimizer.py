@@ -168,7 +168,7 @@ def test_an_average_of_few_weights_forgets_the_first_ones_and_then_decays(run):
     expected = float(average.weight)
     for step in range(100):
         torch.nn.init.constant_(model.weight, step)
-        update_average(average, model, step, 0.8)
+        update_average(average.parameters(), model.parameters(), step, 0.8)
         keep = min(0.8, (1 + step) / (10 + step))
         expected = keep * expected + (1 - keep) * step
         assert float(average.weight) == pytest.approx(expected, rel=1e-5)
