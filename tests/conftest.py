@@ -26,6 +26,7 @@ RAY = (
     "test_ray.py",
     "test_tune.py",
     "test_inspection.py",
+    "test_gpus.py",
 )
 FORKS = (
     *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),
