@@ -76,7 +76,10 @@ class Gates(nn.Module):
         self.widths = [len(bias) for bias in biases]
         self.std = START_STD if config.options.start == "uniform" else 0.0
         self.phi_cnd = nn.Parameter(torch.zeros(sum(self.widths), streams, config.dim))
-        self.bias_c = nn.Parameter(torch.cat(biases))
+        bias_c = torch.zeros(sum(self.widths))
+        for part, bias in zip(bias_c.split(self.widths), biases, strict=True):
+            part.copy_(bias)  # torch.cat on the meta device would import PyTorch's compiler
+        self.bias_c = nn.Parameter(bias_c)
         self.alpha = nn.Parameter(torch.full((len(biases),), START_ALPHA))
 
     def forward(self, streams: list[Tensor]) -> tuple[tuple[Tensor, ...], list[Tensor]]:

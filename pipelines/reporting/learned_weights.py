@@ -8,12 +8,17 @@ import json
 import sys
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pipelines.reporting.earlier_weights import earlier_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+PACKAGE = "dca"
+"""The model's own, which is imported by now."""
 OUT = "out"
 """Name of the read-out behind the last block, as a layer."""
 
@@ -28,6 +33,9 @@ def learned_weights(model: Any, ids_bt: "Tensor | None") -> list[dict[str, Any]]
     """
     import torch
 
+    if not hasattr(import_module(f"{PACKAGE}.mix"), "recorded"):
+        with torch.inference_mode():
+            return [*earlier_weights(model, ids_bt, OUT)]
     layers = {str(number): block for number, block in enumerate(getattr(model, "blocks", []), 1)}
     layers[OUT] = getattr(model, "mix", None)
     with torch.inference_mode():
@@ -40,10 +48,7 @@ def learned_weights(model: Any, ids_bt: "Tensor | None") -> list[dict[str, Any]]
 
 def _recorded(model: Any, layers: dict[str, Any], ids_bt: "Tensor") -> dict[str, Any]:
     """The calls of the mixing by each layer over a text."""
-    try:
-        from dca.mix import recorded  # the model's own, which is imported by now
-    except ImportError:
-        sys.exit("an earlier version has packaged it, which cannot show its weights")
+    from dca.mix import recorded  # the model's own, which is imported by now
 
     found: dict[str, Any] = {}
 

@@ -96,7 +96,10 @@ def test_defaults_and_limits_are_those_of_the_shipped_schema():
         ({"dca": {"init_std": float("inf")}}, "dca.init_std: expected at least 0, got inf"),
         ({"dca": {"b_rate": 0.0}}, "dca.b_rate: expected more than 0, got 0.0"),
         ({"dca": {"width": 1}}, "^dca.width: expected one of last_k, init_std, "),
-        ({"hyper_connections": {"streams": 0}}, "streams: expected at least 1, got 0"),
+        (
+            {"hyper_connections": {"streams": 0}},
+            "streams: expected at least 1 and at most 64, got 0",
+        ),
         ({"ff_mult": 0}, "ff_mult: expected at least 1, got 0"),
         ({"dca": {"last_k": 0}}, "dca.last_k: expected at least 1 or null, got 0"),
         ({"kv_heads": 3}, "kv_heads: expected null or a divisor of heads = 4, got 3"),

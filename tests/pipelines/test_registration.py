@@ -96,7 +96,8 @@ CHECK = """
 import json, sys
 from pipelines.experiment import Experiment, load, reference
 load(["tiny.yaml", "search.space.model.residual={choice: [dca, embedding_again]}"])
-load(["tiny.yaml", "search.space.model.embedding_again.every={int: [1, 3]}"])
+own = "search.space.model.embedding_again.every={int: [1, 3]}"
+load(["tiny.yaml", "model.residual=embedding_again", own])
 fields = Experiment.model_json_schema()["$defs"]["ModelConfig"]["properties"]
 print(json.dumps({"names": fields["residual"]["enum"], "reference": reference()}))
 load(["tiny.yaml", "model.residual=embeding_again", "model.architecture=gro",

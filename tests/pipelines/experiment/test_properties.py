@@ -437,11 +437,11 @@ GOOD = st.fixed_dictionaries(
                 "space": {
                     "train.learning_rate": {"log_uniform": bounds},
                     "model.depth": {"int": [low, low + size]},
-                    "model.dca.last_k": {"choice": values, "when": {"model.depth": low}},
+                    "train.weight_decay": {"choice": values, "when": {"model.depth": low}},
                 }
             },
             *(RANGES, st.integers(1, 1_980), st.integers(1, 20)),
-            st.lists(COUNTS | st.none(), min_size=1, max_size=4, unique=True),
+            st.lists(st.floats(0, 1), min_size=1, max_size=4, unique=True),
         ),
         "generate": st.fixed_dictionaries(
             {},
