@@ -120,6 +120,14 @@ def test_mixing_moves_what_a_count_by_hand_says():
     assert two == block[1] + block[2] + block[3] + 2 * block[4] + output + 2 * 3
 
 
+def test_a_row_of_two_groups_is_paired_with_the_rounds_of_the_last(bench):
+    plain, other = Case(STANDARD, TINY), Case(dca(1), TINY)
+    bench.seconds[plain] = [1e9, 1e9]
+    bench.measure_steps([plain, other], slow=False)
+    assert len(bench.seconds[plain]) == len(bench.seconds[other]) == bench.rounds
+    assert float(bench.speed(other, plain).split()[0]) < 1000
+
+
 def test_every_residual_kind_has_a_row_beside_our_standard():
     groups = model.zoo_groups(torch.device("cpu"))
     assert all(group[0] == STANDARD for group in groups)
