@@ -29,7 +29,7 @@ from pipelines.reporting.run_tables import (
     curve_table,
     trial_table,
 )
-from pipelines.reporting.studies.loading import StudyRuns
+from pipelines.reporting.studies.loading import StudyRuns, require_arm
 from pipelines.search.results import read_numbers
 from pipelines.search.resume import stored_search
 from pipelines.tracking.client import RetryingClient, connect_existing
@@ -69,8 +69,8 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
     """The results of an experiment's latest pipeline run, finished or not.
 
     With the arms of a study compared with another baseline than the experiment's, if one is named.
-    Raises ConfigError if the tracking store has no such experiment, no pipeline run of it, or no
-    comparison with this baseline.
+    Raises ConfigError if the tracking store has no such experiment, no pipeline run of it, no arm
+    of the baseline's name in it, or no comparison yet.
     """
     client = connect_existing()
     names = [found.name for found in client.search_experiments()]
@@ -134,6 +134,8 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
     pipeline = pipelines[pipeline_run]
     text = store.read_text(pipeline_run, EXPERIMENT_FILE)
     whole = read_stored(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
+    if baseline is not None:
+        require_arm(whole, baseline)
     found = {
         path: store.client.get_run(run) for path, run in stage_runs(pipeline.data.tags).items()
     }

@@ -19,6 +19,18 @@ from pipelines.tracking.store import Run, Store
 from pipelines.training.config import TrainingRun
 
 
+def require_arm(experiment: Experiment, name: str) -> None:
+    """Raise ConfigError unless an experiment has an arm of this name, for --baseline: it becomes a
+    part of the name of the report's folder."""
+    known = experiment.arm_names
+    if name in known:
+        return
+    message = f"expected none: {experiment.experiment} is no study of several arms"
+    if known:
+        message = f"expected an arm of {', '.join(known)}, got {quote_value(name)}"
+    raise ConfigError(Problem(message, "--baseline", nearest=nearest(name, known)))
+
+
 @dataclass(frozen=True)
 class StudyRuns:
     """The runs of a study's stages, and the winner among its trainings."""
@@ -61,13 +73,8 @@ class StudyRuns:
     def study(self, baseline: str | None = None) -> Study | None:
         """The comparison, if it has ended; with another baseline that one.
 
-        Raises ConfigError for a baseline that is no arm, or before there is a comparison.
+        Raises ConfigError for another baseline before there is a comparison.
         """
-        known = self.config.arm_names
-        if baseline is not None and baseline not in known:
-            message = f"expected an arm of {', '.join(known)}, got {quote_value(baseline)}"
-            problem = Problem(message, "--baseline", nearest=nearest(baseline, known))
-            raise ConfigError(problem)
         run = self.runs.get(COMPARE_KIND)
         found = None
         if run is not None and self._result(COMPARE_KIND, Compared) is not None:

@@ -99,6 +99,21 @@ def test_with_another_baseline_a_page_is_written_beside_it(store, config, monkey
         report.main(["--baseline", "dca-2"])
 
 
+@pytest.mark.parametrize("baseline", ["x", "", "../../zz", "n" * 300])
+@pytest.mark.parametrize("arms", [{}, ARMS])
+def test_a_baseline_that_is_no_arm_is_refused_and_nothing_is_written(
+    store, config, tmp_path, baseline, arms
+):
+    study = config.replace({"arms": arms, "seeds": 2})
+    store_study(store, study, GAINS if arms else {"tiny": 0.1}).compare()
+    before = set(tmp_path.rglob("*"))
+    expected = "an arm of standard, dca-2, got" if arms else "none: tiny is no study of several"
+    with pytest.raises(ConfigError, match=rf"--baseline: expected {expected}") as refused:
+        report.main(["tiny", "--baseline", baseline])
+    assert len(str(refused.value)) < 150
+    assert set(tmp_path.rglob("*")) == before
+
+
 def test_an_unfinished_study_says_how_far_it_is(store, config, capsys):
     made = store_study(store, config, GAINS, ended=4)
     results = results_of(store, made.pipeline)
