@@ -20,7 +20,7 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sqlalchemy import NullPool, create_engine, inspect, make_url
+from sqlalchemy import URL, NullPool, create_engine, inspect, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.compat.mlflow import (
@@ -46,11 +46,11 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy, within
-from pipelines.console.text import first_line, is_text, one_line
+from pipelines.console.text import first_line, one_line
 from pipelines.storage.files import move_into_place
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.locks import store_lock
-from pipelines.tracking.uri import database_file, local_path, tracking_uri
+from pipelines.tracking.uri import MEMORY, database_file, file_problem, local_path, tracking_uri
 
 PROBE_SECONDS, ANSWER_SECONDS = 10, 18
 """Without a byte of a server's answer, and for the whole of it."""
@@ -59,9 +59,10 @@ MAX_UNAVAILABLE_SECONDS = 3600
 MAX_PAUSE_SECONDS = 10
 SILENT_SECONDS = 1.0
 """Longest wait for the lock of a database without a line."""
-OPTIONS = {"timeout", "check_same_thread", "isolation_level", "cached_statements", "detect_types"}
-"""Of a SQLite URI, behind its `?`; MLflow passes them to Python's driver."""
-MEMORY = ":memory:"
+OPTIONS = {"timeout", "check_same_thread", "cached_statements", "detect_types"}
+"""Of a SQLite URI, behind its `?`; SQLAlchemy passes them to Python's driver, and no others."""
+REFUSED = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
+"""How SQLAlchemy and the driver refuse a file or the value of an option."""
 LISTED = {"experiments", "next_page_token"}
 """In a server's answer to the search for experiments."""
 CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
@@ -230,31 +231,11 @@ def check_uri(uri: str) -> None:
         reason = _server_problem(uri)
     elif path := database_file(uri):
         with _logging_waits(uri):
-            reason = _file_problem(path) or _database_problem(uri, path)
+            reason = file_problem(path) or _database_problem(uri, path)
     else:
         reason = "expected sqlite:///FILE or http(s)://HOST"
     if reason:
         raise unusable(uri, reason)
-
-
-def _file_problem(path: Path) -> str | None:
-    """Why a path cannot be that of a database; None if it can."""
-    folder = Path(os.path.realpath(path)).parent
-    if not is_text(str(path)):
-        return f"{path}: expected a path in UTF-8"
-    if path.name == MEMORY:
-        return "a database in memory ends with the command; expected sqlite:///FILE"
-    if path.is_dir():
-        return f"{path} is a folder; expected a file, which is made if there is none"
-    if not folder.is_dir():
-        return f"{path} cannot be written: there is no folder {folder}"
-    if path.exists() and not path.is_file():
-        return f"{path} is not a file"
-    if not os.access(folder, os.W_OK | os.X_OK):  # SQLite keeps a journal beside it
-        return f"{path} cannot be written: its folder cannot"
-    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
-        return f"{path} cannot be written"
-    return None
 
 
 def _database_problem(uri: str, path: Path) -> str | None:
@@ -262,10 +243,9 @@ def _database_problem(uri: str, path: Path) -> str | None:
     or is new or empty."""
     try:
         url = make_url(uri)
-        if unknown := sorted(url.query.keys() - OPTIONS):
-            return f"{unknown[0]}: unknown option; expected {', '.join(sorted(OPTIONS))}"
+        if reason := _option_problem(url):
+            return reason
         if not (path.exists() and path.stat().st_size):
-            create_engine(url.set(database=MEMORY), poolclass=NullPool).connect().close()
             return None
         if _start_of(path) != b"SQLite":
             return f"{path} is no SQLite database"
@@ -277,10 +257,25 @@ def _database_problem(uri: str, path: Path) -> str | None:
         if not {column["name"] for column in columns} >= COLUMNS:
             named = ", ".join(tables[:3])
             return f"{path} is the database of another program, with the tables {named}"
-    except (SQLAlchemyError, TypeError, ValueError) as error:
+    except REFUSED as error:
         if is_locked(error):  # by a process that makes its tables, for instance
             return None
         return f"{path} cannot be opened: {first_line(error)}"
+    return None
+
+
+def _option_problem(url: URL) -> str | None:
+    """What is wrong with an option behind a URI's `?`; None if the driver takes all of them."""
+    for name, value in url.query.items():
+        if name not in OPTIONS:
+            return f"{name}: unknown option; expected {', '.join(sorted(OPTIONS))}"
+        if not isinstance(value, str):
+            return f"{name}: given {len(value)} times; expected once"
+        try:
+            alone = url.set(database=MEMORY, query={name: value})
+            create_engine(alone, poolclass=NullPool).connect().close()
+        except REFUSED as error:
+            return f"{name}={value}: {first_line(error)}"
     return None
 
 

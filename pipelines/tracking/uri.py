@@ -11,10 +11,12 @@ from urllib.parse import unquote, urlsplit
 
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.secrets import redact
+from pipelines.console.text import is_text
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
 
 SQLITE = "sqlite:///"
+MEMORY = ":memory:"
 ARTIFACTS = "mlartifacts"
 """Name of the folder of artifacts beside a database, if the storage is a URI."""
 
@@ -44,6 +46,26 @@ def database_file(uri: str) -> Path | None:
     if not uri.startswith(SQLITE):
         return None
     return Path(unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+
+
+def file_problem(path: Path) -> str | None:
+    """Why a path cannot be that of a database; None if it can."""
+    folder = Path(os.path.realpath(path)).parent
+    if not is_text(str(path)):
+        return f"{path}: expected a path in UTF-8"
+    if path.name == MEMORY:
+        return "a database in memory ends with the command; expected sqlite:///FILE"
+    if path.is_dir():
+        return f"{path} is a folder; expected a file, which is made if there is none"
+    if not folder.is_dir():
+        return f"{path} cannot be written: there is no folder {folder}"
+    if path.exists() and not path.is_file():
+        return f"{path} is not a file"
+    if not os.access(folder, os.W_OK | os.X_OK):  # SQLite keeps a journal beside it
+        return f"{path} cannot be written: its folder cannot"
+    if path.exists() and not os.access(path, os.R_OK | os.W_OK):
+        return f"{path} cannot be written"
+    return None
 
 
 def nothing_stored() -> bool:
