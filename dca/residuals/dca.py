@@ -187,8 +187,11 @@ class GRNBlock(Block):
 
     @classmethod
     def kept(cls, config: ModelConfig) -> float:
-        """Of every block the inputs besides the first, and their norms."""
-        return config.depth * 3.0 * (cls.inputs - 1)
+        """Of every block its inputs besides two, and of the stack, in the backward pass, gradients.
+
+        Less is kept, by up to one row of every block: sums of older outputs differ in number.
+        """
+        return config.depth * (cls.inputs - 2.0) + cls.state_rows(config)
 
     @classmethod
     def state_rows(cls, config: ModelConfig) -> int:

@@ -131,7 +131,7 @@ ONE = {
     ("changes", "on_cpu", "on_gpu"),
     [
         ({}, 101_456_896, 60_562_432),
-        ({"model.residual": "dca"}, 120_367_104, 70_035_456),
+        ({"model.residual": "dca"}, 108_832_768, 64_268_288),
         ({"model.residual": "hyper_connections"}, 130_594_336, 75_150_880),
         ({"model.residual": "value_residual"}, 101_456_960, 60_562_496),
         ({"model.ff_mult": 6}, 114_826_240, 67_640_320),
@@ -143,7 +143,7 @@ ONE = {
         ({"train.activation_checkpointing": True}, 65_805_312, 42_736_640),
         (
             {"train.activation_checkpointing": True, "model.residual": "dca"},
-            *(81_569_792, 50_636_800),
+            *(71_428_096, 45_565_952),
         ),
         ({"train.precision": "bfloat16"}, 60_923_776, 60_923_776),
         ({"train.optimizer": "muon"}, 100_867_072, 59_972_608),
