@@ -9,6 +9,7 @@ import json
 import os
 import warnings
 from collections import Counter
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -25,18 +26,19 @@ from pipelines.training.loop import train
 from pipelines.training.parallel.matrices import RowExchange, held_rows
 from tests.pipelines import forked
 from tests.pipelines.training.runs import KEY, history, tensors
-from tests.pipelines.training.test_data_parallel import TOLERANCE, together
+from tests.pipelines.training.test_data_parallel import TOLERANCE
 
 FSDP = {"resources.strategy": "fsdp"}
 METRICS = ("train_bits_per_byte", "grad_norm", "val_bits_per_byte")
-Runs = dict[Path, TrainingRun]
+Runs = list[tuple[Path, TrainingRun]]
+Groups = list[tuple[int, Runs]]
+"""How many of the processes train together, in a group of their own, and what: in this order."""
 
 
-def _worker(rank: int, world: int, runs: Runs, splits: TrainValSplits, group: Path) -> None:
-    """Train some runs; rank 0 writes how each ended, and how often gradients were scattered."""
+def _worker(rank: int, groups: Groups, splits: TrainValSplits, file: Path, stop: int) -> None:
+    """Train for some evaluations; write how each ended, and how often gradients were scattered."""
     torch.set_num_threads(1)
     warnings.filterwarnings("error", message=".*FSDP")  # a text that is not the one ignored
-    dist.init_process_group("gloo", f"file://{group}", rank=rank, world_size=world)
     calls = Counter[str]()
 
     def counting(name, function, *given, **options):
@@ -45,21 +47,27 @@ def _worker(rank: int, world: int, runs: Runs, splits: TrainValSplits, group: Pa
 
     dist.reduce_scatter_single = partial(counting, "scattered", dist.reduce_scatter_single)
     dist.all_gather_single = partial(counting, "gathered", dist.all_gather_single)
-    for folder, run in runs.items():
-        calls.clear()
-        error = ""
-        try:
-            for _ in train(run, splits, folder, key=KEY):
-                pass
-        except DivergedError as found:
-            error = str(found)
-        folder.with_suffix(f".{rank}").write_text(json.dumps({"error": error, **calls}))
-    dist.destroy_process_group()
+    for number, (world, runs) in enumerate(groups):
+        if rank >= world:
+            continue
+        dist.init_process_group("gloo", f"file://{file}{number}", rank=rank, world_size=world)
+        for folder, run in runs:
+            calls.clear()
+            error = ""
+            try:
+                with closing(train(run, splits, folder, key=KEY)) as evaluations:
+                    for _ in itertools.islice(evaluations, stop):
+                        pass
+            except DivergedError as found:
+                error = str(found)
+            folder.with_suffix(f".{rank}").write_text(json.dumps({"error": error, **calls}))
+        dist.destroy_process_group()
     os._exit(0)  # see test_data_parallel.py
 
 
-def train_sharded(runs: Runs, splits: TrainValSplits, group: Path, workers: int) -> None:
-    work = (workers, {path: run.replace(FSDP) for path, run in runs.items()}, splits, group)
+def train_in_groups(groups: Groups, splits: TrainValSplits, file: Path, *, stop: int = 9) -> None:
+    workers = max(world for world, _ in groups)
+    work = (groups, splits, file, stop)
     torch.multiprocessing.start_processes(_worker, work, workers, start_method=forked.METHOD)
 
 
@@ -103,7 +111,8 @@ def test_two_workers_with_parts_of_the_weights_train_as_one_with_all(
 ):
     """Every residual kind, and everything that acts on weights together."""
     runs = {tmp_path / f"fsdp-{i}": run.replace(one) for i, one in enumerate(changes)}
-    train_sharded(runs, splits, tmp_path / "group", 2)
+    sharded = [(folder, one.replace(FSDP)) for folder, one in runs.items()]
+    train_in_groups([(2, sharded)], splits, tmp_path / "group")
     for folder, one in runs.items():
         whole = train(one, splits, tmp_path / folder.name.replace("fsdp", "one"), print)
         if one.train.learning_rate > 1:
@@ -128,25 +137,27 @@ def test_two_workers_with_parts_of_the_weights_train_as_one_with_all(
 
 
 @pytest.mark.process
-@pytest.mark.parametrize(("optimizer", "many"), [("adamw", 4), ("muon", 3)])
-def test_a_run_goes_on_with_any_number_of_workers_with_or_without_parts(
-    run, splits, tmp_path, optimizer, many
-):
+def test_a_run_goes_on_with_any_number_of_workers_with_or_without_parts(run, splits, tmp_path):
     """One worker; three or four with parts of 48 and 16 rows; two with parts; two with all; one."""
-    changes = {"train.optimizer": optimizer, "train.ema_decay": 0.9, "train.evals": 5}
-    run = run.replace(changes | {"model.residual": "dca", "model.ff_mult": 3})
-    one = history(train(run, splits, tmp_path / "one", print))
-    folder = tmp_path / "several"
-    assert len([*itertools.islice(train(run, splits, folder, print, key=KEY), 1)]) == 1
-    for workers, strategy in ((many, "fsdp"), (2, "fsdp"), (2, "ddp")):
-        own = run.replace({"resources.strategy": strategy})
-        together(own, splits, folder, tmp_path / f"{workers}{strategy}", stop=2, workers=workers)
-    several = history(train(run, splits, folder, print, key=KEY))
-    assert_equal_curves(several, one, 10 * TOLERANCE)
-    ours, theirs = tensors(folder), tensors(tmp_path / "one")
-    assert {name: value.shape for name, value in ours.items()} == {
-        name: value.shape for name, value in theirs.items()
-    }
+    changes = {"train.ema_decay": 0.9, "train.evals": 5, "model.residual": "dca"}
+    run = run.replace(changes | {"model.ff_mult": 3})
+    adamw, muon = (run.replace({"train.optimizer": name}) for name in ("adamw", "muon"))
+    folders = {tmp_path / "adamw": adamw, tmp_path / "muon": muon}
+    for folder, one in folders.items():
+        assert len([*itertools.islice(train(one, splits, folder, print, key=KEY), 1)]) == 1
+    sharded = [(folder, one.replace(FSDP)) for folder, one in folders.items()]
+    groups = [(4, sharded[:1]), (3, sharded[1:]), (2, [*sharded, *folders.items()])]
+    train_in_groups(groups, splits, tmp_path / "group", stop=2)
+    for folder, one in folders.items():
+        whole = folder.with_suffix(".whole")
+        theirs = history(train(one, splits, whole, print))
+        assert_equal_curves(
+            history(train(one, splits, folder, print, key=KEY)), theirs, 10 * TOLERANCE
+        )
+        ours = tensors(folder)
+        assert {name: value.shape for name, value in ours.items()} == {
+            name: value.shape for name, value in tensors(whole).items()
+        }
 
 
 def test_every_row_has_one_holder_and_every_part_one_owner():
