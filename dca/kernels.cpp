@@ -288,19 +288,30 @@ void backward_rows(const Backward<H>& k, long row, float* mixed, float* clamped,
   }
 }
 
+// Calls tiles(row, scratch, thread) for every R rows, and single for each of those left over. Scratch
+// memory is of the thread, `size` floats.
+template <int R, typename Tiles, typename Single>
+void over_tiles(long rows, long size, int threads, Tiles tiles, Single single) {
+  const long whole = rows - rows % R;
+#pragma omp parallel num_threads(threads)
+  {
+    std::vector<float> scratch(size);
+    const int thread = omp_get_thread_num();
+#pragma omp for schedule(static) nowait
+    for (long row = 0; row < whole; row += R) tiles(row, scratch.data(), thread);
+#pragma omp for schedule(static)
+    for (long row = whole; row < rows; ++row) single(row, scratch.data(), thread);
+  }
+}
+
 // Calls work<R>(row, mixed, clamped, thread) for all rows, kTile of them at a time while there are.
 template <typename Tiles, typename Single>
 void over_rows(const Shape& s, int outputs, int threads, Tiles tiles, Single single) {
-  const long whole = s.rows - s.rows % kTile;
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<float> mixed(kTile * outputs * s.stride()), clamped(kTile * outputs * s.entries);
-    const int thread = omp_get_thread_num();
-#pragma omp for schedule(static) nowait
-    for (long row = 0; row < whole; row += kTile) tiles(row, mixed.data(), clamped.data(), thread);
-#pragma omp for schedule(static)
-    for (long row = whole; row < s.rows; ++row) single(row, mixed.data(), clamped.data(), thread);
-  }
+  const long mixed = long(kTile) * outputs * s.stride(), clamped = long(kTile) * outputs * s.entries;
+  over_tiles<kTile>(
+      s.rows, mixed + clamped, threads,
+      [&](long row, float* scratch, int thread) { tiles(row, scratch, scratch + mixed, thread); },
+      [&](long row, float* scratch, int thread) { single(row, scratch, scratch + mixed, thread); });
 }
 
 template <int O, bool H>
@@ -622,6 +633,102 @@ void with_outputs(int outputs, bool b, Work work) {
   }
 }
 
+// Products of rows with a few vectors (dca.layers.row_products), kGroup rows at a time. Forward
+// the vectors are side by side in lanes, so that nothing is summed across lanes; going back, features.
+constexpr int kGroup = kLanes / 2;
+
+template <bool H>
+struct Products {
+  long rows;
+  int width, vectors, heads;
+  Rows<H> x;
+  const float* w;                 // [vectors, width]
+  float *products, *square;       // [vectors, heads, rows], [rows]
+  const float *dproducts, *dsquare;
+  Rows<H> dx;
+
+  int padded() const { return (vectors + kLanes - 1) / kLanes * kLanes; }
+  long product_at(long row, int vector, int head) const {
+    return (long(vector) * heads + head) * rows + row;
+  }
+};
+
+// w turned to [width, padded vectors].
+template <bool H>
+std::vector<float> turned(const Products<H>& k) {
+  std::vector<float> found(long(k.width) * k.padded());
+  for (int r = 0; r < k.vectors; ++r)
+    for (int j = 0; j < k.width; ++j) found[long(j) * k.padded() + r] = k.w[long(r) * k.width + j];
+  return found;
+}
+
+// Products of R rows, `stride` apart, with V * kLanes vectors from `first` on.
+template <int R, int V, bool H>
+void product_block(const Products<H>& k, const float* turned, int first, int head, long row,
+                   const float* x, long stride) {
+  const int size = k.width / k.heads;
+  Vec total[R][V] = {};
+  for (int j = head * size; j < (head + 1) * size; ++j) {
+    const float* w = turned + long(j) * k.padded() + first;
+    for (int r = 0; r < R; ++r)
+      for (int v = 0; v < V; ++v) total[r][v] += load(w + v * kLanes) * x[r * stride + j];
+  }
+  const int count = std::min(V * kLanes, k.vectors - first);
+  for (int i = 0; i < count; ++i)
+    for (int r = 0; r < R; ++r)
+      k.products[k.product_at(row + r, first + i, head)] = total[r][i / kLanes][i % kLanes];
+}
+
+// Squares and products of R rows; `scratch` is for rows of bfloat16.
+template <int R, bool H>
+void product_rows(const Products<H>& k, const float* turned, long row, float* scratch) {
+  const int d = k.width;
+  for (int r = 0; r < R; ++r) {
+    Vec square = {};
+    for (int j = 0; j < d; j += kLanes) {
+      const Vec value = k.x.load((row + r) * d + j);
+      if (H) store(scratch + r * d + j, value);
+      square += value * value;
+    }
+    k.square[row + r] = sum(square) / d;
+  }
+  const float* x = H ? scratch : static_cast<const float*>(k.x.data) + row * d;
+  for (int head = 0; head < k.heads; ++head)
+    for (int first = 0; first < k.vectors; first += 2 * kLanes)
+      k.vectors - first > kLanes ? product_block<R, 2>(k, turned, first, head, row, x, d)
+                                 : product_block<R, 1>(k, turned, first, head, row, x, d);
+}
+
+// Adds to the gradient of R rows, in dx, and to that of w.
+template <int R, bool H>
+void product_rows_backward(const Products<H>& k, long row, float* g, float* dw) {
+  const int d = k.width, size = d / k.heads;
+  float factor[R];
+  for (int r = 0; r < R; ++r) factor[r] = k.dsquare ? 2 * k.dsquare[row + r] / d : 0;
+  for (int head = 0; head < k.heads; ++head) {
+    for (int i = 0; i < k.vectors; ++i)
+      for (int r = 0; r < R; ++r)
+        g[i * R + r] = k.dproducts ? k.dproducts[k.product_at(row + r, i, head)] : 0;
+    for (int j = head * size; j < (head + 1) * size; j += kLanes) {
+      Vec x[R], total[R];
+      for (int r = 0; r < R; ++r) {
+        x[r] = k.x.load((row + r) * d + j);
+        total[r] = k.dx.load((row + r) * d + j) + factor[r] * x[r];
+      }
+      for (int i = 0; k.dproducts && i < k.vectors; ++i) {
+        const Vec w = load(k.w + long(i) * d + j);
+        Vec of_w = load(dw + long(i) * d + j);
+        for (int r = 0; r < R; ++r) {
+          total[r] += g[i * R + r] * w;
+          of_w += g[i * R + r] * x[r];
+        }
+        store(dw + long(i) * d + j, of_w);
+      }
+      for (int r = 0; r < R; ++r) k.dx.store((row + r) * d + j, total[r]);
+    }
+  }
+}
+
 // y = x w^T, or gelu(x w^T), for R rows and one row of w.
 template <int R>
 void dot_rows(int width, bool gelu, const float* x, const float* w, long outputs, float* y) {
@@ -635,24 +742,24 @@ void dot_rows(int width, bool gelu, const float* x, const float* w, long outputs
 }
 
 // Divides matrices m [n, n], of kLanes tokens side by side, by their sums over the first or the
-// second axis, to sums [n].
-void divide_by_sums(int n, bool first, Vec* m, Vec* sums) {
+// second axis; the factors are 1 / sums, [n].
+void divide_by_sums(int n, bool first, Vec* m, Vec* factors) {
   for (int a = 0; a < n; ++a) {
     const auto at = [&](int b) { return first ? b * n + a : a * n + b; };
     Vec total = {};
     for (int b = 0; b < n; ++b) total += m[at(b)];
-    sums[a] = total;
-    for (int b = 0; b < n; ++b) m[at(b)] /= total;
+    factors[a] = 1 / total;
+    for (int b = 0; b < n; ++b) m[at(b)] *= factors[a];
   }
 }
 
 // Turns the gradient g of the quotients m into that of what was divided.
-void divide_backward(int n, bool first, const Vec* m, const Vec* sums, Vec* g) {
+void divide_backward(int n, bool first, const Vec* m, const Vec* factors, Vec* g) {
   for (int a = 0; a < n; ++a) {
     const auto at = [&](int b) { return first ? b * n + a : a * n + b; };
     Vec along = {};
     for (int b = 0; b < n; ++b) along += g[at(b)] * m[at(b)];
-    for (int b = 0; b < n; ++b) g[at(b)] = (g[at(b)] - along) / sums[a];
+    for (int b = 0; b < n; ++b) g[at(b)] = (g[at(b)] - along) * factors[a];
   }
 }
 
@@ -757,17 +864,54 @@ void sums_backward(long rows, int entries, int width, int outputs, int groups, f
   });
 }
 
+// products [vectors, heads, rows] of rows x with w [vectors, width], of adjacent features head by
+// head, and the mean square of each row. half has the type of x.
+void row_products(long rows, int width, int vectors, int heads, int threads, const int* half,
+                  void* x, const float* w, float* products, float* square) {
+  with_types(half, -1, [&](auto any) {
+    constexpr bool H = decltype(any)::value;
+    Products<H> k{rows, width, vectors, heads, {x, H}, w, products, square};
+    const std::vector<float> columns = turned(k);
+    over_tiles<kGroup>(
+        rows, H ? long(kGroup) * width : 0, threads,
+        [&](long row, float* mine, int) { product_rows<kGroup>(k, columns.data(), row, mine); },
+        [&](long row, float* mine, int) { product_rows<1>(k, columns.data(), row, mine); });
+  });
+}
+
+// Adds the gradient of x to dx and writes that of w, where the products have one; null is zero.
+void add_row_products_gradient(long rows, int width, int vectors, int heads, int threads,
+                               const int* half, void* x, const float* w, const float* dproducts,
+                               const float* dsquare, void* dx, float* dw) {
+  with_types(half, -1, [&](auto any) {
+    constexpr bool H = decltype(any)::value;
+    Products<H> k{rows, width, vectors, heads, {x, H}, w, nullptr, nullptr, dproducts, dsquare,
+                  {dx, H}};
+    const long size = long(vectors) * width;
+    std::vector<float> partial(threads * size);
+    over_tiles<kGroup>(
+        rows, long(kGroup) * vectors, threads,
+        [&](long row, float* g, int thread) {
+          product_rows_backward<kGroup>(k, row, g, partial.data() + thread * size);
+        },
+        [&](long row, float* g, int thread) {
+          product_rows_backward<1>(k, row, g, partial.data() + thread * size);
+        });
+    if (dw) total_of(partial.data(), size, threads, size, dw);
+  });
+}
+
 // Matrices [n, n, tokens] divided in turn by their sums over the first and the second axis, `steps`
 // times in all; tokens is a multiple of the lanes.
 void sinkhorn(long tokens, int n, int steps, const float* from, float* to, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<Vec> m(n * n), sums(n);
+    std::vector<Vec> m(n * n), factors(n);
 #pragma omp for schedule(static)
     for (long t = 0; t < tokens; t += kLanes) {
       load_matrices(n, tokens, from + t, m.data());
       for (int step = 0; step < steps; ++step)
-        divide_by_sums(n, step % 2 == 0, m.data(), sums.data());
+        divide_by_sums(n, step % 2 == 0, m.data(), factors.data());
       store_matrices(n, tokens, m.data(), to + t);
     }
   }
@@ -778,18 +922,18 @@ void sinkhorn_backward(long tokens, int n, int steps, const float* from, const f
                        float* dfrom, int threads) {
 #pragma omp parallel num_threads(threads)
   {
-    std::vector<Vec> m((steps + 1) * n * n), sums(steps * n), g(n * n);
+    std::vector<Vec> m((steps + 1) * n * n), factors(steps * n), g(n * n);
 #pragma omp for schedule(static)
     for (long t = 0; t < tokens; t += kLanes) {
       load_matrices(n, tokens, from + t, m.data());
       for (int step = 0; step < steps; ++step) {
         Vec* next = m.data() + (step + 1) * n * n;
         std::copy_n(next - n * n, n * n, next);
-        divide_by_sums(n, step % 2 == 0, next, sums.data() + step * n);
+        divide_by_sums(n, step % 2 == 0, next, factors.data() + step * n);
       }
       load_matrices(n, tokens, dto + t, g.data());
       for (int step = steps - 1; step >= 0; --step)
-        divide_backward(n, step % 2 == 0, m.data() + (step + 1) * n * n, sums.data() + step * n,
+        divide_backward(n, step % 2 == 0, m.data() + (step + 1) * n * n, factors.data() + step * n,
                         g.data());
       store_matrices(n, tokens, g.data(), dfrom + t);
     }

@@ -54,6 +54,44 @@ def linear(x: Tensor, weight: Tensor, *, gelu: bool) -> Tensor:
     return y
 
 
+def fits_products(x_nd: Tensor, w_rd: Tensor, heads: int) -> bool:
+    """Whether `row_products` supports these tensors."""
+    types = (torch.float32, torch.bfloat16)
+    return fits(w_rd) and fits(x_nd, types=types) and x_nd.shape[1] % (heads * LANES) == 0
+
+
+def row_products(x_nd: Tensor, w_rd: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Products of n rows with r vectors, head by head, and the rows' mean squares, [n].
+
+    Rows are float32 or bfloat16; w and the results, of which the first is [r, heads, n], float32.
+    """
+    x_nd, w_rd = x_nd.contiguous(), w_rd.contiguous()
+    products_rhn = w_rd.new_empty(len(w_rd), heads, len(x_nd))
+    square_n = w_rd.new_empty(len(x_nd))
+    library().row_products(
+        *_products_shape(x_nd, w_rd, heads), _at(x_nd), _at(w_rd), _at(products_rhn), _at(square_n)
+    )
+    return products_rhn, square_n
+
+
+def add_row_products_gradient(
+    x_nd: Tensor, w_rd: Tensor, g_rhn: Tensor | None, g_n: Tensor | None, to_x_nd: Tensor
+) -> Tensor | None:
+    """Adds the gradient of the rows to `to_x_nd`; returns that of w.
+
+    g_rhn and g_n are the gradients of `row_products`' results, and None stands for zero.
+    """
+    x_nd, w_rd = x_nd.contiguous(), w_rd.contiguous()
+    g_rhn, g_n = (None if g is None else g.contiguous() for g in (g_rhn, g_n))
+    to_w_rd = None if g_rhn is None else torch.empty_like(w_rd)
+    heads = 1 if g_rhn is None else g_rhn.shape[1]
+    library().add_row_products_gradient(
+        *_products_shape(x_nd, w_rd, heads), _at(x_nd), _at(w_rd), _at(g_rhn), _at(g_n),
+        _at(to_x_nd), _at(to_w_rd),
+    )  # fmt: skip
+    return to_w_rd
+
+
 def sinkhorn(matrices_nnt: Tensor, steps: int, gradient_nnt: Tensor | None = None) -> Tensor:
     """Matrices [n, n, t] divided in turn by their sums over the first and the second axis.
 
@@ -255,6 +293,12 @@ def _sums_shape(
     groups = 1 if weights is None else weights.shape[-1]
     threads = _threads(rows * n * width)
     return ctypes.c_long(rows), n, width, len(gains), groups, ctypes.c_float(eps), threads
+
+
+def _products_shape(x_nd: Tensor, w_rd: Tensor, heads: int) -> tuple[Any, ...]:
+    (rows, width), vectors = x_nd.shape, len(w_rd)
+    threads = _threads(rows * width * vectors)
+    return ctypes.c_long(rows), width, vectors, heads, threads, _half([x_nd])
 
 
 def _normed_type(first: Tensor) -> torch.dtype:

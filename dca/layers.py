@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from dca import kernels
 from dca.config import ModelConfig
+from dca.fused.autograd import gradient_memory
 from dca.mix import NORM_EPS
 
 
@@ -57,46 +58,59 @@ class _RowProducts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_btd: Tensor, w_rd: Tensor, heads: int) -> tuple[Tensor, ...]:
-        x_nd = x_btd.reshape(-1, x_btd.shape[-1])
-        shape = x_btd.shape[:-1]
-        with torch.autocast(x_btd.device.type, enabled=False):
-            parts = zip(x_nd.chunk(heads, 1), w_rd.to(x_btd.dtype).chunk(heads, 1), strict=True)
-            products_rhn = torch.stack([w_re @ x_ne.T for x_ne, w_re in parts], 1)
-        length_n = torch.linalg.vector_norm(x_nd, dim=1, dtype=w_rd.dtype)
+        x_nd, shape = x_btd.reshape(-1, x_btd.shape[-1]), x_btd.shape[:-1]
+        ctx.kernel = kernels.fits_products(x_nd, w_rd, heads)
+        products = kernels.row_products if ctx.kernel else _products
+        products_rhn, square_n = products(x_nd, w_rd, heads)
         ctx.save_for_backward(x_btd, w_rd)
         ctx.set_materialize_grads(False)
-        products_rhbt = products_rhn.to(w_rd.dtype).unflatten(-1, shape)
-        return products_rhbt, (length_n.square() / x_btd.shape[-1]).view(shape), x_btd
+        return products_rhn.unflatten(-1, shape), square_n.view(shape), x_btd
 
     @staticmethod
     @once_differentiable
-    def backward(
-        ctx: Any, products: Tensor | None, square: Tensor | None, later: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         x_btd, w_rd = ctx.saved_tensors
-        x_nd, to_w = x_btd.reshape(-1, x_btd.shape[-1]), None
-        to_x = torch.zeros_like(x_nd) if later is None else later.reshape(x_nd.shape)
-        if products is not None:
-            with torch.autocast(x_btd.device.type, enabled=False):
-                to_x, to_w = _of_products(products.flatten(2), x_nd, w_rd, to_x)
-        if square is not None:
-            factor_n1 = (2 / x_nd.shape[1]) * square.reshape(-1, 1)
-            to_x = torch.addcmul(to_x, factor_n1.to(x_nd.dtype), x_nd)
-        return to_x.view(x_btd.shape), to_w, None
+        (to_x_btd,) = gradient_memory(gradients, (x_btd,), x_btd.shape)
+        products_rhbt, square_bt, later_btd = gradients
+        if later_btd is not to_x_btd:
+            to_x_btd.zero_() if later_btd is None else to_x_btd.copy_(later_btd)
+        x_nd = x_btd.reshape(-1, x_btd.shape[-1])
+        g_rhn = None if products_rhbt is None else products_rhbt.flatten(2)
+        g_n = None if square_bt is None else square_bt.flatten()
+        add = kernels.add_row_products_gradient if ctx.kernel else _add_products_gradient
+        return to_x_btd, add(x_nd, w_rd, g_rhn, g_n, to_x_btd.view(x_nd.shape)), None
 
 
-def _of_products(
-    g_rhn: Tensor, x_nd: Tensor, w_rd: Tensor, later_nd: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x, with those of later readers, and of w, from that of the products."""
-    heads = g_rhn.shape[1]
-    g_rhn, w, to_x = g_rhn.to(x_nd.dtype), w_rd.to(x_nd.dtype), torch.empty_like(x_nd)
-    rows = (m.chunk(heads, 1) for m in (x_nd, w, later_nd, to_x))
-    to_w = []
-    for g_rn, x_ne, w_re, later_ne, to_ne in zip(g_rhn.unbind(1), *rows, strict=True):
-        torch.addmm(later_ne, g_rn.T, w_re, out=to_ne)
+def _products(x_nd: Tensor, w_rd: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """`kernels.row_products` in PyTorch's own operations."""
+    with torch.autocast(x_nd.device.type, enabled=False):
+        parts = zip(x_nd.chunk(heads, 1), w_rd.to(x_nd.dtype).chunk(heads, 1), strict=True)
+        products_rhn = torch.stack([w_re @ x_ne.T for x_ne, w_re in parts], 1)
+    length_n = torch.linalg.vector_norm(x_nd, dim=1, dtype=w_rd.dtype)
+    return products_rhn.to(w_rd.dtype), length_n.square() / x_nd.shape[1]
+
+
+def _add_products_gradient(
+    x_nd: Tensor, w_rd: Tensor, g_rhn: Tensor | None, g_n: Tensor | None, to_x_nd: Tensor
+) -> Tensor | None:
+    """`kernels.add_row_products_gradient` in PyTorch's own operations."""
+    to_w_rd = None
+    if g_rhn is not None:
+        with torch.autocast(x_nd.device.type, enabled=False):
+            to_w_rd = _add_gradient_of_products(x_nd, w_rd, g_rhn.to(x_nd.dtype), to_x_nd)
+    if g_n is not None:
+        factor_n1 = (2 / x_nd.shape[1]) * g_n[:, None]
+        to_x_nd.addcmul_(factor_n1.to(x_nd.dtype), x_nd)
+    return to_w_rd
+
+
+def _add_gradient_of_products(x_nd: Tensor, w_rd: Tensor, g_rhn: Tensor, to_x_nd: Tensor) -> Tensor:
+    heads, to_w = g_rhn.shape[1], []
+    rows = (m.chunk(heads, 1) for m in (x_nd, w_rd.to(x_nd.dtype), to_x_nd))
+    for g_rn, x_ne, w_re, to_x_ne in zip(g_rhn.unbind(1), *rows, strict=True):
+        to_x_ne.addmm_(g_rn.T, w_re)
         to_w.append(g_rn @ x_ne)
-    return to_x, torch.cat(to_w, 1).to(w_rd.dtype)
+    return torch.cat(to_w, 1).to(w_rd.dtype)
 
 
 def rotary_table(like: Tensor, length: int, head_dim: int) -> Tensor:

@@ -61,7 +61,7 @@ class _Mix(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         b_ond, w_od, gain_od, *rest = ctx.saved_tensors
         saved, f = tuple(rest[: -ctx.count]), rest[-ctx.count :]
-        to_entries = _gradient_memory(gradients, f, ctx.shape)
+        to_entries = gradient_memory(gradients, f, ctx.shape)
         skip, *others = (None if g is None else g.contiguous() for g in gradients)
         normed, later = others[: -ctx.count], others[-ctx.count :]
         with torch.cuda.device_of(f[0]):
@@ -72,7 +72,7 @@ class _Mix(torch.autograd.Function):
         return None, None, *to_parameters, *to_entries
 
 
-def _gradient_memory(
+def gradient_memory(
     gradients: tuple[Tensor | None, ...], entries: Sequence[Tensor], shape: torch.Size
 ) -> list[Tensor]:
     """Where the gradients of the entries go: over those from later readers, `gradients`' last ones.
@@ -150,7 +150,7 @@ class _WeightedSums(torch.autograd.Function):
         outputs = len(ctx.raw)
         rho_to, weights, b_ond, *rest = ctx.saved_tensors
         gains, f = rest[:outputs], rest[outputs:]
-        to_entries = _gradient_memory(gradients, f, ctx.shape)
+        to_entries = gradient_memory(gradients, f, ctx.shape)
         given = iter([None if g is None else g.contiguous() for g in gradients])
         d_raw = [next(given) if want else None for want in ctx.raw]
         dy = [None if gain is None else next(given) for gain in gains]
