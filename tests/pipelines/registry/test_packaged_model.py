@@ -8,20 +8,32 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from dca import build_model, registry, stream
 from pipelines import generate
 from pipelines.console import progress
 from pipelines.console.errors import ConfigError, PipelineError
-from pipelines.experiment import read_experiment
+from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.package import FILES, fetch_model, load_model
-from pipelines.registry.packaged_model import DEFAULTS, SUMS, _characters, digest, until, verify
+from pipelines.registry.packaged_model import (
+    DEFAULTS,
+    SUMS,
+    _characters,
+    digest,
+    text_bits,
+    until,
+    verify,
+)
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.store import Store
 from pipelines.training.evaluation import bits_per_byte
@@ -33,22 +45,31 @@ TEXT = "the small cat saw a sea of été, and then 日本 as well. "
 
 
 @pytest.fixture(scope="module")
-def logged(tmp_path_factory) -> tuple[ModelStore, str]:
-    """Where a model is logged, and its id."""
+def store(tmp_path_factory) -> Iterator[Store]:
+    """Where models are logged."""
     folder = tmp_path_factory.mktemp("packaged")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", put_database(folder / "mlflow.db"))
-        store = Store.open("tiny", folder / "runs")
-        experiment = read_experiment(
-            {
-                "experiment": "tiny",
-                "model": {"dim": 16, "depth": 2, "heads": 2},
-                "train": {"seq_len": 32, "batch_tokens": 256},
-            },
-            source="test",
-        )
-        _, uri = log_untrained(store, experiment)
-        yield store.models, uri.removeprefix("models:/")
+        yield Store.open("tiny", folder / "runs")
+
+
+def tiny(**model: Any) -> Experiment:
+    """An experiment with a small model."""
+    return read_experiment(
+        {
+            "experiment": "tiny",
+            "model": {"dim": 16, "depth": 2, "heads": 2, **model},
+            "train": {"seq_len": 32, "batch_tokens": 256},
+        },
+        source="test",
+    )
+
+
+@pytest.fixture(scope="module")
+def logged(store) -> tuple[ModelStore, str]:
+    """Where a model is logged, and its id."""
+    _, uri = log_untrained(store, tiny())
+    return store.models, uri.removeprefix("models:/")
 
 
 @pytest.fixture
@@ -72,6 +93,26 @@ def test_every_byte_but_the_first_is_scored_once(packaged):
     rest = bits_per_byte(packaged.model, data[whole:], seq_len=len(data) - whole - 1)
     assert bits[whole:].mean() == pytest.approx(rest, rel=1e-6)
     assert len(packaged.bits(data[:1])) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("residual", registry.residual.names)
+def test_a_model_of_any_residual_kind_is_packaged_loaded_and_served(store, tmp_path, residual):
+    experiment = tiny(residual=residual, depth=3)
+    seed = 1 + registry.residual.names.index(residual)  # a run, and so a package, of its own
+    _, uri = log_untrained(store, experiment, seed)
+    served = load_model(fetch_model(store.models, uri.removeprefix("models:/"), tmp_path / "it"))
+    torch.manual_seed(seed)
+    model = build_model(experiment.model).eval()
+    answer = served.predict(None, pd.DataFrame({"prompt": [TEXT]}), {"max_new_tokens": 9})
+    ids = torch.frombuffer(bytearray(TEXT.encode()), dtype=torch.uint8).long()
+    bits = text_bits(model, ids.numpy().astype(np.uint8), 32)
+    assert answer["log_likelihood"][0] == pytest.approx(-math.log(2) * bits.sum(), rel=1e-6)
+    options = {**DEFAULTS, "max_new_tokens": 9}
+    drawn = torch.Generator().manual_seed(options.pop("seed"))
+    assert options.pop("stop") == ""
+    new = (int(b) for (b,) in stream(model, ids[None], generator=drawn, **options))
+    assert answer["text"][0] == TEXT + "".join(_characters(new))
 
 
 def test_a_table_of_prompts_gives_texts_and_their_prompts_log_likelihoods(packaged):

@@ -91,6 +91,21 @@ def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("residual", registry.residual.names)
+def test_with_any_residual_kind_a_resumed_run_is_bitwise_the_whole_one(
+    run, splits, tmp_path, residual
+):
+    run = run.replace({"model.residual": residual, "model.dim": 32, "train.evals": 2})
+    whole = history(train(run, splits, tmp_path / "whole", print))
+    first = train(run, splits, tmp_path / "parts", print)
+    next(first)
+    first.close()
+    assert history(train(run, splits, tmp_path / "parts", print)) == whole
+    ours, theirs = tensors(tmp_path / "parts"), tensors(tmp_path / "whole")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 @pytest.mark.parametrize("residual", ["standard", "dca"])
 def test_in_bfloat16_a_resumed_run_is_bitwise_the_whole_one_and_its_state_is_float32(
     run, splits, tmp_path, residual
