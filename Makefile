@@ -39,7 +39,7 @@ docs: install
 	$(BIN)/python docs/generate.py
 
 bench: .venv/.bench
-	$(BIN)/python benchmarks/model.py
+	$(BIN)/python -m benchmarks.model
 
 check-gpu: install
 	$(BIN)/python benchmarks/check_gpu.py

@@ -1,6 +1,6 @@
 """What Deep Cross Attention costs: training steps, memory, compilation and generation, compared.
 
-python benchmarks/model.py [--only step ...] [--shape 24x512 ...] [--mode eager ...] [--rounds 15]
+python -m benchmarks.model [--only step ...] [--shape 24x512 ...] [--mode eager ...] [--rounds 15]
     [--rows dca zoo]
 
 The rows of a group are in memory together and take one step per round, in an order drawn anew, so
@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks import streams
 from dca import ModelConfig, build_model, generate, registry
 from dca.residuals.dca import stack_entries
 from pipelines.training.config import TrainConfig
@@ -64,7 +65,9 @@ Medians; in brackets the interval of the median from order statistics, 95 % from
   mixing must move in any case.
 - Public: the package deep-cross-attention. Its k-DCA sees the first k and the last k entries and
   drops those between; ours sees the input, the sum of the older outputs and the last k. Its
-  feed-forward has biases. Vocabulary, heads, optimizer, clipping and loss are the same."""
+  feed-forward has biases. Vocabulary, heads, optimizer, clipping and loss are the same.
+- Public hyper_connections, frac, mhc: the package hyper-connections between our sublayers. Its mhc
+  reads every stream by itself, ours all of them together."""
 
 GENERATION_NOTES = f"""\
 Greedy, batch 1: {NEW_BYTES} bytes after {PROMPT_BYTES}; {SLOW_ROUNDS} rounds without a cache.
@@ -120,7 +123,7 @@ class Row:
         kind = " ".join([self.residual, *(f"{name}={value}" for name, value in self.options)])
         if self.residual == "dca":
             kind = f"{self.last_k}-DCA" if self.last_k else "full DCA"
-        elif self.public:
+        elif self.public and self.residual == "standard":
             kind = "GPT"
         words = ["public"] * self.public + [kind]
         return " ".join([*words, self.precision] if self.precision != "float32" else words)
@@ -145,17 +148,21 @@ VARIANTS = [
     Row("attention_residuals", (("heads", 4),)),
 ]
 """Of kinds whose options change what a step costs."""
-ZOO = [Row(kind) for kind in registry.residual.names if kind not in ("standard", "dca")] + VARIANTS
+OTHERS = ("standard", "dca", *streams.KINDS)
+ZOO = [Row(kind) for kind in registry.residual.names if kind not in OTHERS] + VARIANTS
 ZOO_GROUP = 5
 """Rows of the zoo that are in memory together."""
 
 
 def zoo_groups(device: torch.device) -> list[list[Row]]:
-    """All kinds but the rows of dca, a few at a time, each time beside our standard."""
+    """All kinds but the rows of dca, a few at a time, each time beside our standard.
+
+    The last group has the kinds that a package has too, and the package's.
+    """
     precision = "bfloat16" if device.type == "cuda" else "float32"
-    rows = [replace(row, precision=precision) for row in (STANDARD, *ZOO)]
-    starts = range(1, len(rows), ZOO_GROUP)
-    return [[rows[0], *rows[start : start + ZOO_GROUP]] for start in starts]
+    groups = [ZOO[start : start + ZOO_GROUP] for start in range(0, len(ZOO), ZOO_GROUP)]
+    groups += [[row for kind in streams.KINDS for row in (Row(kind), Row(kind).theirs())]]
+    return [[replace(row, precision=precision) for row in (STANDARD, *group)] for group in groups]
 
 
 def rows_on(device: torch.device) -> list[Row]:
@@ -193,6 +200,9 @@ class Case:
         """The model; raises LeftOut if the package it comes from is not installed."""
         if not self.row.public:
             return build_model(self.config)
+        if self.row.residual in streams.KINDS:
+            extra(streams.PACKAGE)
+            return streams.build_streams(self.config)
         package, dim, depth = extra("deep_cross_attention"), self.shape.dim, self.shape.depth
         size = {"num_tokens": VOCAB, "dim": dim, "depth": depth, "ff_expansion_factor": FF_MULT}
         heads = {"heads": HEADS, "dim_head": dim // HEADS}

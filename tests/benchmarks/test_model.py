@@ -3,13 +3,25 @@
 import random
 import re
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from benchmarks import model
-from benchmarks.model import FULL, ROWS, STANDARD, TWO, Bench, Case, Shape, dca, median_interval
-from dca import registry
+from benchmarks import model, streams
+from benchmarks.model import (
+    FULL,
+    ROWS,
+    STANDARD,
+    TWO,
+    Bench,
+    Case,
+    Row,
+    Shape,
+    dca,
+    median_interval,
+)
+from dca import build_model, registry
 
 CPU = torch.device("cpu")
 TINY = Shape(2, 32, seq_len=16, batch=2)
@@ -18,7 +30,7 @@ TINY = Shape(2, 32, seq_len=16, batch=2)
 @pytest.fixture(autouse=True)
 def nothing_extra(monkeypatch):
     """As where the extra packages are not installed."""
-    for name in ("deep_cross_attention", "transformers"):
+    for name in ("deep_cross_attention", "hyper_connections", "transformers"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -131,10 +143,48 @@ def test_a_row_of_two_groups_is_paired_with_the_rounds_of_the_last(bench):
 def test_every_residual_kind_has_a_row_beside_our_standard():
     groups = model.zoo_groups(torch.device("cpu"))
     assert all(group[0] == STANDARD for group in groups)
-    rows = [row for group in groups for row in group[1:]] + ROWS
+    rows = [row for group in groups for row in group[1:] if not row.public] + ROWS
     assert {row.residual for row in rows} == set(registry.residual.names)
     assert len({str(row) for row in rows}) == len(rows)
     assert all(Case(row, TINY).config.residual == row.residual for row in rows)
+
+
+@pytest.mark.parametrize("kind", streams.KINDS)
+def test_a_kind_of_a_package_is_in_a_group_with_ours(kind):
+    groups = [{str(row) for row in group} for group in model.zoo_groups(torch.device("cpu"))]
+    assert [kind in group for group in groups] == [f"public {kind}" in group for group in groups]
+    with pytest.raises(model.LeftOut, match="no package hyper_connections"):
+        Case(Row(kind).theirs(), TINY).build()
+
+
+class Connections(torch.nn.Module):
+    """In the place of the package's: the plain residual sum."""
+
+    def __init__(self, num_residual_streams, *, dim, layer_index, num_fracs=1):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def width_connection(self, x_btd):
+        return x_btd, x_btd, {"scale": self.scale}
+
+    def depth_connection(self, y_btd, x_btd, *, scale):
+        return x_btd + scale * y_btd
+
+
+def test_between_our_sublayers_are_the_package_s_connections(monkeypatch):
+    package = SimpleNamespace(
+        HyperConnections=Connections,
+        mHC=Connections,
+        get_expand_reduce_stream_functions=lambda streams: (torch.nn.Identity(),) * 2,
+    )
+    monkeypatch.setitem(sys.modules, "hyper_connections", package)
+    ids = torch.randint(256, (2, 8), generator=torch.Generator().manual_seed(0))
+    plain = build_model(Case(STANDARD, TINY).config, generator=torch.Generator().manual_seed(0))
+    for kind in streams.KINDS:
+        theirs = Case(Row(kind).theirs(), TINY).build()
+        torch.testing.assert_close(theirs(ids), plain(ids))
+        extra = sum(x.numel() for x in theirs.parameters()) - plain.config.parameter_count()
+        assert extra == 2 * TINY.depth
 
 
 def test_shapes_are_read_as_they_are_written():
