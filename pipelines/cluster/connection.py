@@ -20,7 +20,7 @@ from pipelines.cluster.capacity import Cluster, Node, require_capacity
 from pipelines.cluster.local.watcher import start_watcher
 from pipelines.compat import ray as names
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
-from pipelines.console.process import SIGNALS, actions_restored, handlers_restored, process_restored
+from pipelines.console.process import process_restored
 from pipelines.console.text import first_line
 from pipelines.storage.private import private_folder
 from pipelines.storage.project import ROOT
@@ -211,8 +211,7 @@ class _Starter(threading.Thread):
         try:
             import ray
 
-            with actions_restored(*SIGNALS):  # Ray's own prints where each thread is
-                _initialize(ray, dashboard=self._dashboard)
+            _initialize(ray, dashboard=self._dashboard)
         except BaseException as error:  # or `wait` would wait for ever
             self._error = error
         self._ready.set()
@@ -246,7 +245,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     names.print_messages(wanted=False)
     with ExitStack() as stack:
-        stack.enter_context(handlers_restored(*SIGNALS))
+        stack.enter_context(names.without_signal_handlers())
         if not address:
             if not _watchers:
                 _watchers.append(start_watcher())

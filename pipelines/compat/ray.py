@@ -298,6 +298,24 @@ def loopback_only() -> Iterator[None]:
 
 
 @contextmanager
+def without_signal_handlers() -> Iterator[None]:
+    """Keep Ray from handling signals in a block in which it starts or connects.
+
+    At SIGTERM its library in C++ would print where each thread is and end the process, and its node
+    would end it with exit code 1. Both would be in force until their handlers are replaced.
+    """
+    from ray._private import ray_constants, utils
+
+    before = ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler
+    ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER = True
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        yield
+    finally:
+        ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler = before
+
+
+@contextmanager
 def without_working_folder() -> Iterator[None]:
     """Keep the workers of a driver that connects in a block from importing from its folders.
 

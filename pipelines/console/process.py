@@ -4,7 +4,6 @@ Used by every command, so that the next one in the same process starts as in one
 """
 
 import atexit
-import ctypes
 import errno
 import gc
 import logging
@@ -34,8 +33,6 @@ NO_HOME = "/nonexistent"
 WARNINGS_VARIABLE = "PYTHONWARNINGS"
 DEFAULTS = ray.THREADS | ray.USAGE | mlflow.TELEMETRY
 """Environment variables that libraries read as they are loaded."""
-MAX_ACTION_BYTES = 512
-"""More than the system's structure for what happens at a signal has."""
 DESCRIPTORS = range(3)
 """Of standard input, output and error."""
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
@@ -275,21 +272,6 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
-
-
-@contextmanager
-def actions_restored(*numbers: int) -> Iterator[None]:
-    """Put back after a block what the system does at signals, as `handlers_restored` for a block in
-    another thread than the main one, in which a library in C replaces it."""
-    libc = ctypes.CDLL(None)
-    before = {number: ctypes.create_string_buffer(MAX_ACTION_BYTES) for number in numbers}
-    for number, action in before.items():
-        libc.sigaction(number, None, action)
-    try:
-        yield
-    finally:
-        for number, action in before.items():
-            libc.sigaction(number, action, None)
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -1,10 +1,13 @@
 """What fits a cluster, and which clusters are refused before anything starts."""
 
-import ctypes
 import os
 import signal
+from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
+import ray
+from ray._private import ray_constants, utils
 from ray.cluster_utils import Cluster
 
 from pipelines.cluster import connection
@@ -98,8 +101,6 @@ def test_trials_have_one_number_of_workers_and_a_fit_may_have_a_range(tmp_path, 
 
 
 def test_ray_that_does_not_start_is_one_line_with_its_reason(monkeypatch):
-    import ray
-
     def init(**settings: object) -> None:
         raise Exception("The current node timed out during startup.")
 
@@ -110,18 +111,29 @@ def test_ray_that_does_not_start_is_one_line_with_its_reason(monkeypatch):
         connection.connect()
 
 
-def test_a_start_in_a_thread_leaves_signals_to_the_command(monkeypatch):
+@pytest.mark.parametrize("early", [False, True])
+def test_a_signal_while_ray_starts_is_the_commands(monkeypatch, early):
     """Ray's own handler, in C, would print where each thread was, and may abort the process."""
     received: list[int] = []
-    ignore = lambda *_, **__: ctypes.CDLL(None).signal(signal.SIGTERM, 1)  # noqa: E731
-    monkeypatch.setattr(connection, "_initialize", ignore)
-    monkeypatch.setattr(connection, "_set_defaults", lambda _: None)
+
+    def init(**settings: object) -> None:
+        assert ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER  # a test in compat starts one
+        with suppress(ValueError):  # not in a thread
+            utils.set_sigterm_handler(lambda *_: received.append(-1))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: early)
+    monkeypatch.setattr(ray, "nodes", list)
+    monkeypatch.setattr(connection, "start_watcher", Mock)
     before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
     try:
-        connection.start_early()
-        connection._starters[0].wait()
-        os.kill(os.getpid(), signal.SIGTERM)
+        with connection.ray_session():
+            if early:
+                connection.start_early()
+            connection.connect()
     finally:
-        connection.shutdown()
         signal.signal(signal.SIGTERM, before)
     assert received == [signal.SIGTERM]
+    assert not ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER

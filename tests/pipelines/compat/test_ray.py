@@ -1,9 +1,11 @@
 """What pipelines.compat.ray relies on is still what Ray does."""
 
+import ctypes
 import inspect
 import logging
 import os
 import pickle
+import signal
 import sys
 import time
 from contextlib import suppress
@@ -136,15 +138,24 @@ def test_what_ray_says_of_a_token_that_is_wrong_names_the_variable():
     assert compat.TOKEN_VARIABLES[0] in str(ray.exceptions.AuthenticationError("refused"))
 
 
+def action(number: int) -> bytes:
+    """What the system does at a signal, as its own structure begins: the handler's address."""
+    found = ctypes.create_string_buffer(512)
+    ctypes.CDLL(None).sigaction(number, None, found)
+    return found.raw[:8]
+
+
 @pytest.mark.ray
 def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the_niceness(
     monkeypatch,
 ):
     monkeypatch.delenv(compat.NICENESS, raising=False)
     monkeypatch.setattr(compat, "LOGGERS", ())
+    before = action(signal.SIGTERM)
     with ray_session():
         start_early(dashboard=True)
         connect(dashboard=True)
+        assert action(signal.SIGTERM) == before
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
         loaded = ray.get(ray.remote(lambda: set(sys.modules)).remote())
