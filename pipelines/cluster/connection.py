@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 from pipelines.cluster.capacity import Cluster, Node, require_capacity
 from pipelines.cluster.local.watcher import start_watcher
 from pipelines.compat import ray as names
+from pipelines.compat.ray_variables import own_variables, unreadable_variables
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
 from pipelines.console.process import process_restored
 from pipelines.console.text import first_line
@@ -49,9 +50,13 @@ def ray_session() -> Iterator[None]:
 
     Raises ConfigError for variables that Ray cannot read, at which it would end the process.
     """
-    if unreadable := [] if is_ray_job() else names.unreadable_variables():
-        message = "Ray cannot read it; expected a value of the setting's type, or none"
-        raise ConfigError(*(Problem(message, f"{one}={os.environ[one]}") for one in unreadable))
+    if unreadable := {} if is_ray_job() else unreadable_variables():
+        raise ConfigError(
+            *(
+                Problem(f"Ray cannot read it; expected {expected}", f"{name}={os.environ[name]}")
+                for name, expected in unreadable.items()
+            )
+        )
     with process_restored():
         try:
             yield
@@ -259,7 +264,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
             if address:
                 raise
             message = "Ray did not start on this machine: has it memory and idle processors?"
-            given = ", ".join(names.own_variables())
+            given = ", ".join(own_variables())
             hint = f"; the environment has {given}" if given else ""
             raise PipelineError(f"{message} {first_line(error)}{hint}") from error
 

@@ -61,10 +61,6 @@ LOCAL_ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
 }
 """Settings of a cluster that is started on this machine only."""
-SETTING = re.compile(r"RAY_\w*[a-z]")
-"""How the names of variables begin that set what Ray's sources call a config."""
-MAX_DIGITS = 10
-"""Of whole numbers that any of these settings can be."""
 TOKEN_FILE = ".ray/auth_token"
 """In the user's home: the password of the clusters that `ray.init` starts, made at the first."""
 TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
@@ -91,44 +87,6 @@ NODE_ALIVE, NODE_ID, NODE_ADDRESS, NODE_RESOURCES = (
     *("Alive", "NodeID", "NodeManagerAddress", "Resources"),
 )
 """Keys of an entry of `ray.nodes()`, which no documentation lists."""
-
-
-def unreadable_variables() -> list[str]:
-    """The user's variables with which Ray cannot be imported: its library in C++ ends the process
-    where it cannot read the value of a setting, without a word.
-
-    Tried in processes of their own, where there are such variables: a second each. A small whole
-    number can be read as any type.
-    """
-    given = [
-        name
-        for name, value in os.environ.items()
-        if SETTING.match(name) and LOCAL_ENVIRONMENT.get(name) != value
-        if not (value.isdecimal() and len(value) < MAX_DIGITS)
-    ]
-    if not given or _can_import_with(given) or not _can_import_with([]):
-        return []
-    return [name for name in given if not _can_import_with([name])] or given
-
-
-def own_variables() -> list[str]:
-    """Names of the user's variables for Ray, which may be why it does not start."""
-    defaults = {**USAGE, **ENVIRONMENT, **LOCAL_ENVIRONMENT}
-    return sorted(
-        name
-        for name, value in os.environ.items()
-        if name.startswith("RAY_") and name not in TOKEN_VARIABLES and defaults.get(name) != value
-    )
-
-
-def _can_import_with(names: list[str]) -> bool:
-    """Whether Ray can be imported with no other variables of its settings than these."""
-    kept = {k: v for k, v in os.environ.items() if k in names or not SETTING.match(k)}
-    code = [sys.executable, "-c", "import ray.dag"]  # which reads some in Python
-    nowhere = subprocess.DEVNULL
-    return not subprocess.run(
-        code, env=kept, stdin=nowhere, stdout=nowhere, stderr=nowhere
-    ).returncode
 
 
 def started_cluster() -> str | None:

@@ -37,7 +37,6 @@ from ray.tune.utils import callback
 from pipelines.cluster.connection import connect, ray_session, session_folder, start_early
 from pipelines.cluster.local.sessions import ended_sessions
 from pipelines.compat import ray as compat
-from pipelines.console.errors import ConfigError
 
 TRAIN = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "HEALTH_CHECK_INTERVAL_S_ENV_VAR",
@@ -188,25 +187,6 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
     assert compat.HEAD_NODE in node[compat.NODE_RESOURCES]
     assert {compat.LOCAL_ENVIRONMENT[compat.PRELOADED], "pipelines.cluster.trial"} <= loaded
     assert nice == min(19, os.nice(0) + compat.DEFAULT_NICENESS)
-
-
-@pytest.mark.process
-def test_a_variable_that_ends_rays_process_is_named_before_it_is_imported(monkeypatch):
-    monkeypatch.setenv("RAY_memory_usage_threshold", "abc")
-    monkeypatch.setenv("RAY_CGRAPH_get_timeout", "soon")
-    monkeypatch.setenv("RAY_num_workers_soft_limit", "7")
-    expected = "Ray cannot read it; expected a value of the setting's type, or none"
-    with pytest.raises(ConfigError) as raised, ray_session():
-        pass
-    shown = [str(problem) for problem in raised.value.problems]
-    assert sorted(shown) == [
-        f"RAY_CGRAPH_get_timeout=soon: {expected}",
-        f"RAY_memory_usage_threshold=abc: {expected}",
-    ]
-    monkeypatch.delenv("RAY_memory_usage_threshold")
-    monkeypatch.delenv("RAY_CGRAPH_get_timeout")
-    assert compat.unreadable_variables() == []
-    assert "RAY_num_workers_soft_limit" in compat.own_variables()
 
 
 def test_the_loggers_are_those_of_ray():
