@@ -270,7 +270,7 @@ def _option_problem(url: URL) -> str | None:
         if name not in OPTIONS:
             return f"{name}: unknown option; expected {', '.join(sorted(OPTIONS))}"
         if not isinstance(value, str):
-            return f"{name}: given {len(value)} times; expected once"
+            return f"{name}: given more than once; expected once"
         try:
             alone = url.set(database=MEMORY, query={name: value})
             create_engine(alone, poolclass=NullPool).connect().close()

@@ -116,7 +116,7 @@ def test_a_second_command_waits_again_after_the_first_has_given_up(store, tmp_pa
         (f"sqlite:////tmp/x.db?cached_statements={10**20}", "too large to convert to C int"),
         (f"sqlite:////tmp/x.db?cached_statements={'9' * 5000}", "cached_statements=9999999"),
         ("sqlite:////tmp/x.db?check_same_thread=2", "check_same_thread=2: String is not true"),
-        ("sqlite:////tmp/x.db?timeout=1&timeout=2", "timeout: given 2 times; expected once"),
+        ("sqlite:////tmp/x.db?timeout=1&timeout=2", "timeout: given more than once; expected once"),
         ("sqlite:////tmp/x.db?isolation_level=FOO", "isolation_level: unknown option; expected"),
         ("sqlite:////tmp/%00.db", "expected a URI without a zero byte"),
         ("sqlite:////tmp/\udcff.db", "expected a path in UTF-8"),
