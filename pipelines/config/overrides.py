@@ -44,7 +44,12 @@ def _change(override: str) -> Change:
 
 
 def _values(text: str, where: str) -> list[Any]:
-    """The YAML values between the commas outside brackets, braces and quotes."""
+    """The YAML values between the commas outside brackets, braces and quotes.
+
+    No YAML begins with @: such a text is an alias of a version, and is taken as it is.
+    """
+    if text.startswith("@"):
+        return [text]
     if "," in text:
         with suppress(ConfigError):  # it is one value then, valid or not
             values: list[Any] = parse(f"[{text}\n]", source=where)

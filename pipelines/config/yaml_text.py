@@ -33,6 +33,8 @@ MAX_DEPTH = 50
 """Levels of lists and mappings inside one another."""
 PLAIN_WORD = re.compile(r"\w[\w./-]*", re.ASCII)
 """Text that is written as it is, unless it would read as a number or the like."""
+NO_START = re.compile(r"character '(.)' that cannot start any token")
+"""How ruamel.yaml refuses a text that begins with a character that YAML reserves."""
 EXPECTED = {"int": f"an integer of at most {sys.get_int_max_str_digits():,} digits"}
 """What a value of one of YAML's types should be, where more can be wrong with it than its type."""
 MAX_INLINE_KEYS = 3
@@ -61,6 +63,8 @@ def parse(text: str, *, source: str) -> Any:
     message = f"not valid YAML: {problem.splitlines()[0]}"
     if "alias" in problem:
         message += "; expected a text that begins with * in quotes, as in \"'*.txt'\""
+    if no_start := NO_START.search(problem):
+        message += f"; expected a text that begins with {no_start[1]} in quotes"
     raise ConfigError(Problem(message, source=f"{source}{line}"))
 
 

@@ -6,7 +6,7 @@ Read by training, and assembled into an experiment in pipelines/experiment.
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from dca import ModelConfig, registry
 from dca.config import RENAMED
@@ -90,12 +90,18 @@ STEP_PARAMS = (
 """Prefixes of the keys that change the time of a step."""
 
 
+def _version(value: Any) -> Any:
+    """The number of a version as text, as which a model is named."""
+    return str(value) if type(value) is int else value
+
+
 class TrainConfig(Section):
     """The training of one model."""
 
-    start_from: Place | None = None
-    """Trained model to start from: a folder or a models:/ URI (a version rather than an alias, that
-    may change). A `standard` model can start any residual kind, which first computes the same."""
+    start_from: Annotated[Place, BeforeValidator(_version)] | None = None
+    """Trained model to start from: a folder, a models:/ URI or the number of a version; an alias,
+    which may change, is in quotes in a file, as in "@champion". A `standard` model can start any
+    residual kind, which first computes the same."""
     tokens: Positive = 400_000
     """Training budget, in bytes read."""
     seq_len: Positive = 256

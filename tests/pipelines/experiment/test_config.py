@@ -675,6 +675,21 @@ def test_a_path_is_relative_to_its_file_or_on_the_command_line_to_the_working_fo
     assert read_packaged(loaded.model_dump(mode="json"), source="v").data == loaded.data
 
 
+def test_a_version_to_start_from_needs_no_quotes_but_an_alias_in_a_file(tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: e\ntrain: {start_from: 3}\n")
+    assert load([str(file)]).train.start_from == "3"
+    for given in ("12", "@champion", "dca-gpt@champion", "'@a,b'", "@a,b"):
+        found = load([str(file), f"train.start_from={given}"]).train.start_from
+        assert found == given.strip("'")
+    for wrong in ("1.5", "true", "[1]"):
+        assert "train.start_from: input should be a valid string" in problem(
+            str(file), f"train.start_from={wrong}"
+        )
+    file.write_text("experiment: e\ntrain: {start_from: @champion}\n")
+    assert problem(str(file)).endswith("; expected a text that begins with @ in quotes")
+
+
 def test_a_tilde_is_the_home_of_the_user_and_of_no_other(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "part.yaml").write_text("data: {corpus: files, path: ~/a.txt}\nstorage: ~/runs\n")
