@@ -8,6 +8,7 @@ import torch
 
 from dca import ModelConfig, build_model, registry
 from dca.model import LanguageModel
+from dca.options import Range
 from tests.dca import reference
 
 KINDS = registry.residual.names
@@ -29,32 +30,46 @@ MORE: dict[str, list[dict[str, Any]]] = {
 
 
 def variants(kind: str) -> list[dict[str, Any]]:
-    """Options of a kind to test: the defaults, each choice of one option, and MORE.
+    """Options of a kind to test: the defaults, other values of one option each, and MORE.
 
-    Of numbers it takes the next integer; floats, which change no equation, have their defaults.
+    Of integers it takes a neighbour, of choices each other one. Floats are varied in OTHER_FLOATS.
     """
-    section = registry.residual.section(kind)
-    if not section:
-        return [{}]
     found: list[dict[str, Any]] = [{}]
-    for field in fields(registry.residual.options[section]):
-        found += [{field.name: value} for value in _others(field.type, field.default)]
+    for name, annotation, default in _options(kind):
+        found += [{name: value} for value in others(annotation, default)]
     return found + MORE.get(kind, [])
 
 
-def _others(annotation: Any, default: Any) -> list[Any]:
-    """Values of an option's type besides its default."""
+def others(annotation: Any, default: Any, limits: tuple[Range, ...] = ()) -> list[Any]:
+    """Values of an option's type besides its default, within its limits; of floats none."""
     while get_origin(annotation) is Annotated:
+        limits += tuple(one for one in annotation.__metadata__ if isinstance(one, Range))
         annotation = get_args(annotation)[0]
     if get_origin(annotation) in (Union, UnionType):
-        return [value for part in get_args(annotation) for value in _others(part, default)]
+        return [value for part in get_args(annotation) for value in others(part, default, limits)]
     if get_origin(annotation) is Literal:
         return [value for value in get_args(annotation) if value != default]
     if annotation is bool:
         return [not default]
     if annotation is int:
-        return [3 if default is None else default + 1]
+        near = [3, 1] if default is None else [default + 1, default - 1]
+        return [value for value in near if all(value in one for one in limits)][:1]
     return [None] if annotation is type(None) and default is not None else []
+
+
+def other_float(annotation: Any, default: float) -> float:
+    """Another value of an option that is a float, within its limits."""
+    limits = [one for one in annotation.__metadata__ if isinstance(one, Range)]
+    edges = [edge for one in limits for edge in (one.ge, one.gt, one.le, one.lt)]
+    near = [default / 2, default + 0.5, *((default + e) / 2 for e in edges if e is not None)]
+    return next(x for x in near if x != default and all(x in one for one in limits))
+
+
+def _options(kind: str) -> list[tuple[str, Any, Any]]:
+    """The name, type and default of each option of a kind."""
+    section = registry.residual.section(kind)
+    found = fields(registry.residual.options[section]) if section else ()
+    return [(one.name, one.type, one.default) for one in found]
 
 
 CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
@@ -62,14 +77,13 @@ CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
 
 
 def _other_floats(kind: str) -> dict[str, Any]:
-    """Half of the default of each option of a kind that is a float."""
-    section = registry.residual.section(kind)
-    options = fields(registry.residual.options[section]) if section else ()
-    return {one.name: one.default / 2 for one in options if isinstance(one.default, float)}
+    """Another value of each option of a kind that is a float."""
+    floats = [one for one in _options(kind) if isinstance(one[2], float)]
+    return {name: other_float(annotation, default) for name, annotation, default in floats}
 
 
 OTHER_FLOATS = [(kind, own) for kind in KINDS if (own := _other_floats(kind))]
-"""Kinds with other values of all options that change no equation."""
+"""Kinds with other values of all their options that are floats, together."""
 
 
 def config_of(kind: str, own: dict[str, Any] | None = None, **changes: Any) -> ModelConfig:
@@ -107,7 +121,8 @@ def equal_the_equations(config: ModelConfig, *, length: int = 11) -> None:
     (theirs * target).sum().backward()
     for name, parameter in model.named_parameters():
         grad = weights[name].grad
-        assert parameter.grad is not None and grad is not None, name
+        assert parameter.grad is not None, f"{name} has no gradient in the model"
+        assert grad is not None, f"{name} has no gradient in the equations"
         scale = float(grad.abs().max())
         torch.testing.assert_close(
             parameter.grad,

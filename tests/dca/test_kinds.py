@@ -8,7 +8,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from dca import ModelConfig, build_model, registry
 from dca.block import OUT, Block
 from dca.model import load_weights
+from dca.options import Range
 from pipelines.reporting.learned_weights import learned_weights
 from tests.dca import reference
 from tests.dca.counts import counts_by_hand
@@ -30,11 +31,16 @@ from tests.dca.models import (
     equal_the_equations,
     ids_of,
     model_of,
+    other_float,
+    others,
 )
 
-each_case = pytest.mark.parametrize(
-    ("kind", "own"), CASES, ids=[f"{kind} {own or ''}".strip() for kind, own in CASES]
-)
+
+def _named(part: Any) -> str:
+    return str(part or "defaults")
+
+
+each_case = pytest.mark.parametrize(("kind", "own"), CASES, ids=_named)
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -64,9 +70,40 @@ def plain_start(config: ModelConfig) -> ModelConfig:
     return plain
 
 
-@each_case
+@pytest.mark.parametrize(("kind", "own"), CASES + OTHER_FLOATS, ids=_named)
 def test_logits_and_gradients_equal_the_equations(kind, own):
     equal_the_equations(config_of(kind, own))
+
+
+@pytest.mark.parametrize(
+    ("annotation", "default", "expected"),
+    [
+        (Annotated[int, Range(ge=1)], 1, [2]),
+        (Annotated[int, Range(ge=1, le=4)], 4, [3]),
+        (Annotated[int, Range(ge=1)] | None, None, [3]),
+        (Annotated[int, Range(ge=1, le=2)] | None, None, [1]),
+        (Annotated[int, Range(ge=1)] | None, 5, [6, None]),
+        (bool, True, [False]),
+        (Literal["a", "b", "c"], "b", ["a", "c"]),
+        (Annotated[float, Range(ge=0)], 0.5, []),
+    ],
+)
+def test_options_are_varied_within_their_limits(annotation, default, expected):
+    assert others(annotation, default) == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "default", "expected"),
+    [
+        (Range(gt=0), 10.0, 5.0),
+        (Range(ge=-4, le=4), 0.0, 0.5),
+        (Range(ge=1.0), 1.0, 1.5),
+        (Range(ge=0.8, le=1.2), 1.0, 0.9),
+        (Range(ge=0.8, le=1.0), 1.0, 0.9),
+    ],
+)
+def test_floats_are_varied_within_their_limits(limits, default, expected):
+    assert other_float(Annotated[float, limits], default) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
@@ -85,11 +122,12 @@ def test_in_float32_with_kernels_gradients_are_those_of_the_equations(kind, own)
     model(ids).square().mean().backward()
     reference.logits(config, weights, ids).square().mean().backward()
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient"
         scale = weights[name].grad.abs().max()
         assert (parameter.grad - weights[name].grad).abs().max() < 1e-4 * scale + 1e-7, name
 
 
-@pytest.mark.parametrize(("kind", "own"), OTHER_FLOATS, ids=str)
+@pytest.mark.parametrize(("kind", "own"), OTHER_FLOATS, ids=_named)
 def test_with_other_floats_it_starts_as_the_transformer(no_epsilon, kind, own):
     """An option for a parameter's first value needs a `plain_start`."""
     config = plain_start(config_of(kind, own))
@@ -166,9 +204,10 @@ def without_gradient(model: torch.nn.Module, *, steps: int) -> set[str]:
     without = set(dict(model.named_parameters()))
     for _ in range(steps):
         step(model, ids)
-        without -= {n for n, p in model.named_parameters() if p.grad.abs().max() > 1e-9}
+        moved = {n: p for n, p in model.named_parameters() if p.grad is not None}
+        without -= {n for n, p in moved.items() if p.grad.abs().max() > 1e-9}
         with torch.no_grad():
-            for parameter in model.parameters():
+            for parameter in moved.values():
                 parameter.add_(parameter.grad.sign(), alpha=-1e-3)
     return without
 
@@ -180,6 +219,8 @@ def step(model: torch.nn.Module, ids: torch.Tensor) -> None:
 
 def has_gradient(name: str, parameter: torch.Tensor, ids: torch.Tensor) -> bool:
     """In every row; of an embedding, in those that were used, unless it is the head as well."""
+    if parameter.grad is None:
+        return False
     rows = parameter.grad.flatten(0, -2) if parameter.ndim > 1 else parameter.grad[None]
     used = rows if name != "embed.weight" else rows[ids.unique()]
     return bool((used.abs().amax(-1) > 1e-9).all())
@@ -217,9 +258,10 @@ def test_with_other_parts_parameters_and_flops_are_those_of_the_equations(kind):
 
 
 def counted_as_by_hand(config: ModelConfig) -> None:
-    counted = config.parameter_count(), config.flops_per_token(12)
-    assert counted == counts_by_hand(config, 12)
-    assert counted[0] == sum(p.numel() for p in build_model(config).parameters())
+    found = {"parameters": config.parameter_count(), "FLOPs": config.flops_per_token(12)}
+    by_hand = dict(zip(found, counts_by_hand(config, 12), strict=True))
+    assert found == by_hand
+    assert found["parameters"] == sum(p.numel() for p in build_model(config).parameters())
 
 
 @each_case

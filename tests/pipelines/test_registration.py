@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pages import example
+from tests.pages import blocks, example, page, section
 from tests.pipelines import forked
 
 pytestmark = pytest.mark.process
@@ -71,7 +71,7 @@ def run(project: Path, *arguments: str) -> tuple[int, str, str]:
     environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
     result = forked.run(
         [sys.executable, *arguments],
-        without=["dca", "pipelines"],
+        without=["dca", "pipelines", "tests"],
         cwd=project,
         env={**environment, "PYTHONPATH": str(project)},
     )
@@ -90,6 +90,25 @@ def test_what_a_file_adds_is_trained_packaged_and_writes_text(project, choice):
     assert out.startswith("the ")
     packages = project.glob("runs/**/code/dca")
     assert any((package / "architectures" / "gru.py").exists() for package in packages)
+
+
+def test_the_tests_of_all_kinds_take_it_up_with_the_functions_of_the_page(project):
+    kind = section(page("extending"), "Add a residual kind")
+    _, equations, counts = blocks(kind, "python")
+    shutil.copytree(ROOT / "tests" / "dca", project / "tests" / "dca")
+    for name in ("tests/__init__.py", "pyproject.toml"):
+        shutil.copy(ROOT / name, project / name)
+    command = "-m pytest -p no:cacheprovider -o addopts= --noconftest -q tests/dca/test_kinds.py -k"
+    chosen = "embedding_again and (equations or start)"
+    code, out, _ = run(project, *command.split(), chosen)
+    assert code == 1, out
+    assert "embedding_again has no equations in tests/dca/reference.py" in out
+    assert "embedding_again has no counts in tests/dca/counts.py" in out
+    for name, function in (("reference", equations), ("counts", counts)):
+        with (project / "tests" / "dca" / f"{name}.py").open("a") as file:
+            file.write(f"\n\n{function}")
+    code, out, _ = run(project, *command.split(), chosen)
+    assert code == 0, out
 
 
 CHECK = """
