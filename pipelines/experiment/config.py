@@ -296,7 +296,7 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
         yield from _named(experiment, by_arm)
         return
     arms = {name: experiment.of_arm(name) for name in experiment.arms}
-    yield from _named(experiment, {name: _unused(arm) for name, arm in arms.items()}, some=False)
+    yield from _useless(experiment, arms)
     yield from _unsearched(experiment, arms)
     yield from _equal_arms(arms)
 
@@ -320,11 +320,9 @@ def _arm_problems(experiment: Experiment, name: str) -> list[Problem]:
         return error.problems
 
 
-def _named(
-    experiment: Experiment, by_arm: Mapping[str, Sequence[Problem]], *, some: bool = True
-) -> Iterator[Problem]:
+def _named(experiment: Experiment, by_arm: Mapping[str, Sequence[Problem]]) -> Iterator[Problem]:
     """Problems of arms: those of a key that the arm has changed, those that all arms have, and
-    unless `some` is false those that some have."""
+    those that some have."""
     arms = experiment.arms
     changed = {key for changes in arms.values() for key in changes}
     every = [one for one in by_arm[experiment.baseline_arm] if one.key not in changed]
@@ -334,8 +332,29 @@ def _named(
         for problem in found:
             if problem.key in arms[name]:
                 yield replace(problem, key=f"arms.{name}.{problem.key}")
-            elif some and problem not in every:
+            elif problem not in every:
                 yield problem.at(f"arms.{name}")
+
+
+def _useless(experiment: Experiment, arms: Mapping[str, Experiment]) -> Iterator[Problem]:
+    """Options that an arm gives and cannot use, and those of the experiment that no arm can."""
+    by_arm = {name: {one.key: one for one in _unused(arm)} for name, arm in arms.items()}
+    common: dict[str, Problem] = {}
+    for name, found in by_arm.items():
+        for key, problem in found.items():
+            if key in experiment.arms[name]:
+                yield replace(problem, key=f"arms.{name}.{key}")
+            else:
+                common.setdefault(key, problem)
+    for key, problem in common.items():
+        having = {
+            name
+            for name, arm in arms.items()
+            if not key.startswith(SPACE_PREFIX)
+            or key.removeprefix(SPACE_PREFIX) in arm.search.space
+        }
+        if all(key in by_arm[name] for name in having):
+            yield problem
 
 
 def _unsearched(experiment: Experiment, arms: Mapping[str, Experiment]) -> Iterator[Problem]:
@@ -347,6 +366,12 @@ def _unsearched(experiment: Experiment, arms: Mapping[str, Experiment]) -> Itera
 
 
 def _equal_arms(arms: Mapping[str, Experiment]) -> Iterator[Problem]:
+    """Arms that train the same models; options of kinds that they do not train make no other."""
+    read = {name: dict(arm.key_values()) for name, arm in arms.items()}
     for (name, arm), (other, same) in combinations(arms.items(), 2):
-        if arm == same:
-            yield Problem(f"the same as {name}: expected another configuration", f"arms.{other}")
+        if read[name] != read[other]:
+            continue
+        given = dict(flatten(same.model_dump(mode="json")))
+        unread = [k for k, v in flatten(arm.model_dump(mode="json")) if v != given.get(k)]
+        why = f", which does not read {', '.join(unread)}" if unread else ""
+        yield Problem(f"the same as {name}{why}: expected another configuration", f"arms.{other}")

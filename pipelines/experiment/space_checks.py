@@ -203,20 +203,27 @@ class _Values:
 def unused_options(space: Mapping[str, Dimension], base: TrainingRun) -> Iterator[Problem]:
     """Options that are given, or searched, although no trial has a schedule that reads them, and
     searched ones of residual kinds that no trial trains."""
-    kinds = space.get("model.residual")
-    trained = set(kinds.choice or []) if kinds else {base.model.residual}
-    read = dict(without_options_of_others(((key, None) for key in space), set(map(str, trained))))
-    for key in space.keys() - read.keys():
-        names = ", ".join(sorted(map(str, trained)))
-        yield Problem(f"nothing reads it with residual = {names}", f"search.space.{key}")
-    searched = space.get("train.schedule")
-    possible = set(searched.choice or []) if searched else {base.train.schedule}
-    for key, schedules in SCHEDULE_OPTIONS.items():
-        given = [key] if base.get(key) is not None else []
-        given += [f"search.space.{key}"] if key in space else []
-        if not possible & schedules:
-            names = ", ".join(sorted(map(str, possible)))
-            yield from (Problem(f"expected null with schedule = {names}", one) for one in given)
+    for key in space:
+        kinds = _possible("model.residual", space, base, key)
+        if not any(without_options_of_others([(key, None)], kinds)):
+            message = f"nothing reads it with residual = {', '.join(kinds)}"
+            yield Problem(message, f"search.space.{key}")
+    for key, readers in SCHEDULE_OPTIONS.items():
+        given = [(key, "")] if base.get(key) is not None else []
+        given += [(f"search.space.{key}", key)] if key in space else []
+        for name, searched in given:
+            schedules = _possible("train.schedule", space, base, searched)
+            if readers.isdisjoint(schedules):
+                yield Problem(f"expected null with schedule = {', '.join(schedules)}", name)
+
+
+def _possible(
+    key: str, space: Mapping[str, Dimension], base: TrainingRun, searched: str
+) -> list[str]:
+    """The values that a key may have in trials; in those with another key `searched`, if named."""
+    needed = required(space, searched) if searched else {}
+    choice = space[key].choice if key in space else [base.get(key)]
+    return sorted(map(str, [needed[key]] if key in needed else choice or []))
 
 
 def first_point_problems(

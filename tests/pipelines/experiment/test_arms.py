@@ -67,6 +67,10 @@ def problem(*arguments: object) -> str:
         ("{a: {}, '': {model.dim: 32}}", "arms.: expected a name of 1 to 60 letters, digits"),
         ("{a: {}, b: {}}", "arms.b: the same as a: expected another configuration"),
         ("{a: {}, b: {model.depth: 2}}", "arms.b: the same as a: expected another configuration"),
+        (
+            "{a: {}, b: {model.mhc.streams: 8}}",
+            "arms.b: the same as a, which does not read model.mhc.streams: expected another conf",
+        ),
         ("{a: {}, b: {model.dimm: 3}}", "did you mean model.dim?"),
         ("{a: {}, b: {dim: 3}}", "arms.b.dim: expected a key of model, train or search.space; did"),
         ("{a: {}, b: {dim: 3}}", "did you mean model.dim?"),
@@ -112,6 +116,29 @@ def test_bad_arms_are_one_line_that_names_the_arm(path, arms, expected):
     assert expected in message
     assert len(message.splitlines()) == 1
     assert message.startswith(("command line: ", f"{file}: search.space"))
+
+
+STREAMS = "search.space.model.mhc.streams"
+
+
+@pytest.mark.parametrize(
+    ("residuals", "when", "useless"),
+    [
+        (("standard", "frac"), "", "nothing reads it with residual = standard"),
+        (("mhc", "frac"), "model.residual: frac", "nothing reads it with residual = frac"),
+        (("mhc", "frac"), "", ""),
+        (("mhc", "frac"), "model.residual: mhc", ""),
+    ],
+)
+def test_a_searched_option_that_no_arm_can_read_is_refused(path, residuals, when, useless):
+    file = path.with_name("bad.yaml")
+    file.write_text(path.read_text().partition("search:")[0])
+    arms = ", ".join(f"{kind}: {{model.residual: {kind}}}" for kind in residuals)
+    given = [file, f"arms={{{arms}}}", f"{STREAMS}={{choice: [2, 4], when: {{{when}}}}}"]
+    if useless:
+        assert problem(*given) == f"command line: {STREAMS}: {useless}"
+    else:
+        load(list(map(str, given)), grids=True)
 
 
 @pytest.mark.parametrize(

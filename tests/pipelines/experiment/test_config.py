@@ -67,6 +67,16 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "search.space.model.mhc.streams={int: [2, 4]}",
             "search.space.model.mhc.streams: nothing reads it with residual = dca",
         ),
+        (
+            "search.space={model.residual: {choice: [frac, mhc]}, "
+            "model.mhc.streams: {int: [2, 4], when: {model.residual: frac}}}",
+            "search.space.model.mhc.streams: nothing reads it with residual = frac",
+        ),
+        (
+            "search.space={train.schedule: {choice: [cosine, wsd]}, "
+            "train.decay_fraction: {uniform: [0.1, 0.5], when: {train.schedule: cosine}}}",
+            "search.space.train.decay_fraction: expected null with schedule = cosine",
+        ),
         ("model.dca.last_k=0", "model.dca.last_k: expected at least 1 or null, got 0"),
         ("model.dca.norm=1", "model.dca.norm: input should be a valid boolean, got 1"),
         ("model.dca=2", "model.dca: "),
