@@ -41,8 +41,9 @@ docs: install
 bench: .venv/.bench
 	$(BIN)/python -m benchmarks.model
 
-check-gpu: install
-	$(BIN)/python benchmarks/check_gpu.py
+# Needs none of what install does: a machine with a GPU may have PyTorch and no network.
+check-gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.check_gpu
 
 bench-sweep: install
 	$(BIN)/python benchmarks/sweep.py

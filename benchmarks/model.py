@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import streams
+from benchmarks.gpu.mixing import mixing_tensors
 from dca import ModelConfig, build_model, generate, registry
-from dca.residuals.dca import stack_entries
 from pipelines.training.config import TrainConfig
 from pipelines.training.device import autocast
 from pipelines.training.optimizer import build_optimizer
@@ -214,26 +214,6 @@ class Case:
         """Another row at the same shape and mode."""
         return replace(self, row=replace(row, precision=self.row.precision))
 
-    def mixing_tensors(self) -> int | None:
-        """How many [b, t, d] the residual of one training step must read or write in any case; None
-        for kinds other than standard and dca.
-
-        Mixing n entries into o outputs reads n and writes o; going back it reads o gradients and
-        the n entries again, and adds to n gradients (a read and a write). The sum of the older
-        entries costs two reads and a write for each output that joins it, as a plain transformer's
-        stream does for every output, going forward and going back.
-        """
-        config = self.config
-        if config.residual == "standard":
-            return 6 * config.depth
-        if config.residual != "dca":
-            return None
-        entries = [stack_entries(config, block) for block in range(1, config.depth + 2)]
-        outputs = [3] * config.depth + [1]
-        last_k = config.options.last_k
-        joins = 0 if last_k is None else max(0, config.depth - last_k - 1)
-        return 4 * sum(entries) + 2 * sum(outputs) + 3 * joins
-
 
 class Trainee:
     """A model, its optimizer and one batch of random bytes."""
@@ -374,7 +354,7 @@ class Bench:
             return EMPTY
         pairs = zip(self.seconds[case], self.seconds[standard], strict=True)
         over = median(a - b for a, b in pairs)
-        mine, plain = case.mixing_tensors(), standard.mixing_tensors()
+        mine, plain = mixing_tensors(case.config), mixing_tensors(standard.config)
         if mine is None or plain is None:
             return f"{1e3 * over:,.1f}"
         numbers = (mine - plain) * case.shape.tokens * case.shape.dim

@@ -9,8 +9,12 @@ tests/pipelines/training/test_memory.py requires them to be within 25 % of what 
 measure. Used by the check of the cluster's memory and the cost estimate.
 """
 
+from typing import TYPE_CHECKING
+
 from dca import ModelConfig, registry
-from pipelines.training.config import TrainingRun
+
+if TYPE_CHECKING:  # pydantic, which a machine that only checks its GPU need not have
+    from pipelines.training.config import TrainingRun
 
 MIB, GIB = 1 << 20, 1 << 30
 PROCESS_BYTES = 435 * MIB
@@ -31,11 +35,14 @@ GATHERED_COPIES, SCATTERED_COPIES = 4, 2
 """Numbers held per parameter of one block's matrices where these are sharded: of a block and of the
 next one as gathered and in the buffers that they came in; and of gradients, in float32, whole and
 in the buffer that is scattered."""
+ON_A_GPU = 1.25
+"""Memory that is taken for granted per byte of the formula when a micro-batch is chosen: for the
+formula's error, and what PyTorch's allocator leaves between tensors."""
 EVAL_WINDOWS = 32
 """Windows of a batch in an evaluation, `evaluation.bits_per_byte`'s default."""
 
 
-def peak_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
+def peak_bytes(config: "TrainingRun", *, on_gpu: bool) -> int:
     """Largest memory of one worker in bytes: on a GPU only that of its tensors."""
     parameters, muon = config.model.parameter_count(), config.train.optimizer == "muon"
     sharded = _is_sharded(config)
@@ -69,7 +76,7 @@ def _matrix_numbers(model: ModelConfig) -> int:
 
 
 def _gathered_bytes(
-    config: TrainingRun, matrices: int, *, on_gpu: bool, gradients: bool = True
+    config: "TrainingRun", matrices: int, *, on_gpu: bool, gradients: bool = True
 ) -> int:
     """Bytes of whole matrices, where each worker holds some rows: of the blocks that compute."""
     block = matrices / config.model.depth
@@ -81,19 +88,19 @@ def _gathered_bytes(
     return round(found)
 
 
-def _process_bytes(config: TrainingRun) -> int:
+def _process_bytes(config: "TrainingRun") -> int:
     """Of a worker without a model; activation checkpointing imports PyTorch's compiler as well."""
     compiler = config.train.compile or config.train.activation_checkpointing
     found = PROCESS_BYTES + (COMPILER_BYTES if compiler else 0)
     return found + (SHARDING_BYTES if _is_sharded(config) else 0)
 
 
-def _is_sharded(config: TrainingRun) -> bool:
+def _is_sharded(config: "TrainingRun") -> bool:
     """Whether the workers share the weights."""
     return config.resources.strategy == "fsdp" and config.resources.min_workers > 1
 
 
-def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
+def _token_bytes(config: "TrainingRun", *, on_gpu: bool) -> int:
     """Bytes that the forward pass keeps of one token, and of the logits with their gradient."""
     model = config.model
     shared = 1 - model.groups / model.heads  # of keys, turned and not, and of values
@@ -106,7 +113,7 @@ def _token_bytes(config: TrainingRun, *, on_gpu: bool) -> int:
     return _width(config, on_gpu=on_gpu) * round(model.dim * blocks) + 4 * logits * model.vocab
 
 
-def _width(config: TrainingRun, *, on_gpu: bool) -> int:
+def _width(config: "TrainingRun", *, on_gpu: bool) -> int:
     """Bytes of a number in matrix products."""
     half = {"auto": on_gpu, "float32": False, "bfloat16": True}[config.train.precision]
     return 2 if half else 4
@@ -117,7 +124,7 @@ def _hidden(model: ModelConfig) -> float:
     return (4 if model.activation == "swiglu" else 2) * model.ff_dim / model.dim
 
 
-def _evaluation_bytes(config: TrainingRun) -> int:
+def _evaluation_bytes(config: "TrainingRun") -> int:
     """Bytes of an evaluation's batch: it keeps the stack's entries, no activations."""
     model, train = config.model, config.train
     windows = min(EVAL_WINDOWS, max(1, (train.eval_tokens or train.seq_len * 32) // train.seq_len))
@@ -125,7 +132,29 @@ def _evaluation_bytes(config: TrainingRun) -> int:
     return 4 * windows * train.seq_len * (round(model.dim * live) + 3 * model.vocab)
 
 
-def micro_tokens(config: TrainingRun) -> int:
+def micro_tokens_that_fit(config: "TrainingRun", there: int) -> int:
+    """Bytes of the largest forward pass with which a worker fits that many bytes of a GPU.
+
+    The batch, or a divisor of it; where nothing fits, the largest that needs no more than one
+    sequence does.
+    """
+    train = config.train
+    sequences = train.batch_tokens // train.seq_len
+    share = sequences // config.resources.min_workers
+    least = _on_a_gpu(config, train.seq_len)
+    if _on_a_gpu(config, None) <= max(there, least):
+        return train.batch_tokens
+    sizes = (train.seq_len * n for n in range(share, 0, -1) if sequences % n == 0)
+    return next(size for size in sizes if _on_a_gpu(config, size) <= max(there, least))
+
+
+def _on_a_gpu(config: "TrainingRun", micro_batch_tokens: int | None) -> float:
+    """Bytes that are taken for granted for a worker with such forward passes."""
+    changed = config.replace({"train.micro_batch_tokens": micro_batch_tokens})
+    return ON_A_GPU * peak_bytes(changed, on_gpu=True)
+
+
+def micro_tokens(config: "TrainingRun") -> int:
     """Bytes of one forward pass of a worker."""
     share = config.train.batch_tokens // config.resources.min_workers
     return min(share, config.train.micro_batch_tokens or share)

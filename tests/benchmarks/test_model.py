@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import model, streams
+from benchmarks.gpu.mixing import mixing_tensors
 from benchmarks.model import (
     FULL,
     ROWS,
@@ -123,12 +124,12 @@ def test_the_interval_of_the_median_is_the_textbooks(n, rank):
 
 
 def test_mixing_moves_what_a_count_by_hand_says():
-    plain = Case(STANDARD, Shape(2, 32)).mixing_tensors()
+    plain = mixing_tensors(Case(STANDARD, Shape(2, 32)).config)
     assert plain == 2 * (3 + 3)
     # stacks of 1, 2, 3, 4 (the input, the sum, one kept... all of k = 2), then the output's
     block = {n: (n + 3) + (3 + 3 * n) for n in (1, 2, 3, 4)}
     output = (4 + 1) + (1 + 3 * 4)
-    two = Case(TWO, Shape(5, 32)).mixing_tensors()
+    two = mixing_tensors(Case(TWO, Shape(5, 32)).config)
     assert two == block[1] + block[2] + block[3] + 2 * block[4] + output + 2 * 3
 
 
