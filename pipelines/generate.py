@@ -180,7 +180,9 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompts is not None:
         prompts = _lines(_read(arguments.prompts), arguments.prompts)
     elif not given and sys.stdin is not None and not sys.stdin.isatty():
-        prompts = _lines(sys.stdin.buffer.read(), STANDARD_INPUT)
+        with _waiting(STANDARD_INPUT):
+            text = sys.stdin.buffer.read()
+        prompts = _lines(text, STANDARD_INPUT)
     else:
         prompts = given
     if not prompts:
@@ -209,10 +211,17 @@ def _lines(data: bytes, source: str) -> list[str]:
     raise ConfigError(Problem(f"{which}; expected a prompt in each line{others}", source=source))
 
 
+@contextmanager
+def _waiting(file: str) -> Iterator[None]:
+    """Show, if a block takes long, that it reads a file: a pipe is read until its writer ends."""
+    with Progress(stderr=True).watching(lambda: f"reading {one_line(file)}"):
+        yield
+
+
 def _read(file: str) -> bytes:
     """A text of at most MAX_SCORED_BYTES; a device without an end is not read for ever."""
     try:
-        with Path(file).open("rb") as opened:
+        with _waiting(file), Path(file).open("rb") as opened:
             text = opened.read(MAX_SCORED_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -57,7 +57,11 @@ def _flat_arms(arms: Any) -> Any:
             raise FieldError(str(name), message)
         if not isinstance(changes, Mapping):
             message = "expected changes such as {model.residual: dca}, or {} for none"
-            raise FieldError(str(name), message)
+            if changes is not None:
+                raise FieldError(str(name), message)
+            others = [str(other) for other in arms if other != name]
+            message = f"{message}; there is no such arm to leave out"
+            raise FieldError(str(name), message, nearest(str(name), others))
     return {name: _once(str(name), changes) for name, changes in arms.items()}
 
 

@@ -35,6 +35,8 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     key = ".".join(part or '""' for part in path)
     if kind == INVALID_JSON:
         return Problem(f"expected text keys and plain values: {cause(detail)}")
+    if kind in UNKNOWN_KEY and "." in path[-1]:
+        return _dotted(key, _keys(model))
     if kind in UNKNOWN_KEY:
         return Problem("unknown key", key, nearest=_nearest_key(path, _keys(model)))
     if kind == MISSING:
@@ -74,6 +76,15 @@ def _validator_problem(error: ValueError, key: str) -> Problem:
         field = f"{key}.{error.field}" if key else error.field
         return Problem(error.message, field, nearest=error.nearest)
     return Problem(str(error), key)
+
+
+def _dotted(key: str, schema: Schema) -> Problem:
+    """The problem of a key that is written with dots where a file has sections."""
+    known = field_at(schema, key.split("."))
+    near = "" if known else nearest(key, field_keys(schema))
+    *sections, last = (key if known else near or "model.dim").split(".")
+    text = "".join(f"{section}: {{" for section in sections) + f"{last}: ...{'}' * len(sections)}"
+    return Problem(f"expected sections in place of dots, as in {text}", key, nearest=near)
 
 
 def _nearest_key(path: Sequence[str], schema: Schema) -> str:

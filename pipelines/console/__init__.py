@@ -12,14 +12,16 @@ from types import FrameType, TracebackType
 BAD_INPUT, INTERRUPTED = 2, 130
 """Exit codes of a command for input, or an environment, that it cannot work with, and of one that
 was interrupted."""
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""They interrupt a command, as Ctrl-C does; those that are ignored stay so, as under nohup."""
 EXPECTED = (
     "expected the project's environment, as after `make install` and `source .venv/bin/activate`"
 )
 
 
 def end_on_interrupt() -> None:
-    """Let Ctrl-C end this process with one line outside of `run_command` too, unless ignored, and
-    an import of a package that is not installed.
+    """Let a signal that interrupts end this process with one line outside of `run_command` too,
+    unless ignored, and an import of a package that is not installed.
 
     The first statement of a command's file when it is executed: the imports that follow take a
     tenth of a second, in which Python would print a traceback. So would the end of the process.
@@ -29,8 +31,9 @@ def end_on_interrupt() -> None:
     """
     if other := _other_copy():
         _end_on_bad_input(other)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, _end)
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     sys.excepthook = _end_on_missing_package
 
 

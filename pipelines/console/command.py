@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from pipelines.console import BAD_INPUT, INTERRUPTED, missing_package
+from pipelines.console import BAD_INPUT, ENDING_SIGNALS, INTERRUPTED, missing_package
 from pipelines.console.errors import (
     DISK_ERRORS,
     ConfigError,
@@ -39,8 +39,6 @@ WRONG_CHOICE = re.compile(
 )
 UNKNOWN_OPTION = re.compile(r"(?s)unrecognized arguments: (?P<option>--[\w-]+).*")
 """How argparse writes these; with another text the message is its own."""
-ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""They interrupt a command, as Ctrl-C does; those that are ignored stay so, as under nohup."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -73,9 +73,12 @@ def first_line(error: BaseException, *, limit: int = 200) -> str:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """The valid name closest to an unknown one; empty if none is close."""
-    found = difflib.get_close_matches(name, list(valid), n=1)
-    return found[0] if found else ""
+    """The shortest valid name that begins with an unknown one, else the closest, else the shortest
+    that contains it; empty if there is none."""
+    names, part = sorted(valid, key=len), name.casefold()
+    longer = [one for one in names if len(part) > 2 and part in one.casefold()]
+    begun = [one for one in longer if one.casefold().startswith(part)]
+    return next(iter([*begun, *difflib.get_close_matches(name, names, n=1), *longer]), "")
 
 
 def counted(count: float, noun: str) -> str:

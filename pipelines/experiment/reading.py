@@ -98,8 +98,7 @@ def _changed(
     data = merge(layers, dotted=Experiment.dotted)
     if arms := [layer.data["arms"] for layer in layers if "arms" in layer.data]:
         data["arms"] = merge_arms(arms)
-    if found := [one for layer in layers for one in _old_names(layer.data, layer.source)]:
-        raise ConfigError(*found)
+    old = [one for layer in layers for one in _old_names(layer.data, layer.source)]
     given: dict[str, Any] = {}
     for change in _as_search(changes, grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
@@ -110,15 +109,19 @@ def _changed(
         if not change.key.startswith("search."):
             for key, value in flatten({change.key: change.value}):
                 leave_out(_space(data), key, value)
-    if old := list(_old_names(given, "command line")):
+    old += _old_names(given, "command line")
+    try:
+        experiment = validate(
+            Experiment,
+            with_present_names(data) if old else data,
+            source=layers[-1].source,
+            layers=[*layers, Layer("command line", given)],
+            check=problems,
+        )
+    except ConfigError as error:
+        raise ConfigError(*old, *error.problems) from None
+    if old:
         raise ConfigError(*old)
-    experiment = validate(
-        Experiment,
-        data,
-        source=layers[-1].source,
-        layers=[*layers, Layer("command line", given)],
-        check=problems,
-    )
     if grids:
         _require_use(experiment, changes)
     return experiment

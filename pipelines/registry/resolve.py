@@ -21,7 +21,7 @@ def resolve_model(client: RetryingClient, text: str, *, name: str) -> tuple[str,
 
     Texts are NAME, NAME/VERSION, NAME@ALIAS, each also behind models:/; a number, `latest` or
     @ALIAS of the registered model `name`; models:/m-ID or m-ID; runs:/RUN/model or a run's id. A
-    bare name means its champion. Raises ConfigError.
+    bare name means its champion, or that alias of `name` if no model has it. Raises ConfigError.
     """
     model = re.fullmatch(rf"(?:models:/)?({MODEL_ID})", text)
     run = re.fullmatch(rf"(?:runs:/)?({RUN_ID})(?:/.*)?", text)
@@ -54,6 +54,9 @@ def _of_version(client: RetryingClient, text: str, name: str) -> tuple[str, str]
     registered, which = parts[1] or name, parts[3] or CHAMPION
     if not parts[2] and (registered.isdecimal() or registered == LATEST):
         registered, which = name, registered
+    names = {model.name: model for model in client.search_registered_models()}
+    if text not in names and name in names and text in names[name].aliases:
+        registered, which = name, text
     registry = Registry(client, registered)
     version = registry.find(which)
     aliases = sorted(alias for alias, number in registry.aliases().items() if number == version)

@@ -280,9 +280,10 @@ def test_a_hangup_interrupts_a_command_unless_it_is_ignored(capsys):
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", ["sweep", "train", "generate", "promote", "report", "clean"])
-def test_ctrl_c_while_a_command_is_imported_is_one_line(name, tmp_path):
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_a_command_is_imported_is_one_line(name, number, tmp_path):
     (tmp_path / "argparse.py").write_text(
-        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nraise ImportError('too late')\n"
+        f"import os, signal\nos.kill(os.getpid(), signal.{number})\nraise ImportError('late')\n"
     )
     command = [sys.executable, ROOT / "pipelines" / f"{name}.py"]
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}

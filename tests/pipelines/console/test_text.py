@@ -124,6 +124,10 @@ def test_foreign_text_is_one_line_of_at_most_500_characters():
 def test_the_nearest_name_is_a_close_one_or_none():
     assert nearest("dpeth", ["dim", "depth"]) == "depth"
     assert nearest("something", ["dim", "depth"]) == ""
+    kinds = ["standard", "static-hyper", "hyper_connections", "Hyper-static"]
+    assert nearest("hyper", ["other", *kinds[:3]]) == "hyper_connections"
+    assert nearest("hyp", kinds) == "Hyper-static"
+    assert nearest("hy", kinds) == ""
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")])

@@ -62,6 +62,10 @@ def problem(*arguments: object) -> str:
         ("{a: {}}", "arms: expected two or more, got a alone"),
         ("{a: {}, b: 3}", "arms.b: expected changes such as {model.residual: dca}, or {} for none"),
         ("{a: {}, b: }", "arms.b: expected changes such as {model.residual: dca}, or {} for none"),
+        (
+            "{hyper: {}, hypr: }",
+            "{} for none; there is no such arm to leave out; did you mean hyper?",
+        ),
         ("{a: {}, a/b: {model.dim: 32}}", "arms.a/b: expected a name of 1 to 60 letters, digits"),
         ("{a: {}, 'a ': {model.dim: 32}}", "arms.a : expected a name of 1 to 60 letters, digits"),
         ("{a: {}, '': {model.dim: 32}}", "arms.: expected a name of 1 to 60 letters, digits"),

@@ -61,7 +61,11 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "search.space.model.last_k={int: [1, 3]}",
             "search.space.model.last_k: it has another name now; did you mean model.dca.last_k?",
         ),
-        ("arms.new={model: {hyper_streams: 2}}", "mean model.hyper_connections.streams?"),
+        (
+            "arms={a: {model.residual: standard}, new: {model: {residual: hyper_connections, "
+            "hyper_streams: 2}}}",
+            "mean model.hyper_connections.streams?",
+        ),
         ("model.dca.width=3", "model.dca.width: unknown key"),
         (
             "search.space.model.mhc.streams={int: [2, 4]}",
@@ -584,6 +588,7 @@ def test_a_problem_of_the_space_has_the_key_of_its_dimension(path):
         ("search.sampler.name=tpee", "search.sampler.name", "tpe"),
         ("data.corpus=enwik", "data.corpus", "enwik8"),
         ("model.residual=standrad", "model.residual", "standard"),
+        ("model.residual=hyper", "model.residual", "hyper_connections"),
         ("train.schedule=nothing-like-it", "train.schedule", ""),
     ],
 )
@@ -683,6 +688,41 @@ def test_a_path_is_relative_to_its_file_or_on_the_command_line_to_the_working_fo
     assert load(["data.corpus=files", "data.path=http://x//y"]).data.path == "http://x//y"
     loaded = load([str(file)])
     assert read_packaged(loaded.model_dump(mode="json"), source="v").data == loaded.data
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("model: {dca.last_k: 3}", "model.dca.last_k: {}model: {{dca: {{last_k: ...}}}}"),
+        ("model.dca.last_k: 3", "model.dca.last_k: {}model: {{dca: {{last_k: ...}}}}"),
+        (
+            "model.dca.lst_k: 3",
+            "model.dca.lst_k: {}model: {{dca: {{last_k: ...}}}}; did you mean model.dca.last_k?",
+        ),
+        ("x.y: 3", "x.y: {}model: {{dim: ...}}"),
+    ],
+)
+def test_dots_in_a_file_are_answered_with_what_to_write(tmp_path, text, expected):
+    file = tmp_path / "e.yaml"
+    file.write_text(f"experiment: e\n{text}\n")
+    shown = expected.format("expected sections in place of dots, as in ")
+    assert problem(str(file)) == f"{file}: {shown}"
+
+
+def test_a_key_of_an_earlier_version_hides_no_other_problem(tmp_path):
+    file = tmp_path / "e.yaml"
+    file.write_text("experiment: e\nmodel: {last_k: 3, dimm: 4}\ntrain: {tokens: x}\n")
+    found = problems_of(str(file), "model.hyper_streams=2", "seed=-1")
+    assert [(one.key, one.source) for one in found] == [
+        ("model.last_k", str(file)),
+        ("model.hyper_streams", "command line"),
+        ("seed", "command line"),
+        ("model.dimm", str(file)),
+        ("train.tokens", str(file)),
+    ]
+    file.write_text("experiment: e\nmodel: {last_k: 3}\n")
+    (found,) = problems_of(str(file))
+    assert found.nearest == "model.dca.last_k"
 
 
 def test_a_version_to_start_from_needs_no_quotes_but_an_alias_in_a_file(tmp_path):

@@ -2,11 +2,13 @@ import importlib.util
 import io
 import itertools
 import math
+import os
 import py_compile
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -195,6 +197,23 @@ def test_prompts_of_windows_have_no_mark_and_no_carriage_returns(tmp_path):
     (tmp_path / "prompts.txt").write_bytes(b"a\r\n\r\nb\r\n")
     with pytest.raises(ConfigError, match=r"prompts\.txt: line 2 is empty; expected a prompt in"):
         generate._prompts(arguments)
+
+
+def test_a_pipe_of_prompts_that_nothing_writes_yet_is_shown(tmp_path, monkeypatch):
+    shown, pipe = io.StringIO(), tmp_path / "pipe"
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.001)
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        while "reading" not in shown.getvalue():
+            time.sleep(0.001)
+        pipe.write_text("a")
+
+    writer = threading.Thread(target=write, daemon=True)
+    writer.start()
+    assert generate._prompts(generate._parse(["--prompts", str(pipe)])) == ["a"]
+    assert shown.getvalue().strip() == f"reading {pipe}, 0:00"
 
 
 def test_the_last_samples_seed_is_within_the_limit_too():

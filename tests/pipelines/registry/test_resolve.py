@@ -12,7 +12,7 @@ def test_every_way_to_name_a_model_leads_to_it(store):
     model_id = registry.model_id(2)
     named = [
         *("tiny", "tiny@champion", "tiny/2", "tiny/latest", "2", "latest", "@champion"),
-        *("models:/tiny/2", "models:/tiny@champion"),
+        *("models:/tiny/2", "models:/tiny@champion", "champion"),
     ]
     for text in named:
         label = "models:/tiny/2 (champion)"
