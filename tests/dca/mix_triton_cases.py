@@ -18,6 +18,8 @@ EPS = 1e-6
 PREPARED: set[str] = set()
 """Modules with device functions that the interpreter has prepared the language for."""
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FAULTS = pytest.mark.faults
+"""Of cases that `make test-faults` runs: here another one has each of their values."""
 
 
 def call(function: InterpretedFunction, *args, **kwargs):
@@ -95,16 +97,24 @@ class Case:
                 )  # fmt: skip
 
 
-SHAPES = [*itertools.product([1, 3], [1, 4, 7], [16, 48]), (2, 4, 48)]
+SHAPES = [(1, 1, 16), (3, 1, 48), (2, 4, 48), (3, 4, 16), (1, 7, 48), (3, 7, 16)]
+"""Each number of outputs with each of entries, or of widths; the other shapes: `make test-faults`.
+"""
+OTHERS = [*itertools.product([1, 3], [1, 4, 7], [16, 48])]
 
 
-@pytest.mark.parametrize(("o", "n", "d"), SHAPES)
+@pytest.mark.parametrize(
+    ("o", "n", "d"),
+    [*SHAPES, *(pytest.param(*s, marks=FAULTS) for s in OTHERS if s not in SHAPES)],
+)
 def test_outputs_and_gradients_equal_the_equations(o, n, d):
     Case(o, n, d).check()
 
 
 @pytest.mark.parametrize(("has_w", "norm"), [(True, False), (False, True)])
-@pytest.mark.parametrize(("o", "n"), itertools.product([1, 3], [2, 5]))
+@pytest.mark.parametrize(
+    ("o", "n"), [(1, 5), (3, 2), *(pytest.param(*s, marks=FAULTS) for s in [(1, 2), (3, 5)])]
+)
 def test_w_and_its_norm_are_optional(o, n, has_w, norm):
     Case(o, n, 48, has_w=has_w, norm=norm).check()
 
@@ -120,7 +130,7 @@ def test_scores_of_zero_have_a_gradient():
     assert case.ours()[1][-2].any()
 
 
-@pytest.mark.parametrize("n", [2, 5])
+@pytest.mark.parametrize("n", [5, pytest.param(2, marks=FAULTS)])
 @pytest.mark.parametrize("missing", ["skip", "normed", "all but the skip", "later", "all later"])
 def test_a_missing_gradient_is_zero(n, missing):
     case = Case(3, n, 16)
@@ -184,7 +194,9 @@ def launches(monkeypatch) -> None:
     monkeypatch.setattr(mix, "_kernels_of_sums", lambda f, *_: found.get(f[0].dtype, mix_triton))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    "seed", [seed if seed > 3 else pytest.param(seed, marks=FAULTS) for seed in range(8)]
+)
 def test_weighted_sums_equal_the_equations(seed, launches):
     Sums(seed, n=1 + seed, rows=(1, 3), groups=[None, 1, 2, 8], widths=[1, 2]).check(1e-5)
 

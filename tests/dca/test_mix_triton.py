@@ -18,9 +18,10 @@ pytestmark = [
 ]
 
 
-def failures(file: str, environment: dict[str, str]) -> str:
+def failures(file: str, environment: dict[str, str], cases: str) -> str:
     """What a file of tests prints if it fails, in a process of its own; nothing if it passes."""
     command = [sys.executable, "-m", "pytest", "--noconftest", "-p", "no:cacheprovider", file]
+    command += ["-m", cases]
     done = subprocess.run(
         command,
         cwd=FOLDER.parents[1],
@@ -31,13 +32,21 @@ def failures(file: str, environment: dict[str, str]) -> str:
     return done.stdout + done.stderr if done.returncode else ""
 
 
-def test_kernels_compute_the_equations():
+EXHAUSTIVE = pytest.mark.parametrize(
+    "cases", ["not faults", pytest.param("faults", marks=pytest.mark.faults)]
+)
+"""Cases that stand for all, and all others."""
+
+
+@EXHAUSTIVE
+def test_kernels_compute_the_equations(cases):
     """On a GPU if there is one, else in Triton's interpreter."""
-    interpret = "0" if torch.cuda.is_available() else "1"
-    assert not failures(str(FOLDER / "mix_triton_cases.py"), {"TRITON_INTERPRET": interpret})
+    environment = {"TRITON_INTERPRET": "0" if torch.cuda.is_available() else "1"}
+    assert not failures(str(FOLDER / "mix_triton_cases.py"), environment, cases)
 
 
-def test_kernels_compile_once_per_stack_size(tmp_path):
+@EXHAUSTIVE
+def test_kernels_compile_once_per_stack_size(tmp_path, cases):
     """For a GPU that need not be there."""
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    assert not failures(str(FOLDER / "mix_triton_compiles.py"), environment)
+    assert not failures(str(FOLDER / "mix_triton_compiles.py"), environment, cases)
