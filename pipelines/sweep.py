@@ -67,10 +67,10 @@ def main(argv: Sequence[str]) -> int:
             corpus.preview(experiment)  # before Ray, which would have to end first
             start_early(dashboard=several)
         from pipelines.engine.stage import Invocation
-        from pipelines.stages import resolve_precision, sweep_stages
+        from pipelines.stages import resolve_compile, resolve_precision, sweep_stages
 
         resources = (experiment.resources, experiment.fit.resources)
-        experiment = resolve_precision(experiment, *resources)
+        experiment = resolve_compile(resolve_precision(experiment, *resources))
         stages = sweep_stages(corpus, experiment, retry_failed=arguments.retry_failed)
         _require_stage(arguments.until, stages)
         if arguments.dry_run:

@@ -12,7 +12,14 @@ from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
 from pipelines.cluster.connection import cluster_address
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.training.config import TrainingRun
-from pipelines.training.memory import GIB, MIB, STATE_COPIES, micro_tokens, peak_bytes
+from pipelines.training.memory import (
+    GIB,
+    MIB,
+    STATE_COPIES,
+    micro_tokens,
+    micro_tokens_that_fit,
+    peak_bytes,
+)
 
 SHARED_BYTES = 200 * MIB
 """Of a process's memory, pages of libraries that the processes of one machine share."""
@@ -30,13 +37,17 @@ def require_memory(config: TrainingRun, cluster: Cluster, *, trials: int = 1) ->
         return
     resources = config.resources
     on_gpu = resources.gpus_per_worker > 0 and torch.cuda.is_available()
-    each = peak_bytes(config, on_gpu=on_gpu)
     workers = min(trials, max_concurrent_jobs(cluster, resources)) * resources.max_workers
     if on_gpu:
         together = min(workers, int(1 / min(1, resources.gpus_per_worker)))
-        need, there = together * each, torch.cuda.get_device_properties(0).total_memory
+        there = torch.cuda.get_device_properties(0).total_memory
+        if config.train.micro_batch_tokens is None:
+            micro = micro_tokens_that_fit(config, there // together)
+            config = config.replace({"train.micro_batch_tokens": micro})
+        each = peak_bytes(config, on_gpu=True)
+        need = together * each
     else:
-        together = workers
+        together, each = workers, peak_bytes(config, on_gpu=False)
         need, there = SHARED_BYTES + together * (each - SHARED_BYTES), machine_bytes()
     if need > there:
         raise ConfigError(_problem(config, each, together, need, there, on_gpu=on_gpu))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.experiment import Experiment
 from pipelines.storage.location import storage_folder
-from pipelines.training.config import MIN_BFLOAT16_WIDTH, Resources
+from pipelines.training.config import COMPILE, MIN_BFLOAT16_WIDTH, Resources
 
 if TYPE_CHECKING:
     from pipelines.engine.stage import Stage
@@ -59,6 +59,16 @@ def resolve_precision(experiment: Experiment, *resources: Resources) -> Experime
     if train.precision == "auto":
         train = train.model_copy(update={"precision": precision})
     return experiment.model_copy(update={"train": train, "arms": arms})
+
+
+def resolve_compile(experiment: Experiment) -> Experiment:
+    """The experiment with true for a `fit.compile` of null where that means it."""
+    fit = experiment.fit
+    if fit.compile is not None or experiment.is_study or COMPILE in experiment.search.space:
+        return experiment
+    if not fit.compiled_by_itself(experiment.train):
+        return experiment
+    return experiment.model_copy(update={"fit": fit.model_copy(update={"compile": True})})
 
 
 def _precision(experiment: Experiment, *, on_gpu: bool) -> str:

@@ -218,6 +218,10 @@ EvalTokens = Annotated[
     Annotated[Positive, Tag(UNION_TAGS[0])] | Annotated[Literal["all"], Tag(UNION_TAGS[1])],
     Discriminator(lambda value: UNION_TAGS[isinstance(value, str)]),
 ]
+COMPILE = "train.compile"
+COMPILED_STEPS = 10_000
+"""Steps from which compiling pays on a GPU: at 30 ms a step five minutes, of which it takes half a
+one. Not measured on a GPU yet."""
 STUDY_EVALS = 32
 """Evaluations of a replicate: from its curve the time to a quality is read."""
 
@@ -232,6 +236,10 @@ class FitConfig(Section):
     eval_tokens: EvalTokens | None = None
     """Bytes of the validation split read by each evaluation, or `all`; null: in a study all, else
     train.eval_tokens."""
+    compile: bool | None = None
+    """Whether to use torch.compile; null: as train.compile, and, resolved by the command, where
+    each worker has a GPU from 10,000 steps on, which take longer than to compile; not by itself in
+    a study, whose arms are compiled alike, or if the search varies it."""
     resources: Resources = Resources()
 
     def check(self, train: TrainConfig) -> None:
@@ -247,12 +255,18 @@ class FitConfig(Section):
     def values(self, train: TrainConfig) -> dict[str, Any]:
         """What it changes in a trial's configuration, by dotted key."""
         eval_tokens = train.eval_tokens if self.eval_tokens is None else self.eval_tokens
-        return {
+        compiled = {} if self.compile is None else {COMPILE: self.compile}
+        return compiled | {
             "train.tokens": self.tokens or train.tokens,
             "train.evals": self.evals or train.evals,
             "train.eval_tokens": None if eval_tokens == "all" else eval_tokens,
             "resources": self.resources.model_dump(),
         }
+
+    def compiled_by_itself(self, train: TrainConfig) -> bool:
+        """Whether null for `compile` means that its training is compiled."""
+        steps = (self.tokens or train.tokens) // train.batch_tokens
+        return self.resources.gpus_per_worker > 0 and steps >= COMPILED_STEPS
 
     def of_study(self, train: TrainConfig) -> "FitConfig":
         """The same with the evaluations that curves of a study are compared by."""

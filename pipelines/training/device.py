@@ -128,6 +128,16 @@ def peak_memory_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def free_memory_bytes(device: torch.device, share: float) -> int | None:
+    """Memory of a GPU that this process can have, of the `share` of it that it was given if that
+    is below 1; None for other devices than CUDA's."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    free += torch.cuda.memory_reserved(device)
+    return int(min(free, total * share) if 0 < share < 1 else free)
+
+
 def reset_peak_memory(device: torch.device) -> None:
     """Restart the measurement of the peak, in a process that has trained another run before."""
     if device.type in ALLOCATORS:

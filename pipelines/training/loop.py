@@ -6,7 +6,7 @@ early. In a process group, which its launcher creates, it trains data-parallel.
 
 import faulthandler
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 
 import torch
 
@@ -43,24 +43,44 @@ def train(
         key: A secret, the same each time the run is started, which whoever else can write the
             folder does not have. Checkpoints are signed with it, and others are not resumed from.
 
-    A checkpoint is written before its rows are yielded. In a process group every rank must iterate;
-    rank 0 writes. Raises DivergedError if the loss or a gradient is not finite, StorageError if a
-    checkpoint cannot be written, PipelineError if another process trains in the folder.
+    A checkpoint is written before its rows are yielded; on a GPU it may be written while the steps
+    behind it are made, and the last one before the last rows are yielded. In a process group every
+    rank must iterate; rank 0 writes. Raises DivergedError if the loss or a gradient is not finite,
+    StorageError if a checkpoint cannot be written, PipelineError if another process trains in the
+    folder.
     """
     lock = writer_lock(folder) if rank_and_world()[0] == 0 else nullcontext(folder)
     with lock as locked, threads_restored():
         trainer = Trainer(run, splits, locked, log, key)
-        if rows := trainer.new_rows():
-            yield rows
-        while not finished(trainer.history, run.train):
-            trainer.train_to_next_evaluation()
-            if finished(trainer.history, run.train) and trainer.step < run.train.steps:
-                patience = counted(run.train.patience or 0, "evaluation")
-                log(
-                    f"ends at step {trainer.step}/{run.train.steps}: no better "
-                    f"{run.train.best_metric} in train.patience = {patience}"
-                )
-            yield trainer.new_rows()
+        with closed(trainer):
+            if rows := trainer.new_rows():
+                yield rows
+            while not finished(trainer.history, run.train):
+                trainer.train_to_next_evaluation()
+                if finished(trainer.history, run.train):
+                    trainer.writer.wait()
+                    if trainer.step < run.train.steps:
+                        patience = counted(run.train.patience or 0, "evaluation")
+                        log(
+                            f"ends at step {trainer.step}/{run.train.steps}: no better "
+                            f"{run.train.best_metric} in train.patience = {patience}"
+                        )
+                yield trainer.new_rows()
+
+
+@contextmanager
+def closed(trainer: Trainer) -> Iterator[None]:
+    """Close a trainer at the end, also of a training that fails: of two errors, with the first."""
+    try:
+        yield
+    except Exception:
+        with suppress(Exception):
+            trainer.close()
+        raise
+    except BaseException:  # it is stopped
+        trainer.close()
+        raise
+    trainer.close()
 
 
 @contextmanager

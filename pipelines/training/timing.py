@@ -60,6 +60,7 @@ def _token_seconds(run: TrainingRun, splits: TrainValSplits, folder: Path) -> fl
     steps = math.ceil(SECONDS / _steps_seconds(trainer, 1))
     steps = min(steps, run.train.steps)
     seconds = _steps_seconds(trainer, steps)
+    trainer.close()
     del trainer  # before another is made
     gc.collect()
     if run.train.compile:

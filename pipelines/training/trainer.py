@@ -72,6 +72,8 @@ class Trainer:
         self.checkpoint_seconds = run.failures.checkpoint_seconds
         self.rank, self.world = rank_and_world()
         self.device = pick_device()
+        beside = self.device.type == "cuda"
+        self.writer = checkpoint.CheckpointWriter(folder, key, beside=beside)
         torch.set_num_threads(run.resources.cpus_per_worker)
         self.model = _new_model(run)
         self.average = copy.deepcopy(self.model) if self.config.ema_decay else None
@@ -95,6 +97,9 @@ class Trainer:
         batches = Batches(open_bytes(splits.train), self.config.seq_len, sequences, run.seed)
         parts = (self.model, self.optimizer, self.average)
         self.make_step = OptimizerStep(run, *parts, batches, self.sharing)
+        micro = self.make_step.micro_tokens
+        if micro != (self.config.micro_batch_tokens or self.config.batch_tokens):
+            log(f"forward passes of {micro:,} bytes: more do not fit the memory of the GPU")
         self.utilisation = utilisation_of(run, self.device, self.world)
         self.validation = open_bytes(splits.validation)
 
@@ -144,6 +149,7 @@ class Trainer:
         while self.step < end:
             stop = min(end, self.step + self.config.log_every_steps)
             self.history.append(self._train_until(stop))
+            self.writer.check()
             due = time.monotonic() > self.last_save + self.checkpoint_seconds
             if self.step < end and self.sharing.agree(due):
                 self._save()
@@ -162,13 +168,21 @@ class Trainer:
     def _save(self) -> None:
         self.last_save = time.monotonic()
         tensors = checkpoint.collect_tensors(self.model, self.optimizer, self.average)
-        tensors = self.sharing.gather(tensors)
+        tensors = self.sharing.gather(tensors, copies=self.writer.beside)
         if self.rank != 0:
             return
         has_evaluation = any(VAL_BITS in row for row in self.history)
         best = int(best_row(self.history, self.config.best_metric)[STEP]) if has_evaluation else 0
         snapshot = Snapshot(self.step, self.history, best, self.seconds, self.config_digest)
-        checkpoint.write(self.folder, tensors, snapshot, key=self.key)
+        self.writer.write(tensors, snapshot)
+
+    def close(self) -> None:
+        """Release what this process has for the run; the last checkpoint is then in its place.
+
+        Raises StorageError if that one cannot be written.
+        """
+        self.make_step.close()
+        self.writer.close()
 
     def _train_until(self, stop: int) -> Row:
         """Train to step `stop`; the host waits for the device once, at the end."""

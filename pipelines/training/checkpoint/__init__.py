@@ -15,12 +15,14 @@ alone cannot make a checkpoint. They can put an earlier one of the same run back
 that is accepted, for the run itself wrote it.
 """
 
+from pipelines.training.checkpoint.beside import CheckpointWriter
 from pipelines.training.checkpoint.content import Snapshot, collect_tensors
 from pipelines.training.checkpoint.layout import list_checkpoints, path_of, step_of
 from pipelines.training.checkpoint.loading import read, read_weights, resume
 from pipelines.training.checkpoint.saving import save, write
 
 __all__ = [
+    "CheckpointWriter",
     "Snapshot",
     "collect_tensors",
     "list_checkpoints",

@@ -49,6 +49,11 @@ class Replicated:
         """Whether to write a checkpoint, which each worker may decide by itself."""
         return answer
 
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The whole tensors of a checkpoint, on rank 0; every rank must call it."""
-        return dict(tensors)
+    def gather(self, tensors: Mapping[str, Tensor], *, copies: bool) -> dict[str, Tensor]:
+        """The whole tensors of a checkpoint, on rank 0; every rank must call it.
+
+        As copies in the memory of the CPU if training goes on before they are written.
+        """
+        if not copies or rank_and_world()[0] != 0:
+            return dict(tensors)
+        return {name: value.to("cpu", copy=True) for name, value in tensors.items()}

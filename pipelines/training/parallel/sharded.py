@@ -137,13 +137,13 @@ class Sharded(Replicated):
             lambda _, states: change(states, self._own_rows)
         )
 
-    def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def gather(self, tensors: Mapping[str, Tensor], *, copies: bool) -> dict[str, Tensor]:
         """The whole tensors, on rank 0 in the memory of its CPU, one after the other."""
         found = {}
         for name, value in tensors.items():
             whole = value.full_tensor() if isinstance(value, DTensor) else value
             if self.rank == 0:
-                found[name] = whole.cpu()
+                found[name] = whole.to("cpu", copy=copies and whole is value)
         return found
 
     def _cut_weights(

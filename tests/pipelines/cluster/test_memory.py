@@ -61,6 +61,7 @@ def test_what_takes_most_is_the_key_to_change(run, monkeypatch):
     ("gpus", "trials", "together"), [(1, 8, 1), (0.5, 8, 2), (0.5, 1, 1), (2, 8, 1), (0.3, 8, 3)]
 )
 def test_trials_that_share_a_gpu_share_its_memory(run, monkeypatch, gpus, trials, together):
+    run = run.replace({"train.micro_batch_tokens": run.train.batch_tokens})
     each = peak_bytes(run, on_gpu=True)
     node = [Node("here", 64, 8)]
     monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: True)
@@ -73,6 +74,23 @@ def test_trials_that_share_a_gpu_share_its_memory(run, monkeypatch, gpus, trials
         else:
             with pytest.raises(ConfigError, match=rf"{together} x .* the GPU has"):
                 require_memory(shared, node, trials=trials)
+
+
+def test_a_gpu_needs_to_hold_the_smallest_forward_pass_unless_its_size_is_given(run, monkeypatch):
+    """Training makes them as large as fit."""
+    monkeypatch.setattr(memory.torch.cuda, "is_available", lambda: True)
+    sizes = {"train.batch_tokens": 4096, "train.eval_tokens": 32}
+    run = run.replace(sizes | {"resources.gpus_per_worker": 1})
+    least = peak_bytes(run.replace({"train.micro_batch_tokens": 32}), on_gpu=True)
+    node = [Node("here", 64, 8)]
+    for room, fits in ((least, True), (least - 1, False)):
+        device = SimpleNamespace(total_memory=room)
+        monkeypatch.setattr(memory.torch.cuda, "get_device_properties", lambda _, one=device: one)
+        if fits:
+            require_memory(run, node)
+            continue
+        with pytest.raises(ConfigError, match=r"32 bytes of text at once .* smaller model.dim"):
+            require_memory(run, node)
 
 
 def test_processes_of_one_machine_share_the_pages_of_libraries(run, monkeypatch):

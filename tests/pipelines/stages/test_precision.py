@@ -1,10 +1,10 @@
-"""What `train.precision: auto` becomes before anything starts."""
+"""What `train.precision: auto` and `fit.compile: null` become before anything starts."""
 
 import pytest
 import torch
 
 from pipelines.experiment import Experiment
-from pipelines.stages import resolve_precision
+from pipelines.stages import resolve_compile, resolve_precision
 from pipelines.training.config import Resources
 
 GPU, CPU = Resources(gpus_per_worker=1), Resources()
@@ -53,3 +53,38 @@ def test_what_is_given_stays_and_the_arms_have_one(monkeypatch):
     monkeypatch.undo()
     resolved = resolve_precision(experiment(arms=small, model__dim=512), CPU)
     assert resolved.train.precision == "float32"
+
+
+LONG = {"train__tokens": 10_000 * 2048}
+ON_GPUS = {"fit__resources": {"gpus_per_worker": 1}}
+
+
+def test_a_long_fit_on_gpus_is_compiled_and_no_trial():
+    resolved = resolve_compile(experiment(**LONG, **ON_GPUS))
+    assert resolved.fit_run().train.compile
+    assert not resolved.training_run().train.compile
+    assert resolve_compile(resolved) == resolved
+    longer = experiment(train__tokens=2048, fit__tokens=10_000 * 2048, **ON_GPUS)
+    assert resolve_compile(longer).fit_run().train.compile
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        LONG,
+        {"train__tokens": 9_999 * 2048, **ON_GPUS},
+        {**LONG, **ON_GPUS, "fit__tokens": 2048},
+        {**LONG, **ON_GPUS, "fit__compile": False},
+        {**LONG, **ON_GPUS, "seeds": 2},
+        {**LONG, **ON_GPUS, "search__space": {"train.compile": {"choice": [True, False]}}},
+    ],
+    ids=["on CPUs", "too short", "too short a fit", "not wanted", "a study", "searched"],
+)
+def test_another_fit_is_not_compiled_by_itself(values):
+    given = experiment(**values)
+    assert resolve_compile(given) == given
+    assert not given.fit_run().train.compile
+    if given.fit.compile is None:
+        assert given.fit_run({"train.compile": True}).train.compile
+    else:
+        assert not given.fit_run({"train.compile": True}).train.compile

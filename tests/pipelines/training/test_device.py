@@ -33,6 +33,16 @@ def found(monkeypatch, name: str | None) -> None:
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: name is not None)
 
 
+@pytest.mark.parametrize(
+    ("share", "free"), [(0.0, 700), (1.0, 700), (2.0, 700), (0.5, 500), (0.8, 700)]
+)
+def test_a_process_can_have_what_is_free_of_its_share_of_a_gpu(monkeypatch, share, free):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (600, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 100)
+    assert device.free_memory_bytes(torch.device("cuda"), share) == free
+    assert device.free_memory_bytes(torch.device("cpu"), share) is None
+
+
 @pytest.mark.parametrize("name", ["cuda", "xpu", "mps", None])
 def test_the_accelerator_that_is_there_is_picked_else_the_cpu(monkeypatch, name):
     found(monkeypatch, name)

@@ -11,7 +11,7 @@ import pytest
 from pipelines.data.splits import TrainValSplits
 from pipelines.training import memory, train
 from pipelines.training.config import TrainingRun
-from pipelines.training.memory import peak_bytes
+from pipelines.training.memory import micro_tokens_that_fit, peak_bytes
 
 RAY_CONNECTION_BYTES = 15 << 20
 """What a worker's connection to Ray adds: 595 MiB in a sweep where such a process had 580."""
@@ -198,3 +198,27 @@ def test_a_forward_pass_reads_a_micro_batch_of_a_workers_share(run):
     for workers, micro, expected in ((1, None, 256), (2, None, 128), (1, 64, 64), (4, 128, 64)):
         changes = {"resources.workers": workers, "train.micro_batch_tokens": micro}
         assert memory.micro_tokens(run.replace(changes)) == expected
+
+
+def test_on_a_gpu_a_forward_pass_is_the_largest_that_fits(run):
+    run = run.replace({"train.batch_tokens": 32 * 12, "train.eval_tokens": 32})
+
+    def need(sequences: int) -> float:
+        one = run.replace({"train.micro_batch_tokens": 32 * sequences})
+        return memory.ON_A_GPU * peak_bytes(one, on_gpu=True)
+
+    for sequences, next_larger in ((12, None), (6, 12), (4, 6), (3, 4), (2, 3), (1, 2)):
+        there = 10 * need(12) if next_larger is None else need(next_larger) - 1
+        assert micro_tokens_that_fit(run, int(there)) == 32 * sequences
+    assert micro_tokens_that_fit(run, 0) == 32
+    evaluated = run.replace({"train.eval_tokens": 32 * 32})  # which takes more than any batch here
+    assert micro_tokens_that_fit(evaluated, 0) == 32 * 12
+
+
+def test_of_several_workers_each_needs_a_forward_pass_of_its_share(run):
+    run = run.replace(
+        {"train.batch_tokens": 32 * 12, "train.eval_tokens": 32, "resources.workers": 3}
+    )
+    whole = memory.ON_A_GPU * peak_bytes(run, on_gpu=True)
+    assert micro_tokens_that_fit(run, int(whole) + 1) == 32 * 12
+    assert micro_tokens_that_fit(run, int(whole) - 1) == 32 * 3  # of 4
