@@ -84,7 +84,8 @@ def _dotted(key: str, schema: Schema) -> Problem:
     near = "" if known else nearest(key, field_keys(schema))
     *sections, last = (key if known else near or "model.dim").split(".")
     text = "".join(f"{section}: {{" for section in sections) + f"{last}: ...{'}' * len(sections)}"
-    return Problem(f"expected sections in place of dots, as in {text}", key, nearest=near)
+    message = f"unknown key: expected sections in place of dots, as in {text}"
+    return Problem(message, key, nearest=near)
 
 
 def _nearest_key(path: Sequence[str], schema: Schema) -> str:

@@ -705,7 +705,7 @@ def test_a_path_is_relative_to_its_file_or_on_the_command_line_to_the_working_fo
 def test_dots_in_a_file_are_answered_with_what_to_write(tmp_path, text, expected):
     file = tmp_path / "e.yaml"
     file.write_text(f"experiment: e\n{text}\n")
-    shown = expected.format("expected sections in place of dots, as in ")
+    shown = expected.format("unknown key: expected sections in place of dots, as in ")
     assert problem(str(file)) == f"{file}: {shown}"
 
 
