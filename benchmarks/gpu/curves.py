@@ -9,8 +9,9 @@ trained.
 import json
 import platform
 from functools import lru_cache
+from math import sqrt
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, variance
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ KINDS = ("standard", "2-DCA")
 SEEDS = 4
 STEPS, WINDOW = 300, 25
 """Steps of a curve, and of each mean in it."""
+MOST_SPREADS = 3
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 20
 WORDS, TEXT_BYTES = 400, 400_000
 
@@ -68,8 +70,10 @@ def curve(
 def curves(check: Check) -> dict[str, Any]:
     """Curves of the first seed, in float32 and in bfloat16, beside the CPU's of that seed.
 
-    Every point has to be within the standard deviation of the CPU's seeds. On a CPU the first point
-    of one kind in float32: whether the file is that of this code.
+    Their mean distance has to be below the standard deviation of the CPU's seeds, which the points
+    share, and no point may be three of them away: rounding alone, `standard` in bfloat16 on the
+    CPU, was 0.3 of it on average and 1.1 at most. On a CPU the first point of one kind in float32:
+    whether the file is that of this code.
     """
     stored = json.loads(FILE.read_text())["curves"]
     found: dict[str, Any] = {}
@@ -78,14 +82,17 @@ def curves(check: Check) -> dict[str, Any]:
         for bfloat16 in (False, True) if check.on_gpu else (False,):
             count = STEPS if check.on_gpu else WINDOW
             ours = curve(check, kind, 0, bfloat16=bfloat16, count=count)
-            spreads = [stdev(points) for points in zip(*stored[kind], strict=True)]
-            shares = [
-                abs(own - cpu) / spread
-                for own, cpu, spread in zip(ours, stored[kind][0], spreads, strict=False)
-            ]
+            spread = sqrt(mean(variance(points) for points in zip(*stored[kind], strict=True)))
+            pairs = zip(ours, stored[kind][0], strict=False)
+            shares = [abs(own - cpu) / spread for own, cpu in pairs]
             name = f"{kind}, {'bfloat16' if bfloat16 else 'float32'}"
-            found[name] = {"last_loss": ours[-1], "largest_difference_over_spread": max(shares)}
-            wrong += [] if max(shares) <= 1 else [name]  # or not a number
+            found[name] = {
+                "last_loss": ours[-1],
+                "mean_difference_over_spread": mean(shares),
+                "largest_difference_over_spread": max(shares),
+            }
+            equal = mean(shares) <= 1 and max(shares) <= MOST_SPREADS  # neither if not a number
+            wrong += [] if equal else [name]
     if wrong:
         raise Failed(f"not the curve of {FILE.name}: {', '.join(wrong)}; all: {found}")
     return found

@@ -5,7 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
-from statistics import stdev
+from math import sqrt
+from statistics import mean, variance
 
 import pytest
 import torch
@@ -208,13 +209,25 @@ def test_a_curve_that_is_not_the_cpus_is_a_failure(check, monkeypatch):
     for seeds in stored["curves"].values():
         assert len(seeds) == curves.SEEDS
         assert {len(points) for points in seeds} == {curves.STEPS // curves.WINDOW}
-    points = [seeds[0] for seeds in stored["curves"]["2-DCA"]]
-    found = [points[0] + 0.9 * stdev(points), points[0] + 1.1 * stdev(points), float("nan")]
-    monkeypatch.setattr(curves, "curve", lambda *_, **__: [found.pop(0)])
-    assert curves.curves(check)["2-DCA, float32"]["largest_difference_over_spread"] < 1
-    for _ in "12":
-        with pytest.raises(Failed, match=r"not the curve of curves\.json: 2-DCA, float32"):
-            curves.curves(check)
+    seeds = stored["curves"]["2-DCA"]
+    spread = sqrt(mean(variance(points) for points in zip(*seeds, strict=True)))
+    cases = {0.9: True, 1.1: False, float("nan"): False}
+    for distance, equal in cases.items():
+        found = [point + distance * spread for point in seeds[0]]
+        assert equal == curve_passes(check, monkeypatch, found)
+    once = [seeds[0][0] + 2.9 * spread, *seeds[0][1:]]
+    assert curve_passes(check, monkeypatch, once)
+    once[0] = seeds[0][0] + 3.1 * spread
+    assert not curve_passes(check, monkeypatch, once)
+
+
+def curve_passes(check, monkeypatch, found: list[float]) -> bool:
+    monkeypatch.setattr(curves, "curve", lambda *_, **__: found)
+    try:
+        return "2-DCA, float32" in curves.curves(check)
+    except Failed as error:
+        assert "not the curve of curves.json: 2-DCA, float32" in str(error)
+        return False
 
 
 def test_a_machine_without_a_gpu_is_told_of_the_option(monkeypatch, capsys):
