@@ -103,6 +103,8 @@ ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 """Environment variable of the folder for the artifacts of a database's default experiment."""
 TABLE, COLUMNS = "experiments", {"experiment_id", "name", "artifact_location", "lifecycle_stage"}
 """A table that every database of MLflow has, and columns of it that no version lacks."""
+TABLES = {TABLE, "runs", "metrics", "latest_metrics", "params", "tags", "model_versions"}
+"""Tables that a database of MLflow has since its version 1."""
 SEARCH = "/api/2.0/mlflow/experiments/search"
 """A request that any server answers and any user may send; `/health` needs no password, and other
 servers have it too."""

@@ -31,6 +31,7 @@ from pipelines.compat.mlflow import (
     LOGGER,
     MISSING,
     TABLE,
+    TABLES,
     decode_database_folders,
     encoded_artifact_root,
     host_credentials,
@@ -257,6 +258,8 @@ def _database_problem(uri: str, path: Path) -> str | None:
         if not {column["name"] for column in columns} >= COLUMNS:
             named = ", ".join(tables[:3])
             return f"{path} is the database of another program, with the tables {named}"
+        if lacking := sorted(TABLES.difference(tables)):
+            return f"{path} is no whole database of MLflow: it has no table {lacking[0]}"
     except REFUSED as error:
         if is_locked(error):  # by a process that makes its tables, for instance
             return None

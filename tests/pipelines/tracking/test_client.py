@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from pipelines.compat.mlflow import TABLES
 from pipelines.console.errors import ConfigError, PipelineError
 from pipelines.tracking import client as client_module
 from pipelines.tracking.client import RetryingClient, check_uri, connect
@@ -197,6 +198,18 @@ def test_the_database_of_another_program_is_refused_and_nothing_is_written(tmp_p
         message = str(error.value)
         assert message.endswith(f"{name} is the database of another program, {expected}")
         assert (tmp_path / name).read_bytes() == before
+
+
+@pytest.mark.parametrize("table", sorted(TABLES - {"experiments"}))
+def test_a_database_that_lacks_a_table_is_one_line(tmp_path, table):
+    path = tmp_path / "mlflow.db"
+    put_database(path)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(f"drop table {table}")
+    with pytest.raises(
+        ConfigError, match=f"is no whole database of MLflow: it has no table {table}$"
+    ):
+        check_uri(f"sqlite:///{path}")
 
 
 def test_a_database_whose_migrations_are_another_programs_is_one_line(tmp_path):
