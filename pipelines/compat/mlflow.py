@@ -208,6 +208,20 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def unreadable_variables() -> dict[str, str]:
+    """The environment variables of MLflow that it cannot read, each with its reason."""
+    from mlflow import environment_variables as names
+
+    found = {}
+    for variable in vars(names).values():
+        if isinstance(variable, names._EnvironmentVariable) and variable.is_set():
+            try:
+                variable.get()
+            except ValueError as error:
+                found[str(variable.name)] = str(error)
+    return found
+
+
 def ignore_warnings() -> None:
     """Add a filter to those of the process that ignores MLflow's warnings."""
     warnings.filterwarnings("ignore", module=WARNINGS_MODULE)

@@ -44,6 +44,7 @@ from pipelines.compat.mlflow import (
     set_environment,
     skip_prompt_checks,
     store_errors,
+    unreadable_variables,
 )
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.retries import RetryPolicy, within
@@ -228,6 +229,8 @@ def configure_mlflow(uri: str) -> None:
 
 def check_uri(uri: str) -> None:
     """Raise ConfigError in seconds if no store can answer there; writes nothing."""
+    if wrong := unreadable_variables():
+        raise ConfigError(*(Problem(reason, name) for name, reason in wrong.items()))
     if uri.startswith(("http://", "https://")):
         reason = _server_problem(uri)
     elif path := database_file(uri):

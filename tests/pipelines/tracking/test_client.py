@@ -135,6 +135,19 @@ def test_a_store_that_does_not_answer_is_found_in_seconds(uri, expected, monkeyp
     assert time.monotonic() - started < 20
 
 
+def test_variables_that_mlflow_cannot_read_are_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE", "abc")
+    monkeypatch.setenv("MLFLOW_ENABLE_ASYNC_LOGGING", "maybe")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
+    with pytest.raises(ConfigError) as error:
+        connect(f"sqlite:///{tmp_path}/new.db")
+    async_logging, pool_size = sorted(map(str, error.value.problems))
+    assert async_logging.startswith("MLFLOW_ENABLE_ASYNC_LOGGING: ")
+    assert "but got maybe" in async_logging
+    assert pool_size.startswith("MLFLOW_SQLALCHEMYSTORE_POOL_SIZE: Failed to convert 'abc'")
+    assert not (tmp_path / "new.db").exists()
+
+
 def test_a_store_that_is_away_is_waited_for_an_hour(store):
     policy = store.client._retries
     assert (policy.pause_seconds, policy.max_pause_seconds) == (0.5, 10)
