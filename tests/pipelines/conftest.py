@@ -5,16 +5,21 @@ import logging
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import requests
 from mlflow.store.db import utils
+from mlflow.store.db.db_types import SQLITE
 from moto.server import ThreadedMotoServer
+from sqlalchemy import event
+from sqlalchemy.orm import sessionmaker
 
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
@@ -46,6 +51,34 @@ def migrations() -> Iterator[None]:
     found = utils._get_latest_schema_revision()
     with mock.patch.object(utils, "_get_latest_schema_revision", lambda: found):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sqlite_options() -> Iterator[None]:
+    """MLflow sets options of SQLite in each session, a seventh of its time: here once for each
+    connection."""
+    from mlflow.store.model_registry import sqlalchemy_store
+
+    made = utils._get_managed_session_maker
+
+    def of_connections(sessions: sessionmaker, kind: str) -> Any:
+        if kind != SQLITE:
+            return made(sessions, kind)
+        engine = sessions.kw["bind"]
+        engine.dispose()  # what has been connected has no options
+        event.listen(engine, "connect", set_options)
+        return made(sessions, "with its options")
+
+    with (
+        mock.patch.object(utils, made.__name__, of_connections),
+        mock.patch.object(sqlalchemy_store, made.__name__, of_connections),
+    ):
+        yield
+
+
+def set_options(connection: sqlite3.Connection, _: object) -> None:
+    for option in ("foreign_keys = ON", "busy_timeout = 20000", "case_sensitive_like = true"):
+        connection.execute(f"PRAGMA {option}")
 
 
 @pytest.fixture(scope="module", autouse=True)
