@@ -19,14 +19,12 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
-from pipelines.cost import timing
 from pipelines.experiment import load
 from tests.pages import PAGES, ROOT, blocks, commands, page
-from tests.pipelines import forked
 from tests.pipelines.commands import Folder
 from tests.pipelines.forked import Command
 from tests.pipelines.local_tune import LocalTune
-from tests.pipelines.packages import isolated_forked
+from tests.pipelines.packages import isolated_forked, timed_forked
 
 SOURCES = sorted(p for top in ("dca", "pipelines") for p in (ROOT / top).rglob("*.py"))
 pytestmark = pytest.mark.docs
@@ -312,8 +310,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as monkeypatch:
         LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
         isolated_forked(monkeypatch)
-        monkeypatch.setattr(timing, "get_context", lambda _: forked.FORKS)
-        monkeypatch.setattr(timing, "end_with_parent", int)  # the parent is what forks
+        timed_forked(monkeypatch)
         for block in blocks(page("tutorial"), "bash"):
             for program, script, *arguments in commands(block):
                 if program != "python" or STUDY in arguments:

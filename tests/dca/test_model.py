@@ -68,9 +68,11 @@ def test_sublayers_of_hyper_connections_read_the_streams_in_turn():
 @pytest.mark.parametrize(
     ("residual", "backend", "parts"),
     [
-        *[("standard", "aot_eager", {}), ("dca", "aot_eager", TOGETHER)],
-        *[("value_residual", "aot_eager", TOGETHER), ("hyper_connections", "aot_eager", {})],
-        ("attention_residuals", "aot_eager", {}),
+        *[("dca", "aot_eager", TOGETHER), ("hyper_connections", "aot_eager", {})],
+        # more of the same; of the others test_kinds.py compares the logits
+        pytest.param("standard", "aot_eager", {}, marks=pytest.mark.faults),
+        pytest.param("value_residual", "aot_eager", TOGETHER, marks=pytest.mark.faults),
+        pytest.param("attention_residuals", "aot_eager", {}, marks=pytest.mark.faults),
         # a minute of a C++ compiler
         pytest.param("dca", "inductor", {}, marks=pytest.mark.faults),
         pytest.param("dca", "inductor", TOGETHER, marks=pytest.mark.faults),

@@ -9,6 +9,7 @@ import torch
 
 from dca import build_model
 from pipelines.console import isolated
+from pipelines.cost import timing
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
@@ -35,3 +36,9 @@ def isolated_forked(patch: pytest.MonkeyPatch) -> None:
         return forked.run([sys.executable, "-m", module, *arguments], without=["dca"])
 
     patch.setattr(isolated, "_run_in_fork", run)
+
+
+def timed_forked(patch: pytest.MonkeyPatch) -> None:
+    """Time steps in processes that have PyTorch in memory; test_estimate.py has the real ones."""
+    patch.setattr(timing, "get_context", lambda _: forked.FORKS)
+    patch.setattr(timing, "end_with_parent", int)  # the parent is what forks

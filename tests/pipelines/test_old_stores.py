@@ -17,7 +17,7 @@ import pytest
 
 from pipelines import promote, report, sweep, train
 from tests.pipelines import forked
-from tests.pipelines.packages import isolated_forked
+from tests.pipelines.packages import isolated_forked, timed_forked
 from tests.pipelines.stored import move_database
 
 pytestmark = pytest.mark.process
@@ -139,7 +139,8 @@ def test_a_version_is_trained_again(old_store, capsys):
     assert float(found[1]) == pytest.approx(0.7975, rel=0.01)
 
 
-def test_a_sweep_beside_it_starts_anew_with_the_reason(old_store, capsys):
+def test_a_sweep_beside_it_starts_anew_with_the_reason(old_store, monkeypatch, capsys):
+    timed_forked(monkeypatch)
     assert sweep.main(["tiny.yaml", "fit.tokens=2048", "--dry-run"]) == 0
     plan, *_ = capsys.readouterr().out.partition("\n\n")
     stages = {

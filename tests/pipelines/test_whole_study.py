@@ -12,6 +12,7 @@ from pipelines.registry.versions import Registry
 from pipelines.stages import evaluate
 from pipelines.tracking.store import Run, Store
 from tests.pipelines.commands import Folder, assert_whole
+from tests.pipelines.packages import timed_forked
 
 ARMS, SEEDS = ("standard", "dca-2"), (0, 1)
 REPLICATES = [f"fit[{arm}, {seed}]" for arm in ARMS for seed in SEEDS]
@@ -125,6 +126,7 @@ def test_the_same_command_reuses_all_and_repeats_the_verdict(copy, screen):
 @pytest.mark.usefixtures("local_tune")
 def test_more_seeds_and_another_arm_add_what_is_missing(copy, monkeypatch):
     monkeypatch.setattr(evaluate, "score", lambda *_: Score([3e4], 3137, 32, 32, 7000, 1.0, 1.0))
+    timed_forked(monkeypatch)
     before = {kind: instances(copy.store(), kind) for kind in ("search", "select", "fit")}
     another = "arms.value={model.residual: value_residual}"
     code, out, err = copy.run("sweep.py", "tiny.yaml", "seeds=3", another, "--until", "compare")
