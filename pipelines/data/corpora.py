@@ -8,6 +8,7 @@ import hashlib
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import TypeVar
@@ -54,7 +55,7 @@ class Source:
         assert self._path is not None
         return Path(self._path.default if path is None else path)
 
-    @property
+    @cached_property  # thousands of points of a space are checked
     def _path(self) -> Parameter | None:
         return next(iter(signature(self.read).parameters.values()), None)
 

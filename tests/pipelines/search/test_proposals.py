@@ -187,7 +187,7 @@ def drawn_space(rng: Random) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize("count", [50, pytest.param(1000, marks=pytest.mark.faults)])
 def test_every_proposal_of_many_spaces_is_valid_and_none_is_retried(data, count):
     rng, accepted, invalid = Random(0), 0, 0
     for number in range(count):

@@ -21,6 +21,7 @@ from pipelines.reporting.page import publish as module
 from pipelines.reporting.page.publish import publish
 from pipelines.reporting.page.search_sections import failures_section
 from pipelines.reporting.page.study_section import study_sections
+from pipelines.reporting.studies.loading import require_arm
 from pipelines.reporting.summary import summary
 from pipelines.stages.report import show_results
 from tests.pipelines.reporting.studies.made import DCA, STANDARD, arm, study
@@ -99,19 +100,25 @@ def test_with_another_baseline_a_page_is_written_beside_it(store, config, monkey
         report.main(["--baseline", "dca-2"])
 
 
-@pytest.mark.parametrize("baseline", ["x", "", "../../zz", "n" * 300])
 @pytest.mark.parametrize("arms", [{}, ARMS])
-def test_a_baseline_that_is_no_arm_is_refused_and_nothing_is_written(
-    store, config, tmp_path, baseline, arms
-):
+def test_a_baseline_that_is_no_arm_is_refused_and_nothing_is_written(store, config, tmp_path, arms):
     study = config.replace({"arms": arms, "seeds": 2})
     store_study(store, study, GAINS if arms else {"tiny": 0.1}).compare()
     before = set(tmp_path.rglob("*"))
     expected = "an arm of standard, dca-2, got" if arms else "none: tiny is no study of several"
-    with pytest.raises(ConfigError, match=rf"--baseline: expected {expected}") as refused:
-        report.main(["tiny", "--baseline", baseline])
-    assert len(str(refused.value)) < 150
+    with pytest.raises(ConfigError, match=rf"--baseline: expected {expected}"):
+        report.main(["tiny", "--baseline", "../../zz"])
     assert set(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("baseline", ["x", "", "../../zz", "n" * 300])
+@pytest.mark.parametrize("arms", [{}, ARMS])
+def test_whatever_is_no_arm_is_refused_as_a_baseline_in_one_short_line(config, baseline, arms):
+    expected = "an arm of standard, dca-2, got" if arms else "none: tiny is no study of several"
+    with pytest.raises(ConfigError, match=rf"--baseline: expected {expected}") as refused:
+        require_arm(config.replace({"arms": arms, "seeds": 2}), baseline)
+    assert len(str(refused.value)) < 150
+    assert "\n" not in str(refused.value)
 
 
 def test_an_unfinished_study_says_how_far_it_is(store, config, capsys):
