@@ -181,13 +181,14 @@ def connect(uri: str) -> RetryingClient:
     check_uri(uri)
     configure_mlflow(uri)
     database = database_file(uri)
+    errors: tuple[type[Exception], ...] = (*store_errors(), ValueError)  # of an MLflow variable
     try:
         if database and not database.exists():
             _make_database(database)
         with encoded_artifact_root():
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
-    except store_errors() as error:
+    except errors as error:
         raise unusable(uri, first_line(error)) from None
     skip_prompt_checks(client)
     return RetryingClient(client, uri)

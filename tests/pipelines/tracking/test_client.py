@@ -148,6 +148,13 @@ def test_variables_that_mlflow_cannot_read_are_named(tmp_path, monkeypatch):
     assert not (tmp_path / "new.db").exists()
 
 
+def test_a_pool_of_connections_that_there_is_not_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "Foo")
+    put_database(tmp_path / "mlflow.db")
+    with pytest.raises(ConfigError, match=r"mlflow\.db: Invalid poolclass parameter: Foo"):
+        connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
 def test_a_store_that_is_away_is_waited_for_an_hour(store):
     policy = store.client._retries
     assert (policy.pause_seconds, policy.max_pause_seconds) == (0.5, 10)
