@@ -37,7 +37,7 @@ OUTSIDE = {
 """Programs of a shell, and those that the page in question asks for."""
 INSTALLED_BY_THE_PAGE = {"tensorboard", "optuna-dashboard"}
 FOLDERS = "dca|pipelines|tests|benchmarks|experiments|notebooks|docs"
-TESTED_ELSEWHERE = ("@corpus(", "@residual(", "import TrainingRun, train")
+TESTED_ELSEWHERE = ("@corpus(", "@residual(", "EQUATIONS[", "ADDED[", "import TrainingRun, train")
 """Examples that tests of data, of registration and of training as a library run."""
 MAX_README_LINES, MAX_PICTURE_BYTES = 199, 150_000
 

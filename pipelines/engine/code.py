@@ -26,6 +26,7 @@ EXCLUDED = {
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",
+    "pipelines.compat.ray_variables": "refuses variables of the environment",
     "pipelines.compat.ruamel": "names parts of a parser of values",
     "pipelines.config.compose": "reads values, which are in the key themselves",
     "pipelines.config.overrides": "reads values, which are in the key themselves",
@@ -41,6 +42,7 @@ EXCLUDED = {
     "pipelines.stages.study.replicates": "trains with the loop, and records what it reports",
     "pipelines.storage": "keeps files, whose digests are checked",
     "pipelines.tracking": "records what was found",
+    "pipelines.training.memory": "estimates memory; by it batches are cut on a GPU, not changed",
 }
 """Modules and packages that imports are not followed into, each with the reason."""
 PACKAGE = "__init__"

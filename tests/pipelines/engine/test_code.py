@@ -175,7 +175,6 @@ OF_OTHER_STAGES = {
 AROUND_THE_LOOP = {
     "pipelines.cluster.trial": "starts the loop in a trial of Tune, and passes on its rows",
     "pipelines.cluster.memory": "refuses a trial that does not fit its machine",
-    "pipelines.training.memory": "the same",
 }
 """What a study's fit loads besides: it runs as a trial, with the loop that is in the key."""
 TRIAL = """
