@@ -1,27 +1,30 @@
 """How soon DCA reaches the quality of a plain transformer, both trained on the same bytes.
 
-python -m benchmarks.quality --text FILE [--folder build/quality] [--seeds 5] [--tune]
+python -m benchmarks.quality --text FILE [--until tune] [--seeds 5] [--rounds 20]
 
 The rows are the transformer of plain.py, the public package's DCA in the same script, and ours. The
-first two have the best learning rate and batch of a grid, chosen with a seed that is not compared;
-ours have the project's defaults, or what KEPT changes. The trainings take turns, seed by seed, each
-with all cores. Every finished one is kept in the folder, so that the same command goes on after a
-kill; a training with other settings or other code is made anew. Tables go to stdout as Markdown,
-progress to stderr, and the mean curves to curves.png in the folder.
+first two have a tuned learning rate and batch, chosen with a seed that is not compared; ours have
+those of the plain transformer, and what OURS changes. What a model knows after so many bytes
+depends on no clock: `train` may run beside other work, and takes hours. Every finished training is
+kept in quality.json beside this file, until the settings or the code that it depends on change.
+`time` lets all rows train in turns, a few steps each, with the machine to itself, and prints how
+long their bytes take. Tables go to stdout as Markdown, progress to stderr, and the mean curves to
+build/quality/curves.png.
 """
 
 import argparse
 import hashlib
 import json
 import math
+import random
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from itertools import takewhile
 from math import isfinite
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,9 +35,14 @@ from torch import nn
 from benchmarks import plain
 from benchmarks.model import LeftOut, extra, markdown, processor, progress
 from benchmarks.plain import Point
-from pipelines.comparison.statistics import geometric_mean
-from pipelines.comparison.time_to_quality import Curve, running_median, time_to_quality
-from pipelines.comparison.values import Interval
+from pipelines.comparison.statistics import median_interval, paired
+from pipelines.comparison.time_to_quality import (
+    Curve,
+    TimeToQuality,
+    running_median,
+    time_to_quality,
+)
+from pipelines.comparison.values import Ratio
 from pipelines.console.errors import ConfigError, DivergedError
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
@@ -45,19 +53,28 @@ from pipelines.training.device import pick_device
 from pipelines.training.history import SECONDS, TOKENS, VAL_BITS
 from pipelines.training.loop import threads_restored, train
 
+PARTS = ("tune", "train", "time")
+"""In this order; each needs those before it."""
+KEPT_FILE = Path(__file__).with_suffix(".json")
+"""Finished trainings, by row, what it changes in BASE, and seed."""
+SCRATCH = Path("build/quality")
 THREADS, TEXT_BYTES = 2, 4_000_000
 BASE: dict[str, Any] = {
     "experiment": "quality",
     "model": {"dim": 128, "depth": 8, "heads": 4},
     "train": {
-        **{"tokens": 2_048_000, "seq_len": 256, "batch_tokens": 2048, "precision": "float32"},
-        **{"evals": 32, "eval_tokens": 65_536},
+        **{"tokens": 2_048_000, "seq_len": 256, "batch_tokens": 1024, "precision": "float32"},
+        **{"evals": 32, "eval_tokens": 32_768},
     },
     "resources": {"cpus_per_worker": THREADS},
 }
 DCA = {"model.residual": "dca", "model.dca.last_k": 2}
-KEPT = {**DCA, "train.learning_rate": 8e-3}
-"""Ours with all that studies kept: the best learning rate of the study in docs/results.md."""
+MUON = {**DCA, "train.optimizer": "muon", "train.learning_rate": 8e-3}
+BFLOAT16 = {**MUON, "train.precision": "bfloat16"}
+KEPT = {**BFLOAT16, "train.batch_tokens": 512}
+"""Ours with all that the studies in docs/results.md kept."""
+HALF = 1_024_000
+"""Bytes of a training that is planned for half of the others'."""
 PLAIN, PUBLIC = "plain transformer", "public 2-DCA"
 SCRIPTED: dict[str, Callable[[Experiment], nn.Module]] = {
     PLAIN: lambda base: plain.GPT(base.model, base.train.seq_len),
@@ -67,13 +84,19 @@ SCRIPTED: dict[str, Callable[[Experiment], nn.Module]] = {
 OURS: dict[str, dict[str, Any]] = {
     "ours, standard": {"model.residual": "standard"},
     "ours, 2-DCA": DCA,
-    "2-DCA, Muon": {**DCA, "train.optimizer": "muon"},
-    "2-DCA, bfloat16": {**DCA, "train.precision": "bfloat16"},
-    "2-DCA, all that was kept": KEPT,
+    "2-DCA, Muon": MUON,
+    "2-DCA, Muon, bfloat16": BFLOAT16,
+    "all that was kept": KEPT,
+    "all that was kept, half the bytes": {**KEPT, "train.tokens": HALF},
 }
-"""Rows of the training loop, with what each changes in BASE."""
-RATES, BATCHES = (1e-3, 2e-3, 4e-3, 8e-3), (1024, 2048, 4096)
+"""Rows of the training loop, with what each changes in the plain transformer's values."""
+START = (4e-3, 1024)
+"""Learning rate and bytes of a step that a row's tuning starts from."""
+TUNING = {"train.tokens": HALF, "train.evals": 1}
+"""What a tuning changes in BASE."""
 TUNING_SEED = 1000
+TIMED_BYTES, WARMUP_ROUNDS = 8192, 2
+"""Bytes that a row trains on in each round, at least one step, and rounds that are not counted."""
 EMPTY = "-"
 
 
@@ -95,124 +118,132 @@ class Training(NamedTuple):
     """A finished training of one row and seed."""
 
     parameters: int
-    curve: list[Point]
-    """To its end, or until it diverged."""
+    curve: Curve
+    """Bytes read and bits per byte, to its end or until it diverged."""
     tokens: int
-    """Of the whole training."""
-
-    @property
-    def diverged(self) -> bool:
-        """Whether its curve ends early."""
-        return not self.curve or self.curve[-1].tokens < self.tokens
+    """Bytes of the whole training."""
 
     @property
     def final_bits(self) -> float:
         """Bits per byte at its end; infinite if it diverged."""
-        return math.inf if self.diverged else self.curve[-1].bits
+        read, bits = self.curve
+        return bits[-1] if read and read[-1] == self.tokens else math.inf
 
-    @property
-    def by_time(self) -> Curve:
-        """The curve over seconds instead of tokens."""
-        return Curve([one.seconds for one in self.curve], [one.bits for one in self.curve])
-
-    def bits_at(self, seconds: float) -> float:
-        """Bits per byte after that time, or at an earlier end; infinite if it diverged."""
-        times, bits = self.by_time
-        return math.inf if self.diverged else float(np.interp(seconds, times, running_median(bits)))
+    def bits_at(self, read: float) -> float:
+        """Bits per byte after so many bytes, or at an earlier end; infinite if it diverged."""
+        bits = np.interp(read, self.curve.tokens, running_median(self.curve.bits))
+        return float(bits) if isfinite(self.final_bits) else math.inf
 
 
+Values = Mapping[str, Any]
+"""Changes of BASE, by key."""
 Grid = dict[tuple[float, int], Training]
 """Trainings by learning rate and batch."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """The trainings on one text, with those that are in the folder."""
+    """The trainings on one text, with those that are kept."""
 
     base: Experiment
     splits: TrainValSplits
     text: str
     """Fingerprint of the corpus."""
-    folder: Path
     codes: CodeDigests = field(default_factory=CodeDigests)
 
     @classmethod
-    def of(cls, text: Path, folder: Path) -> "Bench":
+    def of(cls, text: Path) -> "Bench":
         """For the beginning of a text; raises ConfigError if it cannot be read."""
         given = {"corpus": "files", "path": str(text.absolute()), "max_bytes": TEXT_BYTES}
         base = read_experiment({**BASE, "data": given}, source="benchmark")
         corpus = measure_corpus(base.data, seq_len=base.train.seq_len)
-        write_splits(base.data, corpus, folder)
-        return cls(base, train_val_splits(folder, corpus.fingerprint), corpus.fingerprint, folder)
-
-    @property
-    def file(self) -> Path:
-        """What was measured, by row, values and seed."""
-        return self.folder / "results.json"
+        write_splits(base.data, corpus, SCRATCH)
+        return cls(base, train_val_splits(SCRATCH, corpus.fingerprint), corpus.fingerprint)
 
     def tune(self, row: str) -> Grid:
-        """The trainings of the grid, by learning rate and batch."""
-        return {
-            (rate, batch): self.training(row, {**tuned(rate, batch), "train.evals": 1}, TUNING_SEED)
-            for batch in BATCHES
-            for rate in RATES
-        }
+        """Trainings from START on, until half and double of the best rate and batch are worse."""
+        grid, sizes = Grid(), self.base.train
+        points = [START]
+        while points:
+            for rate, batch in points:
+                values = {**TUNING, **tuned(rate, batch)}
+                grid[rate, batch] = self.training(row, values, TUNING_SEED)
+            rate, batch = best(grid)
+            around = [(2 * rate, batch), (rate / 2, batch), (rate, 2 * batch), (rate, batch // 2)]
+            points = [
+                (rate, batch)
+                for rate, batch in around
+                if (rate, batch) not in grid and sizes.seq_len <= batch <= TIMED_BYTES
+            ]
+        return grid
 
-    def training(self, row: str, values: Mapping[str, Any], seed: int) -> Training:
-        """A training with these changes of the base: from the folder, or made now."""
+    def training(self, row: str, values: Values, seed: int) -> Training:
+        """A training with these changes of the base: a kept one, or made now."""
         experiment = self.base.replace({**values, "seed": seed})
         name = ", ".join([row, *(f"{key}={value}" for key, value in values.items()), f"{seed=}"])
-        stored = json.loads(self.file.read_text()) if self.file.exists() else {}
+        kept = json.loads(KEPT_FILE.read_text()) if KEPT_FILE.exists() else {}
         settings = self._settings(row, experiment)
-        if name not in stored or stored[name]["settings"] != settings:
+        if name not in kept or kept[name]["settings"] != settings:
             progress(name)
-            stored[name] = {"settings": settings, **self._train(row, experiment)._asdict()}
-            part = self.file.with_suffix(".part")
-            part.write_text(json.dumps(stored, indent=1))
-            move_into_place(part, self.file)
-        found = stored[name]
-        curve = [Point(*point) for point in found["curve"]]
-        return Training(found["parameters"], curve, found["tokens"])
+            kept[name] = {"settings": settings, **self._train(row, experiment)._asdict()}
+            lines = (f"{json.dumps(key)}: {json.dumps(one)}" for key, one in kept.items())
+            part = KEPT_FILE.with_suffix(".part")
+            part.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+            move_into_place(part, KEPT_FILE)
+        found = kept[name]
+        return Training(found["parameters"], Curve(*found["curve"]), found["tokens"])
 
     def _settings(self, row: str, experiment: Experiment) -> dict[str, Any]:
-        """All that a training depends on: what was made with something else is not reused."""
-        params = experiment.training_run().params
+        """What a training depends on, but for its values, which are its name."""
         code = self.codes["pipelines.training.loop", *sorted(experiment.model_modules())]
         if row in SCRIPTED:
             code += hashlib.sha256(Path(plain.__file__).read_bytes()).hexdigest()[:32]
-        values = {key: value for key, value in params.items() if not key.startswith("data.")}
-        machine = {"processor": processor(), "torch": torch.__version__, "threads": THREADS}
-        return {**values, **machine, "text": self.text, "code": code}
+        base = hashlib.sha256(json.dumps(BASE, sort_keys=True).encode()).hexdigest()[:32]
+        return {"base": base, "text": self.text, "code": code, "torch": torch.__version__}
 
     def _train(self, row: str, experiment: Experiment) -> Training:
-        """Train, after two steps that are not timed: they load kernels and wake the threads."""
-        short = {"train.tokens": 2 * experiment.train.batch_tokens, "train.evals": 1}
-        for _ in self._curve(row, experiment.replace(short)):
-            pass
+        config, model = experiment.train, experiment.model
         if row in SCRIPTED:
             parameters = sum(w.numel() for w in SCRIPTED[row](experiment).parameters())
         else:
-            parameters = experiment.model.parameter_count()
-        config = experiment.train
-        tokens = config.steps * config.batch_tokens
-        return Training(parameters, [*self._curve(row, experiment)], tokens)
+            parameters = model.parameter_count()
+        points = [*self.points(row, experiment)]
+        curve = Curve([one.tokens for one in points], [one.bits for one in points])
+        return Training(parameters, curve, config.steps * config.batch_tokens)
 
-    def _curve(self, row: str, experiment: Experiment) -> Iterator[Point]:
+    def points(self, row: str, experiment: Experiment) -> Generator[Point]:
         """The evaluations of a training, to its end or until it diverges."""
         config, seed = experiment.train, experiment.seed
-        with threads_restored():
+        if row in SCRIPTED:
             torch.set_num_threads(THREADS)
-            if row in SCRIPTED:
-                torch.manual_seed(seed)
-                model, text = SCRIPTED[row](experiment), open_bytes(self.splits.train)
-                sequences = config.batch_tokens // config.seq_len
-                batches = Batches(text, config.seq_len, sequences, seed)
-                points = plain.train(model, config, batches, open_bytes(self.splits.validation))
-                yield from takewhile(lambda point: isfinite(point.bits), points)
-                return
-            with tempfile.TemporaryDirectory() as folder, suppress(DivergedError):
-                for *_, last in train(experiment.training_run(), self.splits, Path(folder) / "run"):
-                    yield Point(int(last[TOKENS]), last[SECONDS], last[VAL_BITS])
+            torch.manual_seed(seed)
+            model, text = SCRIPTED[row](experiment), open_bytes(self.splits.train)
+            batches = Batches(text, config.seq_len, config.batch_tokens // config.seq_len, seed)
+            points = plain.train(model, config, batches, open_bytes(self.splits.validation))
+            yield from takewhile(lambda point: isfinite(point.bits), points)
+            return
+        with tempfile.TemporaryDirectory() as folder, suppress(DivergedError):
+            for *_, last in train(experiment.training_run(), self.splits, Path(folder) / "run"):
+                yield Point(int(last[TOKENS]), last[SECONDS], last[VAL_BITS])
+
+    def seconds(self, rows: Mapping[str, Values], rounds: int) -> dict[str, list[float]]:
+        """Seconds of each round's TIMED_BYTES of training, by row, in a new order each round."""
+        count, rng = rounds + WARMUP_ROUNDS, random.Random(0)
+        length = {"train.tokens": count * TIMED_BYTES, "train.evals": count}
+        short = {**length, "train.eval_tokens": self.base.train.seq_len}
+        found: dict[str, list[float]] = {row: [] for row in rows}
+        with ExitStack() as stack:
+            trainings = {
+                row: stack.enter_context(
+                    closing(self.points(row, self.base.replace({**values, **short})))
+                )
+                for row, values in rows.items()
+            }
+            for number in range(count):
+                progress(f"round {number + 1}/{count}")
+                for row in rng.sample([*rows], len(rows)):
+                    found[row].append(next(trainings[row]).seconds)
+        return {row: [*np.diff(since)[WARMUP_ROUNDS - 1 :]] for row, since in found.items()}
 
 
 def tuned(rate: float, batch: int) -> dict[str, Any]:
@@ -226,83 +257,123 @@ def best(grid: Grid) -> tuple[float, int]:
 
 
 def tuning_table(grids: Mapping[str, Grid]) -> str:
-    """Final bits per byte of each point; a best one at an end of the grid is a reason to widen."""
+    """Final bits per byte of each point, with the best one in bold."""
+    rates = sorted({rate for grid in grids.values() for rate, _ in grid})
     lines = []
     for row, grid in grids.items():
-        for batch in BATCHES:
-            bits = [f"{grid[rate, batch].final_bits:.4f}" for rate in RATES]
-            chosen = best(grid)
-            if chosen[1] == batch:
-                bits[RATES.index(chosen[0])] = f"**{bits[RATES.index(chosen[0])]}**"
-            lines.append([row, str(batch), *bits])
-    return markdown(["model", "bytes of a step", *map(str, RATES)], lines)
+        bits = {point: f"{training.final_bits:.4f}" for point, training in grid.items()}
+        bits[best(grid)] = f"**{bits[best(grid)]}**"
+        for batch in sorted({batch for _, batch in grid}):
+            cells = [bits.get((rate, batch), EMPTY) for rate in rates]
+            lines.append([row, str(batch), *cells])
+    return markdown(["model", "bytes of a step", *map(str, rates)], lines)
 
 
-def comparison_table(found: Mapping[str, Sequence[Training]]) -> str:
-    """A line per row; of the same seed each is compared with the plain transformer."""
-    heads = ["model", "parameters", "seconds of training", "bits per byte at the end"]
-    heads += ["seconds to the quality of plain", "plain = 1"]
-    heads += ["bits per byte in the time of plain", "plain = 1"]
-    base, lines = found[PLAIN], []
-    seconds = fmean(one.curve[-1].seconds for one in base)
+def time_ratio(mine: Sequence[float], other: Sequence[float]) -> Ratio:
+    """The median ratio of times of the same rounds."""
+    return Ratio(*median_interval([a / b for a, b in zip(mine, other, strict=True)]))
+
+
+def comparison_table(
+    found: Mapping[str, Sequence[Training]], seconds: Mapping[str, Sequence[float]]
+) -> str:
+    """A line per row; what is compared with the plain transformer is so seed by seed.
+
+    Args:
+        found: the trainings of each row, by seed.
+        seconds: for the same bytes, of each row and round; empty: nothing is said about time.
+    """
+    heads = ["model", "parameters", "seconds", "a byte's time", "bits per byte at the end"]
+    heads += ["minus plain's", "bytes to plain's", "time to plain's"]
+    heads += ["bits per byte in plain's time, minus plain's"]
+    lines = []
     for row, trainings in found.items():
-        own = fmean(one.curve[-1].seconds if one.curve else math.nan for one in trainings)
+        whole, ratio = EMPTY, None
+        if seconds:
+            whole = f"{median(seconds[row]) / TIMED_BYTES * trainings[0].tokens:.0f}"
+            ratio = time_ratio(seconds[row], seconds[PLAIN])
         bits = fmean(one.final_bits for one in trainings)
-        line = [row, f"{trainings[0].parameters:,}", f"{own:.1f}", f"{bits:.4f}"]
-        lines.append(
-            [*line, *([EMPTY] * 4 if row == PLAIN else _against(trainings, base, seconds))]
-        )
+        cells = [row, f"{trainings[0].parameters:,}", whole, _cell(ratio), f"{bits:.4f}"]
+        versus = _against(trainings, found[PLAIN], ratio) if row != PLAIN else [EMPTY] * 4
+        lines.append([*cells, *versus])
     return markdown(heads, lines)
 
 
-def _against(trainings: Sequence[Training], base: Sequence[Training], seconds: float) -> list[str]:
-    """The cells that compare a row with the plain transformer, which takes `seconds`."""
+def _against(
+    trainings: Sequence[Training], base: Sequence[Training], ratio: Ratio | None
+) -> list[str]:
+    """The cells that compare a row with the plain transformer."""
     pairs = [*zip(trainings, base, strict=True)]
-    time = time_to_quality((one.by_time, other.by_time) for one, other in pairs)
-    cells = [f"{time.reached} of {time.pairs} reached", EMPTY]
-    if time.share is not None:
-        cells = [f"{time.share * seconds:.1f}", _ratio(time.share, time.interval)]
-    bits = [one.bits_at(other.curve[-1].seconds) for one, other in pairs]
-    if not all(map(isfinite, bits)):
-        return [*cells, "diverged", EMPTY]
-    shares = [own / other.final_bits for own, (_, other) in zip(bits, pairs, strict=True)]
-    return [*cells, f"{fmean(bits):.4f}", _ratio(*geometric_mean(shares))]
+    to_quality = time_to_quality((one.curve, other.curve) for one, other in pairs)
+    at_end = _difference([one.final_bits - other.final_bits for one, other in pairs])
+    cells = [at_end, _share(to_quality)]
+    if ratio is None:
+        return [*cells, EMPTY, EMPTY]
+    cells.append(_share(to_quality.times(ratio.value, ratio.interval)))
+    read = base[0].tokens / ratio.value
+    return [*cells, _difference([one.bits_at(read) - other.final_bits for one, other in pairs])]
 
 
-def _ratio(value: float, interval: Interval | None) -> str:
-    return f"{value:.3f}" + (f" [{interval.low:.3f}, {interval.high:.3f}]" if interval else "")
+def _difference(differences: Sequence[float]) -> str:
+    """The mean with its t-interval, or that one diverged."""
+    if not all(map(isfinite, differences)):
+        return "diverged"
+    mean, interval = fmean(differences), paired(differences).interval()
+    return f"{mean:+.3f}" + (f" [{interval.low:+.3f}, {interval.high:+.3f}]" if interval else "")
 
 
-def draw(found: Mapping[str, Sequence[Training]], file: Path) -> None:
+def _share(found: TimeToQuality) -> str:
+    if found.share is None:
+        return f"{found.reached} of {found.pairs} reached"
+    return _cell(Ratio(found.share, found.interval))
+
+
+def _cell(ratio: Ratio | None) -> str:
+    if ratio is None:
+        return EMPTY
+    ends = ratio.interval
+    return f"{ratio.value:.3f}" + (f" [{ends.low:.3f}, {ends.high:.3f}]" if ends else "")
+
+
+def draw(
+    found: Mapping[str, Sequence[Training]], seconds: Mapping[str, Sequence[float]], file: Path
+) -> None:
     """Bits per byte over seconds of training, each the mean of a row's trainings."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="seconds of training", ylabel="bits per byte of validation")
     for row, trainings in found.items():
-        whole = [np.array(one.curve) for one in trainings if not one.diverged]
+        whole = [np.array(one.curve) for one in trainings if isfinite(one.final_bits)]
         if whole:
-            _, seconds, bits = np.mean(whole, axis=0).T
-            axes.plot(seconds, bits, label=row)
+            read, bits = np.mean(whole, axis=0)
+            axes.plot(read * median(seconds[row]) / TIMED_BYTES, bits, label=row)
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Tune, train and compare; print the tables."""
+    """Tune, train and time; print the tables."""
     parser = argparse.ArgumentParser(description="Seconds until a plain transformer's quality.")
     parser.add_argument("--text", type=Path, required=True, help="enwik8, or its first bytes")
-    parser.add_argument("--folder", type=Path, default=Path("build/quality"))
+    parser.add_argument("--until", choices=PARTS, default=PARTS[-1], help="the last part to do")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each row (5)")
-    parser.add_argument("--tune", action="store_true", help="end after the grids")
+    parser.add_argument("--rounds", type=int, default=20, help="in which rows are timed (20)")
     options = parser.parse_args(arguments)
-    if options.seeds < 1:
-        parser.error(f"--seeds: expected at least 1, got {options.seeds}")
+    for name in ("seeds", "rounds"):
+        if (given := getattr(options, name)) < 1:
+            parser.error(f"--{name}: expected at least 1, got {given}")
     if pick_device().type != "cpu":
         parser.error("expected a machine without an accelerator, or CUDA_VISIBLE_DEVICES= (none)")
     try:
-        bench = Bench.of(options.text, options.folder)
+        bench = Bench.of(options.text)
     except ConfigError as error:
         parser.error(str(error))
+    with threads_restored():
+        measure(bench, options.until, options.seeds, options.rounds)
+
+
+def measure(bench: Bench, until: str, seeds: int, rounds: int) -> None:
+    """Make what is missing up to this part; print the tables."""
     print(f"{processor()}, {THREADS} threads, torch {torch.__version__}\n")
     grids = dict[str, Grid]()
     for row in SCRIPTED:
@@ -311,15 +382,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         except LeftOut as reason:
             progress(f"{row}: {reason}")
     print(tuning_table(grids), flush=True)
-    if options.tune:
+    if until == "tune":
         return
-    rows = {row: tuned(*best(grid)) for row, grid in grids.items()} | OURS
+    chosen = {row: tuned(*best(grid)) for row, grid in grids.items()}
+    rows = chosen | {row: {**chosen[PLAIN], **values} for row, values in OURS.items()}
     found: dict[str, list[Training]] = {row: [] for row in rows}
-    for seed in range(options.seeds):
+    for seed in range(seeds):
         for row, values in rows.items():
             found[row].append(bench.training(row, values, seed))
-    draw(found, options.folder / "curves.png")
-    print(f"\n{comparison_table(found)}", flush=True)
+    seconds = bench.seconds(rows, rounds) if until == "time" else {}
+    if seconds:
+        draw(found, seconds, SCRATCH / "curves.png")
+    print(f"\n{comparison_table(found, seconds)}", flush=True)
 
 
 if __name__ == "__main__":

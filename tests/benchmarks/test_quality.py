@@ -1,6 +1,7 @@
 """The benchmark of quality at a size of seconds, with a stand-in for the public package."""
 
 import json
+import math
 import sys
 from types import SimpleNamespace
 
@@ -9,9 +10,10 @@ import torch
 from torch import nn
 
 from benchmarks import plain, quality
-from benchmarks.plain import Point
-from benchmarks.quality import OURS, PLAIN, PUBLIC, Training
+from benchmarks.quality import OURS, PLAIN, PUBLIC, TIMED_BYTES, Bench, Training
 from dca import ModelConfig
+from pipelines.comparison.time_to_quality import Curve
+from pipelines.experiment import read_experiment
 
 TOY = {
     "experiment": "quality",
@@ -21,6 +23,7 @@ TOY = {
         **{"evals": 2, "eval_tokens": 64},
     },
 }
+KEPT = {**quality.DCA, "train.batch_tokens": 32}
 
 
 class PublicModel(nn.Sequential):
@@ -35,19 +38,23 @@ class PublicModel(nn.Sequential):
 @pytest.fixture
 def command(monkeypatch, capsys, text, tmp_path):
     """Runs the benchmark; returns its two tables by model, and what it trained."""
-    monkeypatch.setattr(quality, "BASE", TOY)
-    monkeypatch.setattr(quality, "THREADS", 1)
-    monkeypatch.setattr(quality, "RATES", (1e-3, 1e-2))
-    monkeypatch.setattr(quality, "BATCHES", (64,))
+    small = {"BASE": TOY, "THREADS": 1, "START": (0.1, 256), "TIMED_BYTES": 256}
+    small["TUNING"] = {"train.tokens": 256, "train.evals": 1}
+    small["OURS"] = {row: values for row, values in OURS.items() if "kept" not in row}
+    small["OURS"] |= {"kept": KEPT, "half": {**KEPT, "train.tokens": 128}}
+    small["KEPT_FILE"], small["SCRATCH"] = tmp_path / "quality.json", tmp_path / "build"
+    for name, value in small.items():
+        monkeypatch.setattr(quality, name, value)
     public = SimpleNamespace(DCAGPT=PublicModel)
     monkeypatch.setitem(sys.modules, "deep_cross_attention", public)
 
     def run(*arguments: str) -> tuple[dict, dict, list[str]]:
-        quality.main(["--text", str(text), "--folder", str(tmp_path), "--seeds", "1", *arguments])
+        counts = ("--seeds", "1", "--rounds", "2")
+        quality.main(["--text", str(text), *counts, *arguments])
         out, err = capsys.readouterr()
         tables = [block.splitlines() for block in out.split("\n\n")[1:]]
         grid, comparison = (*map(cells, tables), {})[:2]
-        return grid, comparison, err.splitlines()
+        return grid, comparison, [line for line in err.splitlines() if "round" not in line]
 
     return run
 
@@ -58,70 +65,111 @@ def cells(lines: list[str]) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_every_row_is_tuned_or_ours_trained_and_compared_once(command, tmp_path):
-    _, none, grid_trained = command("--tune")
-    assert none == {} and len(grid_trained) == 4
-    grid, rows, trained = command()
+def test_every_row_is_tuned_or_ours_trained_once_and_timed(command, tmp_path):
+    _, none, grid_trained = command("--until", "tune")
+    assert none == {} and len(grid_trained) >= 2 * 5
+    grid, rows, trained = command("--until", "train")
     assert [*grid] == [PLAIN, PUBLIC]
-    assert all("**" in "".join(line) for line in grid.values())
-    assert [*rows] == [PLAIN, PUBLIC, *OURS]
+    assert [*rows] == [PLAIN, PUBLIC, *quality.OURS]
     assert len(trained) == len(rows)  # and none of the grid's again
-    assert rows[PLAIN][3:] == ["-"] * 4
-    assert (tmp_path / "curves.png").stat().st_size > 0
+    assert rows[PLAIN][4:] == ["-"] * 4
+    assert {line[1] for line in rows.values()} == {"-"}  # nothing was timed
+    assert not (tmp_path / "build/curves.png").exists()
 
-    stored = json.loads((tmp_path / "results.json").read_text())
-    final = [found["curve"][-1] for name, found in stored.items() if "seed=0" in name]
-    assert [tokens for tokens, _, _ in final] == [256] * len(rows)
-    assert [f"{bits:.4f}" for *_, bits in final] == [line[2] for line in rows.values()]
-    lost, old = [name for name in stored if name.startswith("2-DCA")][:2]
-    del stored[lost]
-    stored[old]["settings"]["code"] = "older"
-    (tmp_path / "results.json").write_text(json.dumps(stored))
-    assert command()[2] == [lost, old]
+    kept = json.loads((tmp_path / "quality.json").read_text())
+    curves = [found["curve"] for name, found in kept.items() if "seed=0" in name]
+    assert [read[-1] for read, _ in curves] == [256] * (len(rows) - 1) + [128]
+    assert [f"{bits[-1]:.4f}" for _, bits in curves] == [line[3] for line in rows.values()]
+    lost, old = [name for name in kept if name.startswith("2-DCA")][:2]
+    del kept[lost]
+    kept[old]["settings"]["code"] = "older"
+    (tmp_path / "quality.json").write_text(json.dumps(kept))
+    _, timed, again = command()
+    assert again == [lost, old]
+    assert all(float(line[1]) >= 0 and float(line[2].split()[0]) > 0 for line in timed.values())
+    assert (tmp_path / "build/curves.png").stat().st_size > 0
+
+
+def test_a_row_is_tuned_until_half_and_double_of_its_best_values_are_worse():
+    """A bowl in the logarithms, with its lowest point two steps from where the tuning starts."""
+    lowest, made = (1e-3, 2048), []
+
+    class Bowl(Bench):
+        def training(self, row, values, seed):
+            point = values["train.learning_rate"], values["train.batch_tokens"]
+            made.append(point)
+            away = [math.log2(one / other) for one, other in zip(point, lowest, strict=True)]
+            return training(sum(x * x for x in away), tokens=10)
+
+    base = read_experiment(quality.BASE, source="test")
+    grid = Bowl(base, None, "").tune(PLAIN)
+    assert quality.best(grid) == lowest
+    assert len(made) == len(set(made)) == len(grid) <= 13
+    around = [(2e-3, 2048), (5e-4, 2048), (1e-3, 1024), (1e-3, 4096)]
+    assert set(around) <= set(grid)
+    lowest = (4e-3, 1)  # a step has at least a sequence
+    assert min(batch for _, batch in Bowl(base, None, "").tune(PLAIN)) == 256
 
 
 @pytest.mark.slow
 def test_without_the_public_package_the_other_rows_are_compared(command, monkeypatch):
     monkeypatch.setitem(sys.modules, "deep_cross_attention", None)
     monkeypatch.setattr(quality, "OURS", {"standard": OURS["ours, standard"]})
-    grid, rows, trained = command()
+    grid, rows, trained = command("--until", "train")
     assert [*grid] == [PLAIN]
     assert [*rows] == [PLAIN, "standard"]
     assert "pip install" in "".join(line for line in trained if line.startswith(PUBLIC))
 
 
 @pytest.mark.parametrize("arguments", [["--text", "missing"], ["--text", ".", "--seeds", "0"]])
-def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, capsys):
+def test_bad_input_is_one_line_and_leaves_nothing(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(quality, "SCRATCH", tmp_path / "new")
     with pytest.raises(SystemExit, match="2"):
-        quality.main([*arguments, "--folder", str(tmp_path / "new")])
+        quality.main(arguments)
     assert capsys.readouterr().err.count("error:") == 1
     assert not (tmp_path / "new").exists()
 
 
-def training(seconds: float, *bits: float) -> Training:
-    """One whose evaluations are `seconds` apart."""
-    curve = [Point(10 * n, seconds * n, value) for n, value in enumerate(bits, 1)]
-    return Training(1000, curve, 40)
+def training(*bits: float, tokens: int = 40) -> Training:
+    """One that is evaluated every 10 bytes."""
+    return Training(1000, Curve([10 * n for n in range(1, len(bits) + 1)], bits), tokens)
 
 
 def test_time_and_quality_are_compared_with_the_plain_training_of_the_same_seed():
-    plain_ones = [training(10, 8.0, 6.0, 5.0, 4.0), training(20, 8.0, 6.0, 5.0, 4.0)]
-    twice_as_fast = [training(5, 8.0, 6.0, 5.0, 4.0), training(10, 8.0, 6.0, 5.0, 4.0)]
-    sooner = [training(10, 8.0, 4.0, 3.0, 2.0), training(20, 8.0, 4.0, 3.0, 2.0)]
-    worse = [training(20, 9.0, 7.0, 6.0, 5.0), training(20, 8.0, 6.0, 5.0, 4.0)]
-    diverged = [training(10, 8.0), training(20, 8.0, 6.0, 5.0, 4.0)]
-    found = {PLAIN: plain_ones, "fast": twice_as_fast, "sooner": sooner}
+    plain_one, half_way = training(8.0, 6.0, 5.0, 4.0), training(8.0, 4.0, 3.0, 2.0)
+    worse = training(9.0, 7.0, 6.0, 5.0)
+    found = {
+        PLAIN: [plain_one, plain_one],
+        "fast": [plain_one, plain_one],
+        "sooner": [half_way, half_way],
+        "short": [training(8.0, 4.0, tokens=20)] * 2,
+        "worse": [worse, plain_one],
+        "diverged": [training(8.0), plain_one],
+    }
+    seconds = {row: [TIMED_BYTES * 0.5, TIMED_BYTES * 1.0] * 4 for row in found}
+    seconds |= {row: [TIMED_BYTES * 0.25, TIMED_BYTES * 0.5] * 4 for row in ("fast", "short")}
+    rows = cells(quality.comparison_table(found, seconds).splitlines())
+    assert rows[PLAIN] == ["1,000", "30", "1.000 [1.000, 1.000]", "4.0000", *["-"] * 4]
+    half = "0.500 [0.500, 0.500]"
+    equal = ["+0.000 [+0.000, +0.000]", "1.000 [1.000, 1.000]"]
+    assert rows["fast"] == ["1,000", "15", half, "4.0000", *equal, half, equal[0]]
+    less = "-2.000 [-2.000, -2.000]"
+    assert rows["sooner"][4:] == [less, half, half, less]
+    assert rows["short"] == [
+        *["1,000", "8", half, "4.0000", equal[0]],
+        *[half, "0.250 [0.250, 0.250]", equal[0]],
+    ]
+    assert rows["worse"][4:7] == ["+0.500 [-5.853, +6.853]", *["1 of 2 reached"] * 2]
+    assert rows["diverged"][3:] == ["inf", "diverged", *["1 of 2 reached"] * 2, "diverged"]
+
+
+def test_the_bytes_in_the_time_of_plain_are_those_that_a_slower_row_has_read_by_then():
+    plain_one, slow = training(8.0, 6.0, 5.0, 4.0), training(8.0, 6.0, 4.0, 3.0)
+    seconds = {PLAIN: [1.0] * 6, "slow": [2.0] * 6}
     rows = cells(
-        quality.comparison_table(found | {"worse": worse, "diverged": diverged}).splitlines()
+        quality.comparison_table({PLAIN: [plain_one], "slow": [slow]}, seconds).splitlines()
     )
-    assert rows[PLAIN] == ["1,000", "60.0", "4.0000", "-", "-", "-", "-"]
-    same = ["4.0000", "1.000 [1.000, 1.000]"]
-    assert rows["fast"] == ["1,000", "30.0", "4.0000", "30.0", "0.500 [0.500, 0.500]", *same]
-    half = ["2.0000", "0.500 [0.500, 0.500]"]
-    assert rows["sooner"] == ["1,000", "60.0", "2.0000", "30.0", "0.500 [0.500, 0.500]", *half]
-    assert rows["worse"][3:5] == ["1 of 2 reached", "-"]
-    assert rows["worse"][5] == "5.5000"  # after half of its first training 7, after the second 4
-    assert rows["diverged"][2:] == ["inf", "1 of 2 reached", "-", "diverged", "-"]
+    assert rows["slow"][4:] == ["-1.000", "0.750", "1.500", "+2.000"]
 
 
 def test_the_plain_transformer_reads_no_later_byte_and_starts_near_chance():
