@@ -22,7 +22,11 @@ from pipelines.search.config import (
     SearchTask,
     condition_order,
 )
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import (
+    SCHEDULE_OPTIONS,
+    TrainingRun,
+    without_options_of_others,
+)
 
 if TYPE_CHECKING:
     import optuna
@@ -132,6 +136,20 @@ class Space:
         for _ in range(MAX_TRIED // 2):
             yield self.draw(rng, given)
             yield self.draw_related(rng, given)
+
+    def training_key(self, values: Mapping[str, Any]) -> str:
+        """A text that is the same for points of the same training: without the options that its
+        residual kind or its schedule does not read."""
+        kind, schedule = (
+            values.get(key, self._base.get(key)) for key in ("model.residual", "train.schedule")
+        )
+        return point_key(
+            {
+                key: value
+                for key, value in without_options_of_others(values.items(), {kind})
+                if schedule in SCHEDULE_OPTIONS.get(key, {schedule})
+            }
+        )
 
     def is_valid(self, values: Mapping[str, Any]) -> bool:
         """Whether a point is a trial that the fit can train too, in a tenth of `problem`'s time."""

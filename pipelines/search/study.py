@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipelines.compat import optuna as compat
 from pipelines.console.errors import Problem
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.space import Space, point_key
+from pipelines.search.space import Space
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.uri import database_uri
 
@@ -105,7 +105,7 @@ class _Known:
 
 
 class Proposals:
-    """The trials that a study proposes, without invalid ones and those equal to earlier ones.
+    """The trials that a study proposes, without invalid ones and those that train as earlier ones.
 
     Used by the searcher and the cost estimate. An invalid point is reported to the study as pruned
     without a value, which Optuna's samplers rank behind every result, and as failed, which they
@@ -123,7 +123,9 @@ class Proposals:
         self._study, self._space, self._left_out = study, Space(task), left_out
         self._startup = task.search.sampler.startup_trials
         self._rng = Random(task.base.seed + len(stored))
-        self._known = {point_key(one.values): _known(one) for one in stored if one.state}
+        self._known = {
+            self._space.training_key(one.values): _known(one) for one in stored if one.state
+        }
 
     def next(self) -> Proposal | None:
         """The next trial; None if the space has no further point."""
@@ -134,7 +136,7 @@ class Proposals:
             if number is not None:  # it has begun
                 break
             problem = None if self._space.is_valid(values) else self._space.problem(values)
-            if problem is None and point_key(values) not in self._known:
+            if problem is None and self._space.training_key(values) not in self._known:
                 break
             self._leave_out(trial, values, problem, again=asked < MAX_ASKS)
             if asked % MAX_ASKS == 0:
@@ -142,7 +144,8 @@ class Proposals:
                 if point is None:
                     return None
                 self._study.enqueue_trial(point)
-        self._known[point_key(values)] = _Known(TrialState.FAIL)  # until it has ended
+        key = self._space.training_key(values)
+        self._known[key] = _Known(TrialState.FAIL)  # until it has ended
         return Proposal(trial, values, None if number is None else int(number))
 
     def tell(
@@ -151,7 +154,7 @@ class Proposals:
         """Report how a trial ended. Optuna takes a pruned one's value from its last report."""
         ended = self._study.tell(proposal.trial, values, state)
         curve = {} if values else ended.intermediate_values
-        self._known[point_key(proposal.values)] = _Known(state, values, curve)
+        self._known[self._space.training_key(proposal.values)] = _Known(state, values, curve)
 
     def _leave_out(
         self,
@@ -166,7 +169,7 @@ class Proposals:
             self._study.enqueue_trial(given, user_attrs={GIVEN: given})
         self._left_out(values, str(problem or ""))
         if problem is None:
-            known = self._known[point_key(values)]
+            known = self._known[self._space.training_key(values)]
             for tokens, value in known.curve.items():
                 trial.report(value, tokens)
             self._study.tell(trial, known.values, known.state)
@@ -181,7 +184,8 @@ class Proposals:
         related = (self._space.draw_related(self._rng) for _ in range(MAX_RELATED))
         rest = self._space.points() if self._space.is_finite else iter(())
         for point in chain(points, related, islice(rest, MAX_LOOKED_AT)):
-            if point_key(point) not in self._known and self._space.is_valid(point):
+            new = self._space.training_key(point) not in self._known
+            if new and self._space.is_valid(point):
                 return point
         return None
 
@@ -191,9 +195,11 @@ def bounded(task: SearchTask, stored: Sequence[StoredTrial]) -> SearchTask:
     space, wanted = Space(task), task.search.trial_count
     if not space.is_finite or wanted <= len(stored):
         return task
-    known, new = {point_key(trial.values) for trial in stored}, 0
+    known, new = {space.training_key(trial.values) for trial in stored}, 0
     for looked_at, point in enumerate(space.points(), 1):
-        new += point_key(point) not in known and space.is_valid(point)
+        if (key := space.training_key(point)) not in known and space.is_valid(point):
+            known.add(key)
+            new += 1
         if new >= wanted - len(stored) or looked_at == MAX_LOOKED_AT:
             return task
     return replace(task, search=task.search.model_copy(update={"trials": len(stored) + new}))
@@ -284,7 +290,7 @@ def _listed_points(task: SearchTask, stored: Sequence[StoredTrial]) -> list[dict
     points, left = _missing_points(search.try_first, stored)
     points = points[:missing]
     missing -= len(points)
-    known = {point_key(values) for values in left}
+    known = {space.training_key(values) for values in left}
     others: Iterator[dict[str, Any]] = iter(())
     if search.sampler.name == "grid":
         others = islice(search.grid_points, MAX_LISTED)
@@ -294,8 +300,8 @@ def _listed_points(task: SearchTask, stored: Sequence[StoredTrial]) -> list[dict
     for point in others:
         if missing <= 0:
             break
-        if point_key(point) not in known:
-            known.add(point_key(point))
+        if (key := space.training_key(point)) not in known:
+            known.add(key)
             points.append(point)
             missing -= space.is_valid(point)
     return points

@@ -44,6 +44,31 @@ def test_a_finite_space_is_run_once_without_its_invalid_points(experiment, sampl
         assert [problem for _, problem in left_out][:1] == [expected]
 
 
+KIND, STREAMS = "model.residual", "model.mhc.streams"
+SCHEDULE, FINAL = "train.schedule", "train.final_learning_rate_fraction"
+DECAY = "train.decay_fraction"
+UNREAD = [
+    ({KIND: ["standard", "mhc"], STREAMS: [2, 3]}, {KIND: "mhc"}, 3),
+    ({SCHEDULE: ["cosine", "wsd", "inverse_sqrt"], DECAY: [0.1, 0.2, 0.3]}, {SCHEDULE: "wsd"}, 5),
+    ({SCHEDULE: ["inverse_sqrt", "cosine"], FINAL: [0.1, 0.2]}, {SCHEDULE: "cosine"}, 3),
+]
+"""Choices, which of the first are read with the second, and how many trainings there are."""
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "qmc", "random", "grid"])
+@pytest.mark.parametrize(("choices", "reader", "expected"), UNREAD)
+def test_points_that_differ_in_what_they_do_not_read_are_trained_once(
+    experiment, sampler, choices, reader, expected
+):
+    trials = {} if sampler == "grid" else {"trials": 12}
+    space = {key: {"choice": values} for key, values in choices.items()}
+    searched = searching(experiment, space, sampler={"name": sampler}, **trials)
+    assert bounded(searched.search_task(), []).search.trial_count == expected
+    drawn = draw(searcher_of(searched)[0], 30)
+    assert len(drawn) == expected
+    assert sum(reader.items() <= values.items() for values in drawn) == len([*choices.values()][1])
+
+
 def test_stored_trials_are_points_that_are_not_run_again(experiment):
     searched = searching(experiment, DEPENDENT, sampler={"name": "grid"})
     stored = [complete(0, values={"model.dim": 48, "model.heads": 3})]
