@@ -7,9 +7,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
+
+if TYPE_CHECKING:
+    from sqlalchemy import Engine
 
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 """Statuses of a run, which the client takes and returns as texts."""
@@ -105,6 +109,8 @@ TABLE, COLUMNS = "experiments", {"experiment_id", "name", "artifact_location", "
 """A table that every database of MLflow has, and columns of it that no version lacks."""
 TABLES = {TABLE, "runs", "metrics", "latest_metrics", "params", "tags", "model_versions"}
 """Tables that a database of MLflow has since its version 1."""
+VERSION_TABLE = "alembic_version"
+"""With the version of the tables, in databases of MLflow, Optuna and many others."""
 SEARCH = "/api/2.0/mlflow/experiments/search"
 """A request that any server answers and any user may send; `/health` needs no password, and other
 servers have it too."""
@@ -185,6 +191,44 @@ def make_tables(path: Path) -> None:
         _initialize_tables(engine)
     finally:
         engine.dispose()
+
+
+def schema_problem(engine: "Engine") -> str | None:
+    """Why a database is none that this MLflow can use, or make its own; None if it can.
+
+    MLflow writes its tables into any database, and takes one of a later MLflow for an old one.
+    """
+    from sqlalchemy import inspect, text
+
+    inspector = inspect(engine)
+    tables = sorted({*inspector.get_table_names()} - {VERSION_TABLE})
+    versions: list[str] = []
+    if inspector.has_table(VERSION_TABLE):
+        with engine.connect() as connection:
+            versions = [*connection.scalars(text(f"select version_num from {VERSION_TABLE}"))]
+    unknown = [version for version in versions if not _is_version(str(version))]
+    columns = inspector.get_columns(TABLE) if TABLE in tables else []
+    if not {column["name"] for column in columns} >= COLUMNS:
+        if named := [*tables, *inspector.get_view_names()]:
+            return f"is the database of another program, with the tables {', '.join(named[:3])}"
+        other = "is the database of another program, whose version is"
+        return f"{other} {unknown[0]}" if unknown else None
+    if lacking := sorted(TABLES.difference(tables)):
+        return f"is no whole database of MLflow: it has no table {lacking[0]}"
+    if not versions:
+        return f"is no whole database of MLflow: its version is not in {VERSION_TABLE}"
+    if unknown:
+        found = f"has the tables of a later MLflow than {metadata.version('mlflow')}"
+        return f"{found}, or of another program: their version is {unknown[0]}"
+    return None
+
+
+def _is_version(name: str) -> bool:
+    """Whether this MLflow has a migration to a version: each is a file, `VERSION_what.py`."""
+    from mlflow.store import db_migrations
+
+    folder = Path(next(iter(db_migrations.__path__))) / "versions"
+    return any(path.name.partition("_")[0] == name for path in folder.glob("*.py"))
 
 
 def decode_database_folders() -> None:

@@ -20,18 +20,15 @@ import mlflow
 import requests
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from sqlalchemy import URL, NullPool, create_engine, inspect, make_url
+from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.compat.mlflow import (
-    COLUMNS,
     ERROR_CODE,
     EXPERIMENT_ID,
     INVALID,
     LOGGER,
     MISSING,
-    TABLE,
-    TABLES,
     decode_database_folders,
     encoded_artifact_root,
     host_credentials,
@@ -40,6 +37,7 @@ from pipelines.compat.mlflow import (
     is_transient,
     make_tables,
     refusal,
+    schema_problem,
     search_answer,
     set_environment,
     skip_prompt_checks,
@@ -254,16 +252,8 @@ def _database_problem(uri: str, path: Path) -> str | None:
             return None
         if _start_of(path) != b"SQLite":
             return f"{path} is no SQLite database"
-        inspector = inspect(create_engine(url, poolclass=NullPool))
-        tables = sorted({*inspector.get_table_names()} - {"alembic_version"})
-        if not tables:
-            return None
-        columns = inspector.get_columns(TABLE) if TABLE in tables else []
-        if not {column["name"] for column in columns} >= COLUMNS:
-            named = ", ".join(tables[:3])
-            return f"{path} is the database of another program, with the tables {named}"
-        if lacking := sorted(TABLES.difference(tables)):
-            return f"{path} is no whole database of MLflow: it has no table {lacking[0]}"
+        if problem := schema_problem(create_engine(url, poolclass=NullPool)):
+            return f"{path} {problem}"
     except REFUSED as error:
         if is_locked(error):  # by a process that makes its tables, for instance
             return None

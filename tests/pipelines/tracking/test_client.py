@@ -232,16 +232,56 @@ def test_a_database_that_lacks_a_table_is_one_line(tmp_path, table):
         check_uri(f"sqlite:///{path}")
 
 
-def test_a_database_whose_migrations_are_another_programs_is_one_line(tmp_path):
+OTHERS = {
+    "drop table webhooks": (
+        "v3.2.0.a",
+        r"has the tables of a later MLflow than \d[\d.]+, or of another program: "
+        r"their version is v3\.2\.0\.a",
+    ),
+    "drop table runs": ("abcdef", "is no whole database of MLflow: it has no table runs"),
+    "delete from alembic_version": (
+        "none",
+        "is no whole database of MLflow: its version is not in alembic_version",
+    ),
+    "drop table alembic_version": (
+        None,
+        "is no whole database of MLflow: its version is not in alembic_version",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_a_database_of_a_version_that_mlflow_does_not_know_is_refused(tmp_path, change):
+    version, expected = OTHERS[change]
     path = tmp_path / "mlflow.db"
     put_database(path)
     with closing(sqlite3.connect(path)) as database, database:
-        database.execute("drop table webhooks")
-        database.execute("update alembic_version set version_num = 'v3.2.0.a'")
-    with pytest.raises(
-        ConfigError, match=r"^[^\n]+Can't locate revision identified by 'v3\.2\.0\.a'"
-    ):
+        if version:
+            database.execute("update alembic_version set version_num = ?", [version])
+        database.execute(change)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=rf"mlflow\.db {expected}$"):
         connect(f"sqlite:///{path}")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("insert into alembic_version values ('abcdef')", "whose version is abcdef"),
+        ("create view seen as select 1", "with the tables seen"),
+    ],
+)
+def test_a_database_without_tables_may_be_another_programs(tmp_path, statement, expected):
+    path = tmp_path / "other.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute("create table alembic_version (version_num varchar(32))")
+        check_uri(f"sqlite:///{path}")  # as an empty file may be
+        database.execute(statement)
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match=rf"is the database of another program, {expected}$"):
+        connect(f"sqlite:///{path}")
+    assert path.read_bytes() == before
 
 
 def test_a_database_that_is_locked_is_waited_for_later(tmp_path):
