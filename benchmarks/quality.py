@@ -90,7 +90,7 @@ OURS: dict[str, dict[str, Any]] = {
     "all that was kept, half the bytes": {**KEPT, "train.tokens": HALF},
 }
 """Rows of the training loop, with what each changes in the plain transformer's values."""
-START = (4e-3, 1024)
+START = (2e-3, 1024)
 """Learning rate and bytes of a step that a row's tuning starts from."""
 TUNING = {"train.tokens": HALF, "train.evals": 1}
 """What a tuning changes in BASE."""
