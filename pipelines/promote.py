@@ -30,7 +30,13 @@ from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
 from pipelines.console.progress import Progress
-from pipelines.console.text import format_value, nearest, one_line, without_controls
+from pipelines.console.text import (
+    format_value,
+    nearest,
+    one_line,
+    terminal_width,
+    without_controls,
+)
 from pipelines.console.updates import OutputMode
 
 if TYPE_CHECKING:
@@ -264,14 +270,16 @@ def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
 
 def _history(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Print every move of the champion."""
-    from pipelines.registry.champions import Champions
+    from pipelines.registry.champions import CHAMPION, Champions
 
     promotions = Champions(registry).promotions()
     if arguments.json:
         print(json.dumps([asdict(promotion) for promotion in promotions], indent=1))
         return
     if not promotions:
-        print(f"{registry.name}: no version has been promoted yet")
+        champion = registry.aliases().get(CHAMPION)
+        found = f", though version {champion} is champion" if champion else " yet"
+        print(f"{registry.name}: no promotion is recorded{found}")
         return
     rows = [
         [
@@ -298,7 +306,7 @@ def _print_table(columns: list[str], rows: Iterable[list[str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*map(without_controls, row))
-    width = None if sys.stdout.isatty() else PIPED_COLUMNS
+    width = terminal_width() if sys.stdout.isatty() else PIPED_COLUMNS
     console = Console(width=width, markup=False, highlight=False)
     console.print(table)
     console.print()

@@ -31,6 +31,7 @@ from pipelines.training.config import Resources
 T = TypeVar("T")
 
 PROBE_SECONDS = 5
+MAX_PORT = 65535
 """How long the address of a cluster may take to accept a connection."""
 HEALTH_SECONDS = 12
 """How long it may take to answer as the head node of a Ray, a process's start included."""
@@ -288,7 +289,8 @@ def _head_node(address: str) -> str:
     if found is None:
         message = f"`ray start` has started none on this machine; {EXPECTED}"
     elif "://" in found:
-        message = f"{EXPECTED}; Ray Client cannot run a search"
+        client = "; Ray Client cannot run a search" if found.startswith("ray://") else ""
+        message = f"{EXPECTED}{client}"
     elif reason := _no_answer(found):
         message = f"no Ray cluster answers there ({reason}); {EXPECTED}"
     else:
@@ -316,8 +318,10 @@ def _no_head_node(address: str) -> str:
 def _no_answer(address: str) -> str:
     """Why nothing accepts a connection there; empty if something does."""
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal()):
-        return "it has no port"
+    if not host:
+        return "it has no port" if port == address else "it has no host"
+    if not (port.isdecimal() and 0 < int(port) <= MAX_PORT):
+        return f"expected a port of 1 to {MAX_PORT}"
     try:
         socket.create_connection((host, int(port)), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:

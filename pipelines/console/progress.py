@@ -17,7 +17,7 @@ from rich.live import Live
 
 from pipelines.console.panel import Panel
 from pipelines.console.secrets import redact, redact_all
-from pipelines.console.text import format_duration, without_controls
+from pipelines.console.text import format_duration, terminal_width, without_controls
 from pipelines.console.updates import OutputMode, ProgressUpdate
 
 WATCH_SECONDS = 1.0
@@ -28,7 +28,7 @@ class Progress:
     """The progress of one command, printed in its output mode."""
 
     def __init__(self, mode: OutputMode = OutputMode.TEXT, *, stderr: bool = False) -> None:
-        self.console = Console(highlight=False, stderr=stderr)
+        self.console = Console(highlight=False, stderr=stderr, width=terminal_width())
         self.mode = mode
         self._panel: Panel | None = None
         self._last = 0.0

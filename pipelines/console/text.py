@@ -5,7 +5,9 @@ Used wherever a message, a table or a line of progress is written.
 
 import difflib
 import json
+import os
 import re
+import shutil
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +19,13 @@ LONG_WORD = re.compile(r"[^\s/:]{256,}")
 """Longer than the name of a file can be: a number, or a text, that was given."""
 WORD_CHARACTERS = 60
 """Of a long word that are shown, and of a value."""
+
+
+def terminal_width() -> int | None:
+    """The width of a `Console` where COLUMNS is 0, as in a container without a terminal: rich would
+    print nothing. None elsewhere: rich finds it."""
+    given = os.environ.get("COLUMNS", "")
+    return shutil.get_terminal_size().columns if given.isdigit() and not int(given) else None
 
 
 def one_line(text: object, *, limit: int = 500) -> str:

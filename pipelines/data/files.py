@@ -44,7 +44,10 @@ def find_files(pattern: str, *, key: str) -> list[Path]:
         message = f"{one_line(error.filename or pattern)}: {error.strerror or error}"
         raise ConfigError(Problem(message, key)) from None
     if not paths:
-        message = f"{one_line(pattern)}: no such file, folder or glob match"
+        found = "no such file, folder or glob match"
+        if _mode(Path(pattern)) is not None:
+            found = "no file in this folder, nor below it"
+        message = f"{one_line(pattern)}: {found}"
         raise ConfigError(Problem(message, key))
     return paths
 

@@ -57,7 +57,8 @@ def _key_problems(key: str, dimension: Dimension) -> Iterator[Problem]:
     """What is wrong with a searched key and its range, whatever the other keys are."""
     where = f"search.space.{key}"
     if not key.startswith(("model.", "train.")):
-        yield Problem("expected a key of model or train", where, nearest=nearest(key, RUN_KEYS))
+        near = "" if key in RUN_KEYS else nearest(key, RUN_KEYS)
+        yield Problem("expected a key of model or train", where, nearest=near)
     elif key in FIXED:
         yield Problem("cannot be searched: trials would no longer be comparable", where)
     elif key not in RUN_KEYS:

@@ -289,6 +289,10 @@ def test_an_empty_address_is_none(monkeypatch):
     ("address", "started", "reason"),
     [
         ("ray://127.0.0.1:1", None, "expected HOST:PORT of a head node; Ray Client cannot run"),
+        ("http://127.0.0.1:1", None, "expected HOST:PORT of a head node"),
+        (":6379", None, "no Ray cluster answers there (it has no host); expected HOST:PORT"),
+        ("127.0.0.1", None, "no Ray cluster answers there (it has no port)"),
+        ("127.0.0.1:99999", None, "no Ray cluster answers there (expected a port of 1 to 65535)"),
         ("auto", None, "`ray start` has started none on this machine; expected HOST:PORT"),
         ("auto", "127.0.0.1:9", "no Ray cluster answers there ("),
     ],
@@ -297,8 +301,9 @@ def test_an_address_without_a_cluster_is_refused_before_ray_waits(
     monkeypatch, address, started, reason
 ):
     monkeypatch.setattr(connection.names, "started_cluster", lambda: started)
-    with pytest.raises(ConfigError, match=re.escape(f"RAY_ADDRESS={address}: {reason}")):
+    with pytest.raises(ConfigError, match=re.escape(f"RAY_ADDRESS={address}: {reason}")) as error:
         connection._head_node(address)
+    assert ("Ray Client" in str(error.value)) == address.startswith("ray:")
 
 
 def test_auto_is_the_cluster_that_was_started_on_this_machine(monkeypatch):

@@ -69,6 +69,13 @@ def test_a_log_file_gets_lines_and_few_updates(capsys):
     assert capsys.readouterr().out == f"  {SEARCH.text}\n"
 
 
+@pytest.mark.parametrize("columns", ["0", "00", "1", "x", ""])
+def test_a_terminal_of_a_strange_width_gets_every_line(capsys, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", columns)
+    report_everything(progress_with())
+    assert "\nwinner: trial 1\n" in capsys.readouterr().out
+
+
 def test_with_quiet_only_the_result_is_printed(capsys):
     report_everything(progress_with("--quiet"))
     assert capsys.readouterr() == ("winner: trial 1\n", "")

@@ -139,6 +139,11 @@ def test_what_is_not_there_is_one_line(tmp_path, pattern):
     assert message.endswith(("no such file, folder or glob match", "a.txt: Not a directory"))
 
 
+def test_a_folder_without_a_file_is_there(tmp_path):
+    (tmp_path / "rec/empty").mkdir(parents=True)
+    assert refusal(tmp_path, "rec") == "rec: no file in this folder, nor below it"
+
+
 @pytest.mark.slow
 def test_a_folder_may_be_deeper_than_python_recurses(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

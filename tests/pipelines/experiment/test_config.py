@@ -142,7 +142,8 @@ def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override
     ("key", "dimension", "expected"),
     [
         ("model.depht", "{int: [1, 2]}", "no such configuration key; did you mean model.depth?"),
-        ("seed", "{int: [1, 2]}", "expected a key of model or train"),
+        ("seed", "{int: [1, 2]}", "search.space.seed: expected a key of model or train"),
+        ("sed", "{int: [1, 2]}", "expected a key of model or train; did you mean seed?"),
         ("model.depth", "{int: [2, 1]}", "expected low < high"),
         ("model.depth", "{int: [1, 2], choice: [1]}", "expected exactly one of"),
         ("model.depth", "{}", "expected exactly one of"),
