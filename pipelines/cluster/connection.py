@@ -23,7 +23,7 @@ from pipelines.compat.ray_variables import own_variables, unreadable_variables
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
 from pipelines.console.process import process_restored
 from pipelines.console.text import first_line
-from pipelines.storage.private import private_folder
+from pipelines.storage.private import make_private, private_folder, private_place
 from pipelines.storage.project import ROOT
 from pipelines.storage.scratch import scratch_folder
 from pipelines.training.config import Resources
@@ -161,11 +161,12 @@ def shutdown() -> None:
 def session_folder() -> Path:
     """Where a cluster of this machine has its logs, sockets and copies of code.
 
-    Ray makes its folders writable for all users; this one lies in a private folder. RAY_TMPDIR
-    names another one; TMPDIR counts if its path is short enough for sockets.
+    Ray opens its folders to all users, those that it finds too, so they lie in a private folder: in
+    RAY_TMPDIR, or in TMPDIR if its path is short enough for sockets.
     """
     if named := os.environ.get("RAY_TMPDIR"):
-        return Path(os.path.expanduser(named))  # noqa: PTH111  which leaves unknown users
+        parent = Path(os.path.expanduser(named))  # noqa: PTH111  which leaves unknown users
+        return private_place(parent) / "ray"
     folder = private_folder() / "ray"
     if len(str(folder)) > names.MAX_FOLDER_CHARACTERS:
         folder = private_folder("/tmp") / "ray"
@@ -173,7 +174,10 @@ def session_folder() -> Path:
 
 
 def short_session_folder() -> Path:
-    """The same. Raises ConfigError if its path is too long, or there is no short one."""
+    """The same, with the private folder around it.
+
+    Raises ConfigError if its path is too long, there is no short one, or it cannot be made.
+    """
     try:
         folder = session_folder()
     except StorageError as error:
@@ -185,6 +189,13 @@ def short_session_folder() -> Path:
             "the paths of Ray's sockets in it would be too long"
         )
         raise ConfigError(Problem(message, "RAY_TMPDIR"))
+    if named := os.environ.get("RAY_TMPDIR"):
+        try:
+            make_private(folder.parents[1])
+            private_folder(str(folder.parents[1]))
+        except (OSError, StorageError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise ConfigError(Problem(f"{named}: {reason}", "RAY_TMPDIR")) from None
     return folder
 
 

@@ -82,6 +82,13 @@ DEFAULT_ENVIRONMENT = {
 }
 """The same, unless the user has set them."""
 
+LEFT_OUT = (
+    *("MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID"),  # the model that metrics are those of
+    "MLFLOW_ENABLE_ASYNC_LOGGING",  # rows could be lost, or come behind what follows them
+    "MLFLOW_TRUNCATE_LONG_VALUES",  # a long value would be an error
+    "MLFLOW_LOG_MODEL_COMPRESSION",  # the files of a package are read in place
+)
+"""Settings of a user's own programs, which would change what a command stores."""
 WARNINGS_MODULE = "mlflow"
 """The modules whose warnings are ignored, hints for interactive use: a pattern as `warnings` takes
 it. MLflow's own switches change more of the process."""
@@ -246,8 +253,12 @@ def _make_parents(uri: str) -> None:
 
 
 def set_environment() -> None:
-    """Set the environment variables that every connection needs."""
+    """Set the environment variables that every connection needs, and unset what it must not read.
+
+    A command puts the user's back at its end."""
     os.environ.update(ENVIRONMENT)
+    for name in LEFT_OUT:
+        os.environ.pop(name, None)
     for name, value in DEFAULT_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 

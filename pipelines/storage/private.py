@@ -29,7 +29,12 @@ def private_folder(parent: str | None = None) -> Path:
     Raises StorageError if it cannot be made, ConfigError if what is there is another user's, a link
     or open to others.
     """
-    return _own(Path(parent or tempfile.gettempdir()) / f"dca-gpt-{os.getuid()}")
+    return _own(private_place(Path(parent or tempfile.gettempdir())))
+
+
+def private_place(parent: Path) -> Path:
+    """Where `private_folder` is, or would be."""
+    return parent / f"dca-gpt-{os.getuid()}"
 
 
 def _own(folder: Path) -> Path:

@@ -60,7 +60,9 @@ def test_no_history_has_a_gap_or_a_duplicate(swept):
 
 
 def test_a_sweep_on_ray_writes_no_secret_of_the_environment_nor_do_rays_logs(finished):
-    logs = list(finished.path.with_name("ray").glob("session_*/logs/*"))
+    (private,) = finished.path.with_name("ray").iterdir()  # Ray opens what is in it to all
+    assert private.stat().st_mode & 0o777 == 0o700
+    logs = list(private.rglob("session_*/logs/*"))
     assert {"raylet.out", "runtime_env_agent.log"} <= {log.name for log in logs}
     assert files_with_canary([finished.path, finished.path.with_name("ray")]) == []
 
@@ -84,7 +86,7 @@ def test_checkpoints_are_signed_by_keys_that_are_in_the_tracking_store_alone(swe
     for path in checkpoint.list_checkpoints(folder.path / "runs" / "fits" / fit.info.run_id):
         checkpoint.read_weights(path, key=store.checkpoint_key(fit.info.run_id))
     ray = folder.path.with_name("ray")
-    assert len(list(ray.glob("session_*/logs/*"))) > 9
+    assert len(list(ray.rglob("session_*/logs/*"))) > 9
     files = [path for place in (folder.path, ray) for path in place.rglob("*") if path.is_file()]
     found = [path for path in files if any(key.encode() in path.read_bytes() for key in keys)]
     assert found == [folder.path / "mlflow.db"]

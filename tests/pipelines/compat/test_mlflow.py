@@ -261,6 +261,19 @@ def test_postgresql_s_conflict_is_known_by_the_name_of_its_error():
     assert not compat.is_write_conflict(MlflowException("not found"))
 
 
+def test_settings_of_the_users_own_programs_are_left_out(monkeypatch):
+    theirs = {name: getattr(environment_variables, name) for name in compat.LEFT_OUT}
+    for name in theirs:
+        monkeypatch.delenv(name, raising=False)
+    defaults = {name: variable.get() for name, variable in theirs.items()}
+    for name in theirs:
+        monkeypatch.setenv(name, "true" if defaults[name] is False else "false")
+    changed = {name: variable.get() for name, variable in theirs.items()}
+    assert all(changed[name] != defaults[name] for name in theirs)
+    compat.set_environment()
+    assert {name: variable.get() for name, variable in theirs.items()} == defaults
+
+
 def test_the_environment_is_what_mlflow_reads(monkeypatch):
     theirs = {name: getattr(environment_variables, name) for name in compat.ENVIRONMENT}
     for name in (*compat.ENVIRONMENT, *compat.DEFAULT_ENVIRONMENT):

@@ -102,11 +102,17 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
     assert session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")
     assert len(str(session_folder())) <= MAX_FOLDER_CHARACTERS
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
-    assert session_folder() == Path("/elsewhere")
+    assert session_folder() == Path(f"/elsewhere/dca-gpt-{os.getuid()}/ray")
     with monkeypatch.context() as patch:
         patch.setenv("RAY_TMPDIR", "/" + "é" * 20)
-        with pytest.raises(ConfigError, match=r"RAY_TMPDIR: /é+: expected at most 38 characters"):
+        with pytest.raises(
+            ConfigError, match=r"RAY_TMPDIR: /é+/dca-gpt-\d+/ray: expected at most 38"
+        ):
             short_session_folder()
+        patch.setenv("RAY_TMPDIR", "/proc/none")
+        with pytest.raises(ConfigError, match=r"^RAY_TMPDIR: /proc/none: "):
+            short_session_folder()
+        patch.setenv("RAY_TMPDIR", "/" + "é" * 20)
         patch.delenv("RAY_ADDRESS", raising=False)
         with pytest.raises(ConfigError, match="RAY_TMPDIR"):  # before anything starts
             inspect_cluster("runs")
