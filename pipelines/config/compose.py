@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pipelines.config.yaml_text import MAX_CHARACTERS, parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, one_line, quote_value
+from pipelines.storage.project import ROOT
 
 EXTENDS = "extends"
 MAX_FILES = 50
@@ -108,8 +109,10 @@ def _text(path: Path, above: tuple[Path, ...]) -> str:
         with path.open(encoding="utf-8") as file:
             return file.read(MAX_CHARACTERS + 1)  # enough to be refused: a device has no end
     except FileNotFoundError:
-        found = nearest(str(path), _neighbours(path))
+        found = nearest(str(path), _neighbours(path)) or _shipped(path)
         raise _file_problem("no such file", path, above, found) from None
+    except IsADirectoryError:
+        raise _file_problem("expected a file, got a folder", path, above) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
         reason = getattr(error, "strerror", None) or one_line(error)
         raise _file_problem(f"cannot be read as UTF-8 text: {reason}", path, above) from None
@@ -129,6 +132,12 @@ def _neighbours(path: Path) -> list[str]:
     folder = path.parent
     found = folder.glob("*.yaml") if folder.is_dir() else folder.parent.glob("*/*.yaml")
     return [str(file) for file in sorted(found)]
+
+
+def _shipped(path: Path) -> str:
+    """The project's experiment of a name, as a missing file has it with or without its end."""
+    file = ROOT / "experiments" / f"{path.stem}.yaml"
+    return os.path.relpath(file) if file.is_file() else ""
 
 
 def _merge_two(

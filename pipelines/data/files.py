@@ -144,12 +144,17 @@ def _expand_recursive(folder: Path, rest: Sequence[str]) -> Iterator[Path]:
 
 
 def _require_once(paths: Sequence[Path]) -> None:
-    """Refuse files of one folder that is reached by several paths, over a link."""
-    seen: dict[str, Path] = {}
+    """Refuse a folder, or a file, that is reached by several paths: over links of either kind."""
+    seen: dict[Any, Path] = {}
     for folder in dict.fromkeys(path.parent for path in paths):
         first = seen.setdefault(os.path.realpath(folder), folder)
         if first != folder:
             raise _refusal(f"the same folder as {one_line(first)}; expected it once", folder)
+    for path in paths:
+        found = path.stat()
+        first = seen.setdefault((found.st_dev, found.st_ino), path)
+        if first != path:
+            raise _refusal(f"the same file as {one_line(first)}; expected it once", path)
 
 
 def read_files(paths: Iterable[Path]) -> Iterator[bytes]:

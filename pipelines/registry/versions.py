@@ -194,7 +194,11 @@ def create_name(
 
 
 def _require_name(client: RetryingClient, name: str) -> None:
-    """Raise ConfigError if no model is registered by the name."""
+    """Raise ConfigError if no model is registered by the name, or it is a log of champions."""
+    if name.endswith(LOG_SUFFIX):
+        model = name.removesuffix(LOG_SUFFIX)
+        message = f"the log of the champions of {model}; expected a registered model"
+        raise ConfigError(Problem(message, source=f"models:/{name}", nearest=model))
     try:
         client.get_registered_model(name)
     except MlflowException as error:

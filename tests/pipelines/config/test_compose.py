@@ -117,7 +117,7 @@ def test_null_removes_no_dimension_that_does_not_exist(tmp_path):
         ("extends: part.yaml", "- seed", 'part.yaml: expected keys and values, got ["seed"]'),
         ("extends: part.yaml", "", "part.yaml: expected keys and values, got null"),
         ("extends: part.yaml", "seed: [\n", "part.yaml:2: not valid YAML: "),
-        ("extends: data", "", "e.yaml: extends: data: cannot be read as UTF-8 text: Is a direc"),
+        ("extends: data", "", "e.yaml: extends: data: expected a file, got a folder"),
         ("extends: 3", "", "e.yaml: extends: expected a file or a list of files, got 3"),
         ("extends:", "", "e.yaml: extends: expected a file or a list of files, got null"),
         ("extends: ['']", "", 'e.yaml: extends: expected a file or a list of files, got [""]'),

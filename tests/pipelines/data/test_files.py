@@ -121,15 +121,23 @@ def test_a_folder_that_a_glob_matches_is_not_left_out_silently(tmp_path):
 
 @pytest.mark.parametrize("pattern", ["rec", "rec/**/*.txt"])
 def test_links_are_followed_but_no_folder_is_read_twice(tmp_path, pattern):
-    put(tmp_path, "rec/a.txt", "other/b.txt")
+    put(tmp_path, "rec/a.txt", "other/b.txt", "third/c.txt")
     (tmp_path / "rec/more").symlink_to("../other")
-    (tmp_path / "rec/c.txt").symlink_to("../other/b.txt")
+    (tmp_path / "rec/c.txt").symlink_to("../third/c.txt")
     assert found(tmp_path, pattern) == ["rec/a.txt", "rec/c.txt", "rec/more/b.txt"]
     (tmp_path / "rec/twice").symlink_to("../other")
     assert ": the same folder as rec/" in refusal(tmp_path, pattern).replace(f"{tmp_path}/", "")
     (tmp_path / "rec/twice").unlink()
     (tmp_path / "rec/loop").symlink_to(".")
     assert refusal(tmp_path, pattern) == "rec/loop: a link to a folder that contains it"
+
+
+@pytest.mark.parametrize("pattern", ["rec", "rec/*.txt"])
+@pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
+def test_a_file_that_is_reached_twice_is_refused(tmp_path, pattern, link):
+    put(tmp_path, "rec/a.txt", "rec/b.txt")
+    getattr(tmp_path / "rec/c.txt", link)(tmp_path / "rec/b.txt")
+    assert refusal(tmp_path, pattern) == "rec/c.txt: the same file as rec/b.txt; expected it once"
 
 
 @pytest.mark.parametrize("pattern", ["none", "a.txt/b", "a.txt/*", "x" * 300, "\0", "none/**"])

@@ -375,6 +375,9 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
 def test_a_missing_file_names_the_nearest(tmp_path):
     assert "did you mean experiments/quickstart.yaml?" in problem("experiments/quickstrat.yaml")
     assert "no such file" in problem(tmp_path / "none.yaml")
+    assert "expected a file, got a folder" in problem(tmp_path)
+    for name in ("zoo", "zoo.yaml"):
+        assert problem(tmp_path / name).endswith("did you mean experiments/zoo.yaml?")
 
 
 def test_a_replaced_value_is_validated_and_survives_a_round_trip(experiment):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import DamagedError, GoneError
+from pipelines.console.errors import ConfigError, DamagedError, GoneError
 from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
     CHAMPION,
@@ -307,3 +307,11 @@ def test_a_version_whose_files_were_deleted_is_neither_forced_nor_rolled_back_to
     with pytest.raises(GoneError, match="its files are gone"):
         gate_force(registry, 2, "test")
     assert registry.aliases() == {CHAMPION: 3}
+
+
+def test_the_log_of_champions_is_no_model_whose_versions_can_be_listed(store):
+    champions = Champions(register(store, 1))
+    force(champions, 1)
+    name = champions.registry.name
+    with pytest.raises(ConfigError, match=rf"the champions of {name}; .+ did you mean {name}\?$"):
+        Registry(store.client, champions.log_name).versions()
