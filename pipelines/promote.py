@@ -38,6 +38,7 @@ from pipelines.console.text import (
     without_controls,
 )
 from pipelines.console.updates import OutputMode
+from pipelines.storage.project import command_line
 
 if TYPE_CHECKING:
     from pipelines.registry.gate import Decision
@@ -247,8 +248,8 @@ def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
         f"{made.model} version {made.version} is {fit.model_uri}: {test.test_bits_per_byte:.4f} "
         f"bits per byte of the test split, {fit.val_bits_per_byte:.4f} of the validation split"
     )
-    command = f"python {invocation.script('promote.py')} promote --model {made.model}"
-    print(f"to let the gate decide about it: {command} {made.version}")
+    decide = (invocation.script("promote.py"), "promote", "--model", made.model, made.version)
+    print(f"to let the gate decide about it: {command_line(*decide)}")
 
 
 def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
@@ -307,9 +308,7 @@ def _print_table(columns: list[str], rows: Iterable[list[str]]) -> None:
     for row in rows:
         table.add_row(*map(without_controls, row))
     width = terminal_width() if sys.stdout.isatty() else PIPED_COLUMNS
-    console = Console(width=width, markup=False, highlight=False)
-    console.print(table)
-    console.print()
+    Console(width=width, markup=False, highlight=False).print(table, end="\n\n")
 
 
 def _format_bits(value: Any) -> str:

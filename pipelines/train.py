@@ -26,6 +26,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
+from pipelines.storage.project import command_line
 
 if TYPE_CHECKING:  # torch and MLflow, which take seconds to import
     from pipelines.engine.results import StageResults
@@ -126,13 +127,13 @@ def _run(
 def _result(result: "Fitted", version: Version | None, invocation: "Invocation") -> list[str]:
     """What was trained, and what to run next."""
     weights = [] if version is None else [f"weights    {_compare(version, result.model_uri)}"]
+    arguments = ("--model", result.model_uri, "--prompt", "def ")
     return [
         f"validation {result.val_bits_per_byte:.4f} bits per byte after {result.tokens:,} "
         f"bytes, {result.parameters:,} parameters",
         f"model      {result.model_uri}",
         *weights,
-        f"next       python {invocation.script('generate.py')} "
-        f"--model {result.model_uri} --prompt 'def '",
+        f"next       {command_line(invocation.script('generate.py'), *arguments)}",
     ]
 
 

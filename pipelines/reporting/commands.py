@@ -4,13 +4,14 @@ They work as shown in a new shell, in the folder in which the report was made, a
 `setup_lines`. Used by the summary, the page and the screen.
 """
 
+import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.yaml_text import PLAIN_WORD
+from pipelines.config.yaml_text import PLAIN_WORD, parse
 from pipelines.console.secrets import MASK
 from pipelines.console.text import shown_path
 from pipelines.experiment import Experiment
@@ -18,7 +19,7 @@ from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import compare_top_two, resolved_values
 from pipelines.search.config import LEARNING_SAMPLERS
 from pipelines.storage.location import storage_folder
-from pipelines.storage.project import ROOT, script
+from pipelines.storage.project import ROOT, command_line, option, script
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import TRAIN_KIND
 from pipelines.tracking.uri import database_uri, shown_tracking_uri, tracking_uri
@@ -103,7 +104,7 @@ def next_commands(results: Results) -> list[Command]:
     commands = [*_repetitions(results), *([] if results.whole else _extensions(results))]
     if results.model_uri:
         commands.append(Command("Generate text with the model", [_generate(results)]))
-    report = shlex.join(["python", script("report.py"), name])
+    report = command_line(script("report.py"), name)
     return [
         *commands,
         Command("Show all runs, curves and versions", [tracking_page_command()]),
@@ -127,7 +128,11 @@ def _extensions(results: Results) -> Iterator[Command]:
     config, name = results.config, results.config.experiment
     if results.keys and config.search.sampler.name in LEARNING_SAMPLERS:
         count = 2 * config.search.trial_count
-        changes = [f"experiment={name}-2", f"search.warm_start=[{name}]", f"search.trials={count}"]
+        changes = [
+            experiment_change(f"{name}-2"),
+            f"search.warm_start=[{_override_value(name)}]",
+            f"search.trials={count}",
+        ]
         purpose = "Start a new search from the results of these trials"
         yield Command(purpose, [sweep_command(results, *changes)])
     budget = LONGER_FACTOR * config.fit_run().train.tokens
@@ -147,7 +152,7 @@ def replication_commands(results: Results) -> list[str]:
     seeds = " ".join(str(first + number) for number in range(EXTRA_SEEDS))
     winner = [] if results.version is not None else _overrides(results, pair.winner)
     second = _overrides(results, pair.second)
-    report = shlex.join(["python", script("report.py"), results.config.experiment])
+    report = command_line(script("report.py"), results.config.experiment)
     return [
         f"for seed in {seeds}; do",
         f"  {_train(results, *winner)} seed=$seed",
@@ -160,22 +165,26 @@ def replication_commands(results: Results) -> list[str]:
 def sweep_command(results: Results, *changes: str) -> str:
     """Runs the whole pipeline, with `key=value` changes."""
     command = script("sweep.py" if TRAIN_KIND not in results.stages else "train.py")
-    return shlex.join(["python", command, config_path(results), *changes])
+    return command_line(command, config_path(results), *changes)
+
+
+def experiment_change(name: str) -> str:
+    """The argument of a command that gives an experiment another name."""
+    return f"experiment={_override_value(name)}"
 
 
 def _train(results: Results, *changes: str) -> str:
     source = [config_path(results)]
     if results.version is not None:
         source = ["--from-version", f"{results.config.promote.model}/{results.version}"]
-    return shlex.join(["python", script("train.py"), *source, *changes])
+    return command_line(script("train.py"), *source, *changes)
 
 
 def _generate(results: Results) -> str:
     model, version = results.config.promote.model, results.version
     shown = f"{model}/{version}" if version else str(results.model_uri)
-    prompt = results.config.generate.prompts[0]
-    command = ["python", script("generate.py"), "--model", shown, "--prompt", prompt]
-    return shlex.join(command)
+    prompt = option("--prompt", results.config.generate.prompts[0])
+    return command_line(script("generate.py"), "--model", shown, *prompt)
 
 
 def _overrides(results: Results, number: int) -> list[str]:
@@ -187,4 +196,5 @@ def _overrides(results: Results, number: int) -> list[str]:
 def _override_value(value: Any) -> str:
     if not isinstance(value, str):
         return encode_param(value)
-    return value if PLAIN_WORD.fullmatch(value) else f'"{value}"'
+    plain = PLAIN_WORD.fullmatch(value) and parse(value, source=value) == value
+    return value if plain else json.dumps(value, ensure_ascii=False)

@@ -3,7 +3,6 @@
 Used by the stage report and at the end of a sweep.
 """
 
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipelines.reporting.commands import setup_lines, tracking_page_command
 from pipelines.reporting.studies.screen import settling_lines, table_lines
 from pipelines.reporting.studies.study import Study
 from pipelines.search.results import Searched, Selected
+from pipelines.storage.project import command_line, option
 from pipelines.tracking.uri import shown_tracking_uri
 
 
@@ -162,9 +162,9 @@ def _champion_lines(results: StageResults, script: Callable[[str], Path]) -> lis
         return []
     if promoted and promoted.champion is not None:
         return [f"champion  models:/{promoted.model}@champion (version {promoted.champion})"]
-    command = f"python {script('promote.py')} promote --model {registered.model}"
+    arguments = ("promote", "--model", registered.model, registered.version)
     again = "none yet; to decide again" if promoted else "to decide"
-    return [f"champion  {again}: {command} {registered.version}"]
+    return [f"champion  {again}: {command_line(script('promote.py'), *arguments)}"]
 
 
 def _next_lines(
@@ -172,8 +172,8 @@ def _next_lines(
 ) -> list[str]:
     lines = [*setup_lines(), tracking_page_command()]
     if model := _model_name(results):
-        prompt = shlex.quote(config.generate.prompts[0])
-        lines.append(f"python {script('generate.py')} --model {model} --prompt {prompt}")
+        prompt = option("--prompt", config.generate.prompts[0])
+        lines.append(command_line(script("generate.py"), "--model", model, *prompt))
     return [f"{'' if place else 'next':10}{line}" for place, line in enumerate(lines)]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipelines.compat.mlflow import model_page, run_page
-from pipelines.storage.project import script
+from pipelines.storage.project import command_line, script
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     BEST_RUN_TAG,
@@ -94,7 +94,7 @@ def describe_comparison(table: str, pipeline_run: str) -> str:
         f", the figures are in `{FIGURES_FOLDER}`. The whole study again:",
         _code(
             _download(pipeline_run, EXPERIMENT_FILE),
-            f"python {_script('sweep.py')} {EXPERIMENT_FILE}",
+            command_line(script("sweep.py"), EXPERIMENT_FILE),
         ),
     )
 
@@ -106,8 +106,8 @@ def describe_model(name: str) -> str:
         "`champion` the one currently promoted, by the gate on the test bytes, by `--force` or by "
         f"a rollback; every promotion is a version of {model_link(f'{name}-champions')}.",
         _code(
-            f"python {_script('generate.py')} --model {name} --prompt TEXT",
-            f"python {_script('promote.py')} list --model {name}",
+            command_line(script("generate.py"), "--model", name, "--prompt", "TEXT"),
+            command_line(script("promote.py"), "list", "--model", name),
         ),
     )
 
@@ -116,7 +116,7 @@ def describe_champions(name: str) -> str:
     """Markdown description of the log of a registered model's champions."""
     return _paragraphs(
         f"Every promotion of {model_link(name)}, a version each. Print it with",
-        _code(f"python {_script('promote.py')} history --model {name}"),
+        _code(command_line(script("promote.py"), "history", "--model", name)),
     )
 
 
@@ -126,7 +126,7 @@ def describe_version(test_bits_per_byte: float, lineage: Sequence[str], uri: str
         f"{test_bits_per_byte:.4f} bits per byte of the test split. From {' → '.join(lineage)}; "
         f"the report is the pipeline's artifact `{REPORT_FILE}`. To retrain it from its "
         "recorded configuration:",
-        _code(f"python {_script('train.py')} --from-version {uri}"),
+        _code(command_line(script("train.py"), "--from-version", uri)),
     )
 
 
@@ -147,12 +147,8 @@ def _paragraphs(*parts: str) -> str:
 
 def _train(pipeline_run: str, values: Mapping[str, Any]) -> str:
     changes = [f"{key}={encode_param(value)}" for key, value in values.items()]
-    command = ["python", script("train.py"), EXPERIMENT_FILE, *changes]
-    return _code(_download(pipeline_run, EXPERIMENT_FILE), shlex.join(command))
-
-
-def _script(name: str) -> str:
-    return shlex.quote(script(name))
+    command = command_line(script("train.py"), EXPERIMENT_FILE, *changes)
+    return _code(_download(pipeline_run, EXPERIMENT_FILE), command)
 
 
 def _download(run_id: str, file: str) -> str:

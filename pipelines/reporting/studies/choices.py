@@ -12,7 +12,7 @@ from typing import Any
 from pipelines.comparison.config import ARM_NAME
 from pipelines.comparison.table import Arm, Comparison, compare
 from pipelines.console.text import format_value
-from pipelines.reporting.commands import Command, sweep_command
+from pipelines.reporting.commands import Command, experiment_change, sweep_command
 from pipelines.reporting.results import INACTIVE, Results
 from pipelines.reporting.statistics import python_value
 
@@ -66,7 +66,7 @@ def choice_commands(results: Results) -> Iterator[Command]:
         if not all(map(ARM_NAME.fullmatch, arms)):
             continue
         changes = [
-            f"experiment={config.experiment}-{answer.key.rpartition('.')[2]}",
+            experiment_change(f"{config.experiment}-{answer.key.rpartition('.')[2]}"),
             f"arms={json.dumps(arms)}",
             f"seeds={json.dumps(seeds)}",
             *WITHOUT_SEARCH,

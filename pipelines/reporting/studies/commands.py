@@ -11,11 +11,11 @@ from pipelines.comparison.config import MAX_SEEDS
 from pipelines.comparison.table import Comparison
 from pipelines.comparison.text import power_text
 from pipelines.experiment import Experiment
-from pipelines.reporting.commands import Command, sweep_command
+from pipelines.reporting.commands import Command, experiment_change, sweep_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
 from pipelines.search.config import Dimension
-from pipelines.storage.project import script
+from pipelines.storage.project import command_line, script
 from pipelines.tracking.schema import PROBE_KIND
 
 FIRST_SEEDS = 5
@@ -50,14 +50,17 @@ def study_commands(results: Results) -> Iterator[Command]:
     yield Command(purpose, [sweep_command(results)])
     yield Command(
         "Repeat it with other seeds, as an experiment of its own",
-        [sweep_command(results, f"experiment={experiment.experiment}-2", _other_seeds(experiment))],
+        [
+            sweep_command(
+                results, experiment_change(f"{experiment.experiment}-2"), _other_seeds(experiment)
+            )
+        ],
     )
     if study.others:
         other = study.others[0].name
-        command = ["python", script("report.py"), experiment.experiment, "--baseline", other]
-        yield Command(
-            "Compare the arms with another baseline; nothing is trained", [shlex.join(command)]
-        )
+        arguments = (experiment.experiment, "--baseline", other)
+        purpose = "Compare the arms with another baseline; nothing is trained"
+        yield Command(purpose, [command_line(script("report.py"), *arguments)])
 
 
 def _measure_again(results: Results) -> Command:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.config.overrides import read_changes
 from pipelines.experiment import load
 from pipelines.reporting.commands import (
     config_path,
@@ -124,6 +125,15 @@ def test_without_a_model_the_whole_pipeline_reproduces_the_result(searched, here
     longer = found["Train the winner longer; the search is reused"]
     assert longer == [f"python pipelines/sweep.py {YAML} fit.tokens={4 * 4096}"]
     assert found["Write this page again"] == ["python pipelines/report.py tiny"]
+
+
+@pytest.mark.parametrize("name", ["2024", "1e3", "true", "null"])
+def test_a_name_that_reads_as_a_number_is_a_text_in_commands(searched, here, name):
+    results = results_of(searched.model_copy(update={"experiment": name}), TRIALS, winner=0)
+    (line,) = purposes(results)["Start a new search from the results of these trials"]
+    values = {one.key: one.value for one in read_changes(shlex.split(line)[3:])}
+    assert values["search.warm_start"] == [name]
+    assert values["experiment"] == f"{name}-2"
 
 
 def test_a_model_is_trained_again_and_generates(searched, here):
