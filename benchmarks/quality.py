@@ -20,9 +20,8 @@ import random
 import tempfile
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import takewhile
-from math import isfinite
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -35,18 +34,14 @@ from torch import nn
 from benchmarks import plain
 from benchmarks.model import LeftOut, extra, markdown, processor, progress
 from benchmarks.plain import Point
+from pipelines.comparison import time_to_quality as quality
 from pipelines.comparison.statistics import median_interval, paired
-from pipelines.comparison.time_to_quality import (
-    Curve,
-    TimeToQuality,
-    running_median,
-    time_to_quality,
-)
+from pipelines.comparison.time_to_quality import Curve, TimeToQuality
 from pipelines.comparison.values import Ratio
 from pipelines.console.errors import ConfigError, DivergedError
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
-from pipelines.engine.code import CodeDigests
+from pipelines.engine.code import digest_alone, imported_modules
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.storage.files import move_into_place
 from pipelines.training.device import pick_device
@@ -90,6 +85,9 @@ OURS: dict[str, dict[str, Any]] = {
     "all that was kept, half the bytes": {**KEPT, "train.tokens": HALF},
 }
 """Rows of the training loop, with what each changes in the plain transformer's values."""
+DATA, BATCHES = "pipelines.data.", "pipelines.data.batches"
+COMPUTING = ("pipelines.training.step", "pipelines.training.evaluation", BATCHES)
+"""Modules that, with a row's own and what they import, decide what a training computes."""
 START = (2e-3, 1024)
 """Learning rate and bytes of a step that a row's tuning starts from."""
 TUNING = {"train.tokens": HALF, "train.evals": 1}
@@ -131,8 +129,8 @@ class Training(NamedTuple):
 
     def bits_at(self, read: float) -> float:
         """Bits per byte after so many bytes, or at an earlier end; infinite if it diverged."""
-        bits = np.interp(read, self.curve.tokens, running_median(self.curve.bits))
-        return float(bits) if isfinite(self.final_bits) else math.inf
+        bits = np.interp(read, self.curve.tokens, quality.running_median(self.curve.bits))
+        return float(bits) if math.isfinite(self.final_bits) else math.inf
 
 
 Values = Mapping[str, Any]
@@ -149,7 +147,6 @@ class Bench:
     splits: TrainValSplits
     text: str
     """Fingerprint of the corpus."""
-    codes: CodeDigests = field(default_factory=CodeDigests)
 
     @classmethod
     def of(cls, text: Path) -> "Bench":
@@ -194,10 +191,13 @@ class Bench:
         return Training(found["parameters"], Curve(*found["curve"]), found["tokens"])
 
     def _settings(self, row: str, experiment: Experiment) -> dict[str, Any]:
-        """What a training depends on, but for its values, which are its name."""
-        code = self.codes["pipelines.training.loop", *sorted(experiment.model_modules())]
-        if row in SCRIPTED:
-            code += hashlib.sha256(Path(plain.__file__).read_bytes()).hexdigest()[:32]
+        """What a training depends on, but for its values, which are in its name.
+
+        How the text is read is no part of it: it has a fingerprint.
+        """
+        parts = {"benchmarks.plain"} if row in SCRIPTED else experiment.model_modules()
+        modules = imported_modules([*COMPUTING, *parts])
+        code = digest_alone(m for m in modules if m == BATCHES or not m.startswith(DATA))
         base = hashlib.sha256(json.dumps(BASE, sort_keys=True).encode()).hexdigest()[:32]
         return {"base": base, "text": self.text, "code": code, "torch": torch.__version__}
 
@@ -220,7 +220,7 @@ class Bench:
             model, text = SCRIPTED[row](experiment), open_bytes(self.splits.train)
             batches = Batches(text, config.seq_len, config.batch_tokens // config.seq_len, seed)
             points = plain.train(model, config, batches, open_bytes(self.splits.validation))
-            yield from takewhile(lambda point: isfinite(point.bits), points)
+            yield from takewhile(lambda point: math.isfinite(point.bits), points)
             return
         with tempfile.TemporaryDirectory() as folder, suppress(DivergedError):
             for *_, last in train(experiment.training_run(), self.splits, Path(folder) / "run"):
@@ -304,7 +304,7 @@ def _against(
 ) -> list[str]:
     """The cells that compare a row with the plain transformer."""
     pairs = [*zip(trainings, base, strict=True)]
-    to_quality = time_to_quality((one.curve, other.curve) for one, other in pairs)
+    to_quality = quality.time_to_quality((one.curve, other.curve) for one, other in pairs)
     at_end = _difference([one.final_bits - other.final_bits for one, other in pairs])
     cells = [at_end, _share(to_quality)]
     if ratio is None:
@@ -316,7 +316,7 @@ def _against(
 
 def _difference(differences: Sequence[float]) -> str:
     """The mean with its t-interval, or that one diverged."""
-    if not all(map(isfinite, differences)):
+    if not all(map(math.isfinite, differences)):
         return "diverged"
     mean, interval = fmean(differences), paired(differences).interval()
     return f"{mean:+.3f}" + (f" [{interval.low:+.3f}, {interval.high:+.3f}]" if interval else "")
@@ -342,7 +342,7 @@ def draw(
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xlabel="seconds of training", ylabel="bits per byte of validation")
     for row, trainings in found.items():
-        whole = [np.array(one.curve) for one in trainings if isfinite(one.final_bits)]
+        whole = [np.array(one.curve) for one in trainings if math.isfinite(one.final_bits)]
         if whole:
             read, bits = np.mean(whole, axis=0)
             axes.plot(read * median(seconds[row]) / TIMED_BYTES, bits, label=row)

@@ -66,7 +66,8 @@ class Experiment(Section):
     experiment: Annotated[
         str,
         *worded(
-            r"[\w.\- ]*[\w\-][\w.\- ]*", "letters, digits, spaces and _ - ., not only . and spaces"
+            r"[. ]*\w[\w.\- ]*",
+            "letters, digits, spaces and _ - ., with no - before the first letter",
         ),
     ]
     """Name; also the MLflow experiment's, and that of folders: not of dots alone."""

@@ -12,6 +12,7 @@ from dca.errors import FieldError
 from pipelines.compat.mlflow import MODEL_ID, RUN_ID
 from pipelines.config.section import Positive, Section
 from pipelines.config.validation import worded
+from pipelines.console.text import quote_value
 
 MAX_BYTES = 65_536
 """Of a prompt and of its continuation, as a packaged model takes them."""
@@ -46,6 +47,10 @@ class PromoteConfig(Section):
 
     @model_validator(mode="after")
     def _is_a_name(self) -> "PromoteConfig":
+        shown = self.model.strip() == self.model and self.model.isprintable()
+        if not shown or self.model.startswith("-"):
+            message = "expected a name without control characters, spaces around it or a dash first"
+            raise FieldError("model", f"{message}, got {quote_value(self.model)}")
         if self.model.endswith("-champions"):
             raise FieldError("model", f"{self.model} would be the log of another model's champions")
         if self.model == "latest" or re.fullmatch(f"{MODEL_ID}|{RUN_ID}", self.model):
@@ -55,6 +60,8 @@ class PromoteConfig(Section):
 
 
 def _of_prompt_size(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("expected text without a zero byte, which no command line can hold")
     if len(text.encode(errors="replace")) > MAX_BYTES:
         raise ValueError(f"expected at most {MAX_BYTES} bytes, got {len(text.encode())}")
     return text

@@ -4,6 +4,7 @@ They work as shown in a new shell, in the folder in which the report was made, a
 `setup_lines`. Used by the summary, the page and the screen.
 """
 
+import itertools
 import json
 import shlex
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipelines.comparison.config import MAX_SEED
 from pipelines.config.yaml_text import PLAIN_WORD, parse
 from pipelines.console.secrets import MASK
 from pipelines.console.text import shown_path
@@ -148,8 +150,8 @@ def replication_commands(results: Results) -> list[str]:
     pair = compare_top_two(results)
     if pair is None:
         return []
-    first = results.config.seed + 1
-    seeds = " ".join(str(first + number) for number in range(EXTRA_SEEDS))
+    others = itertools.islice(seeds_after(results.config.seed), EXTRA_SEEDS)
+    seeds = " ".join(map(str, others))
     winner = [] if results.version is not None else _overrides(results, pair.winner)
     second = _overrides(results, pair.second)
     report = command_line(script("report.py"), results.config.experiment)
@@ -166,6 +168,11 @@ def sweep_command(results: Results, *changes: str) -> str:
     """Runs the whole pipeline, with `key=value` changes."""
     command = script("sweep.py" if TRAIN_KIND not in results.stages else "train.py")
     return command_line(command, config_path(results), *changes)
+
+
+def seeds_after(seed: int) -> Iterator[int]:
+    """The seeds that follow one, and from 0 on behind the largest."""
+    return (number % MAX_SEED for number in itertools.count(seed + 1))
 
 
 def experiment_change(name: str) -> str:

@@ -49,7 +49,7 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
         way_on = "promote.py rollback, or promote.py promote VERSION --force REASON"
         message = f"the champion, {uri}, cannot be used: {reason}; another one: {way_on}"
         raise PipelineError(message)
-    return [json.loads(line)["text"] for line in child.stdout.splitlines()]
+    return [json.loads(line)["text"] for line in child.stdout.split("\n") if line]
 
 
 def _verify(store: Store, sampled: Sampled) -> None:

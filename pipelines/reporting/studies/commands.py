@@ -6,12 +6,13 @@ Used by the page and the screen.
 import json
 import shlex
 from collections.abc import Iterator
+from itertools import islice
 
 from pipelines.comparison.config import MAX_SEEDS
 from pipelines.comparison.table import Comparison
 from pipelines.comparison.text import power_text
 from pipelines.experiment import Experiment
-from pipelines.reporting.commands import Command, experiment_change, sweep_command
+from pipelines.reporting.commands import Command, experiment_change, seeds_after, sweep_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
 from pipelines.search.config import Dimension
@@ -112,10 +113,9 @@ def with_seeds(experiment: Experiment, count: int) -> str:
 
 def _other_seeds(experiment: Experiment) -> str:
     """As many seeds as there are, and others."""
-    first = max(experiment.replicate_seeds) + 1
-    count = len(experiment.replicate_seeds)
-    found = (n for n in range(first, first + count + 1) if n != experiment.tuning_seed)
-    return f"seeds={json.dumps([next(found) for _ in range(count)])}"
+    used = {*experiment.replicate_seeds, experiment.tuning_seed}
+    found = (n for n in seeds_after(max(experiment.replicate_seeds)) if n not in used)
+    return f"seeds={json.dumps(list(islice(found, len(experiment.replicate_seeds))))}"
 
 
 def _wider(experiment: Experiment, study: Study) -> list[str]:

@@ -110,6 +110,12 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("data.corpus=files", "data.path: expected a file, folder or glob"),
         ("promote.model=a/b", "promote.model: "),
         ("promote.model='3'", "promote.model: "),
+        *(
+            (f"promote.model={name}", "promote.model: expected a name without control characters")
+            for name in ("' '", "'a '", "-m", '"a\\0b"', '"\\u2028"', '"a\\nb"')
+        ),
+        ("experiment=-x", "experiment: expected letters, digits, spaces and _ - ., with no -"),
+        ('generate.prompts=["a\\0b"]', "expected text without a zero byte"),
         ("promote.model=a-champions", "promote.model: a-champions would be the log of"),
         ("promote.model=latest", "promote.model: latest means a version, a logged model or a run"),
         (f"promote.model=m-{32 * 'a'}", "means a version, a logged model or a run to the commands"),

@@ -60,6 +60,12 @@ def test_the_winner_and_the_runner_up_are_trained_with_further_seeds(searched, m
     assert lines[3:] == ["done", "python pipelines/report.py tiny"]
 
 
+def test_behind_the_largest_seed_they_begin_at_0(searched, made):
+    last = searched.model_copy(update={"seed": 2**31 - 1})
+    lines = replication_commands(made(last, TWO, winner=0))
+    assert lines[0] == "for seed in 0 1 2 3; do"
+
+
 def test_without_a_runner_up_there_is_nothing_to_replicate(searched, made):
     assert replication_commands(made(searched, TWO[:1], winner=0)) == []
 

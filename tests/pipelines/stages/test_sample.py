@@ -1,5 +1,6 @@
 """The sample's command, and the progress of a training."""
 
+import json
 import subprocess
 import threading
 from types import SimpleNamespace
@@ -60,6 +61,16 @@ def test_the_champion_continues_the_prompts_as_configured(experiment, commands):
             *("--top-k=40", "--top-p=1.0", "--seed=3"),
         ]
     ]
+
+
+@pytest.mark.parametrize("text", ["a\u2028b", "\u0085", "a\x0cb\x1e\r"])
+def test_a_text_may_have_what_others_take_for_the_end_of_a_line(experiment, monkeypatch, text):
+    line = json.dumps({"text": text}, ensure_ascii=False)
+    child = subprocess.CompletedProcess([], 0, f"{line}\n", "")
+    monkeypatch.setattr(module, "run_isolated", lambda *_: child)
+    here = context(experiment)
+    sample(here, needs(1))
+    assert here.store.logged == [("r", text, "samples.txt")]
 
 
 def test_what_is_null_cuts_nothing(experiment, commands):
