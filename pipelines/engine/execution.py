@@ -74,12 +74,17 @@ class Execution:
     def _skip(self, node: Node) -> bool:
         """Whether a node is not run, because one that it depends on has failed."""
         causes = dict.fromkeys(cause for need in self._nodes[node] for cause in self._causes(need))
-        if not causes:
+        have = {need.stage.name for need in self._needs(node)}
+        if not causes or (node.stage.partial and have.issuperset(node.stage.depends_on)):
             return False
         self._blocked[node] = list(causes)
         names = shortened([str(cause) for cause in causes])
         self._log_end(node, "skipped", f"not run: {names} failed")
         return True
+
+    def _needs(self, node: Node) -> list[PlannedStage]:
+        """Those that a node depends on and that have a result."""
+        return [self._done[need] for need in self._nodes[node] if need in self._done]
 
     def _causes(self, node: Node) -> list[Node]:
         return [node] if node in self._failed else self._blocked.get(node, [])
@@ -129,8 +134,8 @@ class Execution:
             raise
 
     def _resolve(self, node: Node, context: Context[Any]) -> PlannedStage:
-        needs = [self._done[need] for need in self._nodes[node]]
-        return self._reused.get(node) or self._cache.resolve(node, context.config, needs)
+        found = self._reused.get(node)
+        return found or self._cache.resolve(node, context.config, self._needs(node))
 
     def _reuse(self, planned: PlannedStage) -> None:
         """Refer to a cached result, or that of another instance, from the pipeline's run."""
@@ -162,8 +167,7 @@ class Execution:
             planned.run_id = self._open_run(planned, context)
             self._refer(planned)
             context = replace(context, run_id=planned.run_id)
-        needs = [self._done[need] for need in self._nodes[planned.node]]
-        return context, results_for(planned.node, needs)
+        return context, results_for(planned.node, self._needs(planned.node))
 
     def _finish(self, planned: PlannedStage, result: Any) -> None:
         """Store the result of an instance."""

@@ -148,6 +148,9 @@ class Stage(Generic[C, R]):
     """Runs all instances that have to be computed in one call, so that their trainings share the
     cluster; None: each with `run`. An error that it raises, rather than passes to `ended`, ends the
     command. Only of a cached stage; not used for a stage without instances."""
+    partial: bool = False
+    """Whether it runs with the results that there are where some instances of the stages it depends
+    on failed; of each stage at least one must have a result."""
     absorbed: tuple[str, ...] = ()
     """Of the stages it depends on, those of whose results only `configured` is in its key."""
     configured: Callable[[C, StageResults], C] | None = None

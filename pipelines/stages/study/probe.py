@@ -11,6 +11,7 @@ from statistics import median
 from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.statistics import median_interval
 from pipelines.comparison.values import Ratio
+from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import TrainValSplits, train_val_splits
 from pipelines.engine.results import StageResults, from_json, json_digest
@@ -24,13 +25,23 @@ from pipelines.training.config import STEP_PARAMS, TrainingRun
 
 
 def probe(context: Context[Experiment], needs: StageResults) -> Probed:
-    """Time each arm beside the baseline, but those that were timed before."""
+    """Time each arm beside the baseline, but those that were timed before.
+
+    An arm whose search failed is left out. Without the baseline nothing is timed; with `budget:
+    time` that is a PipelineError, since the trainings' tokens follow from it.
+    """
     config, splits = (
         context.config,
         train_val_splits(context.storage, needs[PreparedCorpus].fingerprint),
     )
     selected = {str(values[0]): one.values for values, one in needs.all(Selected).items()}
-    runs = {name: config.of_arm(name).fit_run(selected[name]) for name in config.arm_names}
+    if config.baseline_arm not in selected:
+        if config.budget == "time":
+            message = "has no winner, beside whose steps those of the arms are timed"
+            raise PipelineError(f"the baseline, {config.baseline_arm}, {message}")
+        return Probed(0.0, {}, {})
+    names = [name for name in config.arm_names if name in selected]
+    runs = {name: config.of_arm(name).fit_run(selected[name]) for name in names}
     base = runs[config.baseline_arm]
     keys = {name: _key(run, base) for name, run in runs.items()}
     times, seconds = _earlier(context.store, keys)
@@ -114,6 +125,7 @@ STAGE = Stage(
     result=Probed,
     run=probe,
     depends_on=("corpus", "select"),
+    partial=True,
     config_keys=("arms", "baseline", "budget", "model", "train", "fit"),
     modules=lambda config: (
         "pipelines.stages.study.probe",

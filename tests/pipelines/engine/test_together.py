@@ -105,6 +105,18 @@ def test_if_one_fails_the_others_go_on_and_it_alone_is_tried_again(study, capsys
     assert set(statuses(study).values()) == {"FINISHED"}
 
 
+def test_a_stage_may_run_with_the_results_that_there_are(study):
+    study.partial, study.errors = True, {(0.1, 1): PipelineError("no room")}
+    with pytest.raises(PipelineError, match="no room") as raised:
+        study.run()
+    assert str(raised.value).splitlines()[2:] == ["  not run: mean[slow]"]
+    assert [name for name in study.ran if name in ("compare", "show")] == ["compare", "show"]
+    study.seeds = [2, 3]
+    study.errors = {(rate, seed): PipelineError("all") for rate in (0.1, 0.5) for seed in (2, 3)}
+    with pytest.raises(PipelineError, match="compare, show"):
+        study.run()
+
+
 @pytest.mark.parametrize("error", [ConfigError("wrong"), StorageError("no room")])
 def test_bad_input_and_a_full_disk_of_one_end_all(study, error):
     study.errors = {(0.1, 1): error}

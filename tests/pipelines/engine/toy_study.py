@@ -55,6 +55,8 @@ class Study:
         self.errors: dict[tuple[float, int], BaseException] = {}
         self.lost: set[tuple[float, int]] = set()
         """Fits whose result is of another type."""
+        self.partial = False
+        """Whether `compare` runs with the fits that there are."""
         self.fit_together: Callable[..., None] | None = None
         self.calls: list[list[str]] = []
         """The instances in each call of `together`."""
@@ -74,7 +76,7 @@ class Study:
         fit = Stage("fit", kind, self._fit, ("select",), ("seed",), over=("arm", "seed"))
         return [
             Stage("show", Shown, self._show, ("compare",), cached=False),
-            Stage("compare", Compared, self._compare, ("fit",)),
+            Stage("compare", Compared, self._compare, ("fit",), partial=self.partial),
             Stage("mean", Compared, self._mean, ("fit",), over=arm),
             replace(fit, run_together=together),
             Stage("select", Chosen, self._select, (), rate, over=arm, growth=self.growth),

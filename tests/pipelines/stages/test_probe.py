@@ -6,6 +6,7 @@ import pytest
 
 from pipelines.cluster import connection
 from pipelines.comparison.values import Interval, Ratio
+from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import TrainValSplits
 from pipelines.engine.results import StageResults
@@ -83,6 +84,27 @@ def test_each_arm_is_timed_in_turns_with_the_baseline(store, data, clock):
     assert found.tokens == {}
     (run,) = store.find("probe")
     assert run.data.metrics["step_time_ratio/four"] == 2.0
+
+
+def test_an_arm_without_a_winner_is_left_out_and_timed_once_it_has_one(store, data, clock):
+    config = of_arms(data, "two", "four", "one")
+    made = study(store, config)
+    lost = made.found["select"].pop(("four",))
+    assert list(probed(made).times) == ["two", "one"]
+    made.found["select"]["four",] = lost
+    assert list(probed(made).times) == ["two", "four", "one"]
+    assert clock.timed == [(2, 1), (2, 4)]
+
+
+def test_without_the_baselines_winner_only_equal_times_cannot_be_had(store, data, clock):
+    made = study(store, of_arms(data, "two", "four"))
+    del made.found["select"]["two",]
+    assert probed(made) == Probed(0.0, {}, {})
+    made = study(store, of_arms(data, "two", "four", budget="time"))
+    del made.found["select"]["two",]
+    with pytest.raises(PipelineError, match="the baseline, two, has no winner"):
+        probed(made)
+    assert clock.timed == []
 
 
 def test_what_has_been_timed_is_not_timed_again(store, data, clock):
