@@ -32,8 +32,9 @@ from pipelines.console.text import for_stream, nearest, quote_value
 
 DONE, FAILURE = 0, 1
 """Exit codes of every command, beside BAD_INPUT and INTERRUPTED."""
-PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP)
-"""Of a path that a user has given, wherever it is used first."""
+PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
+"""Of a path that a user has given, wherever it is used first; the last two of one that is another
+user's."""
 WRONG_CHOICE = re.compile(
     r"(?s)(?P<key>[^:]+): invalid choice: '(?P<given>.*)' \(choose from (?P<choices>.*)\)"
 )
