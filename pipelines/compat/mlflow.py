@@ -231,7 +231,7 @@ def schema_problem(engine: "Engine") -> str | None:
 
 
 def _is_version(name: str) -> bool:
-    """Whether this MLflow has a migration to a version: each is a file, `VERSION_what.py`."""
+    """Whether this MLflow has a migration to a version, with which the name of a file begins."""
     from mlflow.store import db_migrations
 
     folder = Path(next(iter(db_migrations.__path__))) / "versions"

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 from pipelines.config.yaml_text import MAX_CHARACTERS, parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, one_line, quote_value
-from pipelines.storage.project import ROOT
 
 EXTENDS = "extends"
+EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+"""The project's own."""
 MAX_FILES = 50
 """Files of one experiment, each counted as often as it is named."""
 
@@ -136,7 +137,7 @@ def _neighbours(path: Path) -> list[str]:
 
 def _shipped(path: Path) -> str:
     """The project's experiment of a name, as a missing file has it with or without its end."""
-    file = ROOT / "experiments" / f"{path.stem}.yaml"
+    file = EXPERIMENTS / f"{path.stem}.yaml"
     return os.path.relpath(file) if file.is_file() else ""
 
 

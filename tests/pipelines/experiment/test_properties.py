@@ -393,11 +393,12 @@ COUNTS = st.integers(1, 10**30)
 DEPTHS = st.integers(1, 2_000)
 WIDTHS = st.integers(1, 64).map(lambda number: number * 8)
 PRINTED = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=8)
+PROMPTS = PRINTED.filter(lambda text: "\0" not in text)
 RANGES = st.lists(st.floats(1e-300, 1e300), min_size=2, max_size=2, unique=True).map(sorted)
 GOOD = st.fixed_dictionaries(
     {
         "experiment": st.text("aé_.- 0", min_size=1, max_size=8).filter(
-            lambda name: name.strip(". ")
+            lambda name: name.strip(". ")[:1] not in ("", "-")
         )
     },
     optional={
@@ -448,7 +449,7 @@ GOOD = st.fixed_dictionaries(
         ),
         "generate": st.fixed_dictionaries(
             {},
-            optional={"prompts": st.lists(PRINTED, max_size=3), "temperature": st.floats(0, 1e300)},
+            optional={"prompts": st.lists(PROMPTS, max_size=3), "temperature": st.floats(0, 1e300)},
         ),
     },
 )
@@ -636,7 +637,7 @@ def test_an_odd_change_names_the_command_line(file, override, expected):
 def test_an_experiment_that_cannot_be_opened_is_refused_by_name(tmp_path):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     for path, expected in [
-        (tmp_path, "Is a directory"),
+        (tmp_path, "expected a file, got a folder"),
         (tmp_path / "a\nb", "no such file"),
         (tmp_path / "a\0b", "null byte"),
         (tmp_path / "\ud800", "surrogates not allowed"),
