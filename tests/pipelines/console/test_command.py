@@ -39,7 +39,7 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
         (OSError(errno.ENOSPC, "No space", "/from", None, "/to"), 1, "/to: No space\n"),
         (OSError(errno.EROFS, "Read-only file system"), 1, "disk: Read-only file system\n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "x" * 9), 2, "xxxxxxxxx: File name too"),
-        (OSError(errno.EACCES, "Permission denied", "/root/a"), 2, "/root/a: Permission denied\n"),
+        (OSError(errno.EACCES, "Permission denied", "/else/a"), 2, "/else/a: Permission denied\n"),
         (OSError(errno.EPERM, "Operation not permitted", "a"), 2, "a: Operation not permitted\n"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "a: Too many levels"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on:\n  python a"),
