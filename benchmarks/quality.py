@@ -4,8 +4,8 @@ python -m benchmarks.quality --text FILE [--until tune] [--seeds 5] [--rounds 20
 
 The rows are the transformer of plain.py, the public package's DCA in the same script, and ours. The
 first two have a tuned learning rate and batch, chosen with a seed that is not compared; ours have
-those of the plain transformer, and what OURS changes. What a model knows after so many bytes
-depends on no clock: `train` may run beside other work, and takes hours. Every finished training is
+those of the plain transformer, and what OURS changes. Bits per byte after so many bytes
+depend on no clock: `train` may run beside other work, and takes hours. Every finished training is
 kept in quality.json beside this file, until the settings or the code that it depends on change.
 `time` lets all rows train in turns, a few steps each, with the machine to itself, and prints how
 long their bytes take. Tables go to stdout as Markdown, progress to stderr, and the mean curves to
@@ -41,7 +41,7 @@ from pipelines.comparison.values import Ratio
 from pipelines.console.errors import ConfigError, DivergedError
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
-from pipelines.engine.code import digest_alone, imported_modules
+from pipelines.engine.code import digest_without_imports, imported_modules
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.storage.files import move_into_place
 from pipelines.training.device import pick_device
@@ -197,7 +197,7 @@ class Bench:
         """
         parts = {"benchmarks.plain"} if row in SCRIPTED else experiment.model_modules()
         modules = imported_modules([*COMPUTING, *parts])
-        code = digest_alone(m for m in modules if m == BATCHES or not m.startswith(DATA))
+        code = digest_without_imports(m for m in modules if m == BATCHES or not m.startswith(DATA))
         base = hashlib.sha256(json.dumps(BASE, sort_keys=True).encode()).hexdigest()[:32]
         return {"base": base, "text": self.text, "code": code, "torch": torch.__version__}
 

@@ -57,10 +57,10 @@ def code_digest(modules: Iterable[str]) -> str:
 
     Raises ModuleNotFoundError for a module that is not in the project.
     """
-    return digest_alone(imported_modules(modules))
+    return digest_without_imports(imported_modules(modules))
 
 
-def digest_alone(modules: Iterable[str]) -> str:
+def digest_without_imports(modules: Iterable[str]) -> str:
     """The same of some modules without what they import."""
     parts = [(name, part) for name in sorted(modules) for part in _normalised(name)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
