@@ -58,7 +58,8 @@ def main(argv: Sequence[str]) -> int:
     storage = Storage.of(arguments.storage, key="--storage").folder
     is_new = arguments.storage == DEFAULT_STORAGE and not storage.exists()
     if isinstance(storage, Path) and not (storage.is_dir() or is_new):
-        raise ConfigError(Problem("no such folder", f"--storage={one_line(arguments.storage)}"))
+        problem = "is no folder" if storage.exists() else "no such folder"
+        raise ConfigError(Problem(problem, f"--storage={one_line(arguments.storage)}"))
     found, failed = [*_of_storage(storage), *_of_this_machine()], 0
     for one in found:
         line = f"{_size_of(one.place)}  {one.place}: {one.reason}"

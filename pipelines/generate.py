@@ -44,7 +44,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": (lambda count: count >= 1, "at least 1"),
     "top_p": (lambda share: 0 < share <= 1, "more than 0 and at most 1"),
     "seed": (lambda seed: 0 <= seed <= MAX_SEED, "0 to 2**63 - 1"),
-    "stop": (lambda text: len(text) <= MAX_STOP, f"at most {MAX_STOP} characters"),
+    "stop": (lambda text: 1 <= len(text) <= MAX_STOP, f"1 to {MAX_STOP} characters"),
 }
 """Options of a text that is generated, as a packaged model takes them: it has a check of its own,
 which an older one may have differently, but loading it takes seconds."""
@@ -92,10 +92,13 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
     except ValueError as error:
         raise ConfigError(_problem(error)) from None
     texts = ((prompt, seed) for prompt in prompts for seed in seeds)  # which may be millions
+    count = len(prompts) * len(seeds)
     for number, (prompt, seed) in enumerate(texts):
         parts = packaged.continuation(prompt, seed=seed, **options)
         if arguments.json:
-            row = {"model": label, "prompt": prompt, "seed": seed, "text": prompt + "".join(parts)}
+            with Progress(stderr=True).waiting(f"writing text {number + 1} of {count}"):
+                text = prompt + "".join(parts)
+            row = {"model": label, "prompt": prompt, "seed": seed, "text": text}
             print(json.dumps(row, ensure_ascii=sys.stdout.isatty()), flush=True)
             raise_output_error()
             continue

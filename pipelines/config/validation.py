@@ -27,7 +27,8 @@ def worded(pattern: str, expected: str) -> tuple[FieldInfo, BeforeValidator]:
     """A name's pattern, for editors, and what it demands in words, for people."""
 
     def check(value: Any) -> Any:
-        if isinstance(value, str) and not re.fullmatch(pattern, value):
+        is_number = isinstance(value, int | float)  # as in `experiment: 2024`
+        if is_number or (isinstance(value, str) and not re.fullmatch(pattern, value)):
             raise ValueError(f"expected {expected}, got {quote_value(value)}")
         if (
             isinstance(value, str)

@@ -227,7 +227,7 @@ class Execution:
         """Which instances failed, why, and what was not run for it."""
         lines = [f"  {node}: {_reason(error)}" for node, error in self._failed.items()]
         blocked = [f"  not run: {', '.join(map(str, self._blocked))}"] if self._blocked else []
-        head = f"{len(lines)} of {len(self._nodes)} failed; the same command tries them again"
+        head = f"{len(lines)} of {len(self._nodes)} failed"
         return "\n".join([head, *lines, *blocked])
 
 

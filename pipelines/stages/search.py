@@ -77,7 +77,8 @@ def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed:
     log_search(context, task, corpus)
     seconds = max(store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
     if stored.trials:
-        log(f"done: {len(stored.ended)} of {counted(task.search.trial_count, 'trial')}")
+        failed = f", {len(stored.failed)} of them failed" if stored.failed else ""
+        log(f"done: {len(stored.ended)} of {counted(task.search.trial_count, 'trial')}{failed}")
     if stored.outside:
         log(f"outside the space: {counted(len(stored.outside), 'earlier trial')}")
     if task.search.trial_count < wanted:

@@ -96,6 +96,8 @@ DIGITS = 5000 * "9"
         ("generate.py", ["--max-new-tokens", DIGITS[:4000]], "expected 0 to 65536, got 999"),
         ("generate.py", ["--seed", "7", "--samples", DIGITS[:4000]], "--samples: expected at most"),
         ("generate.py", ["--temperature", "warm"], "--temperature: expected a number, got warm"),
+        ("generate.py", ["--stop", ""], "--stop: expected 1 to 1024 characters, got 0"),
+        ("train.py", ["experiment=2024"], "letters, digits"),
         ("generate.py", ["--top-p", ""], "--top-p: expected a number, got no text"),
         ("generate.py", ["--score", "a", "--samples", "2"], "--score: expected without --samples"),
         ("generate.py", ["--prompt", "a", "--score", "b"], "--score: expected without --prompt"),
@@ -106,7 +108,7 @@ DIGITS = 5000 * "9"
         ("clean.py", ["--storage=nope"], "--storage=nope: no such folder"),
         ("clean.py", ["--storage="], "--storage: expected a folder or a URI, got no text"),
         ("train.py", ["storage=' '"], "storage: expected a folder or a URI, got no text"),
-        ("clean.py", ["--storage=/dev/null"], "--storage=/dev/null: no such folder"),
+        ("clean.py", ["--storage=/dev/null"], "--storage=/dev/null: is no folder"),
         ("clean.py", [f"--storage={300 * 'a'}"], ": File name too long"),
         ("generate.py", [], "standard input: is empty; expected a prompt in each line or --prompt"),
         (

@@ -148,7 +148,7 @@ def test_a_training_that_crashes_goes_on_and_one_that_crashes_too_often_fails_al
     code, out, err = folder.run(*FITS, "failures.retries=0")
     assert code == 1
     assert err.splitlines()[:3] == [
-        "2 of 6 failed; the same command tries them again",
+        "2 of 6 failed",
         *("  fit[1]: MemoryError: no room", "  fit[3]: MemoryError: none at all"),
     ]
     assert statuses(folder) == {"fit[1]": "FAILED", "fit[2]": "FINISHED", "fit[3]": "FAILED"}

@@ -212,7 +212,7 @@ def test_if_an_instance_fails_the_others_go_on_and_what_depends_on_it_does_not_r
         study.run()
     assert sorted(study.ran) == sorted([*SELECTS, *FITS])
     assert str(raised.value).splitlines() == [
-        "2 of 10 failed; the same command tries them again",
+        "2 of 10 failed",
         "  fit[slow, 1]: no room",
         "  fit[fast, 0]: KeyError: 'bug'",
         "  not run: " + str(raised.value).rpartition("not run: ")[2],

@@ -90,7 +90,7 @@ def test_if_one_fails_the_others_go_on_and_it_alone_is_tried_again(study, capsys
     with pytest.raises(PipelineError) as raised:
         study.run()
     assert str(raised.value).splitlines()[:3] == [
-        "2 of 10 failed; the same command tries them again",
+        "2 of 10 failed",
         "  fit[fast, 0]: KeyError: 'bug'",
         "  fit[slow, 1]: no room",
     ]
