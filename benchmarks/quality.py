@@ -89,7 +89,7 @@ DATA, BATCHES = "pipelines.data.", "pipelines.data.batches"
 COMPUTING = ("pipelines.training.step", "pipelines.training.evaluation", BATCHES)
 """Modules that, with a row's own and what they import, decide what a training computes."""
 START = (2e-3, 1024)
-"""Learning rate and bytes of a step that a row's tuning starts from."""
+"""Learning rate and bytes of a step that tuning starts from, and the second row's from its best."""
 TUNING = {"train.tokens": HALF, "train.evals": 1}
 """What a tuning changes in BASE."""
 TUNING_SEED = 1000
@@ -157,10 +157,10 @@ class Bench:
         write_splits(base.data, corpus, SCRATCH)
         return cls(base, train_val_splits(SCRATCH, corpus.fingerprint), corpus.fingerprint)
 
-    def tune(self, row: str) -> Grid:
-        """Trainings from START on, until half and double of the best rate and batch are worse."""
+    def tune(self, row: str, start: tuple[float, int]) -> Grid:
+        """Trainings from `start` on, until half and double of the best rate and batch are worse."""
         grid, sizes = Grid(), self.base.train
-        points = [START]
+        points = [start]
         while points:
             for rate, batch in points:
                 values = {**TUNING, **tuned(rate, batch)}
@@ -378,7 +378,7 @@ def measure(bench: Bench, until: str, seeds: int, rounds: int) -> None:
     grids = dict[str, Grid]()
     for row in SCRIPTED:
         try:
-            grids[row] = bench.tune(row)
+            grids[row] = bench.tune(row, best(grids[PLAIN]) if grids else START)
         except LeftOut as reason:
             progress(f"{row}: {reason}")
     print(tuning_table(grids), flush=True)

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from benchmarks import plain, quality
-from benchmarks.quality import OURS, PLAIN, PUBLIC, TIMED_BYTES, Bench, Training
+from benchmarks.quality import OURS, PLAIN, PUBLIC, START, TIMED_BYTES, Bench, Training
 from dca import ModelConfig
 from pipelines.comparison.time_to_quality import Curve
 from pipelines.experiment import read_experiment
@@ -102,13 +102,13 @@ def test_a_row_is_tuned_until_half_and_double_of_its_best_values_are_worse():
             return training(sum(x * x for x in away), tokens=10)
 
     base = read_experiment(quality.BASE, source="test")
-    grid = Bowl(base, None, "").tune(PLAIN)
+    grid = Bowl(base, None, "").tune(PLAIN, START)
     assert quality.best(grid) == lowest
     assert len(made) == len(set(made)) == len(grid) <= 13
     around = [(2e-3, 2048), (5e-4, 2048), (1e-3, 1024), (1e-3, 4096)]
     assert set(around) <= set(grid)
     lowest = (4e-3, 1)  # a step has at least a sequence
-    assert min(batch for _, batch in Bowl(base, None, "").tune(PLAIN)) == 256
+    assert min(batch for _, batch in Bowl(base, None, "").tune(PLAIN, START)) == 256
 
 
 @pytest.mark.slow
