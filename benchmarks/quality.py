@@ -7,9 +7,8 @@ first two have a tuned learning rate and batch, chosen with a seed that is not c
 those of the plain transformer, and what OURS changes. Bits per byte after so many bytes
 depend on no clock: `train` may run beside other work, and takes hours. Every finished training is
 kept in quality.json beside this file, until the settings or the code that it depends on change.
-`time` lets all rows train in turns, a few steps each, with the machine to itself, and prints how
-long their bytes take. Tables go to stdout as Markdown, progress to stderr, and the mean curves to
-build/quality/curves.png.
+`time` lets all rows train in turns, a few steps each, with the machine to itself. Tables go to
+stdout as Markdown, progress to stderr, and the mean curves to build/quality/curves.png.
 """
 
 import argparse
@@ -193,11 +192,12 @@ class Bench:
     def _settings(self, row: str, experiment: Experiment) -> dict[str, Any]:
         """What a training depends on, but for its values, which are in its name.
 
-        How the text is read is no part of it: it has a fingerprint.
+        The text has a fingerprint, however it is read; the script has only sizes of `dca`.
         """
-        parts = {"benchmarks.plain"} if row in SCRIPTED else experiment.model_modules()
-        modules = imported_modules([*COMPUTING, *parts])
-        code = digest_without_imports(m for m in modules if m == BATCHES or not m.startswith(DATA))
+        ours = [*COMPUTING, *experiment.model_modules()]
+        modules = imported_modules(["benchmarks.plain"] if row in SCRIPTED else ours)
+        left = (DATA, "dca") if row in SCRIPTED else DATA
+        code = digest_without_imports(m for m in modules if m == BATCHES or not m.startswith(left))
         base = hashlib.sha256(json.dumps(BASE, sort_keys=True).encode()).hexdigest()[:32]
         return {"base": base, "text": self.text, "code": code, "torch": torch.__version__}
 

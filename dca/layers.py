@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from dca import kernels
+from dca.compat import CpuAttention
 from dca.config import ModelConfig
 from dca.fused.autograd import gradient_memory
 from dca.mix import NORM_EPS
@@ -133,6 +134,20 @@ def rotate(x_bhte: Tensor, table: Tensor) -> Tensor:
     return torch.addcmul(x_bhte * cos_te, swapped_bhte, sin_te)
 
 
+def causal_attention(q_bhte: Tensor, k_bgte: Tensor, v_bgte: Tensor) -> Tensor:
+    """Attention to the position itself and all before; [b, h, t, e]. Heads may share keys."""
+    readers, half = q_bhte.shape[1] // k_bgte.shape[1], torch.bfloat16
+    trains = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    all_half = q_bhte.dtype == k_bgte.dtype == v_bgte.dtype == half
+    if trains and all_half and q_bhte.device.type == "cpu":
+        if readers > 1:
+            k_bgte, v_bgte = (x.repeat_interleave(readers, 1) for x in (k_bgte, v_bgte))
+        return CpuAttention.apply(q_bhte, k_bgte, v_bgte)
+    return F.scaled_dot_product_attention(
+        q_bhte, k_bgte, v_bgte, is_causal=True, enable_gqa=readers > 1
+    )
+
+
 def windowed_attention(q_bhte: Tensor, k_bhte: Tensor, v_bhte: Tensor, window: int) -> Tensor:
     """Causal attention to the last `window` positions, its own included; [b, h, t, e].
 
@@ -141,7 +156,7 @@ def windowed_attention(q_bhte: Tensor, k_bhte: Tensor, v_bhte: Tensor, window: i
     """
     batch, length = len(q_bhte), q_bhte.shape[2]
     if window >= length:
-        return F.scaled_dot_product_attention(q_bhte, k_bhte, v_bhte, is_causal=True)
+        return causal_attention(q_bhte, k_bhte, v_bhte)
     position = torch.arange(2 * window, device=q_bhte.device)
     if 2 * window >= length:
         back_tt = position[:length, None] - position[:length]
@@ -247,7 +262,7 @@ class Attention(nn.Module):
                 k, v = (x.repeat_interleave(self.readers, 1) for x in (k, v))
             mixed = windowed_attention(q, k, v, self.window)
         else:
-            mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+            mixed = causal_attention(q, k, v)
         h_btd = project(mixed.transpose(1, 2).flatten(2), self.out.weight)
         return F.dropout(h_btd, self.dropout) if self.dropout and self.training else h_btd
 

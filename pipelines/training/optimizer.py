@@ -117,6 +117,8 @@ class Muon(AdamW):
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update all parameters, and release the gradients of the matrices."""
         skip: Tensor | None = getattr(self, FOUND_INF, None)
+        if skip is not None and skip.device.type == "cpu":  # to read it is no wait
+            skip = skip if skip else None
         for group in self.param_groups:
             if PARTS in group:
                 self._update_matrices(group, skip)
@@ -128,14 +130,20 @@ class Muon(AdamW):
         factor: float | Tensor = 1.0 if skip is None else 1 - skip
         for weight in group["params"]:
             gradient = weight.grad if skip is None else weight.grad.where(skip == 0, 0)
-            momentum = self.state[weight].setdefault(MOMENTUM, torch.zeros_like(weight))
+            if MOMENTUM not in self.state[weight]:
+                self.state[weight][MOMENTUM] = torch.zeros_like(weight)
+            momentum = self.state[weight][MOMENTUM]
             momentum.lerp_(gradient, (1 - MUON_MOMENTUM) * factor)
             weight.mul_(1 - group["lr"] * group["weight_decay"] * factor)
             updates.append(gradient.lerp(momentum, MUON_MOMENTUM))
             weight.grad = None
         found = _of_rows if EXCHANGE in group else _of_wholes
         for part, change, longer in found(group, updates):
-            part.add_(change * (-group["lr"] * MUON_RMS * sqrt(longer) * factor))
+            size = -group["lr"] * MUON_RMS * sqrt(longer)
+            if skip is None:
+                part.add_(change, alpha=size)
+            else:
+                part.add_(change * (size * factor))
 
 
 Changes = Iterator[tuple[Tensor, Tensor, int]]

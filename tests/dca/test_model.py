@@ -5,10 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from dca import ModelConfig, build_model
 from dca.architectures import gpt
-from dca.layers import rotary_table
+from dca.layers import causal_attention, rotary_table
 from dca.model import load_weights
 from tests.dca import reference
 from tests.dca.models import (
@@ -44,6 +45,24 @@ def test_windowed_attention_equals_the_masked_square(residual, windows, length):
     model, ids = model_of(config, spread=0.3), ids_of(config, length)
     expected = reference.logits(config, model.state_dict(), ids)
     torch.testing.assert_close(model(ids), expected, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 130, 32), (1, 4, 2, 7, 16), (1, 1, 1, 1, 8)])
+def test_attention_in_bfloat16_and_its_gradients_are_right_to_a_rounding(shape):
+    batch, heads, groups, length, features = shape
+    rows = [
+        torch.randn(batch, length, count, features).bfloat16().transpose(1, 2).requires_grad_()
+        for count in (heads, groups, groups)
+    ]
+    exact = [x.detach().double().requires_grad_() for x in rows]
+    mixed = causal_attention(*rows)
+    mixed.backward(gradient := torch.randn_like(mixed))
+    expected = F.scaled_dot_product_attention(*exact, is_causal=True, enable_gqa=heads > groups)
+    expected.backward(gradient.double())
+    pairs = [(x.grad, right.grad) for x, right in zip(rows, exact, strict=True)]
+    for found, right in [(mixed, expected), *pairs]:
+        assert found.dtype == torch.bfloat16
+        assert (found - right).norm() <= 0.004 * right.norm() + 1e-9
 
 
 def test_weights_of_another_mixture_or_shape_are_refused():
