@@ -4,13 +4,14 @@ Imports MLflow only where an error is judged: those who need a name need not loa
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -103,6 +104,10 @@ code is INTERNAL_ERROR, as of a server's own faults."""
 _OVERLOADED = (429, 503, 504)
 """HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up; MLflow
 repeats requests that get these or 500, and after its last try gives the text of no answer."""
+_STATUS = re.compile(r"(?s)failed with error code (\d{3}) != 200\. Response body: '(.*)'")
+"""How the text of an error ends whose answer is not JSON, as that of a proxy."""
+_MISSING_OR_BUSY = (404, 408, 409, 425, 429)
+"""HTTP statuses from 400 to 499 that do not say that a user, or a proxy, may not do this."""
 _CONFLICTS = (
     "IntegrityError",  # of SQLite; through a server only the text arrives
     "UniqueViolation",  # of PostgreSQL
@@ -169,6 +174,15 @@ def host_credentials(uri: str) -> Any:
     from mlflow.utils.credentials import get_default_host_creds
 
     return get_default_host_creds(uri)
+
+
+def identity(uri: str) -> str:
+    """As whom a server was asked, without the password."""
+    given = host_credentials(uri)
+    named = given.username if given.username and given.password else urlsplit(uri).username
+    if named:
+        return f"the user {unquote(named)}"
+    return "the token" if given.token else "a request without a user"
 
 
 @contextmanager
@@ -310,13 +324,27 @@ def is_transient(error: BaseException) -> bool:
     """
     from mlflow.exceptions import MlflowException
 
-    if not isinstance(error, MlflowException):
+    if not isinstance(error, MlflowException) or refused(error):
         return False
     text = str(error)
     if _SQLITE in text:
         return _LOCKED in text
     unanswered = error.error_code == "INTERNAL_ERROR" and _NO_ANSWER in text
     return unanswered or error.get_http_status_code() in _OVERLOADED
+
+
+def refused(error: Any) -> str | None:
+    """The status and the reason with which a server refuses a call; None if it does not."""
+    if found := _STATUS.search(str(error)):
+        status, text = int(found[1]), found[2]
+        refuses = 400 <= status < 500 and status not in _MISSING_OR_BUSY
+    else:
+        status, text = error.get_http_status_code(), str(error)
+        refuses = status in (401, 403)
+    if not refuses:
+        return None
+    is_page = text.lstrip().startswith("<")
+    return f"HTTP {status}" if is_page else f"HTTP {status}: {text.strip() or 'no reason'}"
 
 
 def is_write_conflict(error: BaseException) -> bool:

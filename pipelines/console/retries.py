@@ -5,6 +5,7 @@ errors are transient and how long they are waited out; the repeating is the same
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -17,6 +18,8 @@ if TYPE_CHECKING:  # 0.1 s, which a command that repeats nothing need not wait
     import tenacity
 
 T = TypeVar("T")
+LOG_SECONDS = 10.0
+"""Between two lines about the failures of one call."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class RetryPolicy:
     cancelled: threading.Event | None = None
     """Set, it ends a pause at once and makes the next failure final."""
     name: str = ""
-    """With it the first failure of a call is logged; empty: none is."""
+    """With it a call's first failure is logged, and another from time to time; empty: none is."""
 
     def call(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """The result of `work`, repeated while its failures are transient.
@@ -70,15 +73,25 @@ class RetryPolicy:
             wait=pauses(self.pause_seconds, self.max_pause_seconds),
             stop=stop,
             sleep=sleep,
-            before_sleep=self._log_first,
+            before_sleep=self._log_of_a_call(),
             reraise=True,
         )
 
-    def _log_first(self, state: "tenacity.RetryCallState") -> None:
-        if self.name and state.attempt_number == 1:
-            error = state.outcome and state.outcome.exception()
+    def _log_of_a_call(self) -> Callable[["tenacity.RetryCallState"], None]:
+        """Log a failure of a call unless one was logged less than LOG_SECONDS ago."""
+        last = -math.inf
+
+        def log(state: "tenacity.RetryCallState") -> None:
+            nonlocal last
+            waited = state.seconds_since_start or 0.0
+            if not self.name or waited < last + LOG_SECONDS:
+                return
+            last, error = waited, state.outcome and state.outcome.exception()
+            since = f" (for {waited:.0f} s now)" if state.attempt_number > 1 else ""
             text = first_line(error) if error else ""
-            logging.getLogger(__name__).warning("%s: %s; trying again", self.name, text)
+            logging.getLogger(__name__).warning("%s: %s; trying again%s", self.name, text, since)
+
+        return log
 
 
 def within(seconds: float, call: Callable[[], T]) -> T | None:

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import mlflow
 import requests
@@ -31,12 +30,13 @@ from pipelines.compat.mlflow import (
     MISSING,
     decode_database_folders,
     encoded_artifact_root,
-    host_credentials,
+    identity,
     ignore_warnings,
     is_locked,
     is_transient,
     make_tables,
     refusal,
+    refused,
     schema_problem,
     search_answer,
     set_environment,
@@ -44,7 +44,7 @@ from pipelines.compat.mlflow import (
     store_errors,
     unreadable_variables,
 )
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
 from pipelines.console.retries import RetryPolicy, within
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.files import move_into_place
@@ -92,7 +92,7 @@ class RetryingClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         if name.startswith("create_"):
-            return _logging_waits(self.uri)(method)
+            return self._telling()(method)
         return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -101,7 +101,7 @@ class RetryingClient:
         Raises PipelineError after the time limit of this call, or of another one.
         """
         try:
-            with _logging_waits(self.uri):
+            with self._telling():
                 return self._retries.call(work, *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
@@ -111,6 +111,18 @@ class RetryingClient:
                 f"MLflow: {first_line(error)}; nothing is lost: missing rows are in the checkpoints"
                 " and are stored when the same command is run again"
             ) from error
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        """Log a wait for a lock; raise StorageError where the server refuses."""
+        try:
+            with _logging_waits(self.uri):
+                yield
+        except MlflowException as error:
+            if (reason := refused(error)) is None:
+                raise
+            reason = f"the server refuses {identity(self.uri)} ({one_line(reason, limit=200)})"
+            raise StorageError(unusable(self.uri, f"{reason}; {CREDENTIALS}")) from None
 
     def cancel_retries(self) -> None:
         """Cancel waiting calls, and do not repeat later ones: the command ends."""
@@ -327,7 +339,7 @@ def _server_problem(uri: str) -> str | None:
     if answer.status_code in (401, 403):
         is_page = "html" in answer.headers.get("Content-Type", "")
         reason = "" if is_page else f": {one_line(answer.text.strip(), limit=100)}"
-        return f"the server refuses {_identity(uri)} ({status}{reason}); {CREDENTIALS}"
+        return f"the server refuses {identity(uri)} ({status}{reason}); {CREDENTIALS}"
     if answer.status_code == 407:
         return f"a proxy refuses the request ({status})"
     if answer.status_code >= 500 or answer.status_code == 429:
@@ -358,15 +370,6 @@ def _json(answer: Any) -> dict[str, Any]:
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {"": found}
-
-
-def _identity(uri: str) -> str:
-    """As whom a server was asked, without the password."""
-    given = host_credentials(uri)
-    named = given.username if given.username and given.password else urlsplit(uri).username
-    if named:
-        return f"the user {one_line(unquote(named))}"
-    return "the token" if given.token else "a request without a user"
 
 
 def _no_answer(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipelines.console import retries
 from pipelines.console.retries import RetryPolicy
 
 
@@ -28,6 +29,14 @@ def test_a_transient_failure_is_repeated_and_the_first_one_logged(caplog):
     assert replace(POLICY, name="store").call(work, 1, b=2) == ((1,), {"b": 2})
     assert work.calls == 3
     assert [record.message for record in caplog.records] == ["store: failure 1; trying again"]
+
+
+def test_failures_are_logged_again_when_the_last_line_is_long_ago(caplog, monkeypatch):
+    monkeypatch.setattr(retries, "LOG_SECONDS", 0.0)
+    replace(POLICY, name="store").call(Work(2))
+    first, second = (record.message for record in caplog.records)
+    assert first == "store: failure 1; trying again"
+    assert second == "store: failure 2; trying again (for 0 s now)"
 
 
 def test_only_the_first_line_of_a_failure_is_logged(caplog):

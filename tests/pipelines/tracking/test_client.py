@@ -12,10 +12,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import optuna
 import pytest
 from mlflow import MlflowClient
+from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import TABLES
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, PipelineError, StorageError
 from pipelines.tracking import client as client_module
 from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.store import Store
@@ -398,6 +399,32 @@ def test_what_a_server_answers_is_told_without_the_password(
     assert "\n" not in message
     assert "horse" not in message
     assert "a-wrong-token" not in message
+
+
+@pytest.mark.server
+@pytest.mark.parametrize(
+    ("status", "answer", "expected"),
+    [
+        (403, "Permission denied", "the user ana (HTTP 403: Permission denied); set MLFLOW_"),
+        (403, '{"error_code": "PERMISSION_DENIED", "message": "no"}', "HTTP 403: PERMISSION_DENI"),
+        (401, "<html>\n</html>", "the server refuses the user ana (HTTP 401); set MLFLOW_"),
+        (405, "", "(HTTP 405: no reason); set"),
+        (414, "too long", "(HTTP 414: too long); set"),
+    ],
+)
+def test_a_server_that_lets_read_and_refuses_to_write_is_told_in_one_line(
+    guarded, monkeypatch, status, answer, expected
+):
+    monkeypatch.setenv(USER, "ana")
+    monkeypatch.setenv(PASSWORD, "correct horse")
+    client = connect(guarded)
+    monkeypatch.setattr(Guarded, "do_POST", lambda self: self.answer(status, answer))
+    calls = [lambda: client.create_run("0"), lambda: client.log_batch("1", tags=[RunTag("a", "b")])]
+    for call in calls:
+        with pytest.raises(StorageError) as error:
+            call()
+        assert expected in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 @pytest.mark.server
