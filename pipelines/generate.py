@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.command import DONE, Parser, run_command
-from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.options import integer, real_number
 from pipelines.console.process import process_restored, raise_output_error
 from pipelines.console.progress import Progress
-from pipelines.console.text import counted, for_stream, one_line, shorten
+from pipelines.console.text import counted, first_line, for_stream, one_line, shorten
 from pipelines.console.updates import OutputMode
 from pipelines.storage.scratch import scratch_folder
 
@@ -44,7 +44,7 @@ LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "top_k": (lambda count: count >= 1, "at least 1"),
     "top_p": (lambda share: 0 < share <= 1, "more than 0 and at most 1"),
     "seed": (lambda seed: 0 <= seed <= MAX_SEED, "0 to 2**63 - 1"),
-    "stop": (lambda text: 1 <= len(text) <= MAX_STOP, f"1 to {MAX_STOP} characters"),
+    "stop": (lambda text: len(text) <= MAX_STOP, f"at most {MAX_STOP} characters"),
 }
 """Options of a text that is generated, as a packaged model takes them: it has a check of its own,
 which an older one may have differently, but loading it takes seconds."""
@@ -72,7 +72,10 @@ def main(argv: Sequence[str]) -> int:
         packaged = load_model(folder)
         print(label, file=sys.stderr)
         if text is None:
-            _generate(packaged, prompts, label, arguments)
+            try:
+                _generate(packaged, prompts, label, arguments)
+            except RuntimeError as error:  # as of probabilities that are no numbers
+                raise PipelineError(f"{label}: {first_line(error)}") from error
         else:
             _score(packaged, text, label, arguments)
     return DONE

@@ -20,6 +20,7 @@ from pipelines.console.errors import (
 from pipelines.console.process import (
     garbage_seldom_searched,
     handlers_restored,
+    interrupts_kept,
     lacks_temporary_folder,
     lacks_working_folder,
     library_defaults,
@@ -98,7 +99,7 @@ def run_command(
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:
     """Run a command's `main`; of an error for the user print the message."""
     try:
-        with handlers_restored(*ENDING_SIGNALS) as settable:
+        with interrupts_kept(), handlers_restored(*ENDING_SIGNALS) as settable:
             for number in ENDING_SIGNALS if settable else ():
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, signal.default_int_handler)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from pipelines.compat import mlflow, ray
+from pipelines.console import ENDING_SIGNALS
 from pipelines.console.secrets import environment
 
 LOGGERS = (mlflow.LOGGER, *ray.LOGGERS)
@@ -33,6 +34,8 @@ NO_HOME = "/nonexistent"
 WARNINGS_VARIABLE = "PYTHONWARNINGS"
 DEFAULTS = ray.THREADS | ray.USAGE | mlflow.TELEMETRY
 """Environment variables that libraries read as they are loaded."""
+AGAIN_SECONDS = 0.1
+"""From a lost interrupt to the next: the destructor or callback that lost it has ended by then."""
 DESCRIPTORS = range(3)
 """Of standard input, output and error."""
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
@@ -272,6 +275,38 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
         for number, handler in handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Interrupt the main thread again where a KeyboardInterrupt was lost in a block.
+
+    Python drops one that is raised in a destructor or in a callback of a C library, such as those
+    of Ray while it starts, and goes on as if nobody had pressed Ctrl-C.
+    """
+    before = sys.unraisablehook
+
+    def again(lost: "sys.UnraisableHookArgs") -> None:
+        if not issubclass(lost.exc_type, KeyboardInterrupt):
+            before(lost)
+            return
+        timer = threading.Timer(AGAIN_SECONDS, _interrupt_main_thread)
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
+
+def _interrupt_main_thread() -> None:
+    """By a signal that interrupts: one that is ignored, or that a library handles, does not."""
+    for number in ENDING_SIGNALS:
+        if signal.getsignal(number) is signal.default_int_handler:
+            os.kill(os.getpid(), number)
+            return
 
 
 def _restore_environment(before: dict[str, str]) -> None:

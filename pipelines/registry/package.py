@@ -140,11 +140,19 @@ def load_model(folder: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    with without_bytecode_cache(), _sources_first(folder / SOURCES):
-        spec.loader.exec_module(module)
-        _require_sizes(folder, importlib.import_module("dca").ModelConfig)
-        packaged = module.PackagedModel()
-        packaged.load_context(PythonModelContext({"model": str(folder / FILES)}, None))
+    try:
+        with without_bytecode_cache(), _sources_first(folder / SOURCES):
+            spec.loader.exec_module(module)
+            _require_sizes(folder, importlib.import_module("dca").ModelConfig)
+            packaged = module.PackagedModel()
+            packaged.load_context(PythonModelContext({"model": str(folder / FILES)}, None))
+    except (PipelineError, MemoryError):
+        raise
+    except Exception as error:  # of its own code, whose checksums agree
+        reason = f"cannot be loaded: {type(error).__name__}: {first_line(error)}"
+        raise DamagedError(f"{folder}: {reason}") from error
+    if not all(weight.isfinite().all() for weight in packaged.model.parameters()):
+        raise DamagedError(f"{folder}: {WEIGHTS}: has weights that are no finite numbers")
     return packaged
 
 
@@ -187,10 +195,13 @@ def _require_sizes(folder: Path, kind: Any) -> None:
     from safetensors import SafetensorError, safe_open
 
     try:
-        config = json.loads((folder / CONFIG).read_text())["model"]
         with safe_open(folder / FILES / WEIGHTS, "pt") as file:
             names = file.keys()
             sizes = [math.prod(file.get_slice(name).get_shape()) for name in names]
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise DamagedError(f"{folder}: {FILES}/{WEIGHTS}: {first_line(error)}") from None
+    try:
+        config = json.loads((folder / CONFIG).read_text())["model"]
         fits = config["depth"] <= len(sizes)
         if fits and hasattr(kind, "meta_model"):
             fits = kind(**config).parameter_count() <= sum(sizes)
@@ -205,9 +216,10 @@ def _require_sizes(folder: Path, kind: Any) -> None:
         RuntimeError,
         TypeError,
         ValueError,
-        SafetensorError,
+        OSError,
     ) as error:
-        raise DamagedError(f"{folder}: {CONFIG}: {first_line(error)}") from None
+        reason = f"{type(error).__name__} " * isinstance(error, KeyError) + first_line(error)
+        raise DamagedError(f"{folder}: {CONFIG}: {reason}") from None
 
 
 def local_folder(text: str) -> Path | None:

@@ -96,7 +96,6 @@ DIGITS = 5000 * "9"
         ("generate.py", ["--max-new-tokens", DIGITS[:4000]], "expected 0 to 65536, got 999"),
         ("generate.py", ["--seed", "7", "--samples", DIGITS[:4000]], "--samples: expected at most"),
         ("generate.py", ["--temperature", "warm"], "--temperature: expected a number, got warm"),
-        ("generate.py", ["--stop", ""], "--stop: expected 1 to 1024 characters, got 0"),
         ("train.py", ["experiment=2024"], "letters, digits"),
         ("generate.py", ["--top-p", ""], "--top-p: expected a number, got no text"),
         ("generate.py", ["--score", "a", "--samples", "2"], "--score: expected without --samples"),

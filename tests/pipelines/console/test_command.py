@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -79,6 +80,26 @@ def test_a_working_folder_that_was_deleted_is_one_line(monkeypatch, tmp_path, ca
 def test_a_command_that_cannot_resume_names_no_command_to_run_again(capsys):
     assert run_command(failing(KeyboardInterrupt()), ["a.py"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+class Losing:
+    """An object whose destructor is interrupted, so that Python drops the interrupt."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_interrupt_that_python_drops_is_not_lost(capsys):
+    before = sys.unraisablehook
+
+    def work(_) -> int:
+        Losing()
+        time.sleep(5)
+        return 0
+
+    assert run_command(work, ["a.py"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+    assert sys.unraisablehook is before
 
 
 def test_a_command_gets_its_arguments_and_returns_its_code():

@@ -128,7 +128,7 @@ def test_a_long_text_is_redacted_in_time_that_grows_with_its_length():
     for text in ("a" * 500_000, "://a:" * 20_000, "?token" * 80_000, "http://" + "a:" * 100_000):
         started = time.process_time()
         redact(text)
-        assert time.process_time() - started < 1
+        assert time.process_time() - started < 10  # minutes, if it grew with the square
 
 
 def test_the_environment_may_change_while_it_is_read(monkeypatch):

@@ -20,11 +20,12 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
+from safetensors.torch import load_file, save_file
 
 from dca import build_model, registry, stream
 from pipelines import generate
 from pipelines.console import progress
-from pipelines.console.errors import ConfigError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.package import FILES, fetch_model, load_model
 from pipelines.registry.packaged_model import (
@@ -329,6 +330,39 @@ def test_an_altered_file_is_refused_by_name(folder, file):
     (folder / file).unlink()
     with pytest.raises(PipelineError, match=f"{file} is missing"):
         load_model(folder)
+
+
+def spoil(file: Path) -> None:
+    """Weights as of a training that has diverged."""
+    save_file({name: w.fill_(math.nan) for name, w in load_file(file).items()}, file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("model.safetensors", spoil, "model.safetensors: has weights that are no finite numbers"),
+        ("model.safetensors", lambda file: file.write_bytes(b"x"), "model.safetensors: .*header"),
+        ("model.safetensors", Path.unlink, "model.safetensors: No such file"),
+        ("config.json", Path.unlink, "config.json: .*No such file"),
+        ("config.json", lambda file: file.write_text("{}"), "config.json: KeyError 'model'"),
+        (
+            "config.json",
+            lambda file: file.write_text(file.read_text().replace('"vocab": 256', '"vocab": 3')),
+            "cannot be loaded: RuntimeError: Error.* loading state_dict",
+        ),
+    ],
+)
+def test_a_package_whose_checksums_agree_with_damaged_files_is_one_line(
+    folder, name, change, expected
+):
+    change(folder / FILES / name)
+    sums = folder / FILES / SUMS
+    names = [row.split(maxsplit=1)[1] for row in sums.read_text().splitlines()]
+    present = [name for name in names if (folder / name).is_file()]
+    sums.write_text("".join(f"{digest(folder / name)}  {name}\n" for name in present))
+    with pytest.raises(DamagedError, match=f"^{re.escape(str(folder))}: .*{expected}") as error:
+        load_model(folder)
+    assert "\n" not in str(error.value)
 
 
 def test_code_that_was_added_is_refused(folder):
