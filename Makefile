@@ -30,7 +30,8 @@ test-cluster: install
 
 test-faults: install
 	$(BIN)/python -m pytest -m faults
-	$(BIN)/python -m pytest --hypothesis-profile full tests/pipelines/experiment/test_properties.py
+	$(BIN)/python -m pytest --hypothesis-profile full tests/pipelines/experiment/test_properties.py \
+	  tests/pipelines/data/test_overlap.py tests/pipelines/console/test_secrets.py
 
 mutants: install
 	$(BIN)/python tests/mutants.py

@@ -12,6 +12,7 @@ import sys
 import tokenize
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from types import ModuleType
 
@@ -56,7 +57,9 @@ def generator() -> ModuleType:
     return module
 
 
+@cache
 def tracked() -> list[str]:
+    """The files of this project, without those that git ignores."""
     names = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
     ).stdout.splitlines()
@@ -97,18 +100,27 @@ def test_the_names_of_a_page_exist(path):
     assert list(missing_names(path.read_text(), path.parent)) == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=shown)
-def test_the_names_in_docstrings_and_comments_exist(path):
+def test_the_names_in_docstrings_and_comments_exist():
+    missing = {shown(path): names for path in SOURCES if (names := missing_in_comments(path))}
+    assert missing == {}
+
+
+def missing_in_comments(path: Path) -> list[str]:
     with path.open("rb") as file:
         tokens = list(tokenize.tokenize(file.readline))
     kinds = (tokenize.STRING, tokenize.COMMENT)
     text = "\n".join(token.string for token in tokens if token.type in kinds)
-    assert list(missing_names(text, path.parent)) == []
+    return list(missing_names(text, path.parent))
+
+
+@cache
+def names_of_files() -> set[str]:
+    return {Path(name).name for name in tracked()}
 
 
 def missing_names(text: str, folder: Path) -> Iterator[str]:
     """Files, folders and modules of this project that a text names and that are not there."""
-    files = {Path(name).name for name in tracked()}
+    files = names_of_files()
     for name in re.findall(rf"(?<![\w/.-])((?:{FOLDERS})/[\w./-]*\w)", text):
         if not (ROOT / name).exists() and not (folder / name).exists():
             yield name
@@ -120,6 +132,7 @@ def missing_names(text: str, folder: Path) -> Iterator[str]:
             yield name
 
 
+@cache
 def is_defined(name: str) -> bool:
     """Whether a dotted name is a package, a module, or defined at the top of one."""
     parts = name.split(".")

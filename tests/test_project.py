@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,15 @@ def test_conda_installs_the_same_lock():
     assert pip == {"pip": ["-r requirements.lock", "-e ."]}
 
 
+@cache
+def nodes_of(path: Path) -> list[ast.AST]:
+    """All nodes of a module's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
 def imports(path: Path) -> set[str]:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
+    nodes = nodes_of(path)
     plain = {alias.name for n in nodes if isinstance(n, ast.Import) for alias in n.names}
     return plain | {n.module for n in nodes if isinstance(n, ast.ImportFrom) and n.module}
 
@@ -89,16 +97,25 @@ def package_of(module: str) -> str:
     return next((name for names in RANKS for name in names if is_in(module, name)), module)
 
 
+def shown(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
 def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
+def test_imports_go_one_way():
+    wrong = {shown(path): names for path in SOURCES if (names := imports_upwards(path))}
+    assert wrong == {}
+
+
+def imports_upwards(path: Path) -> set[str]:
+    """What a module imports of packages beside or above its own."""
     module = name_of(path)
     ours = {name for name in imports(path) if name.split(".")[0] in ("dca", "pipelines")}
     others = {name for name in ours if package_of(name) != package_of(module)}
-    assert {name for name in others if rank(name) >= rank(module)} == set()
+    return {name for name in others if rank(name) >= rank(module)}
 
 
 def test_every_package_has_its_place_in_the_order():
@@ -107,16 +124,15 @@ def test_every_package_has_its_place_in_the_order():
     assert {name for name in packages if rank(name) == len(RANKS)} - nested == {"pipelines"}
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_module_fits_in_a_few_screens_and_a_function_in_one(path):
-    text = path.read_text()
-    assert len(text.splitlines()) <= MAX_MODULE_LINES
-    if str(path.relative_to(ROOT)) in KERNELS:
-        return
+def test_a_module_fits_in_a_few_screens_and_a_function_in_one():
+    lines = {shown(path): len(path.read_text().splitlines()) for path in SOURCES}
+    assert {name: n for name, n in lines.items() if n > MAX_MODULE_LINES} == {}
     functions = (ast.FunctionDef, ast.AsyncFunctionDef)
     sizes = {
-        node.name: (node.end_lineno or 0) - node.lineno + 1
-        for node in ast.walk(ast.parse(text))
+        f"{shown(path)}: {node.name}": (node.end_lineno or 0) - node.lineno + 1
+        for path in SOURCES
+        if shown(path) not in KERNELS
+        for node in nodes_of(path)
         if isinstance(node, functions)
     }
     assert {name: n for name, n in sizes.items() if n > MAX_FUNCTION_LINES} == {}

@@ -6,8 +6,8 @@ one, see `models.variants`.
 
 import math
 import sys
-from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from typing import Annotated, Any, Literal
 
 import pytest
@@ -135,13 +135,22 @@ def test_with_other_floats_it_starts_as_the_transformer(no_epsilon, kind, own):
     torch.testing.assert_close(model_of(config)(ids), model_of(standard)(ids), rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5])
 @each_case
-def test_a_fresh_model_starts_as_the_transformer(no_epsilon, kind, own, depth):
-    config = plain_start(config_of(kind, own, depth=depth))
-    ids = ids_of(config)
-    expected = model_of(config_of("standard", depth=depth))(ids)
-    torch.testing.assert_close(model_of(config)(ids), expected, rtol=0, atol=1e-10)
+def test_a_fresh_model_starts_as_the_transformer(no_epsilon, kind, own):
+    for depth in (1, 2, 5):
+        config = plain_start(config_of(kind, own, depth=depth))
+        ours, expected = model_of(config)(ids_of(config)), fresh_transformer(depth)
+        torch.testing.assert_close(
+            ours, expected, rtol=0, atol=1e-10, msg=lambda m, d=depth: f"depth {d}: {m}"
+        )
+
+
+@cache
+def fresh_transformer(depth: int) -> torch.Tensor:
+    """Its logits, with norms whose epsilon has no effect."""
+    config = config_of("standard", depth=depth)
+    with torch.no_grad():
+        return model_of(config)(ids_of(config))
 
 
 @pytest.mark.parametrize("parts", [{}, TOGETHER])
@@ -246,9 +255,10 @@ def equal_with_a_cache(config: ModelConfig, *, prompt: int) -> None:
     torch.testing.assert_close(torch.cat(pieces, 1), model(ids), rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("depth", [2, pytest.param(DEPTH, marks=pytest.mark.faults)])
 @each_case
-def test_parameters_and_flops_are_those_of_the_equations(kind, own):
-    counted_as_by_hand(config_of(kind, own))
+def test_parameters_and_flops_are_those_of_the_equations(kind, own, depth):
+    counted_as_by_hand(config_of(kind, own, depth=depth))
 
 
 @each_kind
@@ -268,21 +278,22 @@ def counted_as_by_hand(config: ModelConfig) -> None:
 def test_what_a_kind_keeps_for_the_backward_pass_is_what_it_says(kind, own):
     """Never less by more than a twentieth of everything kept; the parts of the estimate that were
     fitted to processes may be more."""
-    config, standard = (config_of(k, o, dim=192) for k, o in ((kind, own), ("standard", {})))
-    kept, without = kept_per_token(config), kept_per_token(standard)
-    expected = without + registry.residual[kind].kept(config)
-    assert 0.95 * kept < expected < 1.35 * kept
+    config = config_of(kind, own, dim=192)
+    found = kept_per_token(config)
+    expected = kept_per_token(config_of("standard", dim=192)) + registry.residual[kind].kept(config)
+    assert 0.95 * found < expected < 1.35 * found
 
 
+@cache
 def kept_per_token(config: ModelConfig) -> float:
     """Numbers kept of one more token, in multiples of dim."""
     model = build_model(config)
-    found = [kept_bytes(model, ids_of(config, length)) for length in (16, 32)]
+    found = [kept(model, ids_of(config, length))[0] for length in (16, 32)]
     return (found[1] - found[0]) / (2 * 16 * 4 * config.dim)
 
 
-def kept_bytes(model: torch.nn.Module, ids: torch.Tensor) -> int:
-    """Of the tensors kept for the backward pass, parameters not counted."""
+def kept(model: torch.nn.Module, ids: torch.Tensor) -> tuple[int, torch.Tensor]:
+    """The bytes that are kept for the backward pass, parameters not counted, and the loss."""
     storages: dict[int, torch.UntypedStorage] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -290,10 +301,10 @@ def kept_bytes(model: torch.nn.Module, ids: torch.Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        model(ids).square().mean()
+        loss = model(ids).square().mean()
     for parameter in model.parameters():
         storages.pop(parameter.untyped_storage().data_ptr(), None)
-    return sum(storage.nbytes() for storage in storages.values())
+    return sum(storage.nbytes() for storage in storages.values()), loss
 
 
 @each_case
@@ -301,14 +312,14 @@ def test_activations_computed_again_give_the_same_gradients_from_less_memory(kin
     """Bit for bit, with dropout."""
     config = config_of(kind, own, dropout=0.2, depth=6)
     model, ids = model_of(config), ids_of(config, length=32)
-    results, kept = [], []
+    results, sizes = [], []
     for model.activation_checkpointing in (False, True):
-        kept.append(kept_bytes(model, ids))
         torch.manual_seed(0)
-        loss = model(ids).square().mean()
+        size, loss = kept(model, ids)
+        sizes.append(size)
         results.append(torch.autograd.grad(loss, list(model.parameters())))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert kept[1] < kept[0] / 2.5
+    assert sizes[1] < sizes[0] / 2.5
 
 
 @pytest.mark.parametrize("dim", [24, 96])
@@ -347,7 +358,7 @@ def test_what_a_model_reads_has_a_name_and_a_place_in_every_layer(kind, own):
     rows = learned_weights(model, ids_of(model.config))
     shown = registry.residual[kind].readings is not Block.readings
     assert bool(rows) == shown, f"{kind} should show what it reads by its `readings`, or have none"
-    assert {row["layer"] for row in rows} <= {*map(str, range(1, DEPTH + 1)), "out"}
+    assert {row["layer"] for row in rows} <= {*map(str, range(1, DEPTH + 1)), OUT}
     places: dict[int, set[str]] = {}
     for row in rows:
         places.setdefault(row["place"], set()).add(row["entry"])
@@ -380,16 +391,6 @@ def test_learning_rates_are_of_parameters_that_exist(kind, own):
     assert not rates.keys() & common
     if kind not in ("grn_v1", "grn_v2"):  # which have no w
         assert rates.keys() <= names
-
-
-@each_case
-def test_what_is_read_has_names_of_its_own_and_numbers(kind, own):
-    config = config_of(kind, own)
-    rows = learned_weights(model_of(config, spread=0.1), ids_of(config))
-    read = Counter((row["layer"], row["output"], row["place"]) for row in rows)
-    assert set(read.values()) <= {1}
-    assert {row["layer"] for row in rows} <= {*map(str, range(1, DEPTH + 1)), OUT}
-    assert all(math.isfinite(row[key]) for row in rows for key in ("b", "spread", "added"))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ PRELOADED = (
     *("pipelines.reporting.loading", "pipelines.reporting.page.publish", "pipelines.cost.estimate"),
     *("dca.architectures.gpt", "dca.residuals.standard", "dca.residuals.dca"),
     *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.forked"),
+    *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.packages"),
 )
 """`torch._dynamo` is imported by the first optimizer that is made."""
 METHOD = "forkserver"

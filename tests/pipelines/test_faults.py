@@ -16,6 +16,8 @@ from tests.pipelines.training.runs import forge
 
 SEARCH = ("sweep.py", "tiny.yaml", "--until", "search")
 ONE_TRIAL = "search.trials=1"
+QUICK = (*SEARCH, "train.tokens=16384", "search.trials=2")
+"""Of 64 steps each, evaluated at every eighth."""
 SHORT = ("train.py", "tiny.yaml", "train.tokens=8192", "train.evals=2")
 
 
@@ -53,11 +55,11 @@ def test_a_trial_that_crashes_goes_on_from_its_checkpoint(tmp_path, text, local_
     """Without Ray: what the search does with the end of a trial's process."""
     folder = Folder(tmp_path, text)
     local_tune.crashes = {1: MemoryError("no room")}
-    code, out, err = folder.run(*SEARCH, "search.trials=2", "search.scheduler.name=none")
+    code, out, err = folder.run(*QUICK, "search.scheduler.name=none")
     assert code == 0, err
     assert "trial 1 crashed: MemoryError: no room" in out
     assert "(retry 1 of 2)" in out
-    assert "trial 1: resumes from step 32/256" in out
+    assert "trial 1: resumes from step 8/64" in out
     assert states(folder) == {"complete": 2}
     assert_whole(folder.store(), folder.trials())
 
@@ -80,7 +82,7 @@ def test_invalid_points_are_no_trials_and_the_result_is_the_last_word(tmp_path, 
 
 def test_ctrl_c_in_a_search_loses_no_trial(tmp_path, text, local_tune):
     folder = Folder(tmp_path, text)
-    command = (*SEARCH, "search.trials=2", "search.scheduler.name=none")
+    command = (*QUICK, "search.scheduler.name=none")
     local_tune.interrupt_at = 11
     code, _, err = folder.run(*command)
     assert code == 130
@@ -117,12 +119,12 @@ def test_a_disk_that_refuses_stops_the_sweep_and_no_trial_is_lost(tmp_path, text
     folder = Folder(tmp_path, text)
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "trials").write_text("in the way")
-    code, _, err = folder.run(*SEARCH, "search.trials=2")
+    code, _, err = folder.run(*QUICK)
     assert code == 1
     assert re.fullmatch(r"trial \d: .+/runs/trials/.+: cannot be written: .+\n", err)
     assert {run.info.status for run in folder.trials()} == {"KILLED"}
     (tmp_path / "runs" / "trials").unlink()
-    code, _, err = folder.run(*SEARCH, "search.trials=2")
+    code, _, err = folder.run(*QUICK)
     assert code == 0, err
     assert sum(states(folder).values()) == 2
     assert states(folder)["failed"] == 0
