@@ -24,6 +24,7 @@ from tests.pipelines.commands import (
     assert_whole,
     files_with_canary,
 )
+from tests.pipelines.packages import timed_forked
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +165,8 @@ def test_the_same_command_again_reuses_everything_and_promote_only_what_follows(
 
 
 @pytest.mark.process
-def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept):
+def test_a_dry_run_says_what_is_reused_and_what_it_would_cost(swept, monkeypatch):
+    timed_forked(monkeypatch)
     code, out, err = swept[0].run("sweep.py", "tiny.yaml", "seed=3", "--dry-run")
     assert code == 0, err
     assert re.search(r"search +run +seed: 0 -> 3", out)
