@@ -59,7 +59,6 @@ NEEDS = {
     "local_tune": "slow",
     "finished": "ray",
     "studied": "ray",
-    "failed": "ray",
     "two_nodes": "ray",
     "object_store": "server",
     "shared": "server",

@@ -14,13 +14,16 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import ray
 import requests
 from mlflow.store.db import utils
 from mlflow.store.db.db_types import SQLITE
 from moto.server import ThreadedMotoServer
+from ray.cluster_utils import Cluster
 from sqlalchemy import event
 from sqlalchemy.orm import sessionmaker
 
+from pipelines.compat import ray as compat
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
@@ -172,6 +175,39 @@ def _killed(folder: Folder) -> str:
     process.kill()
     out, _ = process.communicate(timeout=60)
     return out
+
+
+@pytest.fixture(scope="session")
+def two_nodes() -> Iterator[str]:
+    """The address of a cluster of Ray, for tests of Ray itself.
+
+    One node pretends to have two GPUs, the other has nothing. Its workers do not load what trials
+    need.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**compat.ENVIRONMENT, **compat.LOCAL_ENVIRONMENT}.items():
+            if name != compat.PRELOADED:
+                patch.setenv(name, value)
+        head = {"num_cpus": 6, "num_gpus": 2, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(num_cpus=0)
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def connected(two_nodes: str) -> Iterator[None]:
+    """This process is a driver of that cluster."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in compat.ENVIRONMENT.items():
+            patch.setenv(name, value)
+        ray.init(two_nodes, log_to_driver=False)
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @pytest.fixture

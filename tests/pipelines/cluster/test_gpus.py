@@ -1,49 +1,38 @@
-"""Which GPUs Ray gives the processes of trainings, on a machine that pretends to have two."""
+"""Which GPUs Ray gives the processes of trainings, on a node that pretends to have two."""
 
 import os
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import ray
 
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, worker_bundle
-from pipelines.compat import ray as compat
 from pipelines.training.config import Resources
 
-NODE = Node("this machine", 6, 2)
+NODE = Node("head", 6, 2)
+"""The one of `two_nodes` that has anything."""
+pytestmark = pytest.mark.usefixtures("connected")
 
 
-class Process:
-    """What a trial's actor is, to Ray."""
+def process() -> type:
+    """What a trial's actor is, to Ray, which sends a class of a function as it is: a process that
+    has it need not import this module."""
 
-    def visible(self) -> str | None:
-        return os.environ.get("CUDA_VISIBLE_DEVICES")
+    class Process:
+        def visible(self) -> str | None:
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
 
-
-@pytest.fixture(scope="module", autouse=True)
-def two_gpus() -> Iterator[None]:
-    """Ray counts GPUs, and looks at none."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**compat.ENVIRONMENT, **compat.LOCAL_ENVIRONMENT}.items():
-            patch.setenv(name, value)
-        options = {"include_dashboard": False, "log_to_driver": False}
-        ray.init("local", num_cpus=int(NODE.cpus), num_gpus=int(NODE.gpus), **options)
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    return Process
 
 
 def start(resources: Resources) -> Any:
     """A process with what Ray reserves for a worker."""
     bundle = worker_bundle(resources)
     options = {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0)}
-    return ray.remote(Process).options(**options).remote()  # type: ignore[attr-defined]
+    return ray.remote(process()).options(**options).remote()  # type: ignore[attr-defined]
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize(
     ("gpus", "seen"),
     [
@@ -67,7 +56,6 @@ def test_a_gpu_is_shared_by_as_many_as_the_plan_counts_and_seen_by_these_only(gp
         ray.kill(process)
 
 
-@pytest.mark.ray
 def test_a_training_without_a_gpu_sees_none():
     process = start(Resources())
     assert ray.get(process.visible.remote()) == ""

@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import pytest
 import ray
 from ray._private import ray_constants, utils
-from ray.cluster_utils import Cluster
 
 from pipelines.cluster import connection
 from pipelines.cluster.capacity import Node, max_concurrent_jobs, require_capacity
@@ -47,17 +46,6 @@ def test_what_does_not_fit_is_refused_with_the_nodes():
         "fit.resources: workers=3 of 2 CPUs each; "
         "there is room for 2 of them on a (3 CPUs), b (3 CPUs)"
     )
-
-
-@pytest.fixture(scope="module")
-def two_nodes():
-    """Two raylets, the smallest cluster of several nodes."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    try:
-        cluster.add_node(num_cpus=1)
-        yield cluster.address
-    finally:
-        cluster.shutdown()
 
 
 def test_several_nodes_with_a_file_as_store_or_a_local_folder_are_refused(

@@ -123,13 +123,18 @@ def test_the_password_of_a_cluster_is_looked_for_where_ray_looks(monkeypatch, tm
     assert authentication_token_setup.AUTH_MODE_ENV_VAR in compat.TOKEN_VARIABLES
 
 
-def listening() -> list[str]:
-    """The addresses at which this process and those below it accept connections."""
-    own = psutil.Process()
+def below() -> set[psutil.Process]:
+    """The processes that this one has started, and they."""
+    return {*psutil.Process().children(recursive=True)}
+
+
+def listening(others: set[psutil.Process]) -> list[str]:
+    """The addresses at which this process accepts connections, and those below it: not others."""
     found = []
-    for process in (own, *own.children(recursive=True)):
+    for process in (psutil.Process(), *below()):
         with suppress(psutil.Error):  # it has ended
-            found += process.net_connections("inet")
+            if not others & {process, *process.parents()}:
+                found += process.net_connections("inet")
     return [one.laddr.ip for one in found if one.status == psutil.CONN_LISTEN]
 
 
@@ -150,7 +155,7 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
 ):
     monkeypatch.delenv(compat.NICENESS, raising=False)
     monkeypatch.setattr(compat, "LOGGERS", ())
-    before = action(signal.SIGTERM)
+    before, others = action(signal.SIGTERM), below()
     with ray_session():
         start_early(dashboard=True)
         connect(dashboard=True)
@@ -158,7 +163,7 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
         loaded = ray.get(ray.remote(lambda: set(sys.modules)).remote())
-        addresses = listening()
+        addresses = listening(others)
         head = ray._private.worker._global_node.gcs_address
         assert compat.is_head_node(head, seconds=30)
         other = f"127.0.0.1:{node['NodeManagerPort']}"  # another service of Ray

@@ -62,26 +62,19 @@ class Failing(tune.Trainable):
 
 
 @pytest.fixture(scope="module")
-def failed(tmp_path_factory) -> tuple[Errors, list[tuple[str, str]]]:
+def failed(
+    connected: None, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Errors, list[tuple[str, str]]]:
     """A search whose trials have failed, and the order of its events."""
     events: list[tuple[str, str]] = []
     errors = Errors(events)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {**compat.ENVIRONMENT, **compat.LOCAL_ENVIRONMENT}.items():
-            patch.setenv(name, value)
-        ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
-        try:
-            tune.Tuner(
-                Failing,
-                tune_config=tune.TuneConfig(search_alg=Proposals(events), num_samples=-1),
-                run_config=tune.RunConfig(
-                    storage_path=str(tmp_path_factory.mktemp("tune")),
-                    callbacks=[errors],
-                    verbose=0,
-                ),
-            ).fit()
-        finally:
-            ray.shutdown()
+    tune.Tuner(
+        Failing,
+        tune_config=tune.TuneConfig(search_alg=Proposals(events), num_samples=-1),
+        run_config=tune.RunConfig(
+            storage_path=str(tmp_path_factory.mktemp("tune")), callbacks=[errors], verbose=0
+        ),
+    ).fit()
     return errors, events
 
 
