@@ -346,7 +346,8 @@ def _sampler_problems(search: SearchConfig) -> Iterator[Problem]:
             yield Problem(message, f"search.space.{key}")
     if sampler == "cmaes" and len(search.space) < 2:
         yield Problem(f"cmaes needs two searched keys or more, got {len(search.space)}", where)
-    if sampler == "grid" and search.trial_count > search.grid_size:
+    finite = all(dimension.grid is not None for dimension in search.space.values())
+    if sampler == "grid" and finite and search.trial_count > search.grid_size:
         message = f"expected null or at most {search.grid_size}, the points of the grid"
         yield Problem(message, "search.trials")
     if search.second_objective and sampler == "cmaes":

@@ -160,6 +160,10 @@ WHEN = {"model.dca.last_k": {"choice": [1], "when": {"model.residual": "dca"}}}
             [("search.trials", "expected null or at most 6, the points of the grid")],
         ),
         (
+            {"space": {**TWO, **REAL}, "sampler": {"name": "grid"}, "trials": 9},
+            [("search.space.train.beta2", "a grid has no real numbers")],
+        ),
+        (
             {"space": TWO, "scheduler": {"name": "median"}},
             [],
         ),
