@@ -98,6 +98,11 @@ _LOCKED = "database is locked"
 """SQLite's text; its error number is lost on the way through SQLAlchemy and MLflow."""
 _SQLITE = "sqlite3."
 """How SQLAlchemy begins the text of an error of that driver."""
+_FAILED_FILE = re.compile(
+    "database or disk is full|disk I/O error|attempt to write a readonly database|"
+    "database disk image is malformed|unable to open database file|file is not a database"
+)
+"""SQLite's texts of a file that cannot be used, somewhere in that of MLflow."""
 _NO_ANSWER = "API request to"
 """How the text of an HTTP request begins that got no answer, or that of an overloaded server; the
 code is INTERNAL_ERROR, as of a server's own faults."""
@@ -345,6 +350,13 @@ def refused(error: Any) -> str | None:
         return None
     is_page = text.lstrip().startswith("<")
     return f"HTTP {status}" if is_page else f"HTTP {status}: {text.strip() or 'no reason'}"
+
+
+def failed_file(error: BaseException) -> str | None:
+    """Why a database's file cannot be used, such as a full disk; None if it can."""
+    text = str(error)
+    found = _FAILED_FILE.search(text) if _SQLITE in text else None
+    return found and found[0]
 
 
 def is_write_conflict(error: BaseException) -> bool:

@@ -98,6 +98,8 @@ def run_command(
 
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:
     """Run a command's `main`; of an error for the user print the message."""
+    if lacks_working_folder():
+        return _fail("the folder in which the command was started is gone", BAD_INPUT)
     try:
         with interrupts_kept(), handlers_restored(*ENDING_SIGNALS) as settable:
             for number in ENDING_SIGNALS if settable else ():
@@ -118,8 +120,6 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             return _fail(line, BAD_INPUT)
         if isinstance(error, FileNotFoundError) and lacks_temporary_folder():
             return _fail(Problem(f"{error.strerror}; expected one", "TMPDIR"), BAD_INPUT)
-        if isinstance(error, FileNotFoundError) and lacks_working_folder():
-            return _fail("the folder in which the command was started is gone", BAD_INPUT)
         if isinstance(error, OSError) and error.errno in PATH_ERRORS:
             return _fail(Problem(str(error.strerror), source=str(error.filename)), BAD_INPUT)
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:

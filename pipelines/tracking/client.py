@@ -30,6 +30,7 @@ from pipelines.compat.mlflow import (
     MISSING,
     decode_database_folders,
     encoded_artifact_root,
+    failed_file,
     identity,
     ignore_warnings,
     is_locked,
@@ -114,11 +115,13 @@ class RetryingClient:
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
-        """Log a wait for a lock; raise StorageError where the server refuses."""
+        """Log a wait for a lock; raise StorageError of a full disk or a server that refuses."""
         try:
             with _logging_waits(self.uri):
                 yield
         except MlflowException as error:
+            if reason := failed_file(error):
+                raise StorageError(unusable(self.uri, reason)) from None
             if (reason := refused(error)) is None:
                 raise
             reason = f"the server refuses {identity(self.uri)} ({one_line(reason, limit=200)})"

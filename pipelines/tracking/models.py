@@ -208,6 +208,8 @@ class ModelStore:
         try:
             model = self.client.get_logged_model(model_id)
             source = local_path(str(model.artifact_location))
+            if source is not None and not os.path.lexists(source):
+                raise GoneError(f"{model_uri(model_id)}: its files are gone from {source}")
             if source is not None:
                 _require_size(source, model.tags.get(SIZE_TAG))
             copy = self.client.download(model.artifact_location, folder)

@@ -386,7 +386,7 @@ def _deleted(experiment: Experiment, database: Path | None) -> ConfigError:
         command = f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri())} {command}"
     message = (
         f"{experiment.name} was deleted in MLflow; to go on with it, restore it: {command} ; "
-        "else give another name: experiment=NAME"
+        "else give another experiment"
     )
     return ConfigError(Problem(message, "experiment"))
 

@@ -1,5 +1,6 @@
 import base64
 import os
+import resource
 import sqlite3
 import threading
 import time
@@ -310,6 +311,25 @@ def test_a_wait_for_the_lock_of_a_database_is_a_line(tmp_path, monkeypatch):
             assert retrying.retry(waiting.wait, 5)
     waiting.clear()
     assert not retrying.retry(waiting.wait, 0.05)  # which is free now
+
+
+@pytest.mark.slow
+def test_a_database_that_cannot_grow_is_one_line(tmp_path):
+    client = connect(put_database(tmp_path / "mlflow.db"))
+    run = client.create_run("0").info.run_id
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (tmp_path / "mlflow.db").stat().st_size
+    calls = [
+        lambda: client.log_batch(run, tags=[RunTag(f"tag{n}", 4000 * "x") for n in range(50)]),
+        lambda: [client.create_run("0", tags={"a": 5000 * "x"}) for _ in range(9)],
+    ]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        for call in calls:
+            with pytest.raises(StorageError, match=r"^MLFLOW_TRACKING_URI=.*mlflow.db: d[^\n]*$"):
+                call()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 class Guarded(BaseHTTPRequestHandler):
