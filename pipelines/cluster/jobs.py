@@ -195,7 +195,7 @@ class TakeTurns(NotPickled, Searcher):
         """Nothing is restored: see `save`."""
 
 
-class ScheduleEach(FIFOScheduler):
+class ScheduleEach(NotPickled, FIFOScheduler):
     """Tune's scheduler: each group has one of its own, which compares its trials alone."""
 
     def __init__(self, groups: Mapping[str, JobGroup]) -> None:

@@ -176,9 +176,9 @@ def crash_line(error: BaseException) -> str:
 
 
 class NotPickled:
-    """Base of a searcher or callback of Tune, which may hold threads and locks.
+    """Base of a searcher, scheduler or callback of Tune, which may hold threads and locks.
 
-    Tune pickles both as a Tuner is made, for `Tuner.restore`. That is never used: a resumed search
+    Tune pickles them as a Tuner is made, for `Tuner.restore`. That is never used: a resumed search
     is built from the tracking store.
     """
 

@@ -8,6 +8,7 @@ lists and the dimensions of a search space among it.
 import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,7 +108,7 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
 def _text(path: Path, above: tuple[Path, ...]) -> str:
     """The text of a file that is named by the last of the files `above`."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with _pipe_told(path), path.open(encoding="utf-8") as file:
             return file.read(MAX_CHARACTERS + 1)  # enough to be refused: a device has no end
     except FileNotFoundError:
         found = nearest(str(path), _neighbours(path)) or _shipped(path)
@@ -117,6 +118,15 @@ def _text(path: Path, above: tuple[Path, ...]) -> str:
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
         reason = getattr(error, "strerror", None) or one_line(error)
         raise _file_problem(f"cannot be read as UTF-8 text: {reason}", path, above) from None
+
+
+def _pipe_told(path: Path) -> AbstractContextManager[None]:
+    """Show that a pipe is read, which may have no writer yet."""
+    if not path.is_fifo():
+        return nullcontext()
+    from pipelines.console.progress import Progress  # 0.1 s
+
+    return Progress(stderr=True).watching(lambda: f"reading {one_line(path)}")
 
 
 def _file_problem(

@@ -61,6 +61,7 @@ class LocalTune:
     ) -> None:
         """Stands for pipelines.cluster.jobs.run_jobs."""
         searcher, scheduler, events = TakeTurns(groups), ScheduleEach(groups), GroupEvents(groups)
+        cloudpickle.dumps((searcher, scheduler, events))  # as a Tuner does
         trainings = {name: (group.base, group.folder) for name, group in groups.items()}
         for tune_id in map(str, itertools.count()):
             config = searcher.suggest(tune_id)

@@ -1,9 +1,11 @@
 """Groups of trials in one Tune run; Tune itself runs in the tests of the commands."""
 
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cloudpickle
 import pytest
 from ray.tune.schedulers import FIFOScheduler
 
@@ -128,6 +130,14 @@ def test_results_and_events_are_those_of_the_trials_group():
     ]
     assert trials["a"].calls[-1] == ("step", 0, [])
     assert not any(call[0] == "result" for call in trials["a"].calls)
+
+
+@pytest.mark.parametrize("kind", [TakeTurns, ScheduleEach, GroupEvents])
+def test_what_tune_is_given_is_pickled_whatever_the_groups_hold(kind):
+    """A Tuner pickles it as it is made; a study, and so median stopping, has a lock."""
+    trials, groups = groups_of(a=1)
+    trials["a"].lock = threading.RLock()
+    assert cloudpickle.loads(cloudpickle.dumps(kind(groups)))
 
 
 def test_each_group_has_a_scheduler_of_its_own():

@@ -1,10 +1,13 @@
 """Experiments made of several files, and changes from the command line."""
 
+import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from pipelines.config.compose import MAX_FILES
+from pipelines.console import progress
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment, load, read_experiment
 from tests.pages import commands, example
@@ -51,6 +54,16 @@ def test_later_parts_win_and_the_files_own_keys_win_over_all(tmp_path):
         experiment.model.heads,
         experiment.seed,
     ) == (16, 3, 1, 5)
+
+
+def test_a_pipe_without_a_writer_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
+    os.mkfifo(tmp_path / "e.yaml")
+    writer = threading.Timer(0.3, (tmp_path / "e.yaml").write_text, ["experiment: e"])
+    writer.start()
+    assert load([str(tmp_path / "e.yaml")]).experiment == "e"
+    writer.join()
+    assert f"reading {tmp_path}/e.yaml, 0:00" in capsys.readouterr().err
 
 
 def test_names_of_parts_are_relative_to_the_file_that_names_them(tmp_path, monkeypatch):
