@@ -306,7 +306,7 @@ def test_a_deleted_experiment_names_the_command_that_restores_it(store, tmp_path
     for create in (True, False):
         with pytest.raises(ConfigError) as error:
             Store.open("tiny", tmp_path / "runs", create=create)
-    command = re.search(r"restore it: (.+) ; else give another name", str(error.value))[1]
+    command = re.search(r"restore it: (.+) ; else give another experiment", str(error.value))[1]
     variable, mlflow, *arguments = shlex.split(command)
     assert (variable, mlflow) == (f"MLFLOW_TRACKING_URI={tracking_uri()}", "mlflow")
     result = CliRunner().invoke(cli, arguments)
