@@ -163,8 +163,9 @@ def _result_of(folder: Path, text: Path, share: Path, max_seq_len: int | None) -
         return asdict(_measure(load_model(folder), text, share, max_seq_len))
     except NotCausalError as error:
         return {NOT_CAUSAL: str(error)}
-    except Exception as error:
-        return {ERROR: f"{type(error).__name__}: {first_line(error)}"}
+    except Exception as failure:
+        cause = failure.__cause__ or failure  # a package's own, without the copy's folder
+        return {ERROR: f"{type(cause).__name__}: {first_line(cause)}"}
 
 
 def _share(file: Path) -> str:

@@ -24,6 +24,7 @@ TOY = {
     },
 }
 KEPT = {**quality.DCA, "train.batch_tokens": 32}
+MUON = {**quality.MUON, "train.batch_tokens": 64}
 
 
 class PublicModel(nn.Sequential):
@@ -41,6 +42,7 @@ def command(monkeypatch, capsys, text, tmp_path):
     small = {"BASE": TOY, "THREADS": 1, "START": (0.1, 256), "TIMED_BYTES": 256}
     small["TUNING"] = {"train.tokens": 256, "train.evals": 1}
     small["OURS"] = {row: values for row, values in OURS.items() if "kept" not in row}
+    small["OURS"] |= {"2-DCA, Muon": MUON, "2-DCA, Muon, bfloat16": MUON}
     small["OURS"] |= {"kept": KEPT, "half": {**KEPT, "train.tokens": 128}}
     small["KEPT_FILE"], small["SCRATCH"] = tmp_path / "quality.json", tmp_path / "build"
     for name, value in small.items():

@@ -18,6 +18,7 @@ from pipelines.training import checkpoint, trainer
 from pipelines.training.checkpoint import beside, list_checkpoints
 from pipelines.training.loop import train
 from pipelines.training.memory import ON_A_GPU, peak_bytes
+from pipelines.training.optimizer import PARTS
 from pipelines.training.step import BatchesAhead
 from pipelines.training.trainer import Trainer
 from tests.pipelines.training.runs import history, tensors
@@ -80,10 +81,15 @@ def test_trained_on_batches_read_ahead_the_weights_are_bitwise_the_same(
 
 
 class RefuseReads(TorchDispatchMode):
-    """No number is made of a tensor: on a GPU the host would wait for it."""
+    """No number is made of a tensor, but of `allowed`: on a GPU the host would wait for it."""
+
+    def __init__(self, allowed: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.allowed = allowed
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert func is not torch.ops.aten._local_scalar_dense.default
+        reads = func is torch.ops.aten._local_scalar_dense.default
+        assert not reads or args[0] is self.allowed
         return func(*args, **(kwargs or {}))
 
 
@@ -95,10 +101,18 @@ def test_no_step_reads_a_number_of_a_tensor(run, splits, tmp_path, residual):
     }
     made = Trainer(run.replace(everything), splits, tmp_path, print)
     loss, norm, non_finite = torch.zeros(3).unbind()
-    with RefuseReads():
+    with RefuseReads(allowed=non_finite):  # which Muon reads on a CPU
         for step in range(2):
             loss, norm = made.make_step(step, non_finite)
     assert loss.isfinite() and norm > 0
+    (matrices,) = [group for group in made.optimizer.param_groups if PARTS in group]
+    before = [weight.clone() for weight in matrices["params"]]
+    for weight in matrices["params"]:
+        weight.grad = torch.ones_like(weight)
+    with RefuseReads(), torch.no_grad():  # and as Muon updates them on a GPU
+        made.optimizer._update_matrices(matrices, non_finite)
+    pairs = zip(matrices["params"], before, strict=True)
+    assert not any(torch.equal(*pair) for pair in pairs)
 
 
 def test_where_a_batch_does_not_fit_the_gpu_gradients_add_up_over_smaller_ones(
