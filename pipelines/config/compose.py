@@ -108,7 +108,7 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
 def _text(path: Path, above: tuple[Path, ...]) -> str:
     """The text of a file that is named by the last of the files `above`."""
     try:
-        with _pipe_told(path), path.open(encoding="utf-8") as file:
+        with _pipe_shown(path), path.open(encoding="utf-8") as file:
             return file.read(MAX_CHARACTERS + 1)  # enough to be refused: a device has no end
     except FileNotFoundError:
         found = nearest(str(path), _neighbours(path)) or _shipped(path)
@@ -120,7 +120,7 @@ def _text(path: Path, above: tuple[Path, ...]) -> str:
         raise _file_problem(f"cannot be read as UTF-8 text: {reason}", path, above) from None
 
 
-def _pipe_told(path: Path) -> AbstractContextManager[None]:
+def _pipe_shown(path: Path) -> AbstractContextManager[None]:
     """Show that a pipe is read, which may have no writer yet."""
     if not path.is_fifo():
         return nullcontext()

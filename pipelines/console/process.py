@@ -282,7 +282,7 @@ def interrupts_kept() -> Iterator[None]:
     """Interrupt the main thread again where a KeyboardInterrupt was lost in a block.
 
     Python drops one that is raised in a destructor or in a callback of a C library, such as those
-    of Ray while it starts, and goes on as if nobody had pressed Ctrl-C.
+    of Ray while it starts, and goes on as if Ctrl-C had not been pressed.
     """
     before = sys.unraisablehook
 

@@ -93,7 +93,7 @@ class RetryingClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         if name.startswith("create_"):
-            return self._telling()(method)
+            return self._errors_translated()(method)
         return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -102,7 +102,7 @@ class RetryingClient:
         Raises PipelineError after the time limit of this call, or of another one.
         """
         try:
-            with self._telling():
+            with self._errors_translated():
                 return self._retries.call(work, *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
@@ -114,7 +114,7 @@ class RetryingClient:
             ) from error
 
     @contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _errors_translated(self) -> Iterator[None]:
         """Log a wait for a lock; raise StorageError of a full disk or a server that refuses."""
         try:
             with _logging_waits(self.uri):

@@ -56,7 +56,7 @@ def test_later_parts_win_and_the_files_own_keys_win_over_all(tmp_path):
     ) == (16, 3, 1, 5)
 
 
-def test_a_pipe_without_a_writer_is_told(tmp_path, monkeypatch, capsys):
+def test_a_pipe_without_a_writer_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
     os.mkfifo(tmp_path / "e.yaml")
     writer = threading.Timer(0.3, (tmp_path / "e.yaml").write_text, ["experiment: e"])

@@ -432,7 +432,7 @@ def test_what_a_server_answers_is_told_without_the_password(
         (414, "too long", "(HTTP 414: too long); set"),
     ],
 )
-def test_a_server_that_lets_read_and_refuses_to_write_is_told_in_one_line(
+def test_a_server_that_lets_read_and_refuses_to_write_is_one_line(
     guarded, monkeypatch, status, answer, expected
 ):
     monkeypatch.setenv(USER, "ana")
