@@ -42,7 +42,7 @@ RUNNING: list[str] = []
 TIERS = ("slow", "process", "ray", "server", "browser", "docs", "faults", "cluster")
 """Markers; a test without one of them is a unit test."""
 SAME = {"derandomize": True, "deadline": None, "database": None}
-hypothesis.settings.register_profile("quick", max_examples=100, **SAME)
+hypothesis.settings.register_profile("quick", max_examples=200, **SAME)
 hypothesis.settings.register_profile("full", max_examples=2000, **SAME)
 hypothesis.settings.load_profile("quick")  # --hypothesis-profile full: make test-faults
 os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home folder
