@@ -106,6 +106,8 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     signal.signal(number, signal.default_int_handler)
             return main(argv[1:])
+    except SystemExit as end:  # of argparse, behind --help
+        return int(end.code or DONE)
     except ConfigError as error:
         return _fail(error, BAD_INPUT)
     except PipelineError as error:

@@ -353,6 +353,19 @@ def test_output_that_the_disk_does_not_take_is_one_line():
     assert (child.returncode, child.stderr) == (1, "disk: No space left on device\n")
 
 
+def test_help_that_the_disk_does_not_take_is_one_line(monkeypatch, capsys):
+    def main(argv: Sequence[str]) -> int:
+        Parser(prog="a.py").parse_args(argv)
+        return 0
+
+    assert run_command(main, ["a.py", "--help"]) == 0
+    assert "usage: a.py" in capsys.readouterr().out
+    with Path("/dev/full").open("w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        assert run_command(main, ["a.py", "--help"]) == 1
+    assert capsys.readouterr().err == "disk: No space left on device\n"
+
+
 @pytest.mark.process
 def test_a_python_without_the_packages_is_one_line_that_names_one():
     """With -S it has those of the standard library only."""
