@@ -150,10 +150,12 @@ def _in_own_process(
     """What `_result_of` returns in a new process."""
     arguments = [str(folder), str(text.absolute()), str(result), json.dumps(max_seq_len)]
     child = run_isolated(__name__, arguments)
-    if child.returncode == 0:
+    if child.returncode == 0 and result.exists():
         found: dict[str, Any] = json.loads(result.read_text())
         return found
     shown = one_line(child.stderr.strip()[-MAX_CHARACTERS:])
+    if child.returncode == 0:
+        shown = "its code ended the process"
     return {ERROR: f"exit code {child.returncode}{f': {shown}' if shown else ''}"}
 
 

@@ -105,8 +105,9 @@ def _weights(folder: Path, ids_bt: Ids | None, scratch: Path) -> list[dict[str, 
     if ids_bt is not None:
         np.save(ids, ids_bt)
     child = run_isolated(learned_weights.__name__, [str(folder), str(ids), str(result)])
-    if child.returncode:
-        raise PipelineError(one_line(child.stderr.strip().rpartition("\n")[2]))
+    if child.returncode or not result.exists():
+        last = one_line(child.stderr.strip().rpartition("\n")[2])
+        raise PipelineError(last or f"its code ended the process, exit code {child.returncode}")
     rows: list[dict[str, Any]] = json.loads(result.read_text())
     return rows
 

@@ -44,12 +44,14 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
         f"--seed={context.config.seed}",
     ]
     child = run_isolated("pipelines.generate", arguments)
-    if child.returncode:
-        reason = one_line(child.stderr.strip().splitlines()[-1] if child.stderr.strip() else "")
+    lines = [line for line in child.stdout.split("\n") if line]
+    if child.returncode or len(lines) < len(options.prompts):
+        last = child.stderr.strip().rpartition("\n")[2]
+        reason = one_line(last) or f"its code ended the process, exit code {child.returncode}"
         way_on = "promote.py rollback, or promote.py promote VERSION --force REASON"
         message = f"the champion, {uri}, cannot be used: {reason}; another one: {way_on}"
         raise PipelineError(message)
-    return [json.loads(line)["text"] for line in child.stdout.split("\n") if line]
+    return [json.loads(line)["text"] for line in lines]
 
 
 def _verify(store: Store, sampled: Sampled) -> None:

@@ -78,6 +78,7 @@ def test_a_packaged_model_that_looks_ahead_is_refused(experiment, store, tmp_pat
     [
         ("raise ValueError('no such\\nkernel')", "cannot be scored: ValueError: no such"),
         ("import os; os._exit(3)", "cannot be scored: exit code 3"),
+        ("import os; os._exit(0)", "cannot be scored: exit code 0: its code ended the process"),
         ("raise SystemExit('gone')", "cannot be scored: exit code 1: gone"),
     ],
 )

@@ -141,12 +141,23 @@ def test_a_training_whose_patience_is_over_has_no_time_left(run):
     assert (shown.data["seconds_left"], shown.bars[0].share) == (0.0, 1.0)
 
 
-def test_a_champion_that_cannot_be_used_is_one_line_with_the_ways_on(experiment, monkeypatch):
-    failed = subprocess.CompletedProcess([], 1, "", "warning\nmodels:/m-1: no SHA256SUMS\n")
+@pytest.mark.parametrize(
+    ("code", "out", "err", "reason"),
+    [
+        (1, "", "warning\nmodels:/m-1: no SHA256SUMS\n", "models:/m-1: no SHA256SUMS"),
+        (3, "", "", "its code ended the process, exit code 3"),
+        (0, '{"text": "a"}\n', "", "its code ended the process, exit code 0"),
+    ],
+)
+def test_a_champion_that_cannot_be_used_is_one_line_with_the_ways_on(
+    experiment, monkeypatch, code, out, err, reason
+):
+    failed = subprocess.CompletedProcess([], code, out, err)
     monkeypatch.setattr(module, "run_isolated", lambda *_: failed)
+    two = experiment.replace({"generate.prompts": ["a", "b"]})
     with pytest.raises(PipelineError) as error:
-        sample(context(experiment), needs(2))
+        sample(context(two), needs(2))
     assert str(error.value) == (
-        "the champion, models:/dca-gpt/2, cannot be used: models:/m-1: no SHA256SUMS; another "
+        f"the champion, models:/dca-gpt/2, cannot be used: {reason}; another "
         "one: promote.py rollback, or promote.py promote VERSION --force REASON"
     )
