@@ -5,6 +5,7 @@ Used by the stage report and at the end of a sweep.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from pipelines.console.text import counted, format_duration, format_value
 from pipelines.data.fingerprint import PreparedCorpus
@@ -55,6 +56,7 @@ def screen_lines(
     blocks = [
         [*(first or lines[:1]), *lines[1:], *_model_lines(results)],
         table_lines(study) if study and study.others else [],
+        [] if compared else _arm_lines(config, results),
         pareto_lines(config, searched.front if searched else ()),
         _test_lines(results),
         [samples] if samples else [],
@@ -78,12 +80,29 @@ def study_counts(config: Experiment, results: StageResults) -> list[str]:
     if not config.is_study or not searches:
         return []
     arms = f"{counted(len(config.arms), 'arm')}, " if config.arms else ""
+    if len(searches) < len(config.arms):
+        arms += f"{len(searches)} of them searched, "
     trials = sum(sum(one.trials.values()) for one in searches)
     ended, diverged = len(results.all(Fitted)), len(results.all(Diverged))
     lost = f", {diverged} of them diverged" if diverged else ""
     count = max(len(config.arms), 1) * len(config.replicate_seeds)
     trained = f"{ended + diverged} of {counted(count, 'training')}{lost}"
     return [f"{config.experiment}: {arms}{counted(trials, 'trial')}, {trained}"]
+
+
+def _arm_lines(config: Experiment, results: StageResults) -> list[str]:
+    """What is measured of each arm of a study that is not compared yet; nothing of other sweeps."""
+    tested = results.all(Tested) if config.arms else {}
+    bits: dict[str, list[float]] = {}
+    for values, one in tested.items():
+        bits.setdefault(str(values[0]), []).append(one.test_bits_per_byte)
+    if not bits:
+        return []
+    lines = [
+        f"  {fmean(found):6.3f}  {arm}, mean of {counted(len(found), 'training')}"
+        for arm, found in bits.items()
+    ]
+    return ["bits per byte of the test split, arms that are not compared yet", *lines]
 
 
 def _search_lines(
@@ -104,7 +123,8 @@ def _search_lines(
     values = ", ".join(
         f"{key}={format_value(value, digits=None)}" for key, value in chosen.values.items()
     )
-    best = f"{name}trial {chosen.trial}, {chosen.objective:.4f} bits per byte"
+    bits = "diverged" if chosen.objective is None else f"{chosen.objective:.4f} bits per byte"
+    best = f"{name}trial {chosen.trial}, {bits}"
     return [*lines, f"winner   {best}: {values or 'the defaults'}"]
 
 

@@ -16,16 +16,18 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
     """The trial with the smallest objective among the complete ones.
 
     A pruned trial never ranks before a complete one. If none is complete, the pruned ones are
-    compared at the most training tokens that two of them reached. Raises PipelineError if no trial
-    has an objective.
+    compared at the most training tokens that two of them reached. If none has an objective, it is
+    the one that diverged last. Raises PipelineError if none diverged either.
     """
     ranked = [t for t in trials if t.objective is not None and t.state == "complete"]
     if not ranked:
         pruned = [t for t in trials if t.objective is not None and t.state == "pruned"]
         ranked = _at_most_shared_tokens(pruned)
-    if not ranked:
-        raise PipelineError("search: no trial has a result")
-    return min(ranked, key=lambda trial: (trial.objective, trial.number))
+    if ranked:
+        return min(ranked, key=lambda trial: (trial.objective, trial.number))
+    if diverged := [trial for trial in trials if trial.diverged]:
+        return min(diverged, key=lambda trial: (-trial.tokens, trial.number))
+    raise PipelineError("search: no trial has a result")
 
 
 def pareto_front(trials: Sequence[StoredTrial], second: str | None) -> list[StoredTrial]:

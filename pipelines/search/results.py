@@ -33,7 +33,8 @@ class Selected:
     run_id: str
     values: dict[str, Any]
     """Values of its searched keys."""
-    objective: float
+    objective: float | None
+    """Of an arm all of whose trials diverged, None."""
 
 
 def write_numbers(numbers: Iterable[int]) -> str:

@@ -104,21 +104,29 @@ def _conclude(session: "Session") -> Searched:
     """Store what came out of a search. Raises PipelineError if that is nothing."""
     from pipelines.search.recorder import log_summary
 
-    _require_results(session.stored, session.task.search.trial_count)
+    _require_results(session)
     stored = session.stored
     if not stored.unfinished and not stored.failed:  # which may go on from their checkpoints
         remove(trials_folder(session.context))
     return log_summary(session.context, session.task, stored)
 
 
-def _require_results(stored: StoredSearch, total: int) -> None:
-    """Raise PipelineError if a trial has not ended, or none has a result."""
+def _require_results(session: "Session") -> None:
+    """Raise PipelineError if a trial has not ended, or none has a result.
+
+    Of an arm of a study it is a result that all diverged, as it is of a training.
+    """
+    stored, arm = session.stored, session.context.instance
     ended = stored.ended
-    if len(ended) < min(total, len(stored.trials)):  # SIGUSR1 ends Tune's loop, for example
+    if len(ended) < min(
+        session.task.search.trial_count, len(stored.trials)
+    ):  # SIGUSR1 ends Tune's loop, for example
         raise PipelineError("search: stopped early; run the same command again to go on")
     if not ended:
         raise PipelineError("search: no trial began within search.max_seconds; expected more")
-    if all(trial.state == "failed" for trial in ended):
+    if arm and all(trial.diverged for trial in ended):
+        session.context.progress.log(f"  {arm}: every trial diverged; the last to do so is trained")
+    elif all(trial.state == "failed" for trial in ended):
         reasons = "\n".join(f"  trial {trial.number}: {trial.reason}" for trial in ended)
         raise PipelineError(f"search: every trial failed; --retry-failed tries again\n{reasons}")
 

@@ -35,6 +35,8 @@ from pipelines.training.config import with_present_names
 
 STATUS_OF_STATE = {"complete": FINISHED, "pruned": KILLED, "failed": FAILED}
 """The states of a trial that ended, and MLflow's status of its run."""
+DIVERGED = "diverged"
+"""With which the reason of a trial that diverged begins."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,11 @@ class StoredTrial:
     """Number of its model's parameters; None in an older store."""
     params: Mapping[str, str] = field(default_factory=dict)
     """Its whole configuration, encoded. Empty if its process was killed before it stored them."""
+
+    @property
+    def diverged(self) -> bool:
+        """Whether that is why it failed."""
+        return self.state == "failed" and self.reason.startswith(DIVERGED)
 
     @property
     def curve(self) -> dict[int, float]:

@@ -96,19 +96,32 @@ def test_searches_that_were_interrupted_go_on_with_what_each_arm_lacks(
 
 
 @pytest.mark.usefixtures("local_tune")
-def test_an_arm_whose_trials_all_fail_is_no_end_of_the_others(folder):
-    bad = "arms.grn.search.space={train.learning_rate: {choice: [1e30]}}"
-    changes = (bad, "search.sampler.name=random")
+def test_an_arm_of_which_every_trial_diverges_has_a_trial_that_is_trained(folder):
+    bad = "arms.grn.search.space={train.learning_rate: {choice: [1e30, 1e31]}}"
+    code, out, err = folder.run(*SEARCHES, bad)
+    assert code == 0, err
+    assert "  grn: every trial diverged; the last to do so is trained\n" in out
+    chosen = [json.loads(run.data.tags["dca.outputs"]) for run in folder.store().find("select")]
+    assert {one["objective"] is None for one in chosen} == {True, False}
+    code, out, err = folder.run(*SEARCHES, bad)
+    assert (code, out.count("reused")) == (0, 4), err
+
+
+def test_an_arm_whose_trials_all_fail_costs_no_result_of_the_others(folder, local_tune: LocalTune):
+    changes = ("search.trials=1", "failures.retries=0", "arms.third={model.residual: laurel}")
+    local_tune.crashes = {"grn": MemoryError("no room")}
     code, out, err = folder.run(*SEARCHES, *changes)
     assert code == 1
-    assert re.search(r"^  search\[grn\]: search: every trial failed; --retry-failed", err, re.M)
+    assert re.search(
+        r"^  search\[grn\]: search: every trial failed; --retry-failed tries again\n"
+        r" +trial 0: MemoryError: no room$",
+        err,
+        re.M,
+    )
     assert "not run: select[grn]" in err
-    assert len(folder.store().find("select")) == 1
-    trials = {name: len(runs) for name, runs in trials_of(folder).items()}
-    code, out, _ = folder.run(*SEARCHES, *changes)
-    assert code == 1
-    assert re.search(r"select\[plain\] +reused", out)
-    assert {name: len(runs) for name, runs in trials_of(folder).items()} == trials
+    local_tune.started.clear()
+    code, out, err = folder.run(*SEARCHES, *changes, "arms.grn=null")
+    assert (code, out.count("reused"), local_tune.started) == (0, 4, []), err
 
 
 def test_each_training_of_a_study_is_that_training_alone_bit_for_bit(folder, local_tune: LocalTune):

@@ -18,8 +18,6 @@ T = TypeVar("T")
 LEARNING_RATE = "train.learning_rate"
 START_BITS = 8.0
 """Bits per byte before training: every byte is as probable as any other."""
-DIVERGED = "diverged"
-"""With which the reason of a trial that diverged begins."""
 
 
 def measured_arms(store: Store, config: Experiment, results: StageResults) -> tuple[Arm, ...]:
@@ -80,6 +78,6 @@ def _rates(store: Store, config: Experiment, searched: Searched) -> LearningRate
         for trial in stored.trials
         if trial.number in numbers
         and LEARNING_RATE in trial.values
-        and (trial.objective is not None or trial.reason.startswith(DIVERGED))
+        and (trial.objective is not None or trial.diverged)
     ]
     return learning_rates(trials, START_BITS)

@@ -120,3 +120,23 @@ def test_the_screen_shows_the_front_where_there_are_two_objectives(experiment, s
     search = {"second_objective": second, "scheduler": {"name": "none"}}
     config = experiment.replace({"search": search})
     assert pareto_lines(config, [(2, 2.0, 30_000.0), (3, 2.5, 40_000.0)]) == lines
+
+
+def test_the_arms_of_a_study_that_cannot_be_compared_have_their_results_all_the_same(experiment):
+    arms = {"plain": {}, "grn": {"model.residual": "grn_v2"}, "deep": {"model.depth": 3}}
+    study = experiment.replace({"arms": arms, "seeds": [0, 1]})
+    tested = {("plain", 0): 2.25, ("plain", 1): 2.75, ("deep", 0): 2.0}
+    instances = {
+        "search": {(arm,): RESULTS["search"] for arm in ("plain", "deep")},
+        "fit": dict.fromkeys(tested, RESULTS["fit"]),
+        "evaluate": {values: Tested(bits, "0" * 32, {}) for values, bits in tested.items()},
+    }
+    results = StageResults({"corpus": RESULTS["corpus"]}, instances)
+    lines = screen_lines(study, results, "", page=None, **WHERE)
+    assert lines[:5] == [
+        "tiny: 3 arms, 2 of them searched, 6 trials, 3 of 6 trainings",
+        "",
+        "bits per byte of the test split, arms that are not compared yet",
+        "   2.500  plain, mean of 2 trainings",
+        "   2.000  deep, mean of 1 training",
+    ]

@@ -33,6 +33,17 @@ def test_a_failed_trial_is_no_candidate():
         best_trial([trial(0, "failed", None)])
 
 
+def test_of_trials_that_all_diverged_the_last_to_do_so_wins():
+    failed = [
+        replace(trial(number, "failed", None), reason=reason, tokens=tokens)
+        for number, (reason, tokens) in enumerate(
+            [("diverged at step 1", 10), ("no room", 30), ("diverged at step 2", 20)]
+        )
+    ]
+    assert best_trial(failed).number == 2
+    assert best_trial([*failed, trial(3, "pruned", 9.0)]).number == 3
+
+
 def test_if_none_is_complete_the_deepest_shared_rung_decides():
     trials = [
         trial(0, "pruned", 2.0, {10: 2.0}),
