@@ -194,10 +194,7 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     if not prompts:
         message = "expected a TEXT, or --prompts FILE or standard input with a prompt in each line"
         raise ConfigError(Problem(message, "--prompt"))
-    try:
-        size = max(len(prompt.encode()) for prompt in prompts)
-    except UnicodeEncodeError as error:  # bytes of the command line that are none
-        raise ConfigError(Problem(f"not UTF-8: {error}", "--prompt")) from None
+    size = max(len(prompt.encode()) for prompt in prompts)
     if size > MAX_BYTES:
         raise ConfigError(Problem(f"expected at most {MAX_BYTES} bytes, got {size}", "--prompt"))
     return prompts

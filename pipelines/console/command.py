@@ -7,6 +7,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pipelines.console import BAD_INPUT, ENDING_SIGNALS, INTERRUPTED, missing_package
@@ -29,7 +30,7 @@ from pipelines.console.process import (
     warnings_of_libraries,
 )
 from pipelines.console.secrets import redact
-from pipelines.console.text import for_stream, nearest, quote_value
+from pipelines.console.text import for_stream, is_text, nearest, one_line, quote_value
 
 DONE, FAILURE = 0, 1
 """Exit codes of every command, beside BAD_INPUT and INTERRUPTED."""
@@ -98,8 +99,8 @@ def run_command(
 
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:
     """Run a command's `main`; of an error for the user print the message."""
-    if lacks_working_folder():
-        return _fail("the folder in which the command was started is gone", BAD_INPUT)
+    if reason := _unusable(argv[1:]):
+        return _fail(reason, BAD_INPUT)
     try:
         with interrupts_kept(), handlers_restored(*ENDING_SIGNALS) as settable:
             for number in ENDING_SIGNALS if settable else ():
@@ -128,6 +129,21 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             print_traceback(error)
             return FAILURE
         return _fail(f"{_full_place(error)}: {error.strerror}", FAILURE)
+
+
+def _unusable(arguments: Sequence[str]) -> str | None:
+    """What keeps any command from running here; None if nothing does.
+
+    Paths and arguments become parts of URIs and of a database, which take no bytes but text.
+    """
+    if lacks_working_folder():
+        return "the folder in which the command was started is gone"
+    if not is_text(folder := str(Path.cwd())):
+        return f"the working folder, {one_line(folder)}: expected a path in UTF-8"
+    for argument in arguments:
+        if not is_text(argument):
+            return f"command line: {one_line(argument)}: expected text in UTF-8"
+    return None
 
 
 def _full_place(error: OSError) -> str:

@@ -10,6 +10,7 @@ interrupted, the next command that reads the champion completes it. No clock dec
 """
 
 import itertools
+import shlex
 import time
 import uuid
 from dataclasses import dataclass
@@ -148,7 +149,7 @@ class Champions:
 
     def previous_champion(self, champion: int | None) -> int | None:
         """The champion to roll back to: the last one before, of the versions that still exist and
-        whose files can be read."""
+        whose files are as they were packaged."""
         walk: list[int] = []
         for promotion in self.promotions():
             if promotion.action == ROLLED_BACK:
@@ -159,11 +160,20 @@ class Champions:
             walk.append(promotion.version)
         existing = {int(version.version) for version in self.registry.versions()}
         others = (v for v in reversed(walk) if v in existing and v != champion)
-        return next((v for v in others if self._has_files(v)), None)
+        return next((v for v in others if self._is_whole(v)), None)
 
-    def _has_files(self, version: int) -> bool:
+    def ways_on(self, champion: int, version: int | None = None) -> str:
+        """The commands that replace a champion: by the one before it if there is one, or by a
+        version."""
+        name = shlex.quote(self.registry.name)
+        before = self.previous_champion(champion)
+        back = f"promote.py rollback --model {name}, which makes version {before} champion, or "
+        forced = f"promote.py promote {version or 'VERSION'} --model {name} --force REASON"
+        return f"{back if before else ''}{forced}"
+
+    def _is_whole(self, version: int) -> bool:
         try:
-            self.registry.models.require_files(self.registry.model_id(version))
+            self.registry.models.require_whole(self.registry.model_id(version))
         except DamagedError:
             return False
         return True

@@ -6,7 +6,6 @@ and an artifact of the version.
 
 import json
 import math
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -304,13 +303,11 @@ class Gate:
 
     def _nothing_to_compare(self, champion: int, version: int, error: Exception) -> str:
         """What is gone, and how to go on."""
-        name = shlex.quote(self.registry.name)
-        before = Champions(self.registry).previous_champion(champion)
-        back = f"promote.py rollback --model {name}, which makes version {before} champion, or "
+        ways_on = Champions(self.registry).ways_on(champion, version)
         return (
             f"version {version} cannot be compared with the champion, version {champion}, which "
             f"has no stored score on this text and cannot be scored: {first_line(error)}; run "
-            f"{back if before else ''}promote.py promote {version} --model {name} --force REASON"
+            f"{ways_on}"
         )
 
 
@@ -335,13 +332,14 @@ def force(registry: Registry, version: int, reason: str, *, dry_run: bool = Fals
     """Make a version champion without the gate; its tags record that.
 
     Raises ConfigError if it is champion, ConcurrentPromotionError if the champion moves meanwhile,
-    GoneError if its files were deleted: nothing could load the champion.
+    GoneError if its files were deleted, DamagedError if they were altered: nothing could load the
+    champion.
     """
     champions = Champions(registry)
     seen = champions.state(reconcile=not dry_run)
     if seen.champion == version:
         raise ConfigError(f"{registry.name} version {version} is the champion already")
-    registry.models.require_files(registry.model_id(version))
+    registry.models.require_whole(registry.model_id(version))
     decision = Decision(version, True, f"forced: {reason}", seen.champion, "", {})
     if not dry_run:
         champions.promote(version, FORCED, reason, seen)

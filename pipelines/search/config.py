@@ -100,7 +100,7 @@ class Dimension(Section):
         if self.log and low < 1:
             raise FieldError("int", f"expected low > 0 with log: true, got {low}")
         if (high - low) % self.step:
-            nearest = high - (high - low) % self.step
+            nearest = max(high - (high - low) % self.step, low + self.step)
             message = f"expected high - low to be a multiple of step = {self.step}"
             raise FieldError("int", f"{message}, as in [{low}, {nearest}], got {[low, high]}")
         return self

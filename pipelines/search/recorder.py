@@ -224,7 +224,7 @@ def log_summary(context: Context[Any], task: SearchTask, stored: StoredSearch) -
     _mark(store, BEST_TAG, [winner], [trial for trial in every if trial.best])
     _mark(store, PARETO_TAG, front, [trial for trial in every if trial.pareto])
     tokens = sum(trial.tokens for trial in ended)
-    metrics = {TOKENS_METRIC: tokens, **counts}
+    metrics: dict[str, float] = {TOKENS_METRIC: tokens, **counts}
     if winner.objective is not None:
         metrics[BEST_METRIC.format(task.base.train.best_metric)] = winner.objective
     store.log_metrics(run_id, metrics)

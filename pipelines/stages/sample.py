@@ -8,7 +8,9 @@ from pipelines.console.text import one_line
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.champions import Champions
 from pipelines.registry.results import Promoted, Sampled
+from pipelines.registry.versions import Registry
 from pipelines.tracking.schema import SAMPLE_KIND, SAMPLES_FILE
 from pipelines.tracking.store import Store
 
@@ -26,14 +28,14 @@ def sample(context: Context[Experiment], needs: StageResults) -> Sampled:
         context.progress.working("sample: generating"),
         context.progress.watching(lambda: "  sample: generating", stage="sample"),
     ):
-        texts = _generate(context, uri)
+        texts = _generate(context, promoted.model, promoted.champion)
     context.store.log_text(context.run_id, SEPARATOR.join(texts), SAMPLES_FILE)
     return Sampled(context.run_id, uri)
 
 
-def _generate(context: Context[Experiment], uri: str) -> list[str]:
+def _generate(context: Context[Experiment], model: str, champion: int) -> list[str]:
     """In a process of its own: the champion is loaded with its own `dca`."""
-    options = context.config.generate
+    options, uri = context.config.generate, f"models:/{model}/{champion}"
     arguments = [
         *("--json", f"--model={uri}"),
         *(f"--prompt={prompt}" for prompt in options.prompts),
@@ -48,9 +50,8 @@ def _generate(context: Context[Experiment], uri: str) -> list[str]:
     if child.returncode or len(lines) < len(options.prompts):
         last = child.stderr.strip().rpartition("\n")[2]
         reason = one_line(last) or f"its code ended the process, exit code {child.returncode}"
-        way_on = "promote.py rollback, or promote.py promote VERSION --force REASON"
-        message = f"the champion, {uri}, cannot be used: {reason}; another one: {way_on}"
-        raise PipelineError(message)
+        ways_on = Champions(Registry(context.store.client, model)).ways_on(champion)
+        raise PipelineError(f"the champion, {uri}, cannot be used: {reason}; run {ways_on}")
     return [json.loads(line)["text"] for line in lines]
 
 

@@ -117,10 +117,8 @@ def _require_results(session: "Session") -> None:
     Of an arm of a study it is a result that all diverged, as it is of a training.
     """
     stored, arm = session.stored, session.context.instance
-    ended = stored.ended
-    if len(ended) < min(
-        session.task.search.trial_count, len(stored.trials)
-    ):  # SIGUSR1 ends Tune's loop, for example
+    ended, total = stored.ended, session.task.search.trial_count
+    if len(ended) < min(total, len(stored.trials)):  # SIGUSR1 ends Tune's loop, for example
         raise PipelineError("search: stopped early; run the same command again to go on")
     if not ended:
         raise PipelineError("search: no trial began within search.max_seconds; expected more")

@@ -289,6 +289,14 @@ class ModelStore:
         if file in listed:
             raise GoneError(f"{uri}: its {file} is gone")
 
+    def require_whole(self, model_id: str) -> None:
+        """Raise GoneError if a model of this project or its files were deleted, DamagedError if a
+        file is not what was logged."""
+        self.require_files(model_id)
+        if SHA256_TAG in self.client.get_logged_model(model_id).tags:
+            with scratch_folder() as scratch:
+                self.download(model_id, scratch)
+
     def write_json(self, model_id: str, file: str, data: Any) -> None:
         """Store JSON about a logged model: an artifact of the run that logged it, with its digest
         as a tag of the model."""

@@ -11,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.secrets import redact
-from pipelines.console.text import is_text
+from pipelines.console.text import is_text, one_line
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
 
@@ -24,14 +24,15 @@ ARTIFACTS = "mlartifacts"
 def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks.
 
-    Raises ConfigError for one with a zero byte, of which no system makes a path.
+    Raises ConfigError for one that is not UTF-8, or has a zero byte, of which no system makes a
+    path.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         return database_uri(Path("mlflow.db"))
-    if "%00" in uri:
-        message = "expected a URI without a zero byte"
-        raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={uri}"))
+    if "%00" in uri or not is_text(uri):
+        message = "expected a URI in UTF-8, without a zero byte"
+        raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={one_line(uri)}"))
     database = database_file(uri)
     return database_uri(database) + "".join(uri.partition("?")[1:]) if database else uri
 
@@ -51,8 +52,6 @@ def database_file(uri: str) -> Path | None:
 def file_problem(path: Path) -> str | None:
     """Why a path cannot be that of a database; None if it can."""
     folder = Path(os.path.realpath(path)).parent
-    if not is_text(str(path)):
-        return f"{path}: expected a path in UTF-8"
     if path.name == MEMORY:
         return "a database in memory ends with the command; expected sqlite:///FILE"
     if path.is_dir():

@@ -77,6 +77,17 @@ def test_a_working_folder_that_was_deleted_is_one_line(monkeypatch, tmp_path, ca
     monkeypatch.chdir(tmp_path)
 
 
+def test_what_is_no_text_is_refused_by_every_command(monkeypatch, tmp_path, capsys):
+    assert run_command(failing(AssertionError()), ["a.py", "a", "b\udcff\udcfe"]) == 2
+    expected = "command line: b\\udcff\\udcfe: expected text in UTF-8\n"
+    assert capsys.readouterr().err == expected
+    folder = tmp_path / "b\udcff"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    assert run_command(failing(AssertionError()), ["a.py"]) == 2
+    assert capsys.readouterr().err.endswith("b\\udcff: expected a path in UTF-8\n")
+
+
 def test_a_command_that_cannot_resume_names_no_command_to_run_again(capsys):
     assert run_command(failing(KeyboardInterrupt()), ["a.py"]) == 130
     assert capsys.readouterr().err == "interrupted\n"

@@ -294,7 +294,7 @@ def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> 
     return Command(script, [*arguments], host, {**os.environ, **own})
 
 
-def test_a_version_whose_files_were_deleted_is_neither_forced_nor_rolled_back_to(store, experiment):
+def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_back_to(store, experiment):
     registry, champions = Registry(store.client, "tiny"), Champions(Registry(store.client, "tiny"))
     for number in range(3):
         run, uri = log_untrained(store, experiment, number)
@@ -306,7 +306,16 @@ def test_a_version_whose_files_were_deleted_is_neither_forced_nor_rolled_back_to
     assert rollback(registry, "test", dry_run=True) == (3, 1)
     with pytest.raises(GoneError, match="its files are gone"):
         gate_force(registry, 2, "test")
+    assert champions.ways_on(3, 2).startswith("promote.py rollback --model tiny, which makes vers")
+    location = store.client.get_logged_model(registry.model_id(1)).artifact_location
+    (weights,) = Path(location.removeprefix("file://")).rglob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(DamagedError, match=r"safetensors was altered after it was packaged"):
+        gate_force(registry, 1, "test")
+    with pytest.raises(ConfigError, match="no earlier champion"):
+        rollback(registry, "test")
     assert registry.aliases() == {CHAMPION: 3}
+    assert champions.ways_on(3) == "promote.py promote VERSION --model tiny --force REASON"
 
 
 def test_the_log_of_champions_is_no_model_whose_versions_can_be_listed(store):

@@ -10,7 +10,9 @@ import pytest
 from pipelines.console.errors import PipelineError
 from pipelines.console.progress import Progress
 from pipelines.engine.results import StageResults
+from pipelines.registry.champions import Champions
 from pipelines.registry.results import Promoted, Sampled
+from pipelines.registry.versions import Registry
 from pipelines.stages import sample as module
 from pipelines.stages.recorded_training import _progress
 from pipelines.stages.sample import STAGE, sample
@@ -18,6 +20,8 @@ from pipelines.stages.sample import STAGE, sample
 
 class Texts:
     """A store that keeps the texts that are logged."""
+
+    client = None
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, str, str]] = []
@@ -154,10 +158,11 @@ def test_a_champion_that_cannot_be_used_is_one_line_with_the_ways_on(
 ):
     failed = subprocess.CompletedProcess([], code, out, err)
     monkeypatch.setattr(module, "run_isolated", lambda *_: failed)
+    monkeypatch.setattr(Champions, "ways_on", lambda champions, champion: f"{champions} {champion}")
     two = experiment.replace({"generate.prompts": ["a", "b"]})
     with pytest.raises(PipelineError) as error:
         sample(context(two), needs(2))
     assert str(error.value) == (
-        f"the champion, models:/dca-gpt/2, cannot be used: {reason}; another "
-        "one: promote.py rollback, or promote.py promote VERSION --force REASON"
+        f"the champion, models:/dca-gpt/2, cannot be used: {reason}; run "
+        f"{Champions(Registry(None, 'dca-gpt'))} 2"
     )
