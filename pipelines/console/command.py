@@ -94,7 +94,7 @@ def run_command(
         lost = output.error
         if lost is None or isinstance(lost, BrokenPipeError) or code != DONE:
             return code
-        return _fail(f"{lost.filename or 'disk'}: {lost.strerror}", FAILURE)
+        return _fail(f"standard output: {lost.strerror}", FAILURE)
 
 
 def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, resumes: bool) -> int:

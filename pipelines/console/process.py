@@ -212,8 +212,12 @@ def warnings_of_libraries() -> Iterator[None]:
     """Let no warning be an error by PYTHONWARNINGS or -W in the time of a block.
 
     These are for programs that are being written. Libraries warn as they are imported, here and in
-    the processes of Ray, which inherit the variable.
+    the processes of Ray, which inherit the variable. Of Matplotlib only errors are shown: it
+    warns of a home that cannot be written, and of each font that it looks up.
     """
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     removed = [one for one in warnings.filters if sys.warnoptions and one[0] == "error"]
     kept = [one for one in warnings.filters if one not in removed]
     given = os.environ.get(WARNINGS_VARIABLE)
@@ -224,6 +228,7 @@ def warnings_of_libraries() -> Iterator[None]:
     try:
         yield
     finally:
+        logger.setLevel(level)
         now = warnings.filters
         place = next((i for i, one in enumerate(now) if one in kept), len(now))
         now[place:place] = removed  # type: ignore[index]

@@ -213,7 +213,11 @@ def _make_database(path: Path) -> None:
     part = place.with_name(f"{place.name}.part-{os.getpid()}")
     with scratch_folder() as scratch:
         made = scratch / place.name
-        make_tables(made)
+        try:
+            make_tables(made)
+        except store_errors() as error:
+            reason = failed_file(error) or first_line(error)
+            raise StorageError(f"{scratch}, in TMPDIR: {reason}") from None
         try:
             part.touch(0o600)
             shutil.copyfile(made, part)

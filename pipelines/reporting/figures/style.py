@@ -1,8 +1,6 @@
 """Sizes, colours, markers and matplotlib settings that the figures share."""
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ParamSpec
 
@@ -42,25 +40,12 @@ ARM_LINES, ARM_MARKERS = ("--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)))
 P = ParamSpec("P")
 
 
-@contextmanager
-def without_font_log() -> Iterator[None]:
-    """Errors only from matplotlib in the time of a block: it logs each font that it looks up, as a
-    figure is drawn or saved."""
-    logger = logging.getLogger("matplotlib")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
-
-
 def styled(draw: Callable[P, Figure]) -> Callable[P, Figure]:
     """A drawing function that uses the report's settings."""
 
     @wraps(draw)
     def drawn(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with matplotlib.rc_context(SETTINGS), without_font_log():
+        with matplotlib.rc_context(SETTINGS):
             return draw(*args, **kwargs)
 
     return drawn

@@ -76,7 +76,7 @@ def history(results: Results) -> Figure:
     axes.set_xlabel("trial")
     axes.set_ylabel(f"{results.split} bits per byte")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if len(table):
+    if axes.get_legend_handles_labels()[0]:  # no trial may have been evaluated yet
         axes.legend(loc="best")
     return figure
 

@@ -8,7 +8,6 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from pipelines.reporting.commands import Command
-from pipelines.reporting.figures.style import without_font_log
 
 DOTS_PER_INCH = 150
 """Resolution of the PNG files."""
@@ -45,9 +44,8 @@ class Picture:
     def save(self, folder: Path) -> Path:
         """Write the figure as a PNG file into a folder; returns its path."""
         path = folder / f"{self.name}.png"
-        with without_font_log():
-            _lay_out(self.figure)
-            self.figure.savefig(path, dpi=DOTS_PER_INCH)
+        _lay_out(self.figure)
+        self.figure.savefig(path, dpi=DOTS_PER_INCH)
         return path
 
 

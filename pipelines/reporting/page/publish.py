@@ -16,7 +16,6 @@ from markupsafe import Markup
 
 from pipelines.console.errors import StorageError
 from pipelines.reporting.commands import config_file, report_folder, run_folder
-from pipelines.reporting.figures.style import without_font_log
 from pipelines.reporting.importance import importance
 from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page.content import Picture, Section
@@ -86,8 +85,7 @@ def write(results: Results, folder: Path) -> Path:
     for picture in (picture for section in sections for picture in section.pictures):
         _new(folder / f"{picture.name}.png")
         png = picture.save(folder)
-        with without_font_log():
-            picture.markup = _markup(picture, png)
+        picture.markup = _markup(picture, png)
     _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml())
     path = _new(folder / PAGE_FILE)
     path.write_text(_render(results, sections), encoding="utf-8")

@@ -259,7 +259,11 @@ sys.exit(run_command(main, ["a.py"]))
         (">&-", 0, ["warning 0", "warning 1", "warning 2"]),
         ("2>&-", 0, []),
         ("<&- >&- 2>&-", 0, []),
-        (">/dev/full", 1, ["warning 0", "warning 1", "warning 2", "disk: No space left on device"]),
+        (
+            ">/dev/full",
+            1,
+            ["warning 0", "warning 1", "warning 2", "standard output: No space left on device"],
+        ),
         (">/dev/full 2>/dev/full", 1, []),
         ("2>/dev/full", 0, []),
         ("| head -1 >/dev/null", 0, ["warning 0", "warning 1", "warning 2"]),
@@ -361,7 +365,7 @@ def test_output_that_the_disk_does_not_take_is_one_line():
         child = subprocess.run(
             [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True
         )
-    assert (child.returncode, child.stderr) == (1, "disk: No space left on device\n")
+    assert (child.returncode, child.stderr) == (1, "standard output: No space left on device\n")
 
 
 def test_help_that_the_disk_does_not_take_is_one_line(monkeypatch, capsys):
@@ -374,7 +378,7 @@ def test_help_that_the_disk_does_not_take_is_one_line(monkeypatch, capsys):
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         assert run_command(main, ["a.py", "--help"]) == 1
-    assert capsys.readouterr().err == "disk: No space left on device\n"
+    assert capsys.readouterr().err == "standard output: No space left on device\n"
 
 
 @pytest.mark.process

@@ -75,11 +75,13 @@ def test_warnings_of_libraries_are_no_errors_by_python_options(monkeypatch):
         assert "error" not in [one[0] for one in warnings.filters]
         assert os.environ["PYTHONWARNINGS"] == "ignore::FutureWarning"
         warnings.filterwarnings("ignore", message="added by a library")
+        assert not logging.getLogger("matplotlib.font_manager").isEnabledFor(logging.WARNING)
         return 0
 
     assert run_command(main, ["a.py"]) == 0
     assert os.environ["PYTHONWARNINGS"] == "err::UserWarning,ignore::FutureWarning,error"
     assert warnings.filters[1:] == before
+    assert logging.getLogger("matplotlib").level == logging.NOTSET
 
 
 def test_errors_that_a_program_makes_of_warnings_itself_stay_errors(monkeypatch):

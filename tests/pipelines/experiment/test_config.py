@@ -806,7 +806,10 @@ def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_s
             "{model.depth: {int: [1, 8], step: 3}}",
             "a multiple of step = 3, as in [1, 7], got [1, 8]",
         ),
-        ("{model.depth: {int: [1, 8], step: 9}}", "multiple of step = 9, as in [1, 10], got [1, 8]"),
+        (
+            "{model.depth: {int: [1, 8], step: 9}}",
+            "multiple of step = 9, as in [1, 10], got [1, 8]",
+        ),
         ("{model.depth: {int: [0, 8], log: true}}", "expected low > 0 with log: true, got 0"),
         ("{model.depth: {int: [1, 9], log: true, step: 2}}", "expected 1 with log: true, got 2"),
         ("{model.depth: {choice: [1], step: 2}}", "step: expected with int only"),

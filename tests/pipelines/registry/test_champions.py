@@ -294,7 +294,9 @@ def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> 
     return Command(script, [*arguments], host, {**os.environ, **own})
 
 
-def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_back_to(store, experiment):
+def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_back_to(
+    store, experiment
+):
     registry, champions = Registry(store.client, "tiny"), Champions(Registry(store.client, "tiny"))
     for number in range(3):
         run, uri = log_untrained(store, experiment, number)

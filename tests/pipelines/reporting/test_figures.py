@@ -89,6 +89,12 @@ def test_the_leaderboard_has_the_best_twelve(plain):
     assert [*tick_texts(figure.axes[0]).values()] == [f"trial {n}" for n in range(11, -1, -1)]
 
 
+def test_trials_that_have_not_been_evaluated_yet_have_figures_without_a_warning(plain):
+    results = results_of(plain, [trial("unfinished", []), trial("unfinished", [])])
+    for draw in (figures.leaderboard, figures.history, figures.curves, figures.pruning):
+        assert draw(results).axes
+
+
 def test_the_history_has_the_trials_by_number_the_best_so_far_and_the_failed(plain):
     figure = figures.history(results_of(plain, STATES))
     (axes,) = figure.axes

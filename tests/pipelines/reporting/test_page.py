@@ -1,4 +1,3 @@
-import logging
 import os
 import re
 import shutil
@@ -74,12 +73,9 @@ def coarse(monkeypatch):
     monkeypatch.setattr(content, "DOTS_PER_INCH", 38)
 
 
-def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path, monkeypatch):
-    logger = logging.getLogger("matplotlib")
-    monkeypatch.setattr(logger, "level", logging.INFO)
+def test_the_page_is_self_contained_and_has_every_section(store, searched, tmp_path):
     store_sweep(store, searched, MIXED, winner=1)
     path = write(load_results("tiny"), tmp_path / "page")
-    assert logger.level == logging.INFO  # as it was before
     page = path.read_text()
     outline = Outline(page)
     assert outline.headings == SECTIONS

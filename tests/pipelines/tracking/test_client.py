@@ -333,6 +333,18 @@ def test_a_database_that_cannot_grow_is_one_line(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+@pytest.mark.slow
+def test_a_full_folder_of_temporary_files_is_named_and_leaves_no_database(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # a new database has 600,000
+    try:
+        with pytest.raises(StorageError, match=r"^/.*, in TMPDIR: d[^\n]*$"):
+            connect(f"sqlite:///{tmp_path}/mlflow.db")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 class Guarded(BaseHTTPRequestHandler):
     """A tracking server behind a proxy: it takes one user and one token."""
 
