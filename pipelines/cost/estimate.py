@@ -141,7 +141,7 @@ class _Costs:
         sizes = max(SIZES, MAX_COUNTED // len(begun))
         drawn = {
             name: in_few_sizes(
-                [draw_trials(task, stored, task.base.seed + seed) for seed in range(self.ways)],
+                [draw_trials(task, stored, seed) for seed in range(self.ways)],
                 sizes,
             )
             for name, (task, stored, _) in begun.items()

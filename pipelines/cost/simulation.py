@@ -50,8 +50,8 @@ def step_flops(run: TrainingRun) -> float:
 def draw_trials(task: SearchTask, stored: Sequence[StoredTrial], seed: int) -> list[TrainingRun]:
     """The trials that are left of a search, unfinished ones first, in what changes their cost.
 
-    Random ones stand for those of a sampler that learns from results. Trials of one size are equal,
-    whatever the seed.
+    Random ones, with that seed, stand for those of a sampler that learns from results. Trials of
+    one size are equal, whatever the seed.
     """
     base = task.base
     if task.search.sampler.name in LEARNING_SAMPLERS:

@@ -70,7 +70,8 @@ def read_experiment(
     data: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
 ) -> Experiment:
     """The experiment of plain data with `key=value` changes. Raises ConfigError."""
-    return _changed([Layer(source, data)], read_changes(overrides))
+    changes = [with_whole_path(change) for change in read_changes(overrides)]
+    return _changed([Layer(source, data)], changes)
 
 
 def read_stored(data: Mapping[str, Any], *, source: str) -> Experiment:

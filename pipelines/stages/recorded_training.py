@@ -57,8 +57,13 @@ def train_and_package(
 
 
 def describe_run(context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus) -> None:
-    """Record a training run's parameters and the text it reads."""
-    context.store.log_params(context.run_id, config.params)
+    """Record a training run's parameters and the text it reads.
+
+    One that is resumed keeps those it has: a text that has moved since has other paths.
+    """
+    known = context.store.client.get_run(context.run_id).data.params
+    params = {key: value for key, value in config.params.items() if key not in known}
+    context.store.log_params(context.run_id, params)
     files = train_val_splits(context.storage, corpus.fingerprint)
     splits = {"training": files.train, "validation": files.validation}
     context.store.log_corpus(context.run_id, corpus, **splits)

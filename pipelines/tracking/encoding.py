@@ -5,13 +5,20 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from pipelines.compat.mlflow import MAX_PARAM_CHARACTERS, MAX_TAG_CHARACTERS, NOTE_TAG
+from pipelines.compat.mlflow import (
+    DATASET_CONTEXT_TAG,
+    MAX_PARAM_CHARACTERS,
+    MAX_TAG_CHARACTERS,
+    NOTE_TAG,
+)
 from pipelines.console.errors import PipelineError
 from pipelines.console.secrets import redact
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.storage.files import File, size_of, uri_of
 from pipelines.training.history import STEP, TIME
 
 if TYPE_CHECKING:  # MLflow, which takes two seconds to import
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import DatasetInput, Metric, RunTag
 
 CUT_MARK = "\n\n(cut)"
 """End of a description that was too long."""
@@ -47,6 +54,17 @@ def metric_entities(
                     dataset_name=dataset_name,
                     dataset_digest=dataset_digest,
                 )
+
+
+def dataset_input(corpus: PreparedCorpus, split: str, file: File) -> "DatasetInput":
+    """The bytes of a split that a run read, as MLflow's dataset."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = json.dumps({"uri": uri_of(file)})
+    profile = json.dumps({"bytes": size_of(file)})
+    name, digest = f"{corpus.name} {split}", corpus.fingerprint
+    dataset = Dataset(name, digest, "local", source, profile=profile)
+    return DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, split)])
 
 
 def encode_param(value: Any) -> str:

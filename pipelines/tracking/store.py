@@ -6,31 +6,20 @@ restarted command finds its runs by these.
 
 import hashlib
 import json
-import os
 import secrets
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import (
-    Dataset,
-    DatasetInput,
-    Experiment,
-    InputTag,
-    LifecycleStage,
-    LoggedModelInput,
-    Param,
-    Run,
-)
+from mlflow.entities import Experiment, LifecycleStage, LoggedModelInput, Param, Run
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import (
-    DATASET_CONTEXT_TAG,
+    EXISTS,
     EXPERIMENT_KIND,
     FAILED,
     FINISHED,
@@ -41,16 +30,25 @@ from pipelines.compat.mlflow import (
     RUNNING,
 )
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.errors import (
+    DamagedError,
+    PipelineError,
+    StorageError,
+)
 from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.storage.digests import sha256_of
-from pipelines.storage.files import File, size_of, uri_of
-from pipelines.storage.private import make_private
+from pipelines.storage.files import File
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import RetryingClient, check_uri, connect
-from pipelines.tracking.encoding import Row, encode_param, encode_tags, metric_entities
+from pipelines.tracking.encoding import (
+    Row,
+    dataset_input,
+    encode_param,
+    encode_tags,
+    metric_entities,
+)
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.provenance import process_has_ended, provenance, this_process
@@ -74,7 +72,13 @@ from pipelines.tracking.schema import (
     schema_version,
     stage_outputs,
 )
-from pipelines.tracking.uri import artifact_location, database_file, tracking_uri
+from pipelines.tracking.uri import (
+    artifact_location,
+    database_file,
+    deleted_experiment,
+    make_storage,
+    tracking_uri,
+)
 from pipelines.training.history import STEP, TIME
 
 __all__ = ["Run", "Store"]
@@ -102,7 +106,7 @@ class Store:
             return None
         check_uri(uri)
         if create and isinstance(storage, Path):
-            _make_folder(storage)
+            make_storage(storage)
         with store_lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
             found = client.get_experiment_by_name(experiment)
@@ -110,10 +114,9 @@ class Store:
                 return None
             if found is None:
                 location = artifact_location(storage, database) if database else None
-                made = client.create_experiment(experiment, location, tags=EXPERIMENT_KIND)
-                return Store(client, made)
+                found = client.retry(partial(_experiment, client, experiment, location))
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
-            raise _deleted(found, database)
+            raise deleted_experiment(found.name, found.experiment_id)
         return Store(client, found.experiment_id)
 
     @property
@@ -282,12 +285,16 @@ class Store:
         self.client.set_terminated(run_id, status)
 
     def end_killed(self) -> None:
-        """End the runs that killed commands of this machine have left RUNNING in any experiment."""
+        """End the runs that killed commands of this machine have left RUNNING in any experiment.
+
+        Those of another user of a server, who may not be allowed to change them, stay.
+        """
         own = f"tags.`{PROCESS_TAG}` LIKE '{this_process().split()[0]} %'"
         ids = [found.experiment_id for found in self.client.search_experiments()]
         for run in self._search(f"attributes.status = '{RUNNING}' and {own}", ids):
             if process_has_ended(run.data.tags[PROCESS_TAG]):
-                self.end(run.info.run_id, KILLED)
+                with suppress(StorageError):
+                    self.end(run.info.run_id, KILLED)
 
     def fail(self, run_id: str, error: BaseException, *, command_ends: bool = True) -> None:
         """End a run as FAILED, or KILLED after Ctrl-C, with the error as its reason.
@@ -304,14 +311,8 @@ class Store:
 
     def log_corpus(self, run_id: str, corpus: PreparedCorpus, **splits: File) -> None:
         """Record the bytes a run read as MLflow datasets, one for each split of a corpus."""
-        inputs = []
-        for split, file in splits.items():
-            source = json.dumps({"uri": uri_of(file)})
-            profile = json.dumps({"bytes": size_of(file)})
-            name, digest = f"{corpus.name} {split}", corpus.fingerprint
-            dataset = Dataset(name, digest, "local", source, profile=profile)
-            inputs.append(DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, split)]))
-        self.client.log_inputs(run_id, inputs)
+        inputs = (dataset_input(corpus, split, file) for split, file in splits.items())
+        self.client.log_inputs(run_id, [*inputs])
 
     def log_use(self, run_id: str, model_id: str) -> None:
         """Record a logged model as an input of a run."""
@@ -379,22 +380,14 @@ class Store:
             return path.read_text()
 
 
-def _deleted(experiment: Experiment, database: Path | None) -> ConfigError:
-    """MLflow keeps a deleted experiment, and its name, until `mlflow gc`."""
-    command = f"mlflow experiments restore --experiment-id {experiment.experiment_id}"
-    if database:  # that of a server is in the environment, with its password
-        command = f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri())} {command}"
-    message = (
-        f"{experiment.name} was deleted in MLflow; to go on with it, restore it: {command} ; "
-        "else give another experiment"
-    )
-    return ConfigError(Problem(message, "experiment"))
-
-
-def _make_folder(path: Path) -> None:
+def _experiment(client: RetryingClient, name: str, location: str | None) -> Experiment:
+    """The experiment of that name, which is made unless another command, or an earlier call whose
+    answer was lost, has made it."""
+    if found := client.get_experiment_by_name(name):
+        return found
     try:
-        make_private(path)
-    except OSError as error:
-        raise ConfigError(Problem(f"{path}: {error.strerror}", "storage")) from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise ConfigError(Problem(f"{path} cannot be written", "storage"))
+        client.create_experiment(name, location, tags=EXPERIMENT_KIND)
+    except MlflowException as error:
+        if error.error_code != EXISTS:
+            raise
+    return client.get_experiment_by_name(name)

@@ -6,6 +6,7 @@ decodes the path, so that `%` and `?` in the name of a folder must be encoded.
 
 import os
 import re
+import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -85,6 +86,28 @@ def local_path(uri: str) -> Path | None:
     if re.match(r"[\w+.-]+:/", uri):  # a server's own: mlflow-artifacts:/1/models/...
         return None
     return Path(unquote(uri))  # MLflow decodes paths too
+
+
+def deleted_experiment(name: str, experiment_id: str) -> ConfigError:
+    """MLflow keeps a deleted experiment, and its name, until `mlflow gc`."""
+    uri, command = tracking_uri(), f"mlflow experiments restore --experiment-id {experiment_id}"
+    if database_file(uri):  # that of a server is in the environment, with its password
+        command = f"MLFLOW_TRACKING_URI={shlex.quote(uri)} {command}"
+    message = (
+        f"{name} was deleted in MLflow; to go on with it, restore it: {command} ; "
+        "else give another experiment"
+    )
+    return ConfigError(Problem(message, "experiment"))
+
+
+def make_storage(path: Path) -> None:
+    """Make the folder of the storage. Raises ConfigError if it cannot be made or written."""
+    try:
+        make_private(path)
+    except OSError as error:
+        raise ConfigError(Problem(f"{path}: {error.strerror}", "storage")) from None
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise ConfigError(Problem(f"{path} cannot be written", "storage"))
 
 
 def artifact_location(storage: Folder, database: Path) -> str:

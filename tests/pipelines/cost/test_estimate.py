@@ -217,6 +217,11 @@ def test_without_earlier_runs_steps_are_timed(searched, planned, tracking, timed
     assert names(lines) == ["trial", "fit", "search", "fit", "all"]
 
 
+def test_the_largest_seed_can_be_estimated(searched, planned, tracking, timed, cluster):
+    largest = searched.replace({"seed": 2**31 - 1})
+    assert estimate(largest, SIZES, planned[:1], cluster, discard)
+
+
 def test_rows_of_the_table_are_named_by_what_differs(searched, planned, tracking, timed, cluster):
     space = {"model.depth": {"int": [2, 4]}}
     deep = searched.replace({"search.space": space, "search.trials": 6})

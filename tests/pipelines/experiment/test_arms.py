@@ -369,6 +369,8 @@ def test_experiments_from_before_there_were_studies_are_read(study):
     del old["fit"]["evals"], old["fit"]["eval_tokens"], old["data"]["max_bytes"]
     assert read_stored(old, source="old") == study.without_study()
     assert read_packaged(old, source="old").model == study.model
+    moved = read_packaged(old, ["data.path=x.txt"], source="old")
+    assert moved.data.path == str(Path.cwd() / "x.txt")
     packaged = study.model_dump(mode="json")
     assert not read_packaged(packaged, ["model.residual=dca"], source="old").is_study
 

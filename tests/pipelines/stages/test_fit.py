@@ -1,13 +1,16 @@
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
-from pipelines.stages.recorded_training import best_checkpoint
+from pipelines.stages.recorded_training import best_checkpoint, describe_run
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
 from tests.pipelines.packages import log_untrained
@@ -90,3 +93,18 @@ def test_a_packaged_model_that_is_damaged_does_not_count(store, experiment, file
     path.unlink()
     with pytest.raises(PipelineError, match=uri):
         verify_fitted(store, fitted)
+
+
+def test_a_training_that_is_resumed_keeps_the_parameters_it_began_with(experiment, store, tmp_path):
+    storage = tmp_path / "runs"
+    found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+    write_splits(experiment.data, found, storage)
+    corpus = PreparedCorpus("files", found.fingerprint, found.sizes)
+    run = store.create("fit", "key", "fit")
+    context = SimpleNamespace(store=store, storage=storage, run_id=run)
+    describe_run(context, experiment.training_run(), corpus)
+    before = store.client.get_run(run).data.params
+    changes = {"data.path": "/moved.txt", "model.dca.last_k": 7}
+    describe_run(context, experiment.replace(changes).training_run(), corpus)
+    assert store.client.get_run(run).data.params == before
+    assert before["data.path"] == experiment.data.path

@@ -2,15 +2,19 @@ import json
 import os
 import re
 import shlex
+import sqlite3
 import subprocess
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from mlflow import MlflowClient
 from mlflow.cli import cli
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.provenance import this_process
@@ -284,6 +288,48 @@ def test_a_metrics_history_is_in_the_order_of_its_steps(store):
     for step in (3, 1, 2):
         store.log_metrics(run, {"step": step, "a": 10.0 * step})
     assert [*store.history(run, "a").items()] == [(1, 10.0), (2, 20.0), (3, 30.0)]
+
+
+@pytest.mark.slow
+def test_an_experiment_is_made_once_also_beside_another_command(store, tmp_path, monkeypatch):
+    find, answers = MlflowClient.get_experiment_by_name, [None, None]
+    monkeypatch.setattr(
+        MlflowClient,
+        "get_experiment_by_name",
+        lambda client, name: answers.pop() if answers else find(client, name),
+    )
+    assert Store.open("tiny", tmp_path / "runs").experiment_id == store.experiment_id
+
+
+@pytest.mark.slow
+def test_a_new_experiment_waits_for_a_database_that_is_locked(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{tracking_uri()}?timeout=0.01")
+    database = sqlite3.connect(tmp_path / "mlflow.db", check_same_thread=False)
+    with closing(database):
+        database.execute("begin immediate")
+        timer = threading.Timer(0.7, database.execute, ["rollback"])
+        timer.start()
+        assert Store.open("new", tmp_path / "runs").client.get_experiment_by_name("new")
+        timer.join()
+
+
+def test_a_run_of_another_user_that_may_not_be_ended_stays(store, monkeypatch):
+    with subprocess.Popen(["true"]) as ended:
+        ended.wait()
+    runs = [store.create("trial", key, key) for key in ("theirs", "ours")]
+    for run in runs:
+        store.tag(run, {"dca.process": f"{this_process().split()[0]} {ended.pid} 1"})
+    end = Store.end
+
+    def refused(store: Store, run_id: str, status: str) -> None:
+        if run_id == runs[0]:
+            raise StorageError("the server refuses the user ann")
+        end(store, run_id, status)
+
+    monkeypatch.setattr(Store, "end", refused)
+    store.end_killed()
+    statuses = [store.client.get_run(run).info.status for run in runs]
+    assert statuses == ["RUNNING", "KILLED"]
 
 
 def test_no_experiment_is_made_where_none_is_wanted(store, tmp_path, monkeypatch):
