@@ -22,7 +22,7 @@ from pipelines.compat import ray as names
 from pipelines.compat.ray_variables import own_variables, unreadable_variables
 from pipelines.console.errors import ConfigError, PipelineError, Problem, StorageError
 from pipelines.console.process import process_restored
-from pipelines.console.text import first_line
+from pipelines.console.text import first_line, one_line
 from pipelines.storage.private import make_private, private_folder, private_place
 from pipelines.storage.project import ROOT
 from pipelines.storage.scratch import scratch_folder
@@ -36,6 +36,7 @@ MAX_PORT = 65535
 HEALTH_SECONDS = 12
 """How long it may take to answer as the head node of a Ray, a process's start included."""
 EXPECTED = "expected HOST:PORT of a head node"
+NO_NODE = "this machine is no node of it; expected `ray job submit`, or before this `ray start"
 _starters: list["_Starter"] = []
 """That of this process, if a cluster has been started early."""
 _watchers: list["subprocess.Popen[bytes]"] = []
@@ -273,8 +274,9 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         except ConnectionError as error:
             raise ConfigError(Problem(str(error), f"RAY_ADDRESS={address}")) from None
         except Exception as error:  # of no common type: a process of Ray's was too slow, or died
-            if address:
-                raise
+            if address:  # of another version, or with no node on this machine
+                reason = one_line(" ".join(str(error).split()) or type(error).__name__)
+                raise ConfigError(Problem(reason, f"RAY_ADDRESS={address}")) from error
             message = "Ray did not start on this machine: has it memory and idle processors?"
             given = ", ".join(own_variables())
             hint = f"; the environment has {given}" if given else ""
@@ -313,11 +315,12 @@ def _head_node(address: str) -> str:
 
 
 def _no_head_node(address: str) -> str:
-    """Why what accepts connections there is no head node for this user; empty if it is one."""
+    """Why what accepts connections there is no head node for this user and this machine; empty if
+    it is one."""
     token = f"RAY_AUTH_MODE=token, and its token in RAY_AUTH_TOKEN or in ~/{names.TOKEN_FILE}"
     try:
         if names.is_head_node(address, seconds=HEALTH_SECONDS):
-            return ""
+            return "" if names.has_node() else f"{NO_NODE} --address={address}`"
         reason = "what answers there is no Ray cluster"
     except PermissionError:
         return f"the token of the Ray cluster there is missing or wrong; expected {token}"
@@ -349,7 +352,7 @@ def _own_token() -> dict[str, str]:
     if any(map(os.environ.get, names.TOKEN_VARIABLES)):
         return {}
     path, variable = Path.home() / names.TOKEN_FILE, {}
-    folder = next(parent for parent in path.parents if parent.exists())
+    folder = next(parent for parent in path.parents if os.access(parent, os.F_OK))
     if os.access(path, os.R_OK):
         with suppress(OSError):  # its owner is another user
             path.chmod(0o600)
@@ -358,7 +361,7 @@ def _own_token() -> dict[str, str]:
     else:
         path = private_folder() / "ray-token"
         variable = {names.TOKEN_PATH: str(path)}
-    if not path.exists():
+    if not os.access(path, os.F_OK):
         with scratch_folder(path.parent) as scratch:
             own = scratch / path.name
             own.touch(0o600)

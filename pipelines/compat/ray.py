@@ -100,6 +100,14 @@ def started_cluster() -> str | None:
     return found
 
 
+def has_node() -> bool:
+    """Whether a node of a cluster runs on this machine: without one `ray.init` waits for a minute,
+    and then fails."""
+    from ray._private.services import find_node_ids
+
+    return bool(find_node_ids())
+
+
 def is_head_node(address: str, *, seconds: float) -> bool:
     """Whether HOST:PORT answers as the control service of a Ray cluster.
 

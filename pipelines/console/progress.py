@@ -71,13 +71,24 @@ class Progress:
     @contextmanager
     def watching(self, look: Callable[[], str], **data: Any) -> Iterator[None]:
         """Show what `look` returns, with the time, each second of a block: of another process."""
-        start, ended = time.monotonic(), threading.Event()
+        start = time.monotonic()
+
+        def timed() -> ProgressUpdate:
+            elapsed = round(time.monotonic() - start)
+            text = f"{look()}, {format_duration(elapsed)}"
+            return ProgressUpdate(text, {**data, "text": text, "seconds": elapsed})
+
+        with self.repeating(timed):
+            yield
+
+    @contextmanager
+    def repeating(self, look: Callable[[], ProgressUpdate]) -> Iterator[None]:
+        """Show what `look` returns each second of a block, in which it seldom changes."""
+        ended = threading.Event()
 
         def watch() -> None:
             while not ended.wait(WATCH_SECONDS):
-                elapsed = round(time.monotonic() - start)
-                text = f"{look()}, {format_duration(elapsed)}"
-                self.update(ProgressUpdate(text, {**data, "text": text, "seconds": elapsed}))
+                self.update(look())
 
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()

@@ -12,7 +12,7 @@ from torch import Tensor
 from pipelines.cluster.capacity import require_capacity
 from pipelines.cluster.connection import cluster_address, connect
 from pipelines.console.errors import DamagedError, PipelineError
-from pipelines.console.text import format_duration
+from pipelines.console.text import counted, format_duration
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
@@ -109,11 +109,17 @@ def _record(
     experiment = context.config
     events = event_files(experiment.storage, experiment.experiment, enabled=experiment.tensorboard)
     history: dict[int, Row] = {}
-    with closing(Writer(context.store, events)) as writer:
+    text = f"training: {counted(config.train.steps, 'step')}, none evaluated yet"
+    shown = ProgressUpdate(text, {"stage": "training", "of_steps": config.train.steps})
+    with (
+        closing(Writer(context.store, events)) as writer,
+        context.progress.repeating(lambda: shown),
+    ):
         for rows in run:
             writer.write(context.run_id, rows)
             history |= {int(row[STEP]): row for row in rows}
-            context.progress.update(_progress(history, config))
+            shown = _progress(history, config)
+            context.progress.update(shown)
     return [history[step] for step in sorted(history)]
 
 

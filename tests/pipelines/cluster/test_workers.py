@@ -310,7 +310,23 @@ def test_auto_is_the_cluster_that_was_started_on_this_machine(monkeypatch):
     monkeypatch.setattr(connection.names, "started_cluster", lambda: "a:1")
     monkeypatch.setattr(connection, "_no_answer", lambda address: "")
     monkeypatch.setattr(connection.names, "is_head_node", lambda address, seconds: address == "a:1")
+    monkeypatch.setattr(connection.names, "has_node", lambda: True)
     assert connection._head_node("auto") == "a:1"
+    monkeypatch.setattr(connection.names, "has_node", lambda: False)
+    with pytest.raises(ConfigError, match=r"this machine is no node .*`ray start --address=a:1`$"):
+        connection._head_node("auto")
+
+
+def test_a_cluster_of_another_version_is_one_line(monkeypatch):
+    def init(**_: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.9\n")
+
+    monkeypatch.setenv("RAY_ADDRESS", "a:1")
+    monkeypatch.setattr(connection, "_head_node", lambda address: address)
+    with pytest.raises(ConfigError) as error:
+        connection._initialize(SimpleNamespace(init=init), dashboard=False)
+    expected = "RAY_ADDRESS=a:1: Version mismatch: The cluster was started with: Ray: 2.9"
+    assert str(error.value) == expected
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "host", "host:x", "127.0.0.1:"])

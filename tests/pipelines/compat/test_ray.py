@@ -166,6 +166,7 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
         addresses = listening(others)
         head = ray._private.worker._global_node.gcs_address
         assert compat.is_head_node(head, seconds=30)
+        assert compat.has_node()
         other = f"127.0.0.1:{node['NodeManagerPort']}"  # another service of Ray
         assert not compat.is_head_node(other, seconds=30)
         with monkeypatch.context() as changed, pytest.raises(PermissionError):

@@ -1,15 +1,22 @@
+import json
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
 
+from pipelines.console import progress as progress_module
 from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.progress import Progress
+from pipelines.console.updates import OutputMode
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
+from pipelines.stages import recorded_training
 from pipelines.stages.recorded_training import best_checkpoint, describe_run
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
@@ -108,3 +115,24 @@ def test_a_training_that_is_resumed_keeps_the_parameters_it_began_with(experimen
     describe_run(context, experiment.replace(changes).training_run(), corpus)
     assert store.client.get_run(run).data.params == before
     assert before["data.path"] == experiment.data.path
+
+
+def test_a_training_shows_itself_before_its_first_evaluation(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(recorded_training, "Writer", lambda *_: MagicMock())
+    context = SimpleNamespace(
+        config=experiment, store=None, run_id="r", progress=Progress(OutputMode.JSON)
+    )
+
+    def run():
+        deadline, first = time.monotonic() + 10, ""
+        while not first and time.monotonic() < deadline:
+            time.sleep(0.01)
+            first = capsys.readouterr().out
+        shown.append(json.loads(first.splitlines()[0]))
+        return
+        yield
+
+    shown: list[dict] = []
+    assert recorded_training._record(context, run(), experiment.training_run()) == []
+    assert (shown[0]["stage"], shown[0]["of_steps"]) == ("training", 16)

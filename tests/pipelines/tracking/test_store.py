@@ -2,10 +2,7 @@ import json
 import os
 import re
 import shlex
-import sqlite3
 import subprocess
-import threading
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -299,18 +296,6 @@ def test_an_experiment_is_made_once_also_beside_another_command(store, tmp_path,
         lambda client, name: answers.pop() if answers else find(client, name),
     )
     assert Store.open("tiny", tmp_path / "runs").experiment_id == store.experiment_id
-
-
-@pytest.mark.slow
-def test_a_new_experiment_waits_for_a_database_that_is_locked(store, tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"{tracking_uri()}?timeout=0.01")
-    database = sqlite3.connect(tmp_path / "mlflow.db", check_same_thread=False)
-    with closing(database):
-        database.execute("begin immediate")
-        timer = threading.Timer(0.7, database.execute, ["rollback"])
-        timer.start()
-        assert Store.open("new", tmp_path / "runs").client.get_experiment_by_name("new")
-        timer.join()
 
 
 def test_a_run_of_another_user_that_may_not_be_ended_stays(store, monkeypatch):
