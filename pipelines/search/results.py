@@ -8,6 +8,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pipelines.console.errors import DamagedError
+from pipelines.console.text import one_line
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -49,9 +52,13 @@ def write_numbers(numbers: Iterable[int]) -> str:
 
 
 def read_numbers(text: str) -> set[int]:
-    """The numbers in a text of `write_numbers`."""
+    """The numbers in a text of `write_numbers`. Raises DamagedError for another one."""
     found: set[int] = set()
     for part in filter(None, text.split(",")):
         low, _, high = part.partition("-")
-        found |= set(range(int(low), int(high or low) + 1))
+        try:
+            found |= set(range(int(low), int(high or low) + 1))
+        except ValueError:
+            message = f"the result of a search was edited: trials {one_line(text)}"
+            raise DamagedError(f"{message}; --fresh searches again") from None
     return found

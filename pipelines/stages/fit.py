@@ -6,6 +6,7 @@ In a study once for each arm and seed, side by side.
 from collections.abc import Sequence
 from functools import partial
 
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Ended, Instance, Stage
@@ -44,6 +45,18 @@ def fit_together(
 
 def _fit_run(context: Context[Experiment], needs: StageResults) -> TrainingRun:
     return in_budget(context.config, needs).fit_run(needs[Selected].values)
+
+
+def _as_fit(config: Experiment, needs: StageResults) -> Experiment:
+    """The experiment of the winner's training. Raises ConfigError if `fit` has changed so that the
+    winner of an earlier search does not fit it."""
+    selected = needs[Selected]
+    try:
+        return in_budget(config, needs).as_fit(selected.values)
+    except ConfigError as error:
+        message = f"trial {selected.trial}, the winner of the search, does not fit it: {error}"
+        ways_on = "expected another fit, or --fresh, which searches again"
+        raise ConfigError(Problem(f"{message}; {ways_on}", "fit")) from None
 
 
 def in_budget(config: Experiment, needs: StageResults) -> Experiment:
@@ -86,7 +99,7 @@ STAGE: Stage[Experiment, Fitted | Diverged] = Stage(
     run_together=fit_together,
     depends_on=("corpus", "select", "probe"),
     absorbed=(SELECT_KIND, PROBE_KIND),
-    configured=lambda config, needs: in_budget(config, needs).as_fit(needs[Selected].values),
+    configured=_as_fit,
     config_keys=("seed", "model", "train"),
     modules=lambda config: ("pipelines.stages.fit", *config.model_modules()),
     verify=_verify,

@@ -115,19 +115,22 @@ def read_trial(run: Run, metric: str) -> StoredTrial:
     """
     try:
         return _trial_of(run, metric)
-    except (KeyError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"run {run.info.run_id}: a tag was edited or removed: {error}"
         raise DamagedError(message) from None
 
 
 def _trial_of(run: Run, metric: str) -> StoredTrial:
     tags, metrics = run.data.tags, run.data.metrics
+    state, objective = tags.get(STATE_TAG), metrics.get(BEST_METRIC.format(metric))
+    if state not in {None, *STATUS_OF_STATE} or (state == "complete" and objective is None):
+        raise ValueError(f"{STATE_TAG}={state}")
     return StoredTrial(
         number=int(tags[TRIAL_TAG]),
         run_id=run.info.run_id,
         values=with_present_names(json.loads(tags[VALUES_TAG])),
-        state=tags.get(STATE_TAG),
-        objective=metrics.get(BEST_METRIC.format(metric)),
+        state=state,
+        objective=objective,
         tokens=int(metrics.get(TOKENS_METRIC, 0)),
         seconds=metrics.get(SECONDS_METRIC, 0.0),
         reason=tags.get(REASON_TAG, "").removeprefix(RESUMED),

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from pipelines.console import progress as progress_module
-from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
+from pipelines.engine.results import StageResults
 from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
+from pipelines.search.results import Selected
 from pipelines.stages import recorded_training
+from pipelines.stages.fit import STAGE
 from pipelines.stages.recorded_training import best_checkpoint, describe_run
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
@@ -136,3 +139,15 @@ def test_a_training_shows_itself_before_its_first_evaluation(experiment, monkeyp
     shown: list[dict] = []
     assert recorded_training._record(context, run(), experiment.training_run()) == []
     assert (shown[0]["stage"], shown[0]["of_steps"]) == ("training", 16)
+
+
+def test_a_winner_that_does_not_fit_another_fit_is_named_with_the_ways_on(experiment):
+    changed = experiment.replace({"fit.resources.workers": 2})
+    needs = StageResults({"select": Selected(3, "r", {"train.batch_tokens": 96}, 2.0)})
+    with pytest.raises(ConfigError) as error:
+        STAGE.configured(changed, needs)
+    message = str(error.value)
+    assert message.startswith(
+        "fit: trial 3, the winner of the search, does not fit it: train.batch"
+    )
+    assert message.endswith("; expected another fit, or --fresh, which searches again")

@@ -31,7 +31,14 @@ def test_a_trial_that_has_just_begun_has_no_numbers():
     assert trial.curve == {}
 
 
-@pytest.mark.parametrize("tags", [{"dca.trial": "first"}, {"dca.values": "{"}])
+@pytest.mark.parametrize(
+    "tags",
+    [
+        {"dca.trial": "first"},
+        *({"dca.values": text} for text in ("{", "[1]", "null")),
+        *({"dca.state": state} for state in ("done", "complete")),  # without an objective
+    ],
+)
 def test_a_trial_whose_tags_were_edited_is_one_line_with_its_run(tags):
     with pytest.raises(DamagedError, match=r"^run id: a tag was edited or removed: "):
         read_trial(run(tags), "val_bits_per_byte")
