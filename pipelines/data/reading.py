@@ -6,6 +6,7 @@ Used by pipelines.data.splits, which measures a corpus and writes its splits.
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
@@ -94,11 +95,22 @@ class CorpusReader:
             source.fetch(config.path, self._mode)
             return [source.read() if config.path is None else source.read(config.path)]
         named = {f"data.{key}": getattr(config, key) for key in SPLIT_KEYS.values()}
-        files = {key: find_files(path, key=key) for key, path in named.items() if path is not None}
-        _refuse_overlap(files)
+        named = {key: path for key, path in named.items() if path is not None}
+        with file_search_shown(self._mode):
+            files = {key: find_files(path, key=key) for key, path in named.items()}
+            _refuse_overlap(files)
         if config.max_bytes is None:
             self._files = sum(map(len, files.values()))
         return [read_files(paths) for paths in files.values()]
+
+
+@contextmanager
+def file_search_shown(mode: OutputMode) -> Iterator[None]:
+    """Show, if a block takes long, that it looks for the files of a text: there may be many."""
+    from pipelines.console.progress import Progress  # with rich, which training does not need
+
+    with Progress(mode, stderr=True).waiting("looking for the files of the text", stage="corpus"):
+        yield
 
 
 def _refuse_overlap(files: dict[str, list[Path]]) -> None:

@@ -85,10 +85,14 @@ def write_splits(
     if isinstance(storage, Path):
         _write_local(config, corpus, storage, mode)
         return
+    from pipelines.console.progress import Progress  # with rich, which training does not need
+
+    shown = Progress(mode, stderr=True).waiting("storing the splits of the text", stage="corpus")
     with scratch_folder() as scratch:
         _write_local(config, corpus, scratch, mode)
-        for name in _names(corpus.fingerprint).values():
-            put_file(scratch / name, storage / name)
+        with shown:
+            for name in _names(corpus.fingerprint).values():
+                put_file(scratch / name, storage / name)
 
 
 def _write_local(config: DataConfig, corpus: Corpus, storage: Path, mode: OutputMode) -> None:

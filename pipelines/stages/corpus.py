@@ -9,6 +9,7 @@ from pipelines.console.text import counted, one_line
 from pipelines.console.updates import OutputMode
 from pipelines.data.files import contained
 from pipelines.data.fingerprint import SPLIT_KEYS, Corpus, PreparedCorpus
+from pipelines.data.reading import file_search_shown
 from pipelines.data.splits import find_splits, measure_corpus, sealed_test, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
@@ -75,7 +76,8 @@ class CorpusStage:
 
     def _measure(self, experiment: Experiment) -> Corpus:
         if self._measured is None:
-            _refuse_outputs(experiment)
+            with file_search_shown(self._output):
+                _refuse_outputs(experiment)
             seq_len = experiment.train.seq_len
             self._measured = measure_corpus(experiment.data, seq_len=seq_len, mode=self._output)
         return self._measured
