@@ -149,7 +149,7 @@ class Registry:
         return model_id_of(source)
 
     def write_json(self, version: int, file: str, data: Any) -> None:
-        """Store JSON about a version's model."""
+        """Store JSON about a version's model; nothing if the run that logged it is gone."""
         self.models.write_json(self.model_id(version), file, data)
 
     def read_json(self, version: int, file: str) -> Any:

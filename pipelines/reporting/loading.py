@@ -136,9 +136,9 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
     whole = read_stored(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
     if baseline is not None:
         require_arm(whole, baseline)
-    found = {
-        path: store.client.get_run(run) for path, run in stage_runs(pipeline.data.tags).items()
-    }
+    ids = stage_runs(pipeline.data.tags)
+    runs = {path: store.client.find_run(run_id) for path, run_id in ids.items()}
+    found = {path: run for path, run in runs.items() if run}  # of one that is gone there is nothing
     study = StudyRuns(whole, found, store) if whole.is_study else None
     config = study.winner_config if study else whole
     stages = _stage_runs(store, study.of_winner if study else found, config, study)

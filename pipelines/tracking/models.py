@@ -299,8 +299,10 @@ class ModelStore:
 
     def write_json(self, model_id: str, file: str, data: Any) -> None:
         """Store JSON about a logged model: an artifact of the run that logged it, with its digest
-        as a tag of the model."""
+        as a tag of the model. Nothing is stored if that run is not there any more."""
         model, text = self.client.get_logged_model(model_id), json.dumps(data, indent=1)
+        if self.client.find_run(model.source_run_id) is None:
+            return
         self.client.require_no_links(model.source_run_id, [file])
         self.client.log_text(model.source_run_id, text, file)
         digest = hashlib.sha256(text.encode()).hexdigest()

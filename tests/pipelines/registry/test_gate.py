@@ -28,6 +28,7 @@ from pipelines.registry.score import score as real_score
 from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
 from pipelines.tracking.models import ModelStore
+from tests.pipelines.stored import purge
 
 TEXT_BYTES = 60_001
 
@@ -483,6 +484,16 @@ def test_a_version_that_is_late_is_compared_with_the_new_champion(versions, monk
     promote_before(versions.registry, best, monkeypatch)
     assert versions.sweep(mine).startswith(f"kept version {best}: 1.5000 against 1.0000")
     assert [p.version for p in versions.promotions()] == [1, best]
+
+
+def test_versions_whose_runs_were_removed_are_compared_promoted_and_forced(versions):
+    for bits in (2.0, 1.9, 1.8):
+        version = versions.add(bits)
+        purge(versions.context.store, versions.registry.get(version).run_id)
+        assert versions.sweep(version).startswith("promoted: ")
+    force(versions.registry, 1, "test")
+    assert versions.champion == 1
+    assert versions.registry.get(1).tags["gate.decision"] == "promoted: forced: test"
 
 
 def test_a_sweep_leaves_a_version_that_was_rolled_back(versions):

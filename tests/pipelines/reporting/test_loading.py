@@ -11,7 +11,7 @@ from pipelines.reporting.loading import experiment_lines, load_results
 from pipelines.reporting.page.provenance_sections import lineage_section
 from pipelines.tracking.schema import STAGE_TAG
 from tests.pipelines.packages import log_untrained
-from tests.pipelines.stored import Made, store_sweep
+from tests.pipelines.stored import Made, purge, store_sweep
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
@@ -81,6 +81,15 @@ def test_a_stage_of_this_searchs_result_is_kept(store, searched, older):
     assert load_results("tiny").winner == 0
     store.tag(search, {"dca.outputs": json.dumps(result | {"trials": {"complete": 2}})})
     assert load_results("tiny").winner == (0 if older else None)
+
+
+def test_a_stage_whose_run_was_removed_is_left_out(store, searched):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2])], winner=0)
+    purge(store, store.client.get_run(pipeline).data.tags[STAGE_TAG.format("select")])
+    results = load_results("tiny")
+    assert list(results.stages) == ["search"]
+    assert results.winner is None
 
 
 def test_a_failed_trial_whose_values_do_not_go_together_has_no_parameter_count(store, searched):
