@@ -16,7 +16,7 @@ from typing import Any
 
 from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, DamagedError, GoneError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError, Problem
 from pipelines.console.text import nearest
 from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_stored
@@ -87,6 +87,8 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
     latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
     try:
         return results_of(store, latest.info.run_id, baseline)
+    except EditedError:
+        raise
     except DamagedError as error:
         again = (
             "`python pipelines/sweep.py` (or train.py) with the experiment's file writes it again"
