@@ -67,7 +67,7 @@ class RemoteDirectory:
     def require_owner(self) -> None:
         """Raise PipelineError if another process has claimed the folder since, or it is gone."""
         try:
-            owner = (self / OWNER).read_text()
+            owner = (self / OWNER).read_text(encoding="utf-8")
         except FileNotFoundError:
             owner = ""
         if owner != self.owner:
@@ -118,7 +118,7 @@ class RemoteDirectory:
         """Write a small file of this name."""
         with scratch_folder() as scratch:
             path = scratch / "text"
-            path.write_text(text)
+            path.write_text(text, "utf-8")
             self._call("written", upload, path, retry=retry)
 
     def read_text(self, *, retry: bool = True) -> str:

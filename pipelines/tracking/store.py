@@ -376,7 +376,7 @@ class Store:
                 raise DamagedError(f"run {run_id}: {file} is no file")
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
 
 
 def _deleted(experiment: Experiment, database: Path | None) -> ConfigError:
