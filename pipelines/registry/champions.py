@@ -10,6 +10,7 @@ interrupted, the next command that reads the champion completes it. No clock dec
 """
 
 import itertools
+import re
 import shlex
 import time
 import uuid
@@ -21,7 +22,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MISSING
-from pipelines.console.errors import DamagedError, EditedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, EditedError, PipelineError
 from pipelines.console.secrets import redact
 from pipelines.console.text import quote_value
 from pipelines.registry.versions import (
@@ -174,14 +175,15 @@ class Champions:
     def _is_whole(self, version: int) -> bool:
         try:
             self.registry.models.require_whole(self.registry.model_id(version))
-        except DamagedError:
+        except (ConfigError, DamagedError):  # the former if it is no logged model
             return False
         return True
 
     def tried(self, text: str, fingerprint: str) -> dict[str, str]:
         """The logged models that were compared with a champion on a test text, and their numbers.
 
-        Those that were before there were numbers, as their versions say, have none.
+        Those that were before there were numbers, as their versions say, have none, nor have those
+        whose tag was edited to what is no number.
 
         Args:
             text: A digest of the test bytes.
@@ -196,7 +198,8 @@ class Champions:
         }
         prefix = TRIED_TAG.format(text, "")
         tags = self._log_tags().items()
-        return found | {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
+        ours = {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
+        return found | {m: n if re.fullmatch("[1-9][0-9]{0,8}", n) else "" for m, n in ours.items()}
 
     def number_challenger(
         self, text: str, fingerprint: str, model_id: str, *, dry_run: bool = False

@@ -79,9 +79,13 @@ class Registry:
     def _link(self, model_id: str, version: int) -> None:
         """Show the version on its logged model's page, as MLflow's own way of registering does."""
         tags = self.client.get_logged_model(model_id).tags
-        linked = json.loads(tags.get(MODEL_VERSIONS_TAG, "[]"))
         entry = {"name": self.name, "version": str(version)}
-        if entry not in [{**row, "version": str(row["version"])} for row in linked]:
+        try:
+            linked = json.loads(tags.get(MODEL_VERSIONS_TAG, "[]"))
+            present = [{**row, "version": str(row["version"])} for row in linked]
+        except (KeyError, TypeError, ValueError):  # it was edited; only MLflow's page reads it
+            linked, present = [], []
+        if entry not in present:
             tags = {MODEL_VERSIONS_TAG: json.dumps([*linked, entry])}
             self.client.set_logged_model_tags(model_id, tags)
 

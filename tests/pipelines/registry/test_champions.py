@@ -1,3 +1,4 @@
+import argparse
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError
+from pipelines.promote import _decide
 from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
     CHAMPION,
@@ -210,6 +212,17 @@ def test_a_deleted_version_is_no_champion_to_go_back_to(store):
     store.client.delete_model_version(champions.registry.name, "3")
     assert champions.state().champion is None
     assert champions.previous_champion(None) == 1
+
+
+def test_what_is_no_logged_model_is_no_champion_to_go_back_to(store):
+    champions = Champions(register(store, 1))
+    force(champions, 1)
+    store.client.create_model_version("tiny", "s3://elsewhere/model")
+    champions.registry.set_alias(CHAMPION, 2)
+    force(champions, 1)
+    assert champions.previous_champion(1) is None
+    with pytest.raises(ConfigError, match="tiny version 2: expected a model logged by MLflow 3"):
+        _decide(champions.registry, 2, argparse.Namespace(changes=[]))
 
 
 def test_the_history_of_a_model_that_was_deleted_is_not_that_of_its_namesake(store):

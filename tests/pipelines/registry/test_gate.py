@@ -28,6 +28,7 @@ from pipelines.registry.score import score as real_score
 from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
 from pipelines.tracking.models import ModelStore
+from pipelines.tracking.schema import TRIED_TAG
 from tests.pipelines.stored import purge
 
 TEXT_BYTES = 60_001
@@ -350,6 +351,16 @@ def test_challengers_of_an_earlier_version_of_the_project_are_counted_by_their_t
     versions.sweep(versions.add(2.0))
     versions.registry.tag(versions.add(2.1), {"gate.gain": "-0.1"})
     assert "challenger 2 of 2" in versions.sweep(versions.add(2.1))
+
+
+@pytest.mark.parametrize("edited", ["0", "-1", "x", "1.5", "9" * 5000])
+def test_a_challenger_whose_number_was_edited_gets_another(versions, edited):
+    champions = Champions(versions.registry)
+    versions.sweep(versions.add(2.0))
+    assert champions.number_challenger("text", "same", "m-1") == (1, 1)
+    assert champions.number_challenger("text", "same", "m-2") == (2, 2)
+    champions._tag_log(TRIED_TAG.format("text", "m-1"), edited)
+    assert champions.number_challenger("text", "same", "m-1") == (2, 2)
 
 
 def test_of_two_challengers_at_once_none_misses_the_other(versions, monkeypatch):

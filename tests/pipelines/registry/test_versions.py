@@ -38,11 +38,17 @@ def test_a_version_is_on_the_page_of_its_logged_model_once(store):
     for _ in range(2):
         other.register(uri, run, {})
         registry.register(uri, run, {})
-    tags = store.client.get_logged_model(registry.model_id(1)).tags
+    model_id = registry.model_id(1)
+    tags = store.client.get_logged_model(model_id).tags
     assert json.loads(tags[MODEL_VERSIONS_TAG]) == [
         {"name": "tiny", "version": "1"},
         {"name": "other", "version": "1"},
     ]
+    for edited in ("{", "1", '["a"]', '[{"name": "tiny"}]'):
+        store.client.set_logged_model_tags(model_id, {MODEL_VERSIONS_TAG: edited})
+        registry.register(uri, run, {})
+        tags = store.client.get_logged_model(model_id).tags
+        assert json.loads(tags[MODEL_VERSIONS_TAG]) == [{"name": "tiny", "version": "1"}]
 
 
 def test_a_misspelt_name_has_the_nearest_one(store):
