@@ -192,8 +192,13 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompts is not None:
         prompts = _lines(_read(arguments.prompts), arguments.prompts)
     elif not given and sys.stdin is not None and not sys.stdin.isatty():
-        with _waiting(STANDARD_INPUT):
-            text = sys.stdin.buffer.read()
+        try:
+            with _waiting(STANDARD_INPUT):
+                text = sys.stdin.buffer.read() or b""  # None of one that is not waited for
+        except (OSError, ValueError) as error:  # it may be open for writing, or closed
+            reason = getattr(error, "strerror", None) or error
+            message = f"cannot be read: {reason}; expected --prompt TEXT or --prompts FILE"
+            raise ConfigError(Problem(message, source=STANDARD_INPUT)) from None
         prompts = _lines(text, STANDARD_INPUT)
     else:
         prompts = given

@@ -1,5 +1,6 @@
 """Commands that need no Ray: bad input, one training run, two commands in one process."""
 
+import errno
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -140,6 +142,20 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert len(err.strip().splitlines()) == 1
     assert len(err) < 600
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")), "cannot be read: Bad file"),
+        (Mock(side_effect=io.UnsupportedOperation("read")), "cannot be read: read; expected --pr"),
+        (Mock(return_value=None), "is empty; expected a prompt in each line or --prompt TEXT or"),
+    ],
+)
+def test_a_standard_input_that_cannot_be_read_is_refused(monkeypatch, read, message):
+    monkeypatch.setattr(sys, "stdin", Mock(isatty=lambda: False, buffer=Mock(read=read)))
+    with pytest.raises(ConfigError, match=f"^standard input: {message}"):
+        generate.main([])
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
