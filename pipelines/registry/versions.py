@@ -19,6 +19,7 @@ from pipelines.compat.mlflow import (
     MISSING,
     MODEL_ID,
     MODEL_VERSIONS_TAG,
+    all_pages,
     is_write_conflict,
 )
 from pipelines.console.errors import ConfigError, Problem
@@ -176,14 +177,8 @@ class Registry:
 
 def search_versions(client: RetryingClient, name: str) -> list[ModelVersion]:
     """Every version registered by a name, ascending; none if there is no such name."""
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
+    found = all_pages(client.search_model_versions, f"name = '{name}'")
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def create_name(
@@ -208,7 +203,7 @@ def _require_name(client: RetryingClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code not in (MISSING, INVALID):
             raise
-        found = [model.name for model in client.search_registered_models()]
+        found = [model.name for model in all_pages(client.search_registered_models)]
         names = [name for name in found if not name.endswith(LOG_SUFFIX)]
         registered = ", ".join(names) or "none yet; python pipelines/sweep.py makes one"
         message = f"no such registered model; registered: {registered}"

@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
+from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG, all_pages
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError, Problem
 from pipelines.console.text import nearest
@@ -73,15 +73,15 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
     of the baseline's name in it, or no comparison yet.
     """
     client = connect_existing()
-    names = [found.name for found in client.search_experiments()]
     store = Store.open(experiment, Path.cwd(), create=False)  # refuses a deleted one
-    if experiment not in names:
+    if store is None:
+        names = [found.name for found in all_pages(client.search_experiments)]
         known = ", ".join(_pipelines(client)) or "none of sweep.py or train.py yet"
         message = f"no such experiment in {shown_tracking_uri()}; experiments: {known}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
-    pipelines = store.find(PIPELINE_KIND) if store else []
+    pipelines = store.find(PIPELINE_KIND)
     searched = [run for run in pipelines if _has_search(run)]
-    if store is None or not pipelines:
+    if not pipelines:
         message = "no run of sweep.py or train.py in it yet"
         raise ConfigError(Problem(message, source=experiment))
     latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
@@ -110,20 +110,12 @@ def experiment_lines() -> list[str]:
 
 def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:
     """The pipeline runs of each experiment that has any, both newest first."""
-    names = {found.experiment_id: found.name for found in client.search_experiments()}
+    names = {one.experiment_id: one.name for one in all_pages(client.search_experiments)}
+    query, order = f"tags.`{KIND_TAG}` = '{PIPELINE_KIND}'", ["attributes.start_time DESC"]
     found: dict[str, list[Run]] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            list(names),
-            f"tags.`{KIND_TAG}` = '{PIPELINE_KIND}'",
-            order_by=["attributes.start_time DESC"],
-            page_token=token,
-        )
-        for run in page:
-            found.setdefault(names[run.info.experiment_id], []).append(run)
-        if not (token := page.token):
-            return found
+    for run in all_pages(client.search_runs, list(names), query, order_by=order):
+        found.setdefault(names[run.info.experiment_id], []).append(run)
+    return found
 
 
 def _has_search(pipeline: Run) -> bool:

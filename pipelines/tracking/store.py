@@ -39,6 +39,7 @@ from pipelines.compat.mlflow import (
     NOTE_TAG,
     PARENT_RUN_TAG,
     RUNNING,
+    all_pages,
 )
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
@@ -146,19 +147,9 @@ class Store:
         return self._search(" and ".join(terms))
 
     def _search(self, query: str, experiments: Sequence[str] = ()) -> list[Run]:
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                experiments or [self.experiment_id],
-                query,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            runs.extend(page)
-            token = page.token
-            if not token:
-                return runs
+        ids = experiments or [self.experiment_id]
+        order = ["attributes.start_time DESC"]
+        return all_pages(self.client.search_runs, ids, query, order_by=order)
 
     def create(
         self,

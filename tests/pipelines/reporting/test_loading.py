@@ -1,8 +1,10 @@
 import json
 import re
+from functools import partialmethod
 from unittest.mock import Mock
 
 import pytest
+from mlflow import MlflowClient
 
 from pipelines.console.errors import ConfigError, DamagedError, EditedError
 from pipelines.engine.results import json_digest
@@ -33,6 +35,17 @@ def test_experiments_are_listed_and_named_where_there_is_no_such(store, searched
     assert re.fullmatch(r"tiny: 2 pipeline runs, the newest \d{4}-\d\d-\d\d \d\d:\d\d, \w+", line)
     with pytest.raises(ConfigError, match=r"; experiments: tiny$"):
         load_results("something")
+
+
+def test_an_experiment_is_found_on_every_page(store, searched, made, monkeypatch):
+    made(searched, [])
+    for name in ("a", "b"):
+        store.client.create_experiment(name)
+    one = partialmethod(MlflowClient.search_experiments, max_results=1)
+    monkeypatch.setattr(MlflowClient, "search_experiments", one)
+    assert load_results("tiny").experiment.experiment == "tiny"
+    (line,) = experiment_lines()
+    assert line.startswith("tiny: 1 pipeline run, ")
 
 
 def test_the_champion_and_its_moves_are_shown(store, searched, made):
