@@ -507,6 +507,17 @@ def test_versions_whose_runs_were_removed_are_compared_promoted_and_forced(versi
     assert versions.registry.get(1).tags["gate.decision"] == "promoted: forced: test"
 
 
+def test_a_decision_that_was_edited_is_made_again(versions):
+    versions.sweep(versions.add(1.0))
+    decision = versions.sweep(version := versions.add(2.0))
+    scored = len(versions.scored)
+    assert versions.sweep(version) == decision
+    assert len(versions.scored) == scored
+    versions.registry.tag(version, {"gate.decision": "promoted: by me"})
+    assert versions.sweep(version) == decision
+    assert versions.registry.get(version).tags["gate.decision"] == decision
+
+
 def test_a_sweep_leaves_a_version_that_was_rolled_back(versions):
     versions.sweep(versions.add(2.0))
     versions.sweep(better := versions.add(1.0))
