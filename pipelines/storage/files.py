@@ -59,7 +59,7 @@ def file_at(place: Folder) -> File | None:
     if isinstance(place, Path):
         return place if place.is_file() else None  # a pipe would be waited for
     try:
-        return RemoteFile(place, _digest_of(place).read_text(encoding="utf-8")[:64], place.size())
+        return RemoteFile(place, _digest_of(place).read_text()[:64], place.size())
     except FileNotFoundError:
         return None
 

@@ -67,7 +67,7 @@ class RemoteDirectory:
     def require_owner(self) -> None:
         """Raise PipelineError if another process has claimed the folder since, or it is gone."""
         try:
-            owner = (self / OWNER).read_text(encoding="utf-8")
+            owner = (self / OWNER).read_text()
         except FileNotFoundError:
             owner = ""
         if owner != self.owner:

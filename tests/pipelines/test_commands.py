@@ -161,13 +161,13 @@ def test_a_standard_input_that_cannot_be_read_is_refused(monkeypatch, read, mess
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_a_text_in_json_is_json_in_the_encoding_of_standard_output(monkeypatch, encoding):
     out = io.TextIOWrapper(io.BytesIO(), encoding)
-    packaged = SimpleNamespace(check=lambda *_, **__: 0, continuation=lambda *_, **__: ["→"])
+    packaged = SimpleNamespace(check=lambda *_, **__: 0, continuation=lambda *_, **__: ["😀"])
     with monkeypatch.context() as patch, output_guarded():
         patch.setattr(sys, "stdout", GuardedStream(out))
         generate._generate(packaged, ["é"], "m", generate._parse(["--prompt", "é", "--json"]))
     written = out.buffer.getvalue().decode(encoding)
-    assert json.loads(written)["text"] == "é→"
-    assert ("→" in written) is (encoding == "utf-8")
+    assert json.loads(written)["text"] == "é😀"
+    assert ("😀" in written) is (encoding == "utf-8")
 
 
 @pytest.mark.process
