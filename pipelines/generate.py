@@ -23,7 +23,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
@@ -102,7 +102,8 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
             with Progress(stderr=True).waiting(f"writing text {number + 1} of {count}"):
                 text = prompt + "".join(parts)
             row = {"model": label, "prompt": prompt, "seed": seed, "text": text}
-            print(json.dumps(row, ensure_ascii=sys.stdout.isatty()), flush=True)
+            escaped = sys.stdout.isatty() or not _is_utf8(sys.stdout)
+            print(json.dumps(row, ensure_ascii=escaped), flush=True)
             raise_output_error()
             continue
         if number:
@@ -112,6 +113,11 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
             sys.stdout.flush()
             raise_output_error()
         print(flush=True)
+
+
+def _is_utf8(stream: TextIO) -> bool:
+    """Whether a stream has every character; one without an encoding is in memory."""
+    return codecs.lookup(stream.encoding or "utf-8").name == "utf-8"
 
 
 def _problem(error: ValueError) -> Problem:
@@ -140,7 +146,7 @@ def _run_alone(argv: Sequence[str], prompts: list[str]) -> int:
     """The same command in a process of its own, which shows its text as it is written."""
     from pipelines.console.isolated import isolated_command, isolated_environment
 
-    with tempfile.TemporaryFile("w+") as given:
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as given:
         given.write("\n".join(prompts))  # read if they came from standard input
         given.seek(0)
         child = subprocess.Popen(
@@ -186,8 +192,13 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
     if arguments.prompts is not None:
         prompts = _lines(_read(arguments.prompts), arguments.prompts)
     elif not given and sys.stdin is not None and not sys.stdin.isatty():
-        with _waiting(STANDARD_INPUT):
-            text = sys.stdin.buffer.read()
+        try:
+            with _waiting(STANDARD_INPUT):
+                text = sys.stdin.buffer.read() or b""  # None of one that is not waited for
+        except (OSError, ValueError) as error:  # it may be open for writing, or closed
+            reason = getattr(error, "strerror", None) or error
+            message = f"cannot be read: {reason}; expected --prompt TEXT or --prompts FILE"
+            raise ConfigError(Problem(message, source=STANDARD_INPUT)) from None
         prompts = _lines(text, STANDARD_INPUT)
     else:
         prompts = given

@@ -194,6 +194,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     from pipelines.storage.location import storage_folder
     from pipelines.tracking.schema import VersionTags
 
+    registry.model_id(version)  # bad input first: what is no logged model cannot be forced either
     data, tags = registry.read_packaged(version, CONFIG), VersionTags.of(registry.get(version))
     name = f"{registry.name} version {version}"
     if data is None or tags.promote is None or tags.test_fingerprint is None:

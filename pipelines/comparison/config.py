@@ -152,7 +152,7 @@ def replicate_seeds(seeds: int | list[int], tuning_seed: int) -> tuple[int, ...]
 class CompareConfig(Section):
     """The comparison of a study's arms with its baseline."""
 
-    smallest_difference: Annotated[float, Field(gt=0)] = 0.01
+    smallest_difference: Annotated[float, Field(ge=1e-6)] = 0.01
     """Bits per byte that matter: the number of seeds that an undecided arm needs is that which
     finds such a difference with a power of 0.8."""
     single_look: bool = False

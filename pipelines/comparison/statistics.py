@@ -20,6 +20,8 @@ POWER = 0.8
 """With which `seeds_needed` finds a difference."""
 SD_CONFIDENCE = 0.8
 """Of the upper bound of the standard deviation that `seeds_needed` plans with."""
+MAX_PAIRS = 2**40
+"""That `seeds_needed` considers."""
 MAX_FLIPPED = 30
 """Differences of which all signs are flipped: more take exponentially longer."""
 
@@ -124,21 +126,24 @@ def look_level(look: int, *, single: bool = False) -> float:
     """
     if single:
         return LEVEL if look == 1 else 0.0
-    return FIRST_LOOK_LEVEL if look == 1 else (LEVEL - FIRST_LOOK_LEVEL) / 2 ** (look - 1)
+    return FIRST_LOOK_LEVEL if look == 1 else (LEVEL - FIRST_LOOK_LEVEL) * 0.5 ** (look - 1)
 
 
-def seeds_needed(sd: float, n: int, difference: float, level: float = LEVEL) -> int:
+def seeds_needed(sd: float, n: int, difference: float, level: float = LEVEL) -> int | None:
     """Pairs with which a t-test of this two-sided level finds a difference with power 0.8.
 
     Plans with the upper 80 % bound of the standard deviation found over n pairs,
     sd sqrt((n - 1) / chi2(0.2, n - 1)), and with the noncentral t distribution; never with the
-    difference found, which is the more exaggerated the fewer seeds there are.
+    difference found, which is the more exaggerated the fewer seeds there are. None for more than
+    MAX_PAIRS.
     """
     from scipy.special import chdtri
 
     bound = sd * math.sqrt((n - 1) / chdtri(n - 1, SD_CONFIDENCE))
     high = 2
-    while _power(high, bound, difference, level) < POWER:
+    while not _power(high, bound, difference, level) >= POWER:
+        if high >= MAX_PAIRS or not level:  # which a thousand looks have halved to 0
+            return None
         high *= 2
     low = high // 2
     while high - low > 1:
@@ -177,10 +182,10 @@ def _power(n: int, sd: float, difference: float, level: float) -> float:
 
     if n < 2:
         return 0.0
-    if sd == 0:
-        return 1.0
+    if sd == 0 or not level:
+        return float(level > 0)
     shift = difference / (sd / math.sqrt(n))
-    return 1 - float(nctdtr(n - 1, shift, _t_quantile(1 - level / 2, n - 1)))
+    return 1 - float(nctdtr(n - 1, shift, -_t_quantile(level / 2, n - 1)))
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ Imports MLflow only where an error is judged: those who need a name need not loa
 import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -165,6 +165,19 @@ def _answer(uri: str, path: str, method: str, timeout_seconds: float, **body: An
         allow_redirects=False,
         **body,
     )
+
+
+def all_pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
+    """All that a search finds: each of its answers is a page, of 100 registered models or 1,000
+    experiments or runs."""
+    found: list[Any] = []
+    token = None
+    while True:
+        page = search(*args, page_token=token, **kwargs)
+        found.extend(page)
+        token = page.token
+        if not token:
+            return found
 
 
 def skip_prompt_checks(client: Any) -> None:

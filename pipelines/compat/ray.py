@@ -335,7 +335,9 @@ def trial_error(trial: Any) -> BaseException:
     if trial.pickled_error_file:
         error: BaseException = cloudpickle.loads(Path(trial.pickled_error_file).read_bytes())
         return getattr(error, "cause", error)
-    return TuneError(Path(trial.error_file).read_text() if trial.error_file else "unknown error")
+    return TuneError(
+        Path(trial.error_file).read_text(encoding="utf-8") if trial.error_file else "unknown error"
+    )
 
 
 def exit_detail(error: BaseException) -> str:

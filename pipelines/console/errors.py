@@ -68,6 +68,10 @@ class DamagedError(PipelineError):
     """A checkpoint or a packaged model is not as it was written: reading it again does not help."""
 
 
+class EditedError(DamagedError):
+    """A tag in the tracking store that was edited or removed there: nothing writes it again."""
+
+
 class GoneError(DamagedError):
     """A packaged model that was deleted, or whose files were."""
 

@@ -109,7 +109,9 @@ def _imports(module: str) -> set[str]:
     """What may be modules of the project that a module imports, and the packages around it."""
     parts = module.removesuffix(f".{PACKAGE}").split(".")
     around = {".".join([*parts[:count], PACKAGE]) for count in range(1, len(parts))}
-    names, _ = _parsed(path_of(module).read_text(), whole=not module.endswith(f".{PACKAGE}"))
+    names, _ = _parsed(
+        path_of(module).read_text(encoding="utf-8"), whole=not module.endswith(f".{PACKAGE}")
+    )
     return around | names
 
 
@@ -124,10 +126,10 @@ def _exists(module: str) -> bool:
 def _normalised(module: str) -> Iterator[str]:
     """A source without what cannot change numbers, and its kernel in C++ if it has one."""
     path = path_of(module)
-    yield _parsed(path.read_text(), whole=not module.endswith(f".{PACKAGE}"))[1]
+    yield _parsed(path.read_text(encoding="utf-8"), whole=not module.endswith(f".{PACKAGE}"))[1]
     kernel = path.with_suffix(KERNEL_SUFFIX)
     if kernel.is_file():
-        yield _without_comments(kernel.read_text())
+        yield _without_comments(kernel.read_text(encoding="utf-8"))
 
 
 @cache  # the stages of a plan share most of their sources

@@ -10,17 +10,21 @@ interrupted, the next command that reads the champion completes it. No clock dec
 """
 
 import itertools
+import re
 import shlex
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MISSING
-from pipelines.console.errors import DamagedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, EditedError, PipelineError
 from pipelines.console.secrets import redact
+from pipelines.console.text import quote_value
 from pipelines.registry.versions import (
     CONFLICTS,
     LOG_SUFFIX,
@@ -54,6 +58,8 @@ CHAMPION = "champion"
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
 """Actions of the log."""
 
+T = TypeVar("T")
+
 
 class ConcurrentPromotionError(PipelineError):
     """Another process changed the champion after this one had read it."""
@@ -80,22 +86,17 @@ class Promotion:
     def of(entry: ModelVersion) -> "Promotion":
         """The promotion that an entry of the log stores.
 
-        Raises DamagedError if its tags are not what was written.
+        Raises EditedError if its tags are not what was written.
         """
-        tags = entry.tags
-        try:
-            return Promotion(
-                number=_number(entry),
-                version=int(tags[ENTRY_VERSION_TAG]),
-                previous=int(tags[PREVIOUS_TAG]) if PREVIOUS_TAG in tags else None,
-                action=tags[ACTION_TAG],
-                reason=tags[ENTRY_REASON_TAG],
-                user=tags[ENTRY_USER_TAG],
-                seconds=float(tags[ENTRY_SECONDS_TAG]),
-            )
-        except (KeyError, ValueError) as error:
-            message = f"{entry.name} version {entry.version}: a tag was edited or removed: {error}"
-            raise DamagedError(message) from None
+        return Promotion(
+            number=_number(entry),
+            version=_version(entry),
+            previous=_read_tag(entry, PREVIOUS_TAG, int) if PREVIOUS_TAG in entry.tags else None,
+            action=_read_tag(entry, ACTION_TAG, str),
+            reason=_read_tag(entry, ENTRY_REASON_TAG, str),
+            user=_read_tag(entry, ENTRY_USER_TAG, str),
+            seconds=_read_tag(entry, ENTRY_SECONDS_TAG, _seconds),
+        )
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Champions:
         versions = search_versions(self.registry.client, self.registry.name)
         sources = {str(version.version): version.source for version in versions}
         identity, entries = self.registry.identity(), self._valid_entries()
-        ours = (e for e in entries if sources.get(e.tags[ENTRY_VERSION_TAG], e.source) == e.source)
+        ours = (e for e in entries if sources.get(str(_version(e)), e.source) == e.source)
         return [Promotion.of(entry) for entry in ours if _is_of(entry, identity)]
 
     def promote(self, version: int, action: str, reason: str, seen: ChampionState) -> None:
@@ -174,14 +175,15 @@ class Champions:
     def _is_whole(self, version: int) -> bool:
         try:
             self.registry.models.require_whole(self.registry.model_id(version))
-        except DamagedError:
+        except (ConfigError, DamagedError):  # the former if it is no logged model
             return False
         return True
 
     def tried(self, text: str, fingerprint: str) -> dict[str, str]:
         """The logged models that were compared with a champion on a test text, and their numbers.
 
-        Those that were before there were numbers, as their versions say, have none.
+        Those that were before there were numbers, as their versions say, have none, nor have those
+        whose tag was edited to what is no number.
 
         Args:
             text: A digest of the test bytes.
@@ -196,7 +198,8 @@ class Champions:
         }
         prefix = TRIED_TAG.format(text, "")
         tags = self._log_tags().items()
-        return found | {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
+        ours = {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
+        return found | {m: n if re.fullmatch("[1-9][0-9]{0,8}", n) else "" for m, n in ours.items()}
 
     def number_challenger(
         self, text: str, fingerprint: str, model_id: str, *, dry_run: bool = False
@@ -254,7 +257,7 @@ class Champions:
             self._mark(last, own, this_process())
             marks.append((last, own))
             if self._version_exists(last):
-                self.registry.set_alias(CHAMPION, int(last.tags[ENTRY_VERSION_TAG]))
+                self.registry.set_alias(CHAMPION, _version(last))
             self._mark(last, DONE_TAG, "true")
             entries = self._valid_entries()
             if _number(entries[-1]) == _number(last):
@@ -273,13 +276,13 @@ class Champions:
         champion = self.registry.aliases().get(CHAMPION)
         settled = last is None or (DONE_TAG in last.tags and not any(map(_moves, entries)))
         if last is not None and not settled and self._version_exists(last):
-            champion = int(last.tags[ENTRY_VERSION_TAG])
+            champion = _version(last)
         return ChampionState(champion, _number(last) if last else 0), settled
 
     def _version_exists(self, entry: ModelVersion) -> bool:
         """Whether the version of an entry still exists, and is not another one of its number."""
         try:
-            version = self.registry.get(int(entry.tags[ENTRY_VERSION_TAG]))
+            version = self.registry.get(_version(entry))
             return version.source == entry.source and _is_of(entry, self.registry.identity())
         except MlflowException as error:
             if error.error_code != MISSING:
@@ -372,3 +375,25 @@ def _has_ended(entry: ModelVersion, tag: str) -> bool:
 
 def _number(entry: ModelVersion) -> int:
     return int(entry.version)
+
+
+def _version(entry: ModelVersion) -> int:
+    """The version that an entry is about. Raises EditedError."""
+    return _read_tag(entry, ENTRY_VERSION_TAG, int)
+
+
+def _seconds(text: str) -> float:
+    """A time that the calendar has. Raises an error for another one."""
+    time.localtime(seconds := float(text))
+    return seconds
+
+
+def _read_tag(entry: ModelVersion, tag: str, read: Callable[[str], T]) -> T:
+    """The value of an entry's tag. Raises EditedError if it is not what was written."""
+    try:
+        return read(entry.tags[tag])
+    except (KeyError, OSError, OverflowError, ValueError):
+        got = f"{quote_value(entry.tags[tag])}" if tag in entry.tags else "none"
+    of = "seconds since 1970" if tag == ENTRY_SECONDS_TAG else "as in the entry's description"
+    message = f"{entry.name} version {entry.version}: tag {tag}: got {got}, expected what was "
+    raise EditedError(f"{message}written, {of}; set it again in MLflow")

@@ -70,7 +70,10 @@ def _of_prompt_size(text: str) -> str:
 class GenerateConfig(Section):
     """The sample at the end of the pipeline."""
 
-    prompts: list[Annotated[str, Field(min_length=1), AfterValidator(_of_prompt_size)]] = ["def "]
+    prompts: Annotated[
+        list[Annotated[str, Field(min_length=1), AfterValidator(_of_prompt_size)]],
+        Field(min_length=1),
+    ] = ["def "]
     """Texts to continue."""
     max_new_tokens: Annotated[int, Field(ge=1, le=MAX_BYTES)] = 200
     """Bytes to write for each."""

@@ -61,16 +61,16 @@ def _metrics(registry: Registry, version: int) -> dict[str, Any]:
     found = registry.get(version)
     tags = VersionTags.of(found)
     tagged = {TEST_BITS_TAG: tags.test_bits, PARAMETERS_TAG: tags.parameters}
-    run = found.run_id
+    run = registry.client.find_run(found.run_id)
     return {
         **{key: value for key, value in tagged.items() if value is not None},
-        **(registry.client.get_run(run).data.metrics if run else {}),
+        **(run.data.metrics if run else {}),
     }
 
 
 def _curve(registry: Registry, version: int) -> dict[int, float]:
     run = registry.get(version).run_id
-    if not run:
+    if registry.client.find_run(run) is None:
         return {}
     tokens, bits = (
         {point.step: point.value for point in registry.client.get_metric_history(run, metric)}

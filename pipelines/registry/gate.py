@@ -16,6 +16,7 @@ from typing import Any
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.progress import Progress
+from pipelines.console.secrets import redact
 from pipelines.console.text import counted, first_line
 from pipelines.data.overlap import overlap_share, overlap_text
 from pipelines.data.splits import find_splits
@@ -323,7 +324,7 @@ def earlier_decision(
     if version in [promotion.version for promotion in champions.promotions()]:
         now = "removed" if champion is None else f"replaced by version {champion}"
         return f"was champion and has been {now}; restore it with promote.py"
-    if tags.gate_key == _key(settings.model_dump(), fingerprint, champion):
+    if tags.gate_key == _key(settings.model_dump(), fingerprint, champion, tags.decision):
         return None if tags.promoted else tags.decision
     return None
 
@@ -376,7 +377,9 @@ def _record(registry: Registry, decision: Decision) -> None:
         **numbers,
         **forced,
         GATE_CHAMPION_TAG: str(decision.champion or "none"),
-        GATE_KEY_TAG: _key(decision.settings, decision.fingerprint, decision.champion),
+        GATE_KEY_TAG: _key(
+            decision.settings, decision.fingerprint, decision.champion, redact(decision.summary)
+        ),
         PROMOTED_TAG: json.dumps(decision.promoted),
         DECISION_TAG: decision.summary,
     }
@@ -386,6 +389,8 @@ def _record(registry: Registry, decision: Decision) -> None:
     registry.tag(decision.version, tags)
 
 
-def _key(settings: Mapping[str, Any], fingerprint: str, champion: int | None) -> str:
-    """What a decision depends on, besides the version."""
-    return json_digest([settings, fingerprint, champion])
+def _key(
+    settings: Mapping[str, Any], fingerprint: str, champion: int | None, summary: str | None
+) -> str:
+    """What a decision depends on, besides the version, and the decision, which may be edited."""
+    return json_digest([settings, fingerprint, champion, summary])

@@ -110,7 +110,10 @@ def _find(source: str, folder: Path) -> Path:
 def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[str]) -> None:
     """Refuse weights that do not fit the model, or some model of the search."""
     try:
-        stored = with_present_names(json.loads(weights.with_name(DESCRIPTION).read_text()))
+        stored = json.loads(weights.with_name(DESCRIPTION).read_text(encoding="utf-8"))
+        if not isinstance(stored, dict):
+            raise ValueError(f"{DESCRIPTION}: expected a JSON object")
+        stored = with_present_names(stored)
         given = TypeAdapter(ModelConfig).validate_json(json.dumps(stored["model"]))
         _require_shapes(given, weights)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError, SafetensorError) as error:

@@ -104,7 +104,7 @@ def hardware() -> dict[str, Any]:
 
 
 def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+    return Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
 
 
 def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
@@ -201,7 +201,7 @@ def _require_sizes(folder: Path, kind: Any) -> None:
     except (OSError, RuntimeError, SafetensorError) as error:
         raise DamagedError(f"{folder}: {FILES}/{WEIGHTS}: {first_line(error)}") from None
     try:
-        config = json.loads((folder / CONFIG).read_text())["model"]
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["model"]
         fits = config["depth"] <= len(sizes)
         if fits and hasattr(kind, "meta_model"):
             fits = kind(**config).parameter_count() <= sum(sizes)

@@ -66,7 +66,7 @@ def verify(root: Path) -> None:
     sums = root / "artifacts" / "model" / SUMS
     if not sums.is_file():
         raise ValueError(f"no {SUMS}: not a model of this project, or one from before it")
-    rows = (line.split(maxsplit=1) for line in sums.read_text().splitlines())
+    rows = (line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines())
     expected = {name: value for value, name in rows}
     for path in sorted(root.rglob("*")):
         name = path.relative_to(root).as_posix()
@@ -116,7 +116,9 @@ class PackagedModel(PythonModel):
             _check_sources(Path(dca.__file__ or "").parent, root / "code" / "dca")
             importlib.import_module("dca.sampling")
             self.dca: Any = dca
-            self.config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+            self.config: dict[str, Any] = json.loads(
+                (folder / "config.json").read_text(encoding="utf-8")
+            )
             self.model = dca.build_model(dca.ModelConfig(**self.config["model"]))
         self.model.load_state_dict(load_file(folder / "model.safetensors"))
         self.model.eval()

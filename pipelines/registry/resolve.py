@@ -7,7 +7,7 @@ import re
 
 from mlflow.exceptions import MlflowException
 
-from pipelines.compat.mlflow import MODEL_ID, RUN_ID
+from pipelines.compat.mlflow import MODEL_ID, RUN_ID, all_pages
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import first_line
 from pipelines.registry.champions import CHAMPION
@@ -54,7 +54,7 @@ def _of_version(client: RetryingClient, text: str, name: str) -> tuple[str, str]
     registered, which = parts[1] or name, parts[3] or CHAMPION
     if not parts[2] and (registered.isdecimal() or registered == LATEST):
         registered, which = name, registered
-    names = {model.name: model for model in client.search_registered_models()}
+    names = {model.name: model for model in all_pages(client.search_registered_models)}
     if text not in names and name in names and text in names[name].aliases:
         registered, which = name, text
     registry = Registry(client, registered)

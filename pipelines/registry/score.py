@@ -151,7 +151,7 @@ def _in_own_process(
     arguments = [str(folder), str(text.absolute()), str(result), json.dumps(max_seq_len)]
     child = run_isolated(__name__, arguments)
     if child.returncode == 0 and result.exists():
-        found: dict[str, Any] = json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
         return found
     shown = one_line(child.stderr.strip()[-MAX_CHARACTERS:])
     if child.returncode == 0:
@@ -173,7 +173,7 @@ def _result_of(folder: Path, text: Path, share: Path, max_seq_len: int | None) -
 def _share(file: Path) -> str:
     """How much of a text has been read, as the process that reads it has written."""
     try:
-        return file.read_text() or "0 %"
+        return file.read_text(encoding="utf-8") or "0 %"
     except OSError:
         return "0 %"
 

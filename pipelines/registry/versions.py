@@ -19,6 +19,7 @@ from pipelines.compat.mlflow import (
     MISSING,
     MODEL_ID,
     MODEL_VERSIONS_TAG,
+    all_pages,
     is_write_conflict,
 )
 from pipelines.console.errors import ConfigError, Problem
@@ -79,9 +80,13 @@ class Registry:
     def _link(self, model_id: str, version: int) -> None:
         """Show the version on its logged model's page, as MLflow's own way of registering does."""
         tags = self.client.get_logged_model(model_id).tags
-        linked = json.loads(tags.get(MODEL_VERSIONS_TAG, "[]"))
         entry = {"name": self.name, "version": str(version)}
-        if entry not in [{**row, "version": str(row["version"])} for row in linked]:
+        try:
+            linked = json.loads(tags.get(MODEL_VERSIONS_TAG, "[]"))
+            present = [{**row, "version": str(row["version"])} for row in linked]
+        except (KeyError, TypeError, ValueError):  # it was edited; only MLflow's page reads it
+            linked, present = [], []
+        if entry not in present:
             tags = {MODEL_VERSIONS_TAG: json.dumps([*linked, entry])}
             self.client.set_logged_model_tags(model_id, tags)
 
@@ -149,7 +154,7 @@ class Registry:
         return model_id_of(source)
 
     def write_json(self, version: int, file: str, data: Any) -> None:
-        """Store JSON about a version's model."""
+        """Store JSON about a version's model; nothing if the run that logged it is gone."""
         self.models.write_json(self.model_id(version), file, data)
 
     def read_json(self, version: int, file: str) -> Any:
@@ -172,14 +177,8 @@ class Registry:
 
 def search_versions(client: RetryingClient, name: str) -> list[ModelVersion]:
     """Every version registered by a name, ascending; none if there is no such name."""
-    found: list[ModelVersion] = []
-    token = None
-    while True:
-        page = client.search_model_versions(f"name = '{name}'", page_token=token)
-        found.extend(page)
-        token = page.token
-        if not token:
-            return sorted(found, key=lambda version: int(version.version))
+    found = all_pages(client.search_model_versions, f"name = '{name}'")
+    return sorted(found, key=lambda version: int(version.version))
 
 
 def create_name(
@@ -204,7 +203,7 @@ def _require_name(client: RetryingClient, name: str) -> None:
     except MlflowException as error:
         if error.error_code not in (MISSING, INVALID):
             raise
-        found = [model.name for model in client.search_registered_models()]
+        found = [model.name for model in all_pages(client.search_registered_models)]
         names = [name for name in found if not name.endswith(LOG_SUFFIX)]
         registered = ", ".join(names) or "none yet; python pipelines/sweep.py makes one"
         message = f"no such registered model; registered: {registered}"

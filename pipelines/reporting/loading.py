@@ -14,9 +14,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG
+from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG, all_pages
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, DamagedError, GoneError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError, Problem
 from pipelines.console.text import nearest
 from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_stored
@@ -73,20 +73,22 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
     of the baseline's name in it, or no comparison yet.
     """
     client = connect_existing()
-    names = [found.name for found in client.search_experiments()]
     store = Store.open(experiment, Path.cwd(), create=False)  # refuses a deleted one
-    if experiment not in names:
+    if store is None:
+        names = [found.name for found in all_pages(client.search_experiments)]
         known = ", ".join(_pipelines(client)) or "none of sweep.py or train.py yet"
         message = f"no such experiment in {shown_tracking_uri()}; experiments: {known}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
-    pipelines = store.find(PIPELINE_KIND) if store else []
+    pipelines = store.find(PIPELINE_KIND)
     searched = [run for run in pipelines if _has_search(run)]
-    if store is None or not pipelines:
+    if not pipelines:
         message = "no run of sweep.py or train.py in it yet"
         raise ConfigError(Problem(message, source=experiment))
     latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
     try:
         return results_of(store, latest.info.run_id, baseline)
+    except EditedError:
+        raise
     except DamagedError as error:
         again = (
             "`python pipelines/sweep.py` (or train.py) with the experiment's file writes it again"
@@ -108,20 +110,12 @@ def experiment_lines() -> list[str]:
 
 def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:
     """The pipeline runs of each experiment that has any, both newest first."""
-    names = {found.experiment_id: found.name for found in client.search_experiments()}
+    names = {one.experiment_id: one.name for one in all_pages(client.search_experiments)}
+    query, order = f"tags.`{KIND_TAG}` = '{PIPELINE_KIND}'", ["attributes.start_time DESC"]
     found: dict[str, list[Run]] = {}
-    token = None
-    while True:
-        page = client.search_runs(
-            list(names),
-            f"tags.`{KIND_TAG}` = '{PIPELINE_KIND}'",
-            order_by=["attributes.start_time DESC"],
-            page_token=token,
-        )
-        for run in page:
-            found.setdefault(names[run.info.experiment_id], []).append(run)
-        if not (token := page.token):
-            return found
+    for run in all_pages(client.search_runs, list(names), query, order_by=order):
+        found.setdefault(names[run.info.experiment_id], []).append(run)
+    return found
 
 
 def _has_search(pipeline: Run) -> bool:
@@ -136,9 +130,9 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
     whole = read_stored(parse(text, source=EXPERIMENT_FILE), source=EXPERIMENT_FILE)
     if baseline is not None:
         require_arm(whole, baseline)
-    found = {
-        path: store.client.get_run(run) for path, run in stage_runs(pipeline.data.tags).items()
-    }
+    ids = stage_runs(pipeline.data.tags)
+    runs = {path: store.client.find_run(run_id) for path, run_id in ids.items()}
+    found = {path: run for path, run in runs.items() if run}  # of one that is gone there is nothing
     study = StudyRuns(whole, found, store) if whole.is_study else None
     config = study.winner_config if study else whole
     stages = _stage_runs(store, study.of_winner if study else found, config, study)

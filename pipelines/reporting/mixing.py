@@ -108,7 +108,7 @@ def _weights(folder: Path, ids_bt: Ids | None, scratch: Path) -> list[dict[str, 
     if child.returncode or not result.exists():
         last = one_line(child.stderr.strip().rpartition("\n")[2])
         raise PipelineError(last or f"its code ended the process, exit code {child.returncode}")
-    rows: list[dict[str, Any]] = json.loads(result.read_text())
+    rows: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))
     return rows
 
 

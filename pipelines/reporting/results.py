@@ -97,8 +97,9 @@ class Results:
 
     @property
     def winner(self) -> int | None:
-        """Number of the selected trial; None if none is selected yet."""
-        return self.outputs(SELECT_KIND).get("trial")
+        """Number of the selected trial; None if none is selected yet, or its run was deleted."""
+        number = self.outputs(SELECT_KIND).get("trial")
+        return number if number in self.trials.index else None
 
     @property
     def fit(self) -> Run | None:

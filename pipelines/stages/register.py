@@ -71,9 +71,10 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
     runs = {"pipeline": context.pipeline_run}
     tags = _tags(context, needs) | _lineage_tags(lineage)
     if selected:
-        trial = context.store.client.get_run(selected.run_id)
-        search = trial.data.tags.get(PARENT_RUN_TAG, "")
-        runs |= {"search": search, f"trial {selected.trial}": selected.run_id}
+        trial = context.store.client.find_run(selected.run_id)
+        search = trial.data.tags.get(PARENT_RUN_TAG, "") if trial else ""
+        if trial:  # else it was removed after it was selected: its page is gone too
+            runs |= {"search": search, f"trial {selected.trial}": selected.run_id}
         tags |= {
             SEARCH_RUN_TAG: search,
             TRIAL_RUN_TAG: selected.run_id,
@@ -161,11 +162,12 @@ def register_model(
 
     """
     config, lineage = (models.read_packaged(model_id, file) for file in (CONFIG, LINEAGE))
-    run = models.client.get_run(models.client.get_logged_model(model_id).source_run_id)
-    fitted = from_json(Fitted, run.data.tags.get(OUTPUTS_TAG, "null"))
+    run = models.client.find_run(models.client.get_logged_model(model_id).source_run_id)
+    tags = run.data.tags if run else {}
+    fitted = from_json(Fitted, tags.get(OUTPUTS_TAG, "null"))
     if not config or not lineage or fitted is None or fitted.model_uri != model_uri(model_id):
         raise ConfigError(Problem("expected a model of train.py or sweep.py", source=label))
-    trained = run.data.tags.get(KIND_TAG) == TRAIN_KIND  # what was searched does not count
+    trained = tags.get(KIND_TAG) == TRAIN_KIND  # what was searched does not count
     read = read_experiment if trained else read_packaged
     experiment = read(with_present_names(config), changes, source=label)
     if name is not None:

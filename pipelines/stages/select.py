@@ -1,5 +1,6 @@
 """select: choose the best trial of the search."""
 
+from pipelines.console.errors import PipelineError
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
@@ -7,6 +8,7 @@ from pipelines.search.ranking import best_trial
 from pipelines.search.results import Searched, Selected, read_numbers
 from pipelines.search.resume import stored_search
 from pipelines.tracking.schema import SELECT_KIND
+from pipelines.tracking.store import Store
 
 
 def select(context: Context[Experiment], needs: StageResults) -> Selected:
@@ -18,6 +20,12 @@ def select(context: Context[Experiment], needs: StageResults) -> Selected:
     return Selected(winner.number, winner.run_id, winner.values, winner.objective)
 
 
+def _verify(store: Store, selected: Selected) -> None:
+    """Refuse a winner whose run was deleted: another trial is chosen then, of those there are."""
+    if store.client.state_of(selected.run_id) in (None, "DELETED"):
+        raise PipelineError(f"the run of the winner, trial {selected.trial}, was deleted")
+
+
 STAGE = Stage(
     name=SELECT_KIND,
     result=Selected,
@@ -25,5 +33,6 @@ STAGE = Stage(
     depends_on=("search",),
     config_keys=("model", "train", "search.space"),
     modules=lambda _: ("pipelines.stages.select",),
+    verify=_verify,
     over=("arm",),
 )

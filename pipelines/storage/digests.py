@@ -72,7 +72,7 @@ def parse_digests(text: str) -> dict[str, str]:
 def write_digests(folder: Path, names: Iterable[str]) -> None:
     """Write the digests of some files of a folder into its SHA256SUMS."""
     text = format_digests({name: folder / name for name in names})
-    (folder / DIGESTS_FILE).write_text(text)
+    (folder / DIGESTS_FILE).write_text(text, "utf-8")
 
 
 def verify_digests(folder: Path, names: Iterable[str]) -> str:
@@ -83,7 +83,7 @@ def verify_digests(folder: Path, names: Iterable[str]) -> str:
     waited for.
     """
     plain_files(folder)
-    text = (folder / DIGESTS_FILE).read_text()
+    text = (folder / DIGESTS_FILE).read_text(encoding="utf-8")
     expected, given = parse_digests(text), {*names}
     if expected.keys() != given:
         raise ValueError(f"{DIGESTS_FILE}: expected {sorted(given)}, got {sorted(expected)}")

@@ -105,6 +105,19 @@ def local_copy(file: File) -> Path:
     return path
 
 
+def require_room(path: Path | None, folder: Path) -> None:
+    """Raise PipelineError if a file, or the files of a folder, of this machine do not fit another
+    folder: the copy would fill the disk, as of a file with holes, which takes no room itself."""
+    if path is None:
+        return
+    inside = path.rglob("*") if path.is_dir() else [path]
+    size = sum(one.stat().st_size for one in inside if one.is_file())
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    if size > free:
+        raise PipelineError(f"{path}: has {size:,} bytes, more than the {free:,} free in {folder}")
+
+
 def move_into_place(part: Path, path: Path) -> None:
     """Give a file or folder that is complete its name, under which it then counts.
 

@@ -118,7 +118,7 @@ class RemoteDirectory:
         """Write a small file of this name."""
         with scratch_folder() as scratch:
             path = scratch / "text"
-            path.write_text(text)
+            path.write_text(text, "utf-8")
             self._call("written", upload, path, retry=retry)
 
     def read_text(self, *, retry: bool = True) -> str:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import mlflow
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
@@ -48,7 +49,7 @@ from pipelines.compat.mlflow import (
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
 from pipelines.console.retries import RetryPolicy, within
 from pipelines.console.text import first_line, one_line
-from pipelines.storage.files import move_into_place
+from pipelines.storage.files import move_into_place, require_room
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.uri import MEMORY, database_file, file_problem, local_path, tracking_uri
@@ -131,15 +132,21 @@ class RetryingClient:
         """Cancel waiting calls, and do not repeat later ones: the command ends."""
         self._cancelled.set()
 
-    def state_of(self, run_id: str) -> str | None:
-        """MLflow's state of a run, as in FINISHED, or DELETED; None of one that is not here."""
+    def find_run(self, run_id: str | None) -> Run | None:
+        """A run, deleted ones too; None without an id, or if it is not here, as one that
+        `mlflow gc` has removed: versions and logged models of it stay."""
         try:
-            info = self.get_run(run_id).info
+            return self.get_run(run_id) if run_id else None
         except MlflowException as error:
             if error.error_code not in (MISSING, INVALID):
                 raise
             return None
-        return "DELETED" if info.lifecycle_stage == "deleted" else str(info.status)
+
+    def state_of(self, run_id: str) -> str | None:
+        """MLflow's state of a run, as in FINISHED, or DELETED; None of one that is not here."""
+        if (run := self.find_run(run_id)) is None:
+            return None
+        return "DELETED" if run.info.lifecycle_stage == "deleted" else str(run.info.status)
 
     def require_no_links(self, run_id: str, files: Iterable[str]) -> None:
         """Raise DamagedError if an artifact of a run would be written to where a link points."""
@@ -156,7 +163,7 @@ class RetryingClient:
 
         Raises PipelineError if there is no room for it.
         """
-        _require_room(local_path(artifact_uri), folder)
+        require_room(local_path(artifact_uri), folder)
         copy = self.retry(
             mlflow.artifacts.download_artifacts,
             artifact_uri=artifact_uri,
@@ -169,21 +176,8 @@ class RetryingClient:
     def download_artifacts(self, run_id: str, file: str, folder: Path) -> Path:
         """Copy an artifact of a run into a folder; returns its path. Raises as `download`."""
         root = local_path(self.get_run(run_id).info.artifact_uri)
-        _require_room(root and root / file, folder)
+        require_room(root and root / file, folder)
         return Path(self.retry(self._client.download_artifacts, run_id, file, str(folder)))
-
-
-def _require_room(path: Path | None, folder: Path) -> None:
-    """Raise PipelineError if a file, or the files of a folder, of this machine do not fit another
-    folder: the copy would fill the disk, as of a file with holes, which takes no room itself."""
-    if path is None:
-        return
-    inside = path.rglob("*") if path.is_dir() else [path]
-    size = sum(one.stat().st_size for one in inside if one.is_file())
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if size > free:
-        raise PipelineError(f"{path}: has {size:,} bytes, more than the {free:,} free in {folder}")
 
 
 def connect(uri: str) -> RetryingClient:

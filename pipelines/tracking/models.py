@@ -165,7 +165,7 @@ class ModelStore:
         packaged = (folder / MODEL_FILE).is_file()
         try:
             if packaged:
-                with (folder / PACKAGE_FOLDER / LINEAGE_FILE).open() as file:
+                with (folder / PACKAGE_FOLDER / LINEAGE_FILE).open(encoding="utf-8") as file:
                     run = str(json.loads(file.read(MAX_UNLISTED_BYTES))["run"])
             else:
                 path = Path(os.path.realpath(folder))
@@ -259,7 +259,7 @@ class ModelStore:
             try:
                 if read_list(copies[0], digest).get(file) != sha256_of(copies[1]):
                     raise ValueError(f"{file} was altered after it was packaged")
-                found = json.loads(copies[1].read_text())
+                found = json.loads(copies[1].read_text(encoding="utf-8"))
                 if not isinstance(found, dict):
                     raise ValueError(f"{file}: expected a JSON object")
                 return found
@@ -299,8 +299,10 @@ class ModelStore:
 
     def write_json(self, model_id: str, file: str, data: Any) -> None:
         """Store JSON about a logged model: an artifact of the run that logged it, with its digest
-        as a tag of the model."""
+        as a tag of the model. Nothing is stored if that run is not there any more."""
         model, text = self.client.get_logged_model(model_id), json.dumps(data, indent=1)
+        if self.client.find_run(model.source_run_id) is None:
+            return
         self.client.require_no_links(model.source_run_id, [file])
         self.client.log_text(model.source_run_id, text, file)
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -343,7 +345,7 @@ def _seal(folder: Path) -> dict[str, str]:
     for cache in folder.rglob(CACHES):
         shutil.rmtree(cache)
     files = {name: folder / name for name in plain_files(folder)}
-    (folder / DIGESTS).write_text(format_digests(files))
+    (folder / DIGESTS).write_text(format_digests(files), "utf-8")
     return {SHA256_TAG: sha256_of(folder / DIGESTS), SIZE_TAG: str(_size(files.values()))}
 
 
@@ -381,7 +383,7 @@ def read_list(path: Path, logged: str | None) -> dict[str, str]:
         raise ValueError(f"no {DIGESTS_FILE}: not a model of this project, or one from before it")
     if logged is not None and sha256_of(path) != logged:
         raise ValueError(f"its {DIGESTS_FILE} is not the one that was logged")
-    return parse_digests(path.read_text())
+    return parse_digests(path.read_text(encoding="utf-8"))
 
 
 def _added_tag(file: str) -> str:

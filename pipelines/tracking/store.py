@@ -28,6 +28,7 @@ from pipelines.compat.mlflow import (
     NOTE_TAG,
     PARENT_RUN_TAG,
     RUNNING,
+    all_pages,
 )
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import (
@@ -149,19 +150,9 @@ class Store:
         return self._search(" and ".join(terms))
 
     def _search(self, query: str, experiments: Sequence[str] = ()) -> list[Run]:
-        runs: list[Run] = []
-        token = None
-        while True:
-            page = self.client.search_runs(
-                experiments or [self.experiment_id],
-                query,
-                order_by=["attributes.start_time DESC"],
-                page_token=token,
-            )
-            runs.extend(page)
-            token = page.token
-            if not token:
-                return runs
+        ids = experiments or [self.experiment_id]
+        order = ["attributes.start_time DESC"]
+        return all_pages(self.client.search_runs, ids, query, order_by=order)
 
     def create(
         self,
@@ -377,7 +368,7 @@ class Store:
                 raise DamagedError(f"run {run_id}: {file} is no file")
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")
-            return path.read_text()
+            return path.read_text(encoding="utf-8")
 
 
 def _experiment(client: RetryingClient, name: str, location: str | None) -> Experiment:

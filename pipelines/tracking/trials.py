@@ -11,7 +11,8 @@ from itertools import accumulate
 from typing import Any
 
 from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
-from pipelines.console.errors import DamagedError
+from pipelines.console.errors import DamagedError, EditedError
+from pipelines.console.text import quote_value
 from pipelines.tracking.schema import (
     BATCH_TOKENS_PARAM,
     BEST_METRIC,
@@ -148,12 +149,18 @@ def configuration_of(run: Run) -> dict[str, str]:
     """The parameters of a trial or a fit, those that did not apply with the values they had.
 
     Empty if its process was killed before it stored them. A trial of an older store has
-    INACTIVE_PARAM where a parameter did not apply.
+    INACTIVE_PARAM where a parameter did not apply. Raises EditedError if the tag with the others is
+    not what was written.
     """
     if not run.data.params:
         return {}
-    stored = {**run.data.params, **json.loads(run.data.tags.get(INACTIVE_TAG, "{}"))}
-    return with_present_names(stored)
+    text = run.data.tags.get(INACTIVE_TAG, "{}")
+    try:
+        return with_present_names({**run.data.params, **json.loads(text)})
+    except (TypeError, ValueError):
+        expected = f"expected values by key in JSON, got {quote_value(text)}"
+        message = f"run {run.info.run_id}: tag {INACTIVE_TAG}: {expected}; set it again in MLflow"
+        raise EditedError(message) from None
 
 
 def read_evaluations(

@@ -77,6 +77,12 @@ def _empty_database() -> bytes:
         return path.read_bytes()
 
 
+def purge(store: Store, run_id: str) -> None:
+    """Remove a run as `mlflow gc` does: versions and logged models of it stay."""
+    store.client.delete_run(run_id)
+    store.client._client._tracking_client.store._hard_delete_run(run_id)
+
+
 @dataclass
 class Made:
     """A trial: its state, and its validation bits per byte at each evaluation."""

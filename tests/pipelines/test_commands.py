@@ -1,5 +1,7 @@
 """Commands that need no Ray: bad input, one training run, two commands in one process."""
 
+import errno
+import io
 import json
 import logging
 import os
@@ -8,6 +10,8 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +21,7 @@ from pipelines.cluster.connection import _set_defaults, ray_session
 from pipelines.compat.mlflow import ignore_warnings, is_filter
 from pipelines.console.command import run_command
 from pipelines.console.errors import ConfigError
-from pipelines.console.process import LOGGERS
+from pipelines.console.process import LOGGERS, GuardedStream, output_guarded
 from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
 from tests.pipelines import forked
@@ -138,6 +142,32 @@ def test_bad_input_is_one_line_exit_code_2_and_leaves_nothing(
     assert len(err.strip().splitlines()) == 1
     assert len(err) < 600
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("read", "message"),
+    [
+        (Mock(side_effect=OSError(errno.EBADF, "Bad file descriptor")), "cannot be read: Bad file"),
+        (Mock(side_effect=io.UnsupportedOperation("read")), "cannot be read: read; expected --pr"),
+        (Mock(return_value=None), "is empty; expected a prompt in each line or --prompt TEXT or"),
+    ],
+)
+def test_a_standard_input_that_cannot_be_read_is_refused(monkeypatch, read, message):
+    monkeypatch.setattr(sys, "stdin", Mock(isatty=lambda: False, buffer=Mock(read=read)))
+    with pytest.raises(ConfigError, match=f"^standard input: {message}"):
+        generate.main([])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+def test_a_text_in_json_is_json_in_the_encoding_of_standard_output(monkeypatch, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding)
+    packaged = SimpleNamespace(check=lambda *_, **__: 0, continuation=lambda *_, **__: ["😀"])
+    with monkeypatch.context() as patch, output_guarded():
+        patch.setattr(sys, "stdout", GuardedStream(out))
+        generate._generate(packaged, ["é"], "m", generate._parse(["--prompt", "é", "--json"]))
+    written = out.buffer.getvalue().decode(encoding)
+    assert json.loads(written)["text"] == "é😀"
+    assert ("😀" in written) is (encoding == "utf-8")
 
 
 @pytest.mark.process

@@ -58,7 +58,7 @@ def publish(results: Results) -> Path:
     _make_own(newest)
     _delete_earlier(newest)
     with scratch_folder() as scratch:  # the folders may have files of others
-        for name in parse_digests((own / DIGESTS_FILE).read_text()):
+        for name in parse_digests((own / DIGESTS_FILE).read_text(encoding="utf-8")):
             shutil.copy(own / name, scratch)
             shutil.copy(own / name, _new(newest / name))
         shutil.copy(own / DIGESTS_FILE, _new(newest / DIGESTS_FILE))
@@ -86,7 +86,7 @@ def write(results: Results, folder: Path) -> Path:
         _new(folder / f"{picture.name}.png")
         png = picture.save(folder)
         picture.markup = _markup(picture, png)
-    _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml())
+    _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml(), "utf-8")
     path = _new(folder / PAGE_FILE)
     path.write_text(_render(results, sections), encoding="utf-8")
     figures = [f"{picture.name}.png" for section in sections for picture in section.pictures]
@@ -101,7 +101,7 @@ def _delete_earlier(folder: Path) -> None:
     if listed.is_symlink() or not listed.is_file():  # a pipe would be waited for
         return
     with suppress(OSError, ValueError):  # it is another list
-        for name, digest in parse_digests(listed.read_text()).items():
+        for name, digest in parse_digests(listed.read_text(encoding="utf-8")).items():
             path = folder / name
             if "/" in name or path.is_symlink() or not path.is_file():
                 continue
@@ -156,7 +156,9 @@ def all_sections(results: Results) -> list[Section]:
 
 def _render(results: Results, sections: Sequence[Section]) -> str:
     environment = Environment(autoescape=True, trim_blocks=True)
-    template = environment.from_string((files(__package__) / "page.html").read_text())
+    template = environment.from_string(
+        (files(__package__) / "page.html").read_text(encoding="utf-8")
+    )
     counts = results.trials["state"].value_counts()
     trials = ", ".join(f"{count} {state}" for state, count in counts.items()) or "none"
     what = "Trials"

@@ -7,12 +7,13 @@ its trials were chosen: that says which value may be better, and other seeds how
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from pipelines.comparison.config import ARM_NAME
 from pipelines.comparison.table import Arm, Comparison, compare
 from pipelines.console.text import format_value
-from pipelines.reporting.commands import Command, experiment_change, sweep_command
+from pipelines.reporting.commands import Command, experiment_change, seeds_after, sweep_command
 from pipelines.reporting.results import INACTIVE, Results
 from pipelines.reporting.statistics import python_value
 
@@ -49,7 +50,7 @@ def choice_answers(results: Results) -> list[ChoiceAnswer]:
         for value in dimension.choice:
             same = complete[complete[key].map(repr) == repr(value)]
             if len(same):
-                trials[format_value(value)] = int(same["bits_per_byte"].idxmin())
+                trials[format_value(value, digits=None)] = int(same["bits_per_byte"].idxmin())
         if len(trials) > 1:
             found.append(ChoiceAnswer(key, trials, _compare(results, trials)))
     return found
@@ -60,7 +61,7 @@ def choice_commands(results: Results) -> Iterator[Command]:
     if results.whole:
         return
     config = results.config
-    seeds = [config.seed + 1 + number for number in range(SEEDS)]
+    seeds = list(islice(seeds_after(config.seed), SEEDS))
     for answer in choice_answers(results):
         arms = {value: _values(results, number) for value, number in answer.trials.items()}
         if not all(map(ARM_NAME.fullmatch, arms)):

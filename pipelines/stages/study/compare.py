@@ -9,7 +9,8 @@ from statistics import mean
 
 from pipelines.comparison import text
 from pipelines.comparison.table import compare as compare_arms
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import EditedError, PipelineError
+from pipelines.console.text import quote_value
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults, Values, json_digest, to_json
 from pipelines.engine.stage import Context, Stage
@@ -31,7 +32,7 @@ from pipelines.tracking.schema import (
     STEP_TIME,
     arm_metric,
 )
-from pipelines.tracking.store import Store
+from pipelines.tracking.store import Run, Store
 
 Looks = tuple[tuple[int, ...], ...]
 METRICS = (
@@ -104,9 +105,20 @@ def _earlier_looks(
     found: dict[tuple[int, ...], None] = {}
     for run in store.find_all(COMPARE_KIND, basis)[::-1]:
         if run.info.run_id != run_id:
-            looks = json.loads(run.data.tags.get(LOOKS_TAG, "[]"))
-            found |= dict.fromkeys(tuple(seeds) for seeds in looks)
+            found |= dict.fromkeys(_looks_of(run))
     return [seeds for seeds in found if set(seeds) != set(present)]
+
+
+def _looks_of(run: Run) -> list[tuple[int, ...]]:
+    """The looks that a run has stored. Raises EditedError if its tag is not what was written."""
+    text = run.data.tags.get(LOOKS_TAG, "[]")
+    try:
+        return [tuple(map(int, seeds)) for seeds in json.loads(text)]
+    except (TypeError, ValueError):
+        where = f"run {run.info.run_id}: tag {LOOKS_TAG}"
+        expected = "expected the seeds of each look, as in [[0, 1], [0, 1, 2]]"
+        message = f"{where}: {expected}, got {quote_value(text)}; set it again in MLflow"
+        raise EditedError(message) from None
 
 
 def _store(context: Context[Experiment], study: Study) -> None:

@@ -120,6 +120,19 @@ def test_seeds_are_planned_with_the_upper_bound_of_the_standard_deviation():
     assert np.mean(samples.std(axis=1, ddof=1) * bound > 1) == pytest.approx(0.8, abs=0.02)
 
 
+def test_more_seeds_than_anyone_can_train_are_not_counted():
+    assert seeds_needed(0.1, 5, 1e-6) is not None
+    for difference in (1e-7, 1e-200):
+        assert seeds_needed(1.0, 5, difference) is None
+
+
+def test_the_level_of_a_late_look_is_not_rounded_away():
+    levels = [look_level(look) for look in (40, 50, 60)]
+    needed = [seeds_needed(1.0, 10**7, 0.5, level) for level in levels]
+    assert needed == sorted(needed) and needed[-1] < 1000
+    assert seeds_needed(1.0, 10**7, 0.5, look_level(2000)) is None
+
+
 def test_the_seeds_needed_have_the_power_promised():
     n = seeds_needed(0.02, 10**6, 0.01, level=0.04)
     rng = np.random.default_rng(0)

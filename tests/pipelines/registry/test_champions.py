@@ -1,4 +1,6 @@
+import argparse
 import os
+import re
 import shutil
 import time
 from collections import Counter
@@ -6,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import ConfigError, DamagedError, GoneError
+from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError
+from pipelines.promote import _decide
 from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
     CHAMPION,
@@ -17,7 +20,14 @@ from pipelines.registry.champions import (
 from pipelines.registry.gate import force as gate_force
 from pipelines.registry.gate import rollback
 from pipelines.registry.versions import Registry
-from pipelines.tracking.schema import ACTION_TAG, IDENTITY_TAG
+from pipelines.tracking.schema import (
+    ACTION_TAG,
+    DONE_TAG,
+    ENTRY_SECONDS_TAG,
+    ENTRY_VERSION_TAG,
+    IDENTITY_TAG,
+    PREVIOUS_TAG,
+)
 from pipelines.tracking.store import Store
 from tests.pipelines.forked import Command
 from tests.pipelines.packages import log_untrained
@@ -41,13 +51,31 @@ def test_a_promotion_moves_the_alias_and_the_log_has_who_why_and_from_whom(store
     assert champions.state() == ChampionState(2, second.number)
 
 
-def test_an_entry_of_the_log_whose_tags_were_edited_is_one_line(store):
+@pytest.mark.parametrize(
+    ("tag", "value", "got"),
+    [
+        (ACTION_TAG, None, "got none, expected what was written, as in the entry's description"),
+        (ENTRY_VERSION_TAG, None, "got none, "),
+        (ENTRY_VERSION_TAG, "x", 'got "x", '),
+        (PREVIOUS_TAG, "", 'got "", '),
+        *((ENTRY_SECONDS_TAG, value, f'got "{value}", ') for value in ("1e30", "nan", "inf", "-")),
+    ],
+)
+def test_an_entry_of_the_log_whose_tags_were_edited_is_one_line(store, tag, value, got):
     champions = Champions(register(store, 1))
     force(champions, 1, "the first")
-    (entry,) = champions_module.search_versions(store.client, champions.log_name)
-    store.client.delete_model_version_tag(entry.name, entry.version, ACTION_TAG)
-    with pytest.raises(DamagedError, match="version 1: a tag was edited or removed: "):
+    edit = champions.registry.client.set_model_version_tag
+    if value is None:
+        store.client.delete_model_version_tag(champions.log_name, "1", tag)
+    else:
+        edit(champions.log_name, "1", tag, value)
+    line = f"tiny-champions version 1: tag {tag}: {got}"
+    with pytest.raises(EditedError, match=re.escape(line)):
         champions.promotions()
+    store.client.delete_model_version_tag(champions.log_name, "1", DONE_TAG)
+    if tag == ENTRY_VERSION_TAG:
+        with pytest.raises(EditedError, match=re.escape(line)):
+            champions.state()
 
 
 def test_of_two_that_saw_the_same_champion_one_wins_and_the_other_fails_with_the_reason(store):
@@ -184,6 +212,17 @@ def test_a_deleted_version_is_no_champion_to_go_back_to(store):
     store.client.delete_model_version(champions.registry.name, "3")
     assert champions.state().champion is None
     assert champions.previous_champion(None) == 1
+
+
+def test_what_is_no_logged_model_is_no_champion_to_go_back_to(store):
+    champions = Champions(register(store, 1))
+    force(champions, 1)
+    store.client.create_model_version("tiny", "s3://elsewhere/model")
+    champions.registry.set_alias(CHAMPION, 2)
+    force(champions, 1)
+    assert champions.previous_champion(1) is None
+    with pytest.raises(ConfigError, match="tiny version 2: expected a model logged by MLflow 3"):
+        _decide(champions.registry, 2, argparse.Namespace(changes=[]))
 
 
 def test_the_history_of_a_model_that_was_deleted_is_not_that_of_its_namesake(store):

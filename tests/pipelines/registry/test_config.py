@@ -23,3 +23,8 @@ def test_what_a_packaged_model_refuses_is_refused_before_the_pipeline_runs():
     for wrong in ({"prompts": [f"{longest}x"]}, {"max_new_tokens": config.MAX_BYTES + 1}):
         with pytest.raises(ValueError, match="65536"):
             GenerateConfig(**wrong)
+
+
+def test_a_sample_without_a_prompt_is_refused_before_the_pipeline_runs():
+    with pytest.raises(ValueError, match="at least 1 item"):
+        GenerateConfig(prompts=[])

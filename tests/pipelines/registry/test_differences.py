@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 from pipelines.registry.differences import compare_versions
 from pipelines.registry.package import CONFIG, LINEAGE
+from tests.pipelines.registry.registered import register
+from tests.pipelines.stored import purge
 
 FILES = {
     (1, CONFIG): {"model": {"dim": 16, "depth": 2}, "seed": 0},
@@ -23,7 +25,9 @@ def registry(runs: dict[int, str], tags: dict[int, dict[str, str]]) -> SimpleNam
     """Versions by number, of these runs and with these tags."""
     metrics = {"a": {"seconds": 1.0, "same": 2.0}, "b": {"seconds": 3.0, "same": 2.0}}
     client = SimpleNamespace(
-        get_run=lambda run: SimpleNamespace(data=SimpleNamespace(metrics=metrics[run])),
+        find_run=lambda run: (
+            SimpleNamespace(data=SimpleNamespace(metrics=metrics[run])) if run else None
+        ),
         get_metric_history=lambda run, metric: [
             SimpleNamespace(step=step, value=value)
             for step, value in HISTORIES[run, metric].items()
@@ -46,6 +50,16 @@ def test_only_what_differs_is_compared_and_the_curves_are_whole():
     assert found.lineage == {"run": ["a", "b"]}
     assert found.metrics == {"test.bits_per_byte": [2.5, None], "seconds": [1.0, 3.0]}
     assert found.curves == {1024: [3.0, 2.9], 2048: [2.5, None], 4096: [None, 2.4]}
+
+
+def test_versions_whose_runs_were_removed_are_compared_by_their_tags(store):
+    found = register(store, 2)
+    for version in (1, 2):
+        purge(store, found.get(version).run_id)
+        found.tag(version, {"parameters": str(version)})
+    differences = compare_versions(found, 1, 2)
+    assert differences.metrics == {"parameters": [1, 2]}
+    assert differences.curves == {}
 
 
 def test_a_version_without_a_run_or_files_is_compared_by_what_it_has():

@@ -28,6 +28,8 @@ from pipelines.registry.score import score as real_score
 from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
 from pipelines.tracking.models import ModelStore
+from pipelines.tracking.schema import TRIED_TAG
+from tests.pipelines.stored import purge
 
 TEXT_BYTES = 60_001
 
@@ -351,6 +353,16 @@ def test_challengers_of_an_earlier_version_of_the_project_are_counted_by_their_t
     assert "challenger 2 of 2" in versions.sweep(versions.add(2.1))
 
 
+@pytest.mark.parametrize("edited", ["0", "-1", "x", "1.5", "9" * 5000])
+def test_a_challenger_whose_number_was_edited_gets_another(versions, edited):
+    champions = Champions(versions.registry)
+    versions.sweep(versions.add(2.0))
+    assert champions.number_challenger("text", "same", "m-1") == (1, 1)
+    assert champions.number_challenger("text", "same", "m-2") == (2, 2)
+    champions._tag_log(TRIED_TAG.format("text", "m-1"), edited)
+    assert champions.number_challenger("text", "same", "m-1") == (2, 2)
+
+
 def test_of_two_challengers_at_once_none_misses_the_other(versions, monkeypatch):
     versions.sweep(versions.add(2.0))
     champions, tag = Champions(versions.registry), Champions._tag_log
@@ -483,6 +495,27 @@ def test_a_version_that_is_late_is_compared_with_the_new_champion(versions, monk
     promote_before(versions.registry, best, monkeypatch)
     assert versions.sweep(mine).startswith(f"kept version {best}: 1.5000 against 1.0000")
     assert [p.version for p in versions.promotions()] == [1, best]
+
+
+def test_versions_whose_runs_were_removed_are_compared_promoted_and_forced(versions):
+    for bits in (2.0, 1.9, 1.8):
+        version = versions.add(bits)
+        purge(versions.context.store, versions.registry.get(version).run_id)
+        assert versions.sweep(version).startswith("promoted: ")
+    force(versions.registry, 1, "test")
+    assert versions.champion == 1
+    assert versions.registry.get(1).tags["gate.decision"] == "promoted: forced: test"
+
+
+def test_a_decision_that_was_edited_is_made_again(versions):
+    versions.sweep(versions.add(1.0))
+    decision = versions.sweep(version := versions.add(2.0))
+    scored = len(versions.scored)
+    assert versions.sweep(version) == decision
+    assert len(versions.scored) == scored
+    versions.registry.tag(version, {"gate.decision": "promoted: by me"})
+    assert versions.sweep(version) == decision
+    assert versions.registry.get(version).tags["gate.decision"] == decision
 
 
 def test_a_sweep_leaves_a_version_that_was_rolled_back(versions):

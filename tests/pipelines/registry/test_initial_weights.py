@@ -210,7 +210,7 @@ def test_streams_other_than_those_of_the_start_are_refused(data, trained):
         )
 
 
-@pytest.mark.parametrize("description", ["{}", "not JSON", '{"model": {"dim": "x"}}'])
+@pytest.mark.parametrize("description", ["{}", "[]", "1", "not JSON", '{"model": {"dim": "x"}}'])
 def test_a_folder_of_something_else_is_refused(data, trained, description):
     (trained / PACKAGE_FOLDER / "config.json").write_text(description)
     with pytest.raises(ConfigError, match="expected a model of this project"):

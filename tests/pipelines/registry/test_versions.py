@@ -1,9 +1,11 @@
 import json
+from functools import partial
 
 import pytest
 
 from pipelines.compat.mlflow import MODEL_VERSIONS_TAG
 from pipelines.console.errors import ConfigError
+from pipelines.registry.resolve import resolve_model
 from pipelines.registry.versions import Registry
 from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION
 from tests.pipelines.registry.registered import register
@@ -38,17 +40,35 @@ def test_a_version_is_on_the_page_of_its_logged_model_once(store):
     for _ in range(2):
         other.register(uri, run, {})
         registry.register(uri, run, {})
-    tags = store.client.get_logged_model(registry.model_id(1)).tags
+    model_id = registry.model_id(1)
+    tags = store.client.get_logged_model(model_id).tags
     assert json.loads(tags[MODEL_VERSIONS_TAG]) == [
         {"name": "tiny", "version": "1"},
         {"name": "other", "version": "1"},
     ]
+    for edited in ("{", "1", '["a"]', '[{"name": "tiny"}]'):
+        store.client.set_logged_model_tags(model_id, {MODEL_VERSIONS_TAG: edited})
+        registry.register(uri, run, {})
+        tags = store.client.get_logged_model(model_id).tags
+        assert json.loads(tags[MODEL_VERSIONS_TAG]) == [{"name": "tiny", "version": "1"}]
 
 
 def test_a_misspelt_name_has_the_nearest_one(store):
     register(store)
     with pytest.raises(ConfigError, match="registered: tiny; did you mean tiny"):
         Registry(store.client, "tinny").versions()
+
+
+def test_names_and_their_aliases_are_found_on_every_page(store, monkeypatch):
+    registry = register(store)
+    registry.set_alias("best", 1)
+    for name in ("a", "z"):
+        store.client.create_registered_model(name)
+    search = partial(store.client._client.search_registered_models, max_results=1)
+    monkeypatch.setattr(store.client._client, "search_registered_models", search)
+    with pytest.raises(ConfigError, match="registered: a, tiny, z; did you mean tiny"):
+        Registry(store.client, "tinny").versions()
+    assert resolve_model(store.client, "best", name="tiny")[1] == "models:/tiny/1 (best)"
 
 
 def test_a_tag_of_a_version_has_no_secret(store):

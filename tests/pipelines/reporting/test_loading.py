@@ -1,17 +1,23 @@
 import json
 import re
+from functools import partialmethod
+from unittest.mock import Mock
 
 import pytest
+from mlflow import MlflowClient
 
-from pipelines.console.errors import ConfigError
+from pipelines.console.errors import ConfigError, DamagedError, EditedError
 from pipelines.engine.results import json_digest
 from pipelines.registry.gate import force, rollback
 from pipelines.registry.versions import Registry
 from pipelines.reporting.loading import experiment_lines, load_results
+from pipelines.reporting.page.model_sections import winner_section
 from pipelines.reporting.page.provenance_sections import lineage_section
+from pipelines.reporting.summary import summary
 from pipelines.tracking.schema import STAGE_TAG
+from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
-from tests.pipelines.stored import Made, store_sweep
+from tests.pipelines.stored import Made, purge, store_sweep
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
@@ -31,6 +37,17 @@ def test_experiments_are_listed_and_named_where_there_is_no_such(store, searched
         load_results("something")
 
 
+def test_an_experiment_is_found_on_every_page(store, searched, made, monkeypatch):
+    made(searched, [])
+    for name in ("a", "b"):
+        store.client.create_experiment(name)
+    one = partialmethod(MlflowClient.search_experiments, max_results=1)
+    monkeypatch.setattr(MlflowClient, "search_experiments", one)
+    assert load_results("tiny").experiment.experiment == "tiny"
+    (line,) = experiment_lines()
+    assert line.startswith("tiny: 1 pipeline run, ")
+
+
 def test_the_champion_and_its_moves_are_shown(store, searched, made):
     registry = Registry(store.client, "dca-gpt")
     for seed in range(2):
@@ -45,6 +62,17 @@ def test_the_champion_and_its_moves_are_shown(store, searched, made):
         ("version 2", "version 1", "forced", "reason 1"),
         ("version 1", "none", "forced", "reason 0"),
     ]
+
+
+def test_a_damaged_store_has_the_command_that_writes_it_again_but_for_edited_tags(
+    store, searched, monkeypatch
+):
+    store_sweep(store, searched, [])
+    for error, advice in ((DamagedError, "; `python pipelines/sweep.py` "), (EditedError, "")):
+        raised = error("a tag")
+        monkeypatch.setattr(Store, "read_text", Mock(side_effect=raised))
+        with pytest.raises(error, match=f"^a tag{advice}" if advice else "^a tag$"):
+            load_results("tiny")
 
 
 def test_curves_have_a_column_for_each_searched_key(searched, made):
@@ -81,6 +109,26 @@ def test_a_stage_of_this_searchs_result_is_kept(store, searched, older):
     assert load_results("tiny").winner == 0
     store.tag(search, {"dca.outputs": json.dumps(result | {"trials": {"complete": 2}})})
     assert load_results("tiny").winner == (0 if older else None)
+
+
+def test_a_stage_whose_run_was_removed_is_left_out(store, searched):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2])], winner=0)
+    purge(store, store.client.get_run(pipeline).data.tags[STAGE_TAG.format("select")])
+    results = load_results("tiny")
+    assert list(results.stages) == ["search"]
+    assert results.winner is None
+
+
+def test_a_winner_whose_run_was_deleted_is_none(store, searched):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    store_sweep(store, searched, [Made(values, [3, 2]), Made(values, [3, 2.5])], winner=0)
+    store.client.delete_run(load_results("tiny").trials.at[0, "run_id"])
+    results = load_results("tiny")
+    assert results.winner is None
+    assert summary(results)[1].startswith("No winner is selected yet: trial 1, complete, leads")
+    assert winner_section(results).paragraphs[0].startswith("No version is registered yet")
+    assert "winning trial's run" not in dict(lineage_section(results).tables[0].rows)
 
 
 def test_a_failed_trial_whose_values_do_not_go_together_has_no_parameter_count(store, searched):

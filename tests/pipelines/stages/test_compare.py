@@ -3,12 +3,13 @@
 import csv
 import io
 import json
+import re
 import threading
 from dataclasses import replace
 
 import pytest
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import EditedError, PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.experiment import Experiment, read_experiment
@@ -104,6 +105,11 @@ def test_each_number_of_seeds_with_which_a_verdict_was_shown_is_a_look(store):
     shown(3, range(9), **{"dca.basis": "of another baseline"})
     store.create("compare", "4", "compare", tags={"dca.basis": "b"})  # killed before its verdict
     assert looks("", range(8)) == [[*range(5)]]
+    for edited in ("[[0", "5", '[["a"]]'):
+        store.tag(first, {"dca.looks": edited})
+        line = f"run {first}: tag dca.looks: expected the seeds of each look, as in [[0, 1], "
+        with pytest.raises(EditedError, match=re.escape(line)):
+            looks("", range(8))
 
 
 @pytest.mark.usefixtures("plain")

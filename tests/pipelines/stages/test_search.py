@@ -18,6 +18,7 @@ from pipelines.search.recorder import Recorder
 from pipelines.search.results import Searched
 from pipelines.search.resume import stored_search
 from pipelines.stages.search import search
+from pipelines.stages.select import STAGE as SELECT
 from pipelines.stages.select import select
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.writer import Writer
@@ -189,7 +190,12 @@ def test_the_winner_is_one_of_the_trials_that_were_selected(begun):
     close(recorder)
     for selection, winner in (("0-2", 1), ("0,2", 2), ("0", 0)):
         searched = Searched(context.run_id, {"complete": 3}, (), selection)
-        assert select(context, StageResults({"search": searched})).trial == winner
+        selected = select(context, StageResults({"search": searched}))
+        assert selected.trial == winner
+        SELECT.verify(context.store, selected)
+    context.store.client.delete_run(selected.run_id)
+    with pytest.raises(PipelineError, match="the run of the winner, trial 0, was deleted"):
+        SELECT.verify(context.store, selected)
 
 
 def test_the_duration_of_a_search_is_stored_every_five_seconds(begun, monkeypatch):

@@ -1,3 +1,4 @@
+import io
 import json
 import os
 import re
@@ -152,7 +153,8 @@ def test_a_text_artifact_that_is_missing_is_one_line(store):
         store.read_text(run, "file.txt")
 
 
-def test_a_text_artifact_is_read_back(store):
+def test_a_text_artifact_is_read_back_whatever_the_encoding_of_this_machine(store, monkeypatch):
+    monkeypatch.setattr(io, "text_encoding", lambda given, *_: given or "ascii")
     run = store.create("fit", "k", "n")
     store.log_text(run, "été\n", "folder/file.txt")
     assert store.read_text(run, "folder/file.txt") == "été\n"

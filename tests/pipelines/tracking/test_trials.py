@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipelines.console.errors import DamagedError
+from pipelines.console.errors import DamagedError, EditedError
 from pipelines.tracking.trials import (
     StoredTrial,
     configuration_of,
@@ -57,6 +57,11 @@ def test_parameters_that_did_not_apply_have_the_values_they_had():
     inactive = {"dca.inactive": json.dumps({"a": "2"})}
     assert configuration_of(run(inactive, params={"a": "n/a", "b": "1"})) == {"a": "2", "b": "1"}
     assert configuration_of(run(inactive)) == {}
+    for edited in ("{", "[]"):
+        with pytest.raises(
+            EditedError, match=r"^run id: tag dca\.inactive: expected values by key"
+        ):
+            configuration_of(run({"dca.inactive": edited}, params={"a": "1"}))
 
 
 class Histories:

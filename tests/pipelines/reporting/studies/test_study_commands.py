@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.comparison.config import MAX_SEED
 from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.experiment import Experiment, load, read_experiment
@@ -212,6 +213,18 @@ def test_the_best_trials_of_a_choice_are_compared_over_the_seeds_that_there_are(
 
 def test_a_choice_with_results_of_one_value_has_no_answer(data):
     assert choice_answers(results_of(searched(data), TRIALS[2:])) == []
+
+
+def test_the_values_of_a_choice_are_told_apart_and_seeds_go_on_from_0_behind_the_largest(data):
+    rates = [1e-3, 1.00001e-3]
+    changes = {"search.space": {RATE: {"choice": rates}}, "seed": MAX_SEED - 2}
+    config = searched(data).replace(changes)
+    trials = [trial("complete", [3.0, 2.5], f"t{n}", train__learning_rate=rates[n]) for n in (0, 1)]
+    results = results_of(config, trials)
+    (answer,) = choice_answers(results)
+    assert answer.trials == {"0.001": 0, "0.00100001": 1}
+    (command,) = choice_commands(results)
+    assert f"seeds=[{MAX_SEED - 1}, 0, 1, 2, 3]" in command.lines[0]
 
 
 def test_one_command_makes_a_study_of_a_choice(data, tmp_path):
