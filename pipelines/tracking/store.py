@@ -281,7 +281,7 @@ class Store:
         Those of another user of a server, who may not be allowed to change them, stay.
         """
         own = f"tags.`{PROCESS_TAG}` LIKE '{this_process().split()[0]} %'"
-        ids = [found.experiment_id for found in self.client.search_experiments()]
+        ids = [one.experiment_id for one in all_pages(self.client.search_experiments)]
         for run in self._search(f"attributes.status = '{RUNNING}' and {own}", ids):
             if process_has_ended(run.data.tags[PROCESS_TAG]):
                 with suppress(StorageError):
