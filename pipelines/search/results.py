@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.console.errors import DamagedError
+from pipelines.console.errors import EditedError
 from pipelines.console.text import one_line
 
 
@@ -52,7 +52,7 @@ def write_numbers(numbers: Iterable[int]) -> str:
 
 
 def read_numbers(text: str) -> set[int]:
-    """The numbers in a text of `write_numbers`. Raises DamagedError for another one."""
+    """The numbers in a text of `write_numbers`. Raises EditedError for another one."""
     found: set[int] = set()
     for part in filter(None, text.split(",")):
         low, _, high = part.partition("-")
@@ -60,5 +60,5 @@ def read_numbers(text: str) -> set[int]:
             found |= set(range(int(low), int(high or low) + 1))
         except ValueError:
             message = f"the result of a search was edited: trials {one_line(text)}"
-            raise DamagedError(f"{message}; --fresh searches again") from None
+            raise EditedError(f"{message}; --fresh searches again") from None
     return found

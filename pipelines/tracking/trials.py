@@ -111,14 +111,14 @@ class StoredTrial:
 def read_trial(run: Run, metric: str) -> StoredTrial:
     """The trial that a run describes, without its evaluations.
 
-    `metric` is the search's train.best_metric. Raises DamagedError if its tags are not what was
+    `metric` is the search's train.best_metric. Raises EditedError if its tags are not what was
     written.
     """
     try:
         return _trial_of(run, metric)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         message = f"run {run.info.run_id}: a tag was edited or removed: {error}"
-        raise DamagedError(message) from None
+        raise EditedError(message) from None
 
 
 def _trial_of(run: Run, metric: str) -> StoredTrial:
