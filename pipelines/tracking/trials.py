@@ -11,7 +11,7 @@ from itertools import accumulate
 from typing import Any
 
 from pipelines.compat.mlflow import FAILED, FINISHED, KILLED
-from pipelines.console.errors import DamagedError, EditedError
+from pipelines.console.errors import EditedError
 from pipelines.console.text import quote_value
 from pipelines.tracking.schema import (
     BATCH_TOKENS_PARAM,
