@@ -449,7 +449,10 @@ GOOD = st.fixed_dictionaries(
         ),
         "generate": st.fixed_dictionaries(
             {},
-            optional={"prompts": st.lists(PROMPTS, max_size=3), "temperature": st.floats(0, 1e300)},
+            optional={
+                "prompts": st.lists(PROMPTS, min_size=1, max_size=3),
+                "temperature": st.floats(0, 1e300),
+            },
         ),
     },
 )

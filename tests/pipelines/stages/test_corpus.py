@@ -146,6 +146,7 @@ def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_val
     tags = {PROMOTE_TAG: json.dumps(packaged["promote"]), TEST_FINGERPRINT_TAG: "0" * 32}
     registry = SimpleNamespace(
         name="dca-gpt",
+        model_id=lambda _: "m-1",
         read_packaged=lambda *_: packaged,
         get=lambda _: SimpleNamespace(tags=tags, name="dca-gpt", version="1"),
     )
