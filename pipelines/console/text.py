@@ -81,6 +81,13 @@ def first_line(error: BaseException, *, limit: int = 200) -> str:
     return one_line(lines[0] if lines else type(error).__name__, limit=limit)
 
 
+def why_ended(errors: str, code: int) -> str:
+    """Why a process that runs a packaged model's code ended without its result: the last line of
+    its errors; without one the code has ended it."""
+    last = one_line(errors.strip().rpartition("\n")[2])
+    return last or f"its code ended the process, exit code {code}"
+
+
 def nearest(name: str, valid: Iterable[str]) -> str:
     """The shortest valid name that begins with an unknown one, else the closest, else the shortest
     that contains it; empty if there is none."""

@@ -393,7 +393,7 @@ def _read_tag(entry: ModelVersion, tag: str, read: Callable[[str], T]) -> T:
     try:
         return read(entry.tags[tag])
     except (KeyError, OSError, OverflowError, ValueError):
-        got = f"{quote_value(entry.tags[tag])}" if tag in entry.tags else "none"
+        got = quote_value(entry.tags[tag]) if tag in entry.tags else "none"
     of = "seconds since 1970" if tag == ENTRY_SECONDS_TAG else "as in the entry's description"
     message = f"{entry.name} version {entry.version}: tag {tag}: got {got}, expected what was "
     raise EditedError(f"{message}written, {of}; set it again in MLflow")

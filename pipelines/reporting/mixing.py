@@ -15,7 +15,7 @@ import pandas as pd
 
 from pipelines.console.errors import PipelineError
 from pipelines.console.isolated import run_isolated
-from pipelines.console.text import one_line
+from pipelines.console.text import why_ended
 from pipelines.data.batches import open_bytes, windows
 from pipelines.data.splits import find_splits
 from pipelines.engine.results import from_json, json_digest
@@ -106,8 +106,7 @@ def _weights(folder: Path, ids_bt: Ids | None, scratch: Path) -> list[dict[str, 
         np.save(ids, ids_bt)
     child = run_isolated(learned_weights.__name__, [str(folder), str(ids), str(result)])
     if child.returncode or not result.exists():
-        last = one_line(child.stderr.strip().rpartition("\n")[2])
-        raise PipelineError(last or f"its code ended the process, exit code {child.returncode}")
+        raise PipelineError(why_ended(child.stderr, child.returncode))
     rows: list[dict[str, Any]] = json.loads(result.read_text(encoding="utf-8"))
     return rows
 

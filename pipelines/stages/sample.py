@@ -4,7 +4,7 @@ import json
 
 from pipelines.console.errors import PipelineError
 from pipelines.console.isolated import run_isolated
-from pipelines.console.text import one_line
+from pipelines.console.text import why_ended
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
@@ -48,8 +48,7 @@ def _generate(context: Context[Experiment], model: str, champion: int) -> list[s
     child = run_isolated("pipelines.generate", arguments)
     lines = [line for line in child.stdout.split("\n") if line]
     if child.returncode or len(lines) < len(options.prompts):
-        last = child.stderr.strip().rpartition("\n")[2]
-        reason = one_line(last) or f"its code ended the process, exit code {child.returncode}"
+        reason = why_ended(child.stderr, child.returncode)
         ways_on = Champions(Registry(context.store.client, model)).ways_on(champion)
         raise PipelineError(f"the champion, {uri}, cannot be used: {reason}; run {ways_on}")
     return [json.loads(line)["text"] for line in lines]

@@ -31,11 +31,7 @@ from pipelines.compat.mlflow import (
     all_pages,
 )
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import (
-    DamagedError,
-    PipelineError,
-    StorageError,
-)
+from pipelines.console.errors import DamagedError, PipelineError, StorageError
 from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.storage.digests import sha256_of
