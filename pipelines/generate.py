@@ -146,18 +146,19 @@ def _run_alone(argv: Sequence[str], prompts: list[str]) -> int:
     """The same command in a process of its own, which shows its text as it is written."""
     from pipelines.console.isolated import isolated_command, isolated_environment
 
+    encoding = sys.stdout.encoding or "utf-8"  # a stream in memory has none
     with tempfile.TemporaryFile("w+", encoding="utf-8") as given:
         given.write("\n".join(prompts))  # read if they came from standard input
         given.seek(0)
         child = subprocess.Popen(
             isolated_command("pipelines.generate", argv),
-            env=isolated_environment(),
+            env={**isolated_environment(), "PYTHONIOENCODING": encoding},
             stdin=given,
             stdout=subprocess.PIPE,
         )
         with child:
             assert child.stdout is not None
-            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            decoder = codecs.getincrementaldecoder(encoding)("replace")
             while part := child.stdout.read1():  # type: ignore[attr-defined]
                 sys.stdout.write(for_stream(decoder.decode(part), sys.stdout))
                 sys.stdout.flush()

@@ -18,6 +18,15 @@ from pipelines.data.files import find_files, read_files
 from pipelines.data.fingerprint import SPLIT_KEYS, Corpus
 from pipelines.storage.digests import sha256_of
 
+COMPRESSED = {
+    b"\x1f\x8b\x08": "gzip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ\x00": "xz",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+}
+"""The first bytes of a compressed file, by which its format is recognised."""
+
 
 class ChunkBuffer:
     """A stream of chunks that is read in pieces of other sizes, without copying."""
@@ -98,6 +107,7 @@ class CorpusReader:
         named = {key: path for key, path in named.items() if path is not None}
         with file_search_shown(self._mode):
             files = {key: find_files(path, key=key) for key, path in named.items()}
+            _refuse_compressed(files)
             _refuse_overlap(files)
         if config.max_bytes is None:
             self._files = sum(map(len, files.values()))
@@ -111,6 +121,18 @@ def file_search_shown(mode: OutputMode) -> Iterator[None]:
 
     with Progress(mode, stderr=True).waiting("looking for the files of the text", stage="corpus"):
         yield
+
+
+def _refuse_compressed(files: dict[str, list[Path]]) -> None:
+    """Raise ConfigError for a compressed file: its bytes are not the text that it holds."""
+    for key, paths in files.items():
+        for path in paths:
+            with path.open("rb") as file:
+                start = file.read(max(map(len, COMPRESSED)))
+            for first, name in COMPRESSED.items():
+                if start.startswith(first):
+                    message = f"{one_line(path)} is compressed ({name}); expected the text itself"
+                    raise ConfigError(Problem(message, key))
 
 
 def _refuse_overlap(files: dict[str, list[Path]]) -> None:

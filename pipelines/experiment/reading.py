@@ -32,6 +32,8 @@ ALONE: dict[str, Any] = {
     "budget": "tokens",
 }
 """One training: no search, and no study."""
+BY_DEFAULT = ("generate", "compare")
+"""Sections of which the report of an earlier run may have defaults: it shows what they were."""
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
 
@@ -77,9 +79,23 @@ def read_experiment(
 def read_stored(data: Mapping[str, Any], *, source: str) -> Experiment:
     """The experiment of an earlier run, whose search is not checked again. Raises ConfigError.
 
-    It has run, perhaps with an older version, and its results can be read whatever is refused now.
+    It has run, perhaps with an older version, and its results can be read whatever is refused now:
+    a value of `generate` and `compare` that is refused has its default.
     """
-    return validate(Experiment, with_present_names(data), source=source)
+    present = with_present_names(data)
+    try:
+        return validate(Experiment, present, source=source)
+    except ConfigError as error:
+        refused = {tuple(problem.key.split(".")[:2]) for problem in error.problems}
+        if not all(section in BY_DEFAULT for section, *_ in refused):
+            raise
+        kept = {
+            name: {key: value for key, value in part.items() if (name, key) not in refused}
+            if name in BY_DEFAULT and isinstance(part, Mapping)
+            else part
+            for name, part in present.items()
+        }
+        return validate(Experiment, kept, source=source)
 
 
 def read_packaged(

@@ -1,6 +1,7 @@
 """A version made with another `dca` than today's, and a folder with planted modules: the commands
 run it with its own code, from anywhere."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -58,6 +59,14 @@ def test_a_version_runs_with_its_own_code_from_a_folder_with_planted_modules(
     text.write_bytes(bytes(range(32, 127)) * 3)
     assert score(store.models, changed, text).text_bytes == 285
     assert not Path("planted").exists()
+
+
+def test_a_version_with_its_own_code_writes_in_the_encoding_of_the_stream(changed, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="latin-1"))
+    assert generate.main(["--model=tiny/1", "--prompt=caf\u00e9", "--max-new-tokens=0"]) == 0
+    assert written.getvalue() == b"caf\xe9\n"
 
 
 def test_where_our_code_is_the_package_s_it_runs_in_this_process(

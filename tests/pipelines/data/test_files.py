@@ -1,7 +1,10 @@
 """Files by a path, folder or glob: exactly those, or an error that names what is in the way."""
 
+import bz2
 import functools
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import time
@@ -211,3 +214,18 @@ def test_reading_a_large_text_is_shown(tmp_path, monkeypatch, capsys):
     assert b"".join(reader) == b"xxx"
     out = capsys.readouterr().out
     assert json.loads(out.splitlines()[0])["text"].startswith("reading the text: 0 MB")
+
+
+@pytest.mark.parametrize(
+    ("name", "pack"),
+    [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)],
+)
+def test_a_compressed_file_is_no_text(tmp_path, name, pack):
+    put(tmp_path, "text/a.txt")
+    (tmp_path / "text" / "b").write_bytes(pack(b"a text " * 1000))
+    config = DataConfig(corpus="files", path=str(tmp_path / "text"))
+    with pytest.raises(ConfigError) as error:
+        measure_corpus(config, seq_len=8)
+    assert str(error.value) == (
+        f"data.path: {tmp_path}/text/b is compressed ({name}); expected the text itself"
+    )

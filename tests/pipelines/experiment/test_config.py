@@ -19,6 +19,7 @@ from pipelines.experiment import (
     schema,
 )
 from pipelines.experiment.reading import QUICKSTART
+from pipelines.registry.config import GenerateConfig
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -877,6 +878,16 @@ def test_what_is_stored_is_read_whatever_a_new_search_may_not_have(experiment):
     with pytest.raises(ConfigError):
         read_experiment(data, source="new")
     assert read_stored(data, source="old").search.space.keys() == {"model.depth"}
+
+
+def test_an_earlier_run_can_be_read_with_values_that_are_refused_now():
+    old = {"generate": {"prompts": [], "top_k": 7}, "compare": {"smallest_difference": 1e-9}}
+    read = read_stored({"experiment": "old", **old}, source="old")
+    assert read.generate.prompts == GenerateConfig().prompts
+    assert read.generate.top_k == 7
+    assert read.compare.smallest_difference == 0.01
+    with pytest.raises(ConfigError, match=r"model\.depth"):
+        read_stored({"model": {"depth": 0}, **old}, source="old")
 
 
 def test_integers_have_a_step_or_a_logarithm_and_are_stored_as_before_without(experiment):
