@@ -78,10 +78,10 @@ SCHEDULE_OPTIONS = {
 """Options that only some schedules read: an experiment none of whose trials can is refused."""
 
 
-MIN_BFLOAT16_WIDTH = 256
+MIN_BFLOAT16_WIDTH = 128
 """Width from which a CPU with instructions for bfloat16 makes a step at least 1.3 times as fast in
-it, of `standard` and of `dca`: 1.5 times with 256 and 384, 1.8 with 512, but 1.1 to 1.3 with 64 to
-192 (an EPYC of 2023, one thread, 1,024 bytes)."""
+it, of `standard` and of `dca`: 1.4 to 1.8 times with 128, but 1.2 to 1.3 with 96 and 1.2 with 64
+(an EPYC with AVX512-BF16, one thread, 256 to 2,048 bytes, six rounds each, 2026-11-30)."""
 STEP_PARAMS = (
     *("model.", "train.seq_len", "train.batch_tokens", "train.micro_batch_tokens"),
     *("train.optimizer", "train.ema_decay", "train.activation_checkpointing", "train.compile"),
@@ -155,7 +155,7 @@ class TrainConfig(Section):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of matrix products and activations; weights, the optimizer's state, sums, norms and
     losses are float32. auto, resolved by the command for all trainings: bfloat16 on CUDA, and for
-    widths from 256 on a CPU with instructions for it; else float32."""
+    widths from 128 on a CPU with instructions for it; else float32."""
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> "TrainConfig":

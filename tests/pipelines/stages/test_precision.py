@@ -24,11 +24,11 @@ def experiment(**values) -> Experiment:
     ("width", "choice", "resources", "expected"),
     [
         (512, None, [CPU, CPU], "bfloat16"),
-        (128, None, [CPU], "float32"),
-        (512, [128, 512], [CPU], "float32"),
-        (512, [256, 512], [CPU], "bfloat16"),
-        (128, None, [GPU, GPU], "bfloat16"),
-        (128, None, [GPU, CPU], "float32"),
+        (64, None, [CPU], "float32"),
+        (512, [64, 512], [CPU], "float32"),
+        (512, [128, 512], [CPU], "bfloat16"),
+        (64, None, [GPU, GPU], "bfloat16"),
+        (64, None, [GPU, CPU], "float32"),
     ],
 )
 def test_all_trainings_have_the_precision_of_the_smallest_width(width, choice, resources, expected):

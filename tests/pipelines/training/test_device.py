@@ -87,8 +87,8 @@ def test_a_tpu_is_used_through_torch_xla(tmp_path, monkeypatch):
     [
         ("cuda", False, 16, "bfloat16"),
         ("mps", True, 512, "float32"),
-        ("cpu", True, 256, "bfloat16"),
-        ("cpu", True, 255, "float32"),
+        ("cpu", True, 128, "bfloat16"),
+        ("cpu", True, 127, "float32"),
         ("cpu", False, 512, "float32"),
     ],
 )
