@@ -84,6 +84,12 @@ def start_early(*, dashboard: bool = False) -> None:
         _starters[0].start()
 
 
+def machine_cpus() -> int:
+    """The processors that a cluster of this machine has, or would have."""
+    _set_defaults(names.ENVIRONMENT)  # Ray reads them as it is imported
+    return names.machine_cpus()
+
+
 def is_ray_job() -> bool:
     """Whether `ray job submit` has started this command, in a copy of the working directory."""
     return names.JOB_CONFIG in os.environ
@@ -166,7 +172,7 @@ def session_folder() -> Path:
     RAY_TMPDIR, or in TMPDIR if its path is short enough for sockets.
     """
     if named := os.environ.get("RAY_TMPDIR"):
-        parent = Path(os.path.expanduser(named))  # noqa: PTH111  which leaves unknown users
+        parent = Path(os.path.expanduser(named)).absolute()  # noqa: PTH111  leaves unknown users
         return private_place(parent) / "ray"
     folder = private_folder() / "ray"
     if len(str(folder)) > names.MAX_FOLDER_CHARACTERS:

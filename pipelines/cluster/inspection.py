@@ -18,6 +18,7 @@ from pipelines.cluster.connection import (
     cluster_address,
     connect,
     is_ray_job,
+    machine_cpus,
     short_session_folder,
 )
 from pipelines.compat.ray import last_line
@@ -54,7 +55,7 @@ def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
         short_session_folder()
         found = torch.accelerator.current_accelerator(check_available=True)
         gpus = torch.accelerator.device_count() if found and found.type in RAY_GPU_TYPES else 0
-        return [Node("this machine", os.cpu_count() or 1, gpus)]
+        return [Node("this machine", machine_cpus(), gpus)]
     cluster = connect()
     if len(cluster) == 1:
         return cluster

@@ -222,9 +222,9 @@ def make_tables(path: Path) -> None:
     seconds, in which a command that is killed leaves half a database. Raises as `store_errors`.
     """
     from mlflow.store.db.utils import _initialize_tables
-    from sqlalchemy import create_engine, event
+    from sqlalchemy import URL, create_engine, event
 
-    engine = create_engine(f"sqlite:///{path}")
+    engine = create_engine(URL.create("sqlite", database=str(path)))  # a text would be decoded
     event.listen(engine, "connect", lambda made, _: made.execute("PRAGMA synchronous=OFF"))
     try:
         _initialize_tables(engine)

@@ -108,6 +108,13 @@ def has_node() -> bool:
     return bool(find_node_ids())
 
 
+def machine_cpus() -> int:
+    """The processors that a node of this machine would have: in a container those of its limit."""
+    from ray._private.utils import get_num_cpus
+
+    return max(1, int(get_num_cpus(override_docker_cpu_warning=True)))
+
+
 def is_head_node(address: str, *, seconds: float) -> bool:
     """Whether HOST:PORT answers as the control service of a Ray cluster.
 

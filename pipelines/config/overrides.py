@@ -3,6 +3,7 @@
 Used by pipelines/experiment, for every command that takes changes.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -11,6 +12,9 @@ from pipelines.config.compose import EXTENDS
 from pipelines.config.yaml_text import MAX_DEPTH, parse
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import one_line
+
+COMMENT = re.compile(r"(?:^|(?<=\s))#")
+"""Where a comment of YAML may begin."""
 
 
 class Change(NamedTuple):
@@ -50,9 +54,24 @@ def _values(text: str, where: str) -> list[Any]:
     """
     if text.startswith("@"):
         return [text]
+    _refuse_comment(text, where)
     if "," in text:
         with suppress(ConfigError):  # it is one value then, valid or not
             values: list[Any] = parse(f"[{text}\n]", source=where)
             if len(values) > 1:
                 return values
     return [parse(text, source=where)]
+
+
+def _refuse_comment(text: str, where: str) -> None:
+    """Raise ConfigError for a value of which YAML would leave out a part: from a # on."""
+    if any(_is_comment(text, found.start(), where) for found in COMMENT.finditer(text)):
+        message = "# begins a comment; expected quotes around the value, as in '\"a #1\"'"
+        raise ConfigError(Problem(message, source=where))
+
+
+def _is_comment(text: str, start: int, where: str) -> bool:
+    """Whether a value is the same without what begins there; not in quotes, or if it is refused."""
+    with suppress(ConfigError):
+        return bool(parse(text[:start], source=where) == parse(text, source=where))
+    return False

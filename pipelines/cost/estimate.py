@@ -1,6 +1,5 @@
 """The cost of what is left of a sweep: a table of sizes, and the time of search, fit and all."""
 
-import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
-from pipelines.cluster.connection import cluster_address
+from pipelines.cluster.connection import cluster_address, machine_cpus
 from pipelines.console.text import counted, format_duration
 from pipelines.cost.earlier import EarlierRuns
 from pipelines.cost.fits import Fits
@@ -212,7 +211,7 @@ class _Costs:
         }
         if new := [run for run, known in seconds.items() if known is None]:
             self.timed = True
-            cores = max(1, (os.cpu_count() or 1) // new[0].resources.cpus_per_worker)
+            cores = max(1, machine_cpus() // new[0].resources.cpus_per_worker)
             processes = min(cores, concurrent * new[0].resources.max_workers)
             keys = {run: (processes, run.resources, *_of_step(run)) for run in new}
             left = {keys[run]: run for run in new if keys[run] not in self.timed_steps}

@@ -30,6 +30,7 @@ takes at most 20 seconds on two cores, and a step half a second."""
 MAX_ROWS = 1000
 """More are not made in that time; each training has a list of where it is evaluated."""
 CORPUS_BYTES = 1 << 20
+VISIBLE_GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 def time_steps(runs: Sequence[TrainingRun], *, processes: int) -> list[float]:
@@ -73,12 +74,17 @@ def without_interrupts() -> Iterator[None]:
 def _time_all(runs: Sequence[TrainingRun], text: Path, number: int) -> list[float]:
     """What one of the processes does: with the niceness and the GPUs of one of Ray's workers."""
     gpus = runs[0].resources.gpus_per_worker
-    first = int(number * gpus)
-    visible = range(first, first + max(1, round(gpus))) if gpus else ()
-    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, visible))
+    os.environ[VISIBLE_GPUS] = _visible_gpus(os.environ.get(VISIBLE_GPUS), number, gpus)
     os.nice(max(0, int(os.environ.get(NICENESS, DEFAULT_NICENESS)) - os.nice(0)))
     each = TIMED_SECONDS / len(runs)
     return [_time(run, text, text.with_name(f"{number}-{i}"), each) for i, run in enumerate(runs)]
+
+
+def _visible_gpus(given: str | None, number: int, gpus: float) -> str:
+    """Those of a process by its number; if the user has chosen some, of these."""
+    first, count = int(number * gpus), max(1, round(gpus)) if gpus else 0
+    named = given.split(",") if given is not None else [*map(str, range(first + count))]
+    return ",".join(named[first : first + count])
 
 
 def _time(run: TrainingRun, text: Path, folder: Path, seconds: float) -> float:

@@ -368,9 +368,7 @@ def _moves(entry: ModelVersion) -> list[str]:
 
 def _has_ended(entry: ModelVersion, tag: str) -> bool:
     """Whether the process that set a mark ran on this host and runs no longer."""
-    process = entry.tags[tag]
-    here = process.split()[0] == this_process().split()[0]
-    return here and process_has_ended(process)
+    return process_has_ended(entry.tags[tag])
 
 
 def _number(entry: ModelVersion) -> int:

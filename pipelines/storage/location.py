@@ -24,6 +24,8 @@ URI = re.compile(
     r"(\?(endpoint_override|region|scheme)=[\w.:-]+(&(endpoint_override|region|scheme)=[\w.:-]+)*)?",
     re.ASCII,
 )
+ONE_SLASH = re.compile(r"(s3|gs|file):/(?!/)")
+"""How the beginning of a URI is mistyped, which would be a folder of that name."""
 
 
 def with_home(path: str) -> str:
@@ -40,7 +42,7 @@ def with_home(path: str) -> str:
 
 def check_uri(text: str) -> None:
     """Raise ValueError for an unsupported URI, without repeating it: it may hold a key."""
-    if "://" in text and not URI.fullmatch(text):
+    if ("://" in text and not URI.fullmatch(text)) or ONE_SLASH.match(text):
         raise ValueError(
             "expected a folder, or a URI like s3://bucket/folder?region=eu-west-1 (s3, gs, file; "
             "endpoint_override, region, scheme) without user, password or key: these are "

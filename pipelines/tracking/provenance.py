@@ -49,14 +49,27 @@ def this_process() -> str:
 
 
 def process_has_ended(text: str) -> bool:
-    """Whether a process of this host, as `this_process` described it, runs no longer."""
+    """Whether a process, as `this_process` described it, is of this host and runs no longer."""
     try:
-        number, started = text.split()[1:3]
+        host, number, started = text.split()
+        if host != this_process().split()[0]:
+            return False
         return _start_of(int(number)) != int(started)
     except FileNotFoundError:
-        return True
+        return not _is_running(int(number))
     except (ValueError, OSError):
         return False
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is such a process, of any user: /proc may show one's own only."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _start_of(process: int) -> int:

@@ -30,10 +30,8 @@ def accelerator(monkeypatch, kind: str | None) -> None:
 @pytest.mark.parametrize(("kind", "gpus"), [(None, 0), ("cuda", 2), ("xpu", 2), ("mps", 0)])
 def test_without_a_cluster_there_is_this_machine_with_what_ray_calls_gpus(monkeypatch, kind, gpus):
     accelerator(monkeypatch, kind)
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 6)
+    monkeypatch.setattr(module, "machine_cpus", lambda: 6)
     assert inspect_cluster("runs") == [Node("this machine", 6, gpus)]
-    monkeypatch.setattr(module.os, "cpu_count", lambda: None)
-    assert inspect_cluster("runs") == [Node("this machine", 1, gpus)]
 
 
 def keys(error: ConfigError) -> list[str]:

@@ -116,7 +116,7 @@ def test_the_variable_turns_the_statistics_of_mlflows_use_off(monkeypatch):
 
 @pytest.mark.slow
 def test_tables_that_are_made_at_once_are_those_that_mlflow_makes(tmp_path):
-    ours, theirs = tmp_path / "ours.db", tmp_path / "theirs.db"
+    ours, theirs = tmp_path / "o%41?b.db", tmp_path / "theirs.db"
     compat.make_tables(ours)
     MlflowClient(f"sqlite:///{theirs}", f"sqlite:///{theirs}")
     columns = (

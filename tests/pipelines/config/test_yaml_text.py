@@ -74,6 +74,17 @@ def test_nested_mappings_are_flattened_to_dotted_keys():
     assert dict(flatten(data)) == {"a.b": 1, "a.c": {}, "d": [{"e": 1}], "f.g.h": None}
 
 
+@pytest.mark.parametrize("text", ["/tmp/a #1", "C #1.txt", "#1", "1,2 # both", "[a] #"])
+def test_a_value_of_the_command_line_loses_nothing_to_a_comment(text):
+    with pytest.raises(ConfigError, match=r"# begins a comment; expected quotes"):
+        read_changes([f"data.path={text}"])
+
+
+@pytest.mark.parametrize("text", ["'a #1'", '"a #1"', "a#1", "['a #', b]"])
+def test_a_sign_that_begins_no_comment_is_kept(text):
+    assert "#" in str(read_changes([f"data.path={text}"])[0].value)
+
+
 def test_a_key_has_at_most_fifty_parts():
     assert read_changes([f"{'a.' * 49}a=1"])[0].value == 1
     with pytest.raises(ConfigError, match="expected a key such as"):

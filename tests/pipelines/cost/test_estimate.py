@@ -161,18 +161,21 @@ def test_a_process_has_the_niceness_and_the_gpus_of_a_worker(experiment, monkeyp
     added = []
     monkeypatch.setattr(timing.os, "nice", lambda more: added.append(more) or 10)
     monkeypatch.setattr(timing, "_time", lambda *_: 1.0)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     monkeypatch.setenv(NICENESS, "15")
-    visible = []
-    for number in range(4):
+
+    def visible(run, number: int, chosen: str | None = None) -> str:
+        monkeypatch.delenv(timing.VISIBLE_GPUS, raising=False)
+        if chosen is not None:
+            monkeypatch.setenv(timing.VISIBLE_GPUS, chosen)
         timing._time_all([run], Path("text"), number)
-        visible.append(os.environ["CUDA_VISIBLE_DEVICES"])
-    assert visible == ["0", "0", "1", "1"]
+        return os.environ[timing.VISIBLE_GPUS]
+
+    assert [visible(run, number) for number in range(4)] == ["0", "0", "1", "1"]
     assert added == 4 * [0, 5]
-    timing._time_all([run.replace({"resources.gpus_per_worker": 2})], Path("text"), 1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
-    timing._time_all([experiment.training_run()], Path("text"), 1)
-    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""
+    two = run.replace({"resources.gpus_per_worker": 2})
+    assert visible(two, 1) == "2,3"
+    assert visible(two, 1, "7,GPU-8,GPU-9,4") == "GPU-9,4"
+    assert visible(experiment.training_run(), 1, "3") == ""
 
 
 @pytest.fixture
@@ -439,13 +442,13 @@ def test_three_sizes_are_timed_the_smallest_and_the_largest_among_them(
         return [1.0 for _ in runs]
 
     monkeypatch.setattr(estimates, "time_steps", time_some)
-    monkeypatch.setattr(estimates.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(estimates, "machine_cpus", lambda: 8)
     costs = estimates._Costs(searched, EarlierRuns(searched), 1000, discard)
     depths = [3, 9, 5, 1, 7]
     costs.times("trial", {"": [searched.training_run({"model.depth": n}) for n in depths]}, 3)
     two = {"resources.workers": 2, "resources.cpus_per_worker": 3}
     costs.times("fit", {"": [searched.training_run(two)]}, 5)
-    monkeypatch.setattr(estimates.os, "cpu_count", lambda: None)
+    monkeypatch.setattr(estimates, "machine_cpus", lambda: 1)
     costs.times("fit", {"": [searched.training_run(two)]}, 5)
     assert asked == [([1, 5, 9], 3), ([2], 2), ([2], 1)]
     assert costs.timed

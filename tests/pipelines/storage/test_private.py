@@ -103,6 +103,9 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
     assert len(str(session_folder())) <= MAX_FOLDER_CHARACTERS
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
     assert session_folder() == Path(f"/elsewhere/dca-gpt-{os.getuid()}/ray")
+    monkeypatch.chdir("/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", "rt")
+    assert session_folder() == Path(f"/tmp/rt/dca-gpt-{os.getuid()}/ray")
     with monkeypatch.context() as patch:
         patch.setenv("RAY_TMPDIR", "/" + "é" * 20)
         with pytest.raises(

@@ -62,6 +62,8 @@ def test_a_shared_folder_is_a_small_value_that_names_its_place():
         "s3://",
         "s4://bucket/x",
         "file://relative",
+        "s3:/hidden/x",
+        "file:/hidden",
     ],
 )
 def test_what_holds_a_secret_or_is_no_place_is_refused_and_not_repeated(uri):

@@ -1,6 +1,7 @@
 import getpass
 import os
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +78,15 @@ def test_a_user_without_a_name_is_a_number(error, monkeypatch):
 
     monkeypatch.setattr(getpass, "getuser", fail)
     assert module.user() == str(os.getuid())
+
+
+def test_a_process_has_ended_only_if_it_is_of_this_host_and_none_has_its_id(monkeypatch):
+    host, number, started = module.this_process().split()
+    ended = module.process_has_ended
+    assert not ended(f"{host} {number} {started}")
+    assert ended(f"{host} {number} {int(started) + 1}")
+    assert not ended(f"x{host} {number} {int(started) + 1}")
+    assert ended(f"{host} {10**30} 1")
+    monkeypatch.setattr(module, "_start_of", lambda process: int(Path("/none").read_text()))
+    assert not ended(f"{host} {number} {started}")  # as of another user's, with hidepid=2
+    assert ended(f"{host} 4194999 1")
