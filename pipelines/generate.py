@@ -38,7 +38,7 @@ SEPARATOR = 20 * "-"
 MAX_BYTES, MAX_STOP, MAX_SEED = 65_536, 1024, 2**63 - 1
 """Of a prompt and of its continuation, characters of `stop`, and the seed of a text."""
 LIMITS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "samples": (lambda count: count >= 1, "at least 1"),
+    "samples": (lambda count: 1 <= count <= MAX_SEED, "1 to 2**63 - 1"),
     "max_new_tokens": (lambda count: 0 <= count <= MAX_BYTES, f"0 to {MAX_BYTES}"),
     "temperature": (lambda value: 0 <= value < math.inf, "a finite number of at least 0"),
     "top_k": (lambda count: count >= 1, "at least 1"),

@@ -164,7 +164,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Let the gate decide about a version, or bypass it with --force."""
     from pipelines.registry.champions import Champions
     from pipelines.registry.gate import force, gate_lock
-    from pipelines.tracking.schema import VersionTags
+    from pipelines.tracking.schema import STUDY_TAG
 
     version = registry.find(arguments.version)
     if arguments.force is None:
@@ -174,7 +174,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
         with gate_lock(registry):
             decision = force(registry, version, reason, dry_run=arguments.dry_run)
     champion = Champions(registry).state(reconcile=not arguments.dry_run).champion
-    study = VersionTags.of(registry.get(version)).study
+    study = registry.get(version).tags.get(STUDY_TAG, "")
     if arguments.json:
         after = {"champion_now": champion, "study": study, "dry_run": arguments.dry_run}
         print(json.dumps({**asdict(decision), "decision": decision.summary, **after}, indent=1))
@@ -309,7 +309,7 @@ def _print_table(columns: list[str], rows: Iterable[list[str]]) -> None:
     for row in rows:
         table.add_row(*map(without_controls, row))
     width = terminal_width() if sys.stdout.isatty() else PIPED_COLUMNS
-    Console(width=width, markup=False, highlight=False).print(table, end="\n\n")
+    Console(width=width, markup=False, emoji=False, highlight=False).print(table, end="\n\n")
 
 
 def _format_bits(value: Any) -> str:

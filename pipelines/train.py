@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.console.command import DONE, Parser, run_command
-from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
@@ -188,8 +188,12 @@ def _compare(version: Version, uri: str) -> str:
     from pipelines.registry.package import LINEAGE
     from pipelines.tracking.models import model_id_of
 
-    made = version.models.read_packaged(model_id_of(uri), LINEAGE)
-    assert made is not None
+    try:
+        made = version.models.read_packaged(model_id_of(uri), LINEAGE)
+    except PipelineError as error:  # the training is told all the same
+        return f"cannot be compared: {error}"
+    if made is None:
+        return f"cannot be compared: {uri} has no {LINEAGE}"
     if made["run"] == version.lineage["run"]:
         return f"those of {version.label}, which is this very run; --fresh trains it again"
     same = made["weights_sha256"] == version.lineage["weights_sha256"]

@@ -28,7 +28,12 @@ class Progress:
     """The progress of one command, printed in its output mode."""
 
     def __init__(self, mode: OutputMode = OutputMode.TEXT, *, stderr: bool = False) -> None:
-        self.console = Console(highlight=False, stderr=stderr, width=terminal_width())
+        self.console = Console(
+            highlight=False,
+            emoji=False,  # or an arm's `a:x:b` would have a picture in it
+            stderr=stderr,
+            width=terminal_width(),
+        )
         self.mode = mode
         self._panel: Panel | None = None
         self._last = 0.0

@@ -23,6 +23,9 @@ from pipelines.storage.files import File, file_at, move_into_place, put_file, si
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
 
+MIN_BYTES = 3
+"""Of a split: the gate needs two predicted bytes for an interval."""
+
 
 @dataclass(frozen=True)
 class TrainValSplits:
@@ -59,16 +62,20 @@ def is_prefix(config: DataConfig) -> bool:
 
 
 def _require_windows(config: DataConfig, corpus: Corpus, seq_len: int) -> None:
-    if config.validation_path is None and corpus.sizes["test"] <= seq_len:
+    least = max(seq_len + 1, MIN_BYTES)
+    if config.validation_path is None and corpus.sizes["test"] < least:
         message = (
             f"the corpus has {counted(sum(corpus.sizes.values()), 'byte')}; expected at least "
-            f"{int((seq_len + 1) / HELD_OUT_SHARE) + 1:,} for splits of 90/5/5 % and "
+            f"{int(least / HELD_OUT_SHARE) + 1:,} for splits of 90/5/5 % and "
             f"train.seq_len = {seq_len}"
         )
         raise ConfigError(Problem(message, "data"))
     for split, size in corpus.sizes.items():
-        if size <= seq_len:
-            message = f"{counted(size, 'byte')}; expected more than train.seq_len = {seq_len}"
+        if size < least:
+            expected = f"more than train.seq_len = {seq_len}"
+            if least > seq_len + 1:
+                expected = f"at least {least}"
+            message = f"{counted(size, 'byte')}; expected {expected}"
             raise ConfigError(Problem(message, f"data.{SPLIT_KEYS[split]}"))
 
 

@@ -11,7 +11,6 @@ interrupted, the next command that reads the champion completes it. No clock dec
 
 import itertools
 import re
-import shlex
 import time
 import uuid
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from pipelines.registry.versions import (
     create_name,
     search_versions,
 )
+from pipelines.storage.project import command_line, script
 from pipelines.tracking import descriptions
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.provenance import process_has_ended, this_process, user
@@ -166,11 +166,11 @@ class Champions:
     def ways_on(self, champion: int, version: int | None = None) -> str:
         """The commands that replace a champion: by the one before it if there is one, or by a
         version."""
-        name = shlex.quote(self.registry.name)
-        before = self.previous_champion(champion)
-        back = f"promote.py rollback --model {name}, which makes version {before} champion, or "
-        forced = f"promote.py promote {version or 'VERSION'} --model {name} --force REASON"
-        return f"{back if before else ''}{forced}"
+        of_model, before = ("--model", self.registry.name), self.previous_champion(champion)
+        back = command_line(script("promote.py"), "rollback", *of_model)
+        back = f"`{back}`, which makes version {before} champion, or " if before else ""
+        forced = ("promote", version or "VERSION", *of_model, "--force", "REASON")
+        return f"{back}`{command_line(script('promote.py'), *forced)}`"
 
     def _is_whole(self, version: int) -> bool:
         try:

@@ -37,6 +37,8 @@ DEFAULTS: dict[str, Any] = {
     "stop": "",
 }
 """Parameters of `predict`."""
+NO_LIMIT = ("top_k", "top_p")
+"""Those of which null means none; of the others it means the default."""
 MAX_BYTES = 65_536
 """Of a prompt and of its continuation: a request must not take the machine's memory."""
 MAX_STOP = 1024
@@ -125,7 +127,8 @@ class PackagedModel(PythonModel):
 
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """Continue each prompt of a table; columns `text` and `log_likelihood`, as `signature`."""
-        options = {**DEFAULTS, **(params or {})}
+        given = (params or {}).items()
+        options = DEFAULTS | {k: v for k, v in given if v is not None or k in NO_LIMIT}
         prompts = np.ravel(model_input["prompt"]).tolist()
         try:
             self.check(prompts, **options)

@@ -80,11 +80,14 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
         message = f"no such experiment in {shown_tracking_uri()}; experiments: {known}"
         raise ConfigError(Problem(message, source=experiment, nearest=nearest(experiment, names)))
     pipelines = store.find(PIPELINE_KIND)
-    searched = [run for run in pipelines if _has_search(run)]
     if not pipelines:
         message = "no run of sweep.py or train.py in it yet"
         raise ConfigError(Problem(message, source=experiment))
-    latest = max(searched or pipelines, key=lambda run: run.info.end_time or run.info.start_time)
+    searched, trained = (
+        [run for run in pipelines if _has(run, kind)] for kind in (SEARCH_KIND, TRAIN_KIND)
+    )
+    some = searched or trained or pipelines  # some of the others only register a model
+    latest = max(some, key=lambda run: run.info.end_time or run.info.start_time)
     try:
         return results_of(store, latest.info.run_id, baseline)
     except EditedError:
@@ -118,8 +121,14 @@ def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:
     return found
 
 
-def _has_search(pipeline: Run) -> bool:
-    return any(path.split("/")[0] == SEARCH_KIND for path in stage_runs(pipeline.data.tags))
+def _has(pipeline: Run, kind: str) -> bool:
+    """Whether a stage of that kind has a run."""
+    return any(_is_of(path, kind) for path in stage_runs(pipeline.data.tags))
+
+
+def _is_of(path: str, stage: str) -> bool:
+    """Whether an instance of a stage, as `search/arm`, is of that one."""
+    return path.split("/")[0] == stage
 
 
 def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> Results:
@@ -136,7 +145,9 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
     study = StudyRuns(whole, found, store) if whole.is_study else None
     config = study.winner_config if study else whole
     stages = _stage_runs(store, study.of_winner if study else found, config, study)
-    searches = {run.info.run_id: run for run in store.find(SEARCH_KIND)}
+    own_searches = [run for path, run in found.items() if _is_of(path, SEARCH_KIND)]
+    # these may be deleted, and not so their trials
+    searches = {run.info.run_id: run for run in (*own_searches, *store.find(SEARCH_KIND))}
     trials = [run for run in store.find(TRIAL_KIND) if _parent(run) in searches]
     fits = [*store.find(FIT_KIND), *store.find(TRAIN_KIND)]
     configurations = _trial_configurations(trials, searches, pipelines, pipeline)

@@ -126,7 +126,8 @@ class TopTwo:
 def compare_top_two(results: Results) -> TopTwo | None:
     """Compare the winner with the runner-up; None if there are not both.
 
-    Seeds are compared at the fit's budget if both were repeated there, else at the trials'.
+    Seeds are compared at the fit's budget if both were repeated there, else at the trials', without
+    the search's own, with which both were chosen, if each has two others.
     """
     ranked = ranking(results)
     ranked = ranked[ranked["state"].isin(["complete", "pruned"])]
@@ -152,16 +153,15 @@ def _results_over_seeds(
     results: Results, winner: int, second: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Bits per byte of two trials' configurations by seed, at the fit's budget or the trials'."""
-    by = results.completed_runs.groupby("configuration")["bits_per_byte"]
-    groups = {str(name): group.to_numpy() for name, group in by}
-    budget = results.config.fit_run().train.tokens
-    pair, nothing = (winner, second), np.empty(0)
-    at_fit = [results.configuration(resolved_values(results, n), budget) for n in pair]
-    long = [groups.get(name, nothing) for name in at_fit]
-    if min(map(len, long)) >= 2:
-        return long[0], long[1]
-    short = [groups.get(results.trials.at[n, "configuration"], nothing) for n in pair]
-    return short[0], short[1]
+    runs, budget = results.completed_runs, results.config.fit_run().train.tokens
+    pair = (winner, second)
+    names = [results.configuration(resolved_values(results, n), budget) for n in pair]
+    if min((runs["configuration"] == name).sum() for name in names) < 2:
+        names = [results.trials.at[n, "configuration"] for n in pair]
+    both = [runs[runs["configuration"] == name] for name in names]
+    others = [group[group["seed"] != results.config.seed] for group in both]
+    a, b = others if min(map(len, others)) >= 2 else both
+    return a["bits_per_byte"].to_numpy(), b["bits_per_byte"].to_numpy()
 
 
 def resolved_values(results: Results, number: int) -> dict[str, Any]:

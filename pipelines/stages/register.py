@@ -92,7 +92,8 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
         tags,
         describe_version(tested.test_bits_per_byte, links, fit.model_uri),
     )
-    registry.set_alias(CHALLENGER, version)
+    if version > registry.aliases().get(CHALLENGER, 0):  # else it was registered long ago
+        registry.set_alias(CHALLENGER, version)
     context.store.log_metrics(
         context.pipeline_run,
         {

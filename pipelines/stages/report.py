@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pipelines.compat.mlflow import store_errors
 from pipelines.console.errors import PipelineError
+from pipelines.console.text import first_line
 from pipelines.engine.results import StageResults, from_json
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
@@ -40,7 +41,12 @@ def show_results(context: Context[Experiment], results: StageResults, failed: bo
     what keeps them from being shown whole does not replace that error.
     """
     if not failed:
-        _show(context, results, _chosen(context, results), _samples(context, results))
+        try:
+            chosen = _chosen(context, results)
+        except (*store_errors(), PipelineError, OSError):
+            _show(context, results, None, _samples(context, results))
+            raise
+        _show(context, results, chosen, _samples(context, results))
     elif results.all(Fitted):
         with suppress(*store_errors(), PipelineError, OSError):
             _show(context, results, results.get(Selected), "")
@@ -83,8 +89,12 @@ def _study(context: Context[Experiment], results: StageResults) -> Study | None:
 
 
 def _samples(context: Context[Experiment], results: StageResults) -> str:
+    """What the champion wrote, or in one line why it cannot be read."""
     sampled = results.get(Sampled)
-    return context.store.read_text(sampled.run_id, SAMPLES_FILE) if sampled else ""
+    try:
+        return context.store.read_text(sampled.run_id, SAMPLES_FILE) if sampled else ""
+    except (*store_errors(), PipelineError, OSError) as error:
+        return f"(no samples: {first_line(error)})"
 
 
 STAGE = Stage(

@@ -152,7 +152,7 @@ def test_rollback_restores_and_history_tells_the_story(story):
     assert code == 0
     assert "replaced by version 1; restore it with promote.py" in out
     assert story.champion == 1
-    story.registry.set_alias("challenger", 3)  # the sweep named its own
+    assert story.registry.aliases()["challenger"] == 3  # not that sweep's own, which is older
     code, _, err = story.folder.run("promote.py", "rollback")
     assert (code, err) == (2, "dca-gpt: there is no earlier champion to go back to\n")
     found = story.promote("promote", "2", "promote.max_parameters=1")

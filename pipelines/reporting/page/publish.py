@@ -5,7 +5,7 @@ import io
 import re
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -41,8 +41,11 @@ from pipelines.reporting.summary import summary
 from pipelines.storage.digests import DIGESTS_FILE, parse_digests, sha256_of, write_digests
 from pipelines.storage.private import make_private
 from pipelines.storage.scratch import scratch_folder
+from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
 
+LOCK_WAIT_SECONDS = 300
+"""Longest wait for another report; one of thousands of trials takes half a minute."""
 MAX_SVG_BYTES = 1_000_000
 """A figure with a larger SVG is a PNG in the page, too."""
 
@@ -52,14 +55,13 @@ def publish(results: Results) -> Path:
 
     The newest report of an experiment is copied to the same place. Returns that page's path.
     """
-    run_id = results.pipeline.info.run_id
-    own = write(results, run_folder(results.config, run_id)).parent
-    newest = report_folder(results.config)
-    _make_own(newest)
-    _delete_earlier(newest)
-    with scratch_folder() as scratch:  # the folders may have files of others
+    run_id, newest = results.pipeline.info.run_id, report_folder(results.config)
+    with _alone(newest), scratch_folder() as scratch:
+        own = write(results, run_folder(results.config, run_id)).parent
+        _make_own(newest)
+        _delete_earlier(newest)
         for name in parse_digests((own / DIGESTS_FILE).read_text(encoding="utf-8")):
-            shutil.copy(own / name, scratch)
+            shutil.copy(own / name, scratch)  # the folders may have files of others
             shutil.copy(own / name, _new(newest / name))
         shutil.copy(own / DIGESTS_FILE, _new(newest / DIGESTS_FILE))
         results.store.log_files(run_id, scratch, REPORT_FOLDER)
@@ -71,7 +73,14 @@ def publish_against(results: Results, baseline: str) -> Path:
 
     It is no artifact: it can be written again from the store at any time.
     """
-    return write(results, report_folder(results.experiment) / f"against-{baseline}")
+    folder = report_folder(results.experiment)
+    with _alone(folder):
+        return write(results, folder / f"against-{baseline}")
+
+
+def _alone(folder: Path) -> AbstractContextManager[None]:
+    """Wait for another command that writes reports there: each replaces the other's files."""
+    return exclusive_lock(f"reports in {folder}", wait_seconds=LOCK_WAIT_SECONDS)
 
 
 def write(results: Results, folder: Path) -> Path:

@@ -76,6 +76,11 @@ def test_a_terminal_of_a_strange_width_gets_every_line(capsys, monkeypatch, colu
     assert "\nwinner: trial 1\n" in capsys.readouterr().out
 
 
+def test_what_looks_like_the_name_of_a_picture_is_printed_as_it_is(capsys):
+    Progress().log("arm a:x:b, s[:m:], /data/:key:/file [bold]")
+    assert capsys.readouterr().out == "arm a:x:b, s[:m:], /data/:key:/file [bold]\n"
+
+
 def test_with_quiet_only_the_result_is_printed(capsys):
     report_everything(progress_with("--quiet"))
     assert capsys.readouterr() == ("winner: trial 1\n", "")

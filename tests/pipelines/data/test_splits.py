@@ -482,3 +482,11 @@ def test_a_corpus_is_long_enough_from_a_window_in_each_split_on(tmp_path):
         "validation": 33,
         "test": 33,
     }
+    held_out = tmp_path / "held-out"
+    held_out.write_bytes(b"ab")
+    config = DataConfig(
+        corpus="files", path=str(path), validation_path=str(path) + "2", test_path=str(held_out)
+    )
+    path.with_name("text2").write_bytes(b"abc")
+    with pytest.raises(ConfigError, match=r"^data\.test_path: 2 bytes; expected at least 3$"):
+        measure_corpus(config, seq_len=1)

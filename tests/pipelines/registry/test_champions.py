@@ -347,7 +347,9 @@ def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_
     assert rollback(registry, "test", dry_run=True) == (3, 1)
     with pytest.raises(GoneError, match="its files are gone"):
         gate_force(registry, 2, "test")
-    assert champions.ways_on(3, 2).startswith("promote.py rollback --model tiny, which makes vers")
+    assert champions.ways_on(3, 2).startswith(
+        "`python pipelines/promote.py rollback --model tiny`, which makes version 1 champion, or `"
+    )
     location = store.client.get_logged_model(registry.model_id(1)).artifact_location
     (weights,) = Path(location.removeprefix("file://")).rglob("*.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
@@ -356,7 +358,9 @@ def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_
     with pytest.raises(ConfigError, match="no earlier champion"):
         rollback(registry, "test")
     assert registry.aliases() == {CHAMPION: 3}
-    assert champions.ways_on(3) == "promote.py promote VERSION --model tiny --force REASON"
+    assert champions.ways_on(3) == (
+        "`python pipelines/promote.py promote VERSION --model tiny --force REASON`"
+    )
 
 
 def test_the_log_of_champions_is_no_model_whose_versions_can_be_listed(store):

@@ -583,11 +583,11 @@ def test_a_champion_that_is_gone_names_both_ways_on_and_each_works(versions):
     message = str(error.value)
     assert "\n" not in message
     assert "the champion, version 1, which has no stored score on this text" in message
-    assert message.endswith("run promote.py promote 2 --model tiny --force REASON")
+    assert message.endswith("promote.py promote 2 --model tiny --force REASON`")
     force(versions.registry, new, "the champion is gone")
     lose(versions, new)
     third = versions.add(1.8)
-    with pytest.raises(PipelineError, match=r"rollback --model tiny, which makes version 1 champ"):
+    with pytest.raises(PipelineError, match=r"rollback --model tiny`, which makes version 1 champ"):
         versions.sweep(third)
     versions.scores[versions.registry.model_id(1)] = versions.scores[
         versions.registry.model_id(third)

@@ -127,6 +127,10 @@ def test_a_table_of_prompts_gives_texts_and_their_prompts_log_likelihoods(packag
         assert text == prompt + "".join(packaged.continuation(prompt, **options))
     nats = packaged.bits(np.frombuffer("the é".encode(), dtype=np.uint8)).sum() * math.log(2)
     assert list(answer["log_likelihood"]) == pytest.approx([-nats, 0.0])
+    null = dict.fromkeys(("temperature", "seed", "stop"))
+    assert packaged.predict(None, table, {"max_new_tokens": 8, **null}).equals(answer)
+    whole = packaged.predict(None, table, {"max_new_tokens": 8, "top_k": None, "top_p": None})
+    assert whole.equals(packaged.predict(None, table, {"max_new_tokens": 8, "top_k": 256}))
     some = packaged.predict(None, table[table["prompt"] == "a"], {"max_new_tokens": 8})
     assert some["text"].to_dict() == {1: answer["text"][1]}  # its rows are those of the table
     one = packaged.predict(None, {"prompt": np.str_("the é")}, {"max_new_tokens": 8})
@@ -222,6 +226,8 @@ def test_the_last_samples_seed_is_within_the_limit_too():
     assert generate._parse(options).samples == 2
     with pytest.raises(ConfigError, match=r"^--samples: expected at most 2\*\*63 - 1 as the seed"):
         generate._parse([*options, "--samples=3"])
+    with pytest.raises(ConfigError, match=r"^--samples: expected 1 to 2\*\*63 - 1, got 92"):
+        generate._parse(["--prompt=a", f"--samples={2**63}"])
 
 
 def test_while_a_text_is_scored_standard_error_shows_what_is_done(packaged, monkeypatch, capsys):

@@ -17,7 +17,7 @@ from pipelines.reporting.summary import summary
 from pipelines.tracking.schema import STAGE_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
-from tests.pipelines.stored import Made, purge, store_sweep
+from tests.pipelines.stored import Made, purge, store_sweep, store_training
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
@@ -118,6 +118,28 @@ def test_a_stage_whose_run_was_removed_is_left_out(store, searched):
     results = load_results("tiny")
     assert list(results.stages) == ["search"]
     assert results.winner is None
+
+
+def test_a_search_whose_run_was_deleted_still_has_its_trials(store, searched):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2])], winner=0)
+    store.client.delete_run(store.client.get_run(pipeline).data.tags[STAGE_TAG.format("search")])
+    results = load_results("tiny")
+    assert list(results.trials["bits_per_byte"]) == [2.0]
+    assert len(results.completed_runs) == 1
+
+
+def test_a_registration_after_a_training_is_not_the_result_of_the_experiment(store, experiment):
+    training = store_training(store, experiment.training_run(), 2.5)
+    for seed, tags in ((0, {STAGE_TAG.format("train"): training}), (1, {})):
+        config = experiment.replace({"seed": seed})
+        data = config.model_dump(mode="json")
+        pipeline = store.create("pipeline", f"{seed} pipeline", "pipeline", params=data)
+        store.log_text(pipeline, config.to_yaml(), "experiment.yaml")
+        store.tag(pipeline, tags)
+        store.end(pipeline)
+    results = load_results(experiment.experiment)
+    assert (results.config.seed, [*results.stages]) == (0, ["train"])
 
 
 def test_a_winner_whose_run_was_deleted_is_none(store, searched):

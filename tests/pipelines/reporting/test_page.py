@@ -2,17 +2,19 @@ import os
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import ConfigError, DamagedError, StorageError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
 from pipelines.experiment import load, read_experiment
 from pipelines.reporting.commands import report_folder
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page import content
+from pipelines.reporting.page import publish as publishing
 from pipelines.reporting.page.leaderboard import leaderboard_section
 from pipelines.reporting.page.publish import publish, write
 from pipelines.reporting.statistics import ranking
@@ -160,6 +162,18 @@ def test_a_report_replaces_an_earlier_one_and_is_an_artifact_of_the_pipelines_ru
 def empty(monkeypatch):
     """Pages without sections: figures take seconds."""
     monkeypatch.setattr("pipelines.reporting.page.publish.all_sections", lambda _: [])
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_report_waits_for_another_one(store, searched, tmp_path, monkeypatch):
+    store_sweep(store, searched, MIXED, winner=1)
+    results, folder = load_results("tiny"), report_folder(searched)
+    monkeypatch.setattr(publishing, "LOCK_WAIT_SECONDS", 0)
+    with publishing._alone(folder):
+        for write_one in (publish, partial(publishing.publish_against, baseline="a")):
+            with pytest.raises(PipelineError, match=rf"^reports in {folder}: already running"):
+                write_one(results)
+    assert publish(results).is_file()
 
 
 @pytest.mark.usefixtures("empty")

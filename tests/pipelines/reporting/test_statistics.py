@@ -88,7 +88,8 @@ def test_the_winner_is_better_only_with_an_interval_over_seeds(store, searched):
         for one, bits in zip(values, (2.0, 2.2), strict=True):
             store_training(store, searched.training_run(one | {"seed": seed}), bits + 0.01 * seed)
     pair = compare_top_two(load_results("tiny"))
-    assert pair.counts == (3, 3)
+    assert pair.counts == (2, 2)  # without seed 0, with which the search has chosen them
+    assert pair.means == (pytest.approx(2.015), pytest.approx(2.215))
     assert 0 < pair.low < 0.2 < pair.high
     assert "so that it is better" in summary(load_results("tiny"))[1]
 

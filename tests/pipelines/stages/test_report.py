@@ -51,5 +51,19 @@ def test_a_failure_after_the_fit_loses_no_result(context, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+def test_what_cannot_be_read_at_the_end_keeps_no_result_from_the_screen(
+    context, capsys, monkeypatch
+):
+    monkeypatch.setattr(type(context.store), "read_text", failing)
+    report.show_results(context, results(context), False)
+    out = capsys.readouterr().out
+    assert "gate     version 3 promoted: the first" in out
+    assert "(no samples: the store is away)" in out
+    monkeypatch.setattr("pipelines.stages.select.select", failing)
+    with pytest.raises(PipelineError, match="the store is away"):
+        report.show_results(context, results(context, "corpus", "search"), False)
+    assert "tiny: 3 trials (2 complete, 1 pruned)" in capsys.readouterr().out
+
+
 def failing(*_: object) -> None:
     raise PipelineError("the store is away")
