@@ -261,3 +261,17 @@ def required(space: Mapping[str, Dimension], key: str) -> dict[str, Choice]:
             found[other] = wanted
             left += space[other].when.items() if other in space else ()
     return found
+
+
+def with_required(space: Mapping[str, Dimension], point: Mapping[str, Choice]) -> dict[str, Choice]:
+    """A point with the searched keys that the conditions of its own need, and theirs in turn.
+
+    Raises FieldError, of the key, if conditions contradict one another or the point.
+    """
+    found = dict(point)
+    for key in point:
+        for other, wanted in required(space, key).items():
+            if found.setdefault(other, wanted) != wanted:
+                message = f"not searched with {other} = {quote_value(found[other])}"
+                raise FieldError(key, message)
+    return {key: value for key, value in found.items() if key in space}

@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipelines.compat import optuna as compat
 from pipelines.console.errors import Problem
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.space import Space
+from pipelines.search.space import Space, with_required
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.uri import database_uri
 
@@ -37,7 +37,8 @@ SECOND_DIRECTIONS = {None: [], "parameters": ["minimize"], "bytes_per_second": [
 NUMBER = "number"
 """Attribute of an enqueued trial of the study: the number of the stored trial that it is."""
 GIVEN = "given"
-"""Attribute of one of the points that do not depend on results: its values."""
+"""Attribute of one of the points that do not depend on results: its values, to which others are
+sampled if they are not all."""
 MAX_LISTED = 20_000
 """Points of a grid that are looked at for valid ones."""
 MAX_ASKS = 10
@@ -138,8 +139,11 @@ class Proposals:
             problem = None if self._space.is_valid(values) else self._space.problem(values)
             if problem is None and self._space.training_key(values) not in self._known:
                 break
-            self._leave_out(trial, values, problem, again=asked < MAX_ASKS)
-            if asked % MAX_ASKS == 0:
+            self._leave_out(trial, values, problem)
+            if (given := trial.user_attrs.get(GIVEN)) is not None:
+                if len(given) < len(values) and (point := self._new_point(given)):
+                    self._study.enqueue_trial(point, user_attrs={GIVEN: given})
+            elif asked % MAX_ASKS == 0:
                 point = self._new_point()
                 if point is None:
                     return None
@@ -157,16 +161,8 @@ class Proposals:
         self._known[self._space.training_key(proposal.values)] = _Known(state, values, curve)
 
     def _leave_out(
-        self,
-        trial: optuna.Trial,
-        values: Mapping[str, Any],
-        problem: Problem | None,
-        *,
-        again: bool,
+        self, trial: optuna.Trial, values: Mapping[str, Any], problem: Problem | None
     ) -> None:
-        given = trial.user_attrs.get(GIVEN, values)
-        if again and len(given) < len(values):  # another completion of a point to try first
-            self._study.enqueue_trial(given, user_attrs={GIVEN: given})
         self._left_out(values, str(problem or ""))
         if problem is None:
             known = self._known[self._space.training_key(values)]
@@ -178,11 +174,17 @@ class Proposals:
         learns = len(complete) >= self._startup
         self._study.tell(trial, state=TrialState.PRUNED if learns else TrialState.FAIL)
 
-    def _new_point(self) -> dict[str, Any] | None:
-        """A random valid point that is new, or else the first one of a finite space."""
-        points = (self._space.draw(self._rng) for _ in range(MAX_DRAWN))
-        related = (self._space.draw_related(self._rng) for _ in range(MAX_RELATED))
+    def _new_point(self, given: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """A random valid point that is new, or else the first one of a finite space.
+
+        With `given` values it has these; the points that the check of try_first has tried are tried
+        too.
+        """
+        points = (self._space.draw(self._rng, given) for _ in range(MAX_DRAWN))
+        related = (self._space.draw_related(self._rng, given) for _ in range(MAX_RELATED))
         rest = self._space.points() if self._space.is_finite else iter(())
+        if given is not None:
+            rest = self._space.some_points(given)
         for point in chain(points, related, islice(rest, MAX_LOOKED_AT)):
             new = self._space.training_key(point) not in self._known
             if new and self._space.is_valid(point):
@@ -287,7 +289,8 @@ def _listed_points(task: SearchTask, stored: Sequence[StoredTrial]) -> list[dict
     """
     search, space = task.search, Space(task)
     missing = max(0, search.trial_count - len(stored))
-    points, left = _missing_points(search.try_first, stored)
+    first = [with_required(search.space, point) for point in search.try_first]
+    points, left = _missing_points(first, stored)
     points = points[:missing]
     missing -= len(points)
     known = {space.training_key(values) for values in left}

@@ -150,6 +150,42 @@ def test_a_point_to_try_first_is_completed_until_it_is_valid(experiment):
         assert sizes(draw(searcher_of(searched)[0], 1)) == [(64, 2)]
 
 
+def test_a_point_to_try_first_has_what_its_conditions_need(experiment):
+    for seed in range(8):
+        first = [{"model.dca.last_k": 2}, {"model.residual": "standard"}]
+        searched = experiment.replace({"seed": seed})
+        searched = searching(searched, CONDITIONAL, try_first=first, trials=3)
+        drawn = draw(searcher_of(searched)[0], 2)
+        assert drawn[0] == {"model.residual": "dca", "model.dca.last_k": 2}
+        assert drawn[1] == first[1]
+        stored = [complete(0, values=drawn[0])]
+        assert draw(searcher_of(searched, stored)[0], 1) == drawn[1:]
+
+
+def test_a_point_to_try_first_whose_conditions_contradict_one_another_is_refused(experiment):
+    kinds = {"model.residual": {"choice": ["mhc", "dca"]}}
+    space = {**CONDITIONAL, **kinds}
+    space["model.mhc.streams"] = {"choice": [2, 4], "when": {"model.residual": "mhc"}}
+    first = [{"model.residual": "dca"}, {"model.dca.last_k": 2, "model.mhc.streams": 2}]
+    message = 'try_first.1.model.mhc.streams: not searched with model.residual = "dca"'
+    with pytest.raises(ConfigError, match=message):
+        searching(experiment, space, try_first=first)
+
+
+def test_a_point_to_try_first_that_is_hardly_ever_valid_is_tried(experiment):
+    space = {"model.dim": {"int": [8, 512]}, "model.heads": {"int": [1, 64]}}
+    first = [{"model.heads": 43}, {"model.dim": 64, "model.heads": 4}]
+    searched = searching(experiment, space, try_first=first, trials=2)
+    left_out = []
+    searcher, _ = searcher_of(searched, left_out=lambda *given: left_out.append(given))
+    drawn = draw(searcher, 3)
+    assert sizes(drawn[:1]) == [(64, 4)]
+    assert drawn[1]["model.heads"] == 43
+    assert drawn[1]["model.dim"] % 86 == 0
+    assert len(left_out) == 1
+    assert draw(searcher_of(searched, [complete(0, values=drawn[1])])[0], 1) == drawn[:1]
+
+
 CONDITIONAL = {
     "model.residual": {"choice": ["standard", "dca"]},
     "model.dca.last_k": {"choice": [1, 2], "when": {"model.residual": "dca"}},
