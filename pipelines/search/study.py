@@ -43,7 +43,7 @@ MAX_LISTED = 20_000
 """Points of a grid that are looked at for valid ones."""
 MAX_ASKS = 10
 """Proposals in a row that are invalid or equal to earlier ones, after which a random point is
-proposed that is neither."""
+proposed that is neither. One is enough of gp, which takes seconds and makes the same one again."""
 MAX_DRAWN, MAX_RELATED, MAX_LOOKED_AT = 200, 2000, 5000
 """Random points, those of `draw_related`, and points of a finite space in its order, among which
 one is looked for."""
@@ -109,8 +109,9 @@ class Proposals:
     """The trials that a study proposes, without invalid ones and those that train as earlier ones.
 
     Used by the searcher and the cost estimate. An invalid point is reported to the study as pruned
-    without a value, which Optuna's samplers rank behind every result, and as failed, which they
-    ignore, until they have their startup trials. An equal one is reported with the result known.
+    without a value, which tpe and cmaes rank behind every result, and as failed, which all ignore,
+    until they have their startup trials. gp ignores both. An equal one is reported with the result
+    known.
     """
 
     def __init__(
@@ -123,6 +124,7 @@ class Proposals:
         """`left_out` is called with the values and the problem, empty if the point is not new."""
         self._study, self._space, self._left_out = study, Space(task), left_out
         self._startup = task.search.sampler.startup_trials
+        self._max_asks = 1 if task.search.sampler.name == "gp" else MAX_ASKS
         self._rng = Random(task.base.seed + len(stored))
         self._known = {
             self._space.training_key(one.values): _known(one) for one in stored if one.state
@@ -143,7 +145,7 @@ class Proposals:
             if (given := trial.user_attrs.get(GIVEN)) is not None:
                 if len(given) < len(values) and (point := self._new_point(given)):
                     self._study.enqueue_trial(point, user_attrs={GIVEN: given})
-            elif asked % MAX_ASKS == 0:
+            elif asked % self._max_asks == 0:
                 point = self._new_point()
                 if point is None:
                     return None

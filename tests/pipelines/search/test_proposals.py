@@ -4,6 +4,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from pipelines.console.errors import ConfigError
@@ -184,6 +185,30 @@ def test_a_point_to_try_first_that_is_hardly_ever_valid_is_tried(experiment):
     assert drawn[1]["model.dim"] % 86 == 0
     assert len(left_out) == 1
     assert draw(searcher_of(searched, [complete(0, values=drawn[1])])[0], 1) == drawn[:1]
+
+
+class Always(RandomSampler):
+    """Proposes the same point again and again."""
+
+    def __init__(self, point: dict) -> None:
+        super().__init__()
+        self._point = point
+
+    def sample_independent(self, study, trial, name, distribution):
+        return self._point[name]
+
+
+@pytest.mark.parametrize(("sampler", "asks"), [("gp", 1), ("tpe", 10)])
+def test_gp_is_asked_once_where_it_proposes_what_is_invalid(experiment, sampler, asks):
+    left_out = []
+    searcher, study = searcher_of(
+        searching(experiment, DEPENDENT, sampler={"name": sampler}),
+        left_out=lambda *given: left_out.append(given),
+    )
+    invalid = {"model.dim": 64, "model.heads": 3}
+    study.sampler = Always(invalid)
+    assert sizes(draw(searcher, 1))[0] in VALID
+    assert [values for values, _ in left_out] == [invalid] * asks
 
 
 CONDITIONAL = {
