@@ -328,10 +328,11 @@ def without_options_of_others(
 
     So a kind that is added, or its options, do not change what is stored about the others.
     """
-    own = {registry.residual.section(kind) for kind in kinds}
-    left_out = {f"model.{section}" for section in registry.residual.options if section not in own}
+    unread = [registry.residual.unread(kind) for kind in kinds]
     for key, value in values:
-        if key.rpartition(".")[0] not in left_out:
+        section, _, name = key.partition(".")
+        is_option = section == "model" and "." in name
+        if not is_option or any(name not in one for one in unread):
             yield key, value
 
 

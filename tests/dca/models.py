@@ -35,7 +35,7 @@ def variants(kind: str) -> list[dict[str, Any]]:
     Of integers it takes a neighbour, of choices each other one. Floats are varied in OTHER_FLOATS.
     """
     found: list[dict[str, Any]] = [{}]
-    for name, annotation, default in _options(kind):
+    for name, annotation, default in options_of(kind):
         found += [{name: value} for value in others(annotation, default)]
     return found + MORE.get(kind, [])
 
@@ -65,7 +65,7 @@ def other_float(annotation: Any, default: float) -> float:
     return next(x for x in near if x != default and all(x in one for one in limits))
 
 
-def _options(kind: str) -> list[tuple[str, Any, Any]]:
+def options_of(kind: str) -> list[tuple[str, Any, Any]]:
     """The name, type and default of each option of a kind."""
     section = registry.residual.section(kind)
     found = fields(registry.residual.options[section]) if section else ()
@@ -78,7 +78,7 @@ CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
 
 def _other_floats(kind: str) -> dict[str, Any]:
     """Another value of each option of a kind that is a float."""
-    floats = [one for one in _options(kind) if isinstance(one[2], float)]
+    floats = [one for one in options_of(kind) if isinstance(one[2], float)]
     return {name: other_float(annotation, default) for name, annotation, default in floats}
 
 

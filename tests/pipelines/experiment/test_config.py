@@ -73,6 +73,11 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "search.space.model.mhc.streams: nothing reads it with residual = dca",
         ),
         (
+            "search.space={model.residual: {choice: [grn_v1, frac]}, "
+            "model.hyper_connections.streams: {choice: [2, 4, 8]}}",
+            "model.hyper_connections.streams: nothing reads it with residual = frac, grn_v1",
+        ),
+        (
             "search.space={model.residual: {choice: [frac, mhc]}, "
             "model.mhc.streams: {int: [2, 4], when: {model.residual: frac}}}",
             "search.space.model.mhc.streams: nothing reads it with residual = frac",

@@ -50,6 +50,12 @@ SCHEDULE, FINAL = "train.schedule", "train.final_learning_rate_fraction"
 DECAY = "train.decay_fraction"
 UNREAD = [
     ({KIND: ["standard", "mhc"], STREAMS: [2, 3]}, {KIND: "mhc"}, 3),
+    (
+        {KIND: ["frac", "hyper_connections"], "model.hyper_connections.streams": [2, 8]},
+        {KIND: "hyper_connections"},
+        3,
+    ),
+    ({KIND: ["grn_v1", "grn_v3"], "model.dca.w_rate": [0.1, 1.0]}, {KIND: "grn_v3"}, 3),
     ({SCHEDULE: ["cosine", "wsd", "inverse_sqrt"], DECAY: [0.1, 0.2, 0.3]}, {SCHEDULE: "wsd"}, 5),
     ({SCHEDULE: ["inverse_sqrt", "cosine"], FINAL: [0.1, 0.2]}, {SCHEDULE: "cosine"}, 3),
 ]
