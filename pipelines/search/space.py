@@ -6,7 +6,7 @@ a valid point. Also by the search, which draws points and leaves out invalid one
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from random import Random
@@ -143,13 +143,7 @@ class Space:
         kind, schedule = (
             values.get(key, self._base.get(key)) for key in ("model.residual", "train.schedule")
         )
-        return point_key(
-            {
-                key: value
-                for key, value in without_options_of_others(values.items(), {kind})
-                if schedule in SCHEDULE_OPTIONS.get(key, {schedule})
-            }
-        )
+        return point_key({key: values[key] for key in read_keys(values, kind, schedule)})
 
     def is_valid(self, values: Mapping[str, Any]) -> bool:
         """Whether a point is a trial that the fit can train too, in a tenth of `problem`'s time."""
@@ -191,6 +185,15 @@ class Space:
     def inactive(self, values: Mapping[str, Any]) -> list[str]:
         """Searched keys that have no value in this point."""
         return [key for key in self._dimensions if key not in values]
+
+
+def read_keys(keys: Iterable[str], kind: str, schedule: str) -> list[str]:
+    """Those of the keys that a training of a residual kind and a schedule reads."""
+    return [
+        key
+        for key, _ in without_options_of_others(((key, None) for key in keys), {kind})
+        if schedule in SCHEDULE_OPTIONS.get(key, {schedule})
+    ]
 
 
 def _is_size(value: Any) -> bool:
