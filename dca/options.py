@@ -15,7 +15,8 @@ executed without the rest of it, because a configuration is checked without PyTo
 names of this module only. Fields have defaults; the text below one is its meaning in the reference.
 A method `check(self, config)`, if there is one, raises FieldError for options that do not fit the
 model. Where not all kinds of the file read an option, its annotation names those that do:
-`Annotated[int, ReadBy("near")]`.
+`Annotated[int, ReadBy("near")]`. A method `resolved(self, config)` returns options by name with the
+values that are computed with, where others mean exactly the same, such as null.
 """
 
 import ast

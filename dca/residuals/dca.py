@@ -54,6 +54,11 @@ class Options:
     w_rate: Annotated[float, Range(gt=0), ReadBy("dca", "dca_v", "grn_v3")] = 0.1
     """The same for w, where one step changes the weights of whole entries."""
 
+    def resolved(self, config):  # type: ignore[no-untyped-def]  # no names of types in this class
+        """As many as there are blocks are all."""
+        every = self.last_k is None or self.last_k >= config.depth
+        return {"last_k": None if every else self.last_k}
+
 
 OUTPUTS = {1: ("all",), 2: ("q, k", "v"), 3: ("q", "k", "v")}
 """Names of a block's combinations, by their number: what they are the input of."""

@@ -36,6 +36,10 @@ class Options:
     rank: Annotated[int, Range(ge=1)] | None = None
     """Columns of the matrix A of each sublayer; null: dim / 32, at least 1."""
 
+    def resolved(self, config):  # type: ignore[no-untyped-def]  # no names of types in this class
+        """The number of columns."""
+        return {"rank": self.rank or max(1, config.dim // 32)}
+
 
 class Terms(NamedTuple):
     """The residual stream, as rows [b, t, d] and their scalar weights [1, n, 1]."""
@@ -51,7 +55,7 @@ class Augmented(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        rank = config.options.rank or max(1, config.dim // 32)
+        rank = config.options.resolved(config)["rank"]
         self.w = nn.Parameter(torch.zeros(2))
         columns_rd = torch.zeros(rank, config.dim)
         for column in range(min(rank, config.dim)):

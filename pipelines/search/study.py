@@ -188,8 +188,7 @@ class Proposals:
         if given is not None:
             rest = self._space.some_points(given)
         for point in chain(points, related, islice(rest, MAX_LOOKED_AT)):
-            new = self._space.training_key(point) not in self._known
-            if new and self._space.is_valid(point):
+            if self._space.is_valid(point) and self._space.training_key(point) not in self._known:
                 return point
         return None
 
@@ -201,7 +200,7 @@ def bounded(task: SearchTask, stored: Sequence[StoredTrial]) -> SearchTask:
         return task
     known, new = {space.training_key(trial.values) for trial in stored}, 0
     for looked_at, point in enumerate(space.points(), 1):
-        if (key := space.training_key(point)) not in known and space.is_valid(point):
+        if space.is_valid(point) and (key := space.training_key(point)) not in known:
             known.add(key)
             new += 1
         if new >= wanted - len(stored) or looked_at == MAX_LOOKED_AT:

@@ -20,11 +20,12 @@ PARTS: list[dict[str, Any]] = [
 TOGETHER = {name: value for part in PARTS for name, value in part.items()}
 DEPTH = 4
 MORE: dict[str, list[dict[str, Any]]] = {
-    "dca": [{"last_k": 1}, {"last_k": 9}, {"last_k": None, "norm": False}],
+    "dca": [{"last_k": 1}, {"last_k": DEPTH}, {"last_k": 9}, {"last_k": None, "norm": False}],
     "hyper_connections": [{"streams": 1, "dynamic": False}],
     "frac": [{"parts": 4, "dynamic": False}],
     "mhc": [{"streams": 2, "start": "uniform", "mix": "identity"}],
-    "attention_residuals": [{"blocks": 1}, {"blocks": 3, "heads": 4}],
+    "attention_residuals": [{"blocks": 1}, {"blocks": 3, "heads": 4}, {"blocks": 5}],
+    "laurel": [{"rank": 1}],
 }
 """Options of a kind to test besides those that `variants` finds."""
 

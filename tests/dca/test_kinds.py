@@ -97,6 +97,15 @@ def test_the_options_that_a_kind_reads_are_those_that_change_what_is_trained(kin
         assert (changed == default) == (f"{section}.{name}" in unread), name
 
 
+@each_case
+def test_the_values_that_options_are_resolved_to_compute_exactly_the_same(kind, own):
+    config = config_of(kind, own)
+    if resolve := getattr(config.options, "resolved", None):
+        resolved = config.with_options(**resolve(config))
+        assert resolve(resolved) == resolve(config)
+        assert trained(resolved) == trained(config)
+
+
 @pytest.mark.parametrize(
     ("annotation", "default", "expected"),
     [

@@ -76,6 +76,38 @@ def test_points_that_differ_in_what_they_do_not_read_are_trained_once(
     assert sum(reader.items() <= values.items() for values in drawn) == len([*choices.values()][1])
 
 
+SPELLINGS = [
+    ({"model.kv_heads": [None, 2, 1]}, 2),
+    ({"model.kv_heads": [None, 1, 2], "model.heads": [2, 1]}, 3),
+    ({"model.dca.last_k": [1, 2, 8, None], "model.depth": [2]}, 2),
+    ({"model.dca.last_k": [1, 2, 8, None], "model.depth": [1, 2]}, 3),
+    ({"train.micro_batch_tokens": [None, 128, 256]}, 2),
+    ({FINAL: [None, 0.1, 0.2]}, 2),
+    ({SCHEDULE: ["wsd"], DECAY: [None, 0.2, 0.3]}, 2),
+    ({KIND: ["laurel"], "model.laurel.rank": [None, 1, 2]}, 2),
+    ({KIND: ["attention_residuals"], "model.attention_residuals.blocks": [None, 3, 4, 2]}, 2),
+    ({"train.weight_decay": [0, 1], "train.beta1": [0.5, 0.9]}, 4),
+]
+"""Choices, and how many trainings there are: several values mean the same."""
+
+
+@pytest.mark.parametrize(("choices", "expected"), SPELLINGS)
+def test_equal_trainings_in_other_words_are_trained_once(experiment, choices, expected):
+    space = {key: {"choice": values} for key, values in choices.items()}
+    changes = {"model.residual": "dca", "model.heads": 2, "train.batch_tokens": 256}
+    changes |= {"train.micro_batch_tokens": None, "model.depth": 2}
+    searched = searching(experiment.replace(changes), space, sampler={"name": "grid"})
+    assert bounded(searched.search_task(), []).search.trial_count == expected
+    assert len(draw(searcher_of(searched)[0], 30)) == expected
+
+
+def test_on_a_gpu_null_is_another_micro_batch_than_the_whole_batch(experiment):
+    space = {"train.micro_batch_tokens": {"choice": [None, 256]}}
+    changes = {"train.batch_tokens": 256, "resources.gpus_per_worker": 1}
+    searched = searching(experiment.replace(changes), space, sampler={"name": "grid"})
+    assert len(draw(searcher_of(searched)[0], 30)) == 2
+
+
 def test_stored_trials_are_points_that_are_not_run_again(experiment):
     searched = searching(experiment, DEPENDENT, sampler={"name": "grid"})
     stored = [complete(0, values={"model.dim": 48, "model.heads": 3})]
