@@ -175,7 +175,7 @@ class SchedulerConfig(Section):
     than half of the completed trials (at least four) were at the same tokens; or none."""
     grace_evals: Positive = 2
     """Evaluations before a trial may be stopped."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2, le=1_000_000)] = 3
     """asha: of the trials at a rung (a number of training tokens) the best 1/reduction_factor
     continue."""
 
