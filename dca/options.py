@@ -14,7 +14,9 @@ In a file of dca/residuals that is called far it is `model.far.reach` of a confi
 executed without the rest of it, because a configuration is checked without PyTorch: it can use the
 names of this module only. Fields have defaults; the text below one is its meaning in the reference.
 A method `check(self, config)`, if there is one, raises FieldError for options that do not fit the
-model.
+model. Where not all kinds of the file read an option, its annotation names those that do:
+`Annotated[int, ReadBy("near")]`. A method `resolved(self, config)` returns options by name with the
+values that are computed with, where others mean exactly the same, such as null.
 """
 
 import ast
@@ -30,7 +32,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from dca.errors import FieldError
 
-__all__ = ["Annotated", "FieldError", "Literal", "Range", "options", "read_options"]
+__all__ = ["Annotated", "FieldError", "Literal", "Range", "ReadBy", "options", "read_options"]
 C = TypeVar("C", bound=type)
 _OPTIONS = "Options"
 _UNION = type(Annotated[int, 0] | None)
@@ -69,6 +71,13 @@ class Range:
         }
         bounds = {names[name]: getattr(self, name) for name in names}
         return {**handler(schema), **{k: v for k, v in bounds.items() if v is not None}}
+
+
+class ReadBy:
+    """The kinds that read a field, of those whose options it is among."""
+
+    def __init__(self, *kinds: str) -> None:
+        self.kinds = kinds
 
 
 @dataclass(frozen=True)
@@ -165,6 +174,15 @@ def _check_of(annotation: Any) -> Callable[[Any], str]:
 
 def _is_range(found: object) -> bool:
     return isinstance(found, Range)
+
+
+def unread_fields(cls: Any, kind: str | None) -> Iterator[str]:
+    """The options of a file that one of its kinds does not read; all of them for another's kind."""
+    for field in fields(cls):
+        metadata = getattr(field.type, "__metadata__", ())
+        readers = [one.kinds for one in metadata if isinstance(one, ReadBy)]
+        if kind is None or any(kind not in kinds for kinds in readers):
+            yield field.name
 
 
 def from_data(cls: Any, data: Mapping[str, Any], section: str) -> Any:

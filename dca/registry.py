@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from dca.errors import FieldError
-from dca.options import read_options
+from dca.options import read_options, unread_fields
 
 C = TypeVar("C", bound=type)
 
@@ -67,6 +67,16 @@ class Registry:
         """The section of a name's options; empty if its file has none."""
         section = self.module(name).rpartition(".")[2]
         return section if section in self.options else ""
+
+    def unread(self, name: str) -> set[str]:
+        """The options, as SECTION.FIELD, that a name's class does not read: those of other files,
+        and those that only others of its file read."""
+        own = self.section(name)
+        return {
+            f"{section}.{field}"
+            for section, cls in self.options.items()
+            for field in unread_fields(cls, name if section == own else None)
+        }
 
     def add_sections(self, cls: C) -> C:
         """Give a class, before it becomes a dataclass, a field for each section, with defaults."""

@@ -55,6 +55,12 @@ class Options:
             message = f"expected a divisor of dim = {config.dim}, got {self.heads}"
             raise FieldError("heads", message)
 
+    def resolved(self, config):  # type: ignore[no-untyped-def]  # no names of types in this class
+        """The number of groups that there are: all but the last one are of equal size."""
+        sublayers = 2 * config.depth
+        size = -(-sublayers // (self.blocks or sublayers))
+        return {"blocks": None if size == 1 else -(-sublayers // size)}
+
 
 class Sources(NamedTuple):
     """What sublayers read: the finished sources, and the scores that later readers give them."""

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from dca.block import OUT, Block, Reading, ReadOut, readings_of, state_names
 from dca.config import ModelConfig
 from dca.mix import Recorded, mix, sum_and_norm
-from dca.options import Annotated, Range, options
+from dca.options import Annotated, Range, ReadBy, options
 from dca.registry import residual
 
 
@@ -45,14 +45,19 @@ class Options:
 
     last_k: Annotated[int, Range(ge=1)] | None = 2
     """Block outputs kept apart in the stack, older ones being summed; null keeps all of them."""
-    init_std: Annotated[float, Range(ge=0)] = 0.05
+    init_std: Annotated[float, Range(ge=0), ReadBy("dca", "dca_v", "grn_v3")] = 0.05
     """Initial standard deviation of w; with 0 the model starts as the plain transformer."""
-    norm: bool = True
+    norm: Annotated[bool, ReadBy("dca", "dca_v", "grn_v3")] = True
     """Whether w reads RMS-normalised entries (without a gain) or, as in the paper, the raw ones."""
     b_rate: Annotated[float, Range(gt=0)] = 10.0
     """Learning rate of b, in multiples of train.learning_rate: b moves far from 1."""
-    w_rate: Annotated[float, Range(gt=0)] = 0.1
+    w_rate: Annotated[float, Range(gt=0), ReadBy("dca", "dca_v", "grn_v3")] = 0.1
     """The same for w, where one step changes the weights of whole entries."""
+
+    def resolved(self, config):  # type: ignore[no-untyped-def]  # no names of types in this class
+        """As many as there are blocks are all."""
+        every = self.last_k is None or self.last_k >= config.depth
+        return {"last_k": None if every else self.last_k}
 
 
 OUTPUTS = {1: ("all",), 2: ("q, k", "v"), 3: ("q", "k", "v")}

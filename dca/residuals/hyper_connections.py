@@ -35,7 +35,7 @@ from dca.block import SUBLAYERS, Reading, ReadOut, SublayerBlock, normalise, rea
 from dca.config import ModelConfig
 from dca.layers import row_products
 from dca.mix import NORM_EPS, Recorded, weighted_sums
-from dca.options import Annotated, FieldError, Range, options
+from dca.options import Annotated, FieldError, Range, ReadBy, options
 from dca.registry import residual
 
 START_SCALE = 0.01
@@ -46,9 +46,9 @@ START_SCALE = 0.01
 class Options:
     """Of hyper_connections and of frac."""
 
-    streams: Annotated[int, Range(ge=1, le=64)] = 4
+    streams: Annotated[int, Range(ge=1, le=64), ReadBy("hyper_connections")] = 4
     """Residual streams of hyper_connections."""
-    parts: Annotated[int, Range(ge=2, le=64)] = 2
+    parts: Annotated[int, Range(ge=2, le=64), ReadBy("frac")] = 2
     """Parts of the stream of frac; must divide dim."""
     dynamic: bool = True
     """Whether the weights depend on the streams, or are the same for every token."""

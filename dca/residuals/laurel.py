@@ -25,7 +25,7 @@ from dca.block import SUBLAYERS, Reading, ReadOut, SublayerBlock, fixed_readings
 from dca.config import ModelConfig
 from dca.layers import row_products
 from dca.mix import Recorded, weighted_sums
-from dca.options import Annotated, Range, options
+from dca.options import Annotated, FieldError, Range, options
 from dca.registry import residual
 
 
@@ -35,6 +35,16 @@ class Options:
 
     rank: Annotated[int, Range(ge=1)] | None = None
     """Columns of the matrix A of each sublayer; null: dim / 32, at least 1."""
+
+    def check(self, config):  # type: ignore[no-untyped-def]  # no names of types in this class
+        """A map of the stream has no higher rank than its width."""
+        if self.rank is not None and self.rank > config.dim:
+            message = f"expected null or at most dim = {config.dim}, got {self.rank}"
+            raise FieldError("rank", message)
+
+    def resolved(self, config):  # type: ignore[no-untyped-def]  # no names of types in this class
+        """The number of columns."""
+        return {"rank": self.rank or max(1, config.dim // 32)}
 
 
 class Terms(NamedTuple):
@@ -51,7 +61,7 @@ class Augmented(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        rank = config.options.rank or max(1, config.dim // 32)
+        rank = config.options.resolved(config)["rank"]
         self.w = nn.Parameter(torch.zeros(2))
         columns_rd = torch.zeros(rank, config.dim)
         for column in range(min(rank, config.dim)):

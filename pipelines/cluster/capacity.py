@@ -6,11 +6,14 @@ Used by the commands to refuse what cannot run, and by the search to limit concu
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from pipelines.compat.ray import HEAD_NODE
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import counted
 from pipelines.training.config import Resources
 
 ROUNDING = 1e-9
+HEAD_NODE_SHARE = 0.001
+"""Share of the head node requested for what may be placed there only."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +45,13 @@ class Node:
 Cluster = Sequence[Node]
 
 
-def worker_bundle(resources: Resources) -> dict[str, float]:
-    """What Ray reserves for one worker."""
+def worker_bundle(resources: Resources, *, on_head: bool = False) -> dict[str, float]:
+    """What Ray reserves for one worker; `on_head`: which must be on the head node."""
     bundle: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if resources.gpus_per_worker:
         bundle["GPU"] = resources.gpus_per_worker
+    if on_head:
+        bundle[HEAD_NODE] = HEAD_NODE_SHARE
     return bundle
 
 

@@ -5,6 +5,7 @@ Used by the commands before anything starts: a difference between nodes is found
 
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -34,6 +35,40 @@ INSPECTION_SECONDS = 120
 """Limit for the answer of a node: its first process imports torch."""
 PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
 """Packages of which every node needs the same version: their objects travel between nodes."""
+_last: list["Inspection"] = []
+"""The one of this process's command, on a cluster at RAY_ADDRESS."""
+
+
+@dataclass
+class Inspection:
+    """What a command needs of every node of its cluster, and which nodes have it."""
+
+    storage: str
+    bfloat16: bool
+    not_shared: str = ""
+    """Why no further node can be used: the first of what serves one machine only."""
+    passed: set[str] = field(default_factory=set)
+    """Ids of the nodes that can be used."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """By the id of a node that cannot, why."""
+
+    def usable(self, nodes: Cluster) -> Cluster:
+        """Those of the nodes that have passed."""
+        return [node for node in nodes if node.id in self.passed]
+
+    def inspect(self, nodes: Cluster) -> None:
+        """Sort nodes that have joined; one that has gone meanwhile is neither."""
+        if self.not_shared:
+            self.refused |= {node.id: self.not_shared for node in nodes}
+            return
+        found = node_problems(self.storage, nodes, bfloat16=self.bfloat16)
+        self.refused |= {name: str(problems[0]) for name, problems in found.items() if problems}
+        self.passed |= {name for name, problems in found.items() if not problems}
+
+
+def last_inspection() -> Inspection | None:
+    """That of the command's `inspect_cluster`; None for a cluster of this machine."""
+    return _last[-1] if _last else None
 
 
 def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
@@ -49,6 +84,7 @@ def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
             a Ray of this machine could not have its sockets in RAY_TMPDIR.
 
     """
+    _last.clear()
     if is_ray_job():
         _refuse(_missing_in_job(storage))
     if not cluster_address():
@@ -57,11 +93,16 @@ def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
         gpus = torch.accelerator.device_count() if found and found.type in RAY_GPU_TYPES else 0
         return [Node("this machine", machine_cpus(), gpus)]
     cluster = connect()
-    if len(cluster) == 1:
-        return cluster
-    _refuse(_not_shared(storage, len(cluster)))
-    _refuse(_differences(storage, cluster, bfloat16=bfloat16))
-    return connect()  # without nodes that were found dead meanwhile
+    alone, own = list(_not_shared(storage, len(cluster))), {node.id for node in cluster}
+    if len(cluster) > 1:
+        _refuse(iter(alone))
+        wrong = node_problems(storage, cluster, bfloat16=bfloat16)
+        _refuse(problem for problems in wrong.values() for problem in problems)
+        # without nodes that were found dead meanwhile, or have joined
+        cluster = [node for node in connect() if node.id in own]
+    reason = f"{alone[0].key} serves one machine only" if alone else ""
+    _last.append(Inspection(storage, bfloat16, reason, own))
+    return cluster
 
 
 def _missing_in_job(storage: str) -> Iterator[Problem]:
@@ -98,31 +139,42 @@ def _not_shared(storage: str, nodes: int) -> Iterator[Problem]:
         yield Problem(message, "storage")
 
 
-def _differences(storage: str, cluster: Cluster, *, bfloat16: bool) -> Iterator[Problem]:
-    """Nodes that cannot use the storage, have other packages than this one, or lack bfloat16."""
+def node_problems(storage: str, cluster: Cluster, *, bfloat16: bool) -> dict[str, list[Problem]]:
+    """By id, why nodes cannot use the storage, have other packages than this one, or lack bfloat16.
+
+    One that is no longer alive is left out. Raises ConfigError if this process cannot use the
+    storage.
+    """
     import ray
 
-    own = _versions()
+    found = {}
     for node, answer in _inspect_nodes(ray, storage, cluster):
-        where = f"node {node.address}"
         try:
             problem, versions, multiplies = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
             if node in alive_nodes(ray):
-                yield Problem(f"cannot be used: {last_line(error)}", where)
+                message = f"cannot be used: {last_line(error)}"
+                found[node.id] = [Problem(message, f"node {node.address}")]
             continue
-        if problem:
-            yield Problem(problem, where)
-        if bfloat16 and not multiplies:
-            message = (
-                "its processor has no instructions for bfloat16, in which all would train; "
-                "expected train.precision=float32, or a cluster without this node"
-            )
-            yield Problem(message, where)
-        for name in own:
-            if versions[name] != own[name]:
-                expected = f"expected {own[name]}, as here, on every node"
-                yield Problem(f"{name} {versions[name]}; {expected}", where)
+        wrong = _wrong(problem, versions, can_bfloat16=multiplies or not bfloat16)
+        found[node.id] = [Problem(message, f"node {node.address}") for message in wrong]
+    return found
+
+
+def _wrong(
+    storage_problem: str | None, versions: dict[str, str], *, can_bfloat16: bool
+) -> Iterator[str]:
+    """What is wrong with a node, by what it has answered."""
+    if storage_problem:
+        yield storage_problem
+    if not can_bfloat16:
+        yield (
+            "its processor has no instructions for bfloat16, in which all would train; "
+            "expected train.precision=float32, or a cluster without this node"
+        )
+    for name, own in _versions().items():
+        if versions[name] != own:
+            yield f"{name} {versions[name]}; expected {own}, as here, on every node"
 
 
 def _inspect_nodes(ray: Any, storage: str, cluster: Cluster) -> list[tuple[Node, Any]]:

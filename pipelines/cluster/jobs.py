@@ -7,6 +7,7 @@ a group each. All groups share the slots of the cluster: none waits for another.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from ray import tune
@@ -14,21 +15,19 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from pipelines.cluster.capacity import require_capacity, worker_bundle
+from pipelines.cluster.capacity import HEAD_NODE_SHARE, require_capacity, worker_bundle
 from pipelines.cluster.connection import cluster_address, connect
+from pipelines.cluster.inspection import last_inspection
 from pipelines.cluster.room import WithinRoom, watched_room
 from pipelines.cluster.trial import Trial
 from pipelines.cluster.trial_events import TrialEvents
-from pipelines.compat.ray import HEAD_NODE, NotPickled, without_aws_keys
+from pipelines.compat.ray import HEAD_NODE, NODE_ID_LABEL, NotPickled, without_aws_keys
 from pipelines.console.progress import Progress
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
 from pipelines.training.config import Resources, TrainingRun
 
-HEAD_NODE_SHARE = 0.001
-"""Share of the head node requested for a trial with several workers. The trial's own process
-requests no CPU: it would wait for its own workers' CPUs."""
 FINISHED = Searcher.FINISHED
 """What a source suggests when it has no more trials."""
 
@@ -109,7 +108,7 @@ def run_jobs(
     )
     with scratch_folder() as scratch, without_aws_keys(), room as found:
         tuner = tune.Tuner(
-            tune.with_resources(trainable, _request(resources)),
+            tune.with_resources(trainable, partial(_request, resources)),
             tune_config=tune.TuneConfig(
                 search_alg=WithinRoom(TakeTurns(groups), found),
                 scheduler=ScheduleEach(groups),
@@ -134,10 +133,21 @@ def run_jobs(
             raise events.error from None
 
 
-def _request(resources: Resources) -> tune.PlacementGroupFactory:
+def _request(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
+    """What Ray reserves for a trial, on the nodes that can be used now.
+
+    The own process of a trial with several workers is on the head node, and requests no CPU: it
+    would wait for its own workers' CPUs.
+    """
     if resources.max_workers > 1:
         return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
-    return tune.PlacementGroupFactory([worker_bundle(resources)])
+    inspection = last_inspection()
+    alone = inspection is not None and bool(inspection.not_shared)
+    bundle = worker_bundle(resources, on_head=alone)
+    if inspection is None or alone or not inspection.refused:
+        return tune.PlacementGroupFactory([bundle])
+    others = {NODE_ID_LABEL: f"!in({','.join(sorted(inspection.refused))})"}
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[others])
 
 
 def _trial_name(trial: TuneTrial) -> str:

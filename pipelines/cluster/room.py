@@ -1,8 +1,8 @@
 """How many jobs a cluster has room for, counted again as its nodes come and go.
 
-Used by the search and by the stages that train on a cluster. Nodes that join are used, the
-autoscaler of a cluster that has one is asked for what is waiting, and a cluster without room for a
-single job is waited for.
+Used by the search and by the stages that train on a cluster. Nodes that join are inspected and
+used, the autoscaler of a cluster that has one is asked for what is waiting, and a cluster without
+room for a single job is waited for.
 """
 
 import sys
@@ -14,11 +14,12 @@ from typing import Any
 
 from ray.tune.search import Searcher
 
-from pipelines.cluster.capacity import describe, max_concurrent_jobs, worker_bundle
+from pipelines.cluster.capacity import Cluster, describe, max_concurrent_jobs, worker_bundle
 from pipelines.cluster.connection import alive_nodes, cluster_address
+from pipelines.cluster.inspection import Inspection, last_inspection
 from pipelines.compat.ray import AutoscalerRequest, NotPickled
 from pipelines.console.progress import Progress
-from pipelines.console.text import counted, format_duration
+from pipelines.console.text import counted, format_duration, one_line
 from pipelines.console.updates import ProgressUpdate
 from pipelines.training.config import Resources
 
@@ -42,8 +43,8 @@ def watched_room(
 ) -> Iterator[Room]:
     """Count, for the time of a block, how many jobs fit the cluster at RAY_ADDRESS.
 
-    A change is printed; while there is no room, a line of progress from time to time. The nodes of
-    a cluster of this machine are counted once.
+    A change is printed, and why a node that has joined is not used; while there is no room, a line
+    of progress from time to time. The nodes of a cluster of this machine are counted once.
 
     Args:
         resources: Of each job.
@@ -90,10 +91,11 @@ def _watch(
 ) -> None:
     """What the thread does, until the block or Ray ends."""
     resources, since, asked, at = room.resources, time.monotonic(), 0, 0.0
+    nodes = _Nodes(progress)
     while not ended.wait(LOOK_SECONDS):
         try:
-            jobs, now = _count(resources), time.monotonic()
-            wanted = _wanted(resources, left(), jobs)
+            jobs, now = max_concurrent_jobs(nodes.usable(), resources), time.monotonic()
+            wanted = nodes.wanted(_wanted(resources, left(), jobs))
             if wanted != asked or (wanted and now > at + ASK_SECONDS):
                 request.ask([worker_bundle(resources)] * (resources.min_workers * wanted))
                 asked, at = wanted, now
@@ -113,6 +115,54 @@ def _watch(
             progress.update(ProgressUpdate(text, {"waiting_for_nodes_seconds": seconds}))
 
 
+class _Nodes:
+    """The nodes of the cluster that can be used; those that join are inspected in a thread."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._inspection = progress, last_inspection()
+        self._thread: threading.Thread | None = None
+        self._told: set[str] = set()
+        """Ids of nodes that are not used, as has been printed."""
+        self._is_told = False
+        """Whether it has been printed that no more nodes are asked for."""
+
+    def wanted(self, jobs: int) -> int:
+        """For how many jobs the autoscaler is asked: for none, as one line says, where no other
+        nodes than those of the start can be used."""
+        known = self._inspection
+        if known is None or not known.not_shared:
+            return jobs
+        if jobs and not self._is_told:
+            self._is_told = True
+            self._progress.log(f"  no more nodes are asked for: {known.not_shared}")
+        return 0
+
+    def usable(self) -> Cluster:
+        """Those that are alive; of each other one, one line says why it is not used."""
+        nodes, known = alive_nodes(sys.modules["ray"]), self._inspection
+        if known is None:
+            return nodes
+        new = [node for node in nodes if node.id not in {*known.passed, *known.refused}]
+        if new and not (self._thread and self._thread.is_alive()):
+            self._thread = threading.Thread(target=_inspect, args=(known, new), daemon=True)
+            self._thread.start()
+        for node in nodes:
+            if node.id in known.refused and node.id not in self._told:
+                self._told.add(node.id)
+                text = f"{node} has joined and is not used: {known.refused[node.id]}"
+                self._progress.log(f"  {text}")
+        return known.usable(nodes)
+
+
+def _inspect(known: Inspection, nodes: Cluster) -> None:
+    """What the thread does. Without an answer from the storage here no node can be inspected."""
+    try:
+        known.inspect(nodes)
+    except Exception as error:
+        if sys.modules["ray"].is_initialized():
+            known.refused |= {node.id: one_line(str(error)) for node in nodes}
+
+
 def _wanted(resources: Resources, left: int, jobs: int) -> int:
     """For how many jobs the autoscaler is asked: for none if all fit, else for those that run too,
     unless they are of Ray Train, which asks for them itself."""
@@ -122,7 +172,8 @@ def _wanted(resources: Resources, left: int, jobs: int) -> int:
 
 
 def _count(resources: Resources) -> int:
-    return max_concurrent_jobs(alive_nodes(sys.modules["ray"]), resources)
+    nodes, known = alive_nodes(sys.modules["ray"]), last_inspection()
+    return max_concurrent_jobs(known.usable(nodes) if known else nodes, resources)
 
 
 class WithinRoom(NotPickled, Searcher):

@@ -115,7 +115,7 @@ def _attempt(
 
 def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
     config: TrainingRun = task["config"]
-    resources = config.resources
+    resources, on_head = config.resources, isinstance(task["folder"], Path)
     if resources.min_workers < resources.max_workers:
         # Ray counts a dead node for a while, and waits for a place on it: not for minutes.
         os.environ[START_TIMEOUT] = str(RESIZE_SECONDS)
@@ -127,7 +127,7 @@ def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
             num_workers=resources.workers,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.gpus_per_worker > 0,
-            resources_per_worker=worker_bundle(resources),
+            resources_per_worker=worker_bundle(resources, on_head=on_head),
         ),
         run_config=ray.train.RunConfig(
             name=uuid.uuid4().hex,  # never a name that Train would resume from by itself

@@ -76,6 +76,8 @@ JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it, under this odd name, in a process that `ray job submit` has started."""
 HEAD_NODE = "node:__internal_head__"
 """A resource of the head node only."""
+NODE_ID_LABEL = "ray.io/node-id"
+"""A label of every node."""
 SESSIONS = "session_*_*_*"
 """The folders of clusters in Ray's temporary folder; its other files are links to the last one."""
 MAX_FOLDER_CHARACTERS = 38

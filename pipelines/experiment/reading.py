@@ -4,7 +4,7 @@ Used by the commands and the stages, and by the report for the experiments of ea
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pipelines.console.text import nearest, one_line
 from pipelines.data.config import with_whole_path, with_whole_paths
 from pipelines.experiment.config import NO_STUDY, Experiment, problems
 from pipelines.experiment.smoke import shrink
-from pipelines.search.config import leave_out
+from pipelines.search.config import leave_out, without_keys
 from pipelines.search.space import TRAINING_KEYS
 from pipelines.training.config import old_names, with_present_names
 
@@ -117,6 +117,7 @@ def _changed(
         data["arms"] = merge_arms(arms)
     old = [one for layer in layers for one in _old_names(layer.data, layer.source)]
     given: dict[str, Any] = {}
+    searched = set(_space(data))
     for change in _as_search(changes, grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
         if change.key.partition(".")[0] == "arms":
@@ -126,6 +127,8 @@ def _changed(
         if not change.key.startswith("search."):
             for key, value in flatten({change.key: change.value}):
                 leave_out(_space(data), key, value)
+    if not any(change.key.startswith("search.try_first") for change in changes):
+        _leave_out_of_points(data, searched - _space(data).keys())
     old += _old_names(given, "command line")
     try:
         experiment = validate(
@@ -142,6 +145,13 @@ def _changed(
     if grids:
         _require_use(experiment, changes)
     return experiment
+
+
+def _leave_out_of_points(data: Mapping[str, Any], keys: Set[str]) -> None:
+    """Take keys that are no longer searched out of a file's points to try first."""
+    points = _search(data).get("try_first")
+    if keys and isinstance(points, list):
+        _search(data)["try_first"] = without_keys(points, keys)
 
 
 def _old_names(data: Mapping[str, Any], source: str) -> Iterator[Problem]:
@@ -221,7 +231,11 @@ def _dimension(change: Change, grids: bool) -> Change:
     return Change(f"search.space.{change.key}", {"choice": change.value})
 
 
-def _space(data: Mapping[str, Any]) -> dict[str, Any]:
+def _search(data: Mapping[str, Any]) -> dict[str, Any]:
     search = data.get("search")
-    space = search.get("space") if isinstance(search, dict) else None
+    return search if isinstance(search, dict) else {}
+
+
+def _space(data: Mapping[str, Any]) -> dict[str, Any]:
+    space = _search(data).get("space")
     return space if isinstance(space, dict) else {}

@@ -12,7 +12,15 @@ from pipelines.config.schema import field_at, types
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import counted, format_value, nearest, quote_value
 from pipelines.search.config import Choice, Dimension, SearchConfig, SearchTask, condition_order
-from pipelines.search.space import FIXED, RUN_KEYS, Space, beside, point_key, required
+from pipelines.search.space import (
+    FIXED,
+    RUN_KEYS,
+    Space,
+    beside,
+    point_key,
+    required,
+    with_required,
+)
 from pipelines.training.config import (
     SCHEDULE_OPTIONS,
     FitConfig,
@@ -232,8 +240,13 @@ def first_point_problems(
 ) -> Iterator[Problem]:
     """What is wrong with the first of search.try_first that no valid point has."""
     checks = _Values(search.space, base, fit)
-    for point in search.try_first:
-        if problem := checks.invalid(point):
+    for index, point in enumerate(search.try_first):
+        try:
+            whole = with_required(search.space, point)
+        except FieldError as error:
+            yield Problem(error.message, f"search.try_first.{index}.{error.field}")
+            return
+        if problem := checks.invalid(whole):
             found = problem.at("search.try_first")
             yield replace(found, message=f"invalid point of the search space: {found.message}")
             return

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from random import Random
@@ -175,7 +175,7 @@ class SchedulerConfig(Section):
     than half of the completed trials (at least four) were at the same tokens; or none."""
     grace_evals: Positive = 2
     """Evaluations before a trial may be stopped."""
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    reduction_factor: Annotated[int, Field(ge=2, le=1_000_000)] = 3
     """asha: of the trials at a rung (a number of training tokens) the best 1/reduction_factor
     continue."""
 
@@ -240,8 +240,7 @@ class SearchConfig(Section):
         for key, dimension in space.items():
             when = {k: v for k, v in dimension.when.items() if k in space or k not in values}
             space = {**space, key: dimension.model_copy(update={"when": when})}
-        points = [{k: v for k, v in point.items() if k in space} for point in self.try_first]
-        points = [point for n, point in enumerate(points) if point and point not in points[:n]]
+        points = without_keys(self.try_first, set().union(*self.try_first) - space.keys())
         return self.model_copy(update={"space": space, "try_first": points})
 
     def within_budget(self, tokens: int, seconds: float) -> bool:
@@ -310,6 +309,21 @@ def leave_out(space: dict[str, Any], key: str, value: Any) -> None:
         when = dimension.get("when") if isinstance(dimension, dict) else None
         if isinstance(when, dict) and when.get(key, value) != value:
             del space[name]
+
+
+def without_keys(points: Sequence[Any], keys: Set[str]) -> list[Any]:
+    """Points to try first without keys that are no longer searched.
+
+    Those that are then empty, or equal to an earlier one, drop out. A point may be plain data that
+    is not checked yet.
+    """
+    found: list[Any] = []
+    for point in points:
+        if isinstance(point, Mapping):
+            point = {key: value for key, value in point.items() if key not in keys}
+        if point and point not in found:
+            found.append(point)
+    return found
 
 
 def search_problems(search: SearchConfig) -> Iterator[Problem]:

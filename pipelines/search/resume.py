@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
 
+from dca import registry
 from pipelines.compat.mlflow import PARENT_RUN_TAG
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.engine.code import CodeDigests
 from pipelines.engine.stage import Context
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.space import TRAINING_KEYS, Space
+from pipelines.search.space import TRAINING_KEYS, Space, read_keys
 from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
@@ -136,7 +137,8 @@ def _locator(task: SearchTask) -> Callable[[StoredTrial], tuple[dict[str, Any], 
     """A function that finds where trials lie in the task's space.
 
     It returns a trial's values of the keys that are searched now, and how it differs from the
-    space: by the first key that does not fit; empty if the trial is a point.
+    space: by the first key that does not fit; empty if the trial is a point. Options of other
+    residual kinds and schedules than its own make no difference.
     """
     space = Space(task)
     present = {key: encode_param(value) for key, value in task.base.params.items()}
@@ -145,12 +147,15 @@ def _locator(task: SearchTask) -> Callable[[StoredTrial], tuple[dict[str, Any], 
         own = {key: encode_param(value) for key, value in trial.values.items()}
         params = {**DEFAULTS, **(trial.params or present | own)}
         values = space.point(lambda key, dimension: _decode(dimension, params[key]))
+        kind, schedule = params["model.residual"], params["train.schedule"]
+        known = kind in registry.residual.names
+        read = set(read_keys(TRAINING_KEYS, kind, schedule) if known else TRAINING_KEYS)
         for key in TRAINING_KEYS:
             stored = params[key]
             if key in values:
                 if values[key] is OUTSIDE:
                     return values, f"its {key} is {stored}"
-            elif stored != INACTIVE_PARAM and not _same(stored, present[key]):
+            elif key in read and stored != INACTIVE_PARAM and not _same(stored, present[key]):
                 return values, f"its {key} is {stored}, here {present[key]}"
         return values, ""
 

@@ -6,12 +6,13 @@ a valid point. Also by the search, which draws points and leaves out invalid one
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+from dca import registry
 from dca.errors import FieldError
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
@@ -27,6 +28,7 @@ from pipelines.training.config import (
     TrainingRun,
     without_options_of_others,
 )
+from pipelines.training.memory import micro_tokens
 
 if TYPE_CHECKING:
     import optuna
@@ -139,17 +141,14 @@ class Space:
 
     def training_key(self, values: Mapping[str, Any]) -> str:
         """A text that is the same for points of the same training: without the options that its
-        residual kind or its schedule does not read."""
-        kind, schedule = (
-            values.get(key, self._base.get(key)) for key in ("model.residual", "train.schedule")
-        )
-        return point_key(
-            {
-                key: value
-                for key, value in without_options_of_others(values.items(), {kind})
-                if schedule in SCHEDULE_OPTIONS.get(key, {schedule})
-            }
-        )
+        residual kind or its schedule does not read, and with the values that it computes with."""
+        try:
+            run = self._bare.replace(values, explain=False)
+        except ConfigError:  # it trains nothing
+            return point_key(values)
+        used = resolved_values(run)
+        keys = read_keys(self._dimensions, run.model.residual, run.train.schedule)
+        return point_key({key: used.get(key, run.get(key)) for key in keys})
 
     def is_valid(self, values: Mapping[str, Any]) -> bool:
         """Whether a point is a trial that the fit can train too, in a tenth of `problem`'s time."""
@@ -191,6 +190,32 @@ class Space:
     def inactive(self, values: Mapping[str, Any]) -> list[str]:
         """Searched keys that have no value in this point."""
         return [key for key in self._dimensions if key not in values]
+
+
+def read_keys(keys: Iterable[str], kind: str, schedule: str) -> list[str]:
+    """Those of the keys that a training of a residual kind and a schedule reads."""
+    return [
+        key
+        for key, _ in without_options_of_others(((key, None) for key in keys), {kind})
+        if schedule in SCHEDULE_OPTIONS.get(key, {schedule})
+    ]
+
+
+def resolved_values(run: TrainingRun) -> dict[str, Any]:
+    """The values that a training computes with, of keys where others mean exactly the same, such as
+    null and the default that it stands for."""
+    model, train = run.model, run.train
+    found = {
+        "model.kv_heads": model.groups,
+        "train.final_learning_rate_fraction": train.final_share,
+        "train.decay_fraction": train.decay_share,
+    }
+    if not run.resources.gpus_per_worker:  # on a GPU null is what fits its memory
+        found["train.micro_batch_tokens"] = micro_tokens(run)
+    if resolve := getattr(model.options, "resolved", None):
+        section = registry.residual.section(model.residual)
+        found |= {f"model.{section}.{name}": value for name, value in resolve(model).items()}
+    return found
 
 
 def _is_size(value: Any) -> bool:
@@ -261,3 +286,17 @@ def required(space: Mapping[str, Dimension], key: str) -> dict[str, Choice]:
             found[other] = wanted
             left += space[other].when.items() if other in space else ()
     return found
+
+
+def with_required(space: Mapping[str, Dimension], point: Mapping[str, Choice]) -> dict[str, Choice]:
+    """A point with the searched keys that the conditions of its own need, and theirs in turn.
+
+    Raises FieldError, of the key, if conditions contradict one another or the point.
+    """
+    found = dict(point)
+    for key in point:
+        for other, wanted in required(space, key).items():
+            if found.setdefault(other, wanted) != wanted:
+                message = f"not searched with {other} = {quote_value(found[other])}"
+                raise FieldError(key, message)
+    return {key: value for key, value in found.items() if key in space}

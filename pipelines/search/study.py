@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipelines.compat import optuna as compat
 from pipelines.console.errors import Problem
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.space import Space
+from pipelines.search.space import Space, with_required
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.uri import database_uri
 
@@ -37,12 +37,13 @@ SECOND_DIRECTIONS = {None: [], "parameters": ["minimize"], "bytes_per_second": [
 NUMBER = "number"
 """Attribute of an enqueued trial of the study: the number of the stored trial that it is."""
 GIVEN = "given"
-"""Attribute of one of the points that do not depend on results: its values."""
+"""Attribute of one of the points that do not depend on results: its values, to which others are
+sampled if they are not all."""
 MAX_LISTED = 20_000
 """Points of a grid that are looked at for valid ones."""
 MAX_ASKS = 10
 """Proposals in a row that are invalid or equal to earlier ones, after which a random point is
-proposed that is neither."""
+proposed that is neither. One is enough of gp, which takes seconds and makes the same one again."""
 MAX_DRAWN, MAX_RELATED, MAX_LOOKED_AT = 200, 2000, 5000
 """Random points, those of `draw_related`, and points of a finite space in its order, among which
 one is looked for."""
@@ -108,8 +109,9 @@ class Proposals:
     """The trials that a study proposes, without invalid ones and those that train as earlier ones.
 
     Used by the searcher and the cost estimate. An invalid point is reported to the study as pruned
-    without a value, which Optuna's samplers rank behind every result, and as failed, which they
-    ignore, until they have their startup trials. An equal one is reported with the result known.
+    without a value, which tpe and cmaes rank behind every result, and as failed, which all ignore,
+    until they have their startup trials. gp ignores both. An equal one is reported with the result
+    known.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class Proposals:
         """`left_out` is called with the values and the problem, empty if the point is not new."""
         self._study, self._space, self._left_out = study, Space(task), left_out
         self._startup = task.search.sampler.startup_trials
+        self._max_asks = 1 if task.search.sampler.name == "gp" else MAX_ASKS
         self._rng = Random(task.base.seed + len(stored))
         self._known = {
             self._space.training_key(one.values): _known(one) for one in stored if one.state
@@ -138,8 +141,11 @@ class Proposals:
             problem = None if self._space.is_valid(values) else self._space.problem(values)
             if problem is None and self._space.training_key(values) not in self._known:
                 break
-            self._leave_out(trial, values, problem, again=asked < MAX_ASKS)
-            if asked % MAX_ASKS == 0:
+            self._leave_out(trial, values, problem)
+            if (given := trial.user_attrs.get(GIVEN)) is not None:
+                if len(given) < len(values) and (point := self._new_point(given)):
+                    self._study.enqueue_trial(point, user_attrs={GIVEN: given})
+            elif asked % self._max_asks == 0:
                 point = self._new_point()
                 if point is None:
                     return None
@@ -157,16 +163,8 @@ class Proposals:
         self._known[self._space.training_key(proposal.values)] = _Known(state, values, curve)
 
     def _leave_out(
-        self,
-        trial: optuna.Trial,
-        values: Mapping[str, Any],
-        problem: Problem | None,
-        *,
-        again: bool,
+        self, trial: optuna.Trial, values: Mapping[str, Any], problem: Problem | None
     ) -> None:
-        given = trial.user_attrs.get(GIVEN, values)
-        if again and len(given) < len(values):  # another completion of a point to try first
-            self._study.enqueue_trial(given, user_attrs={GIVEN: given})
         self._left_out(values, str(problem or ""))
         if problem is None:
             known = self._known[self._space.training_key(values)]
@@ -178,14 +176,19 @@ class Proposals:
         learns = len(complete) >= self._startup
         self._study.tell(trial, state=TrialState.PRUNED if learns else TrialState.FAIL)
 
-    def _new_point(self) -> dict[str, Any] | None:
-        """A random valid point that is new, or else the first one of a finite space."""
-        points = (self._space.draw(self._rng) for _ in range(MAX_DRAWN))
-        related = (self._space.draw_related(self._rng) for _ in range(MAX_RELATED))
+    def _new_point(self, given: Mapping[str, Any] | None = None) -> dict[str, Any] | None:
+        """A random valid point that is new, or else the first one of a finite space.
+
+        With `given` values it has these; the points that the check of try_first has tried are tried
+        too.
+        """
+        points = (self._space.draw(self._rng, given) for _ in range(MAX_DRAWN))
+        related = (self._space.draw_related(self._rng, given) for _ in range(MAX_RELATED))
         rest = self._space.points() if self._space.is_finite else iter(())
+        if given is not None:
+            rest = self._space.some_points(given)
         for point in chain(points, related, islice(rest, MAX_LOOKED_AT)):
-            new = self._space.training_key(point) not in self._known
-            if new and self._space.is_valid(point):
+            if self._space.is_valid(point) and self._space.training_key(point) not in self._known:
                 return point
         return None
 
@@ -197,7 +200,7 @@ def bounded(task: SearchTask, stored: Sequence[StoredTrial]) -> SearchTask:
         return task
     known, new = {space.training_key(trial.values) for trial in stored}, 0
     for looked_at, point in enumerate(space.points(), 1):
-        if (key := space.training_key(point)) not in known and space.is_valid(point):
+        if space.is_valid(point) and (key := space.training_key(point)) not in known:
             known.add(key)
             new += 1
         if new >= wanted - len(stored) or looked_at == MAX_LOOKED_AT:
@@ -287,7 +290,8 @@ def _listed_points(task: SearchTask, stored: Sequence[StoredTrial]) -> list[dict
     """
     search, space = task.search, Space(task)
     missing = max(0, search.trial_count - len(stored))
-    points, left = _missing_points(search.try_first, stored)
+    first = [with_required(search.space, point) for point in search.try_first]
+    points, left = _missing_points(first, stored)
     points = points[:missing]
     missing -= len(points)
     known = {space.training_key(values) for values in left}

@@ -274,6 +274,10 @@ class FitConfig(Section):
         return self.model_copy(update={"evals": evals, "eval_tokens": self.eval_tokens or "all"})
 
 
+MAX_TIMEOUT_SECONDS = 10 * 366 * 24 * 3600
+"""Ten years; the watchdog's clock ends after a few hundred."""
+
+
 class FailuresConfig(Section):
     """Checkpoints, retries and the timeout."""
 
@@ -281,7 +285,7 @@ class FailuresConfig(Section):
     """Times that a trial, a training of a study, or a fit's workers, restart from the last
     checkpoint after a crash, an exception, running out of memory or a timeout. One that diverged,
     or failed in a way in which it would again (see docs/failures.md), is not restarted."""
-    timeout_seconds: Positive | None = None
+    timeout_seconds: Annotated[int, Field(ge=1, le=MAX_TIMEOUT_SECONDS)] | None = None
     """Longest time between two evaluations, loading included, after which a training process
     counts as hung and is ended; null: no limit."""
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 300
@@ -328,10 +332,11 @@ def without_options_of_others(
 
     So a kind that is added, or its options, do not change what is stored about the others.
     """
-    own = {registry.residual.section(kind) for kind in kinds}
-    left_out = {f"model.{section}" for section in registry.residual.options if section not in own}
+    unread = [registry.residual.unread(kind) for kind in kinds]
     for key, value in values:
-        if key.rpartition(".")[0] not in left_out:
+        section, _, name = key.partition(".")
+        is_option = section == "model" and "." in name
+        if not is_option or any(name not in one for one in unread):
             yield key, value
 
 

@@ -27,8 +27,9 @@ SHARDING_BYTES = 42 * MIB
 STATE_COPIES = 4
 """Numbers held per parameter: weight, gradient, two moments."""
 SAVED_COPIES = 3
-"""Numbers of a checkpoint per parameter: weight and moments. They are in memory as bytes for the
-file as well while it is written; and where weights are sharded, whole beside the worker's part."""
+"""Numbers of a checkpoint per parameter: weight and moments, besides the average if one is kept.
+They are in memory as bytes for the file as well while it is written; and where weights are sharded,
+whole beside the worker's part."""
 MUON_COPIES = 3
 """Numbers held per parameter of a matrix while Muon updates it, besides weight and momentum."""
 GATHERED_COPIES, SCATTERED_COPIES = 4, 2
@@ -54,8 +55,9 @@ def peak_bytes(config: "TrainingRun", *, on_gpu: bool) -> int:
     saving = SAVED_COPIES * 4 * held - moment
     evaluating = saving + _evaluation_bytes(config)
     updating = state + MUON_COPIES * moment
+    averaged = config.train.ema_decay is not None
     if not on_gpu:
-        whole = SAVED_COPIES * 4 * parameters - (4 * matrices if muon else 0)
+        whole = (SAVED_COPIES + averaged) * 4 * parameters - (4 * matrices if muon else 0)
         saving += (1 + sharded) * whole
     training = state + micro_tokens(config) * _token_bytes(config, on_gpu=on_gpu)
     if config.train.precision == "bfloat16":  # of every matrix a second one
@@ -63,7 +65,7 @@ def peak_bytes(config: "TrainingRun", *, on_gpu: bool) -> int:
     if sharded:
         training += _gathered_bytes(config, matrices, on_gpu=on_gpu)
         evaluating += _gathered_bytes(config, matrices, on_gpu=on_gpu, gradients=False)
-    averages = 4 * held if config.train.ema_decay else 0
+    averages = 4 * held if averaged else 0
     largest = max(training, updating, saving, evaluating)
     return averages + largest + (0 if on_gpu else _process_bytes(config))
 

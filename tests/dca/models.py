@@ -20,11 +20,12 @@ PARTS: list[dict[str, Any]] = [
 TOGETHER = {name: value for part in PARTS for name, value in part.items()}
 DEPTH = 4
 MORE: dict[str, list[dict[str, Any]]] = {
-    "dca": [{"last_k": 1}, {"last_k": 9}, {"last_k": None, "norm": False}],
+    "dca": [{"last_k": 1}, {"last_k": DEPTH}, {"last_k": 9}, {"last_k": None, "norm": False}],
     "hyper_connections": [{"streams": 1, "dynamic": False}],
     "frac": [{"parts": 4, "dynamic": False}],
     "mhc": [{"streams": 2, "start": "uniform", "mix": "identity"}],
-    "attention_residuals": [{"blocks": 1}, {"blocks": 3, "heads": 4}],
+    "attention_residuals": [{"blocks": 1}, {"blocks": 3, "heads": 4}, {"blocks": 5}],
+    "laurel": [{"rank": 1}],
 }
 """Options of a kind to test besides those that `variants` finds."""
 
@@ -35,7 +36,7 @@ def variants(kind: str) -> list[dict[str, Any]]:
     Of integers it takes a neighbour, of choices each other one. Floats are varied in OTHER_FLOATS.
     """
     found: list[dict[str, Any]] = [{}]
-    for name, annotation, default in _options(kind):
+    for name, annotation, default in options_of(kind):
         found += [{name: value} for value in others(annotation, default)]
     return found + MORE.get(kind, [])
 
@@ -65,7 +66,7 @@ def other_float(annotation: Any, default: float) -> float:
     return next(x for x in near if x != default and all(x in one for one in limits))
 
 
-def _options(kind: str) -> list[tuple[str, Any, Any]]:
+def options_of(kind: str) -> list[tuple[str, Any, Any]]:
     """The name, type and default of each option of a kind."""
     section = registry.residual.section(kind)
     found = fields(registry.residual.options[section]) if section else ()
@@ -78,7 +79,7 @@ CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
 
 def _other_floats(kind: str) -> dict[str, Any]:
     """Another value of each option of a kind that is a float."""
-    floats = [one for one in _options(kind) if isinstance(one[2], float)]
+    floats = [one for one in options_of(kind) if isinstance(one[2], float)]
     return {name: other_float(annotation, default) for name, annotation, default in floats}
 
 

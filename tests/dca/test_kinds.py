@@ -31,6 +31,7 @@ from tests.dca.models import (
     equal_the_equations,
     ids_of,
     model_of,
+    options_of,
     other_float,
     others,
 )
@@ -73,6 +74,36 @@ def plain_start(config: ModelConfig) -> ModelConfig:
 @pytest.mark.parametrize(("kind", "own"), CASES + OTHER_FLOATS, ids=_named)
 def test_logits_and_gradients_equal_the_equations(kind, own):
     equal_the_equations(config_of(kind, own))
+
+
+def trained(config: ModelConfig) -> list[Any]:
+    """All that an option may change: parameters at the start, their learning rates, the logits."""
+    start, model = model_of(config), model_of(config, spread=0.3)
+    rates = registry.residual[config.residual].learning_rates(config)
+    names = [name for name, _ in start.named_parameters()]
+    used = {n: rate for n in names for own, rate in rates.items() if n.endswith(f".{own}")}
+    values = [value.flatten().tolist() for value in start.state_dict().values()]
+    return [names, values, used, model(ids_of(config)).flatten().tolist()]
+
+
+@each_kind
+def test_the_options_that_a_kind_reads_are_those_that_change_what_is_trained(kind):
+    section, default = registry.residual.section(kind), trained(config_of(kind))
+    unread = registry.residual.unread(kind)
+    for name, annotation, value in options_of(kind):
+        is_float = isinstance(value, float)
+        other = other_float(annotation, value) if is_float else others(annotation, value)[0]
+        changed = trained(config_of(kind, {name: other}))
+        assert (changed == default) == (f"{section}.{name}" in unread), name
+
+
+@each_case
+def test_the_values_that_options_are_resolved_to_compute_exactly_the_same(kind, own):
+    config = config_of(kind, own)
+    if resolve := getattr(config.options, "resolved", None):
+        resolved = config.with_options(**resolve(config))
+        assert resolve(resolved) == resolve(config)
+        assert trained(resolved) == trained(config)
 
 
 @pytest.mark.parametrize(

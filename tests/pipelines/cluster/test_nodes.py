@@ -7,8 +7,8 @@ import ray
 
 from pipelines.cluster import inspection as module
 from pipelines.cluster.capacity import Node, require_capacity
-from pipelines.cluster.inspection import inspect_cluster
-from pipelines.console.errors import ConfigError
+from pipelines.cluster.inspection import inspect_cluster, last_inspection
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.training.config import Resources
 
 
@@ -18,6 +18,7 @@ def alone(monkeypatch):
     for name in ("RAY_ADDRESS", module.COMMIT_VARIABLE, "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(module, "is_ray_job", lambda: False)
+    monkeypatch.setattr(module, "_last", [])
     accelerator(monkeypatch, None)
 
 
@@ -59,13 +60,41 @@ def several(monkeypatch):
     return nodes
 
 
-def test_one_node_needs_nothing_in_common(several):
-    del several[1:]
+def test_one_node_needs_nothing_in_common_and_no_other_can_join_it(several, monkeypatch):
+    (_, other), several[1:] = several[:], []
     assert inspect_cluster("runs") == several
+    found = last_inspection()
+    found.inspect([other])
+    assert (found.passed, found.refused) == ({"1"}, {"2": found.not_shared})
+    assert found.not_shared.startswith("MLFLOW_TRACKING_URI=sqlite:///")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+    inspect_cluster("runs")
+    assert last_inspection().not_shared == "storage serves one machine only"
+
+
+def test_nodes_that_join_a_cluster_with_a_common_storage_are_inspected(several, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+    (_, other), several[1:] = several[:], []
+    assert inspect_cluster("s3://bucket/runs", bfloat16=True) == several
+    found, gone = last_inspection(), Node("c", 4, id="3")
+    wrong = [Problem("torch 1.0", "node b"), Problem("no bfloat16", "node b")]
+
+    def problems(storage: str, nodes: list[Node], *, bfloat16: bool) -> dict:
+        assert (storage, bfloat16) == ("s3://bucket/runs", True)
+        return {node.id: answers[node.id] for node in nodes if node != gone}
+
+    answers = {"2": wrong, "4": []}
+    monkeypatch.setattr(module, "node_problems", problems)
+    found.inspect([other, gone, Node("d", 4, id="4")])
+    assert (found.passed, found.refused) == ({"1", "4"}, {"2": "node b: torch 1.0"})
+    assert found.usable([*several, other, gone]) == several
+    monkeypatch.delenv("RAY_ADDRESS")
+    inspect_cluster("runs")
+    assert last_inspection() is None
 
 
 def test_several_nodes_need_a_common_store_and_storage(several, monkeypatch):
-    monkeypatch.setattr(module, "_differences", lambda *_, **__: iter(()))
+    monkeypatch.setattr(module, "node_problems", lambda *_, **__: {})
     with pytest.raises(ConfigError, match="the cluster has 2") as error:
         inspect_cluster("runs")
     tracking, storage = keys(error.value)
@@ -76,6 +105,11 @@ def test_several_nodes_need_a_common_store_and_storage(several, monkeypatch):
         inspect_cluster("runs")
     assert keys(error.value) == ["storage"]
     assert inspect_cluster("s3://bucket/runs") == several
+
+
+def problems_of(nodes: list[Node], *, bfloat16: bool = False) -> list[str]:
+    found = module.node_problems("s3://b", nodes, bfloat16=bfloat16)
+    return [str(problem) for problems in found.values() for problem in problems]
 
 
 def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
@@ -99,14 +133,15 @@ def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
     monkeypatch.setattr(module, "_versions", lambda: own)
     asked = [(node, answers[node.address]) for node in (*several, dead)]
     monkeypatch.setattr(module, "_inspect_nodes", lambda *_: asked)
-    found = [str(one) for one in module._differences("s3://b", several, bfloat16=False)]
+    found = problems_of(several)
     expected = [
         "node b: storage: no",
         "node b: torch 1.0; expected 2.0, as here, on every node",
         "node c: cannot be used: last",
     ]
     assert found == expected
-    (_, more, *_) = [str(one) for one in module._differences("s3://b", several, bfloat16=True)]
+    (_, more, *_) = problems_of(several, bfloat16=True)
+    assert module.node_problems("s3://b", several, bfloat16=False).keys() == {"1", "2", "3"}
     assert more.startswith("node b: its processor has no instructions for bfloat16")
     assert "train.precision=float32" in more and "\n" not in more
 

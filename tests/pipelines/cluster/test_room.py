@@ -7,9 +7,12 @@ from types import SimpleNamespace
 import pytest
 from ray.tune.search import Searcher
 
+from pipelines.cluster import inspection, jobs
 from pipelines.cluster import room as module
 from pipelines.cluster.capacity import Node
+from pipelines.cluster.inspection import Inspection
 from pipelines.cluster.room import Room, WithinRoom, has_room, wait_for_room, watched_room
+from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.progress import Progress
 from pipelines.training.config import Resources
 
@@ -63,7 +66,9 @@ class FakeCluster:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.nodes, self.asked, self.withdrawn, self.initialized = 1, [], 0, True
+        self.inspection: Inspection | None = None
         monkeypatch.setattr(module, "alive_nodes", self._alive)
+        monkeypatch.setattr(module, "last_inspection", lambda: self.inspection)
         monkeypatch.setattr(module, "LOOK_SECONDS", 0.001)
         monkeypatch.setattr(module, "AutoscalerRequest", lambda name, lasts_seconds: self)
         ray = SimpleNamespace(is_initialized=lambda: self.initialized)
@@ -73,7 +78,7 @@ class FakeCluster:
     def _alive(self, ray):
         if not self.initialized:
             raise RuntimeError("Ray has ended")
-        return [Node("head", 0), *[Node("a", 1)] * self.nodes]
+        return [Node("head", 0), *[Node(f"a{n}", 1, id=str(n)) for n in range(self.nodes)]]
 
     def ask(self, bundles):
         self.asked.append(bundles)
@@ -126,6 +131,83 @@ def test_ray_train_asks_for_what_runs_itself(cluster):
         left = 2
         until(lambda: len(cluster.asked) == 3)
         assert cluster.asked[2] == []
+
+
+def test_a_node_that_joins_is_used_once_it_has_passed_and_else_there_is_one_line(
+    cluster, monkeypatch, capsys
+):
+    def problems(storage, nodes, *, bfloat16):
+        return {n.id: [Problem("torch 1.0", "node a2")] if n.id == "2" else [] for n in nodes}
+
+    monkeypatch.setattr(inspection, "node_problems", problems)
+    cluster.inspection = Inspection("s3://b", bfloat16=False, passed={"", "0"})
+    with watched_room(Resources(), Progress(), name="search", left=lambda: 9) as room:
+        assert room.jobs == 1
+        cluster.nodes = 2
+        until(lambda: room.jobs == 2)
+        cluster.nodes = 3
+        until(lambda: cluster.inspection.refused)
+        cluster.nodes = 4
+        until(lambda: room.jobs == 3)
+    assert has_room(Resources())
+    assert cluster.asked
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "  the cluster has room for 2 trainings of 1 x 1 CPU",
+        "  a2 (1 CPU) has joined and is not used: node a2: torch 1.0",
+        "  the cluster has room for 3 trainings of 1 x 1 CPU",
+    ]
+
+
+def test_no_node_is_asked_for_or_used_where_the_storage_serves_one_machine(cluster, capsys):
+    reason = "storage serves one machine only"
+    cluster.inspection = Inspection("runs", bfloat16=False, not_shared=reason, passed={"", "0"})
+    with watched_room(Resources(), Progress(), name="search", left=lambda: 9) as room:
+        cluster.nodes = 2
+        until(lambda: cluster.inspection.refused)
+        time.sleep(0.01)
+        assert room.jobs == 1
+    assert not cluster.asked
+    lines = capsys.readouterr().out.splitlines()
+    assert sorted(lines) == [
+        f"  a1 (1 CPU) has joined and is not used: {reason}",
+        f"  no more nodes are asked for: {reason}",
+    ]
+
+
+def test_a_node_is_not_used_where_the_storage_does_not_answer(cluster, monkeypatch, capsys):
+    def problems(storage, nodes, *, bfloat16):
+        raise ConfigError(Problem("no answer", "storage"))
+
+    monkeypatch.setattr(inspection, "node_problems", problems)
+    cluster.inspection = Inspection("s3://b", bfloat16=False, passed={"", "0"})
+    with watched_room(Resources(), Progress(), name="search"):
+        cluster.nodes = 2
+        until(lambda: "not used: storage: no answer" in capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("known", "bundle", "selector"),
+    [
+        (None, {"CPU": 1}, None),
+        (Inspection("s3://b", bfloat16=False), {"CPU": 1}, None),
+        (
+            Inspection("s3://b", bfloat16=False, refused={"b": "torch", "a": "torch"}),
+            {"CPU": 1},
+            [{"ray.io/node-id": "!in(a,b)"}],
+        ),
+        (
+            Inspection("runs", bfloat16=False, not_shared="storage"),
+            {"CPU": 1, "node:__internal_head__": 0.001},
+            None,
+        ),
+    ],
+)
+def test_a_trial_is_placed_on_no_node_that_is_not_used(monkeypatch, known, bundle, selector):
+    monkeypatch.setattr(jobs, "last_inspection", lambda: known)
+    request = jobs._request(Resources(), {"number": 0})
+    assert request.bundles == [bundle]
+    assert request._kwargs.get("bundle_label_selector") == selector
 
 
 def test_a_cluster_that_ends_ends_the_watch_and_no_more(cluster):

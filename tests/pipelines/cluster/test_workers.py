@@ -156,13 +156,13 @@ def test_ctrl_c_ends_ray_at_once(fitted, monkeypatch):
     assert fitted.box.calls == []
 
 
-def trainer_of(monkeypatch, run, tmp_path) -> dict[str, Any]:
-    """What Ray Train is given for a run."""
+def trainer_of(monkeypatch, run, tmp_path, folder: Any = None) -> dict[str, Any]:
+    """What Ray Train is given for a run whose folder is, by default, none of this machine."""
     given: dict[str, Any] = {}
     monkeypatch.setattr(workers, "TorchTrainer", lambda work, **options: given.update(options))
     for name in ("ScalingConfig", "RunConfig", "FailureConfig"):
         monkeypatch.setattr(ray.train, name, lambda **options: options)
-    workers._trainer({"config": run}, tmp_path)
+    workers._trainer({"config": run, "folder": folder}, tmp_path)
     return given
 
 
@@ -190,6 +190,14 @@ def test_workers_have_the_configured_resources_and_retries(
     assert given["run_config"]["failure_config"] == failures
     assert given["run_config"]["storage_path"] == str(tmp_path)
     assert START_TIMEOUT not in os.environ
+
+
+def test_workers_whose_folder_is_one_of_this_machine_are_on_the_head_node(
+    run, monkeypatch, tmp_path
+):
+    given = trainer_of(monkeypatch, run, tmp_path, folder=tmp_path)
+    bundle = {"CPU": 1, "node:__internal_head__": 0.001}
+    assert given["scaling_config"]["resources_per_worker"] == bundle
 
 
 def test_a_range_of_workers_waits_a_minute_for_a_place(run, monkeypatch, tmp_path):

@@ -242,6 +242,53 @@ def test_a_grid_drops_what_belongs_to_the_space_of_the_file(tmp_path):
     assert (experiment.search.try_first, experiment.search.warm_start) == ([], [])
 
 
+RATES = "train.learning_rate: {log_uniform: [1e-4, 1e-2]}"
+KINDS = "model.residual: {choice: [standard, dca]}"
+KEPT = "model.dca.last_k: {choice: [1, 2], when: {model.residual: dca}}"
+TRIED = f"""experiment: e
+search:
+  space: {{{RATES}, {KINDS}, {KEPT}}}
+  try_first:
+    - {{train.learning_rate: 0.002, model.residual: dca, model.dca.last_k: 2}}
+    - {{train.learning_rate: 0.002, model.residual: standard}}
+    - {{model.residual: dca}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "left"),
+    [
+        (
+            ["train.learning_rate=0.001"],
+            [
+                {"model.residual": "dca", "model.dca.last_k": 2},
+                {"model.residual": "standard"},
+                {"model.residual": "dca"},
+            ],
+        ),
+        (["model.residual=standard"], [{"train.learning_rate": 0.002}]),
+        (
+            ["search.space.train.learning_rate=null", "model.residual=standard", "search.space={}"],
+            [],
+        ),
+        (
+            ["search.try_first=[{model.residual: dca}]", "train.learning_rate=0.001"],
+            [{"model.residual": "dca"}],
+        ),
+    ],
+)
+def test_a_key_that_is_no_longer_searched_drops_out_of_the_points_to_try_first(
+    tmp_path, overrides, left
+):
+    assert composed(tmp_path, *overrides, e=TRIED).search.try_first == left
+
+
+def test_a_point_to_try_first_of_the_command_line_is_checked(tmp_path):
+    given = ["search.try_first=[{train.learning_rate: 0.002}]", "train.learning_rate=0.001"]
+    with pytest.raises(ConfigError, match=r"try_first.0: train.learning_rate is not searched"):
+        composed(tmp_path, *given, e=TRIED)
+
+
 def test_the_documentations_grid_has_four_trials():
     (command,) = commands(example("configuration", "Change on the command line", "bash"))
     _, _, name, *grid = command

@@ -70,6 +70,11 @@ def problem(*arguments: object) -> str:
         ("{a: {}, 'a ': {model.dim: 32}}", "arms.a : expected a name of 1 to 60 letters, digits"),
         ("{a: {}, '': {model.dim: 32}}", "arms.: expected a name of 1 to 60 letters, digits"),
         ("{a: {}, b: {}}", "arms.b: the same as a: expected another configuration"),
+        (
+            "{a: {}, b: {model.residual: grn_v1}, c: {model.residual: grn_v1, "
+            "model.dca.w_rate: 1.0}}",
+            "arms.c: the same as b, which does not read model.dca.w_rate: expected another",
+        ),
         ("{a: {}, b: {model.depth: 2}}", "arms.b: the same as a: expected another configuration"),
         (
             "{a: {}, b: {model.mhc.streams: 8}}",

@@ -73,6 +73,11 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "search.space.model.mhc.streams: nothing reads it with residual = dca",
         ),
         (
+            "search.space={model.residual: {choice: [grn_v1, frac]}, "
+            "model.hyper_connections.streams: {choice: [2, 4, 8]}}",
+            "model.hyper_connections.streams: nothing reads it with residual = frac, grn_v1",
+        ),
+        (
             "search.space={model.residual: {choice: [frac, mhc]}, "
             "model.mhc.streams: {int: [2, 4], when: {model.residual: frac}}}",
             "search.space.model.mhc.streams: nothing reads it with residual = frac",
@@ -82,6 +87,12 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "train.decay_fraction: {uniform: [0.1, 0.5], when: {train.schedule: cosine}}}",
             "search.space.train.decay_fraction: expected null with schedule = cosine",
         ),
+        (
+            "model={residual: laurel, laurel: {rank: 100000000000000000000}, dim: 64}",
+            "model.laurel.rank: expected null or at most dim = 64, got 100000000000000000000",
+        ),
+        ("failures.timeout_seconds=10000000000", "timeout_seconds: input should be less than or"),
+        (f"search.scheduler.reduction_factor={10**30}", "reduction_factor: input should be less"),
         ("model.dca.last_k=0", "model.dca.last_k: expected at least 1 or null, got 0"),
         ("model.dca.norm=1", "model.dca.norm: input should be a valid boolean, got 1"),
         ("model.dca=2", "model.dca: "),

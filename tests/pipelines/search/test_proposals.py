@@ -4,6 +4,7 @@ from random import Random
 from typing import Any
 
 import pytest
+from optuna.samplers import RandomSampler
 from optuna.trial import TrialState
 
 from pipelines.console.errors import ConfigError
@@ -49,6 +50,12 @@ SCHEDULE, FINAL = "train.schedule", "train.final_learning_rate_fraction"
 DECAY = "train.decay_fraction"
 UNREAD = [
     ({KIND: ["standard", "mhc"], STREAMS: [2, 3]}, {KIND: "mhc"}, 3),
+    (
+        {KIND: ["frac", "hyper_connections"], "model.hyper_connections.streams": [2, 8]},
+        {KIND: "hyper_connections"},
+        3,
+    ),
+    ({KIND: ["grn_v1", "grn_v3"], "model.dca.w_rate": [0.1, 1.0]}, {KIND: "grn_v3"}, 3),
     ({SCHEDULE: ["cosine", "wsd", "inverse_sqrt"], DECAY: [0.1, 0.2, 0.3]}, {SCHEDULE: "wsd"}, 5),
     ({SCHEDULE: ["inverse_sqrt", "cosine"], FINAL: [0.1, 0.2]}, {SCHEDULE: "cosine"}, 3),
 ]
@@ -67,6 +74,38 @@ def test_points_that_differ_in_what_they_do_not_read_are_trained_once(
     drawn = draw(searcher_of(searched)[0], 30)
     assert len(drawn) == expected
     assert sum(reader.items() <= values.items() for values in drawn) == len([*choices.values()][1])
+
+
+SPELLINGS = [
+    ({"model.kv_heads": [None, 2, 1]}, 2),
+    ({"model.kv_heads": [None, 1, 2], "model.heads": [2, 1]}, 3),
+    ({"model.dca.last_k": [1, 2, 8, None], "model.depth": [2]}, 2),
+    ({"model.dca.last_k": [1, 2, 8, None], "model.depth": [1, 2]}, 3),
+    ({"train.micro_batch_tokens": [None, 128, 256]}, 2),
+    ({FINAL: [None, 0.1, 0.2]}, 2),
+    ({SCHEDULE: ["wsd"], DECAY: [None, 0.2, 0.3]}, 2),
+    ({KIND: ["laurel"], "model.laurel.rank": [None, 1, 2]}, 2),
+    ({KIND: ["attention_residuals"], "model.attention_residuals.blocks": [None, 3, 4, 2]}, 2),
+    ({"train.weight_decay": [0, 1], "train.beta1": [0.5, 0.9]}, 4),
+]
+"""Choices, and how many trainings there are: several values mean the same."""
+
+
+@pytest.mark.parametrize(("choices", "expected"), SPELLINGS)
+def test_equal_trainings_in_other_words_are_trained_once(experiment, choices, expected):
+    space = {key: {"choice": values} for key, values in choices.items()}
+    changes = {"model.residual": "dca", "model.heads": 2, "train.batch_tokens": 256}
+    changes |= {"train.micro_batch_tokens": None, "model.depth": 2}
+    searched = searching(experiment.replace(changes), space, sampler={"name": "grid"})
+    assert bounded(searched.search_task(), []).search.trial_count == expected
+    assert len(draw(searcher_of(searched)[0], 30)) == expected
+
+
+def test_on_a_gpu_null_is_another_micro_batch_than_the_whole_batch(experiment):
+    space = {"train.micro_batch_tokens": {"choice": [None, 256]}}
+    changes = {"train.batch_tokens": 256, "resources.gpus_per_worker": 1}
+    searched = searching(experiment.replace(changes), space, sampler={"name": "grid"})
+    assert len(draw(searcher_of(searched)[0], 30)) == 2
 
 
 def test_stored_trials_are_points_that_are_not_run_again(experiment):
@@ -148,6 +187,66 @@ def test_a_point_to_try_first_is_completed_until_it_is_valid(experiment):
         first = [{"model.dim": 64}]
         searched = searching(experiment.replace({"seed": seed}), DEPENDENT, try_first=first)
         assert sizes(draw(searcher_of(searched)[0], 1)) == [(64, 2)]
+
+
+def test_a_point_to_try_first_has_what_its_conditions_need(experiment):
+    for seed in range(8):
+        first = [{"model.dca.last_k": 2}, {"model.residual": "standard"}]
+        searched = experiment.replace({"seed": seed})
+        searched = searching(searched, CONDITIONAL, try_first=first, trials=3)
+        drawn = draw(searcher_of(searched)[0], 2)
+        assert drawn[0] == {"model.residual": "dca", "model.dca.last_k": 2}
+        assert drawn[1] == first[1]
+        stored = [complete(0, values=drawn[0])]
+        assert draw(searcher_of(searched, stored)[0], 1) == drawn[1:]
+
+
+def test_a_point_to_try_first_whose_conditions_contradict_one_another_is_refused(experiment):
+    kinds = {"model.residual": {"choice": ["mhc", "dca"]}}
+    space = {**CONDITIONAL, **kinds}
+    space["model.mhc.streams"] = {"choice": [2, 4], "when": {"model.residual": "mhc"}}
+    first = [{"model.residual": "dca"}, {"model.dca.last_k": 2, "model.mhc.streams": 2}]
+    message = 'try_first.1.model.mhc.streams: not searched with model.residual = "dca"'
+    with pytest.raises(ConfigError, match=message):
+        searching(experiment, space, try_first=first)
+
+
+def test_a_point_to_try_first_that_is_hardly_ever_valid_is_tried(experiment):
+    space = {"model.dim": {"int": [8, 512]}, "model.heads": {"int": [1, 64]}}
+    first = [{"model.heads": 43}, {"model.dim": 64, "model.heads": 4}]
+    searched = searching(experiment, space, try_first=first, trials=2)
+    left_out = []
+    searcher, _ = searcher_of(searched, left_out=lambda *given: left_out.append(given))
+    drawn = draw(searcher, 3)
+    assert sizes(drawn[:1]) == [(64, 4)]
+    assert drawn[1]["model.heads"] == 43
+    assert drawn[1]["model.dim"] % 86 == 0
+    assert len(left_out) == 1
+    assert draw(searcher_of(searched, [complete(0, values=drawn[1])])[0], 1) == drawn[:1]
+
+
+class Always(RandomSampler):
+    """Proposes the same point again and again."""
+
+    def __init__(self, point: dict) -> None:
+        super().__init__()
+        self._point = point
+
+    def sample_independent(self, study, trial, name, distribution):
+        return self._point[name]
+
+
+@pytest.mark.parametrize(("sampler", "asks"), [("gp", 1), ("tpe", 10)])
+def test_gp_is_asked_once_where_it_proposes_what_is_invalid(experiment, sampler, asks):
+    left_out = []
+    searcher, study = searcher_of(
+        searching(experiment, DEPENDENT, sampler={"name": sampler}),
+        left_out=lambda *given: left_out.append(given),
+    )
+    invalid = {"model.dim": 64, "model.heads": 3}
+    study.sampler = Always(invalid)
+    assert sizes(draw(searcher, 1))[0] in VALID
+    assert [values for values, _ in left_out] == [invalid] * asks
 
 
 CONDITIONAL = {

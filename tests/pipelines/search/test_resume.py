@@ -130,7 +130,29 @@ def test_a_key_that_did_not_apply_has_the_value_that_was_trained_with(store, bas
     }
     both = found(store, run, searched, **{"search.space": always}).trials
     assert [trial.values["model.dca.last_k"] for trial in both] == [2, 1]
-    assert numbers(store, run, searched, **{"model.dca.last_k": 1}) == [1]
+
+
+def test_an_option_that_a_trial_does_not_read_may_change(store, base):
+    kinds = {"model.residual": {"choice": ["standard", "grn_v1", "dca"]}}
+    values = [{"model.residual": kind} for kind in ("standard", "grn_v1", "dca")]
+    searched = base.replace({"search.space": kinds})
+    run = put_search(store, searched, values)
+    assert numbers(store, run, searched, **{"model.dca.last_k": 1}) == [0]
+    assert numbers(store, run, searched, **{"model.dca.init_std": 0.1}) == [0, 1]
+    assert numbers(store, run, searched, **{"model.mhc.streams": 2}) == [0, 1, 2]
+    assert numbers(store, run, searched, **{"model.depth": 3}) == []
+    schedules = {"train.schedule": {"choice": ["cosine", "wsd"]}}
+    searched = base.replace({"search.space": schedules})
+    run = put_search(store, searched, [{"train.schedule": name} for name in ("cosine", "wsd")])
+    assert numbers(store, run, searched, **{"train.decay_fraction": 0.3}) == [0]
+    assert numbers(store, run, searched, **{"train.final_learning_rate_fraction": 0.3}) == []
+
+
+def test_a_trial_of_a_kind_that_is_no_more_is_outside(store, base):
+    kinds = {"model.residual": {"choice": ["standard", "dca"]}}
+    run = put_search(store, base, [{"model.residual": "gone"}, {"model.residual": "dca"}])
+    assert numbers(store, run, base, **{"search.space": kinds}) == [1]
+    assert numbers(store, run, base, **{"model.residual": "dca"}) == [1]
 
 
 def test_a_key_that_is_younger_than_a_trial_has_its_default(store, base):

@@ -36,6 +36,11 @@ def test_a_trial_that_starts_again_stands_on_a_rung_once_with_its_value_there(se
     assert not stops(scheduler_of(searched.search_task(), known, never), 0, (rung, 3.0))
 
 
+def test_the_largest_reduction_factor_is_one(searched):
+    largest = searched.replace({"search.scheduler.reduction_factor": 1_000_000})
+    assert not stops(scheduler_of(largest.search_task(), [], never), 0, (1 << 20, 3.0))
+
+
 @pytest.mark.parametrize("resumed", [False, True])
 def test_median_stopping_ends_what_is_worse_than_half_of_the_completed(searched, resumed):
     searched = searched.replace(

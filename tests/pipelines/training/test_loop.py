@@ -19,7 +19,7 @@ from pipelines.data.batches import open_bytes
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.storage import writer_lock
 from pipelines.training import checkpoint, loop, step, trainer
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import MAX_TIMEOUT_SECONDS, TrainingRun
 from pipelines.training.evaluation import bits_per_byte
 from pipelines.training.loop import train
 from pipelines.training.optimizer import build_optimizer
@@ -336,7 +336,8 @@ def test_a_process_that_yields_nothing_for_too_long_ends_itself_and_says_where()
 
 def test_a_watch_ends_with_what_it_watches(run, splits, tmp_path):
     rows = [["a"], ["b"]]
-    assert list(loop.with_watchdog((row for row in rows), None)) == rows
+    for seconds in (None, MAX_TIMEOUT_SECONDS):
+        assert list(loop.with_watchdog((row for row in rows), seconds)) == rows
     watched = loop.with_watchdog(train(run, splits, tmp_path / "run", print), 600)
     assert history(watched)[-1]["step"] == run.train.steps
 

@@ -73,6 +73,25 @@ def test_the_formula_is_within_a_quarter_of_what_processes_show(small, tmp_path,
     assert own == pytest.approx(theirs, rel=0.25, abs=64 * memory.MIB)
 
 
+@pytest.mark.parametrize(
+    ("changes", "copies"),
+    [
+        ({}, 2),  # the average itself, and its bytes for the file
+        ({"resources.workers": 2, "resources.strategy": "fsdp"}, 3),  # whole beside the part too
+    ],
+)
+def test_the_average_is_part_of_the_checkpoint_that_is_written(small, changes, copies):
+    wide = {"model.dim": 1024, "train.micro_batch_tokens": 256}  # where writing takes the most
+    without = small.replace(wide | changes)
+    parameters = without.model.parameter_count()
+    held, matrices = parameters, memory._matrix_numbers(without.model)
+    if changes:
+        held -= matrices // 2
+    more = peak_bytes(without.replace({"train.ema_decay": 0.99}), on_gpu=False)
+    more -= peak_bytes(without, on_gpu=False)
+    assert more == 4 * held + 4 * (copies - 1) * parameters
+
+
 def test_workers_share_a_batch_and_its_memory(small):
     two = small.replace({"resources.workers": 2})
     assert peak_bytes(two, on_gpu=False) < peak_bytes(small, on_gpu=False)
