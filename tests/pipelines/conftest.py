@@ -1,6 +1,7 @@
 """What the tests of the pipeline share."""
 
 import fcntl
+import functools
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from unittest import mock
 import pytest
 import ray
 import requests
+import sqlparse
 from mlflow.store.db import utils
 from mlflow.store.db.db_types import SQLITE
 from moto.server import ThreadedMotoServer
@@ -53,6 +55,13 @@ def migrations() -> Iterator[None]:
     """MLflow reads its seventy migrations each time a database is opened: here once."""
     found = utils._get_latest_schema_revision()
     with mock.patch.object(utils, "_get_latest_schema_revision", lambda: found):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_queries() -> Iterator[None]:
+    """MLflow parses the same few conditions and orders of its searches anew each time."""
+    with mock.patch.object(sqlparse, "parse", functools.lru_cache(1024)(sqlparse.parse)):
         yield
 
 
