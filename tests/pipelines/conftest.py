@@ -39,7 +39,7 @@ from tests.pipelines.commands import (
     wait_until,
 )
 from tests.pipelines.local_tune import local_tune as local_tune
-from tests.pipelines.stored import put_database
+from tests.pipelines.stored import SHARED, put_database
 
 LONGER = EXPERIMENT.replace("tokens: 65536", "tokens: 163840").replace("evals: 8", "evals: 32")
 """Trials that can be killed between a checkpoint and their end."""
@@ -56,6 +56,11 @@ def migrations() -> Iterator[None]:
     found = utils._get_latest_schema_revision()
     with mock.patch.object(utils, "_get_latest_schema_revision", lambda: found):
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_database(common: Path) -> None:
+    SHARED[:] = [common / "empty.db"]
 
 
 @pytest.fixture(scope="session", autouse=True)
