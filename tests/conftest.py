@@ -54,6 +54,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script run
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
 gc.disable()  # until all is imported
+if "PYTEST_XDIST_WORKER" in os.environ:  # what one process has compiled is there for its children
+    sys.dont_write_bytecode = False  # a container may forbid it; not for mutants, which have none
 NEEDS = {
     "tracking": "slow",
     "local_tune": "slow",
@@ -153,8 +155,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: do not search it for garbage, and the rest not again and again."""
-    gc.collect()
+    """What is imported stays: do not search it for garbage, not once, and the rest seldom."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()

@@ -239,16 +239,16 @@ def schema_problem(engine: "Engine") -> str | None:
     """
     from sqlalchemy import inspect, text
 
-    inspector = inspect(engine)
-    tables = sorted({*inspector.get_table_names()} - {VERSION_TABLE})
-    versions: list[str] = []
-    if inspector.has_table(VERSION_TABLE):
-        with engine.connect() as connection:
+    with engine.connect() as connection:
+        inspector, versions = inspect(connection), list[str]()
+        tables = sorted({*inspector.get_table_names()} - {VERSION_TABLE})
+        if inspector.has_table(VERSION_TABLE):
             versions = [*connection.scalars(text(f"select version_num from {VERSION_TABLE}"))]
+        columns = inspector.get_columns(TABLE) if TABLE in tables else []
+        views = inspector.get_view_names()
     unknown = [version for version in versions if not _is_version(str(version))]
-    columns = inspector.get_columns(TABLE) if TABLE in tables else []
     if not {column["name"] for column in columns} >= COLUMNS:
-        if named := [*tables, *inspector.get_view_names()]:
+        if named := [*tables, *views]:
             return f"is the database of another program, with the tables {', '.join(named[:3])}"
         other = "is the database of another program, whose version is"
         return f"{other} {unknown[0]}" if unknown else None

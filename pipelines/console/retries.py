@@ -6,9 +6,12 @@ errors are transient and how long they are waited out; the repeating is the same
 
 import logging
 import math
+import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -112,3 +115,61 @@ def within(seconds: float, call: Callable[[], T]) -> T | None:
         return answered.result(seconds)
     except TimeoutError:
         return None
+
+
+class _Watcher:
+    """Calls what is due of all blocks in one thread, which ends once it finds no block: a thread
+    for each of thousands of short ones would take longer than most of them."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: dict[object, tuple[float, Callable[[], object]]] = {}
+        self._wakes = math.inf
+        self._thread: threading.Thread | None = None
+
+    def add(self, block: object, seconds: float, call: Callable[[], object]) -> None:
+        """Watch a block from now on."""
+        with self._changed:
+            self._due[block] = due, _ = time.monotonic() + seconds, call
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._watch, daemon=True)
+                self._thread.start()
+            elif due < self._wakes:
+                self._changed.notify()
+
+    def remove(self, block: object) -> None:
+        """Watch it no longer."""
+        with self._changed:
+            self._due.pop(block, None)
+
+    def _watch(self) -> None:
+        while (call := self._next()) is not None:
+            call()
+
+    def _next(self) -> Callable[[], object] | None:
+        """Wait for what is due next; None if there is no block."""
+        with self._changed:
+            while self._due:
+                block = min(self._due, key=lambda one: self._due[one][0])
+                self._wakes, call = self._due[block]
+                if (left := self._wakes - time.monotonic()) <= 0:
+                    del self._due[block]
+                    return call
+                self._changed.wait(left)
+            self._thread = None
+            return None
+
+
+_watcher = _Watcher()
+os.register_at_fork(after_in_child=_watcher.__init__)  # type: ignore[misc]  # which has no thread
+
+
+@contextmanager
+def if_longer(seconds: float, call: Callable[[], object]) -> Iterator[None]:
+    """Call something, once and in another thread, if a block takes longer than so many seconds."""
+    block = object()
+    _watcher.add(block, seconds, call)
+    try:
+        yield
+    finally:
+        _watcher.remove(block)

@@ -48,7 +48,7 @@ def redact(text: str) -> str:
     """The text without the secrets of the environment, the user information of URIs, the values of
     parameters such as `token=`, of keys such as `"password":` and of options such as `--password`,
     and headers that authorize."""
-    for secret in _secrets(tuple(environment().items())):
+    for secret in _secrets(tuple(_variables().items())):
         text = text.replace(secret, MASK)
     text = USER_INFORMATION.sub(f"{MASK}@", text)
     text = QUOTED.sub(rf"\g<1>\g<opening>{MASK}\g<opening>", text)
@@ -68,20 +68,25 @@ def redact_all(value: Any) -> Any:
 
 def environment() -> dict[str, str]:
     """A copy of the environment, which other threads change meanwhile: MLflow's telemetry does."""
+    return {os.fsdecode(name): os.fsdecode(value) for name, value in _variables().items()}
+
+
+def _variables() -> dict[Any, Any]:
+    """The same as Python keeps it: of thousands of texts each would have all of it decoded."""
     while True:
         try:
-            return dict(os.environ)
+            return dict(getattr(os.environ, "_data", os.environ))
         except (KeyError, RuntimeError):  # a variable was removed, or one was added
             continue
 
 
 @lru_cache(maxsize=4)  # a text is redacted for each of thousands of errors
-def _secrets(variables: tuple[tuple[str, str], ...]) -> list[str]:
+def _secrets(variables: tuple[tuple[Any, Any], ...]) -> list[str]:
     """The environment's secrets as URIs and messages write them, the longest first."""
     found = {
         form
         for name, value in variables
-        for secret in _secrets_of(name, value)
+        for secret in _secrets_of(os.fsdecode(name), os.fsdecode(value))
         for plain in (secret, unquote_plus(secret))
         for form in (plain, quote(plain), quote(plain, safe=""), quote_plus(plain))
     }

@@ -47,7 +47,7 @@ from pipelines.compat.mlflow import (
     unreadable_variables,
 )
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
-from pipelines.console.retries import RetryPolicy, within
+from pipelines.console.retries import RetryPolicy, if_longer, within
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.files import move_into_place, require_room
 from pipelines.storage.scratch import scratch_folder
@@ -298,13 +298,8 @@ def _logging_waits(uri: str) -> Iterator[None]:
     if (path := database_file(uri)) is None:
         yield
         return
-    timer = threading.Timer(SILENT_SECONDS, _log_lock, [path])
-    timer.daemon = True
-    timer.start()
-    try:
+    with if_longer(SILENT_SECONDS, lambda: _log_lock(path)):
         yield
-    finally:
-        timer.cancel()
 
 
 def _log_lock(path: Path) -> None:

@@ -1,6 +1,7 @@
 """What the tests of the pipeline share."""
 
 import fcntl
+import functools
 import logging
 import os
 import re
@@ -16,6 +17,7 @@ from unittest import mock
 import pytest
 import ray
 import requests
+import sqlparse
 from mlflow.store.db import utils
 from mlflow.store.db.db_types import SQLITE
 from moto.server import ThreadedMotoServer
@@ -37,7 +39,7 @@ from tests.pipelines.commands import (
     wait_until,
 )
 from tests.pipelines.local_tune import local_tune as local_tune
-from tests.pipelines.stored import put_database
+from tests.pipelines.stored import SHARED, put_database
 
 LONGER = EXPERIMENT.replace("tokens: 65536", "tokens: 163840").replace("evals: 8", "evals: 32")
 """Trials that can be killed between a checkpoint and their end."""
@@ -53,6 +55,18 @@ def migrations() -> Iterator[None]:
     """MLflow reads its seventy migrations each time a database is opened: here once."""
     found = utils._get_latest_schema_revision()
     with mock.patch.object(utils, "_get_latest_schema_revision", lambda: found):
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_database(common: Path) -> None:
+    SHARED[:] = [common / "empty.db"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_queries() -> Iterator[None]:
+    """MLflow parses the same few conditions and orders of its searches anew each time."""
+    with mock.patch.object(sqlparse, "parse", functools.lru_cache(1024)(sqlparse.parse)):
         yield
 
 

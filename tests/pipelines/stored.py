@@ -1,5 +1,6 @@
 """Empty tracking stores, and stored sweeps with given results, without any training."""
 
+import fcntl
 import functools
 import json
 import shutil
@@ -34,6 +35,8 @@ CORPUS = "0" * 32
 PROVENANCE = "pipelines.tracking.store.provenance"
 same_provenance = functools.cache(provenance)
 """In its place, for tests that open a store again and again: git is started twice in all."""
+SHARED: list[Path] = []
+"""Where the processes that run tests keep an empty database, of which others are copies."""
 STATUSES = {"complete": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
 
 
@@ -46,7 +49,7 @@ def _leave_writing_to_the_system(connection: Any, _: Any) -> None:
 
 def put_database(path: Path) -> str:
     """Write an empty database for MLflow, a copy of one made once; returns its URI."""
-    path.write_bytes(_empty_database())
+    path.write_bytes(empty_database(*SHARED))
     return f"sqlite:///{path}"
 
 
@@ -70,11 +73,17 @@ def copy_store(old: Path, new: Path) -> None:
 
 
 @functools.cache
-def _empty_database() -> bytes:
+def empty_database(path: Path | None = None) -> bytes:
+    """With a path made by the first of all processes that name it: MLflow needs seconds."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "mlflow.db")
-        connect(f"sqlite:///{path}")
-        return path.read_bytes()
+        path = path or Path(folder, "mlflow.db")
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                part = Path(folder, "part.db")
+                connect(f"sqlite:///{part}")
+                shutil.copyfile(part, path)
+            return path.read_bytes()
 
 
 def purge(store: Store, run_id: str) -> None:

@@ -1,3 +1,5 @@
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -5,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from pipelines.console import retries
-from pipelines.console.retries import RetryPolicy
+from pipelines.console.retries import RetryPolicy, if_longer
 
 
 class Work:
@@ -109,3 +111,47 @@ def test_a_policy_without_limits_goes_on_for_ever(monkeypatch):
     work = Work(5000)
     POLICY.call(work)
     assert work.calls == 5001
+
+
+def test_of_blocks_in_one_another_those_that_take_too_long_are_told_once():
+    told = {name: threading.Event() for name in ("long", "short")}
+    calls = []
+
+    def tell(name: str) -> None:
+        calls.append(name)
+        told[name].set()
+
+    with if_longer(60, lambda: tell("long")):
+        with if_longer(0.01, lambda: tell("short")):  # although the other was there first
+            assert told["short"].wait(10)
+        with if_longer(0.02, lambda: tell("short")):
+            pass
+        with pytest.raises(KeyError), if_longer(0.02, lambda: tell("long")):
+            raise KeyError
+        time.sleep(0.1)
+    assert calls == ["short"]
+    with if_longer(0.01, lambda: tell("long")):
+        assert told["long"].wait(10)
+    assert calls == ["short", "long"]
+
+
+def test_many_blocks_are_watched_by_one_thread_which_ends():
+    before = set(threading.enumerate())
+    for _ in range(100):
+        with if_longer(0.05, pytest.fail):
+            started = set(threading.enumerate()) - before
+            assert len(started) <= 1
+    for thread in started:
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.mark.process
+def test_a_fork_watches_its_own_blocks_whatever_its_parent_did():
+    with retries._watcher._changed:
+        if not (child := os.fork()):
+            signal.alarm(10)
+            told = threading.Event()
+            with if_longer(0.01, told.set):
+                os._exit(0 if told.wait(10) else 1)
+    assert os.waitpid(child, 0)[1] == 0
