@@ -1,7 +1,7 @@
 """A stage of the DAG: a named function, its dependencies and its context."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from pipelines.console.progress import Progress
 from pipelines.console.secrets import redact
 from pipelines.console.text import shown_path
+from pipelines.engine.code import read_sources
 from pipelines.engine.results import R, StageResults, Values
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
@@ -75,6 +76,9 @@ class Context(Generic[C]):
     """In the names of runs: how the configuration differs from the experiment's first one."""
     values: Values = ()
     """Of the instance's dimensions; empty for a stage without instances."""
+    sources: Mapping[str, bytes] = field(default_factory=read_sources, repr=False)
+    """The project's sources as the command began, by path: models are packaged with those of
+    `dca`, since an edit in the hours of a training is not in what it trained."""
 
     @property
     def progress(self) -> Progress:

@@ -71,6 +71,36 @@ def test_a_comment_or_a_docstring_anywhere_changes_no_key(project):
     assert digests() == before
 
 
+def test_what_an_editor_keeps_beside_a_source_is_no_source(project):
+    before = code.read_sources()
+    (project / "dca" / ".#mix.py").symlink_to("ana@host.17:1")
+    (project / "dca" / ".ipynb_checkpoints").mkdir()
+    for name in ("#mix.py#", "mix.py~", ".mix.py.swp", ".ipynb_checkpoints/mix-checkpoint.py"):
+        (project / "dca" / name).write_text("broken(")
+    assert code.read_sources() == before
+    assert {"dca/mix.py", "dca/kernels.cpp", "pipelines/training/step.py"} < before.keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "expected"),
+    [
+        ("dca/mix.py", ("\nimport", "\nNUMBER = 1\nimport"), "dca/mix.py"),
+        ("dca/kernels.cpp", ("#include", "#define NUMBER\n#include"), "dca/kernels.py"),
+        ("pipelines/training/step.py", NUMBER, "pipelines/training/step.py"),
+        ("dca/mix.py", ("\nimport", "\n# a comment\nimport"), None),
+        ("dca/residuals/mhc.py", NUMBER, None),  # another kind
+    ],
+)
+def test_an_edit_of_code_that_trains_is_found_while_a_command_runs(project, file, edit, expected):
+    modules = train.STAGE.modules(EXPERIMENT.replace({"model.residual": "dca"}))
+    sources = code.read_sources()
+    assert code.changed_module(modules, sources) is None
+    text = (project / file).read_text()
+    assert edit[0] in text
+    (project / file).write_text(text.replace(*edit, 1))
+    assert code.changed_module(modules, sources) == expected
+
+
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
