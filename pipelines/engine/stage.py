@@ -138,8 +138,8 @@ class Stage(Generic[C, R]):
     configuration; see engine/code.py."""
     cached: bool = True
     verify: Callable[["Store", R], object] = lambda _, __: None
-    """Raises PipelineError if files that a stored result refers to are damaged, besides the
-    artifacts of its own run."""
+    """Raises DamagedError if files that a stored result refers to are damaged or gone, besides the
+    artifacts of its own run; another error ends the command."""
     growth: Growth[C] | None = None
     """How it continues an earlier run of another configuration; None if it cannot. Such a stage
     continues in the same run too if an artifact of that run is damaged: what takes its time is kept

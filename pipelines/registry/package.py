@@ -126,20 +126,21 @@ def _lines(path: str) -> list[str]:
 def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
     """Download a logged model into a folder and verify it; returns its path.
 
-    Raises PipelineError if it does not exist, DamagedError if it is not what was logged.
+    Raises GoneError if it does not exist, DamagedError if it is not what was logged, StorageError
+    if it cannot be read, or copied.
     """
     folder.mkdir(exist_ok=True)
     return models.download(model_id, folder)
 
 
 def verify_model(models: ModelStore, uri: str) -> None:
-    """Raise PipelineError if a logged model does not exist, DamagedError if it is damaged."""
+    """Raise GoneError if a logged model does not exist, DamagedError if it is damaged."""
     with scratch_folder() as scratch:
         fetch_model(models, model_id_of(uri), scratch / "model")
 
 
 def verify_fitted(store: Store, fitted: Fitted) -> None:
-    """Raise PipelineError if the model of a training does not exist or is damaged."""
+    """Raise DamagedError if the model of a training does not exist or is damaged."""
     verify_model(store.models, fitted.model_uri)
 
 

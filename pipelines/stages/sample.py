@@ -2,7 +2,7 @@
 
 import json
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import GoneError, PipelineError
 from pipelines.console.isolated import run_isolated
 from pipelines.console.text import why_ended
 from pipelines.engine.results import StageResults
@@ -56,7 +56,7 @@ def _generate(context: Context[Experiment], model: str, champion: int) -> list[s
 
 def _verify(store: Store, sampled: Sampled) -> None:
     if sampled.model_uri is not None and not store.models.exists(sampled.model_uri):
-        raise PipelineError(f"{sampled.model_uri} does not exist any more")
+        raise GoneError(f"{sampled.model_uri} does not exist any more")
 
 
 STAGE = Stage(

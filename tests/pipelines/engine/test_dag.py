@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.console.errors import DamagedError
+from pipelines.console.errors import DamagedError, StorageError
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.engine import cache, dag
@@ -49,7 +49,7 @@ class Pipeline:
         self.ran: list[str] = []
         self.source, self.broken = 1, False
         self.equal, self.grows, self.model_is_damaged = False, False, False
-        self.usable, self.unfinished = 1, ""
+        self.usable, self.unfinished, self.disk_is_full = 1, "", False
         self.note: str | None = None
 
     def stages(self) -> list[Stage[Experiment, Any]]:
@@ -81,6 +81,8 @@ class Pipeline:
     def _verify(self, store: Store, result: B) -> None:
         if self.model_is_damaged:
             raise DamagedError("models:/m-1: the weights were altered")
+        if self.disk_is_full:
+            raise StorageError("models:/m-1: no space left")
 
     def _c(self, context: Context, needs: StageResults) -> C:
         self.ran.append("c")
@@ -266,6 +268,19 @@ def test_a_result_that_refers_to_something_damaged_is_computed_again(pipeline, e
     pipeline.model_is_damaged = True
     assert reasons(pipeline, experiment)[1] == "models:/m-1: the weights were altered"
     assert pipeline.run(experiment) == ["a", "b", "c"]
+
+
+def test_a_result_that_cannot_be_verified_is_not_computed_again(pipeline, experiment):
+    """On a full disk a sound one was discarded, and its hours of training repeated."""
+    pipeline.run(experiment)
+    pipeline.disk_is_full = True
+    with pytest.raises(StorageError, match="no space left"):
+        reasons(pipeline, experiment)
+    with pytest.raises(StorageError, match="no space left"):
+        pipeline.run(experiment)
+    assert pipeline.ran == ["a"]
+    pipeline.disk_is_full = False
+    assert pipeline.run(experiment) == ["a"]
 
 
 def test_what_follows_an_unfinished_stage_is_decided_when_that_has_ended(pipeline, experiment):
