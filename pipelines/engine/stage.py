@@ -76,6 +76,8 @@ class Context(Generic[C]):
     """In the names of runs: how the configuration differs from the experiment's first one."""
     values: Values = ()
     """Of the instance's dimensions; empty for a stage without instances."""
+    fresh: bool = False
+    """Whether cached results are computed again: a stage reuses none of its own either."""
     sources: Mapping[str, bytes] = field(default_factory=read_sources, repr=False)
     """The project's sources as the command began, by path: models are packaged with those of
     `dca`, since an edit in the hours of a training is not in what it trained."""

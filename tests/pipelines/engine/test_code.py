@@ -1,7 +1,6 @@
 import json
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +24,6 @@ STAGES: list[Stage] = [
 TRAINING = {"search", "fit", "train"}
 """Stages whose code trains. The key of select, which follows the search, may change with it."""
 EXPERIMENT = load(["model.residual=standard", "search.space={}"])
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the sources, to be changed."""
-    for name in code.PROJECT:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(code.ROOT / name, tmp_path / name, ignore=ignored)
-    monkeypatch.setattr(code, "ROOT", tmp_path)
-    return tmp_path
 
 
 def digests() -> dict[str, str]:

@@ -15,7 +15,6 @@ from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
-from pipelines.engine import code
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.registry.package import verify_fitted
@@ -107,16 +106,6 @@ def test_a_packaged_model_that_is_damaged_does_not_count(store, experiment, file
     path.unlink()
     with pytest.raises(PipelineError, match=uri):
         verify_fitted(store, fitted)
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    """A copy of the sources, to be edited."""
-    for name in code.PROJECT:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(code.ROOT / name, tmp_path / "project" / name, ignore=ignored)
-    monkeypatch.setattr(code, "ROOT", tmp_path / "project")
-    return tmp_path / "project"
 
 
 def began(store, experiment, project) -> Context:
