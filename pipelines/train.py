@@ -17,6 +17,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +111,9 @@ def _run(
         fingerprint=earlier.get("fingerprint"),
         name=earlier.get("name"),
     )
-    experiment = resolve_start(experiment)
+    weights = experiment.train.start_from
+    with invocation.progress.waiting(f"reading {weights}") if weights else nullcontext():
+        experiment = resolve_start(experiment)
     return dag.run(
         [corpus.stage, train.STAGE],
         experiment,

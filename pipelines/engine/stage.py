@@ -40,6 +40,8 @@ class PipelineConfig(Protocol):
 
 
 C = TypeVar("C", bound=PipelineConfig)
+LOOKING = "looking for results of earlier runs"
+"""What is shown while cached results are looked for, whose files are read."""
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The DAG's order, its cached results, and what it records in the tracking store."""
 
 import json
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
+from pipelines.console import progress
 from pipelines.console.errors import DamagedError, StorageError
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
@@ -404,7 +406,31 @@ def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, experiment
         assert parent.data.tags[tag]
 
 
-def test_stages_are_reported_with_their_reason_and_as_events(pipeline, experiment, capsys):
+def test_a_long_look_for_cached_results_is_shown(pipeline, experiment, monkeypatch):
+    """Files of a study on a server are read for minutes."""
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.001)
+    shown, texts = threading.Event(), []
+
+    def update(_, update) -> None:
+        texts.append(update.text)
+        shown.set()
+
+    resolve = cache.Cache.resolve
+
+    def slow(self, node, *given):
+        assert not node.stage.cached or shown.wait(60)
+        return resolve(self, node, *given)
+
+    monkeypatch.setattr(Progress, "update", update)
+    monkeypatch.setattr(cache.Cache, "resolve", slow)
+    assert pipeline.run(experiment) == ["a", "b", "c"]
+    assert texts[0] == "looking for results of earlier runs, 0:00"
+
+
+def test_stages_are_reported_with_their_reason_and_as_events(
+    pipeline, experiment, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 3600)  # on a slow machine too
     pipeline.run(experiment)
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert lines == [["a", "runs every time"], ["b", "new"], ["c", "new"]]
