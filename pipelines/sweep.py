@@ -16,7 +16,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.command import DONE, Parser, run_command
@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         if not arguments.dry_run and arguments.until != "corpus" and nothing_stored():
             corpus.preview(experiment)  # before Ray, which would have to end first
             start_early(dashboard=several)
-        from pipelines.engine.stage import Invocation
+        from pipelines.engine.stage import LOOKING, Invocation
         from pipelines.stages import resolve_compile, resolve_precision, sweep_stages
 
         resources = (experiment.resources, experiment.fit.resources)
@@ -78,11 +78,14 @@ def main(argv: Sequence[str]) -> int:
             experiment = _resolve_inputs(experiment, corpus, write=False)
             _plan(experiment, corpus, cluster, stages, progress, arguments)
             return DONE
-        reused = _reused_training(experiment, stages, fresh=arguments.fresh)
+        with progress.waiting(LOOKING):
+            reused = _reused_training(experiment, stages, fresh=arguments.fresh)
         if not reused:
             _require_resources(experiment)
             start_early(dashboard=several)
-        experiment = _resolve_inputs(experiment, corpus, write=True)
+        weights = experiment.train.start_from
+        with progress.waiting(f"reading {weights}") if weights else nullcontext():
+            experiment = _resolve_inputs(experiment, corpus, write=True)
         _run(experiment, stages, reused, Invocation.of(__file__, argv, progress), arguments)
     return DONE
 

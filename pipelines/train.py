@@ -16,7 +16,8 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +101,6 @@ def _run(
     experiment: "Experiment", version: Version | None, invocation: "Invocation", *, fresh: bool
 ) -> "StageResults":
     from pipelines.engine import dag
-    from pipelines.engine.results import json_digest
     from pipelines.stages import resolve_start, train
     from pipelines.stages.corpus import CorpusStage
     from pipelines.tracking.descriptions import describe_pipeline
@@ -111,17 +111,29 @@ def _run(
         fingerprint=earlier.get("fingerprint"),
         name=earlier.get("name"),
     )
-    experiment = resolve_start(experiment)
+    weights = experiment.train.start_from
+    with invocation.progress.waiting(f"reading {weights}") if weights else nullcontext():
+        experiment = resolve_start(experiment)
     return dag.run(
         [corpus.stage, train.STAGE],
         experiment,
         invocation,
-        lock_name=f"training {json_digest(experiment.model_dump(mode='json'))[:8]}",
+        lock_name=_lock_name(experiment, train.STAGE.config_keys),
         descriptions=describe_pipeline(
             experiment.experiment, experiment.promote.model, invocation.argv
         ),
         fresh=fresh,
     )
+
+
+def _lock_name(experiment: "Experiment", keys: Collection[str]) -> str:
+    """The name of a training by what decides its run: two that differ in other keys, such as
+    `resources` or `promote`, would write the same one."""
+    from pipelines.engine.results import json_digest
+
+    decide = {"experiment", "data", *keys}
+    values = [(k, v) for k, v in experiment.key_values() if k.partition(".")[0] in decide]
+    return f"training {json_digest(values)[:8]}"
 
 
 def _result(result: "Fitted", version: Version | None, invocation: "Invocation") -> list[str]:

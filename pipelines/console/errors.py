@@ -73,7 +73,7 @@ class EditedError(DamagedError):
 
 
 class GoneError(DamagedError):
-    """A packaged model that was deleted, or whose files were."""
+    """What was deleted: a packaged model or files of it, or the run of a result."""
 
 
 class DeterministicError(PipelineError):

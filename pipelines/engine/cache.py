@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DamagedError
 from pipelines.engine.code import CodeDigests
 from pipelines.engine.instances import Node
 from pipelines.engine.results import (
@@ -254,10 +254,14 @@ def _reuse_or_resume(planned: PlannedStage, run: Run, store: Store, config: Pipe
 
 
 def _damage(stage: Stage[Any, Any], result: object, store: Store) -> str | None:
-    """What is wrong with the files that a result refers to, if anything is."""
+    """What is wrong with the files that a result refers to, if anything is.
+
+    What keeps them from being read, as a full disk, is raised: the result may be sound, and it
+    would be computed again.
+    """
     try:
         stage.verify(store, result)
-    except PipelineError as error:
+    except DamagedError as error:
         return str(error)
     return None
 

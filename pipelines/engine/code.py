@@ -8,7 +8,7 @@ import ast
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +24,7 @@ EXCLUDED = {
     "pipelines.cluster.local": "ends what is left of a cluster, and loads trials early",
     "pipelines.cluster.trial_events": "passes on what trainings report",
     "pipelines.compat.mlflow": "names what is in the tracking store",
+    "pipelines.compat.mlflow_artifacts": "reads files, whose digests are checked",
     "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",
     "pipelines.compat.ray_variables": "refuses variables of the environment",
@@ -72,6 +73,33 @@ class CodeDigests(dict[tuple[str, ...], str]):
     def __missing__(self, modules: tuple[str, ...]) -> str:
         self[modules] = code_digest(modules)
         return self[modules]
+
+
+def read_sources() -> dict[str, bytes]:
+    """The sources of the project as they are now, by their paths in it, as in dca/mix.py.
+
+    What an editor keeps beside them, such as its lock `.#mix.py`, is none.
+    """
+    files = [path for name in PROJECT for path in (ROOT / name).rglob("*") if _is_source(path)]
+    return {path.relative_to(ROOT).as_posix(): path.read_bytes() for path in sorted(files)}
+
+
+def _is_source(path: Path) -> bool:
+    names = [*path.relative_to(ROOT).parts[:-1], path.stem]
+    is_module = all(name.isidentifier() for name in names)
+    return is_module and path.suffix in (".py", KERNEL_SUFFIX) and path.is_file()
+
+
+def changed_module(modules: Iterable[str], sources: Mapping[str, bytes]) -> str | None:
+    """The first source of some modules, or of what they import, whose code is not that of
+    `sources`, which were read before; None if all are."""
+    for name in sorted(imported_modules(modules)):
+        file = path_of(name).relative_to(ROOT)
+        files = file.as_posix(), file.with_suffix(KERNEL_SUFFIX).as_posix()
+        before = [sources.get(one, b"").decode() for one in files]
+        if [*_normalised(name)] != [*_normalised_texts(name, *before)]:
+            return files[0]
+    return None
 
 
 def imported_modules(modules: Iterable[str]) -> set[str]:
@@ -126,10 +154,15 @@ def _exists(module: str) -> bool:
 def _normalised(module: str) -> Iterator[str]:
     """A source without what cannot change numbers, and its kernel in C++ if it has one."""
     path = path_of(module)
-    yield _parsed(path.read_text(encoding="utf-8"), whole=not module.endswith(f".{PACKAGE}"))[1]
     kernel = path.with_suffix(KERNEL_SUFFIX)
-    if kernel.is_file():
-        yield _without_comments(kernel.read_text(encoding="utf-8"))
+    text = kernel.read_text(encoding="utf-8") if kernel.is_file() else ""
+    return _normalised_texts(module, path.read_text(encoding="utf-8"), text)
+
+
+def _normalised_texts(module: str, source: str, kernel: str) -> Iterator[str]:
+    yield _parsed(source, whole=not module.endswith(f".{PACKAGE}"))[1]
+    if kernel:
+        yield _without_comments(kernel)
 
 
 @cache  # the stages of a plan share most of their sources

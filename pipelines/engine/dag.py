@@ -5,6 +5,7 @@ Used by the commands that run a pipeline: sweep.py and train.py.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pipelines.config.yaml_text import flatten
@@ -101,7 +102,7 @@ def run(
         for node in nodes:
             if node.stage.preview:
                 node.stage.preview(configs[node])  # bad input is found before anything is written
-        context = _open(config, invocation, descriptions)
+        context = replace(_open(config, invocation, descriptions), fresh=fresh)
         execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes, reused)
         try:
             results = execution.run(configs)

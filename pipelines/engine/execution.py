@@ -7,6 +7,7 @@ execution, and so do bad input, storage that is full or away and Ctrl-C.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
@@ -17,7 +18,7 @@ from pipelines.console.text import first_line
 from pipelines.engine.cache import Cache, PlannedStage, results_for, shortened
 from pipelines.engine.instances import Node
 from pipelines.engine.results import StageResults, from_json, to_json
-from pipelines.engine.stage import Context, Instance, PipelineConfig
+from pipelines.engine.stage import LOOKING, Context, Instance, PipelineConfig
 from pipelines.tracking.schema import OUTPUTS_TAG, STAGE_TAG
 
 NAME_WIDTH = 9
@@ -90,7 +91,8 @@ class Execution:
         return [node] if node in self._failed else self._blocked.get(node, [])
 
     def _run_one(self, node: Node, context: Context[Any]) -> None:
-        planned = self._resolve(node, context)
+        with self._shown_as_looking(node):
+            planned = self._resolve(node, context)
         if planned.reused:
             self._reuse(planned)
             return
@@ -101,7 +103,8 @@ class Execution:
 
     def _run_together(self, nodes: Sequence[tuple[Node, Context[Any]]]) -> None:
         """Compute the instances of a stage in one call, but those that are reused."""
-        resolved = [(self._resolve(node, context), context) for node, context in nodes]
+        with self._shown_as_looking(nodes[0][0]):
+            resolved = [(self._resolve(node, context), context) for node, context in nodes]
         for planned, _ in resolved:
             if planned.reused and planned.same_as is None:
                 self._reuse(planned)
@@ -136,6 +139,13 @@ class Execution:
     def _resolve(self, node: Node, context: Context[Any]) -> PlannedStage:
         found = self._reused.get(node)
         return found or self._cache.resolve(node, context.config, self._needs(node))
+
+    def _shown_as_looking(self, node: Node) -> AbstractContextManager[None]:
+        """Shows, for the time of a block, that cached results are looked for: their files are read,
+        which takes minutes for those of a study on a server."""
+        if not node.stage.cached:
+            return nullcontext()
+        return self._context.progress.waiting(LOOKING, stage=node.stage.name)
 
     def _reuse(self, planned: PlannedStage) -> None:
         """Refer to a cached result, or that of another instance, from the pipeline's run."""

@@ -1,7 +1,7 @@
 """A stage of the DAG: a named function, its dependencies and its context."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from pipelines.console.progress import Progress
 from pipelines.console.secrets import redact
 from pipelines.console.text import shown_path
+from pipelines.engine.code import read_sources
 from pipelines.engine.results import R, StageResults, Values
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
@@ -39,6 +40,8 @@ class PipelineConfig(Protocol):
 
 
 C = TypeVar("C", bound=PipelineConfig)
+LOOKING = "looking for results of earlier runs"
+"""What is shown while cached results are looked for, whose files are read."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,11 @@ class Context(Generic[C]):
     """In the names of runs: how the configuration differs from the experiment's first one."""
     values: Values = ()
     """Of the instance's dimensions; empty for a stage without instances."""
+    fresh: bool = False
+    """Whether cached results are computed again: a stage reuses none of its own either."""
+    sources: Mapping[str, bytes] = field(default_factory=read_sources, repr=False)
+    """The project's sources as the command began, by path: models are packaged with those of
+    `dca`, since an edit in the hours of a training is not in what it trained."""
 
     @property
     def progress(self) -> Progress:
@@ -134,8 +142,8 @@ class Stage(Generic[C, R]):
     configuration; see engine/code.py."""
     cached: bool = True
     verify: Callable[["Store", R], object] = lambda _, __: None
-    """Raises PipelineError if files that a stored result refers to are damaged, besides the
-    artifacts of its own run."""
+    """Raises DamagedError if files that a stored result refers to are damaged or gone, besides the
+    artifacts of its own run; another error ends the command."""
     growth: Growth[C] | None = None
     """How it continues an earlier run of another configuration; None if it cannot. Such a stage
     continues in the same run too if an artifact of that run is damaged: what takes its time is kept

@@ -16,18 +16,18 @@ from safetensors import SafetensorError, safe_open
 from dca import ModelConfig, registry
 from pipelines.compat.mlflow import MODEL_FILE
 from pipelines.config.yaml_text import flatten
-from pipelines.console.errors import ConfigError, PipelineError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.text import quote_value
 from pipelines.registry.package import fetch_model, local_folder
 from pipelines.registry.resolve import resolve_model
-from pipelines.storage.digests import cached_sha256
+from pipelines.storage.digests import DIGESTS_FILE, cached_sha256, parse_digests
 from pipelines.storage.files import file_at, move_into_place, put_file, remove
 from pipelines.storage.location import Storage
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.client import connect_existing
-from pipelines.tracking.models import ModelStore
+from pipelines.tracking.models import ModelStore, verify_model_folder
 from pipelines.tracking.schema import PACKAGE_FOLDER
 from pipelines.training.config import with_present_names
 from pipelines.training.initial_weights import DESCRIPTION, WEIGHTS, start_name
@@ -59,6 +59,7 @@ def resolve_initial_weights(
     with scratch_folder() as scratch:
         folder = _folder(source, registered, scratch)
         weights = _find(source, folder)
+        _require_intact(source, weights)
         _check(model, source, weights, searched)
         target = storage / "starts" / start_name(weights)
         if write and not _is_copied(weights, target):
@@ -105,6 +106,24 @@ def _find(source: str, folder: Path) -> Path:
         f"{source}: expected a models:/ URI, or the folder of a packaged model, with its "
         f"{MODEL_FILE}, or of its {WEIGHTS} and {DESCRIPTION}"
     )
+
+
+def _require_intact(source: str, weights: Path) -> None:
+    """Refuse weights of a package, or of the inner folder of one, that its list of digests does not
+    have: their copy would be named by the digest of what they are now. Others have no list."""
+    folder = weights.parent
+    package = folder.parents[1] if folder.match(PACKAGE_FOLDER) else folder
+    digests = folder / DIGESTS_FILE
+    try:
+        if (package / MODEL_FILE).is_file():
+            verify_model_folder(package, source)
+        elif digests.is_file():
+            listed = parse_digests(digests.read_text(encoding="utf-8"))
+            for name in (WEIGHTS, DESCRIPTION):
+                if listed.get(f"{PACKAGE_FOLDER}/{name}") != cached_sha256(folder / name):
+                    raise ValueError(f"{source}: {name} was altered after it was packaged")
+    except (DamagedError, OSError, ValueError) as error:
+        raise _problem(str(error)) from None
 
 
 def _check(model: ModelConfig, source: str, weights: Path, searched: Collection[str]) -> None:

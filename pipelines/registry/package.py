@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,8 +25,7 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.registry import packaged_model
 from pipelines.registry.packaged_model import without_bytecode_cache
 from pipelines.registry.results import Fitted
-from pipelines.storage.digests import CACHES, plain_files, sha256_of
-from pipelines.storage.project import ROOT
+from pipelines.storage.digests import plain_files, sha256_of
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.models import ModelStore, model_id_of, verify_model_folder
 from pipelines.tracking.schema import LINEAGE_FILE, PACKAGE_FOLDER
@@ -54,15 +52,30 @@ def log_package(
     params: Mapping[str, Any],
     weights: "dict[str, Tensor]",
     corpus: PreparedCorpus,
+    sources: Mapping[str, bytes],
 ) -> str:
     """Package weights with configuration, lineage and code, and log the package under a run.
 
-    Returns the models:/ URI. Idempotent for a run.
+    Idempotent for a run.
+
+    Args:
+        store: Where the run is.
+        run_id: The run that trained.
+        config: The configuration, as it is packaged.
+        params: Its values, as they are shown.
+        weights: The tensors of the model.
+        corpus: What it was trained on.
+        sources: The project's sources with which it was trained, by path, of which those of `dca`
+            are packaged.
+
+    Returns:
+        The models:/ URI.
+
     """
     from safetensors.torch import save_file
 
     with scratch_folder() as scratch:
-        model, sources = scratch / "model", scratch / "dca"
+        model = scratch / "model"
         model.mkdir()
         save_file(weights, model / WEIGHTS)
         lineage = {
@@ -74,11 +87,14 @@ def log_package(
         }
         (model / DESCRIPTION).write_text(json.dumps(config, indent=1))
         (model / LINEAGE_FILE).write_text(json.dumps(lineage, indent=1))
-        shutil.copytree(ROOT / "dca", sources, ignore=shutil.ignore_patterns(CACHES))
+        for name, source in sources.items():
+            if name.startswith("dca/"):
+                (scratch / name).parent.mkdir(parents=True, exist_ok=True)
+                (scratch / name).write_bytes(source)
         return store.models.log(
             run_id,
             code=Path(packaged_model.__file__),
-            code_paths=[sources],
+            code_paths=[scratch / "dca"],
             artifacts={"model": model},
             signature=packaged_model.signature(),
             requirements=REQUIREMENTS,
@@ -110,20 +126,21 @@ def _lines(path: str) -> list[str]:
 def fetch_model(models: ModelStore, model_id: str, folder: Path) -> Path:
     """Download a logged model into a folder and verify it; returns its path.
 
-    Raises PipelineError if it does not exist, DamagedError if it is not what was logged.
+    Raises GoneError if it does not exist, DamagedError if it is not what was logged, StorageError
+    if it cannot be read, or copied.
     """
     folder.mkdir(exist_ok=True)
     return models.download(model_id, folder)
 
 
 def verify_model(models: ModelStore, uri: str) -> None:
-    """Raise PipelineError if a logged model does not exist, DamagedError if it is damaged."""
+    """Raise GoneError if a logged model does not exist, DamagedError if it is damaged."""
     with scratch_folder() as scratch:
         fetch_model(models, model_id_of(uri), scratch / "model")
 
 
 def verify_fitted(store: Store, fitted: Fitted) -> None:
-    """Raise PipelineError if the model of a training does not exist or is damaged."""
+    """Raise DamagedError if the model of a training does not exist or is damaged."""
     verify_model(store.models, fitted.model_uri)
 
 

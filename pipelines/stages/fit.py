@@ -44,6 +44,9 @@ def fit_together(
 
 
 def _fit_run(context: Context[Experiment], needs: StageResults) -> TrainingRun:
+    from pipelines.stages.recorded_training import require_same_code
+
+    require_same_code(context, STAGE.modules(context.config))
     return in_budget(context.config, needs).fit_run(needs[Selected].values)
 
 

@@ -1,16 +1,19 @@
 """sample: text from the champion, written by generate.py as a user would call it."""
 
 import json
+from pathlib import Path
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, GoneError, PipelineError
 from pipelines.console.isolated import run_isolated
 from pipelines.console.text import why_ended
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.registry.champions import Champions
+from pipelines.registry.package import fetch_model
 from pipelines.registry.results import Promoted, Sampled
 from pipelines.registry.versions import Registry
+from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.schema import SAMPLE_KIND, SAMPLES_FILE
 from pipelines.tracking.store import Store
 
@@ -34,29 +37,46 @@ def sample(context: Context[Experiment], needs: StageResults) -> Sampled:
 
 
 def _generate(context: Context[Experiment], model: str, champion: int) -> list[str]:
-    """In a process of its own: the champion is loaded with its own `dca`."""
-    options, uri = context.config.generate, f"models:/{model}/{champion}"
+    """In a process of its own: the champion is loaded with its own `dca`.
+
+    It is fetched before, by a client that waits for a store that is away: what fails then is the
+    champion.
+    """
+    uri, registry = f"models:/{model}/{champion}", Registry(context.store.client, model)
+    try:
+        with scratch_folder() as scratch:
+            model_id = registry.model_id(champion)
+            folder = fetch_model(context.store.models, model_id, scratch / "model")
+            return _texts(context.config, folder, uri)
+    except (ConfigError, DamagedError) as error:  # the former if it is no logged model
+        ways_on = Champions(registry).ways_on(champion)
+        message = f"the champion, {uri}, cannot be used: {error}; run {ways_on}"
+        raise PipelineError(message) from None
+
+
+def _texts(config: Experiment, folder: Path, uri: str) -> list[str]:
+    """The texts of the model in a folder. Raises DamagedError if its code fails."""
+    options = config.generate
     arguments = [
-        *("--json", f"--model={uri}"),
+        *("--json", f"--model={folder}"),
         *(f"--prompt={prompt}" for prompt in options.prompts),
         f"--max-new-tokens={options.max_new_tokens}",
         f"--temperature={options.temperature}",
-        f"--top-k={options.top_k or context.config.model.vocab}",
+        f"--top-k={options.top_k or config.model.vocab}",
         f"--top-p={options.top_p or 1.0}",
-        f"--seed={context.config.seed}",
+        f"--seed={config.seed}",
     ]
     child = run_isolated("pipelines.generate", arguments)
     lines = [line for line in child.stdout.split("\n") if line]
     if child.returncode or len(lines) < len(options.prompts):
         reason = why_ended(child.stderr, child.returncode)
-        ways_on = Champions(Registry(context.store.client, model)).ways_on(champion)
-        raise PipelineError(f"the champion, {uri}, cannot be used: {reason}; run {ways_on}")
+        raise DamagedError(reason.replace(str(folder), uri))
     return [json.loads(line)["text"] for line in lines]
 
 
 def _verify(store: Store, sampled: Sampled) -> None:
     if sampled.model_uri is not None and not store.models.exists(sampled.model_uri):
-        raise PipelineError(f"{sampled.model_uri} does not exist any more")
+        raise GoneError(f"{sampled.model_uri} does not exist any more")
 
 
 STAGE = Stage(

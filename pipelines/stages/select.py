@@ -1,6 +1,6 @@
 """select: choose the best trial of the search."""
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import GoneError
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
@@ -23,7 +23,7 @@ def select(context: Context[Experiment], needs: StageResults) -> Selected:
 def _verify(store: Store, selected: Selected) -> None:
     """Refuse a winner whose run was deleted: another trial is chosen then, of those there are."""
     if store.client.state_of(selected.run_id) in (None, "DELETED"):
-        raise PipelineError(f"the run of the winner, trial {selected.trial}, was deleted")
+        raise GoneError(f"the run of the winner, trial {selected.trial}, was deleted")
 
 
 STAGE = Stage(

@@ -11,9 +11,14 @@ from pipelines.tracking.schema import TRAIN_KIND
 
 def train(context: Context[Experiment], needs: StageResults) -> Fitted:
     """Train the configuration; returns the packaged model and its validation loss."""
-    from pipelines.stages.recorded_training import describe_run, train_and_package
+    from pipelines.stages.recorded_training import (
+        describe_run,
+        require_same_code,
+        train_and_package,
+    )
 
     config, corpus = context.config.training_run(), needs[PreparedCorpus]
+    require_same_code(context, STAGE.modules(context.config))
     describe_run(context, config, corpus)
     return train_and_package(context, config, corpus, key="resources")
 

@@ -106,7 +106,7 @@ def local_copy(file: File) -> Path:
 
 
 def require_room(path: Path | None, folder: Path) -> None:
-    """Raise PipelineError if a file, or the files of a folder, of this machine do not fit another
+    """Raise StorageError if a file, or the files of a folder, of this machine do not fit another
     folder: the copy would fill the disk, as of a file with holes, which takes no room itself."""
     if path is None:
         return
@@ -115,7 +115,7 @@ def require_room(path: Path | None, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if size > free:
-        raise PipelineError(f"{path}: has {size:,} bytes, more than the {free:,} free in {folder}")
+        raise StorageError(f"{path}: has {size:,} bytes, more than the {free:,} free in {folder}")
 
 
 def move_into_place(part: Path, path: Path) -> None:

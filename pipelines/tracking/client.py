@@ -46,6 +46,7 @@ from pipelines.compat.mlflow import (
     store_errors,
     unreadable_variables,
 )
+from pipelines.compat.mlflow_artifacts import read_artifact, unreadable
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
 from pipelines.console.retries import RetryPolicy, if_longer, within
 from pipelines.console.text import first_line, one_line
@@ -116,14 +117,15 @@ class RetryingClient:
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:
-        """Log a wait for a lock; raise StorageError of a full disk or a server that refuses."""
+        """Log a wait for a lock; raise StorageError of a full disk, of a server that refuses, and
+        of files that cannot be read but are not missing."""
         try:
             with _logging_waits(self.uri):
                 yield
-        except MlflowException as error:
-            if reason := failed_file(error):
-                raise StorageError(unusable(self.uri, reason)) from None
-            if (reason := refused(error)) is None:
+        except (MlflowException, OSError) as error:
+            if reason := failed_file(error) or unreadable(error):
+                raise StorageError(unusable(self.uri, one_line(reason, limit=300))) from None
+            if isinstance(error, OSError) or (reason := refused(error)) is None:
                 raise
             reason = f"the server refuses {identity(self.uri)} ({one_line(reason, limit=200)})"
             raise StorageError(unusable(self.uri, f"{reason}; {CREDENTIALS}")) from None
@@ -175,9 +177,10 @@ class RetryingClient:
 
     def download_artifacts(self, run_id: str, file: str, folder: Path) -> Path:
         """Copy an artifact of a run into a folder; returns its path. Raises as `download`."""
-        root = local_path(self.get_run(run_id).info.artifact_uri)
+        uri = self.get_run(run_id).info.artifact_uri
+        root = local_path(uri)
         require_room(root and root / file, folder)
-        return Path(self.retry(self._client.download_artifacts, run_id, file, str(folder)))
+        return self.retry(read_artifact, uri, file, folder, self.uri)
 
 
 def connect(uri: str) -> RetryingClient:

@@ -20,16 +20,17 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 
 from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
+from pipelines.compat.mlflow_artifacts import gone
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import (
     ConfigError,
     DamagedError,
     GoneError,
-    PipelineError,
     Problem,
+    StorageError,
 )
 from pipelines.console.secrets import redact
-from pipelines.console.text import counted, first_line, one_line
+from pipelines.console.text import counted, one_line
 from pipelines.storage.digests import (
     CACHES,
     DIGESTS_FILE,
@@ -203,7 +204,8 @@ class ModelStore:
     def download(self, model_id: str, folder: Path) -> Path:
         """Download a logged model into a folder, and check every file of it; returns its path.
 
-        Raises PipelineError if it does not exist, DamagedError if it is not what was logged.
+        Raises GoneError if it does not exist, DamagedError if it is not what was logged, and
+        StorageError if it cannot be read, or copied.
         """
         try:
             model = self.client.get_logged_model(model_id)
@@ -214,7 +216,8 @@ class ModelStore:
                 _require_size(source, model.tags.get(SIZE_TAG))
             copy = self.client.download(model.artifact_location, folder)
         except (MlflowException, OSError) as error:
-            raise PipelineError(f"{model_uri(model_id)}: {first_line(error)}") from None
+            kind, reason = GoneError if gone(error) else StorageError, gone(error) or str(error)
+            raise kind(f"{model_uri(model_id)}: {one_line(reason, limit=200)}") from None
         except ValueError as error:
             raise DamagedError(f"{model_uri(model_id)}: {one_line(error)}") from None
         for cache in copy.rglob(CACHES):
@@ -373,8 +376,10 @@ def verify_model_folder(
         listed = read_list(folder / DIGESTS, logged)
         others = UNLISTED if MODEL_FILE in listed else UNLISTED_EARLIER
         verify_tree(folder, listed, lambda file: others.fullmatch(file) is not None)
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise DamagedError(f"{name}: {one_line(error)}") from None
+    except OSError as error:  # of a full table of open files, or of a disk
+        raise StorageError(f"{name}: {one_line(error)}") from None
 
 
 def read_list(path: Path, logged: str | None) -> dict[str, str]:

@@ -338,9 +338,11 @@ class Store:
             with scratch_folder() as scratch:
                 try:
                     copy = self.client.download_artifacts(run.info.run_id, file, scratch)
-                    found = sha256_of(copy)
-                except (MlflowException, OSError):
+                except (MlflowException, FileNotFoundError, NotADirectoryError):
                     return f"{file} is missing"
+                if not copy.is_file():
+                    return f"{file} is missing"
+                found = sha256_of(copy)
             if found != digest:
                 return f"{file} is not what was logged"
         return None

@@ -26,6 +26,7 @@ from sqlalchemy import event
 from sqlalchemy.orm import sessionmaker
 
 from pipelines.compat import ray as compat
+from pipelines.engine import code
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
@@ -238,6 +239,16 @@ def store(tracking: str, tmp_path: Path) -> Store:
     found = Store.open("tiny", tmp_path / "runs")
     assert found is not None
     return found
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the sources, to be edited."""
+    for name in code.PROJECT:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(code.ROOT / name, tmp_path / "project" / name, ignore=ignored)
+    monkeypatch.setattr(code, "ROOT", tmp_path / "project")
+    return tmp_path / "project"
 
 
 class Log(logging.Handler):

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from dca import build_model
 from pipelines.console import isolated
 from pipelines.cost import timing
 from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.code import read_sources
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
 from pipelines.tracking.store import Store
@@ -21,14 +22,18 @@ from tests.pipelines import forked
 CORPUS = PreparedCorpus("files", "0" * 32, {})
 
 
-def log_untrained(store: Store, experiment: Experiment, seed: int = 0) -> tuple[str, str]:
-    """The run and the models:/ URI of a model with random weights."""
+def log_untrained(
+    store: Store, experiment: Experiment, seed: int = 0, sources: Mapping[str, bytes] | None = None
+) -> tuple[str, str]:
+    """The run and the models:/ URI of a model with random weights, and with today's sources unless
+    others are given."""
     torch.manual_seed(seed)
     weights = build_model(experiment.model).state_dict()
     run = store.create("fit", f"untrained {seed}", "fit")
     data = experiment.model_dump(mode="json")
     params = experiment.training_run().params
-    return run, log_package(store, run, data, params, weights, CORPUS)
+    code = sources or read_sources()
+    return run, log_package(store, run, data, params, weights, CORPUS, code)
 
 
 def isolated_forked(patch: pytest.MonkeyPatch) -> None:

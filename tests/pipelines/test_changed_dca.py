@@ -3,7 +3,6 @@ run it with its own code, from anywhere."""
 
 import io
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pipelines import generate
+from pipelines.engine.code import read_sources
 from pipelines.registry import package
 from pipelines.registry.package import load_model, runs_here
 from pipelines.registry.score import score
@@ -24,14 +24,11 @@ OPTIONS = ["--model=tiny/1", "--prompt=the ", "--max-new-tokens=20", "--json"]
 
 
 @pytest.fixture
-def changed(store, experiment, tmp_path, monkeypatch) -> str:
+def changed(store, experiment) -> str:
     """The id of a model, tiny/1, whose `dca` has one byte more in a comment than ours."""
-    shutil.copytree(ROOT / "dca", tmp_path / "other" / "dca")
-    source = tmp_path / "other" / "dca" / "sampling.py"
-    source.write_text(source.read_text() + "#")
-    with monkeypatch.context() as patch:
-        patch.setattr(package, "ROOT", tmp_path / "other")
-        run, uri = log_untrained(store, experiment)
+    sources = read_sources()
+    sources["dca/sampling.py"] += b"#"
+    run, uri = log_untrained(store, experiment, sources=sources)
     Registry(store.client, "tiny").register(uri, run, {})
     return model_id_of(uri)
 

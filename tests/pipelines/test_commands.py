@@ -22,6 +22,7 @@ from pipelines.compat.mlflow import ignore_warnings, is_filter
 from pipelines.console.command import run_command
 from pipelines.console.errors import ConfigError
 from pipelines.console.process import LOGGERS, GuardedStream, output_guarded
+from pipelines.engine import dag
 from pipelines.storage.location import Storage
 from pipelines.training import checkpoint
 from tests.pipelines import forked
@@ -29,6 +30,7 @@ from tests.pipelines.commands import (
     ROOT,
     Folder,
     assert_whole,
+    invocation,
     saved,
     training,
 )
@@ -36,6 +38,20 @@ from tests.pipelines.conftest import KEYS
 
 DIGITS = 5000 * "9"
 """More than Python makes an integer of."""
+
+
+def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkeypatch):
+    """Else the second waits for the folder of the checkpoints, and marks the run as failed."""
+    names: list[str] = []
+    monkeypatch.setattr(dag, "run", lambda *_, lock_name, **__: names.append(lock_name))
+    other = {"promote.model": "other", "generate.max_new_tokens": 3, "tensorboard": True}
+    other |= {"resources.cpus_per_worker": 2, "search.trials": 3, "model.mhc.streams": 3}
+    own = {"experiment": "x", "seed": 9, "model.depth": 1, "train.tokens": 512, "data.max_bytes": 9}
+    for changes in ({}, other, *({key: value} for key, value in own.items())):
+        changed = experiment.replace(changes)
+        train._run(changed, None, invocation(), fresh=False)
+    assert names[0] == names[1]
+    assert len(set(names)) == 1 + len(own)
 
 
 @pytest.mark.parametrize(
@@ -287,7 +303,7 @@ def test_a_machine_reads_a_training_and_quiet_prints_only_its_result(tmp_path, t
     assert (code, err) == (0, "")
     events = [json.loads(line) for line in out.splitlines()]
     assert [row["state"] for row in events if row["event"] == "stage"] == ["begun", "done"] * 2
-    assert any(row["event"] == "progress" and row["of_steps"] == 32 for row in events)
+    assert any(row["event"] == "progress" and row.get("of_steps") == 32 for row in events)
     result = events[-1]
     assert result["event"] == "result"
     code, out, err = folder.run(*command, "--quiet")

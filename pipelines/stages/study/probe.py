@@ -6,17 +6,22 @@ In turns, when nothing else of the study runs: trainings that share a machine sl
 
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from statistics import median
+from typing import Any
 
+from dca import registry
 from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.statistics import median_interval
 from pipelines.comparison.values import Ratio
 from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import TrainValSplits, train_val_splits
+from pipelines.engine.code import CodeDigests
 from pipelines.engine.results import StageResults, from_json, json_digest
 from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
+from pipelines.registry.package import hardware
 from pipelines.registry.results import Probed, training_key
 from pipelines.search.results import Selected
 from pipelines.tracking.schema import PROBE_KIND, STEP_TIME, arm_metric
@@ -25,7 +30,8 @@ from pipelines.training.config import STEP_PARAMS, TrainingRun
 
 
 def probe(context: Context[Experiment], needs: StageResults) -> Probed:
-    """Time each arm beside the baseline, but those that were timed before.
+    """Time each arm beside the baseline, but those that were timed before: on this machine, with
+    the same code and PyTorch.
 
     An arm whose search failed is left out. Without the baseline nothing is timed; with `budget:
     time` that is a PipelineError, since the trainings' tokens follow from it.
@@ -43,8 +49,9 @@ def probe(context: Context[Experiment], needs: StageResults) -> Probed:
     names = [name for name in config.arm_names if name in selected]
     runs = {name: config.of_arm(name).fit_run(selected[name]) for name in names}
     base = runs[config.baseline_arm]
-    keys = {name: _key(run, base) for name, run in runs.items()}
-    times, seconds = _earlier(context.store, keys)
+    machine, codes = _machine(), CodeDigests()
+    keys = {name: _key(run, base, machine, codes) for name, run in runs.items()}
+    times, seconds = ({}, 0.0) if context.fresh else _earlier(context.store, keys)
     new = [name for name in runs if name not in times and name != config.baseline_arm]
     found: list[float] = []
     for place, name in enumerate(new, 1):
@@ -79,15 +86,30 @@ def _time(
         )
 
 
-def _key(run: TrainingRun, base: TrainingRun) -> str:
+def _key(
+    run: TrainingRun, base: TrainingRun, machine: Mapping[str, Any], codes: CodeDigests
+) -> str:
     """A digest of what the ratio of the times of two trainings depends on."""
-    return json_digest(
-        [
-            {key: value for key, value in one.params.items() if key.startswith(STEP_PARAMS)}
-            | {"resources": one.resources.model_dump(mode="json")}
-            for one in (run, base)
-        ]
-    )
+    trainings = [
+        {key: value for key, value in one.params.items() if key.startswith(STEP_PARAMS)}
+        | {"resources": one.resources.model_dump(mode="json"), "code": codes[_modules(one)]}
+        for one in (run, base)
+    ]
+    return json_digest([*trainings, machine])
+
+
+def _machine() -> dict[str, Any]:
+    """What steps are timed on, but for what a restart may change. Of a cluster, whose nodes may
+    differ, the machine of this process."""
+    found = {**hardware(), "torch": version("torch")}
+    return {key: found[key] for key in ("host", "processor", "cpus", "gpus", "torch")}
+
+
+def _modules(run: TrainingRun) -> tuple[str, ...]:
+    """The modules whose code, with what they import, is timed."""
+    names = (registry.architecture, registry.residual)
+    of_model = (one.module(getattr(run.model, one.field)) for one in names)
+    return ("pipelines.training.timing", *sorted(of_model))
 
 
 def _earlier(store: Store, keys: Mapping[str, str]) -> tuple[dict[str, Ratio], float]:

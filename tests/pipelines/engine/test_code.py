@@ -1,7 +1,6 @@
 import json
 import pickle
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,16 +24,6 @@ STAGES: list[Stage] = [
 TRAINING = {"search", "fit", "train"}
 """Stages whose code trains. The key of select, which follows the search, may change with it."""
 EXPERIMENT = load(["model.residual=standard", "search.space={}"])
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the sources, to be changed."""
-    for name in code.PROJECT:
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(code.ROOT / name, tmp_path / name, ignore=ignored)
-    monkeypatch.setattr(code, "ROOT", tmp_path)
-    return tmp_path
 
 
 def digests() -> dict[str, str]:
@@ -69,6 +58,36 @@ def test_a_comment_or_a_docstring_anywhere_changes_no_key(project):
     for path in sources(".cpp"):
         path.write_text(path.read_text().replace("#include", "// a comment\n\n#include"))
     assert digests() == before
+
+
+def test_what_an_editor_keeps_beside_a_source_is_no_source(project):
+    before = code.read_sources()
+    (project / "dca" / ".#mix.py").symlink_to("ana@host.17:1")
+    (project / "dca" / ".ipynb_checkpoints").mkdir()
+    for name in ("#mix.py#", "mix.py~", ".mix.py.swp", ".ipynb_checkpoints/mix-checkpoint.py"):
+        (project / "dca" / name).write_text("broken(")
+    assert code.read_sources() == before
+    assert {"dca/mix.py", "dca/kernels.cpp", "pipelines/training/step.py"} < before.keys()
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "expected"),
+    [
+        ("dca/mix.py", ("\nimport", "\nNUMBER = 1\nimport"), "dca/mix.py"),
+        ("dca/kernels.cpp", ("#include", "#define NUMBER\n#include"), "dca/kernels.py"),
+        ("pipelines/training/step.py", NUMBER, "pipelines/training/step.py"),
+        ("dca/mix.py", ("\nimport", "\n# a comment\nimport"), None),
+        ("dca/residuals/mhc.py", NUMBER, None),  # another kind
+    ],
+)
+def test_an_edit_of_code_that_trains_is_found_while_a_command_runs(project, file, edit, expected):
+    modules = train.STAGE.modules(EXPERIMENT.replace({"model.residual": "dca"}))
+    sources = code.read_sources()
+    assert code.changed_module(modules, sources) is None
+    text = (project / file).read_text()
+    assert edit[0] in text
+    (project / file).write_text(text.replace(*edit, 1))
+    assert code.changed_module(modules, sources) == expected
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """The DAG's order, its cached results, and what it records in the tracking store."""
 
 import json
+import threading
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from pipelines.console.errors import DamagedError
+from pipelines.console import progress
+from pipelines.console.errors import DamagedError, StorageError
 from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.engine import cache, dag
@@ -49,7 +51,7 @@ class Pipeline:
         self.ran: list[str] = []
         self.source, self.broken = 1, False
         self.equal, self.grows, self.model_is_damaged = False, False, False
-        self.usable, self.unfinished = 1, ""
+        self.usable, self.unfinished, self.disk_is_full = 1, "", False
         self.note: str | None = None
 
     def stages(self) -> list[Stage[Experiment, Any]]:
@@ -81,6 +83,8 @@ class Pipeline:
     def _verify(self, store: Store, result: B) -> None:
         if self.model_is_damaged:
             raise DamagedError("models:/m-1: the weights were altered")
+        if self.disk_is_full:
+            raise StorageError("models:/m-1: no space left")
 
     def _c(self, context: Context, needs: StageResults) -> C:
         self.ran.append("c")
@@ -268,6 +272,19 @@ def test_a_result_that_refers_to_something_damaged_is_computed_again(pipeline, e
     assert pipeline.run(experiment) == ["a", "b", "c"]
 
 
+def test_a_result_that_cannot_be_verified_is_not_computed_again(pipeline, experiment):
+    """On a full disk a sound one was discarded, and its hours of training repeated."""
+    pipeline.run(experiment)
+    pipeline.disk_is_full = True
+    with pytest.raises(StorageError, match="no space left"):
+        reasons(pipeline, experiment)
+    with pytest.raises(StorageError, match="no space left"):
+        pipeline.run(experiment)
+    assert pipeline.ran == ["a"]
+    pipeline.disk_is_full = False
+    assert pipeline.run(experiment) == ["a"]
+
+
 def test_what_follows_an_unfinished_stage_is_decided_when_that_has_ended(pipeline, experiment):
     pipeline.broken = True
     with pytest.raises(RuntimeError, match="broken"):
@@ -389,7 +406,31 @@ def test_runs_hang_under_the_pipeline_with_their_provenance(pipeline, experiment
         assert parent.data.tags[tag]
 
 
-def test_stages_are_reported_with_their_reason_and_as_events(pipeline, experiment, capsys):
+def test_a_long_look_for_cached_results_is_shown(pipeline, experiment, monkeypatch):
+    """Files of a study on a server are read for minutes."""
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.001)
+    shown, texts = threading.Event(), []
+
+    def update(_, update) -> None:
+        texts.append(update.text)
+        shown.set()
+
+    resolve = cache.Cache.resolve
+
+    def slow(self, node, *given):
+        assert not node.stage.cached or shown.wait(60)
+        return resolve(self, node, *given)
+
+    monkeypatch.setattr(Progress, "update", update)
+    monkeypatch.setattr(cache.Cache, "resolve", slow)
+    assert pipeline.run(experiment) == ["a", "b", "c"]
+    assert texts[0] == "looking for results of earlier runs, 0:00"
+
+
+def test_stages_are_reported_with_their_reason_and_as_events(
+    pipeline, experiment, capsys, monkeypatch
+):
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 3600)  # on a slow machine too
     pipeline.run(experiment)
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     assert lines == [["a", "runs every time"], ["b", "new"], ["c", "new"]]

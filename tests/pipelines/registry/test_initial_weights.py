@@ -12,6 +12,7 @@ from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_spli
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.initial_weights import resolve_initial_weights
 from pipelines.stages.corpus import CorpusStage
+from pipelines.storage.digests import format_digests, plain_files
 from pipelines.storage.location import Storage, storage_folder
 from pipelines.sweep import _resolve_inputs
 from pipelines.tracking.schema import PACKAGE_FOLDER
@@ -222,6 +223,24 @@ def test_damaged_weights_are_refused(data, trained):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ConfigError, match="expected a model of this project"):
         start(experiment_of(data, {}, trained))
+
+
+@pytest.mark.parametrize(("given", "whole"), [("", True), (PACKAGE_FOLDER, True), ("", False)])
+def test_weights_that_are_not_as_they_were_packaged_are_refused(data, trained, given, whole):
+    """A byte that changes no shape."""
+    folder = trained / PACKAGE_FOLDER
+    if whole:
+        (trained / "MLmodel").write_text("")
+    digests = format_digests({name: trained / name for name in plain_files(trained)})
+    (folder / "SHA256SUMS").write_text(digests)
+    experiment = start(experiment_of(data, {}, trained / given))
+    path = folder / "model.safetensors"
+    before = path.read_bytes()
+    path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+    with pytest.raises(ConfigError, match=r"^train\.start_from: .*model.safetensors was altered"):
+        start(experiment_of(data, {}, trained / given))
+    copies = Path(experiment.train.start_from).parent
+    assert len(list(copies.iterdir())) == 1
 
 
 def test_the_folder_of_a_package_and_that_of_its_weights_are_the_same_start(data, trained):

@@ -1,5 +1,4 @@
 import math
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import torch
 from dca import ModelConfig, build_model
 from dca.registry import residual
 from pipelines.console.errors import PipelineError
-from pipelines.registry import package
+from pipelines.engine.code import read_sources
 from pipelines.registry import score as score_module
 from pipelines.registry.gate import Gate, force
 from pipelines.registry.score import (
@@ -23,7 +22,6 @@ from pipelines.registry.score import (
     windows_text,
 )
 from pipelines.registry.versions import Registry
-from pipelines.storage.project import ROOT
 from pipelines.tracking.models import model_id_of
 from tests.pipelines.packages import isolated_forked, log_untrained
 
@@ -34,13 +32,11 @@ def test_each_version_is_evaluated_by_its_own_sources(experiment, store, tmp_pat
     test = tmp_path / "test.bin"
     test.write_bytes(Path(experiment.data.path).read_bytes()[:3000])
     registry = Registry(store.client, "tiny")
+    sources = read_sources()
     for seed in range(2):
-        run, uri = log_untrained(store, experiment, seed)
+        run, uri = log_untrained(store, experiment, seed, sources)
         assert registry.register(uri, run, {}) == seed + 1
-        shutil.copytree(ROOT / "dca", tmp_path / "dca", dirs_exist_ok=True)
-        model = tmp_path / "dca" / "architectures" / "gpt.py"
-        model.write_text(model.read_text() + FLAT)
-        monkeypatch.setattr(package, "ROOT", tmp_path)
+        sources["dca/architectures/gpt.py"] += FLAT.encode()
     force(registry, 2, "to be compared with")
     isolated_forked(monkeypatch)
     decision = Gate(registry, experiment.promote, test, "some", tmp_path).decide(1)
@@ -54,12 +50,10 @@ def test_a_packaged_model_that_looks_ahead_is_refused(experiment, store, tmp_pat
     """By `score`, as evaluate calls it, and by the gate. Its bits would be next to none."""
     test = tmp_path / "test.bin"
     test.write_bytes(Path(experiment.data.path).read_bytes()[:3000])
-    shutil.copytree(ROOT / "dca", tmp_path / "dca")
-    model = tmp_path / "dca" / "architectures" / "gpt.py"
-    model.write_text(model.read_text() + LOOKS_AHEAD)
-    monkeypatch.setattr(package, "ROOT", tmp_path)
+    sources = read_sources()
+    sources["dca/architectures/gpt.py"] += LOOKS_AHEAD.encode()
     isolated_forked(monkeypatch)
-    run, uri = log_untrained(store, experiment)
+    run, uri = log_untrained(store, experiment, sources=sources)
     registry = Registry(store.client, "tiny")
     registry.register(uri, run, {})
     with pytest.raises(NotCausalError) as error:
@@ -82,15 +76,11 @@ def test_a_packaged_model_that_looks_ahead_is_refused(experiment, store, tmp_pat
         ("raise SystemExit('gone')", "cannot be scored: exit code 1: gone"),
     ],
 )
-def test_why_a_version_cannot_be_scored_is_one_line(
-    experiment, store, tmp_path, monkeypatch, code, reason
-):
-    shutil.copytree(ROOT / "dca", tmp_path / "dca")
-    (tmp_path / "dca" / "__init__.py").write_text(code)
-    monkeypatch.setattr(package, "ROOT", tmp_path)
+def test_why_a_version_cannot_be_scored_is_one_line(experiment, store, monkeypatch, code, reason):
+    sources = read_sources() | {"dca/__init__.py": code.encode()}
     if "gone" not in code:  # one of them is a process as users have it
         isolated_forked(monkeypatch)
-    _, uri = log_untrained(store, experiment)
+    _, uri = log_untrained(store, experiment, sources=sources)
     with pytest.raises(PipelineError) as error:
         score(store.models, model_id_of(uri), Path(experiment.data.path))
     assert str(error.value) == f"{uri}: {reason}"

@@ -8,6 +8,7 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
+from dca import build_model
 from pipelines.console import progress as progress_module
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.progress import Progress
@@ -15,14 +16,16 @@ from pipelines.console.updates import OutputMode
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.results import StageResults
+from pipelines.engine.stage import Context
 from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
 from pipelines.search.results import Selected
-from pipelines.stages import recorded_training
+from pipelines.stages import fit, recorded_training, train
 from pipelines.stages.fit import STAGE
 from pipelines.stages.recorded_training import best_checkpoint, describe_run
 from pipelines.training import checkpoint
 from pipelines.training.checkpoint import Snapshot
+from tests.pipelines.commands import invocation
 from tests.pipelines.packages import log_untrained
 from tests.pipelines.training.runs import KEY, forge, unsign
 
@@ -103,6 +106,44 @@ def test_a_packaged_model_that_is_damaged_does_not_count(store, experiment, file
     path.unlink()
     with pytest.raises(PipelineError, match=uri):
         verify_fitted(store, fitted)
+
+
+def began(store, experiment, project) -> Context:
+    """The context of a command during which a source is edited."""
+    run = store.create("fit", "key", "fit")
+    context = Context(experiment, project, store, invocation(), "pipeline", run)
+    source = project / "dca" / "mix.py"
+    source.write_text(source.read_text().replace("\nimport", "\nNUMBER = 1\nimport", 1))
+    return context
+
+
+def test_a_model_is_packaged_with_the_sources_of_before_an_edit(
+    store, experiment, project, tmp_path, monkeypatch
+):
+    before = (project / "dca" / "mix.py").read_bytes()
+    context = began(store, experiment, project)
+    row = {"step": 1, "tokens": 256, "seconds": 1.0, "val_bits_per_byte": 2.0}
+    weights = build_model(experiment.model).state_dict()
+    monkeypatch.setattr(recorded_training, "best_checkpoint", lambda *_: (row, weights))
+    corpus = PreparedCorpus("files", "0" * 32, {})
+    made = recorded_training.package(context, experiment.training_run(), corpus, [row])
+    model = store.models.download(made.model_uri.removeprefix("models:/"), tmp_path)
+    packaged = model / "code" / "dca"
+    assert (packaged / "mix.py").read_bytes() == before
+    names = {path.relative_to(packaged).as_posix() for path in packaged.rglob("*.*")}
+    assert {f"dca/{name}" for name in names} == {
+        name for name in context.sources if name.startswith("dca/")
+    }
+
+
+@pytest.mark.parametrize("module", [fit, train])
+def test_a_training_does_not_begin_with_code_of_before_and_after_an_edit(
+    store, experiment, project, module
+):
+    context = began(store, experiment.replace({"model.residual": "dca"}), project)
+    needs = {"corpus": PreparedCorpus("files", "0" * 32, {}), "select": Selected(0, "r", {}, 1.0)}
+    with pytest.raises(PipelineError, match=r"^dca/mix.py was edited since this command began"):
+        module.STAGE.run(context, StageResults(needs))
 
 
 def test_a_training_that_is_resumed_keeps_the_parameters_it_began_with(experiment, store, tmp_path):

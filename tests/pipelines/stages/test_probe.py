@@ -1,6 +1,7 @@
 """The stage probe: what it times, what it does not time again, and the tokens that follow."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import TrainValSplits
 from pipelines.engine.results import StageResults
 from pipelines.experiment import Experiment, read_experiment
+from pipelines.registry.package import hardware
 from pipelines.registry.results import Probed, training_key
 from pipelines.search.results import Selected
 from pipelines.stages import fit
@@ -59,9 +61,9 @@ def of_arms(data: dict, *names: str, **more) -> Experiment:
     return read_experiment(data | {"arms": arms, "search": search} | more, source="test")
 
 
-def probed(made: StoredStudy) -> Probed:
+def probed(made: StoredStudy, *, fresh: bool = False) -> Probed:
     run = made.open_run("probe", ())
-    found = probe.STAGE.run(made.context(run), made.results)
+    found = probe.STAGE.run(replace(made.context(run), fresh=fresh), made.results)
     made.end_run(run, "probe", (), found)
     return found
 
@@ -120,6 +122,40 @@ def test_what_has_been_timed_is_not_timed_again(store, data, clock):
     larger = of_arms(data, "two", "four", train=data["train"] | {"batch_tokens": 512})
     probed(study(store, larger))
     assert clock.timed[3:] == [(2, 4)]
+
+
+CHANGES = [
+    lambda patch, project: patch.setattr(probe, "version", lambda _: "9.9"),
+    lambda patch, project: patch.setattr(probe, "hardware", lambda: hardware() | {"host": "b"}),
+    lambda patch, project: patch.setattr(probe, "hardware", lambda: hardware() | {"gpus": ["A"]}),
+    lambda patch, project: edit(project / "dca" / "residuals" / "dca.py"),
+    lambda patch, project: edit(project / "pipelines" / "training" / "step.py"),
+]
+
+
+def edit(source: Path) -> None:
+    source.write_text(source.read_text() + "\nNUMBER = 1\n")
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_times_of_other_code_or_another_machine_are_none(
+    store, data, clock, project, monkeypatch, change
+):
+    made = study(store, of_arms(data, "two", "four", model=data["model"] | {"residual": "dca"}))
+    probed(made)
+    edit(project / "dca" / "residuals" / "mhc.py")  # of which no arm is
+    probed(made)
+    assert clock.timed == [(2, 4)]
+    change(monkeypatch, project)
+    probed(made)
+    assert clock.timed == [(2, 4), (2, 4)]
+
+
+def test_fresh_times_again(store, data, clock):
+    made = study(store, of_arms(data, "two", "four"))
+    probed(made)
+    probed(made, fresh=True)
+    assert clock.timed == [(2, 4), (2, 4)]
 
 
 def test_for_an_equal_time_an_arm_has_tokens_in_whole_steps(store, data, clock):

@@ -3,11 +3,12 @@
 import json
 import subprocess
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import GoneError, PipelineError, StorageError
 from pipelines.console.progress import Progress
 from pipelines.engine.results import StageResults
 from pipelines.registry.champions import Champions
@@ -21,7 +22,7 @@ from pipelines.stages.sample import STAGE, sample
 class Texts:
     """A store that keeps the texts that are logged."""
 
-    client = None
+    client = models = None
 
     def __init__(self) -> None:
         self.logged: list[tuple[str, str, str]] = []
@@ -38,6 +39,20 @@ def needs(champion: int | None) -> StageResults:
     return StageResults({"promote": Promoted("dca-gpt", champion, "decided")})
 
 
+@pytest.fixture(autouse=True)
+def fetched(monkeypatch) -> list[tuple[str, Path]]:
+    """The ids of the models that are fetched, and their folders."""
+    found = []
+    monkeypatch.setattr(Registry, "model_id", lambda registry, v: f"{registry.name}-{v}")
+
+    def fetch(models, model_id, folder):
+        found.append((model_id, folder))
+        return folder
+
+    monkeypatch.setattr(module, "fetch_model", fetch)
+    return found
+
+
 @pytest.fixture
 def commands(monkeypatch) -> list[list[str]]:
     """The commands that are run; each prints two texts."""
@@ -52,15 +67,17 @@ def commands(monkeypatch) -> list[list[str]]:
     return found
 
 
-def test_the_champion_continues_the_prompts_as_configured(experiment, commands):
+def test_the_champion_continues_the_prompts_as_configured(experiment, commands, fetched):
     changes = {"prompts": ["x", "--y"], "max_new_tokens": 7, "temperature": 0.5}
     here = context(experiment.replace({"generate": changes, "seed": 3}))
     uri = "models:/dca-gpt/2"
     assert sample(here, needs(2)) == Sampled("r", uri)
     assert here.store.logged == [("r", "a\n\n--------------------\n\nb", "samples.txt")]
+    ((model_id, folder),) = fetched
+    assert model_id == "dca-gpt-2"
     assert commands == [
         [
-            *("--json", f"--model={uri}"),
+            *("--json", f"--model={folder}"),
             *("--prompt=x", "--prompt=--y", "--max-new-tokens=7", "--temperature=0.5"),
             *("--top-k=40", "--top-p=1.0", "--seed=3"),
         ]
@@ -148,16 +165,19 @@ def test_a_training_whose_patience_is_over_has_no_time_left(run):
 @pytest.mark.parametrize(
     ("code", "out", "err", "reason"),
     [
-        (1, "", "warning\nmodels:/m-1: no SHA256SUMS\n", "models:/m-1: no SHA256SUMS"),
+        (1, "", "warning\nFOLDER: no SHA256SUMS\n", "models:/dca-gpt/2: no SHA256SUMS"),
         (3, "", "", "its code ended the process, exit code 3"),
         (0, '{"text": "a"}\n', "", "its code ended the process, exit code 0"),
     ],
 )
 def test_a_champion_that_cannot_be_used_is_one_line_with_the_ways_on(
-    experiment, monkeypatch, code, out, err, reason
+    experiment, monkeypatch, fetched, code, out, err, reason
 ):
-    failed = subprocess.CompletedProcess([], code, out, err)
-    monkeypatch.setattr(module, "run_isolated", lambda *_: failed)
+    def fail(*_) -> subprocess.CompletedProcess:
+        named = err.replace("FOLDER", str(fetched[0][1]))
+        return subprocess.CompletedProcess([], code, out, named)
+
+    monkeypatch.setattr(module, "run_isolated", fail)
     monkeypatch.setattr(Champions, "ways_on", lambda champions, champion: f"{champions} {champion}")
     two = experiment.replace({"generate.prompts": ["a", "b"]})
     with pytest.raises(PipelineError) as error:
@@ -166,3 +186,19 @@ def test_a_champion_that_cannot_be_used_is_one_line_with_the_ways_on(
         f"the champion, models:/dca-gpt/2, cannot be used: {reason}; run "
         f"{Champions(Registry(None, 'dca-gpt'))} 2"
     )
+
+
+def test_only_a_champion_that_is_damaged_is_to_be_replaced(experiment, commands, monkeypatch):
+    """An outage was blamed on the champion, and a rollback advised."""
+    monkeypatch.setattr(Champions, "ways_on", lambda *_: "rollback")
+    given: list[Exception] = [StorageError("no tracking server answers"), GoneError("m-1: gone")]
+
+    def fail(*_) -> None:
+        raise given.pop(0)
+
+    monkeypatch.setattr(module, "fetch_model", fail)
+    with pytest.raises(StorageError, match=r"^no tracking server answers$"):
+        sample(context(experiment), needs(2))
+    with pytest.raises(PipelineError, match="dca-gpt/2, cannot be used: m-1: gone; run rollback"):
+        sample(context(experiment), needs(2))
+    assert commands == []

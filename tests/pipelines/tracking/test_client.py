@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import optuna
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
@@ -458,6 +459,24 @@ def test_a_server_that_lets_read_and_refuses_to_write_is_one_line(
             call()
         assert expected in str(error.value)
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [401, 403, 413, 503])
+def test_a_refusal_of_the_server_of_artifacts_is_one_line(store, status):
+    """MLflow raises what requests raises."""
+    text = f"{status} Client Error: FORBIDDEN for url: http://host/api. Response text: no\nno"
+    answer = requests.Response()
+    answer.status_code = status
+
+    def refuse() -> None:
+        raise requests.HTTPError(text, response=answer)
+
+    with pytest.raises(StorageError, match=f"^MLFLOW_TRACKING_URI=.*: {text[:40]}") as error:
+        store.client.retry(refuse)
+    assert "\n" not in str(error.value)
+    answer.status_code = 404
+    with pytest.raises(requests.HTTPError):
+        store.client.retry(refuse)
 
 
 @pytest.mark.server

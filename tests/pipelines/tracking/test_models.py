@@ -1,9 +1,11 @@
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import GoneError, PipelineError
+from pipelines.console.errors import GoneError, PipelineError, StorageError
 from pipelines.registry.versions import Registry
 from pipelines.tracking.models import model_id_of, model_uri
 from pipelines.tracking.schema import SCHEMA_VERSION, schema_version
@@ -67,6 +69,36 @@ def test_a_model_is_logged_in_the_store_that_is_asked_and_not_in_the_last_one_op
     _, uri = log_untrained(store, experiment)
     assert store.models.exists(uri)
     assert not other.models.exists(uri)
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.ENOSPC, "No space left"), (errno.EMFILE, "Too many open files")],
+)
+def test_what_keeps_files_from_being_read_is_not_taken_for_their_loss(
+    store, experiment, tmp_path, monkeypatch, number, expected
+):
+    run, uri = log_untrained(store, experiment)
+    store.log_text(run, "text", "folder/file.txt")
+    models, model_id = store.models, model_id_of(uri)
+    models.write_json(model_id, "scores/a.json", {})
+
+    def fail(*_, **__) -> None:
+        raise OSError(number, os.strerror(number), "/tmp/x")
+
+    monkeypatch.setattr(shutil, "copy2", fail)
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    for work in (
+        lambda: models.download(model_id, tmp_path / "copy"),
+        lambda: models.read_packaged(model_id, "artifacts/model/config.json"),
+        lambda: models.read_json(model_id, "scores/a.json"),
+        lambda: models.require_whole(model_id),
+        lambda: models.exists(uri),
+        lambda: store.read_text(run, "folder/file.txt"),
+        lambda: store.damaged_artifact(store.client.get_run(run)),
+    ):
+        with pytest.raises(StorageError, match=expected):
+            work()
 
 
 @pytest.mark.parametrize("lost", ["artifacts/model/config.json", ""])

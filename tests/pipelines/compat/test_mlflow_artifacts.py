@@ -1,0 +1,46 @@
+"""Why files of a store cannot be read: the texts of MLflow, of its server and of object stores."""
+
+import pytest
+from mlflow.exceptions import MlflowException
+
+from pipelines.compat.mlflow_artifacts import gone, unreadable
+
+HEAD = "The following failures occurred while downloading one or more artifacts from http://h/a:"
+MISSING = [
+    "404 Client Error: Not Found for url: http://h/a/x.txt. Response text: {}",
+    "No such artifact: 'x.txt'",
+    "[Errno 2] No such file or directory: '/a/x.txt'",
+    "An error occurred (404) when calling the HeadObject operation: Not Found",
+    "An error occurred (NoSuchKey) when calling the GetObject operation: no key",
+]
+OTHER = [
+    "403 Client Error: FORBIDDEN for url: http://h/404/x.txt",
+    "500 Server Error: INTERNAL SERVER ERROR for url: http://h/x.txt",
+    "[Errno 28] No space left on device",
+    "[Errno 24] Too many open files: '/tmp/x'",
+    "An error occurred (403) when calling the HeadObject operation: Forbidden",
+    "('Connection aborted.', RemoteDisconnected('Remote end closed connection'))",
+    "Failed to resolve 'h' ([Errno -2] Name or service not known)",
+]
+
+
+def failed(*reasons: str) -> MlflowException:
+    """As a download ends whose files failed for these reasons."""
+    files = (f"##### File x{number} #####\n{text}" for number, text in enumerate(reasons))
+    return MlflowException("\n".join([HEAD, *files]))
+
+
+@pytest.mark.parametrize("reason", MISSING)
+def test_a_file_that_is_not_there_is_gone(reason):
+    assert (gone(failed(reason)), unreadable(failed(reason))) == (reason, None)
+
+
+@pytest.mark.parametrize("reason", OTHER)
+def test_a_file_that_cannot_be_read_is_not_gone(reason):
+    assert (gone(failed(reason)), unreadable(failed(reason))) == (None, reason)
+    assert unreadable(failed(MISSING[0], reason)) == reason
+
+
+def test_an_error_without_files_is_about_none():
+    assert unreadable(MlflowException("a run is missing")) is None
+    assert gone(MlflowException("a run is missing")) is None
