@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -24,8 +24,6 @@ from pipelines.experiment import FIELDS, Experiment, load, read_experiment
 CPU_SECONDS = 30
 """For one configuration; the slowest here takes 2. More means work that is not linear."""
 
-FEWER = settings(max_examples=settings().max_examples // 4)
-"""Of examples that take 20 ms and more."""
 TEXT = """\
 experiment: odd
 data: {corpus: files, path: a.txt}
@@ -319,7 +317,6 @@ def test_any_values_between_commas_are_the_values_of_the_grid(values):
 
 
 @pytest.mark.slow
-@FEWER
 @given(place=st.sampled_from([*PLACES, ("extends",)]), snippet=SNIPPETS)
 def test_any_part_is_taken_or_refused(file, place, snippet):
     part = file.with_name("part.yaml")
@@ -459,7 +456,6 @@ GOOD = st.fixed_dictionaries(
 
 
 @pytest.mark.slow
-@FEWER
 @given(data=GOOD)
 def test_a_valid_configuration_is_the_same_after_a_round_trip_in_a_file_and_printed(file, data):
     experiment = read_experiment(data, source="here")
