@@ -43,13 +43,18 @@ def show_results(context: Context[Experiment], results: StageResults, failed: bo
     if not failed:
         try:
             chosen = _chosen(context, results)
-        except (*store_errors(), PipelineError, OSError):
+        except _unreadable():
             _show(context, results, None, _samples(context, results))
             raise
         _show(context, results, chosen, _samples(context, results))
     elif results.all(Fitted):
-        with suppress(*store_errors(), PipelineError, OSError):
+        with suppress(*_unreadable()):
             _show(context, results, results.get(Selected), "")
+
+
+def _unreadable() -> tuple[type[Exception], ...]:
+    """Errors of what the last words are read from."""
+    return (*store_errors(), PipelineError, OSError)
 
 
 def _show(
@@ -83,7 +88,7 @@ def _chosen(context: Context[Experiment], results: StageResults) -> Selected | N
 def _study(context: Context[Experiment], results: StageResults) -> Study | None:
     """The table of a study, without which its verdict is shown all the same."""
     if compared := results.get(Compared):
-        with suppress(*store_errors(), PipelineError, OSError):
+        with suppress(*_unreadable()):
             return from_json(Study, context.store.read_text(compared.run_id, MEASURED_FILE))
     return None
 
@@ -93,7 +98,7 @@ def _samples(context: Context[Experiment], results: StageResults) -> str:
     sampled = results.get(Sampled)
     try:
         return context.store.read_text(sampled.run_id, SAMPLES_FILE) if sampled else ""
-    except (*store_errors(), PipelineError, OSError) as error:
+    except _unreadable() as error:
         return f"(no samples: {first_line(error)})"
 
 
