@@ -66,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
         if not arguments.dry_run and arguments.until != "corpus" and nothing_stored():
             corpus.preview(experiment)  # before Ray, which would have to end first
             start_early(dashboard=several)
-        from pipelines.engine.stage import LOOKING, Invocation
+        from pipelines.engine.stage import Invocation
         from pipelines.stages import resolve_compile, resolve_precision, sweep_stages
 
         resources = (experiment.resources, experiment.fit.resources)
@@ -78,8 +78,7 @@ def main(argv: Sequence[str]) -> int:
             experiment = _resolve_inputs(experiment, corpus, write=False)
             _plan(experiment, corpus, cluster, stages, progress, arguments)
             return DONE
-        with progress.waiting(LOOKING):
-            reused = _reused_training(experiment, stages, fresh=arguments.fresh)
+        reused = _reused_training(experiment, corpus, stages, progress, fresh=arguments.fresh)
         if not reused:
             _require_resources(experiment)
             start_early(dashboard=several)
@@ -144,10 +143,16 @@ def _naming(arm: str) -> Iterator[None]:
 
 
 def _reused_training(
-    experiment: "Experiment", stages: "Stages", *, fresh: bool
+    experiment: "Experiment",
+    corpus: "CorpusStage",
+    stages: "Stages",
+    progress: Progress,
+    *,
+    fresh: bool,
 ) -> "list[PlannedStage]":
     """The stages up to the fit if the store has their results: then nothing needs resources."""
     from pipelines.engine import dag
+    from pipelines.engine.stage import LOOKING
     from pipelines.stages.study import fan_out
     from pipelines.storage.location import storage_folder
     from pipelines.tracking.schema import FIT_KIND
@@ -158,7 +163,11 @@ def _reused_training(
     store = Store.open(experiment.experiment, storage_folder(experiment.storage), create=False)
     if store is None or not store.find(FIT_KIND):
         return []  # before the text is read
-    planned = dag.plan(stages, experiment, until=FIT_KIND, fresh=False, fan_out=fan_out(experiment))
+    corpus.preview(experiment)  # which shows itself
+    with progress.waiting(LOOKING):
+        planned = dag.plan(
+            stages, experiment, until=FIT_KIND, fresh=False, fan_out=fan_out(experiment)
+        )
     cached = [one for one in planned if one.stage.cached]
     return cached if all(one.reused for one in cached) else []
 

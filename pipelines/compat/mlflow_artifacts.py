@@ -4,6 +4,8 @@ Used by the client. MLflow puts the errors of all files of a download into one t
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.compat.mlflow import MISSING
@@ -15,29 +17,56 @@ _MISSING = re.compile(
     r"|no such (file|artifact|object)|(does not|doesn't) exist|BlobNotFound"
 )
 """How the stores of artifacts say that there is no such file."""
+_REFUSED = re.compile(r"\b40[13]\b|AccessKey|(?i:account)|NoSuchBucket|BucketNotFound")
+"""How they say that they refuse, in part with the same words."""
 _MISSING_STATUSES = (404, 410)
 
 
 def read_artifact(uri: str, file: str, folder: Path, tracking_uri: str) -> Path:
     """Copy an artifact, by its place below the artifacts of a run, into a folder.
 
-    MlflowClient.download_artifacts raises that the path is wrong, whatever the reason is.
+    MlflowClient.download_artifacts raises that the path is wrong, whatever the reason is. Raises
+    OSError for an error of the library of an object store.
     """
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-    store = get_artifact_repository(uri, tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    return Path(store.download_artifacts(file, dst_path=str(folder)))
+    with _own_errors():
+        store = get_artifact_repository(uri, tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        return Path(store.download_artifacts(file, dst_path=str(folder)))
+
+
+def copy_artifacts(uri: str, folder: Path, tracking_uri: str) -> Path:
+    """Copy an artifact, a file or a folder, into a folder. Raises as `read_artifact`."""
+    import mlflow
+
+    uris = {"tracking_uri": tracking_uri, "registry_uri": tracking_uri}
+    with _own_errors():
+        copy = mlflow.artifacts.download_artifacts(uri, dst_path=str(folder), **uris)
+        return Path(copy)
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """Raise OSError for what MLflow passes on: before it reads files it lists them, and of that
+    has the errors of boto3 and the like."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError, ValueError):
+        raise
+    except Exception as error:
+        kind = FileNotFoundError if _is_missing(str(error)) else OSError
+        raise kind(str(error)) from error
 
 
 def unreadable(error: BaseException) -> str | None:
     """Why files cannot be read or written that are not missing, as of a server that refuses or a
     full disk; None for another error."""
-    if isinstance(error, OSError):  # also of requests, with the answer of the server
-        status = getattr(getattr(error, "response", None), "status_code", None)
-        missing = isinstance(error, FileNotFoundError | NotADirectoryError)
-        return None if missing or status in _MISSING_STATUSES else str(error)
+    if isinstance(error, OSError):
+        return None if _is_missing_file(error) else str(error)
     reasons = _FAILED_FILES.findall(str(error))
-    return next((reason for reason in reasons if not _MISSING.search(reason)), None)
+    return next((reason for reason in reasons if not _is_missing(reason)), None)
 
 
 def gone(error: BaseException) -> str | None:
@@ -45,7 +74,17 @@ def gone(error: BaseException) -> str | None:
     error."""
     from mlflow.exceptions import MlflowException
 
-    if found := next(filter(_MISSING.search, _FAILED_FILES.findall(str(error))), None):
+    if found := next(filter(_is_missing, _FAILED_FILES.findall(str(error))), None):
         return str(found)
     missing = isinstance(error, MlflowException) and error.error_code == MISSING
-    return str(error) if missing or isinstance(error, FileNotFoundError) else None
+    return str(error) if missing or _is_missing_file(error) else None
+
+
+def _is_missing(reason: str) -> bool:
+    return bool(_MISSING.search(reason)) and not _REFUSED.search(reason)
+
+
+def _is_missing_file(error: BaseException) -> bool:
+    """Also of requests, whose errors have the answer of the server."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return isinstance(error, FileNotFoundError | NotADirectoryError) or status in _MISSING_STATUSES

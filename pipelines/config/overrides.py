@@ -54,17 +54,24 @@ def _values(text: str, where: str) -> list[Any]:
     """
     if text.startswith("@"):
         return [text]
-    _refuse_comment(text, where)
+    values = _separated(text, where) or [parse(text, source=where)]
+    if text.startswith("#") or any(isinstance(value, str) for value in values):
+        _refuse_comment(text, where)
+    return values
+
+
+def _separated(text: str, where: str) -> list[Any]:
+    """Several values; none if there is one, valid or not."""
     if "," in text:
-        with suppress(ConfigError):  # it is one value then, valid or not
+        with suppress(ConfigError):
             values: list[Any] = parse(f"[{text}\n]", source=where)
             if len(values) > 1:
                 return values
-    return [parse(text, source=where)]
+    return []
 
 
 def _refuse_comment(text: str, where: str) -> None:
-    """Raise ConfigError for a value of which YAML would leave out a part: from a # on."""
+    """Raise ConfigError for a text of which YAML would leave out a part: from a # on."""
     if any(_is_comment(text, found.start(), where) for found in COMMENT.finditer(text)):
         message = "# begins a comment; expected quotes around the value, as in '\"a #1\"'"
         raise ConfigError(Problem(message, source=where))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -144,7 +144,8 @@ class _Watcher:
 
     def _watch(self) -> None:
         while (call := self._next()) is not None:
-            call()
+            with suppress(Exception):  # it only shows a line, and others are watched too
+                call()
 
     def _next(self) -> Callable[[], object] | None:
         """Wait for what is due next; None if there is no block."""

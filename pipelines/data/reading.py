@@ -4,6 +4,7 @@ Used by pipelines.data.splits, which measures a corpus and writes its splits.
 """
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,13 +20,15 @@ from pipelines.data.fingerprint import SPLIT_KEYS, Corpus
 from pipelines.storage.digests import sha256_of
 
 COMPRESSED = {
-    b"\x1f\x8b\x08": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\x00": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"PK\x03\x04": "zip",
+    "gzip": rb"\x1f\x8b\x08",
+    "bzip2": rb"BZh[1-9]1AY&SY",
+    "xz": rb"\xfd7zXZ\x00",
+    "zstd": rb"\x28\xb5\x2f\xfd",
+    "zip": rb"PK\x03\x04",
 }
-"""The first bytes of a compressed file, by which its format is recognised."""
+"""How a compressed file begins, by its format."""
+LONGEST_START = 10
+"""Bytes of the longest of them."""
 
 
 class ChunkBuffer:
@@ -128,9 +131,9 @@ def _refuse_compressed(files: dict[str, list[Path]]) -> None:
     for key, paths in files.items():
         for path in paths:
             with path.open("rb") as file:
-                start = file.read(max(map(len, COMPRESSED)))
-            for first, name in COMPRESSED.items():
-                if start.startswith(first):
+                start = file.read(LONGEST_START)
+            for name, pattern in COMPRESSED.items():
+                if re.match(pattern, start):
                     message = f"{one_line(path)} is compressed ({name}); expected the text itself"
                     raise ConfigError(Problem(message, key))
 

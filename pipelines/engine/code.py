@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
+from pipelines.console.errors import PipelineError
 from pipelines.storage.project import ROOT
 
 PROJECT = ("dca", "pipelines")
@@ -56,7 +57,8 @@ _CPP = re.compile(r'"(?:\\.|[^"\\])*"|(?://[^\n]*|/\*.*?\*/|\s)+', re.S)
 def code_digest(modules: Iterable[str]) -> str:
     """32 hex digits of the code of some modules and of all that they import, but the excluded.
 
-    Raises ModuleNotFoundError for a module that is not in the project.
+    Raises ModuleNotFoundError for a module that is not in the project, PipelineError for one that
+    cannot be read, as while it is edited.
     """
     return digest_without_imports(imported_modules(modules))
 
@@ -137,10 +139,7 @@ def _imports(module: str) -> set[str]:
     """What may be modules of the project that a module imports, and the packages around it."""
     parts = module.removesuffix(f".{PACKAGE}").split(".")
     around = {".".join([*parts[:count], PACKAGE]) for count in range(1, len(parts))}
-    names, _ = _parsed(
-        path_of(module).read_text(encoding="utf-8"), whole=not module.endswith(f".{PACKAGE}")
-    )
-    return around | names
+    return around | _parse(module, _text(path_of(module)))[0]
 
 
 def _exists(module: str) -> bool:
@@ -155,14 +154,30 @@ def _normalised(module: str) -> Iterator[str]:
     """A source without what cannot change numbers, and its kernel in C++ if it has one."""
     path = path_of(module)
     kernel = path.with_suffix(KERNEL_SUFFIX)
-    text = kernel.read_text(encoding="utf-8") if kernel.is_file() else ""
-    return _normalised_texts(module, path.read_text(encoding="utf-8"), text)
+    return _normalised_texts(module, _text(path), _text(kernel) if kernel.is_file() else "")
 
 
 def _normalised_texts(module: str, source: str, kernel: str) -> Iterator[str]:
-    yield _parsed(source, whole=not module.endswith(f".{PACKAGE}"))[1]
+    yield _parse(module, source)[1]
     if kernel:
         yield _without_comments(kernel)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise PipelineError(
+            f"{path}: a result depends on it, but it cannot be read: {error}"
+        ) from None
+
+
+def _parse(module: str, source: str) -> tuple[frozenset[str], str]:
+    try:
+        return _parsed(source, whole=not module.endswith(f".{PACKAGE}"))
+    except SyntaxError as error:
+        message = f"{path_of(module)}:{error.lineno}: a result depends on it, but it is no Python"
+        raise PipelineError(f"{message}: {error.msg}") from None
 
 
 @cache  # the stages of a plan share most of their sources

@@ -79,8 +79,8 @@ def read_experiment(
 def read_stored(data: Mapping[str, Any], *, source: str) -> Experiment:
     """The experiment of an earlier run, whose search is not checked again. Raises ConfigError.
 
-    It has run, perhaps with an older version, and its results can be read whatever is refused now:
-    a value of `generate` and `compare` that is refused has its default.
+    It has run, perhaps with an older version, and a value of `generate` or `compare` that is now
+    refused has its default: its report shows what there was.
     """
     present = with_present_names(data)
     try:

@@ -84,7 +84,7 @@ def _folder(source: str, registered: str, scratch: Path) -> Path:
     try:
         if isinstance(shared, RemoteDirectory):
             with suppress(FileNotFoundError):  # its absence is reported by the caller
-                shared.get(scratch, DESCRIPTION, WEIGHTS)
+                shared.get(scratch, DESCRIPTION, WEIGHTS, DIGESTS_FILE)  # which few have
             return scratch
         if found := local_folder(source):
             return found

@@ -46,7 +46,7 @@ from pipelines.compat.mlflow import (
     store_errors,
     unreadable_variables,
 )
-from pipelines.compat.mlflow_artifacts import read_artifact, unreadable
+from pipelines.compat.mlflow_artifacts import copy_artifacts, read_artifact, unreadable
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
 from pipelines.console.retries import RetryPolicy, if_longer, within
 from pipelines.console.text import first_line, one_line
@@ -166,14 +166,7 @@ class RetryingClient:
         Raises PipelineError if there is no room for it.
         """
         require_room(local_path(artifact_uri), folder)
-        copy = self.retry(
-            mlflow.artifacts.download_artifacts,
-            artifact_uri=artifact_uri,
-            dst_path=str(folder),
-            tracking_uri=self.uri,
-            registry_uri=self.uri,
-        )
-        return Path(copy)
+        return self.retry(copy_artifacts, artifact_uri, folder, self.uri)
 
     def download_artifacts(self, run_id: str, file: str, folder: Path) -> Path:
         """Copy an artifact of a run into a folder; returns its path. Raises as `download`."""

@@ -112,11 +112,11 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
         (
             "generate.py",
             ["--prompt", "a", "--samples", "0"],
-            "--samples: expected at least 1, got 0",
+            "--samples: expected 1 to 2**63 - 1, got 0",
         ),
         ("generate.py", ["--samples", DIGITS], "--samples: expected an integer, got 999"),
         ("generate.py", ["--max-new-tokens", DIGITS[:4000]], "expected 0 to 65536, got 999"),
-        ("generate.py", ["--seed", "7", "--samples", DIGITS[:4000]], "--samples: expected at most"),
+        ("generate.py", ["--seed", "7", "--samples", DIGITS[:4000]], "--samples: expected 1 to"),
         ("generate.py", ["--temperature", "warm"], "--temperature: expected a number, got warm"),
         ("train.py", ["experiment=2024"], "letters, digits"),
         ("generate.py", ["--top-p", ""], "--top-p: expected a number, got no text"),

@@ -102,7 +102,7 @@ def _machine() -> dict[str, Any]:
     """What steps are timed on, but for what a restart may change. Of a cluster, whose nodes may
     differ, the machine of this process."""
     found = {**hardware(), "torch": version("torch")}
-    return {key: found[key] for key in ("host", "processor", "cpus", "gpus", "torch")}
+    return {key: found[key] for key in ("processor", "cpus", "gpus", "torch")}
 
 
 def _modules(run: TrainingRun) -> tuple[str, ...]:

@@ -1,9 +1,13 @@
 """Why files of a store cannot be read: the texts of MLflow, of its server and of object stores."""
 
+import re
+from types import SimpleNamespace
+
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from pipelines.compat.mlflow_artifacts import gone, unreadable
+from pipelines.compat.mlflow_artifacts import copy_artifacts, gone, read_artifact, unreadable
 
 HEAD = "The following failures occurred while downloading one or more artifacts from http://h/a:"
 MISSING = [
@@ -19,6 +23,8 @@ OTHER = [
     "[Errno 28] No space left on device",
     "[Errno 24] Too many open files: '/tmp/x'",
     "An error occurred (403) when calling the HeadObject operation: Forbidden",
+    "An error occurred (InvalidAccessKeyId): The AWS Access Key Id you provided does not exist",
+    "403 Client Error: Forbidden. Response text: the account does not exist",
     "('Connection aborted.', RemoteDisconnected('Remote end closed connection'))",
     "Failed to resolve 'h' ([Errno -2] Name or service not known)",
 ]
@@ -44,3 +50,32 @@ def test_a_file_that_cannot_be_read_is_not_gone(reason):
 def test_an_error_without_files_is_about_none():
     assert unreadable(MlflowException("a run is missing")) is None
     assert gone(MlflowException("a run is missing")) is None
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [("Could not connect to the endpoint URL", OSError), (MISSING[3], FileNotFoundError)],
+)
+def test_errors_of_a_librarys_own_are_those_of_files(monkeypatch, tmp_path, reason, kind):
+    def fail(*_, **__):
+        raise RuntimeError(reason)  # as botocore's, which are of no other kind
+
+    monkeypatch.setattr(LocalArtifactRepository, "download_artifacts", fail)
+    for read in (
+        lambda: read_artifact(f"file://{tmp_path}", "x", tmp_path, "sqlite:///none.db"),
+        lambda: copy_artifacts(f"file://{tmp_path}", tmp_path, "sqlite:///none.db"),
+    ):
+        with pytest.raises(kind, match=re.escape(reason)) as error:
+            read()
+        missing = kind is FileNotFoundError
+        assert (gone(error.value), unreadable(error.value)) == (
+            (reason, None) if missing else (None, reason)
+        )
+
+
+def test_an_answer_of_a_server_is_one_of_both():
+    error = OSError("no such file here")
+    for status in (404, 403):
+        error.response = SimpleNamespace(status_code=status)
+        found = gone(error), unreadable(error)
+        assert found == ((str(error), None) if status == 404 else (None, str(error)))

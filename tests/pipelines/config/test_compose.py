@@ -303,7 +303,6 @@ def test_the_documentations_grid_has_four_trials():
         ('generate.prompts=["a, b"]', "generate.prompts", ["a, b"]),
         ("generate.prompts=['a', 'b, c']", "generate.prompts", ["a", "b, c"]),
         ('storage="a, b"', "storage", "a, b"),
-        ("storage=a # b, c", "storage", "a"),
         ("search.space.model.dim={choice: [8, 16]}", "search.space", None),
         ("promote={model: a, confidence: 0.9}", "promote.model", "a"),
     ],

@@ -155,3 +155,9 @@ def test_a_fork_watches_its_own_blocks_whatever_its_parent_did():
             with if_longer(0.01, told.set):
                 os._exit(0 if told.wait(10) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_call_that_fails_keeps_no_other_block_from_being_watched():
+    called = threading.Event()
+    with if_longer(0.001, lambda: 1 / 0), if_longer(0.01, called.set):
+        assert called.wait(10)

@@ -229,3 +229,9 @@ def test_a_compressed_file_is_no_text(tmp_path, name, pack):
     assert str(error.value) == (
         f"data.path: {tmp_path}/text/b is compressed ({name}); expected the text itself"
     )
+
+
+def test_a_text_that_begins_as_the_name_of_a_format_is_one(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"BZhang wrote this text, PK too. " * 100)
+    config = DataConfig(corpus="files", path=str(tmp_path))
+    assert sum(measure_corpus(config, seq_len=8).sizes.values()) == 3200

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from dca import registry
+from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, train_val_splits, write_splits
 from pipelines.engine import code
+from pipelines.engine.code import changed_module, code_digest, read_sources
 from pipelines.engine.stage import Stage
 from pipelines.experiment import Experiment, load
 from pipelines.stages import evaluate, fit, sample, search, select, train
@@ -272,3 +274,20 @@ def test_what_a_fit_loads_is_in_the_key_or_excluded(experiment, tracking, tmp_pa
     modules = loaded(FIT, given, tmp_path)
     assert {"pipelines.training.optimizer", "dca.mix"} <= modules
     assert unexplained(modules, fit.STAGE, experiment) == set(OF_OTHER_STAGES)
+
+
+def test_a_source_that_is_half_edited_is_one_line(project):
+    before = read_sources()
+    mix = project / "dca" / "mix.py"
+    mix.write_text("def half(")
+    for work in (
+        lambda: code_digest(["dca.mix"]),
+        lambda: changed_module(["dca.mix"], before),
+    ):
+        with pytest.raises(
+            PipelineError, match=r"mix\.py:1: a result depends on it, but it is no P"
+        ):
+            work()
+    mix.write_bytes(b"\xff")
+    with pytest.raises(PipelineError, match=r"mix\.py: a result depends on it, but it cannot"):
+        code_digest(["dca.mix"])

@@ -126,7 +126,9 @@ def test_what_has_been_timed_is_not_timed_again(store, data, clock):
 
 CHANGES = [
     lambda patch, project: patch.setattr(probe, "version", lambda _: "9.9"),
-    lambda patch, project: patch.setattr(probe, "hardware", lambda: hardware() | {"host": "b"}),
+    lambda patch, project: patch.setattr(
+        probe, "hardware", lambda: hardware() | {"processor": "b"}
+    ),
     lambda patch, project: patch.setattr(probe, "hardware", lambda: hardware() | {"gpus": ["A"]}),
     lambda patch, project: edit(project / "dca" / "residuals" / "dca.py"),
     lambda patch, project: edit(project / "pipelines" / "training" / "step.py"),
