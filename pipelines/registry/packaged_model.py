@@ -44,7 +44,8 @@ MAX_BYTES = 65_536
 MAX_STOP = 1024
 """Characters of `stop`, which is looked for after each one that is written."""
 MAX_PROMPTS, MAX_REQUEST = 256, 16 * MAX_BYTES
-"""Of a request to a server, and the bytes that it may have written: it must not take a day."""
+"""Of a request to a server, and the bytes of all its prompts, and those that it may have written:
+it must not take a day."""
 SUMS = "SHA256SUMS"
 """Beside the weights, in sha256sum's format: the digest of every file that loading reads."""
 NOTE = "registered_model_meta"
@@ -132,7 +133,7 @@ class PackagedModel(PythonModel):
         prompts = np.ravel(model_input["prompt"]).tolist()
         try:
             self.check(prompts, **options)
-            self._check_request(len(prompts), options["max_new_tokens"])
+            self._check_request(prompts, options["max_new_tokens"])
         except ValueError as error:  # a server answers with 400 and this
             raise MlflowException.invalid_parameter_value(str(error)) from None
         texts = [prompt + "".join(self.continuation(prompt, **options)) for prompt in prompts]
@@ -140,16 +141,17 @@ class PackagedModel(PythonModel):
         columns = {"text": texts, "log_likelihood": np.subtract(0.0, nats)}
         return pd.DataFrame(columns, index=getattr(model_input, "index", None))
 
-    def _check_request(self, prompts: int, new: int) -> None:
+    def _check_request(self, prompts: list[str], new: int) -> None:
         """Raise FieldError for more than one request may ask for."""
-        wrong = self.dca.errors.FieldError
-        if prompts > MAX_PROMPTS:
-            raise wrong("prompt", f"expected at most {MAX_PROMPTS} in a request, got {prompts}")
-        if prompts * new > MAX_REQUEST:
-            most = MAX_REQUEST // prompts
-            raise wrong(
-                "max_new_tokens", f"expected at most {most} for {prompts} prompts, got {new}"
-            )
+        wrong, count = self.dca.errors.FieldError, len(prompts)
+        if count > MAX_PROMPTS:
+            raise wrong("prompt", f"expected at most {MAX_PROMPTS} in a request, got {count}")
+        if count * new > MAX_REQUEST:
+            most = MAX_REQUEST // count
+            raise wrong("max_new_tokens", f"expected at most {most} for {count} prompts, got {new}")
+        if (size := sum(len(_bytes(prompt)) for prompt in prompts)) > MAX_REQUEST:
+            message = f"expected at most {MAX_REQUEST} bytes in a request, got {size}"
+            raise wrong("prompt", message)
 
     def check(self, prompts: list[Any], *, seed: int, stop: str, **sampling: Any) -> None:
         """Raise FieldError, a ValueError, for what cannot be continued."""

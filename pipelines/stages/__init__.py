@@ -75,7 +75,9 @@ def _precision(experiment: Experiment, *, on_gpu: bool) -> str:
     widths: list[Any] = []
     for arm in experiment.by_arm.values():
         searched = arm.search.space.get("model.dim")
-        widths += [arm.model.dim, *(searched.examples if searched else [])]
+        if searched is None or searched.when:  # else the base's width is trained by no trial
+            widths.append(arm.model.dim)
+        widths += searched.examples if searched else []
     width = min(widths)
     if width < MIN_BFLOAT16_WIDTH and not on_gpu:
         return "float32"  # without PyTorch, which takes seconds to import

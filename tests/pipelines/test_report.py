@@ -119,9 +119,6 @@ def test_a_notebook_is_stored_without_outputs(path):
     assert not any(cell.outputs or cell.execution_count or cell.metadata for cell in cells)
 
 
-EXPERIMENTS = {"01_quickstart": "tiny.yaml", "02_analyse_sweep": "tiny", "03_inside_dca": "tiny"}
-
-
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
     before = {kind: len(store.find(kind)) for kind in ("search", "trial", "fit")}
@@ -151,7 +148,8 @@ def executed(path: Path, folder: Folder) -> tuple[int, str]:
     their libraries in memory: the outputs are the same.
     """
     environment = {k: v for k, v in folder.environment.items() if k != "PYTEST_CURRENT_TEST"}
-    environment |= {"DCA_FOLDER": str(folder.path), "DCA_EXPERIMENT": EXPERIMENTS[path.stem]}
+    environment |= {"DCA_FOLDER": str(folder.path), "DCA_EXPERIMENT": "tiny"}
+    environment["DCA_FILE"] = str(folder.path / "tiny.yaml")
     if path.stem == "01_quickstart":
         notebook = nbformat.read(path, 4)
         NotebookClient(notebook, timeout=240, kernel_name="python3").execute(env=environment)

@@ -270,13 +270,19 @@ def test_a_terminal_shows_the_controls_of_a_line_of_json(packaged, monkeypatch):
 @pytest.mark.parametrize(
     ("prompts", "new", "expected"),
     [
+        (
+            ["a" * 65_536] * 17,
+            0,
+            "prompt: expected at most 1048576 bytes in a request, got 1114112",
+        ),
         (257, 1, "prompt: expected at most 256 in a request, got 257"),
         (17, 65_536, "max_new_tokens: expected at most 61680 for 17 prompts, got 65536"),
     ],
 )
 def test_a_request_has_a_size(packaged, prompts, new, expected):
     with pytest.raises(MlflowException, match=expected) as raised:
-        packaged.predict(None, pd.DataFrame({"prompt": ["a"] * prompts}), {"max_new_tokens": new})
+        table = prompts if isinstance(prompts, list) else ["a"] * prompts
+        packaged.predict(None, pd.DataFrame({"prompt": table}), {"max_new_tokens": new})
     assert raised.value.get_http_status_code() == 400
 
 

@@ -26,6 +26,7 @@ def experiment(**values) -> Experiment:
         (512, None, [CPU, CPU], "bfloat16"),
         (64, None, [CPU], "float32"),
         (512, [64, 512], [CPU], "float32"),
+        (64, [256, 512], [CPU], "bfloat16"),
         (512, [128, 512], [CPU], "bfloat16"),
         (64, None, [GPU, GPU], "bfloat16"),
         (64, None, [GPU, CPU], "float32"),

@@ -1,6 +1,8 @@
 """The formula for memory, compared with what processes measure."""
 
 import importlib
+import itertools
+import re
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 
 from pipelines.data.splits import TrainValSplits
+from pipelines.experiment import read_experiment
+from pipelines.storage.project import ROOT
 from pipelines.training import memory, train
 from pipelines.training.config import TrainingRun
 from pipelines.training.memory import micro_tokens_that_fit, peak_bytes
@@ -241,3 +245,28 @@ def test_of_several_workers_each_needs_a_forward_pass_of_its_share(run):
     whole = memory.ON_A_GPU * peak_bytes(run, on_gpu=True)
     assert micro_tokens_that_fit(run, int(whole) + 1) == 32 * 12
     assert micro_tokens_that_fit(run, int(whole) - 1) == 32 * 3  # of 4
+
+
+def test_the_documented_table_is_that_of_the_formula():
+    page = (ROOT / "docs" / "cluster.md").read_text()
+    rows = re.findall(r"^\| 24 x (\d+) (standard|2-DCA) \| (.*) \|$", page, re.M)
+    assert len(rows) == 4
+    ways = [(False, None), (True, None), (True, 4 * 1024)]
+    for width, name, cells in rows:
+        found = []
+        for strategy, (again, micro) in itertools.product(("ddp", "fsdp"), ways):
+            changes = {
+                "model": {"dim": int(width), "depth": 24, "heads": 16, **KINDS[name]},
+                "resources": {"workers": 8, "gpus_per_worker": 1, "strategy": strategy},
+                "train": {
+                    **{"seq_len": 1024, "batch_tokens": 8 * 16 * 1024, "tokens": 10**9},
+                    **{"precision": "bfloat16", "micro_batch_tokens": micro},
+                    "activation_checkpointing": again,
+                },
+            }
+            run = read_experiment({"experiment": "x", **changes}, source="test").training_run()
+            found.append(f"{peak_bytes(run, on_gpu=True) / 2**30:.1f}")
+        assert found == cells.split(" | "), (width, name)
+
+
+KINDS = {"standard": {"residual": "standard"}, "2-DCA": {"residual": "dca", "dca": {"last_k": 2}}}
