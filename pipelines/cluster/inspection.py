@@ -4,8 +4,9 @@ Used by the commands before anything starts: a difference between nodes is found
 """
 
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from platform import python_version
@@ -22,8 +23,9 @@ from pipelines.cluster.connection import (
     machine_cpus,
     short_session_folder,
 )
-from pipelines.compat.ray import last_line
+from pipelines.compat.ray import NODE_ID_LABEL, last_line
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.text import one_line
 from pipelines.storage.location import Storage
 from pipelines.tracking.schema import COMMIT_VARIABLE
 from pipelines.tracking.uri import tracking_uri
@@ -33,6 +35,8 @@ RAY_GPU_TYPES = ("cuda", "xpu")
 """PyTorch's names of the devices that Ray calls GPUs."""
 INSPECTION_SECONDS = 120
 """Limit for the answer of a node: its first process imports torch."""
+AGAIN_SECONDS = 60
+"""Pause until a node that could not be inspected is inspected again."""
 PACKAGES = ("ray", "torch", "numpy", "safetensors", "pydantic")
 """Packages of which every node needs the same version: their objects travel between nodes."""
 _last: list["Inspection"] = []
@@ -50,20 +54,59 @@ class Inspection:
     passed: set[str] = field(default_factory=set)
     """Ids of the nodes that can be used."""
     refused: dict[str, str] = field(default_factory=dict)
-    """By the id of a node that cannot, why."""
+    """By the id of a node that cannot, why: by its own answer, which stays the same."""
+    unanswered: dict[str, str] = field(default_factory=dict)
+    """By the id of a node of which there is no answer, why; it is inspected again."""
+    due_at: dict[str, float] = field(default_factory=dict)
+    """By the id of such a node, from when on, as `time.time` counts."""
 
     def usable(self, nodes: Cluster) -> Cluster:
         """Those of the nodes that have passed."""
         return [node for node in nodes if node.id in self.passed]
 
+    def selector(self, nodes: Cluster) -> dict[str, str]:
+        """Ray's label selector that excludes those of the nodes that have not passed.
+
+        It names the excluded ones, or what waits would not be placed on nodes that replace others.
+        """
+        others = sorted({node.id for node in nodes} - self.passed)
+        return {NODE_ID_LABEL: f"!in({','.join(others)})"} if others else {}
+
+    def due(self, nodes: Cluster) -> Cluster:
+        """Those of the nodes that are to be inspected now."""
+        known, now = {*self.passed, *self.refused}, time.time()
+        return [
+            node for node in nodes if node.id not in known and self.due_at.get(node.id, 0) <= now
+        ]
+
     def inspect(self, nodes: Cluster) -> None:
-        """Sort nodes that have joined; one that has gone meanwhile is neither."""
+        """Sort nodes that have joined; one that has gone meanwhile is in no group.
+
+        An error here, such as of the storage, is no answer of theirs, nor is a timeout.
+        """
         if self.not_shared:
             self.refused |= {node.id: self.not_shared for node in nodes}
             return
-        found = node_problems(self.storage, nodes, bfloat16=self.bfloat16)
+        try:
+            found, silent = node_problems(self.storage, nodes, bfloat16=self.bfloat16)
+        except Exception as error:
+            found, silent = {}, {node.id: Problem(one_line(str(error))) for node in nodes}
         self.refused |= {name: str(problems[0]) for name, problems in found.items() if problems}
         self.passed |= {name for name, problems in found.items() if not problems}
+        self.due_at |= dict.fromkeys(silent, time.time() + AGAIN_SECONDS)
+        self.unanswered |= {name: str(problem) for name, problem in silent.items()}
+        for name in found:
+            self.unanswered.pop(name, None)
+
+    def copy(self) -> "Inspection":
+        """What is known now, for another process."""
+        return replace(
+            self,
+            passed=set(self.passed),
+            refused=dict(self.refused),
+            unanswered=dict(self.unanswered),
+            due_at=dict(self.due_at),
+        )
 
 
 def last_inspection() -> Inspection | None:
@@ -96,8 +139,8 @@ def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
     alone, own = list(_not_shared(storage, len(cluster))), {node.id for node in cluster}
     if len(cluster) > 1:
         _refuse(iter(alone))
-        wrong = node_problems(storage, cluster, bfloat16=bfloat16)
-        _refuse(problem for problems in wrong.values() for problem in problems)
+        wrong, silent = node_problems(storage, cluster, bfloat16=bfloat16)
+        _refuse(problem for problems in [*wrong.values(), silent.values()] for problem in problems)
         # without nodes that were found dead meanwhile, or have joined
         cluster = [node for node in connect() if node.id in own]
     reason = f"{alone[0].key} serves one machine only" if alone else ""
@@ -139,26 +182,31 @@ def _not_shared(storage: str, nodes: int) -> Iterator[Problem]:
         yield Problem(message, "storage")
 
 
-def node_problems(storage: str, cluster: Cluster, *, bfloat16: bool) -> dict[str, list[Problem]]:
-    """By id, why nodes cannot use the storage, have other packages than this one, or lack bfloat16.
+def node_problems(
+    storage: str, cluster: Cluster, *, bfloat16: bool
+) -> tuple[dict[str, list[Problem]], dict[str, Problem]]:
+    """By id, why nodes cannot use the storage, have other packages than this one, or lack bfloat16;
+    and why others have not answered, by their ids.
 
     One that is no longer alive is left out. Raises ConfigError if this process cannot use the
     storage.
     """
     import ray
 
-    found = {}
+    found, silent = {}, {}
     for node, answer in _inspect_nodes(ray, storage, cluster):
         try:
             problem, versions, multiplies = ray.get(answer, timeout=0)
         except ray.exceptions.RayError as error:
+            if isinstance(error, ray.exceptions.GetTimeoutError):
+                ray.cancel(answer, force=True)  # or its process would stay, and others with it
             if node in alive_nodes(ray):
                 message = f"cannot be used: {last_line(error)}"
-                found[node.id] = [Problem(message, f"node {node.address}")]
+                silent[node.id] = Problem(message, f"node {node.address}")
             continue
         wrong = _wrong(problem, versions, can_bfloat16=multiplies or not bfloat16)
         found[node.id] = [Problem(message, f"node {node.address}") for message in wrong]
-    return found
+    return found, silent
 
 
 def _wrong(

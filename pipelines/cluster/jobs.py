@@ -10,18 +10,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from pipelines.cluster.capacity import HEAD_NODE_SHARE, require_capacity, worker_bundle
-from pipelines.cluster.connection import cluster_address, connect
+from pipelines.cluster.connection import alive_nodes, cluster_address, connect
 from pipelines.cluster.inspection import last_inspection
 from pipelines.cluster.room import WithinRoom, watched_room
 from pipelines.cluster.trial import Trial
 from pipelines.cluster.trial_events import TrialEvents
-from pipelines.compat.ray import HEAD_NODE, NODE_ID_LABEL, NotPickled, without_aws_keys
+from pipelines.compat.ray import HEAD_NODE, NotPickled, without_aws_keys
 from pipelines.console.progress import Progress
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
@@ -134,19 +135,19 @@ def run_jobs(
 
 
 def _request(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementGroupFactory:
-    """What Ray reserves for a trial, on the nodes that can be used now.
+    """What Ray reserves for a trial, not on nodes that cannot be used or are not inspected yet.
 
-    The own process of a trial with several workers is on the head node, and requests no CPU: it
-    would wait for its own workers' CPUs.
+    It is made for each start of a trial, that of a retry too. The own process of a trial with
+    several workers is on the head node, and requests no CPU: it would wait for its own workers'
+    CPUs. Their places are chosen in `workers`.
     """
     if resources.max_workers > 1:
         return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
     inspection = last_inspection()
     alone = inspection is not None and bool(inspection.not_shared)
     bundle = worker_bundle(resources, on_head=alone)
-    if inspection is None or alone or not inspection.refused:
+    if inspection is None or alone or not (others := inspection.selector(alive_nodes(ray))):
         return tune.PlacementGroupFactory([bundle])
-    others = {NODE_ID_LABEL: f"!in({','.join(sorted(inspection.refused))})"}
     return tune.PlacementGroupFactory([bundle], bundle_label_selector=[others])
 
 

@@ -8,7 +8,7 @@ room for a single job is waited for.
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipelines.cluster.connection import alive_nodes, cluster_address
 from pipelines.cluster.inspection import Inspection, last_inspection
 from pipelines.compat.ray import AutoscalerRequest, NotPickled
 from pipelines.console.progress import Progress
-from pipelines.console.text import counted, format_duration, one_line
+from pipelines.console.text import counted, format_duration
 from pipelines.console.updates import ProgressUpdate
 from pipelines.training.config import Resources
 
@@ -53,7 +53,7 @@ def watched_room(
         left: How many jobs run or wait.
 
     """
-    room = Room(resources, _count(resources))
+    room = Room(resources, _count(resources, last_inspection()))
     if not cluster_address():
         yield room
         return
@@ -71,15 +71,27 @@ def watched_room(
             request.withdraw()
 
 
-def wait_for_room(resources: Resources) -> None:
-    """Wait until one job fits the cluster at RAY_ADDRESS; `watched_room` tells the user."""
-    while not has_room(resources):
+def wait_for_room(resources: Resources, inspection: Inspection | None = None) -> None:
+    """Wait until one job fits the cluster at RAY_ADDRESS; `watched_room` tells the user.
+
+    With an `inspection`, nodes that have joined are inspected first, in this process.
+    """
+    while True:
+        if inspection and (new := inspection.due(alive_nodes(sys.modules["ray"]))):
+            inspection.inspect(new)
+        if has_room(resources, inspection):
+            return
         time.sleep(LOOK_SECONDS)
 
 
-def has_room(resources: Resources) -> bool:
-    """Whether one job fits the cluster; that of this machine stays as large as it was."""
-    return not cluster_address() or _count(resources) > 0
+def has_room(resources: Resources, inspection: Inspection | None = None) -> bool:
+    """Whether one job fits the cluster; that of this machine stays as large as it was.
+
+    In the process of a trial the command's inspection is given; there RAY_ADDRESS may be missing.
+    """
+    if inspection is None and not cluster_address():
+        return True
+    return _count(resources, inspection or last_inspection()) > 0
 
 
 def _watch(
@@ -116,13 +128,14 @@ def _watch(
 
 
 class _Nodes:
-    """The nodes of the cluster that can be used; those that join are inspected in a thread."""
+    """The nodes of the cluster that can be used; those that join are inspected in threads."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress, self._inspection = progress, last_inspection()
-        self._thread: threading.Thread | None = None
-        self._told: set[str] = set()
-        """Ids of nodes that are not used, as has been printed."""
+        self._asked: set[str] = set()
+        """Ids of nodes that are being inspected."""
+        self._told: set[tuple[str, str]] = set()
+        """Lines' beginnings and ids of nodes that are not used, as has been printed."""
         self._is_told = False
         """Whether it has been printed that no more nodes are asked for."""
 
@@ -142,25 +155,25 @@ class _Nodes:
         nodes, known = alive_nodes(sys.modules["ray"]), self._inspection
         if known is None:
             return nodes
-        new = [node for node in nodes if node.id not in {*known.passed, *known.refused}]
-        if new and not (self._thread and self._thread.is_alive()):
-            self._thread = threading.Thread(target=_inspect, args=(known, new), daemon=True)
-            self._thread.start()
-        for node in nodes:
-            if node.id in known.refused and node.id not in self._told:
-                self._told.add(node.id)
-                text = f"{node} has joined and is not used: {known.refused[node.id]}"
-                self._progress.log(f"  {text}")
+        if new := [node for node in known.due(nodes) if node.id not in self._asked]:
+            self._asked |= {node.id for node in new}
+            threading.Thread(target=self._inspect, args=(known, new), daemon=True).start()
+        self._log(nodes, "has joined and is not used", known.refused)
+        self._log(nodes, "has joined and is not used until it is inspected", known.unanswered)
         return known.usable(nodes)
 
-
-def _inspect(known: Inspection, nodes: Cluster) -> None:
-    """What the thread does. Without an answer from the storage here no node can be inspected."""
-    try:
+    def _inspect(self, known: Inspection, nodes: Cluster) -> None:
+        """What a thread does; others inspect what joins while a node's answer is awaited."""
         known.inspect(nodes)
-    except Exception as error:
-        if sys.modules["ray"].is_initialized():
-            known.refused |= {node.id: one_line(str(error)) for node in nodes}
+        self._asked -= {node.id for node in nodes}
+
+    def _log(self, nodes: Cluster, text: str, reasons: Mapping[str, str]) -> None:
+        """Print the text and the reason of each of the nodes that has one, once."""
+        for node in nodes:
+            reason = reasons.get(node.id)
+            if reason is not None and (text, node.id) not in self._told:
+                self._told.add((text, node.id))
+                self._progress.log(f"  {node} {text}: {reason}")
 
 
 def _wanted(resources: Resources, left: int, jobs: int) -> int:
@@ -171,15 +184,16 @@ def _wanted(resources: Resources, left: int, jobs: int) -> int:
     return left - jobs if resources.max_workers > 1 else left
 
 
-def _count(resources: Resources) -> int:
-    nodes, known = alive_nodes(sys.modules["ray"]), last_inspection()
+def _count(resources: Resources, known: Inspection | None) -> int:
+    nodes = alive_nodes(sys.modules["ray"])
     return max_concurrent_jobs(known.usable(nodes) if known else nodes, resources)
 
 
 class WithinRoom(NotPickled, Searcher):
     """Tune's searcher around another one, which suggests no more trials than there is room for.
 
-    Without any room it suggests one, which waits for it.
+    Without any room it suggests one, which waits for it. A trial with several workers is given what
+    is known of the nodes, by which its own process places the workers.
     """
 
     def __init__(self, searcher: Searcher, room: Room) -> None:
@@ -194,6 +208,9 @@ class WithinRoom(NotPickled, Searcher):
         found = self._searcher.suggest(trial_id)
         if isinstance(found, dict):
             self._running.add(trial_id)
+            known = last_inspection()
+            if known and self._room.resources.max_workers > 1:
+                return {**found, "inspection": known.copy()}
         return found
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:

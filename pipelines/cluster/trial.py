@@ -17,6 +17,7 @@ import torch
 from pydantic import SecretStr
 from ray import tune
 
+from pipelines.cluster.inspection import Inspection
 from pipelines.cluster.memory import require_trial_memory
 from pipelines.console.errors import (
     DETERMINISTIC,
@@ -77,8 +78,9 @@ class Trial(tune.Trainable):
 
         Args:
             config: The trial's `group`; its `values`, in which it differs from the training of that
-                group; its `folder`, a name below the group's, for its checkpoints; and the `key`
-                that these are signed with.
+                group; its `folder`, a name below the group's, for its checkpoints; the `key` that
+                these are signed with; and, with several workers on a cluster at RAY_ADDRESS, the
+                `inspection` of its nodes.
             groups: The training and the folder of each group of trials.
             corpus: The text that all of them read.
 
@@ -108,14 +110,22 @@ class Trial(tune.Trainable):
         self._results.close()
 
     def _train(
-        self, group: str, values: Mapping[str, Any], folder: str, key: SecretStr, **_: Any
+        self,
+        group: str,
+        values: Mapping[str, Any],
+        folder: str,
+        key: SecretStr,
+        inspection: Inspection | None = None,
+        **_: Any,
     ) -> Generator[dict[str, Any]]:
         notes: list[str] = []
         base, place = self._groups[group]
         try:
             run = base.replace(values)
             require_trial_memory(run)
-            yield from self._results_of(run, place / folder, notes, key.get_secret_value() or None)
+            signing_key = key.get_secret_value() or None
+            launched = _launch(run, self._corpus, place / folder, notes, signing_key, inspection)
+            yield from self._results_of(run, launched, notes)
         except DETERMINISTIC as error:
             known = isinstance(error, PipelineError | ConfigError)
             if not known:  # a mistake in code, which only its place explains
@@ -129,11 +139,11 @@ class Trial(tune.Trainable):
             }
 
     def _results_of(
-        self, run: TrainingRun, folder: Folder, notes: list[str], key: str | None
+        self, run: TrainingRun, launched: Generator[list[Row]], notes: list[str]
     ) -> Generator[dict[str, Any]]:
         history: list[Row] = []
         best = math.inf
-        with closing(_launch(run, self._corpus, folder, notes, key)) as training:
+        with closing(launched) as training:
             for rows in training:
                 curve = []
                 for row in rows:
@@ -154,7 +164,12 @@ class Trial(tune.Trainable):
 
 
 def _launch(
-    run: TrainingRun, corpus: TrainValSplits, folder: Folder, notes: list[str], key: str | None
+    run: TrainingRun,
+    corpus: TrainValSplits,
+    folder: Folder,
+    notes: list[str],
+    key: str | None,
+    inspection: Inspection | None = None,
 ) -> Generator[list[Row]]:
     if run.resources.max_workers == 1:
         training = loop.train(run, corpus, folder, notes.append, key=key)
@@ -163,4 +178,4 @@ def _launch(
 
     # Whoever runs the trials retries a crashed one; the two limits would multiply.
     once = run.replace({"failures.retries": 0})
-    return train_with_workers(once, corpus, folder, notes.append, key=key)
+    return train_with_workers(once, corpus, folder, notes.append, key=key, inspection=inspection)

@@ -19,6 +19,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.capacity import worker_bundle
+from pipelines.cluster.connection import alive_nodes
+from pipelines.cluster.inspection import Inspection, last_inspection
 from pipelines.cluster.mailbox import Mailbox, next_message
 from pipelines.cluster.room import has_room, wait_for_room
 from pipelines.compat.ray import START_TIMEOUT, last_line, torch_backend, worker_exception
@@ -36,7 +38,7 @@ from pipelines.console.text import one_line
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
 from pipelines.storage.scratch import scratch_folder
-from pipelines.training.config import TrainingRun
+from pipelines.training.config import Resources, TrainingRun
 from pipelines.training.device import pick_device
 from pipelines.training.history import Row
 from pipelines.training.loop import train, with_watchdog
@@ -54,6 +56,7 @@ def train_with_workers(
     log: Callable[[str], None],
     *,
     key: str | None = None,
+    inspection: Inspection | None = None,
 ) -> Generator[list[Row]]:
     """`loop.train` in `config.resources.workers` processes of a running Ray cluster.
 
@@ -64,35 +67,36 @@ def train_with_workers(
     through an actor rather than through `ray.train.report`, which passes one report per health
     check (2 s).
 
+    The `inspection` of the nodes is the command's; the process of a trial, which has none of its
+    own, is given it. Nodes that have joined are inspected before the workers are placed, and those
+    that have not passed get none. One that joins while a range of workers trains may get some.
+
     Raises:
         DivergedError: If the loss is no longer finite.
         PipelineError: If the training failed, and no attempt is left.
 
     """
+    inspection = inspection or last_inspection()
     while True:
-        wait_for_room(config.resources)
-        error = yield from _attempt(config, corpus, folder, log, key)
+        wait_for_room(config.resources, inspection)
+        task: dict[str, Any] = {"config": config, "corpus": corpus, "folder": folder}
+        task |= {"key": SecretStr(key or "")}  # Ray shows the task as text
+        error = yield from _attempt(task, inspection, log)
         if error is None:
             return
-        if has_room(config.resources):
+        if has_room(config.resources, inspection):
             raise _explain(error) from error
         log(f"{_explain(error)}; there is no node for it any more")
 
 
 def _attempt(
-    config: TrainingRun,
-    corpus: TrainValSplits,
-    folder: Folder,
-    log: Callable[[str], None],
-    key: str | None,
+    task: dict[str, Any], inspection: Inspection | None, log: Callable[[str], None]
 ) -> Generator[list[Row], None, BaseException | None]:
     """Train to the end, unless Ray Train fails; returns its error."""
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = Mailbox.options(scheduling_strategy=own_node).remote()  # type: ignore[attr-defined]
     with scratch_folder() as scratch, ThreadPoolExecutor(1) as pool:
-        task: dict[str, Any] = {"config": config, "corpus": corpus, "folder": folder}
-        task |= {"mailbox": mailbox, "key": SecretStr(key or "")}  # Ray shows the task as text
-        trainer = _trainer(task, scratch)
+        trainer = _trainer({**task, "mailbox": mailbox}, scratch, inspection)
         fit = pool.submit(trainer.fit)
         try:
             while (message := next_message(mailbox, fit)) is not None:
@@ -113,9 +117,15 @@ def _attempt(
     return error
 
 
-def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
+def _trainer(
+    task: dict[str, Any], scratch: Path, inspection: Inspection | None = None
+) -> TorchTrainer:
     config: TrainingRun = task["config"]
-    resources, on_head = config.resources, isinstance(task["folder"], Path)
+    resources = config.resources
+    on_head = isinstance(task["folder"], Path) or bool(inspection and inspection.not_shared)
+    number, selector = resources.workers, None
+    if inspection and not on_head:
+        number, selector = _placement(resources, inspection)
     if resources.min_workers < resources.max_workers:
         # Ray counts a dead node for a while, and waits for a place on it: not for minutes.
         os.environ[START_TIMEOUT] = str(RESIZE_SECONDS)
@@ -124,7 +134,8 @@ def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
         train_loop_config=task,
         torch_config=_TorchConfig(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=resources.workers,
+            num_workers=number,
+            label_selector=selector,
             elastic_resize_monitor_interval_s=RESIZE_SECONDS,
             use_gpu=resources.gpus_per_worker > 0,
             resources_per_worker=worker_bundle(resources, on_head=on_head),
@@ -137,6 +148,24 @@ def _trainer(task: dict[str, Any], scratch: Path) -> TorchTrainer:
             ),
         ),
     )
+
+
+def _placement(
+    resources: Resources, inspection: Inspection
+) -> tuple[int | tuple[int, int], dict[str, str] | None]:
+    """How many workers there may be, and the label selector of each.
+
+    Elastic training counts the nodes that the selector excludes, and would wait for places there:
+    of a range of workers no more are allowed than fit the others.
+    """
+    nodes = alive_nodes(ray)
+    if not (selector := inspection.selector(nodes)):
+        return resources.workers, None
+    if resources.min_workers == resources.max_workers:
+        return resources.workers, selector
+    fit = sum(node.worker_capacity(resources) for node in inspection.usable(nodes))
+    most = min(resources.max_workers, max(resources.min_workers, fit))
+    return (resources.min_workers, most), selector
 
 
 class _TorchConfig(TorchConfig):

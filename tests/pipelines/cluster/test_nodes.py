@@ -79,9 +79,9 @@ def test_nodes_that_join_a_cluster_with_a_common_storage_are_inspected(several, 
     found, gone = last_inspection(), Node("c", 4, id="3")
     wrong = [Problem("torch 1.0", "node b"), Problem("no bfloat16", "node b")]
 
-    def problems(storage: str, nodes: list[Node], *, bfloat16: bool) -> dict:
+    def problems(storage: str, nodes: list[Node], *, bfloat16: bool) -> tuple[dict, dict]:
         assert (storage, bfloat16) == ("s3://bucket/runs", True)
-        return {node.id: answers[node.id] for node in nodes if node != gone}
+        return {node.id: answers[node.id] for node in nodes if node != gone}, {}
 
     answers = {"2": wrong, "4": []}
     monkeypatch.setattr(module, "node_problems", problems)
@@ -94,7 +94,7 @@ def test_nodes_that_join_a_cluster_with_a_common_storage_are_inspected(several, 
 
 
 def test_several_nodes_need_a_common_store_and_storage(several, monkeypatch):
-    monkeypatch.setattr(module, "node_problems", lambda *_, **__: {})
+    monkeypatch.setattr(module, "node_problems", lambda *_, **__: ({}, {}))
     with pytest.raises(ConfigError, match="the cluster has 2") as error:
         inspect_cluster("runs")
     tracking, storage = keys(error.value)
@@ -108,8 +108,8 @@ def test_several_nodes_need_a_common_store_and_storage(several, monkeypatch):
 
 
 def problems_of(nodes: list[Node], *, bfloat16: bool = False) -> list[str]:
-    found = module.node_problems("s3://b", nodes, bfloat16=bfloat16)
-    return [str(problem) for problems in found.values() for problem in problems]
+    found, silent = module.node_problems("s3://b", nodes, bfloat16=bfloat16)
+    return [str(one) for problems in [*found.values(), silent.values()] for one in problems]
 
 
 def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
@@ -141,9 +141,28 @@ def test_nodes_that_differ_or_cannot_be_used_are_named(several, monkeypatch):
     ]
     assert found == expected
     (_, more, *_) = problems_of(several, bfloat16=True)
-    assert module.node_problems("s3://b", several, bfloat16=False).keys() == {"1", "2", "3"}
+    found, silent = module.node_problems("s3://b", several, bfloat16=False)
+    assert (found.keys(), silent.keys()) == ({"1", "2"}, {"3"})
+    monkeypatch.setattr(module, "connect", lambda: list(several))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://store:5000")
+    with pytest.raises(ConfigError) as error:  # at the start neither is used
+        inspect_cluster("s3://b")
+    assert [str(problem) for problem in error.value.problems] == expected
     assert more.startswith("node b: its processor has no instructions for bfloat16")
     assert "train.precision=float32" in more and "\n" not in more
+
+
+def test_a_node_that_does_not_answer_in_time_is_asked_no_longer(several, monkeypatch):
+    def get(answer, *, timeout):
+        raise ray.exceptions.GetTimeoutError("Get timed out")
+
+    cancelled = []
+    monkeypatch.setattr(ray, "get", get)
+    monkeypatch.setattr(ray, "cancel", lambda answer, *, force: cancelled.append((answer, force)))
+    monkeypatch.setattr(module, "_inspect_nodes", lambda *_: [(several[1], "answer")])
+    found, silent = module.node_problems("s3://b", several[1:], bfloat16=False)
+    assert (found, str(silent["2"])) == ({}, "node b: cannot be used: Get timed out")
+    assert cancelled == [("answer", True)]
 
 
 def test_a_package_that_is_missing_has_a_version_all_the_same(monkeypatch):

@@ -137,7 +137,8 @@ def test_a_node_that_joins_is_used_once_it_has_passed_and_else_there_is_one_line
     cluster, monkeypatch, capsys
 ):
     def problems(storage, nodes, *, bfloat16):
-        return {n.id: [Problem("torch 1.0", "node a2")] if n.id == "2" else [] for n in nodes}
+        wrong = [Problem("torch 1.0", "node a2")]
+        return {n.id: wrong if n.id == "2" else [] for n in nodes}, {}
 
     monkeypatch.setattr(inspection, "node_problems", problems)
     cluster.inspection = Inspection("s3://b", bfloat16=False, passed={"", "0"})
@@ -175,26 +176,95 @@ def test_no_node_is_asked_for_or_used_where_the_storage_serves_one_machine(clust
     ]
 
 
-def test_a_node_is_not_used_where_the_storage_does_not_answer(cluster, monkeypatch, capsys):
+@pytest.mark.parametrize("silent", [False, True])
+def test_a_node_without_an_answer_is_inspected_again_and_used_when_it_passes(
+    cluster, monkeypatch, capsys, silent
+):
+    asked = []
+
     def problems(storage, nodes, *, bfloat16):
-        raise ConfigError(Problem("no answer", "storage"))
+        asked.append([node.id for node in nodes])
+        problem = Problem("no answer", "storage")
+        if len(asked) < 3 and not silent:
+            raise ConfigError(problem)
+        if len(asked) < 3:
+            return {}, {node.id: problem for node in nodes}
+        return {node.id: [] for node in nodes}, {}
 
     monkeypatch.setattr(inspection, "node_problems", problems)
+    monkeypatch.setattr(inspection, "AGAIN_SECONDS", 0.01)
     cluster.inspection = Inspection("s3://b", bfloat16=False, passed={"", "0"})
-    with watched_room(Resources(), Progress(), name="search"):
+    with watched_room(Resources(), Progress(), name="search") as room:
         cluster.nodes = 2
-        until(lambda: "not used: storage: no answer" in capsys.readouterr().out)
+        until(lambda: room.jobs == 2)
+    assert asked == [["1"]] * 3
+    assert (cluster.inspection.refused, cluster.inspection.unanswered) == ({}, {})
+    assert capsys.readouterr().out.splitlines() == [
+        "  a1 (1 CPU) has joined and is not used until it is inspected: storage: no answer",
+        "  the cluster has room for 2 trainings of 1 x 1 CPU",
+    ]
+
+
+def test_a_node_that_does_not_answer_holds_up_no_other(cluster, monkeypatch):
+    answer = threading.Event()
+
+    def problems(storage, nodes, *, bfloat16):
+        if nodes[0].id == "1":
+            answer.wait(60)
+        return {node.id: [] for node in nodes}, {}
+
+    monkeypatch.setattr(inspection, "node_problems", problems)
+    cluster.inspection = known = Inspection("s3://b", bfloat16=False, passed={"", "0"})
+    with watched_room(Resources(), Progress(), name="search") as room:
+        cluster.nodes = 2
+        time.sleep(0.02)
+        cluster.nodes = 3
+        until(lambda: room.jobs == 2)
+        assert known.passed == {"", "0", "2"}
+        answer.set()
+        until(lambda: room.jobs == 3)
+
+
+def test_a_trial_of_several_workers_is_given_what_is_known_of_the_nodes(cluster):
+    searcher = WithinRoom(Given(2), Room(Resources(workers=2), jobs=2))
+    assert searcher.suggest("a") == {"number": 1}  # a cluster of this machine
+    cluster.inspection = Inspection("s3://b", bfloat16=False, passed={"0"}, refused={"1": "torch"})
+    given = searcher.suggest("b")["inspection"]
+    assert given == cluster.inspection
+    cluster.inspection.passed.add("2")
+    cluster.inspection.refused["3"] = "torch"
+    assert (given.passed, given.refused) == ({"0"}, {"1": "torch"})
+
+
+def test_in_a_trials_process_refused_nodes_are_no_room_and_new_ones_are_inspected(
+    cluster, monkeypatch
+):
+    monkeypatch.delenv("RAY_ADDRESS")  # Ray's processes need none
+    resources, given = Resources(workers=2), Inspection("s3://b", bfloat16=False, passed={"0"})
+    cluster.nodes, given.refused = 2, {"": "torch", "1": "torch"}
+    assert has_room(resources)
+    assert not has_room(resources, given)
+    passes = lambda storage, nodes, *, bfloat16: ({node.id: [] for node in nodes}, {})  # noqa: E731
+    monkeypatch.setattr(inspection, "node_problems", passes)
+    cluster.nodes = 3
+    wait_for_room(resources, given)
+    assert given.passed == {"0", "2"}
 
 
 @pytest.mark.parametrize(
     ("known", "bundle", "selector"),
     [
         (None, {"CPU": 1}, None),
-        (Inspection("s3://b", bfloat16=False), {"CPU": 1}, None),
+        (Inspection("s3://b", bfloat16=False, passed={"a", "b", "c"}), {"CPU": 1}, None),
         (
-            Inspection("s3://b", bfloat16=False, refused={"b": "torch", "a": "torch"}),
+            Inspection("s3://b", bfloat16=False, passed={"a", "c"}, refused={"b": "torch"}),
             {"CPU": 1},
-            [{"ray.io/node-id": "!in(a,b)"}],
+            [{"ray.io/node-id": "!in(b)"}],
+        ),
+        (
+            Inspection("s3://b", bfloat16=False, passed={"a"}),  # others have joined
+            {"CPU": 1},
+            [{"ray.io/node-id": "!in(b,c)"}],
         ),
         (
             Inspection("runs", bfloat16=False, not_shared="storage"),
@@ -205,6 +275,7 @@ def test_a_node_is_not_used_where_the_storage_does_not_answer(cluster, monkeypat
 )
 def test_a_trial_is_placed_on_no_node_that_is_not_used(monkeypatch, known, bundle, selector):
     monkeypatch.setattr(jobs, "last_inspection", lambda: known)
+    monkeypatch.setattr(jobs, "alive_nodes", lambda _: [Node("", 1, id=name) for name in "cba"])
     request = jobs._request(Resources(), {"number": 0})
     assert request.bundles == [bundle]
     assert request._kwargs.get("bundle_label_selector") == selector

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 
 from pipelines.cluster import memory, workers
 from pipelines.cluster import trial as module
+from pipelines.cluster.inspection import Inspection
 from pipelines.cluster.trial import Trial, TrialOutcome
 from pipelines.console.errors import (
     DamagedError,
@@ -24,9 +25,13 @@ def config(values: Mapping[str, Any], group: str = "a", key: str = "") -> dict[s
     return {"group": group, "folder": "trial-0007", "values": values, "key": SecretStr(key)}
 
 
+KNOWN = Inspection("s3://b", bfloat16=False)
+
+
 def trial_of(run: TrainingRun, values: Mapping[str, Any] | None = None, key: str = "") -> Trial:
     trial = Trial.__new__(Trial)
-    trial.setup(config(values or {}, key=key), {"a": (run, Path("trials"))}, None)
+    given = config(values or {}, key=key) | {"number": 7, "inspection": KNOWN}
+    trial.setup(given, {"a": (run, Path("trials"))}, None)
     return trial
 
 
@@ -69,8 +74,8 @@ def results_of(run, monkeypatch, *batches: list, **changes) -> list[dict]:
     """The results of a trial whose training yields these rows; text is a note."""
     closed, launched = [], []
 
-    def launch(config, corpus, folder, notes, key):
-        launched.append((folder, key))
+    def launch(config, corpus, folder, notes, key, inspection):
+        launched.append((folder, key, inspection))
         try:
             for batch in batches:
                 notes += [one for one in batch if isinstance(one, str)]
@@ -82,7 +87,7 @@ def results_of(run, monkeypatch, *batches: list, **changes) -> list[dict]:
     trial = trial_of(run, changes, key="k")
     results = [trial.step() for _ in batches]
     trial.cleanup()
-    assert (launched, closed) == ([(Path("trials/trial-0007"), "k")], [True])
+    assert (launched, closed) == ([(Path("trials/trial-0007"), "k", KNOWN)], [True])
     return results
 
 
@@ -117,16 +122,19 @@ def test_a_trial_with_one_worker_trains_in_its_process_and_others_under_ray(run,
     )
     monkeypatch.setattr(module.loop, "with_watchdog", lambda _, limit: calls.append(limit))
     monkeypatch.setattr(
-        workers, "train_with_workers", lambda *given, key: calls.append(("ray", given, key))
+        workers,
+        "train_with_workers",
+        lambda *given, key, inspection: calls.append(("ray", (*given, inspection), key)),
     )
     timed = run.replace({"failures.timeout_seconds": 9, "failures.retries": 5})
     module._launch(timed, None, Path("a"), [], "first")
     two = timed.replace({"resources.workers": 2})
-    module._launch(two, None, Path("b"), [], None)
+    module._launch(two, None, Path("b"), [], None, KNOWN)
     (one, own, first), limit, (other, theirs, second) = calls
     assert (first, second) == ("first", None)
     assert (one, own[0], own[2], limit) == ("loop", timed, Path("a"), 9)
     assert (other, theirs[2]) == ("ray", Path("b"))
+    assert theirs[-1] is KNOWN
     assert theirs[0] == two.replace({"failures.retries": 0})
 
 
@@ -178,7 +186,7 @@ def test_a_trial_that_needs_more_than_the_machine_has_fails_at_once(run, monkeyp
 def test_a_process_goes_on_with_a_trial_of_another_group(run, monkeypatch):
     launched = []
 
-    def launch(config, corpus, folder, notes, key):
+    def launch(config, corpus, folder, notes, key, inspection):
         launched.append((config.model.depth, config.train.learning_rate, folder, key))
         yield [row(4, 3.0)]
 

@@ -16,6 +16,8 @@ import torch
 from pydantic import SecretStr
 
 from pipelines.cluster import connection, mailbox, workers
+from pipelines.cluster.capacity import Node
+from pipelines.cluster.inspection import Inspection
 from pipelines.cluster.mailbox import next_message
 from pipelines.compat.ray import START_TIMEOUT
 from pipelines.console.errors import ConfigError, DivergedError, PipelineError, StorageError
@@ -109,10 +111,11 @@ def fitted(monkeypatch, run) -> Any:
     monkeypatch.setattr(ray, "shutdown", lambda: setattr(found, "alive", False))
     iter_messages = iter(())
 
-    def rows() -> list[Any]:
+    def rows(**given: Any) -> list[Any]:
         nonlocal iter_messages
         iter_messages = iter(found.messages)
-        return list(workers.train_with_workers(run, None, None, found.shown.append, key=KEY))
+        log = found.shown.append
+        return list(workers.train_with_workers(run, None, None, log, key=KEY, **given))
 
     found.rows = rows
     return found
@@ -128,7 +131,7 @@ def test_rows_are_yielded_lines_are_logged_and_each_message_is_answered(fitted):
 def test_the_key_is_hidden_in_what_ray_shows_of_a_training(fitted):
     """Ray Train keeps the task as text for its dashboard, and writes it into event files."""
     fitted.rows()
-    ((task, _),) = fitted.tasks
+    ((task, *_),) = fitted.tasks
     assert task["key"].get_secret_value() == KEY
     assert KEY not in str(task)
 
@@ -156,13 +159,15 @@ def test_ctrl_c_ends_ray_at_once(fitted, monkeypatch):
     assert fitted.box.calls == []
 
 
-def trainer_of(monkeypatch, run, tmp_path, folder: Any = None) -> dict[str, Any]:
+def trainer_of(
+    monkeypatch, run, tmp_path, folder: Any = None, inspection: Inspection | None = None
+) -> dict[str, Any]:
     """What Ray Train is given for a run whose folder is, by default, none of this machine."""
     given: dict[str, Any] = {}
     monkeypatch.setattr(workers, "TorchTrainer", lambda work, **options: given.update(options))
     for name in ("ScalingConfig", "RunConfig", "FailureConfig"):
         monkeypatch.setattr(ray.train, name, lambda **options: options)
-    workers._trainer({"config": run, "folder": folder}, tmp_path)
+    workers._trainer({"config": run, "folder": folder}, tmp_path, inspection)
     return given
 
 
@@ -182,6 +187,7 @@ def test_workers_have_the_configured_resources_and_retries(
     given = trainer_of(monkeypatch, changed, tmp_path)
     assert given["scaling_config"] == {
         "num_workers": 2,
+        "label_selector": None,
         "elastic_resize_monitor_interval_s": 60,
         "use_gpu": gpu,
         "resources_per_worker": per_worker,
@@ -198,6 +204,54 @@ def test_workers_whose_folder_is_one_of_this_machine_are_on_the_head_node(
     given = trainer_of(monkeypatch, run, tmp_path, folder=tmp_path)
     bundle = {"CPU": 1, "node:__internal_head__": 0.001}
     assert given["scaling_config"]["resources_per_worker"] == bundle
+    alone = Inspection("file:///mnt", bfloat16=False, not_shared="a SQLite file", passed={"1"})
+    given = trainer_of(monkeypatch, run, tmp_path, inspection=alone)
+    assert given["scaling_config"]["resources_per_worker"] == bundle
+    assert given["scaling_config"]["label_selector"] is None
+
+
+@pytest.mark.parametrize(
+    ("passed", "wanted", "number", "excluded"),
+    [
+        ("abcd", 4, 4, None),
+        ("abcd", [2, 8], (2, 8), None),
+        ("abd", 4, 4, "!in(c)"),
+        ("bd", [2, 8], (2, 4), "!in(a,c)"),  # or it would wait for places on the others
+        ("b", [2, 4], (2, 2), "!in(a,c,d)"),
+        ("", [2, 4], (2, 2), "!in(a,b,c,d)"),
+    ],
+)
+def test_workers_are_placed_on_nodes_that_have_passed(
+    run, monkeypatch, tmp_path, passed, wanted, number, excluded
+):
+    monkeypatch.setenv(START_TIMEOUT, "30")
+    monkeypatch.setattr(workers, "alive_nodes", lambda _: [Node("", 2, id=one) for one in "abcd"])
+    known = Inspection("s3://b", bfloat16=False, passed=set(passed), refused={"a": "torch"})
+    changed = run.replace({"resources.workers": wanted})
+    scaling = trainer_of(monkeypatch, changed, tmp_path, inspection=known)["scaling_config"]
+    assert scaling["num_workers"] == number
+    assert scaling["label_selector"] == ({"ray.io/node-id": excluded} if excluded else None)
+    assert scaling["resources_per_worker"] == {"CPU": 1}
+
+
+def test_ray_train_takes_the_label_selector():
+    selector = {"ray.io/node-id": "!in(a,c)"}
+    config = ray.train.ScalingConfig(num_workers=(2, 4), label_selector=selector)
+    assert config._label_selector_per_worker(3) == [selector] * 3
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_the_nodes_of_a_training_are_those_of_the_command(fitted, monkeypatch, given):
+    """A trial's process is given them; a fit in the command's process has them."""
+    known, used = Inspection("s3://b", bfloat16=False), []
+    monkeypatch.setattr(workers, "last_inspection", lambda: None if given else known)
+    for name in ("wait_for_room", "has_room"):
+        monkeypatch.setattr(workers, name, lambda _, one: bool(used.append(one)) or True)
+    fitted.error = ValueError("last")
+    with pytest.raises(PipelineError):
+        fitted.rows(inspection=known if given else None)
+    used.append(fitted.tasks[0][2])
+    assert len(used) == 3 and all(one is known for one in used)
 
 
 def test_a_range_of_workers_waits_a_minute_for_a_place(run, monkeypatch, tmp_path):
