@@ -109,6 +109,16 @@ def test_what_more_seeds_would_do_is_said_of_the_arms_for_which_it_is_known():
     assert seeds_text(both, 16).endswith("of 0.01 with a probability of 80 % of close")
 
 
+def test_no_seeds_are_advised_for_what_divergence_has_blocked(config):
+    blocked = arm("blocked", 0.1, bits=dict(DCA.bits) | {4: None})
+    found = of_study(config, STANDARD, blocked)
+    assert seeds_to_settle(study(STANDARD, blocked).comparison, 4) is None
+    assert not any(name.startswith("Add") for name in lines(study_commands(found)))
+    both = study(STANDARD, blocked, CLOSE).comparison
+    assert seeds_to_settle(both, 5) == 11
+    assert seeds_text(both, 11).endswith("with a probability of 80 % of close")
+
+
 def test_step_times_that_are_too_noisy_have_the_commands_that_measure_them_again(config):
     noisy = arm("b", 0.1, step_time=Ratio(1.2, Interval(0.7, 1.3)))
     probes = [stage_run("probe", {}, run_id=name) for name in ("p2", "p1")]
