@@ -10,6 +10,7 @@ from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.experiment import Experiment, load, read_experiment
 from pipelines.reporting.commands import next_commands, reproduction_command
+from pipelines.reporting.page.leaderboard import leaderboard_section
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.choices import choice_answers, choice_commands
 from pipelines.reporting.studies.commands import (
@@ -219,6 +220,14 @@ def test_the_best_trials_of_a_choice_are_compared_over_the_seeds_that_there_are(
     dca = answer.comparison.rows[1].difference
     assert dca is not None
     assert (dca.paired.n, dca.paired.mean) == (2, pytest.approx(-0.215))
+
+
+def test_the_table_of_a_choice_names_the_split_that_the_search_minimised(data):
+    for metric, split in (("val", "validation"), ("train", "training")):
+        config = searched(data).replace({"train.best_metric": f"{metric}_bits_per_byte"})
+        results = results_of(config, TRIALS, completed=[("s", 0, 2.5), ("d", 0, 2.3)])
+        captions = [table.caption for table in leaderboard_section(results).tables]
+        assert captions[1].endswith(f"On the {split} split.")
 
 
 def test_a_choice_with_results_of_one_value_has_no_answer(data):
