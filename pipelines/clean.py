@@ -3,7 +3,8 @@
     python pipelines/clean.py [--storage PLACE] [--delete]
 
 These are checkpoints of runs that have finished or were deleted, temporary folders of commands that
-were killed, and files of local Ray clusters that have ended.
+were killed, and files of local Ray clusters that have ended. Checkpoints of trials that
+`sweep.py --retry-failed` can run again stay, although their search has finished.
 """
 
 try:
@@ -18,8 +19,9 @@ import argparse
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,14 +32,18 @@ from pipelines.console.text import counted
 
 if TYPE_CHECKING:  # MLflow, which takes seconds
     from pipelines.storage.remote import Folder
+    from pipelines.tracking.client import RetryingClient
 
 DEFAULT_STORAGE = "runs"
-CHECKPOINTS = ("trials", "fits")
+TRIALS = "trials"
+CHECKPOINTS = (TRIALS, "fits")
 """Folders of storage with one folder for each run of a search or a training."""
 
-ENDED = {"FINISHED": "its run has finished", "DELETED": "its run was deleted"}
+FINISHED = "its run has finished"
+ENDED = {"FINISHED": FINISHED, "DELETED": "its run was deleted"}
 """Why checkpoints are not needed, by the state of their run."""
 KILLED = "its command was killed"
+NEEDED = "its run is going on again"
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,8 @@ class Leftover:
 
     place: "Folder"
     reason: str
+    is_needed: Callable[[], bool] = lambda: False
+    """Whether it is needed after all: a sweep may have resumed its run since it was found."""
 
 
 @process_restored()
@@ -63,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     found, failed = [*_of_storage(storage), *_of_this_machine()], 0
     for one in found:
         line = f"{_size_of(one.place)}  {one.place}: {one.reason}"
-        if arguments.delete and (error := _delete(one.place)):
+        if arguments.delete and (error := _delete(one)):
             line, failed = f"{line}; cannot be deleted: {error}", failed + 1
         print(for_stream(line, sys.stdout))
     if not found:
@@ -82,22 +90,63 @@ def _of_storage(storage: "Folder") -> Iterator[Leftover]:
 
     if not storage.exists():
         return
-    folders = [storage / kind / name for kind in CHECKPOINTS for name in _names(storage / kind)]
+    folders = [(kind, storage / kind / n) for kind in CHECKPOINTS for n in _names(storage / kind)]
     client = connect_existing() if folders else None
-    for place in folders:
-        reason = ENDED.get(client.state_of(place.name) or "") if client else None
-        if reason:
-            yield Leftover(place, reason)
+    for kind, place in folders:
+        if client is not None:
+            yield from _of_run(client, place, with_trials=kind == TRIALS)
     if isinstance(storage, Path):
         for inside in (storage / "corpora", storage / "starts"):
             yield from (Leftover(path, KILLED) for path in abandoned_folders(inside))
+
+
+def _of_run(client: "RetryingClient", folder: "Folder", *, with_trials: bool) -> list[Leftover]:
+    """What is not needed of a run's checkpoints: all, or what no trial may continue from."""
+    reason = ENDED.get(client.state_of(folder.name) or "")
+    if reason is None:
+        return []
+    needed = _needed_trials(client, folder.name) if with_trials and reason == FINISHED else set()
+    names = _names(folder) if needed else []
+    places = [folder / name for name in names if name not in needed]
+    if not needed.intersection(names):
+        places = [folder]
+
+    def is_needed(place: "Folder") -> bool:
+        again = [one.place for one in _of_run(client, folder, with_trials=with_trials)]
+        return place not in again and folder not in again
+
+    return [Leftover(place, reason, partial(is_needed, place)) for place in places]
+
+
+def _needed_trials(client: "RetryingClient", search_run: str) -> set[str]:
+    """The names of the folders of a search's trials that are neither complete nor pruned.
+
+    A failed one can be run again from its last checkpoints, and so can one that has not ended. A
+    deleted one cannot. Raises EditedError if the tags of one are not what was written.
+    """
+    from pipelines.console.errors import EditedError
+    from pipelines.search.resume import trial_folder_name
+    from pipelines.tracking.schema import STATE_TAG, TRIAL_KIND, TRIAL_TAG
+    from pipelines.tracking.store import Store
+
+    store, needed = Store(client, client.get_run(search_run).info.experiment_id), set()
+    for run in store.children(search_run, TRIAL_KIND):
+        tags = run.data.tags
+        if tags.get(STATE_TAG) not in ("complete", "pruned"):
+            try:
+                needed.add(trial_folder_name(int(tags[TRIAL_TAG])))
+            except (KeyError, ValueError):
+                message = f"run {run.info.run_id}: tag {TRIAL_TAG} was edited or removed"
+                raise EditedError(message) from None
+    return needed
 
 
 def _names(folder: "Folder") -> list[str]:
     if isinstance(folder, Path):
         if folder.is_symlink() or not folder.is_dir():  # what a link points to lies elsewhere
             return []
-        return sorted(path.name for path in folder.iterdir() if not path.is_symlink())
+        folders = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+        return sorted(path.name for path in folders)
     return sorted({name.partition("/")[0] for name in folder.files()})
 
 
@@ -118,12 +167,15 @@ def _size_of(place: "Folder") -> str:
     return f"{size / 2**20:,.1f} MiB"
 
 
-def _delete(place: "Folder") -> str:
+def _delete(leftover: Leftover) -> str:
     """Returns why it failed, if it did."""
     from pipelines.console.errors import StorageError
     from pipelines.console.text import first_line
 
+    place = leftover.place
     try:
+        if leftover.is_needed():
+            return NEEDED
         if isinstance(place, Path):
             shutil.rmtree(place)
         else:

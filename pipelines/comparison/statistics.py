@@ -22,6 +22,8 @@ SD_CONFIDENCE = 0.8
 """Of the upper bound of the standard deviation that `seeds_needed` plans with."""
 MAX_PAIRS = 2**40
 """That `seeds_needed` considers."""
+LARGE_SHIFT = 10.0
+"""Times the critical value, from which the power is 1: less than that by 1e-20 or so."""
 MAX_FLIPPED = 30
 """Differences of which all signs are flipped: more take exponentially longer."""
 
@@ -185,7 +187,10 @@ def _power(n: int, sd: float, difference: float, level: float) -> float:
     if sd == 0 or not level:
         return float(level > 0)
     shift = difference / (sd / math.sqrt(n))
-    return 1 - float(nctdtr(n - 1, shift, -_t_quantile(level / 2, n - 1)))
+    critical = -_t_quantile(level / 2, n - 1)
+    below = float(nctdtr(n - 1, shift, critical))
+    # Large shifts, as of pairs that differ by rounding only, may give no number where it is 0.
+    return float(shift > LARGE_SHIFT * critical) if math.isnan(below) else 1 - below
 
 
 def _signed_sums(values: np.ndarray) -> np.ndarray:

@@ -64,7 +64,8 @@ class Row:
     simultaneous: Interval | None = None
     """The same, for all arms together; None where there is one."""
     seeds_needed: int | None = None
-    """Of an undecided arm: pairs that would find `smallest_difference` with power 0.8."""
+    """Of an undecided arm: pairs that would find `smallest_difference` with power 0.8. None where
+    divergence rules the verdict out to which the pairs point."""
     parameters: int | None = None
     parameter_ratio: float | None = None
     """To the baseline's, as the next ratio."""
@@ -98,6 +99,12 @@ class Comparison:
         """The arms of which it is not known whether they are better."""
         found = [(row, row.difference) for row in self.rows]
         return [row for row, one in found if one is not None and one.verdict == "undecided"]
+
+    @property
+    def decidable(self) -> list[Row]:
+        """The undecided arms that more seeds may decide: divergence blocks no verdict on them."""
+        found = [(row, row.difference) for row in self.undecided]
+        return [row for row, one in found if one is not None and one.blocked is None]
 
     @property
     def noisy_times(self) -> list[tuple[str, Interval]]:
@@ -141,7 +148,8 @@ def compare(
         row, difference = _row(arm, base), found[arm.name]
         test, tokens = difference.paired, _tokens(arm, base, difference)
         needed = None
-        if difference.verdict == "undecided" and test.sd is not None:
+        is_open = difference.verdict == "undecided" and difference.blocked is None
+        if is_open and test.sd is not None:
             needed = seeds_needed(test.sd, test.n, smallest_difference, later / len(others))
         rows.append(
             replace(

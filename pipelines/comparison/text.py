@@ -200,7 +200,13 @@ def _evidence(row: Row, *, negated: bool) -> str:
 
 
 def _missing(found: Comparison, row: Row) -> str:
-    """The seeds that would find the smallest difference, as the end of a sentence."""
+    """Why it is undecided whatever the seeds, or those that would find the smallest difference, as
+    the end of a sentence."""
+    if row.difference and (blocked := row.difference.blocked):
+        lost, whose = row.difference.arm_diverged, "its"
+        if blocked == "worse":
+            lost, whose = row.difference.baseline_diverged, f"{found.baseline}'s"
+        return f"; it cannot be called {blocked}, because {lost} of {whose} trainings diverged"
     n, needed = _get(row, "difference.paired.n"), row.seeds_needed
     if needed is None:
         return ""

@@ -37,6 +37,23 @@ class Difference:
     verdict: Verdict
     decided_at: int | None = None
     """The look that decided, from 1; None while undecided."""
+    arm_diverged: int = 0
+    """Seeds with which the arm diverged and the baseline did not; 0 in an older store."""
+    baseline_diverged: int = 0
+    """Seeds with which the baseline diverged and the arm did not; 0 in an older store."""
+
+    @property
+    def blocked(self) -> Verdict | None:
+        """The verdict that divergence rules out, whatever further seeds say; None if it does not.
+
+        That is the one to which the mean of the pairs points.
+        """
+        mean = self.paired.mean
+        if self.verdict != "undecided" or mean is None:
+            return None
+        if mean < 0:
+            return "better" if self.arm_diverged else None
+        return "worse" if self.baseline_diverged else None
 
 
 def pair(arm: Bits, baseline: Bits, seeds: Collection[int] | None = None) -> Pairs:
@@ -80,7 +97,8 @@ def differences(
             before = found.get(name)
             if before is not None and verdict(pairs[name], test, p, LEVEL) == before.verdict:
                 now, at = before.verdict, before.decided_at or number
-            found[name] = Difference(test, p, now, None if now == "undecided" else at)
+            lost = pairs[name].arm_diverged, pairs[name].baseline_diverged
+            found[name] = Difference(test, p, now, None if now == "undecided" else at, *lost)
     return found
 
 

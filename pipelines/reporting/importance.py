@@ -31,14 +31,25 @@ class Importance:
 
     shares: pd.DataFrame
     """One row per key, most important first: share (of the variance, 0 to 1; NaN with too few
-    trials), trials (their number), always (whether the key applied in all trials)."""
+    trials, or where no other key varied: it would be 1 whatever the results are), trials (their
+    number), always (whether the key applied in all trials)."""
     tokens: int = 0
     """Budget at which the trials were compared."""
     note: str = ""
     """Why there are no shares."""
     best: dict[str, float] = field(default_factory=dict)
     """Of each key the share, by PED-ANOVA, of what distinguishes the best trials from all, largest
-    first; empty with fewer than MIN_PED_ANOVA_TRIALS trials."""
+    first; empty with fewer than MIN_PED_ANOVA_TRIALS trials, or if only one key varied."""
+
+    @property
+    def obstacle(self) -> str:
+        """Why no key is the most important one; empty if one is."""
+        share = self.shares["share"]
+        if self.note or (share[self.shares["always"].astype(bool)] > 0).any():
+            return self.note
+        if share.empty or share.isna().any():
+            return "no key could be compared with another"
+        return "no searched key varied"
 
 
 def importance(results: Results) -> Importance:
@@ -76,7 +87,7 @@ def _ped_anova(results: Results, table: pd.DataFrame, values: pd.Series) -> dict
     where the results are good (arXiv 2304.10255).
     """
     keys = [key for key in results.keys if not _is_constant(table, key)]
-    if len(table) < MIN_PED_ANOVA_TRIALS or not keys:
+    if len(table) < MIN_PED_ANOVA_TRIALS or len(keys) < 2:
         return {}
     from optuna.importance import PedAnovaImportanceEvaluator
 
@@ -108,12 +119,13 @@ def _is_constant(table: pd.DataFrame, key: str) -> bool:
 def _fanova(
     results: Results, table: pd.DataFrame, values: pd.Series, keys: Sequence[str]
 ) -> dict[str, float]:
-    """Shares of the variance of these trials' values that keys explain."""
+    """Shares of the variance of these trials' values that keys explain; 0 of one that did not vary,
+    NaN of one that varied alone."""
     from optuna.importance import FanovaImportanceEvaluator  # with scikit-learn
 
     varied = [key for key in keys if not _is_constant(table, key)]
-    if not varied:
-        return dict.fromkeys(keys, 0.0)
+    if len(varied) < 2:
+        return dict.fromkeys(keys, 0.0) | dict.fromkeys(varied, math.nan)
     evaluator = FanovaImportanceEvaluator(n_trees=TREES, seed=0)
     shares = _evaluate(results, table, values, varied, evaluator)
     return {key: shares.get(key, 0.0) for key in keys}

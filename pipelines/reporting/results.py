@@ -93,7 +93,7 @@ class Results:
     @property
     def split(self) -> str:
         """The text on which that metric is computed, for people."""
-        return "validation" if self.metric.startswith("val_") else "training"
+        return split_of(self.metric)
 
     @property
     def winner(self) -> int | None:
@@ -139,6 +139,11 @@ class Results:
         base = self.config.training_run().params | ({TRAIN_TOKENS_PARAM: tokens} if tokens else {})
         params = {key: encode_param(value) for key, value in (base | dict(values)).items()}
         return configuration_text(params, str(self.lineage["corpus"]["fingerprint"]))
+
+
+def split_of(metric: str) -> str:
+    """The text on which a train.best_metric is computed, for people."""
+    return "validation" if metric.startswith("val_") else "training"
 
 
 def configuration_text(params: Mapping[str, str], corpus: str) -> str:

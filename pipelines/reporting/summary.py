@@ -59,11 +59,10 @@ def _study_sentences(results: Results) -> list[str]:
 
 
 def _importance_sentence(known: Importance) -> str:
+    if known.obstacle:
+        return f"The most important hyperparameter cannot be determined: {known.obstacle}."
     shares = known.shares.dropna()
-    if known.note or shares.empty:
-        reason = known.note or "no key could be compared"
-        return f"The most important hyperparameter cannot be determined: {reason}."
-    first = shares[shares["always"]] if shares["always"].any() else shares
+    first = shares[shares["always"].astype(bool)]
     key, trials, share = first.index[0], int(first["trials"].iloc[0]), first["share"].iloc[0]
     others = [
         f"{name} {100 * row['share']:.0f} %{'' if row['always'] else ' where it applies'}"

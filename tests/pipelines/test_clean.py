@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from pipelines import clean
+from pipelines.search.resume import trial_folder_name
 from pipelines.storage import scratch
 from pipelines.storage.scratch import abandoned_folders, scratch_folder
+from pipelines.tracking.schema import STATE_TAG, TRIAL_TAG
 from tests.pipelines.commands import Folder
 
 
@@ -50,6 +52,65 @@ def test_checkpoints_of_runs_that_may_go_on_or_are_unknown_stay(left, tmp_path):
     assert [name for name, path in left.items() if path.exists()] == ["begun", "unknown"]
     code, out, err = folder.run("clean.py", "--delete")
     assert (code, out) == (0, "there is nothing that nothing needs\n")
+
+
+STATES = ("complete", "failed", None, "pruned", "deleted", "unknown")
+"""Of the trials with a folder of checkpoints, by number."""
+
+
+@pytest.fixture
+def search(store, tmp_path, monkeypatch) -> Path:
+    """The folder of a finished search: a trial failed, another one did not end."""
+    monkeypatch.setattr(clean, "_of_this_machine", lambda: iter(()))
+    run = store.create("search", "search", "search")
+    folder = tmp_path / "runs" / "trials" / run
+    for number, state in enumerate(STATES):
+        (folder / trial_folder_name(number)).mkdir(parents=True)
+        if state == "unknown":
+            continue
+        tags = {TRIAL_TAG: str(number), **({STATE_TAG: state} if state else {})}
+        if state == "deleted":
+            tags[STATE_TAG] = "failed"
+        trial = store.create("trial", f"{run}/{number}", "trial", parent=run, tags=tags)
+        if state == "deleted":
+            store.client.delete_run(trial)
+    store.end(run)
+    return folder
+
+
+def left_of(folder: Path) -> list[int]:
+    """The numbers of the trials whose folders are there."""
+    return [int(path.name.removeprefix("trial-")) for path in sorted(folder.iterdir())]
+
+
+def test_trials_that_can_be_run_again_keep_the_checkpoints_of_a_finished_search(search, tmp_path):
+    code, out, err = Folder(tmp_path).run("clean.py", "--delete")
+    assert (code, out.splitlines()[-1]) == (0, "4 of 4 deleted"), err
+    assert left_of(search) == [1, 2]
+    code, out, err = Folder(tmp_path).run("clean.py", "--delete")
+    assert (code, out) == (0, "there is nothing that nothing needs\n"), err
+
+
+def test_a_finished_search_without_such_trials_is_deleted_whole(search, store, tmp_path):
+    for run in store.children(search.name, "trial"):
+        store.tag(run.info.run_id, {STATE_TAG: "pruned"})
+    code, out, err = Folder(tmp_path).run("clean.py", "--delete")
+    assert (code, out.splitlines()[-1]) == (0, "1 of 1 deleted"), err
+    assert not search.exists()
+
+
+def test_what_a_sweep_has_resumed_since_it_was_listed_stays(search, store, tmp_path, monkeypatch):
+    size_of = clean._size_of
+
+    def resumed_meanwhile(place: Path) -> str:
+        store.client.update_run(search.name, status="RUNNING")
+        return size_of(place)
+
+    monkeypatch.setattr(clean, "_size_of", resumed_meanwhile)
+    code, out, _ = Folder(tmp_path).run("clean.py", "--delete")
+    assert code == 1
+    assert "cannot be deleted: its run is going on again" in out
+    assert left_of(search) == [*range(len(STATES))]
 
 
 def test_what_lies_behind_a_link_stays(left, tmp_path):

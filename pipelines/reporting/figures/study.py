@@ -151,8 +151,11 @@ def quality_and_time(study: Study) -> Figure:
 
 
 @styled
-def rate_curves(study: Study) -> Figure:
-    """The best result of each arm's tuning against the learning rate; a cross diverged."""
+def rate_curves(study: Study, split: str) -> Figure:
+    """The best result of each arm's tuning against the learning rate; a cross diverged.
+
+    `split` is the text on which the searches compare their trials.
+    """
     styles = arm_styles([arm.name for arm in study.arms], study.comparison.baseline)
     figure, (axes,) = new_figure(3.6)
     values = []
@@ -177,7 +180,7 @@ def rate_curves(study: Study) -> Figure:
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: f"{rate:.2g}"))
     axes.set_xlabel("learning rate")
-    axes.set_ylabel("validation bits per byte of the trials")
+    axes.set_ylabel(f"{split} bits per byte of the trials")
     if values:
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure

@@ -24,7 +24,10 @@ def leaderboard_section(results: Results) -> Section:
         section.pictures = _pictures(results)
         answers = [] if results.whole else choice_answers(results)
         section.paragraphs = tuple(map(_choice_sentence, answers))
-        section.tables = [_trial_table(results), *map(_choice_table, answers)]
+        section.tables = [
+            _trial_table(results),
+            *(_choice_table(one, results.split) for one in answers),
+        ]
     rows = repeated_configurations(results)
     if not rows:
         section.paragraphs = [
@@ -92,7 +95,7 @@ def _choice_sentence(answer: ChoiceAnswer) -> str:
     return f"{answer.key}: {' '.join(known)}{more}"
 
 
-def _choice_table(answer: ChoiceAnswer) -> Table:
+def _choice_table(answer: ChoiceAnswer, split: str) -> Table:
     found = answer.comparison
     texts = [
         {
@@ -108,7 +111,7 @@ def _choice_table(answer: ChoiceAnswer) -> Table:
     caption = (
         f"The best complete trial of each value of {answer.key}, paired with that of "
         f"{found.baseline} over the seeds that all of them were trained with; the seed of the "
-        "search counts only without others. On the validation split."
+        f"search counts only without others. On the {split} split."
     )
     return Table(caption, names, rows, set(range(1, len(names))))
 

@@ -18,9 +18,8 @@ NO_TRIALS = "There are no trials."
 def importance_section(results: Results, known: Importance) -> Section:
     """The share of the variance that each key explains."""
     section = Section("importance", "Importance of the hyperparameters")
-    if known.note or known.shares.empty:
-        reason = known.note or "no key could be compared"
-        section.paragraphs = [f"No importance can be computed: {reason}."]
+    if known.obstacle and not (known.shares["share"] > 0).any() and not known.best:
+        section.paragraphs = [f"No importance can be computed: {known.obstacle}."]
         return section
     section.paragraphs = [
         f"Optuna's fANOVA: a random forest predicts bits per byte after {known.tokens:,} bytes, "
@@ -36,7 +35,10 @@ def importance_section(results: Results, known: Importance) -> Section:
             f"Bars of importance; the largest is {known.shares.index[0]}.",
         )
     ]
-    caption = f"Importance; n/a with fewer than {MIN_TRIALS} trials, or with equal results."
+    caption = (
+        f"Importance; n/a with fewer than {MIN_TRIALS} trials, with equal results, or where no "
+        "other key varied."
+    )
     rows = [
         [key, share_cell(row["share"]), f"{int(row['trials'])}"]
         for key, row in known.shares.iterrows()

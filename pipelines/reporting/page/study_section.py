@@ -1,6 +1,9 @@
 """Sections of the page about a study: verdicts, what they cost and leave out, and figures."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from matplotlib.figure import Figure
 
 from pipelines.comparison.config import PROBE_ROUNDS
 from pipelines.comparison.statistics import LEVEL, SD_CONFIDENCE
@@ -65,17 +68,16 @@ def study_sections(results: Results) -> list[Section]:
         LEFT_OUT,
     ]
     arms = [arms_table(experiment)] if experiment.arms else []
-    section.tables = [*_tables(study, rows), *arms]
-    return [section, Section("arms", "The arms in figures", pictures=study_pictures(study))]
+    section.tables = [*_tables(study, rows, results.split), *arms]
+    pictures = study_pictures(study, results.split)
+    return [section, Section("arms", "The arms in figures", pictures=pictures)]
 
 
 def _method(study: Study, experiment: Experiment) -> list[str]:
     """How the arms were trained and compared."""
     found, seeds = study.comparison, len(study.looks[-1])
     count = counted(seeds, "seed")
-    tokens = {f"{arm_tokens(study, row.arm):,}" for row in found.rows}
-    budget = f"on {tokens.pop()} bytes" if len(tokens) == 1 else "for equal times"
-    trained = f"trained with {count} {budget}"
+    trained = f"trained with {count} {_budget(study, experiment)}"
     if len(found.rows) == 1:
         return [f"The winner of the search was {trained}. Results are those of the test split."]
     return [
@@ -90,6 +92,17 @@ def _method(study: Study, experiment: Experiment) -> list[str]:
         f"Undecided does not mean equal: see the intervals. {_looks(study)}",
         *_needed(found),
     ]
+
+
+def _budget(study: Study, experiment: Experiment) -> str:
+    """How long the arms were trained: with the steps of each, and patience, the bytes differ."""
+    if experiment.budget == "time":
+        return "for equal times"
+    curves = [curve for arm in study.arms for curve in arm.curves.values() if curve.tokens]
+    ends = [int(curve.tokens[-1]) for curve in curves]
+    ends = ends or [experiment.fit_run().train.tokens]  # all diverged
+    low, high = f"{min(ends):,}", f"{max(ends):,}"
+    return f"on {low} bytes" if low == high else f"on {low} to {high} bytes"
 
 
 def _planned(study: Study, experiment: Experiment) -> list[str]:
@@ -153,17 +166,20 @@ def _marks(study: Study, experiment: Experiment) -> list[str]:
     return found
 
 
-def study_pictures(study: Study) -> list[Picture]:
-    """The figures that the study has the numbers for."""
+def study_pictures(study: Study, split: str) -> list[Picture]:
+    """The figures that the study has the numbers for.
+
+    `split` is the text on which the searches compare their trials.
+    """
     several = len(study.arms) > 1
     timed = any(study.seconds_of_token(arm) is not None for arm in study.arms)
     rated = any(arm.rates for arm in study.arms)
     base = study.comparison.baseline
-    drawn = {
+    drawn: dict[str, tuple[bool, Callable[[Study], Figure]]] = {
         "forest": (several, figures.forest),
         "study_curves": (any(arm.curves for arm in study.arms), figures.study_curves),
         "quality_and_time": (several and timed, figures.quality_and_time),
-        "rate_curves": (rated, figures.rate_curves),
+        "rate_curves": (rated, partial(figures.rate_curves, split=split)),
     }
     captions = {
         "forest": f"Each arm's difference from {base} on the test split, pair by pair, with its "
@@ -174,7 +190,7 @@ def study_pictures(study: Study) -> list[Picture]:
         "quality_and_time": "The test split: below the line an arm is better than the baseline, "
         "right of it its steps take longer. Bars are 95 % intervals.",
         "rate_curves": "The best trial with each learning rate of an arm's search, on the "
-        "validation split; the ring is its best, a cross at the top diverged.",
+        f"{split} split; the ring is its best, a cross at the top diverged.",
     }
     return [
         Picture(name, draw(study), captions[name], _alt(name))
@@ -192,7 +208,7 @@ def _alt(name: str) -> str:
     }[name]
 
 
-def _tables(study: Study, rows: Sequence[Row]) -> list[Table]:
+def _tables(study: Study, rows: Sequence[Row], split: str) -> list[Table]:
     found = study.comparison
     quality = _table(
         "Quality on the test split: the baseline, then the best first. The verdict is that of the "
@@ -203,7 +219,7 @@ def _tables(study: Study, rows: Sequence[Row]) -> list[Table]:
     )
     cost = _table(COST, rows, lambda row: cost_cells(row) | _time(study, row))
     tuning = _table(
-        "The searches, on the validation split: the best learning rate, and how much is lost on "
+        f"The searches, on the {split} split: the best learning rate, and how much is lost on "
         "average over the rates tried (sensitivity, in bits per byte).",
         rows,
         tuning_cells,

@@ -35,7 +35,7 @@ class ChoiceAnswer:
     trials: dict[str, int]
     """The best complete trial of each value, by the value as text, in the order of the choice."""
     comparison: Comparison
-    """Of the validation split, paired over the seeds that all of them have, with the first value.
+    """Of train.best_metric, paired over the seeds that all of them have, with the first value.
     Those of the search do not count where there are others."""
 
 

@@ -82,11 +82,12 @@ def seeds_to_settle(found: Comparison, present: int) -> int | None:
     """Seeds that would tell more of the undecided arms; None if none is, or there are as many.
 
     That is the number that finds the smallest difference that matters. Arms that need more seeds
-    than an experiment may have do not count: their spread may be known better with a few more.
+    than an experiment may have do not count: their spread may be known better with a few more. Nor
+    do arms whose verdict divergence blocks, which no seeds change.
     """
-    if len(found.rows) > 1 and not found.undecided:
+    if len(found.rows) > 1 and not found.decidable:
         return None
-    needed = [row.seeds_needed for row in found.undecided if row.seeds_needed]
+    needed = [row.seeds_needed for row in found.decidable if row.seeds_needed]
     wanted = max((n for n in needed if n <= MAX_SEEDS), default=FIRST_SEEDS)
     return wanted if present < wanted else None
 
@@ -95,7 +96,7 @@ def seeds_text(found: Comparison, wanted: int) -> str:
     """What so many seeds would do, after "would"."""
     if len(found.rows) == 1:
         return "make the interval narrower"
-    known = [row.arm for row in found.undecided if row.seeds_needed and row.seeds_needed <= wanted]
+    known = [row.arm for row in found.decidable if row.seeds_needed and row.seeds_needed <= wanted]
     if not known:
         return "tell how many are needed"
     of = "" if len(known) == len(found.undecided) else f" of {', '.join(known)}"

@@ -140,9 +140,11 @@ def _store(context: Context[Experiment], study: Study) -> None:
 
 def _draw(context: Context[Experiment], study: Study) -> None:
     from pipelines.reporting.page.study_section import study_pictures  # with matplotlib
+    from pipelines.reporting.results import split_of
 
+    split = split_of(context.config.train.best_metric)
     with scratch_folder() as scratch:
-        for picture in study_pictures(study):
+        for picture in study_pictures(study, split):
             picture.save(scratch)
         context.store.log_files(context.run_id, scratch, FIGURES_FOLDER)
 

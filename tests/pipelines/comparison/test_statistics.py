@@ -133,6 +133,12 @@ def test_the_level_of_a_late_look_is_not_rounded_away():
     assert seeds_needed(1.0, 10**7, 0.5, look_level(2000)) is None
 
 
+def test_of_pairs_that_differ_by_rounding_only_two_are_enough():
+    for sd in (1e-5, 1e-8, 1e-12, 1e-300):
+        assert seeds_needed(sd, 5, 0.01) == 2, sd
+    assert seeds_needed(1e-12, 5, 0.01, level=1e-300) is not None
+
+
 def test_the_seeds_needed_have_the_power_promised():
     n = seeds_needed(0.02, 10**6, 0.01, level=0.04)
     rng = np.random.default_rng(0)

@@ -147,6 +147,37 @@ def test_divergence_stands_in_the_sentence_and_in_the_table():
     assert sentence(found).startswith("dca is undecided")
 
 
+def test_what_divergence_has_blocked_has_its_reason_and_no_number_of_seeds():
+    found = study(replace(DCA, bits=dict(DCA.bits) | {4: None}))
+    assert found.rows[1].seeds_needed is None
+    assert sentence(found) == (
+        "dca is undecided against standard: 0.101 bits per byte lower (0.094 to 0.108, 4 seeds, "
+        "Holm p < 0.0001, 1 diverged); it cannot be called better, because 1 of its trainings "
+        "diverged."
+    )
+    lost = replace(STANDARD, bits=dict(STANDARD.bits) | {0: None, 4: None})
+    found = compare([lost, WORSE, DCA], "standard", [range(5)], smallest_difference=0.01)
+    (worse,) = found.undecided
+    assert (worse.arm, worse.seeds_needed, found.decidable) == ("worse", None, [])
+    assert arm_sentence(found, worse).endswith(
+        "; it cannot be called worse, because 2 of standard's trainings diverged."
+    )
+    assert row(found, "dca").difference.verdict == "better"  # type: ignore[union-attr]
+
+
+def test_a_divergence_that_blocks_nothing_leaves_the_number_of_seeds():
+    lost = replace(STANDARD, bits=dict(STANDARD.bits) | {4: None})
+    close = compare([lost, CLOSE], "standard", [range(5)], smallest_difference=0.01)
+    assert close.rows[1].difference.paired.mean < 0  # type: ignore[union-attr, operator]
+    assert close.decidable == close.undecided
+    assert close.rows[1].seeds_needed is not None
+    older = replace(close.rows[1].difference, baseline_diverged=0)  # type: ignore[type-var]
+    data = result_data(close)
+    del data["rows"][1]["difference"]["baseline_diverged"]
+    read = from_json(Comparison, json.dumps(data))
+    assert read.rows[1].difference == older
+
+
 def test_only_a_count_is_said_where_not_all_pairs_reach_the_quality():
     slow = {seed: Curve(TOKENS, [9.0] * 10) for seed in range(2)}
     found = study(replace(DCA, curves=dict(DCA.curves) | slow))

@@ -146,6 +146,15 @@ def test_curves_of_which_nearly_all_points_are_equal_are_shown_whole(plain):
     assert same.get_ylim()[0] < 2.0 < same.get_ylim()[1]
 
 
+def test_the_curves_are_of_the_validation_split_whatever_the_search_minimised(plain):
+    training = plain.replace({"train.best_metric": "train_bits_per_byte"})
+    trials = [trial("complete", [2.0, 1.0])]
+    figure = figures.curves(results_of(training, trials))
+    assert {axes.get_ylabel() for axes in figure.axes} == {"validation bits per byte"}
+    (axes,) = figures.history(results_of(training, trials)).axes
+    assert axes.get_ylabel() == "training bits per byte"
+
+
 def bars(axes: Axes) -> list[list[tuple[float, float, float, float]]]:
     """Of each series: left end, bottom, width and height of the bars."""
     return [

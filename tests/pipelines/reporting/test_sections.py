@@ -262,7 +262,7 @@ def test_the_importance_has_a_row_for_each_key(config):
     assert (table.columns[-1], table.numbers) == ("share of the best", {1, 2, 3})
     empty = pd.DataFrame([], columns=COLUMNS)
     for known, reason in (
-        (Importance(empty), "no key could be compared"),
+        (Importance(empty), "no key could be compared with another"),
         (Importance(empty, note="too few"), "too few"),
     ):
         section = search.importance_section(results_of(config), known)
@@ -359,9 +359,16 @@ def test_the_first_sentence_names_the_key_that_decides_and_two_others(config):
     few = first(results, ("a", 0.805, 19, True))
     assert "it explains 80 % of the variance between 19 trials, compared" in few
     assert few.endswith("reached; with so few trials this is only a hint.")
-    never = first(results, ("a", 0.5, 30, False), ("b", float("nan"), 2, True))
-    assert never.startswith("a is the most important hyperparameter: it explains 50 %")
-    assert "(then" not in never
+
+
+def test_no_key_is_the_most_important_one_where_none_was_compared(config):
+    results, start = results_of(config, TRIALS), "The most important hyperparameter cannot be"
+    constant = first(results, ("a", 0.0, 30, True), ("b", 0.0, 20, False))
+    assert constant == f"{start} determined: no searched key varied."
+    alone = first(results, ("a", float("nan"), 30, True), ("b", 0.0, 30, True))
+    assert alone == f"{start} determined: no key could be compared with another."
+    beside = first(results, ("a", 0.3, 30, False), ("b", float("nan"), 30, True))
+    assert beside == alone  # b, which all trials have, may explain more
 
 
 def test_the_second_sentence_has_the_winner_and_the_next(config):

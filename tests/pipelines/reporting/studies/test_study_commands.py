@@ -10,6 +10,7 @@ from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.experiment import Experiment, load, read_experiment
 from pipelines.reporting.commands import next_commands, reproduction_command
+from pipelines.reporting.page.leaderboard import leaderboard_section
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.choices import choice_answers, choice_commands
 from pipelines.reporting.studies.commands import (
@@ -107,6 +108,16 @@ def test_what_more_seeds_would_do_is_said_of_the_arms_for_which_it_is_known():
     close = arm("close", 0, bits={0: 2.501, 1: 2.508})
     both = study(STANDARD, far, close, looks=2).comparison
     assert seeds_text(both, 16).endswith("of 0.01 with a probability of 80 % of close")
+
+
+def test_no_seeds_are_advised_for_what_divergence_has_blocked(config):
+    blocked = arm("blocked", 0.1, bits=dict(DCA.bits) | {4: None})
+    found = of_study(config, STANDARD, blocked)
+    assert seeds_to_settle(study(STANDARD, blocked).comparison, 4) is None
+    assert not any(name.startswith("Add") for name in lines(study_commands(found)))
+    both = study(STANDARD, blocked, CLOSE).comparison
+    assert seeds_to_settle(both, 5) == 11
+    assert seeds_text(both, 11).endswith("with a probability of 80 % of close")
 
 
 def test_step_times_that_are_too_noisy_have_the_commands_that_measure_them_again(config):
@@ -209,6 +220,14 @@ def test_the_best_trials_of_a_choice_are_compared_over_the_seeds_that_there_are(
     dca = answer.comparison.rows[1].difference
     assert dca is not None
     assert (dca.paired.n, dca.paired.mean) == (2, pytest.approx(-0.215))
+
+
+def test_the_table_of_a_choice_names_the_split_that_the_search_minimised(data):
+    for metric, split in (("val", "validation"), ("train", "training")):
+        config = searched(data).replace({"train.best_metric": f"{metric}_bits_per_byte"})
+        results = results_of(config, TRIALS, completed=[("s", 0, 2.5), ("d", 0, 2.3)])
+        captions = [table.caption for table in leaderboard_section(results).tables]
+        assert captions[1].endswith(f"On the {split} split.")
 
 
 def test_a_choice_with_results_of_one_value_has_no_answer(data):

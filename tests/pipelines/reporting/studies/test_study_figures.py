@@ -68,18 +68,19 @@ def test_quality_is_drawn_against_time_with_the_baseline_where_the_lines_cross()
 
 def test_the_rates_of_an_arm_have_a_ring_at_the_best_and_a_cross_where_all_diverged():
     lost = learning_rates([(1e-3, 2.7), (2e-3, 2.5), (4e-3, None)], 8.0)
-    (axes,) = figures.rate_curves(study(STANDARD, arm("lost", 0.1, rates=lost))).axes
+    (axes,) = figures.rate_curves(study(STANDARD, arm("lost", 0.1, rates=lost)), "training").axes
     assert [text for _, text in sorted(tick_texts(axes, "x").items())] == [
         "0.001",
         "0.002",
         "0.004",
     ]
+    assert axes.get_ylabel() == "training bits per byte of the trials"
     line = axes.lines[1].get_xydata()
     assert line[:2].tolist() == [[1e-3, 2.7], [2e-3, 2.5]]
     assert np.isnan(line[2, 1])
     offsets = [one.get_offsets().tolist() for one in axes.collections]
     assert offsets == [[[2e-3, 2.5]], [], [[2e-3, 2.5]], [[4e-3, 0.98]]]
-    nothing = figures.rate_curves(study(arm("a", 0, rates=None)))
+    nothing = figures.rate_curves(study(arm("a", 0, rates=None)), "validation")
     assert not nothing.legends
 
 

@@ -237,7 +237,27 @@ def test_the_page_says_what_the_intervals_leave_out_and_what_is_to_be_known_of_a
     assert "diverged" not in text
     lost = arm("lost", 0.1, bits={0: 2.0, 1: None, 2: None})
     assert "Trainings diverged of lost (2)." in paragraphs(config, STANDARD, lost)
-    assert "on 1000 bytes" in text.replace(",", "")
+
+
+def test_the_page_says_how_long_the_arms_were_trained(config):
+    assert "trained with 5 seeds on 1,000 bytes. A pair" in paragraphs(config, STANDARD, DCA)
     tokens = (*DCA.curves[0].tokens[:-1], 1200)
-    curves = {seed: curve._replace(tokens=tokens) for seed, curve in DCA.curves.items()}
-    assert "for equal times" in paragraphs(config, STANDARD, arm("longer", 0.1, curves=curves))
+    longer = {seed: curve._replace(tokens=tokens) for seed, curve in DCA.curves.items()}
+    arms = STANDARD, arm("longer", 0.1, curves=longer)
+    assert "5 seeds on 1,000 to 1,200 bytes. A" in paragraphs(config, *arms)
+    in_time = config.replace({"budget": "time"})
+    assert "trained with 5 seeds for equal times. A" in paragraphs(in_time, *arms)
+    lost = arm("lost", 0.1, bits=dict.fromkeys(range(5)), curves={})
+    assert "5 seeds on 1,000 bytes. A" in paragraphs(config, STANDARD, lost)
+    planned = f"{config.train.tokens:,}"
+    assert f"with 5 seeds on {planned} bytes. Res" in paragraphs(config, lost)
+
+
+@pytest.mark.parametrize(("name", "split"), [("val", "validation"), ("train", "training")])
+def test_the_searches_are_described_by_the_split_that_they_minimised(config, name, split):
+    config = config.replace({"train.best_metric": f"{name}_bits_per_byte"})
+    results = tables_of(config.of_arm("dca-2"), whole=config, study=study(STANDARD, DCA))
+    first, pictures = study_sections(results)
+    assert f"The searches, on the {split} split" in " ".join(t.caption for t in first.tables)
+    rates = next(one for one in pictures.pictures if one.name == "rate_curves")
+    assert f"of an arm's search, on the {split} split" in rates.caption
