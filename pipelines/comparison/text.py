@@ -203,10 +203,10 @@ def _missing(found: Comparison, row: Row) -> str:
     """Why it is undecided whatever the seeds, or those that would find the smallest difference, as
     the end of a sentence."""
     if row.difference and (blocked := row.difference.blocked):
-        lost, whose = row.difference.arm_diverged, "its"
+        lost, of = row.difference.arm_diverged, ""
         if blocked == "worse":
-            lost, whose = row.difference.baseline_diverged, f"{found.baseline}'s"
-        return f"; it cannot be called {blocked}, because {lost} of {whose} trainings diverged"
+            lost, of = row.difference.baseline_diverged, f" of {found.baseline}"
+        return f"; it cannot be called {blocked}, because {counted(lost, 'training')}{of} diverged"
     n, needed = _get(row, "difference.paired.n"), row.seeds_needed
     if needed is None:
         return ""

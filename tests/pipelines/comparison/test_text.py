@@ -152,7 +152,7 @@ def test_what_divergence_has_blocked_has_its_reason_and_no_number_of_seeds():
     assert found.rows[1].seeds_needed is None
     assert sentence(found) == (
         "dca is undecided against standard: 0.101 bits per byte lower (0.094 to 0.108, 4 seeds, "
-        "Holm p < 0.0001, 1 diverged); it cannot be called better, because 1 of its trainings "
+        "Holm p < 0.0001, 1 diverged); it cannot be called better, because 1 training "
         "diverged."
     )
     lost = replace(STANDARD, bits=dict(STANDARD.bits) | {0: None, 4: None})
@@ -160,7 +160,7 @@ def test_what_divergence_has_blocked_has_its_reason_and_no_number_of_seeds():
     (worse,) = found.undecided
     assert (worse.arm, worse.seeds_needed, found.decidable) == ("worse", None, [])
     assert arm_sentence(found, worse).endswith(
-        "; it cannot be called worse, because 2 of standard's trainings diverged."
+        "; it cannot be called worse, because 2 trainings of standard diverged."
     )
     assert row(found, "dca").difference.verdict == "better"  # type: ignore[union-attr]
 
