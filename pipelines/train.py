@@ -202,7 +202,7 @@ def _compare(version: Version, uri: str) -> str:
 
     try:
         made = version.models.read_packaged(model_id_of(uri), LINEAGE)
-    except PipelineError as error:  # the training is told all the same
+    except PipelineError as error:  # the training is shown anyway
         return f"cannot be compared: {error}"
     if made is None:
         return f"cannot be compared: {uri} has no {LINEAGE}"

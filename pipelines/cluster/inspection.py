@@ -136,14 +136,14 @@ def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:
         gpus = torch.accelerator.device_count() if found and found.type in RAY_GPU_TYPES else 0
         return [Node("this machine", machine_cpus(), gpus)]
     cluster = connect()
-    alone, own = list(_not_shared(storage, len(cluster))), {node.id for node in cluster}
+    local, own = list(_not_shared(storage, len(cluster))), {node.id for node in cluster}
     if len(cluster) > 1:
-        _refuse(iter(alone))
+        _refuse(iter(local))
         wrong, silent = node_problems(storage, cluster, bfloat16=bfloat16)
         _refuse(problem for problems in [*wrong.values(), silent.values()] for problem in problems)
         # without nodes that were found dead meanwhile, or have joined
         cluster = [node for node in connect() if node.id in own]
-    reason = f"{alone[0].key} serves one machine only" if alone else ""
+    reason = f"{local[0].key} serves one machine only" if local else ""
     _last.append(Inspection(storage, bfloat16, reason, own))
     return cluster
 
