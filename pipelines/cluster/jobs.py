@@ -4,7 +4,7 @@ Used by the search, with a group for each arm of a study, and by the stages for 
 a group each. All groups share the slots of the cluster: none waits for another.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -68,6 +68,8 @@ class JobGroup:
     """In which each trial has a folder for its checkpoints."""
     source: Source
     events: TrialEvents
+    require_same_code: Callable[[], None]
+    """Raises PipelineError if code that its trials import was edited since the command began."""
     scheduler: TrialScheduler = field(default_factory=FIFOScheduler)
     """By default it stops no trial early."""
 
@@ -93,7 +95,7 @@ def run_jobs(
     Raises:
         ConfigError: If not one trial fits this machine.
         StorageError: If a checkpoint cannot be written.
-        PipelineError: If something could not be stored in the tracking store.
+        PipelineError: If something could not be stored in the tracking store, or code was edited.
 
     """
     resources = next(iter(groups.values())).base.resources
@@ -246,7 +248,9 @@ class GroupEvents(NotPickled, tune.Callback):
 
     def __init__(self, groups: Mapping[str, JobGroup]) -> None:
         """The events of these groups."""
-        self._events = {name: group.events for name, group in groups.items()}
+        self._groups = groups
+        self._checked = set[tuple[int, str]]()
+        """Processes of trials whose code is that of the command."""
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -265,6 +269,7 @@ class GroupEvents(NotPickled, tune.Callback):
     ) -> None:
         """A trial was evaluated."""
         with self._kept():
+            self._require_same_code(trial, result)
             self._of(trial).on_trial_result(iteration, trials, trial, result)
 
     def on_trial_complete(
@@ -279,16 +284,30 @@ class GroupEvents(NotPickled, tune.Callback):
     ) -> None:
         """A trial crashed."""
         with self._kept():
+            if not cluster_address():  # a retry would import what was edited
+                self._groups[trial.config["group"]].require_same_code()
             self._of(trial).on_trial_error(iteration, trials, trial)
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: Any) -> None:
         """Tune's loop went round."""
         with self._kept():
-            for events in self._events.values():
-                events.on_step_end(iteration, trials)
+            for group in self._groups.values():
+                group.events.on_step_end(iteration, trials)
 
     def _of(self, trial: TuneTrial) -> TrialEvents:
-        return self._events[trial.config["group"]]
+        return self._groups[trial.config["group"]].events
+
+    def _require_same_code(self, trial: TuneTrial, result: Mapping[str, Any]) -> None:
+        """Raise PipelineError if a trial's process may have imported code of after an edit.
+
+        A cluster that the command does not start has a copy of the code of its beginning.
+        """
+        group = self._groups[trial.config["group"]]
+        several = group.base.resources.max_workers > 1  # workers import it for each trial
+        process = (result["pid"], trial.trial_id if several else "")
+        if process not in self._checked and not cluster_address():
+            group.require_same_code()
+            self._checked.add(process)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

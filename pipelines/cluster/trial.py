@@ -9,7 +9,7 @@ ends the training and frees its resources.
 import math
 import sys
 from collections.abc import Generator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.console.errors import (
     ConfigError,
     DivergedError,
     PipelineError,
+    StorageError,
     print_traceback,
 )
 from pipelines.console.text import one_line
@@ -106,8 +107,13 @@ class Trial(tune.Trainable):
         return True
 
     def cleanup(self) -> None:
-        """End the training, finished or not."""
-        self._results.close()
+        """End the training, finished or not.
+
+        Of one that was stopped the last checkpoint may still be written, while its folder is
+        removed: it is of no use, and no fault of the trial that comes next.
+        """
+        with suppress(StorageError):
+            self._results.close()
 
     def _train(
         self,

@@ -104,6 +104,18 @@ def changed_module(modules: Iterable[str], sources: Mapping[str, bytes]) -> str 
     return None
 
 
+def require_same_code(modules: Iterable[str], sources: Mapping[str, bytes]) -> None:
+    """Raise PipelineError if code of these modules, or that they import, is not that of `sources`.
+
+    What this process has imported is of before an edit, what a new one imports is not.
+    """
+    if file := changed_module(modules, sources):
+        raise PipelineError(
+            f"{file} was edited since this command began, before this training did: run the same "
+            "command again; with the file as it was, the results so far are reused"
+        )
+
+
 def imported_modules(modules: Iterable[str]) -> set[str]:
     """These modules of the project and what they import, directly or not, but the excluded.
 

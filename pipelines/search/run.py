@@ -8,6 +8,7 @@ store, and to the progress.
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from pipelines.cluster.jobs import JobGroup, run_jobs
@@ -16,6 +17,7 @@ from pipelines.compat.optuna import quiet
 from pipelines.console.text import counted
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
+from pipelines.engine.code import require_same_code
 from pipelines.engine.stage import Context
 from pipelines.search.config import SearchTask
 from pipelines.search.jobs_progress import JobsProgress
@@ -99,6 +101,7 @@ def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> Jo
     if warm_start:
         text = f"warm start with {counted(len(warm_start), 'trial')} of earlier searches"
         context.progress.log(f"  {prefix(context)}{text}")
+    modules = ("pipelines.cluster.trial", *context.config.model_modules())
     searcher = StudySearcher(
         build_study(task, stored.trials, warm_start),
         task,
@@ -111,6 +114,7 @@ def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> Jo
         base=task.base,
         folder=trials_folder(context),
         source=searcher,
+        require_same_code=partial(require_same_code, modules, context.sources),
         scheduler=scheduler_of(task, stored.trials, searcher.should_prune),
         events=TrialEvents(task.base, searcher.queued_retry, recorder, progress),
     )

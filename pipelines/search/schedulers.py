@@ -1,6 +1,6 @@
 """The early stopping of trials: Ray Tune's ASHA, or the median stopping of the Optuna study.
 
-Both compare trials at equal tokens, and include the evaluations of stored trials.
+Both compare trials at equal tokens, to within a step, and include the evaluations of stored trials.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,9 @@ from ray.tune.schedulers import AsyncHyperBandScheduler, FIFOScheduler, TrialSch
 
 from pipelines.compat.ray import trial_stub
 from pipelines.search.config import SearchTask
+from pipelines.tracking.schema import BATCH_TOKENS_PARAM
 from pipelines.tracking.trials import StoredTrial
+from pipelines.training.config import TrainConfig
 
 
 def scheduler_of(
@@ -33,6 +35,7 @@ def scheduler_of(
     if chosen.name == "median":
         return _Median(should_prune)
     asha = _Asha(
+        train,
         metric="objective",
         mode="min",
         time_attr="tokens",
@@ -42,7 +45,7 @@ def scheduler_of(
         stop_last_trials=False,
     )
     for trial in stored:
-        stub = trial_stub(trial.number, config={"number": trial.number})
+        stub = trial_stub(trial.number, config={"number": trial.number, "values": trial.values})
         asha.on_trial_add(None, stub)
         asha.on_trial_result(None, stub, {"curve": trial.curve.items()})
     return asha
@@ -68,15 +71,23 @@ class _Asha(AsyncHyperBandScheduler):
     entered once on each rung.
     """
 
+    def __init__(self, train: TrainConfig, **settings: Any) -> None:
+        """ASHA over trials that train as `train` does, but for their values; settings: Ray's."""
+        super().__init__(**settings)
+        self._train = train
+
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         """Add a trial to a bracket."""
         super().on_trial_add(tune_controller, _by_number(trial))
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         """Stop the trial if it is too far behind on a rung that it has just reached."""
+        batch = trial.config["values"].get(BATCH_TOKENS_PARAM, self._train.batch_tokens)
         actions = [
             super(_Asha, self).on_trial_result(
-                tune_controller, _by_number(trial), {"tokens": tokens, "objective": objective}
+                tune_controller,
+                _by_number(trial),
+                {"tokens": _tokens_of_base(self._train, batch, tokens), "objective": objective},
             )
             for tokens, objective in result["curve"]
         ]
@@ -91,6 +102,22 @@ class _Asha(AsyncHyperBandScheduler):
     def on_trial_remove(self, tune_controller: Any, trial: Any) -> None:
         """Remove the trial from its bracket; its values stay on the rungs."""
         super().on_trial_remove(tune_controller, _by_number(trial))
+
+
+def _tokens_of_base(train: TrainConfig, batch_tokens: int, tokens: int) -> int:
+    """Where the base is evaluated at the time at which a trial with another batch was, after so
+    many tokens.
+
+    In whole steps of its own it may be a few tokens short of a rung, and would be compared there
+    with its next evaluation.
+    """
+    if batch_tokens == train.batch_tokens:
+        return tokens
+    steps = -(-train.tokens // batch_tokens)
+    count = min(train.evals, steps)
+    number = ((tokens // batch_tokens + 1) * count - 1) // steps
+    same = number * len(train.eval_steps) // count
+    return train.eval_steps[same - 1] * train.batch_tokens if same else 0
 
 
 def _by_number(trial: Any) -> Any:

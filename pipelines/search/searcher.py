@@ -92,6 +92,8 @@ class StudySearcher:
         self._free_numbers = (number for number in count() if number not in stored.numbers)
         self._tokens = stored.tokens
         """Training tokens of ended trials."""
+        self._trained = {trial.number: trial.tokens for trial in stored.trials}
+        """Those of trials of earlier sessions, before they report in this one."""
         self._previous_seconds, self._started = previous_seconds, math.inf
         self._queue: list[PendingTrial] = []
         """Trials to propose next: retries first, then at most one new trial."""
@@ -150,7 +152,8 @@ class StudySearcher:
             self._left = 0
             return None
         number = next(self._free_numbers) if proposal.number is None else proposal.number
-        return PendingTrial(number, proposal, self._open_run(number, proposal.values))
+        run, tokens = self._open_run(number, proposal.values), self._trained.get(number, 0)
+        return PendingTrial(number, proposal, run, tokens=tokens)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Report a trial's evaluations to the study, at the tokens trained on."""

@@ -109,4 +109,6 @@ def resolve_start(
         searched=searched,
         write=write,
     )
-    return experiment.replace({"train.start_from": copy})
+    train = experiment.train.model_copy(update={"start_from": copy})
+    # Not `replace`: an arm is not checked by itself, some options are for others.
+    return experiment.model_copy(update={"train": train})

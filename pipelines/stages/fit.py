@@ -8,6 +8,7 @@ from functools import partial
 
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.engine.code import require_same_code
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Ended, Instance, Stage
 from pipelines.experiment import Experiment
@@ -44,9 +45,7 @@ def fit_together(
 
 
 def _fit_run(context: Context[Experiment], needs: StageResults) -> TrainingRun:
-    from pipelines.stages.recorded_training import require_same_code
-
-    require_same_code(context, STAGE.modules(context.config))
+    require_same_code(STAGE.modules(context.config), context.sources)
     return in_budget(context.config, needs).fit_run(needs[Selected].values)
 
 

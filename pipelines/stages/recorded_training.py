@@ -4,7 +4,7 @@ Shared by the stages fit and train, which import it, and PyTorch with it, once t
 the trainings of a study, which are recorded by `pipelines.stages.study.replicates`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 
 from torch import Tensor
@@ -16,7 +16,6 @@ from pipelines.console.text import counted, format_duration
 from pipelines.console.updates import Bar, ProgressUpdate
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
-from pipelines.engine.code import changed_module
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
 from pipelines.registry.package import log_package
@@ -55,16 +54,6 @@ def train_and_package(
     """
     history = _train(context, config, corpus, key)
     return package(context, config, corpus, history)
-
-
-def require_same_code(context: Context[Experiment], modules: Collection[str]) -> None:
-    """Raise PipelineError if code of these modules, or that they import, was edited since the
-    command began: what it has imported is of before, what workers import is not."""
-    if file := changed_module(modules, context.sources):
-        raise PipelineError(
-            f"{file} was edited since this command began, before this training did: run the same "
-            "command again; with the file as it was, the results so far are reused"
-        )
 
 
 def describe_run(context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus) -> None:

@@ -7,6 +7,7 @@ A fit of several workers is trained by one, on the same batches.
 
 import itertools
 import math
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -107,6 +108,7 @@ class LocalTune:
         self, trial: Any, result: dict[str, Any], searcher: Any, scheduler: Any, events: Any
     ) -> None:
         """In the order of Tune's own loop."""
+        result["pid"] = os.getpid()
         if result["done"] or scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
             result["done"] = True
         else:

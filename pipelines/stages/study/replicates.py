@@ -19,6 +19,7 @@ from pipelines.console.errors import PipelineError
 from pipelines.console.text import counted
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import train_val_splits
+from pipelines.engine.code import require_same_code
 from pipelines.engine.results import label
 from pipelines.engine.stage import Context, Ended
 from pipelines.experiment import Experiment
@@ -92,10 +93,12 @@ def _group(recorder: "_Recorder", progress: "_Progress") -> JobGroup:
     context, config = recorder.replicate.context, recorder.replicate.config
     key = SecretStr(context.store.checkpoint_key(context.run_id) or "")
     source = OneTrial({"folder": context.run_id, "key": key}, config.failures.retries)
+    modules = ("pipelines.cluster.trial", *context.config.model_modules())
     return JobGroup(
         base=config,
         folder=fits_folder(context.storage),
         source=source,
+        require_same_code=partial(require_same_code, modules, context.sources),
         events=TrialEvents(config, source.queued_retry, recorder, progress),
     )
 

@@ -1,6 +1,8 @@
 """Groups of trials in one Tune run; Tune itself runs in the tests of the commands."""
 
 import threading
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,6 +13,9 @@ from ray.tune.schedulers import FIFOScheduler
 
 from pipelines.cluster.jobs import FINISHED, GroupEvents, JobGroup, ScheduleEach, TakeTurns
 from pipelines.console.errors import PipelineError
+from pipelines.training.config import Resources, TrainingRun
+
+BASE = TrainingRun.model_construct(resources=Resources())
 
 
 class Trials:
@@ -23,6 +28,13 @@ class Trials:
         self.running = 0
         self.calls: list[tuple[Any, ...]] = []
         self.error: Exception | None = None
+        self.checks = 0
+        """How often the code was compared."""
+
+    def check(self) -> None:
+        self.checks += 1
+        if self.error:
+            raise self.error
 
     def start_clock(self) -> None:
         self.calls.append(("start_clock",))
@@ -52,7 +64,9 @@ class Trials:
 
 def groups_of(**left: int) -> tuple[dict[str, Trials], dict[str, JobGroup]]:
     trials = {name: Trials(count) for name, count in left.items()}
-    made = {name: JobGroup(None, Path(name), one, one, one) for name, one in trials.items()}
+    made = {
+        name: JobGroup(BASE, Path(name), one, one, one.check, one) for name, one in trials.items()
+    }
     return trials, made
 
 
@@ -122,11 +136,11 @@ def test_results_and_events_are_those_of_the_trials_group():
     trial = SimpleNamespace(trial_id="1", config=configs[1])
     searcher.on_trial_result("1", {"tokens": 3})
     assert scheduler.on_trial_result(None, trial, {"tokens": 4}) == "STOP"
-    events.on_trial_result(0, [], trial, {"tokens": 5})
+    events.on_trial_result(0, [], trial, {"tokens": 5, "pid": 1})
     events.on_step_end(0, [])
     assert trials["b"].calls[-4:] == [
         *(("result", "1", {"tokens": 3}), ("result", None, trial, {"tokens": 4})),
-        *(("result", 0, [], trial, {"tokens": 5}), ("step", 0, [])),
+        *(("result", 0, [], trial, {"tokens": 5, "pid": 1}), ("step", 0, [])),
     ]
     assert trials["a"].calls[-1] == ("step", 0, [])
     assert not any(call[0] == "result" for call in trials["a"].calls)
@@ -150,7 +164,7 @@ def test_each_group_has_a_scheduler_of_its_own():
             seen.append(name) if name.startswith("on_trial") else None
             return super().__getattribute__(name)
 
-    groups["b"] = JobGroup(None, Path("b"), None, None, Notes())
+    groups["b"] = JobGroup(BASE, Path("b"), None, None, None, Notes())
     scheduler = ScheduleEach(groups)
     trial = SimpleNamespace(trial_id="1", config={"group": "b"})
     scheduler.on_trial_add(None, trial)
@@ -169,3 +183,34 @@ def test_the_error_of_an_event_is_kept_for_whoever_runs_tune():
     with pytest.raises(PipelineError):
         events.on_trial_complete(0, [], SimpleNamespace(config={"group": "a"}))
     assert events.error is trials["a"].error
+
+
+def test_the_code_is_compared_as_often_as_processes_import_it(monkeypatch):
+    """Each process of trials once; each trial of several workers, which are new ones."""
+    trials, groups = groups_of(a=1)
+
+    def checks_after(*pids: int) -> int:
+        events, before = GroupEvents(groups), trials["a"].checks
+        for number, pid in enumerate(pids):
+            trial = SimpleNamespace(trial_id=str(number), config={"group": "a"})
+            for _ in range(2):
+                events.on_trial_result(0, [], trial, {"pid": pid})
+        return trials["a"].checks - before
+
+    assert checks_after(1, 1, 2) == 2
+    several = BASE.model_copy(update={"resources": Resources(workers=2)})
+    groups["a"] = replace(groups["a"], base=several)
+    assert checks_after(1, 1, 2) == 3
+    monkeypatch.setenv("RAY_ADDRESS", "host:1")  # whose nodes have a copy of the code
+    assert checks_after(1, 2) == 0
+
+
+def test_a_trial_that_may_have_run_edited_code_ends_the_run_and_is_not_stored():
+    trials, groups = groups_of(a=1)
+    trials["a"].error = PipelineError("dca/mix.py was edited since this command began")
+    events, trial = GroupEvents(groups), SimpleNamespace(trial_id="0", config={"group": "a"})
+    for event in (partial(events.on_trial_result, result={"pid": 1}), events.on_trial_error):
+        with pytest.raises(PipelineError, match="edited"):
+            event(0, [], trial)
+    assert events.error is trials["a"].error
+    assert not trials["a"].calls

@@ -16,6 +16,7 @@ from pipelines.console.errors import (
     DeterministicError,
     DivergedError,
     PipelineError,
+    StorageError,
 )
 from pipelines.training.config import TrainingRun
 
@@ -203,3 +204,20 @@ def test_a_process_goes_on_with_a_trial_of_another_group(run, monkeypatch):
         (2, 0.01, Path("a/trial-0007"), "one"),
         (3, 0.5, Path("b/trial-0007"), "two"),
     ]
+
+
+def test_the_last_checkpoint_of_a_stopped_trial_is_no_error_of_the_next(run, monkeypatch):
+    """On a GPU it may be written when the search removes the folder."""
+
+    def launch(*given):
+        try:
+            yield [row(4, 3.0)]
+        finally:
+            raise StorageError("trial-0007/000004: the checkpoint cannot be written")
+
+    monkeypatch.setattr(module, "_launch", launch)
+    trial = trial_of(run)
+    trial.step()
+    assert trial.reset_config(config({"train.learning_rate": 0.5}))
+    assert trial.step()["objective"] == 3.0
+    trial.cleanup()

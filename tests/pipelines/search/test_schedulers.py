@@ -2,16 +2,23 @@ from types import SimpleNamespace
 
 import pytest
 
+from pipelines.experiment import Experiment
 from pipelines.search.schedulers import scheduler_of
 from tests.pipelines.search.trials import complete, result, searcher_of
+
+BATCHES = {"train.batch_tokens": {"choice": [256, 512, 768, 1024, 2048, 4096]}}
+
+
+def rungs_of(asha) -> list[tuple[int, dict[int, float]]]:
+    return [(tokens, dict(found)) for tokens, found in asha._brackets[0]._rungs]
 
 
 def never(*_) -> bool:
     return False
 
 
-def stops(asha, number: int, *curve: tuple[int, float]) -> bool:
-    trial = SimpleNamespace(config={"number": number})
+def stops(asha, number: int, *curve: tuple[int, float], **values: int) -> bool:
+    trial = SimpleNamespace(config={"number": number, "values": values})
     asha.on_trial_add(None, trial)
     return asha.on_trial_result(None, trial, {"curve": curve}) == "STOP"
 
@@ -34,6 +41,31 @@ def test_a_trial_that_starts_again_stands_on_a_rung_once_with_its_value_there(se
     assert asha._brackets[0]._rungs[-1][1] == {0: -3.0, 1: -3.5, 2: -2.0}
     known = [complete(0, state=None, curve={rung: 3.0}), complete(1, curve={rung: 2.0})]
     assert not stops(scheduler_of(searched.search_task(), known, never), 0, (rung, 3.0))
+
+
+@pytest.mark.parametrize("batch", [512, 768, 2048, 4096])
+@pytest.mark.parametrize("stored", [False, True])
+def test_trials_of_any_batch_are_on_a_rung_with_their_evaluation_of_its_time(batch, stored):
+    """With batches of 1,024 bytes the rungs are after 48,128 and 144,384; of 2,048 the second
+    evaluation is after 47,104 and the sixth after 143,360."""
+    changes = {"train.tokens": 192_000, "train.batch_tokens": 1024, "train.evals": 8}
+    grace = {"search.scheduler.name": "asha", "search.scheduler.grace_evals": 2}
+    task = (
+        Experiment(experiment="e")
+        .replace({**changes, **grace, "search.space": BATCHES})
+        .search_task()
+    )
+    train = task.base.replace({"train.batch_tokens": batch}).train
+    curve = {step * batch: 3.0 - n / 10 for n, step in enumerate(train.eval_steps, 1)}
+    values = {"train.batch_tokens": batch}
+    known = [complete(3, curve=curve, values=values)] if stored else []
+    asha = scheduler_of(task, known, never)
+    if not stored:
+        trial = SimpleNamespace(config={"number": 3, "values": values})
+        asha.on_trial_add(None, trial)
+        asha.on_trial_result(None, trial, {"curve": curve.items()})
+    reached = {tokens: [-loss for loss in found.values()] for tokens, found in rungs_of(asha)}
+    assert reached == {48_128: [pytest.approx(2.8)], 144_384: [pytest.approx(2.4)]}
 
 
 def test_the_largest_reduction_factor_is_one(searched):

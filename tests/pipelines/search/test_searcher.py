@@ -51,6 +51,15 @@ def test_an_unfinished_trial_is_taken_up_whatever_the_token_budget(searched):
     assert searcher.suggest("b") == "FINISHED"
 
 
+def test_what_unfinished_trials_were_trained_with_counts_before_they_report(searched):
+    stored = [complete(0, tokens=50), complete(1, state=None, tokens=30)]
+    searcher, _ = searcher_of(searched, stored, **{"search.max_tokens": 80})
+    assert searcher.suggest("a")["number"] == 1
+    assert searcher.suggest("b") is None
+    searcher.on_trial_complete("a", result(1.0, 60, finished=True))
+    assert searcher.suggest("b") == "FINISHED"
+
+
 def test_a_crashed_trial_is_handed_out_again_first_as_often_as_configured(searched):
     searcher, study = searcher_of(searched, **{"search.trials": 2, "failures.retries": 2})
     first = searcher.suggest("a")

@@ -80,7 +80,7 @@ def test_windows_are_spread_over_the_split_and_each_byte_counts_once():
         assert read.tolist() == expected.tolist()
         count = read.numel()
         bits = (count - ones) + ones * math.log2(510)
-        assert found == pytest.approx(bits / count)
+        assert found == pytest.approx(bits / count, rel=1e-5)  # float32
         assert max(map(len, model.read)) <= 3
 
 
