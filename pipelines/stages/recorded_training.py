@@ -54,7 +54,8 @@ def train_and_package(
 
     """
     history = _train(context, config, corpus, key)
-    return package(context, config, corpus, history)
+    with context.progress.waiting("training: packaging the best checkpoint", stage="training"):
+        return package(context, config, corpus, history)
 
 
 def require_same_code(context: Context[Experiment], modules: Collection[str]) -> None:
@@ -123,8 +124,8 @@ def _record(
     text = f"training: {counted(config.train.steps, 'step')}, none evaluated yet"
     shown = ProgressUpdate(text, {"stage": "training", "of_steps": config.train.steps})
     with (
+        context.progress.repeating(lambda: shown),  # also while what is left is stored
         closing(Writer(context.store, events)) as writer,
-        context.progress.repeating(lambda: shown),
     ):
         for rows in run:
             writer.write(context.run_id, rows)
