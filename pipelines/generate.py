@@ -67,9 +67,10 @@ def main(argv: Sequence[str]) -> int:
     with _fetched(arguments.model) as (folder, label):
         from pipelines.registry.package import load_model, runs_here
 
-        if not runs_here(folder):
+        with Progress(stderr=True).waiting(f"loading {one_line(label)}"):
+            packaged = load_model(folder) if runs_here(folder) else None
+        if packaged is None:
             return _run_alone(argv, prompts)
-        packaged = load_model(folder)
         print(label, file=sys.stderr)
         if text is None:
             try:
@@ -180,7 +181,8 @@ def _fetched(model: str) -> Iterator[tuple[Path, str]]:
 
             models = ModelStore(connect_existing())
             model_id, label = resolve_model(models.client, model, name=MODEL)
-            folder = fetch_model(models, model_id, scratch)
+            with Progress(stderr=True).waiting(f"fetching {label}"):
+                folder = fetch_model(models, model_id, scratch)
         yield folder, label
 
 

@@ -31,6 +31,7 @@ from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
 from pipelines.console.progress import Progress
 from pipelines.console.text import (
+    counted,
     format_value,
     nearest,
     one_line,
@@ -82,8 +83,11 @@ def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
     versions = registry.versions()[::-1]
     rows = [_row(version, aliases) for version in versions]
     if arguments.json:
-        for row in rows:
-            row |= _lineage(registry, row)
+        from pipelines.registry.differences import lineage_of
+
+        with Progress(stderr=True).waiting(f"reading {counted(len(rows), 'version')}"):
+            for row in rows:
+                row |= lineage_of(registry, row["version"])
         print(json.dumps(rows, indent=1))
         return
     columns = [
@@ -103,20 +107,6 @@ def _row(version: Any, aliases: dict[str, int]) -> dict[str, Any]:
         "model_uri": version.source,
         "tags": dict(sorted(version.tags.items())),
     }
-
-
-def _lineage(registry: "Registry", row: dict[str, Any]) -> dict[str, Any]:
-    """What a version was made of, or what is wrong with its files."""
-    from pipelines.console.errors import DamagedError
-    from pipelines.registry.package import LINEAGE
-
-    try:
-        found, damaged = registry.read_packaged(row["version"], LINEAGE), None
-    except DamagedError as error:
-        found, damaged = None, str(error)
-    if found is None and damaged is None:
-        damaged = f"{row['model_uri']}: there is no {LINEAGE}"
-    return {"lineage": found, "damaged": damaged}
 
 
 def _cells(version: Any, row: dict[str, Any]) -> list[str]:
@@ -171,7 +161,8 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
         decision = _decide(registry, version, arguments)
     else:
         reason = one_line(arguments.force.strip())
-        with gate_lock(registry):
+        text = f"checking the files of version {version}"
+        with gate_lock(registry), Progress(stderr=True).waiting(text):
             decision = force(registry, version, reason, dry_run=arguments.dry_run)
     champion = Champions(registry).state(reconcile=not arguments.dry_run).champion
     study = registry.get(version).tags.get(STUDY_TAG, "")
@@ -250,15 +241,17 @@ def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
         f"bits per byte of the test split, {fit.val_bits_per_byte:.4f} of the validation split"
     )
     decide = (invocation.script("promote.py"), "promote", "--model", made.model, made.version)
-    print(f"to let the gate decide about it: {command_line(*decide)}")
+    # What the gate requires is kept with the version; where the text is now must be given again.
+    places = [change for change in arguments.changes if not change.startswith("promote.")]
+    print(f"to let the gate decide about it: {command_line(*decide, *places)}")
 
 
 def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Make the champion before the present one champion again."""
     from pipelines.registry.gate import gate_lock, rollback
 
-    with gate_lock(registry):
-        reason = one_line(arguments.reason)
+    reason, text = one_line(arguments.reason), "checking the files of the earlier champions"
+    with gate_lock(registry), Progress(stderr=True).waiting(text):
         before, after = rollback(registry, reason, dry_run=arguments.dry_run)
     if arguments.json:
         row = {"champion": after, "instead_of": before, "dry_run": arguments.dry_run}

@@ -49,10 +49,9 @@ os.environ["RAY_AUTH_MODE"] = "disabled"  # or Ray writes a token into the home 
 os.environ["OMP_WAIT_POLICY"] = "passive"  # or two threads wait long for each other beside others
 os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # or each process that compiles starts others
 os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  or its workers starve beside other tests
-SHORT = multiprocessing.util.get_temp_dir()  # once: in a test's folder a socket's path is too long
+multiprocessing.util.get_temp_dir()  # once: in a test's folder a socket's path is too long
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of what a script runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)
-os.environ["XDG_RUNTIME_DIR"] = SHORT  # or locks are beside the user's own
 gc.disable()  # until all is imported
 if "PYTEST_XDIST_WORKER" in os.environ:  # what one process has compiled is there for its children
     sys.dont_write_bytecode = False  # a container may forbid it; not for mutants, which have none

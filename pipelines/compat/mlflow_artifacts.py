@@ -12,13 +12,21 @@ from pipelines.compat.mlflow import MISSING
 
 _FAILED_FILES = re.compile(r"##### File [^\n]* #####\n([^\n]*)")
 """In the error of a download: the reason of each file that was not read."""
+_START = re.compile(r"\[Errno (\d+)\]|(40[134]|410)\b")
+"""The number at the beginning of a text, of the system's error or of a server's answer: behind it
+come a path and an address, in which any word may stand."""
+_ABSENT = {"2", "20", "404", "410"}
+"""Such numbers of a file that is not there, or lies below one that is no folder."""
 _MISSING = re.compile(
     r"(?i)\[Errno (2|20)\]|\b(404|410) (Client Error|Not Found)|\((404|NoSuch\w+)\)|\b404 GET\b"
     r"|no such (file|artifact|object)|(does not|doesn't) exist|BlobNotFound"
 )
-"""How the stores of artifacts say that there is no such file."""
-_REFUSED = re.compile(r"\b40[13]\b|AccessKey|(?i:account)|NoSuchBucket|BucketNotFound")
-"""How they say that they refuse, in part with the same words."""
+"""How the stores of artifacts say anywhere in it that there is no such file."""
+_REFUSED = re.compile(
+    r"\(40[13]\)|error code 40[13]\b|\b40[13] (Client Error|GET)\b"
+    r"|InvalidAccessKey|ErrorCode:\w*Account|NoSuchBucket|BucketNotFound"
+)
+"""How they say that they refuse, in part with the same words; Azure names its error at the end."""
 _MISSING_STATUSES = (404, 410)
 
 
@@ -81,6 +89,8 @@ def gone(error: BaseException) -> str | None:
 
 
 def _is_missing(reason: str) -> bool:
+    if found := _START.match(reason):
+        return (found[1] or found[2]) in _ABSENT
     return bool(_MISSING.search(reason)) and not _REFUSED.search(reason)
 
 

@@ -11,6 +11,7 @@ import shutil
 import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
+from signal import strsignal
 from typing import Any, TextIO
 
 from pipelines.console.secrets import redact
@@ -82,8 +83,10 @@ def first_line(error: BaseException, *, limit: int = 200) -> str:
 
 
 def why_ended(errors: str, code: int) -> str:
-    """Why a process that runs a packaged model's code ended without its result: the last line of
-    its errors; without one the code has ended it."""
+    """Why a process that runs a packaged model's code ended without its result: by a signal, or by
+    the last line of its errors; without one the code has ended it."""
+    if code < 0:
+        return f"its process was ended by signal {-code} ({strsignal(-code)})"
     last = one_line(errors.strip().rpartition("\n")[2])
     return last or f"its code ended the process, exit code {code}"
 

@@ -1,12 +1,13 @@
 """What differs between two versions: configuration, metrics, lineage, and their curves.
 
-Used by promote.py compare.
+Used by promote.py compare, and for the lineage of each version by promote.py list.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from pipelines.config.yaml_text import flatten
+from pipelines.console.errors import DamagedError
 from pipelines.registry.package import CONFIG, LINEAGE
 from pipelines.registry.versions import Registry
 from pipelines.tracking.schema import (
@@ -77,3 +78,14 @@ def _curve(registry: Registry, version: int) -> dict[int, float]:
         for metric in (TOKENS_METRIC, VAL_BITS_METRIC)
     )
     return {int(tokens[step]): value for step, value in bits.items() if step in tokens}
+
+
+def lineage_of(registry: Registry, version: int) -> dict[str, Any]:
+    """What a version was made of, or what is wrong with its files."""
+    try:
+        found, damaged = registry.read_packaged(version, LINEAGE), None
+    except DamagedError as error:
+        found, damaged = None, str(error)
+    if found is None and damaged is None:
+        damaged = f"{registry.get(version).source}: there is no {LINEAGE}"
+    return {"lineage": found, "damaged": damaged}

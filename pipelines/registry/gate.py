@@ -128,9 +128,8 @@ class Gate:
             decision = self._compare(version, seen)
             if self.dry_run:
                 return decision
-            _record(
-                self.registry, decision
-            )  # before the alias: if killed, the next process decides
+            # Before the alias: if this process is killed, the next one decides.
+            _record(self.registry, decision)
             try:
                 if decision.promoted:
                     champions.promote(version, PROMOTED, decision.reason, seen)
@@ -244,10 +243,15 @@ class Gate:
         if fingerprint == self.fingerprint:
             return []
         note = f"version {seen.champion} was trained on another text"
-        splits = find_splits(self.storage, fingerprint) if fingerprint else None
-        if splits is None:
-            return [f"{note}, which is not in storage: whether it has these bytes cannot be known"]
-        return [f"{note}: {overlap_text(overlap_share(local_copy(splits['train']), self.test))}"]
+        unknown = "whether it has these bytes cannot be known"
+        try:
+            splits = find_splits(self.storage, fingerprint) if fingerprint else None
+            if splits is None:
+                return [f"{note}, which is not in storage: {unknown}"]
+            share = overlap_share(local_copy(splits["train"]), self.test)
+        except PipelineError as error:  # as of a full disk: the decision does not depend on it
+            return [f"{note}: {unknown}: {first_line(error)}"]
+        return [f"{note}: {overlap_text(share)}"]
 
     def _disqualification(self, version: int, challenger_score: Score) -> str | None:
         """Why a version cannot be promoted, whichever version is champion; None if it can."""
@@ -294,9 +298,7 @@ class Gate:
         try:
             name = f"promote: version {champion}, the champion"
             found = self._score(champion, name, max_seq_len=challenger.seq_len)
-        except NotCausalError:
-            raise
-        except (PipelineError, ConfigError) as error:
+        except (ConfigError, DamagedError) as error:  # the former if it is no logged model
             raise PipelineError(self._nothing_to_compare(champion, version, error)) from error
         if not self.dry_run:
             self.registry.write_json(champion, file, asdict(found))

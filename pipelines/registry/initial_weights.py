@@ -72,8 +72,12 @@ def _is_copied(weights: Path, target: Folder) -> bool:
     file = file_at(target / WEIGHTS)
     if file is None or weights.parent == target:
         return file is not None
-    digest = cached_sha256(file) if isinstance(file, Path) else file.sha256
-    if digest == cached_sha256(weights):
+    digest = cached_sha256(weights)
+    if isinstance(file, Path):
+        intact = cached_sha256(file) == digest
+    else:  # a node compares both: the digest beside it, and the content with that
+        intact = file.sha256 == digest and file.is_intact()
+    if intact:
         return True
     remove(target)
     return False

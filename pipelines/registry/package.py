@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from mlflow.pyfunc import PythonModelContext
 
 from pipelines.compat.mlflow import MLFLOW_PREFIX, MODEL_FILE, SOURCES
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
 from pipelines.console.text import first_line
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.registry import packaged_model
@@ -56,7 +56,7 @@ def log_package(
 ) -> str:
     """Package weights with configuration, lineage and code, and log the package under a run.
 
-    Idempotent for a run.
+    Idempotent for a run. Raises StorageError if there is no room for it.
 
     Args:
         store: Where the run is.
@@ -72,12 +72,10 @@ def log_package(
         The models:/ URI.
 
     """
-    from safetensors.torch import save_file
-
     with scratch_folder() as scratch:
         model = scratch / "model"
         model.mkdir()
-        save_file(weights, model / WEIGHTS)
+        _save(weights, model / WEIGHTS)
         lineage = {
             "run": run_id,
             "weights_sha256": sha256_of(model / WEIGHTS),
@@ -102,6 +100,17 @@ def log_package(
             example=packaged_model.example(),
             tags={k: v for k, v in store.run_tags.items() if k.startswith(MLFLOW_PREFIX)},
         )
+
+
+def _save(weights: "dict[str, Tensor]", path: Path) -> None:
+    """Raises StorageError: of a full disk, too, safetensors has an error of its own."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file(weights, path)
+    except SafetensorError as error:
+        raise StorageError(f"{path}: cannot be written: {first_line(error)}") from error
 
 
 def hardware() -> dict[str, Any]:
@@ -242,10 +251,15 @@ def _require_sizes(folder: Path, kind: Any) -> None:
 def local_folder(text: str) -> Path | None:
     """The folder that a text names; None if it can only name a model of the registry.
 
-    Raises ConfigError for a path that is no folder.
+    What may be a NAME or NAME/VERSION is a folder only if there is a model in it: any folder, as a
+    clone of this project, may have a registered model's name. Raises ConfigError for a path that is
+    no folder.
     """
+    is_path = text.startswith((".", "/", "~"))
     if os.path.isdir(text):  # noqa: PTH112  which takes names of any length
-        return Path(text)
-    if text.startswith((".", "/", "~")):
+        files = (Path(text, name) for name in (MODEL_FILE, WEIGHTS))
+        if is_path or text.count("/") > 1 or any(file.is_file() for file in files):
+            return Path(text)
+    if is_path:
         raise ConfigError(Problem("no such folder", source=text))
     return None

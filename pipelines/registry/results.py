@@ -7,6 +7,8 @@ reports.
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from pydantic import ConfigDict
+
 from pipelines.comparison.values import Ratio, Verdict
 from pipelines.engine.results import Values, json_digest
 from pipelines.tracking.schema import SEED_PARAM, TRAIN_TOKENS_PARAM
@@ -57,6 +59,8 @@ class Tested:
 @dataclass(frozen=True)
 class Untested:
     """That there is no model to test, because its training diverged: a result of evaluate."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")  # or an edited Tested would be one
 
 
 @dataclass(frozen=True)

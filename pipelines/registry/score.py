@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.isolated import run_isolated
 from pipelines.console.progress import Progress
 from pipelines.console.text import first_line, one_line
@@ -29,7 +29,7 @@ from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.models import ModelStore, model_uri
 
 MIN_BLOCKS, MAX_BLOCKS, BLOCK_BYTES = 30, 1000, 4096
-ERROR, NOT_CAUSAL = "error", "not causal"
+ERROR, DAMAGED, NOT_CAUSAL = "error", "damaged", "not causal"
 """Keys of the reason in the result of a process that could not score."""
 MAX_CHARACTERS = 300
 """Shown of the standard error of a process that ended without a result."""
@@ -125,7 +125,7 @@ def score(
             which are never exceeded.
 
     Raises:
-        DamagedError: If it is damaged.
+        DamagedError: If it is damaged, or its code cannot load it.
         NotCausalError: If it sees the bytes that it predicts.
         PipelineError: If it fails.
 
@@ -139,8 +139,9 @@ def score(
             found = _in_own_process(folder, text, scratch / "score.json", max_seq_len)
     if NOT_CAUSAL in found:
         raise NotCausalError(f"{model_uri(model_id)}: refused: {found[NOT_CAUSAL]}")
-    if ERROR in found:
-        raise PipelineError(f"{model_uri(model_id)}: cannot be scored: {found[ERROR]}")
+    for key, kind in ((DAMAGED, DamagedError), (ERROR, PipelineError)):
+        if key in found:
+            raise kind(f"{model_uri(model_id)}: cannot be scored: {found[key]}")
     return Score(**found)
 
 
@@ -167,7 +168,8 @@ def _result_of(folder: Path, text: Path, share: Path, max_seq_len: int | None) -
         return {NOT_CAUSAL: str(error)}
     except Exception as failure:
         cause = failure.__cause__ or failure  # a package's own, without the copy's folder
-        return {ERROR: f"{type(cause).__name__}: {first_line(cause)}"}
+        kind = DAMAGED if isinstance(failure, ConfigError | DamagedError) else ERROR
+        return {kind: f"{type(cause).__name__}: {first_line(cause)}"}
 
 
 def _share(file: Path) -> str:

@@ -53,7 +53,8 @@ def train_and_package(
 
     """
     history = _train(context, config, corpus, key)
-    return package(context, config, corpus, history)
+    with context.progress.waiting("training: packaging the best checkpoint", stage="training"):
+        return package(context, config, corpus, history)
 
 
 def describe_run(context: Context[Experiment], config: TrainingRun, corpus: PreparedCorpus) -> None:
@@ -112,8 +113,8 @@ def _record(
     text = f"training: {counted(config.train.steps, 'step')}, none evaluated yet"
     shown = ProgressUpdate(text, {"stage": "training", "of_steps": config.train.steps})
     with (
+        context.progress.repeating(lambda: shown),  # also while what is left is stored
         closing(Writer(context.store, events)) as writer,
-        context.progress.repeating(lambda: shown),
     ):
         for rows in run:
             writer.write(context.run_id, rows)

@@ -1,9 +1,16 @@
 """sample: text from the champion, written by generate.py as a user would call it."""
 
 import json
+import os
 from pathlib import Path
 
-from pipelines.console.errors import ConfigError, DamagedError, GoneError, PipelineError
+from pipelines.console.errors import (
+    DISK_ERRORS,
+    ConfigError,
+    DamagedError,
+    GoneError,
+    PipelineError,
+)
 from pipelines.console.isolated import run_isolated
 from pipelines.console.text import why_ended
 from pipelines.engine.results import StageResults
@@ -55,7 +62,10 @@ def _generate(context: Context[Experiment], model: str, champion: int) -> list[s
 
 
 def _texts(config: Experiment, folder: Path, uri: str) -> list[str]:
-    """The texts of the model in a folder. Raises DamagedError if its code fails."""
+    """The texts of the model in a folder.
+
+    Raises DamagedError if its code fails, PipelineError if something else ends its process.
+    """
     options = config.generate
     arguments = [
         *("--json", f"--model={folder}"),
@@ -70,8 +80,15 @@ def _texts(config: Experiment, folder: Path, uri: str) -> list[str]:
     lines = [line for line in child.stdout.split("\n") if line]
     if child.returncode or len(lines) < len(options.prompts):
         reason = why_ended(child.stderr, child.returncode)
+        if _is_of_the_machine(child.returncode, reason):
+            raise PipelineError(f"{uri}: {reason}")
         raise DamagedError(reason.replace(str(folder), uri))
     return [json.loads(line)["text"] for line in lines]
+
+
+def _is_of_the_machine(code: int, reason: str) -> bool:
+    """Whether a process was killed, as where memory is short, or met a full disk."""
+    return code < 0 or any(os.strerror(number) in reason for number in DISK_ERRORS)
 
 
 def _verify(store: Store, sampled: Sampled) -> None:

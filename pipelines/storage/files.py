@@ -3,6 +3,7 @@
 Used by data for corpora, by training and the registry for weights, by tracking for what it lists.
 """
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.console.errors import PipelineError, StorageError
+from pipelines.console.errors import DamagedError, PipelineError, StorageError
 from pipelines.storage.digests import cached_sha256, sha256_of
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import private_folder
@@ -30,13 +31,21 @@ class RemoteFile:
     size: int
 
     def fetch(self, path: Path) -> None:
-        """Copy it to a path of this machine. Raises PipelineError if its content has changed."""
+        """Copy it to a path of this machine.
+
+        Raises PipelineError if it is gone, DamagedError if its content has changed.
+        """
         try:
             self.place.download(path)
         except FileNotFoundError:
             raise PipelineError(f"{self.place}: is gone") from None
         if not self.is_copied_to(path):
-            raise PipelineError(f"{self.place}: damaged: size or sha256 is not what it was")
+            raise DamagedError(f"{self.place}: damaged: size or sha256 is not what it was")
+
+    def is_intact(self) -> bool:
+        """Whether its content, which is read, has the digest beside it."""
+        (found,) = self.place.add_to(hashlib.sha256())
+        return bool(found.hexdigest() == self.sha256)
 
     def is_copied_to(self, path: Path) -> bool:
         """Whether a file of this machine has the same content."""

@@ -8,12 +8,12 @@ import os
 import platform
 import shlex
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import PipelineError, StorageError
 from pipelines.console.secrets import redact
 from pipelines.console.text import one_line
 
@@ -37,20 +37,23 @@ def hold_lock(
 
     Raises:
         PipelineError: If another process still holds it after the wait.
-        OSError: If the file cannot be written.
+        StorageError: If there can be no such file, or no lock on it.
 
     """
-    lock = FileLock(path)
+    lock = FileLock(path, mode=0o600)  # who can open a file can lock it
     try:
         _acquire(lock, path, wait_seconds)
     except Timeout:
         raise PipelineError(refused(_holder(path))) from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be locked: {error.strerror or error}") from error
     is_file = not isinstance(lock, SoftFileLock)  # else, without flock, the file itself is the lock
     try:
         if (
             is_file and path.stat().st_nlink == 1
         ):  # else it is another file too, which others linked
-            path.write_text(f"{os.getpid()} {platform.node()}\n")
+            with suppress(OSError):  # of a full disk: it is for the messages of others only
+                path.write_text(f"{os.getpid()} {platform.node()}\n")
         yield
     finally:
         if (

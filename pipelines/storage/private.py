@@ -12,13 +12,26 @@ from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem, StorageError
 
+SHARED = "/tmp"
+"""The same place for all processes of a machine, whatever their variables are."""
+OTHERS_USE, OTHERS_WRITE = 0o077, 0o022
+"""Permissions of a folder that other users have."""
 
-def lock_folder() -> Path:
-    """For locks: in XDG_RUNTIME_DIR if that is this user's alone, else where copies are."""
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and _is_private(Path(runtime)):
-        return _own(Path(runtime) / "dca-gpt")
-    folder = private_folder() / "locks"
+
+def lock_folder(file: Path | None = None) -> Path:
+    """For locks on work on a file: its own folder, if only this user can write there. Else, and for
+    other work, one in /tmp.
+
+    No variable of the environment decides: a login, cron and a batch system have different ones,
+    and their processes would not see each other's locks.
+    """
+    if file is not None and _is_own(file.parent, OTHERS_WRITE):
+        return file.parent
+    try:
+        own = private_folder(SHARED)
+    except (ConfigError, StorageError):  # another user has made it, or it cannot be written
+        own = private_folder()
+    folder = own / "locks"
     folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
@@ -43,14 +56,15 @@ def _own(folder: Path) -> Path:
             folder.mkdir(mode=0o700)
     except OSError as error:
         raise StorageError(f"{folder}: cannot be written: {error.strerror}") from None
-    if not _is_private(folder):
+    if not _is_own(folder, OTHERS_USE):
         message = "expected a folder of this user alone, mode 700; remove it, or set another TMPDIR"
         raise ConfigError(Problem(message, str(folder)))
     return folder
 
 
-def _is_private(folder: Path) -> bool:
-    """Whether it is a folder, not a link to one, that no other user can read or write."""
+def _is_own(folder: Path, forbidden: int) -> bool:
+    """Whether it is a folder of this user, not a link to one, that this user can write and of which
+    others have no permission that is forbidden."""
     try:
         found = folder.lstat()
     except OSError:
@@ -58,7 +72,8 @@ def _is_private(folder: Path) -> bool:
     return (
         stat.S_ISDIR(found.st_mode)
         and found.st_uid == os.getuid()
-        and stat.S_IMODE(found.st_mode) & 0o077 == 0
+        and stat.S_IMODE(found.st_mode) & forbidden == 0
+        and os.access(folder, os.W_OK | os.X_OK)
     )
 
 

@@ -8,7 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "dca-gpt-scratch-"
@@ -20,12 +20,14 @@ YOUNG_SECONDS = 60
 def scratch_folder(inside: Path | None = None) -> Iterator[Path]:
     """A new folder for the time of a block, in the machine's temporary folder or `inside` another.
 
-    It is locked until then, so that others see whether its process still runs.
+    It is locked until then, so that others see whether its process still runs; on a file system
+    without locks they cannot see it, and leave it.
     """
     with tempfile.TemporaryDirectory(prefix=PREFIX, dir=inside) as name:
         descriptor = os.open(name, os.O_RDONLY)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield Path(name)
         finally:
             os.close(descriptor)
@@ -50,7 +52,7 @@ def _is_abandoned(path: Path) -> bool:
         if status.st_uid != os.getuid() or abs(time.time() - status.st_ctime) < YOUNG_SECONDS:
             return False
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError:  # it is locked, or cannot be
         return False
     finally:
         os.close(descriptor)

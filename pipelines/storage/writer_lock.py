@@ -1,7 +1,7 @@
 """One writing process for a folder in storage. Used by the training loop."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.console.errors import StorageError
@@ -25,17 +25,14 @@ def writer_lock(folder: Folder) -> Iterator[Folder]:
     if not isinstance(folder, Path):
         yield folder.claimed()
         return
-    with ExitStack() as held:
-        try:
-            make_private(folder)
-            held.enter_context(
-                hold_lock(
-                    folder / "lock",
-                    lambda holder: f"{folder}: another process trains here ({holder})",
-                    wait_seconds=LOCK_SECONDS,
-                    keep=True,  # the folder may be one of a file server
-                )
-            )
-        except OSError as error:
-            raise StorageError(f"{folder}: cannot be written: {error}") from error
+    try:
+        make_private(folder)
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot be written: {error}") from error
+    with hold_lock(
+        folder / "lock",
+        lambda holder: f"{folder}: another process trains here ({holder})",
+        wait_seconds=LOCK_SECONDS,
+        keep=True,  # the folder may be one of a file server
+    ):
         yield folder

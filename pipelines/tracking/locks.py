@@ -22,9 +22,7 @@ def store_lock(uri: str) -> Iterator[None]:
     Raises PipelineError if another process of this machine holds it too long.
     """
     busy = f"MLFLOW_TRACKING_URI={redact(uri)}: another process opens it"
-    with hold_lock(
-        _file(_store(uri)), lambda holder: f"{busy} ({holder})", wait_seconds=OPEN_SECONDS
-    ):
+    with hold_lock(_file(uri), lambda holder: f"{busy} ({holder})", wait_seconds=OPEN_SECONDS):
         yield
 
 
@@ -41,15 +39,15 @@ def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
             "then run the same command again"
         )
 
-    with hold_lock(_file(f"{_store(tracking_uri())} {work}"), refused, wait_seconds=wait_seconds):
+    with hold_lock(_file(tracking_uri(), work), refused, wait_seconds=wait_seconds):
         yield
 
 
-def _store(uri: str) -> str:
-    """One text for one store: a database may be given by several paths, and with options."""
-    database = database_file(uri)
-    return uri if database is None else os.path.realpath(database)
-
-
-def _file(name: str) -> Path:
-    return lock_folder() / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+def _file(uri: str, work: str = "") -> Path:
+    """The file of a lock, the same for one store: a database may be given by several paths, and
+    with options."""
+    given = database_file(uri)
+    database = None if given is None else Path(os.path.realpath(given))
+    name = f"{uri if database is None else database} {work}"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    return lock_folder(database) / f".dca-gpt-{digest}.lock"

@@ -138,7 +138,8 @@ class Folder:
 
     def copy(self, to: Path) -> "Folder":
         """Another folder with the same runs, models and files."""
-        shutil.copytree(self.path, to)
+        locks = shutil.ignore_patterns(".dca-gpt-*.lock")  # of commands that read it meanwhile
+        shutil.copytree(self.path, to, ignore=locks)
         move_database(to / "mlflow.db", self.path, to)
         return Folder(to)
 

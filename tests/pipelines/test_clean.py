@@ -1,5 +1,6 @@
 """What nothing needs any more is shown, and deleted when that is asked for."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -182,4 +183,17 @@ def test_a_temporary_folder_is_gone_after_its_block(tmp_path):
     with scratch_folder(tmp_path) as made:
         (made / "file").touch()
         assert made.parent == tmp_path
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_temporary_folder_may_lie_where_there_are_no_locks(tmp_path, monkeypatch):
+    def unsupported(*_) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(scratch.fcntl, "flock", unsupported)
+    now = time.time()
+    monkeypatch.setattr(scratch.time, "time", lambda: now + 3600)
+    with scratch_folder(tmp_path) as made:
+        assert made.parent == tmp_path
+        assert abandoned_folders(tmp_path) == []  # its process cannot be seen
     assert list(tmp_path.iterdir()) == []

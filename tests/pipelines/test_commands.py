@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -22,8 +23,12 @@ from pipelines.compat.mlflow import ignore_warnings, is_filter
 from pipelines.console.command import run_command
 from pipelines.console.errors import ConfigError
 from pipelines.console.process import LOGGERS, GuardedStream, output_guarded
+from pipelines.console.progress import Progress
 from pipelines.engine import dag
+from pipelines.registry import differences, gate, package, resolve
+from pipelines.registry.champions import Champions, ChampionState
 from pipelines.storage.location import Storage
+from pipelines.tracking import client
 from pipelines.training import checkpoint
 from tests.pipelines import forked
 from tests.pipelines.commands import (
@@ -184,6 +189,44 @@ def test_a_text_in_json_is_json_in_the_encoding_of_standard_output(monkeypatch, 
     written = out.buffer.getvalue().decode(encoding)
     assert json.loads(written)["text"] == "é😀"
     assert ("😀" in written) is (encoding == "utf-8")
+
+
+def test_what_reads_whole_models_shows_it_on_standard_error(monkeypatch, capsys):
+    """It was silent for minutes where a model is large, or a store slow."""
+    shown, waiting = [], Progress.waiting
+
+    def noted(progress: Progress, text: str) -> AbstractContextManager[None]:
+        assert progress.console.stderr
+        shown.append(text)
+        return waiting(progress, text)
+
+    monkeypatch.setattr(Progress, "waiting", noted)
+    decision = gate.Decision(2, True, "forced", None, "", {})
+    for module, name, result in (
+        (gate, "gate_lock", nullcontext()),
+        (gate, "rollback", (2, 1)),
+        (gate, "force", decision),
+        (Champions, "state", ChampionState(2, 1)),
+        (differences, "lineage_of", {"lineage": {}}),
+        (client, "connect_existing", None),
+        (resolve, "resolve_model", ("m-1", "models:/dca-gpt/1")),
+        (package, "fetch_model", Path("model")),
+    ):
+        monkeypatch.setattr(module, name, lambda *_, result=result, **__: result)
+    version = Mock(version="2", creation_timestamp=0, run_id="r", source="m", tags={})
+    registry = Mock(find=lambda _: 2, aliases=dict, versions=lambda: [version])
+    registry.get.return_value = version
+    promote._list(registry, promote._parse(["list", "--json"]))
+    promote._promote(registry, promote._parse(["promote", "2", "--force", "it is better"]))
+    promote._rollback(registry, promote._parse(["rollback"]))
+    with generate._fetched("dca-gpt") as (folder, _):
+        assert folder == Path("model")
+    assert shown == [
+        "reading 1 version",
+        "checking the files of version 2",
+        "checking the files of the earlier champions",
+        "fetching models:/dca-gpt/1",
+    ]
 
 
 @pytest.mark.process

@@ -293,7 +293,7 @@ def test_a_version_is_trained_again_bit_for_bit(story):
     assert "weights    other than those of models:/dca-gpt/1" in out
 
 
-def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
+def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story, text):
     folder, name = story.folder, "longer"
     train = ("train.py", "tiny.yaml", "train.tokens=8192", "seed=3", "--json")
     code, out, err = folder.run(*train)
@@ -303,8 +303,8 @@ def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
     copy.mkdir()
     copy = story.registry.models.download(model_id_of(fit["model_uri"]), copy)
     found = [
-        story.promote("register", str(text), "--model", name)
-        for text in (fit["model_uri"], fit["run_id"], copy)
+        story.promote("register", str(one), "--model", name)
+        for one in (fit["model_uri"], fit["run_id"], copy)
     ]
     assert all(one == found[0] for one in found)  # each time the same version
     (copy / "MLmodel").write_text((copy / "MLmodel").read_text() + "data: extra\n")
@@ -316,11 +316,13 @@ def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story):
     assert (code, out) == (1, "")
     assert err == f"{copy}: its SHA256SUMS is not the one that was logged\n"
     assert (found[0]["version"], found[0]["model_uri"]) == (1, fit["model_uri"])
-    code, out, err = folder.run("promote.py", "register", fit["run_id"], "--model", name)
+    changes = ("promote.confidence=0.9", "storage=./runs", f"data.path={text}")
+    code, out, err = folder.run("promote.py", "register", fit["run_id"], "--model", name, *changes)
     assert code == 0, err
     assert out.startswith(f"longer version 1 is {fit['model_uri']}: ")
     command = shlex.split(out.splitlines()[-1].partition(": ")[2])
     assert (command[0], Path(command[1]).name) == ("python", "promote.py")
+    assert command[-2:] == [*changes[1:]]  # where the text is now
     decision = story.promote(*command[2:])
     assert decision["promoted"]
     assert decision["numbers"]["bits_per_byte"] == found[0]["test_bits_per_byte"]

@@ -5,7 +5,7 @@ crashes is retried from its last checkpoint; one that diverges is a result.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,12 +78,16 @@ def train_together(replicates: Sequence[Replicate], ended: Ended[Fitted | Diverg
     }
     splits = train_val_splits(context.storage, corpus.fingerprint)
     try:
-        with context.progress.working("training: starting"), closing(writer):
+        with context.progress.working("training: starting"), ExitStack() as stack:
+            stack.enter_context(closing(writer))
             for recorder in recorders:
                 writer.enqueue(recorder.replicate.describe)
             run_jobs(
                 groups, splits, context.progress, key="fit.resources", name=context.pipeline_run
             )
+            look = lambda: f"{FIT_KIND}: packaging what was trained"  # noqa: E731
+            with context.progress.watching(look, stage=FIT_KIND):
+                stack.close()
     finally:
         for recorder in recorders:  # those that were packaged after the last event
             recorder.step_ended()

@@ -16,6 +16,12 @@ MISSING = [
     "[Errno 2] No such file or directory: '/a/x.txt'",
     "An error occurred (404) when calling the HeadObject operation: Not Found",
     "An error occurred (NoSuchKey) when calling the GetObject operation: no key",
+    "[Errno 2] No such file or directory: '/home/ann/accounting/runs/403/x.txt'",
+    "[Errno 20] Not a directory: '/mnt/401/AccessKey/x.txt'",
+    "404 Client Error: Not Found for url: http://h/artifacts/403/r/x.txt. Response text: account",
+    "No such artifact: 'accounting/403/x.txt'",
+    "500 Server Error for url: http://h/403/x. Response text: An error occurred (404) when calling",
+    "The specified blob does not exist.",
 ]
 OTHER = [
     "403 Client Error: FORBIDDEN for url: http://h/404/x.txt",
@@ -25,6 +31,8 @@ OTHER = [
     "An error occurred (403) when calling the HeadObject operation: Forbidden",
     "An error occurred (InvalidAccessKeyId): The AWS Access Key Id you provided does not exist",
     "403 Client Error: Forbidden. Response text: the account does not exist",
+    "[Errno 13] Permission denied: '/mnt/no such file/x.txt'",
+    "API request failed with error code 403 != 200. Response body: it does not exist",
     "('Connection aborted.', RemoteDisconnected('Remote end closed connection'))",
     "Failed to resolve 'h' ([Errno -2] Name or service not known)",
 ]
@@ -54,7 +62,12 @@ def test_an_error_without_files_is_about_none():
 
 @pytest.mark.parametrize(
     ("reason", "kind"),
-    [("Could not connect to the endpoint URL", OSError), (MISSING[3], FileNotFoundError)],
+    [
+        ("Could not connect to the endpoint URL", OSError),
+        (MISSING[3], FileNotFoundError),
+        ("It does not exist.\nErrorCode:InvalidAccountName", OSError),
+        ("It does not exist.\nErrorCode:BlobNotFound", FileNotFoundError),
+    ],
 )
 def test_errors_of_a_librarys_own_are_those_of_files(monkeypatch, tmp_path, reason, kind):
     def fail(*_, **__):

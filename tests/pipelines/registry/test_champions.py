@@ -263,11 +263,13 @@ def test_a_model_of_others_has_its_history(store):
 
 
 PROMOTER = """
-import random, sys, time
+import random, sys, tempfile, time
 from pipelines.registry.champions import Champions, ConcurrentPromotionError
 from pipelines.registry.gate import gate_lock
 from pipelines.registry.versions import Registry
+from pipelines.storage import private
 from pipelines.tracking.client import connect_existing
+private.SHARED = tempfile.gettempdir()
 name, count, versions = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 registry, rng = Registry(connect_existing(), "tiny"), random.Random(name)
 champions = Champions(registry)
@@ -329,8 +331,7 @@ def start_promoter(folder: Path, number: int, share: int, *, own_host: bool) -> 
     script = host / f"promoter{number}.py"  # never one that another process is reading
     script.write_text(PROMOTER)
     arguments = map(str, (number, share, VERSIONS))
-    own = {"TMPDIR": str(host), "XDG_RUNTIME_DIR": str(host)}
-    return Command(script, [*arguments], host, {**os.environ, **own})
+    return Command(script, [*arguments], host, {**os.environ, "TMPDIR": str(host)})
 
 
 def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_back_to(

@@ -8,7 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError
+from pipelines.console.errors import (
+    ConfigError,
+    DamagedError,
+    GoneError,
+    PipelineError,
+    StorageError,
+)
 from pipelines.console.progress import Progress
 from pipelines.data.config import DataConfig
 from pipelines.data.splits import measure_corpus, sealed_test, write_splits
@@ -427,6 +433,11 @@ def test_a_champion_of_another_text_may_have_seen_this_one(versions, other_text,
     monkeypatch.setattr(versions, "test", lambda name: write(versions, name, train[:300]))
     overlap = "100.0 % of the test bytes lie in strings of 64 bytes that the training text has too"
     assert versions.sweep(versions.add(2.1)).endswith(f"{known}: {overlap}")
+    full = StorageError("/tmp/x: cannot be written: no room")
+    monkeypatch.setattr(module, "local_copy", lambda _: (_ for _ in ()).throw(full))
+    assert versions.sweep(versions.add(2.1)).endswith(
+        f"{known}: whether it has these bytes cannot be known: {full}"
+    )
     shutil.rmtree(Path(versions.context.storage, "corpora", other_text))
     unknown = ", which is not in storage: whether it has these bytes cannot be known"
     assert versions.sweep(versions.add(2.1)).endswith(f"{known}{unknown}")
@@ -562,7 +573,7 @@ def lose(versions: Versions, version: int) -> None:
     model_id = versions.registry.model_id(version)
     location = versions.context.store.client.get_logged_model(model_id).artifact_location
     shutil.rmtree(location.removeprefix("file://"), ignore_errors=True)
-    versions.scores[model_id] = PipelineError(f"models:/{model_id}: no SHA256SUMS")
+    versions.scores[model_id] = GoneError(f"models:/{model_id}: no SHA256SUMS")
 
 
 def test_a_champion_whose_files_are_gone_counts_with_its_stored_score(versions):
@@ -594,6 +605,16 @@ def test_a_champion_that_is_gone_names_both_ways_on_and_each_works(versions):
     ]
     rollback(versions.registry, "version 2 is gone")
     assert "kept version 1" in versions.sweep(third)
+
+
+@pytest.mark.parametrize("error", [StorageError("disk full"), PipelineError("exit code -9")])
+def test_trouble_that_is_not_the_champions_is_not_blamed_on_it(versions, error):
+    """An outage had a rollback advised, or to promote past the gate."""
+    versions.sweep(versions.add(2.0))
+    versions.scores[versions.registry.model_id(1)] = error
+    with pytest.raises(type(error)) as raised:
+        versions.sweep(versions.add(1.9))
+    assert raised.value is error
 
 
 def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch):

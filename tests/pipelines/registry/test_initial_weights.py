@@ -164,6 +164,22 @@ def test_a_copy_that_was_edited_is_refused_and_made_again_by_the_next_command(da
     assert read_initial_weights(experiment.train.start_from)
 
 
+@pytest.mark.parametrize("digest", [False, True])
+def test_a_copy_in_shared_storage_that_was_edited_is_made_again(data, trained, tmp_path, digest):
+    """Or its digest beside it, by which the nodes check theirs."""
+    data["storage"] = f"file://{tmp_path}/shared"
+    experiment = start(experiment_of(data, {}, trained))
+    copy = Path(experiment.train.start_from.removeprefix("file://")) / "model.safetensors"
+    edited = copy.with_name(f"{copy.name}.sha256") if digest else copy
+    before = edited.read_bytes()
+    edited.write_bytes(bytes([before[0] ^ 1]) + before[1:])
+    with pytest.raises(DamagedError, match="damaged: size or sha256"):  # not to be tried again
+        read_initial_weights(experiment.train.start_from)
+    assert start(experiment_of(data, {}, trained)) == experiment
+    assert edited.read_bytes() == before
+    assert read_initial_weights(experiment.train.start_from)
+
+
 def test_a_plan_writes_nothing_and_means_the_same(data, trained):
     planned = start(experiment_of(data, {}, trained), write=False)
     assert not Path(data["storage"]).exists()

@@ -9,7 +9,7 @@ import torch
 
 from dca import ModelConfig, build_model
 from dca.registry import residual
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import DamagedError, PipelineError
 from pipelines.engine.code import read_sources
 from pipelines.registry import score as score_module
 from pipelines.registry.gate import Gate, force
@@ -70,10 +70,11 @@ def test_a_packaged_model_that_looks_ahead_is_refused(experiment, store, tmp_pat
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
-        ("raise ValueError('no such\\nkernel')", "cannot be scored: ValueError: no such"),
-        ("import os; os._exit(3)", "cannot be scored: exit code 3"),
-        ("import os; os._exit(0)", "cannot be scored: exit code 0: its code ended the process"),
-        ("raise SystemExit('gone')", "cannot be scored: exit code 1: gone"),
+        ("raise ValueError('no such\\nkernel')", "ValueError: no such"),
+        ("raise MemoryError", "MemoryError: MemoryError"),
+        ("import os; os._exit(3)", "exit code 3"),
+        ("import os; os._exit(0)", "exit code 0: its code ended the process"),
+        ("raise SystemExit('gone')", "exit code 1: gone"),
     ],
 )
 def test_why_a_version_cannot_be_scored_is_one_line(experiment, store, monkeypatch, code, reason):
@@ -83,7 +84,8 @@ def test_why_a_version_cannot_be_scored_is_one_line(experiment, store, monkeypat
     _, uri = log_untrained(store, experiment, sources=sources)
     with pytest.raises(PipelineError) as error:
         score(store.models, model_id_of(uri), Path(experiment.data.path))
-    assert str(error.value) == f"{uri}: {reason}"
+    assert str(error.value) == f"{uri}: cannot be scored: {reason}"
+    assert isinstance(error.value, DamagedError) is ("ValueError" in reason)
 
 
 FLAT = """

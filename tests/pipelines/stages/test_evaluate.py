@@ -15,6 +15,8 @@ from pipelines.experiment import Experiment
 from pipelines.registry.results import Diverged, Fitted, Tested, Untested
 from pipelines.registry.score import Score
 from pipelines.stages import evaluate as module
+from pipelines.stages import sweep_stages
+from pipelines.stages.corpus import CorpusStage
 from pipelines.tracking.store import Store
 from pipelines.training import evaluation
 from tests.pipelines.commands import invocation
@@ -93,3 +95,10 @@ def test_the_two_results_of_a_test_are_told_apart_when_they_are_read():
     tested = '{"test_bits_per_byte": 2.0, "fingerprint": "a", "baselines": {}}'
     assert from_json(module.STAGE.result, tested) == Tested(2.0, "a", {})
     assert from_json(module.STAGE.result, "{}") == Untested()
+
+
+@pytest.mark.parametrize("stage", sweep_stages(CorpusStage()), ids=lambda stage: stage.name)
+def test_an_edited_result_is_none_of_any_stage(stage):
+    """One of evaluate was taken for that of a training that diverged."""
+    for edited in ('{"test_bits_per_byte": "2.0"}', '{"edited": 1}'):
+        assert from_json(stage.result, edited) is None

@@ -182,6 +182,24 @@ def test_a_training_shows_itself_before_its_first_evaluation(experiment, monkeyp
     assert (shown[0]["stage"], shown[0]["of_steps"]) == ("training", 16)
 
 
+def test_the_packaging_of_a_large_model_shows_itself(experiment, monkeypatch, capsys):
+    monkeypatch.setattr(progress_module, "WATCH_SECONDS", 0.001)
+    monkeypatch.setattr(recorded_training, "_train", lambda *_: [])
+    shown = ""
+
+    def package(*_) -> None:
+        nonlocal shown
+        deadline = time.monotonic() + 10
+        while not shown and time.monotonic() < deadline:
+            time.sleep(0.01)
+            shown = capsys.readouterr().out
+
+    monkeypatch.setattr(recorded_training, "package", package)
+    context = SimpleNamespace(progress=Progress(OutputMode.JSON))
+    recorded_training.train_and_package(context, experiment.training_run(), None, key="fit")
+    assert json.loads(shown.splitlines()[0])["text"].startswith("training: packaging the best ch")
+
+
 def test_a_winner_that_does_not_fit_another_fit_is_named_with_the_ways_on(experiment):
     changed = experiment.replace({"fit.resources.workers": 2})
     needs = StageResults({"select": Selected(3, "r", {"train.batch_tokens": 96}, 2.0)})

@@ -202,3 +202,23 @@ def test_only_a_champion_that_is_damaged_is_to_be_replaced(experiment, commands,
     with pytest.raises(PipelineError, match="dca-gpt/2, cannot be used: m-1: gone; run rollback"):
         sample(context(experiment), needs(2))
     assert commands == []
+
+
+FULL = "standard output: No space left on device"
+
+
+@pytest.mark.parametrize(
+    ("code", "err", "reason"),
+    [
+        (-9, "a warning\n", "its process was ended by signal 9 (Killed)"),
+        (1, f"a warning\n{FULL}\n", FULL),
+    ],
+)
+def test_short_memory_and_a_full_disk_are_not_the_champions_fault(
+    experiment, monkeypatch, code, err, reason
+):
+    child = subprocess.CompletedProcess([], code, "", err)
+    monkeypatch.setattr(module, "run_isolated", lambda *_: child)
+    with pytest.raises(PipelineError) as error:
+        sample(context(experiment), needs(2))
+    assert str(error.value) == f"models:/dca-gpt/2: {reason}"

@@ -1,12 +1,15 @@
 """Locks among processes: who holds one is named, and its file goes with it."""
 
+import errno
+import fcntl
 import os
 import platform
 import threading
+from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import PipelineError, StorageError
 from pipelines.storage import locks
 from pipelines.storage.locks import hold_lock
 
@@ -25,6 +28,7 @@ def test_a_wait_ends_with_the_holders_process_and_command_without_secrets(tmp_pa
         ):
             pytest.fail("it is held")
         assert path.read_text() == f"{os.getpid()} {platform.node()}\n"
+        assert path.stat().st_mode & 0o777 == 0o600  # who can open it can lock it
     assert list(tmp_path.iterdir()) == []
 
 
@@ -79,7 +83,7 @@ def test_what_is_linked_as_a_lock_is_not_written(tmp_path, keep):
     assert other.read_text() == "kept"
     (tmp_path / "b.lock").symlink_to(other)
     with (
-        pytest.raises(OSError, match="symbolic"),
+        pytest.raises(StorageError, match=r"b\.lock: cannot be locked: .*symbolic"),
         hold_lock(tmp_path / "b.lock", busy, wait_seconds=0),
     ):
         pytest.fail("it was followed")
@@ -111,3 +115,27 @@ def test_after_a_killed_process_its_lock_is_free(tmp_path):
     path.write_text("999999999 here\n")
     with hold_lock(path, busy, wait_seconds=0):
         assert path.read_text().startswith(f"{os.getpid()} ")
+
+
+def test_a_place_without_locks_is_named_and_a_full_disk_needs_no_holder(tmp_path, monkeypatch):
+    path = tmp_path / "a.lock"
+
+    def unsupported(*_) -> None:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    with monkeypatch.context() as patch, pytest.raises(StorageError) as error:
+        patch.setattr(fcntl, "flock", unsupported)
+        with hold_lock(path, busy, wait_seconds=0):
+            pytest.fail("it is not locked")
+    assert str(error.value) == f"{path}: cannot be locked: Operation not supported"
+
+    def full(*_) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with (
+        hold_lock(path, busy, wait_seconds=0),
+        pytest.raises(PipelineError, match=r"^a: busy \(process unknown\)$"),
+        hold_lock(path, busy, wait_seconds=0),
+    ):
+        pytest.fail("it is held")

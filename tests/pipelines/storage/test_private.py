@@ -10,6 +10,7 @@ from pipelines.cluster.connection import _own_token, session_folder, short_sessi
 from pipelines.cluster.inspection import inspect_cluster
 from pipelines.compat.ray import MAX_FOLDER_CHARACTERS, TOKEN_FILE, TOKEN_VARIABLES
 from pipelines.console.errors import ConfigError, StorageError
+from pipelines.storage import private
 from pipelines.storage.private import lock_folder, make_private, private_folder
 
 
@@ -19,9 +20,9 @@ def mode(path: Path) -> int:
 
 @pytest.fixture
 def shared(tmp_path, monkeypatch) -> Path:
-    """The folder for temporary files, and no XDG_RUNTIME_DIR."""
+    """The folder for temporary files, in place of /tmp too."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.delenv("XDG_RUNTIME_DIR")
+    monkeypatch.setattr(private, "SHARED", str(tmp_path))
     return tmp_path
 
 
@@ -33,18 +34,39 @@ def test_locks_and_copies_are_in_a_folder_of_the_user_alone(shared, monkeypatch)
     assert (mode(folder), mode(folder / "locks")) == (0o700, 0o700)
 
 
-def test_locks_are_in_the_users_runtime_folder_if_that_is_private(shared, monkeypatch):
-    runtime = shared / "runtime"
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
-    assert lock_folder().parent == private_folder()  # there is none
-    runtime.mkdir(mode=0o750)
-    assert lock_folder().parent == private_folder()
-    runtime.chmod(0o700)
-    assert lock_folder() == runtime / "dca-gpt"
+def test_locks_are_where_they_are_whatever_the_environment_is(
+    shared, tmp_path_factory, monkeypatch
+):
+    """A login, cron and a batch system have other folders for temporary files."""
+    folder = lock_folder()
+    login = tmp_path_factory.mktemp("login")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(login))
+    monkeypatch.setattr(tempfile, "tempdir", str(login))
+    assert lock_folder() == folder == shared / f"dca-gpt-{os.getuid()}" / "locks"
+    monkeypatch.setattr(private, "SHARED", "/proc/none")  # where it cannot be written
+    assert lock_folder().parent == private_folder() == login / f"dca-gpt-{os.getuid()}"
+
+
+def test_the_locks_of_a_file_are_beside_it_if_no_other_user_can_write_there(shared, monkeypatch):
+    own = shared / "own"
+    own.mkdir(mode=0o755)
+    assert lock_folder(own / "mlflow.db") == own
+    (shared / "link").symlink_to(own)
+    (shared / "file").touch()
+    for other in ("link", "none", "file"):
+        assert lock_folder(shared / other / "mlflow.db") == lock_folder()
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            os, "access", lambda path, mode: path != own
+        )  # as on a disk that is read only
+        assert lock_folder(own / "mlflow.db") == lock_folder()
+    own.chmod(0o775)
+    assert lock_folder(own / "mlflow.db") == lock_folder()
+    own.chmod(0o755)
     stat = Path.lstat
     monkeypatch.setattr(os, "getuid", lambda: stat(shared).st_uid + 1)  # as after `sudo`
     with pytest.raises(ConfigError, match=f"^{shared}/dca-gpt-.*: expected a folder of this user"):
-        lock_folder()  # not in the runtime folder, and this process cannot become another user
+        lock_folder(own / "mlflow.db")  # not beside it, and this process cannot be another user's
 
 
 def plant_open(path: Path) -> None:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 
-from pipelines.console.errors import ConfigError, PipelineError, StorageError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
 from pipelines.storage import files, filesystem, location
 from pipelines.storage.digests import sha256_of
 from pipelines.storage.files import RemoteFile, file_at, local_copy, put_file
@@ -220,7 +220,7 @@ def test_a_file_that_is_no_longer_what_it_was_is_refused(shared, tmp_path, monke
     put_file(written(tmp_path / "text"), shared / "file.bin")
     file = file_at(shared / "file.bin")
     (shared / "file.bin").write_text("other")
-    with pytest.raises(PipelineError, match=r"file\.bin.*: damaged: size or sha256 is not"):
+    with pytest.raises(DamagedError, match=r"file\.bin.*: damaged: size or sha256 is not"):
         local_copy(file)
     shared.remove()
     with pytest.raises(PipelineError, match=r"file\.bin.*: is gone"):

@@ -1,4 +1,5 @@
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,3 +37,18 @@ def test_a_database_is_one_store_whatever_its_uri_is(tmp_path, monkeypatch, othe
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
         with exclusive_lock("a"):
             pass
+
+
+def test_a_command_of_cron_finds_the_locks_of_one_in_a_login(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with exclusive_lock("a"):
+        (lock,) = tmp_path.iterdir()  # beside the database
+        for name in ("XDG_RUNTIME_DIR", "TMPDIR"):
+            monkeypatch.setenv(name, str(tmp_path / "other"))
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "other"))
+        with pytest.raises(PipelineError, match="a: already running"), exclusive_lock("a"):
+            pass
+    assert not lock.exists()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none/mlflow.db")
+    with exclusive_lock("a"):  # refused later, with the reason
+        assert list(tmp_path.iterdir()) == []
