@@ -16,10 +16,12 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING
 from pipelines.console.command import DONE, FAILURE, Parser, run_command
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.process import process_restored
+from pipelines.console.progress import Progress
 from pipelines.console.text import counted
 
 if TYPE_CHECKING:  # MLflow, which takes seconds
@@ -44,6 +47,7 @@ ENDED = {"FINISHED": FINISHED, "DELETED": "its run was deleted"}
 """Why checkpoints are not needed, by the state of their run."""
 KILLED = "its command was killed"
 NEEDED = "its run is going on again"
+LOOKING = "looking for what nothing needs"
 
 
 @dataclass(frozen=True)
@@ -86,18 +90,31 @@ def main(argv: Sequence[str]) -> int:
 def _of_storage(storage: "Folder") -> Iterator[Leftover]:
     """Checkpoints and unfinished copies. Runs that the tracking store does not have stay."""
     from pipelines.storage.scratch import abandoned_folders
-    from pipelines.tracking.client import connect_existing
 
     if not storage.exists():
         return
-    folders = [(kind, storage / kind / n) for kind in CHECKPOINTS for n in _names(storage / kind)]
-    client = connect_existing() if folders else None
-    for kind, place in folders:
-        if client is not None:
-            yield from _of_run(client, place, with_trials=kind == TRIALS)
+    yield from _checkpoints(storage)
     if isinstance(storage, Path):
         for inside in (storage / "corpora", storage / "starts"):
             yield from (Leftover(path, KILLED) for path in abandoned_folders(inside))
+
+
+def _checkpoints(storage: "Folder") -> list[Leftover]:
+    """Those that are not needed; on a server with thousands of runs they are looked up for minutes,
+    which is shown."""
+    from pipelines.tracking.client import connect_existing
+
+    found, text, progress = list[Leftover](), LOOKING, Progress(stderr=True)
+    with progress.working(text), progress.watching(lambda: text):
+        folders = [
+            (kind, storage / kind / n) for kind in CHECKPOINTS for n in _names(storage / kind)
+        ]
+        client = connect_existing() if folders else None
+        for number, (kind, place) in enumerate(folders, 1):
+            assert client is not None
+            text = f"{LOOKING}: run {number:,} of {len(folders):,}"
+            found += _of_run(client, place, with_trials=kind == TRIALS)
+    return found
 
 
 def _of_run(client: "RetryingClient", folder: "Folder", *, with_trials: bool) -> list[Leftover]:
@@ -145,8 +162,10 @@ def _names(folder: "Folder") -> list[str]:
     if isinstance(folder, Path):
         if folder.is_symlink() or not folder.is_dir():  # what a link points to lies elsewhere
             return []
-        folders = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
-        return sorted(path.name for path in folders)
+        with suppress(FileNotFoundError):  # another command has just deleted it
+            folders = (path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())
+            return sorted(path.name for path in folders)
+        return []
     return sorted({name.partition("/")[0] for name in folder.files()})
 
 
@@ -163,7 +182,11 @@ def _of_this_machine() -> Iterator[Leftover]:
 def _size_of(place: "Folder") -> str:
     if not isinstance(place, Path):
         return counted(len(place.files()), "file")
-    size = sum(path.lstat().st_size for path in place.rglob("*") if not path.is_dir())
+    size = 0
+    for folder, _, names in os.walk(place):  # which leaves out what is deleted meanwhile
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += Path(folder, name).lstat().st_size
     return f"{size / 2**20:,.1f} MiB"
 
 
@@ -181,7 +204,8 @@ def _delete(leftover: Leftover) -> str:
         else:
             place.remove()
     except (OSError, StorageError) as error:
-        return first_line(error)
+        gone = isinstance(place, Path) and not os.path.lexists(place)
+        return "" if gone else first_line(error)
     return ""
 
 

@@ -15,7 +15,6 @@ if __name__ == "__main__":
     end_on_interrupt()
 
 import argparse
-import json
 import re
 import sys
 import time
@@ -33,6 +32,7 @@ from pipelines.console.progress import Progress
 from pipelines.console.text import (
     counted,
     format_value,
+    json_text,
     nearest,
     one_line,
     terminal_width,
@@ -71,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     if arguments.command == "register":
         _register(argv, arguments)
         return DONE
-    registry = Registry(connect_existing(), arguments.model or MODEL)
+    registry = Registry(connect_existing(), MODEL if arguments.model is None else arguments.model)
     registry.versions()  # bad input first: a name that is not registered
     commands[arguments.command](registry, arguments)
     return DONE
@@ -88,7 +88,7 @@ def _list(registry: "Registry", arguments: argparse.Namespace) -> None:
         with Progress(stderr=True).waiting(f"reading {counted(len(rows), 'version')}"):
             for row in rows:
                 row |= lineage_of(registry, row["version"])
-        print(json.dumps(rows, indent=1))
+        print(json_text(rows, indent=1))
         return
     columns = [
         *("version", "aliases", "test", "validation", "parameters"),
@@ -140,7 +140,7 @@ def _compare(registry: "Registry", arguments: argparse.Namespace) -> None:
     a, b = (registry.find(text) for text in (arguments.a, arguments.b))
     found = asdict(compare_versions(registry, a, b))
     if arguments.json:
-        print(json.dumps(found, indent=1))
+        print(json_text(found, indent=1))
         return
     names = [f"version {a}", f"version {b}"]
     for part in ("configuration", "metrics", "lineage"):
@@ -168,7 +168,7 @@ def _promote(registry: "Registry", arguments: argparse.Namespace) -> None:
     study = registry.get(version).tags.get(STUDY_TAG, "")
     if arguments.json:
         after = {"champion_now": champion, "study": study, "dry_run": arguments.dry_run}
-        print(json.dumps({**asdict(decision), "decision": decision.summary, **after}, indent=1))
+        print(json_text({**asdict(decision), "decision": decision.summary, **after}, indent=1))
         return
     summary = without_controls(decision.summary)  # which may name a file in storage
     print(f"{registry.name} version {version} {summary}{_dry_run_note(arguments)}")
@@ -183,17 +183,18 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     from pipelines.registry.package import CONFIG
     from pipelines.stages.corpus import test_bytes
     from pipelines.storage.location import storage_folder
-    from pipelines.tracking.schema import VersionTags
+    from pipelines.tracking.schema import PROMOTE_TAG, TEST_FINGERPRINT_TAG, VersionTags
 
     registry.model_id(version)  # bad input first: what is no logged model cannot be forced either
     data, tags = registry.read_packaged(version, CONFIG), VersionTags.of(registry.get(version))
     name = f"{registry.name} version {version}"
     if data is None or tags.promote is None or tags.test_fingerprint is None:
-        message = (
-            "expected a version that sweep.py registered; it has no configuration: --force REASON "
-            "promotes it all the same"
-        )
-        raise ConfigError(Problem(message, source=name))
+        lacking = "no configuration"
+        if data is not None:
+            tag = TEST_FINGERPRINT_TAG if tags.test_fingerprint is None else PROMOTE_TAG
+            lacking = f"no tag {tag} as it was written"
+        message = f"expected a version that sweep.py registered; it has {lacking}: --force REASON "
+        raise ConfigError(Problem(f"{message}promotes it all the same", source=name))
     data["promote"] = tags.promote  # as registered, not as trained
     experiment = read_packaged(data, arguments.changes, source=name)
     fingerprint = tags.test_fingerprint
@@ -234,7 +235,7 @@ def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     )
     made, test, fit = results[Registered], results[Tested], results[Fitted]
     if arguments.json:
-        print(json.dumps({**asdict(made), **asdict(test), "model_uri": fit.model_uri}))
+        print(json_text({**asdict(made), **asdict(test), "model_uri": fit.model_uri}))
         return
     print(
         f"{made.model} version {made.version} is {fit.model_uri}: {test.test_bits_per_byte:.4f} "
@@ -255,7 +256,7 @@ def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
         before, after = rollback(registry, reason, dry_run=arguments.dry_run)
     if arguments.json:
         row = {"champion": after, "instead_of": before, "dry_run": arguments.dry_run}
-        print(json.dumps(row))
+        print(json_text(row))
         return
     print(
         f"{registry.name} rolled back: version {after} is champion, "
@@ -269,7 +270,7 @@ def _history(registry: "Registry", arguments: argparse.Namespace) -> None:
 
     promotions = Champions(registry).promotions()
     if arguments.json:
-        print(json.dumps([asdict(promotion) for promotion in promotions], indent=1))
+        print(json_text([asdict(promotion) for promotion in promotions], indent=1))
         return
     if not promotions:
         champion = registry.aliases().get(CHAMPION)
@@ -338,13 +339,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "promote", parents=[common, dry_run], help="compare a version with the champion"
     )
     promote.add_argument("version", metavar="VERSION", help=version)
-    promote.add_argument(
-        "changes",
-        nargs="*",
-        default=[],
-        metavar="key=value",
-        help=changes,
-    )
+    promote.add_argument("changes", nargs="*", default=[], metavar="key=value", help=changes)
     promote.add_argument("--force", metavar="REASON", help="past the gate; the reason is kept")
     register = commands.add_parser(
         "register", parents=[common], help="make a version of any trained model"
@@ -368,6 +363,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Refuse what the parser cannot: options and changes that do not go together."""
+    if arguments.model == "":
+        raise ConfigError(Problem("expected the name of a registered model, got none", "--model"))
     for change in arguments.changes:
         takes = arguments.command in ("promote", "register")
         if not takes or "=" not in change or change.startswith("-"):

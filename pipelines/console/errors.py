@@ -95,6 +95,10 @@ class StorageError(PipelineError):
     """Storage that cannot be read or written: a full disk, a store that is away or refuses."""
 
 
+class RefusedError(StorageError):
+    """A tracking store, or its artifacts, that this user may not read or write."""
+
+
 def print_traceback(error: BaseException) -> None:
     """Print an unexpected error on standard error as Python does, without secrets."""
     print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)

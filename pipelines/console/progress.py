@@ -5,7 +5,6 @@ redrawn in place; in a log file its text is written from time to time. With `--j
 object; with `--quiet` only the result is printed.
 """
 
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ from rich.live import Live
 
 from pipelines.console.panel import Panel
 from pipelines.console.secrets import redact, redact_all
-from pipelines.console.text import format_duration, terminal_width, without_controls
+from pipelines.console.text import format_duration, json_text, terminal_width, without_controls
 from pipelines.console.updates import OutputMode, ProgressUpdate
 
 WATCH_SECONDS = 1.0
@@ -49,7 +48,7 @@ class Progress:
         """Print an event as an object on a line; nothing in other modes."""
         if self.mode is OutputMode.JSON:
             row = {"event": event, "time": round(time.time(), 3), **data}
-            print(json.dumps(redact_all(row), default=str), flush=True)
+            print(json_text(redact_all(row)), flush=True)
 
     def result(self, text: str, outputs: Mapping[str, Any]) -> None:
         """Print the result of the command, in every mode."""

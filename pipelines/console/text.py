@@ -5,11 +5,12 @@ Used wherever a message, a table or a line of progress is written.
 
 import difflib
 import json
+import math
 import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from signal import strsignal
 from typing import Any, TextIO
@@ -109,6 +110,19 @@ def counted(count: float, noun: str) -> str:
 def quote_value(value: Any) -> str:
     """A value in an error message, as in `got ...`: JSON of at most 60 characters."""
     return shorten(redact(json.dumps(value, default=str)))  # half a password looks like any text
+
+
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """JSON for other programs: null for a number that is not finite, which JSON does not have."""
+    return json.dumps(_finite(value), indent=indent, default=str)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def format_value(value: Any, *, digits: int | None = 4) -> str:

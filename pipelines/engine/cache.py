@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS
 from pipelines.console.errors import DamagedError
+from pipelines.console.secrets import redact_all
 from pipelines.engine.code import CodeDigests
 from pipelines.engine.instances import Node
 from pipelines.engine.results import (
@@ -106,6 +107,9 @@ class Cache:
         self._by_key: dict[str, PlannedStage] = {}
         self._used_run_ids: set[str] = set()
         """The runs that an instance has reused or continues."""
+        self._runs: dict[str, list[Run]] = {}
+        """The runs of a stage, newest first, as they were when one was first compared with them:
+        to read all of them for each of hundreds of instances would take minutes."""
 
     def resolve(
         self, node: Node, config: PipelineConfig, needs: Sequence[PlannedStage]
@@ -143,7 +147,7 @@ class Cache:
             changes = _changes(inputs, stage_inputs(growable[0].data.tags))
             planned.reason = f"goes on: {changes}" if changes else "goes on"
         else:
-            planned.reason = _difference(planned, self._store)
+            planned.reason = self._difference(planned)
         if planned.run is not None:
             self._used_run_ids.add(planned.run.info.run_id)
         return planned
@@ -172,6 +176,22 @@ class Cache:
         ]
         usable = [(growth.usable(self._store, run.info.run_id, config), run) for run in runs]
         return [run for count, run in sorted(usable, key=lambda one: -one[0]) if count]
+
+    def _difference(self, planned: PlannedStage) -> str:
+        """What differs from the latest result of the same stage."""
+        stage = planned.stage.name
+        if stage not in self._runs:
+            self._runs[stage] = self._store.find(stage) if self._store else []
+        earlier = self._runs[stage]
+        if planned.node.position:
+            name = str(planned.node)
+            earlier = [run for run in earlier if run.data.tags.get(INSTANCE_TAG) == name]
+        if not earlier:
+            return "new"
+        tags, inputs = earlier[0].data.tags, planned.inputs
+        if (written := schema_version(tags)) != SCHEMA_VERSION:
+            return f"the earlier result is of store schema {written}, this is {SCHEMA_VERSION}"
+        return _changes(inputs, stage_inputs(tags)) or "new"
 
     def _inputs(
         self, node: Node, config: PipelineConfig, needs: Sequence[PlannedStage]
@@ -266,24 +286,11 @@ def _damage(stage: Stage[Any, Any], result: object, store: Store) -> str | None:
     return None
 
 
-def _difference(planned: PlannedStage, store: Store | None) -> str:
-    """What differs from the latest result of the same stage."""
-    earlier = store.find(planned.stage.name) if store else []
-    if planned.node.position:
-        earlier = [run for run in earlier if run.data.tags.get(INSTANCE_TAG) == str(planned.node)]
-    if not earlier:
-        return "new"
-    tags, inputs = earlier[0].data.tags, planned.inputs
-    if (written := schema_version(tags)) != SCHEMA_VERSION:
-        return f"the earlier result is of store schema {written}, this is {SCHEMA_VERSION}"
-    return _changes(inputs, stage_inputs(tags)) or "new"
-
-
 def _changes(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What differs from the inputs of an earlier run."""
     if not before:
         return "its inputs were too many to be stored, and to be compared"
-    old, new = before.get("config", {}), inputs["config"]
+    old, new = before.get("config", {}), redact_all(inputs["config"])  # as it was stored
     changes = [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted({*old, *new})

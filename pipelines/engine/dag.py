@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipelines.config.yaml_text import flatten
+from pipelines.console.secrets import redact
 from pipelines.engine.cache import Cache, PlannedStage, shortened
 from pipelines.engine.execution import NAME_WIDTH, Execution
 from pipelines.engine.instances import FanOut, Node, expand
@@ -135,11 +136,11 @@ def _variant(store: Store, data: Mapping[str, Any]) -> str:
     """What tells a pipeline's runs from those of the experiment's first one; empty for that."""
     earlier = store.find(PIPELINE_KIND)
     first = earlier[-1].data.params if earlier else {}
+    params = {key: redact(encode_param(value)) for key, value in flatten(data)}  # as it is stored
     changes = [
-        f"{key}={encode_param(value)}"
-        for key, value in flatten(data)
-        if key not in ("experiment", "storage")
-        and first.get(key) not in (None, encode_param(value))
+        f"{key}={value}"
+        for key, value in params.items()
+        if key not in ("experiment", "storage") and first.get(key) not in (None, value)
     ]
     return f", {shortened(changes)}"[:MAX_VARIANT] if changes else ""
 

@@ -4,12 +4,14 @@ The champion is MLflow's alias `champion`. Its moves are logged as the versions 
 registered model, NAME-champions, whose numbers the registry hands out once each, in order. An entry
 contains the number of the entry it follows. Of two that follow the same one the first is valid and
 the other void, for every reader of the log: so two promoters on two machines cannot both succeed.
+One that was deleted in MLflow is missing from the history, and the entries behind it stay valid.
 This is correct without a lock; `gate_lock` only avoids wasted work on one machine. A process killed
 anywhere leaves nothing to clean up: the alias is set after the entry is written, and if that was
 interrupted, the next command that reads the champion completes it. No clock decides anything.
 """
 
 import itertools
+import logging
 import re
 import time
 import uuid
@@ -24,13 +26,7 @@ from pipelines.compat.mlflow import MISSING
 from pipelines.console.errors import ConfigError, DamagedError, EditedError, PipelineError
 from pipelines.console.secrets import redact
 from pipelines.console.text import quote_value
-from pipelines.registry.versions import (
-    CONFLICTS,
-    LOG_SUFFIX,
-    Registry,
-    create_name,
-    search_versions,
-)
+from pipelines.registry.versions import CONFLICTS, LOG_SUFFIX, Registry, search_versions
 from pipelines.storage.project import command_line, script
 from pipelines.tracking import descriptions
 from pipelines.tracking.models import model_id_of
@@ -114,9 +110,9 @@ class Champions:
     registry: Registry
 
     @property
-    def log_name(self) -> str:
+    def log(self) -> Registry:
         """The registered model whose versions are the entries."""
-        return self.registry.name + LOG_SUFFIX
+        return Registry(self.registry.client, self.registry.name + LOG_SUFFIX)
 
     def state(self, *, reconcile: bool = True) -> ChampionState:
         """The present champion; an interrupted promotion is completed if `reconcile`."""
@@ -144,7 +140,7 @@ class Champions:
         if number not in map(_number, self._valid_entries()):
             reason = self._what_happened(seen)
             client = self.registry.client
-            client.update_model_version(self.log_name, str(number), f"void: {reason}")
+            client.update_model_version(self.log.name, str(number), f"void: {reason}")
             raise ConcurrentPromotionError(reason)
         self.reconcile_alias()
 
@@ -197,7 +193,7 @@ class Champions:
             and version.tags.get(TEST_FINGERPRINT_TAG) == fingerprint
         }
         prefix = TRIED_TAG.format(text, "")
-        tags = self._log_tags().items()
+        tags = self.log.own_tags().items()
         ours = {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
         return found | {m: n if re.fullmatch("[1-9][0-9]{0,8}", n) else "" for m, n in ours.items()}
 
@@ -218,63 +214,56 @@ class Champions:
 
         """
         tag = TRIED_TAG.format(text, model_id)
-        if not dry_run and tag not in self._log_tags():
+        if not dry_run and tag not in self.log.own_tags():
             self._create_log()
-            self._tag_log(tag, "")
+            self.log.tag_itself(tag, "")
         tried = {model_id: ""} | self.tried(text, fingerprint)
         number = tried[model_id] or str(len(tried))
         if not (dry_run or tried[model_id]):
-            self._tag_log(tag, number)
+            self.log.tag_itself(tag, number)
         return int(number), len(tried)
 
     def _create_log(self) -> None:
         """Unless there is one."""
-        about = descriptions.describe_champions(self.registry.name)
-        create_name(self.registry.client, self.log_name, about)
-
-    def _log_tags(self) -> dict[str, str]:
-        """The tags of the log's registered model; none before it exists."""
-        try:
-            return dict(self.registry.client.get_registered_model(self.log_name).tags)
-        except MlflowException as error:
-            if error.error_code != MISSING:
-                raise
-            return {}
-
-    def _tag_log(self, tag: str, value: str) -> None:
-        client = self.registry.client
-        CONFLICTS.call(client.set_registered_model_tag, self.log_name, tag, value)
+        self.log.create(descriptions.describe_champions(self.registry.name))
 
     def reconcile_alias(self) -> None:
         """Set the alias to the last entry's version, also while other processes write entries."""
-        entries = self._valid_entries()
-        marks = [
-            (entry, tag) for entry in entries for tag in _moves(entry) if _has_ended(entry, tag)
-        ]
+        log, entries = self.log, self._valid_entries()
+        named = self.registry.aliases().get(CHAMPION)
+        marks = _late_marks(entries, named)
+        if marks and _version(entries[-1]) != named:
+            logging.getLogger(__name__).warning(
+                "%s: the alias %s is moved back from version %s to version %s: an interrupted "
+                "promotion may have moved it late; if it was moved by hand, move it again",
+                *(self.registry.name, CHAMPION, named, _version(entries[-1])),
+            )
+        marks += [(e, tag) for e in entries for tag in _moves(e) if process_has_ended(e.tags[tag])]
         own = MOVING_TAG.format(uuid.uuid4().hex)
         while True:
             last = entries[-1]
-            self._mark(last, own, this_process())
+            log.tag(_number(last), {own: this_process()})
             marks.append((last, own))
             if self._version_exists(last):
                 self.registry.set_alias(CHAMPION, _version(last))
-            self._mark(last, DONE_TAG, "true")
+            log.tag(_number(last), {DONE_TAG: "true"})
             entries = self._valid_entries()
             if _number(entries[-1]) == _number(last):
                 break
         for entry, tag in marks:
-            self._unmark(entry, tag)
+            log.remove_tags(_number(entry), [tag])
 
     def _read(self) -> tuple[ChampionState, bool]:
         """The champion with the last entry of the log, and whether the alias is settled.
 
-        While a process moves it, or was killed before it had, the log decides. Later an alias that
-        differs was moved by hand, or its version was deleted. No clock takes part in this.
+        Until a process has moved it for the last entry the log decides, and so it does if one that
+        was slower may have moved it back. Another alias that differs was moved by hand, or its
+        version was deleted. No clock takes part in this.
         """
         entries = self._valid_entries()
         last = entries[-1] if entries else None
         champion = self.registry.aliases().get(CHAMPION)
-        settled = last is None or (DONE_TAG in last.tags and not any(map(_moves, entries)))
+        settled = last is None or (DONE_TAG in last.tags and not _late_marks(entries, champion))
         if last is not None and not settled and self._version_exists(last):
             champion = _version(last)
         return ChampionState(champion, _number(last) if last else 0), settled
@@ -311,11 +300,11 @@ class Champions:
         tries = itertools.count()
 
         def append_once() -> int:
-            for entry in search_versions(client, self.log_name) if next(tries) else []:
+            for entry in search_versions(client, self.log.name) if next(tries) else []:
                 if entry.tags.get(CLAIM_TAG) == claim:  # written before, but the answer was lost
                     return _number(entry)
             made = client.create_model_version(
-                self.log_name,
+                self.log.name,
                 str(model.source),
                 model.run_id,
                 model_id=model_id,
@@ -327,25 +316,20 @@ class Champions:
         return client.retry(CONFLICTS.call, append_once)
 
     def _valid_entries(self) -> list[ModelVersion]:
-        """The entries that are valid: each follows the one before it."""
+        """The entries that are valid: each follows the one before it, which may be deleted by now:
+        an entry follows none but a valid one."""
+        found = search_versions(self.registry.client, self.log.name)
+        if not found:
+            self.log.own_tags()  # refused to those to whom a server only lists no entries
+        entries, last = {_number(entry): entry for entry in found}, 0
         valid: list[ModelVersion] = []
-        for entry in search_versions(self.registry.client, self.log_name):
-            if entry.tags.get(FOLLOWS_TAG) == str(_number(valid[-1]) if valid else 0):
-                valid.append(entry)
+        for number in sorted({*entries, *filter(None, map(_follows, found))}):
+            if number not in entries:
+                last = number
+            elif _follows(entries[number]) == last:
+                valid.append(entries[number])
+                last = number
         return valid
-
-    def _mark(self, entry: ModelVersion, tag: str, value: str) -> None:
-        client = self.registry.client
-        CONFLICTS.call(client.set_model_version_tag, self.log_name, str(entry.version), tag, value)
-
-    def _unmark(self, entry: ModelVersion, tag: str) -> None:
-        """Without error if another process was faster."""
-        client = self.registry.client
-        try:
-            CONFLICTS.call(client.delete_model_version_tag, self.log_name, str(entry.version), tag)
-        except MlflowException as error:
-            if error.error_code != MISSING:
-                raise
 
     def _what_happened(self, seen: ChampionState) -> str:
         since = [promotion for promotion in self.promotions() if promotion.number > seen.entry]
@@ -366,9 +350,23 @@ def _moves(entry: ModelVersion) -> list[str]:
     return [tag for tag in entry.tags if tag.startswith(MOVING_TAG.format(""))]
 
 
-def _has_ended(entry: ModelVersion, tag: str) -> bool:
-    """Whether the process that set a mark ran on this host and runs no longer."""
-    return process_has_ended(entry.tags[tag])
+def _late_marks(
+    entries: list[ModelVersion], champion: int | None
+) -> list[tuple[ModelVersion, str]]:
+    """The marks of processes that may have moved the alias to the version that it names, after it
+    had been moved for the last entry: those of earlier entries about that version. Each of these
+    processes moves it once for an entry; whether one that was killed elsewhere had, is not known.
+    """
+    done = bool(entries) and DONE_TAG in entries[-1].tags
+    marks = ((entry, tag) for entry in entries[:-1] for tag in _moves(entry))
+    return [(entry, tag) for entry, tag in marks if done and _version(entry) == champion]
+
+
+def _follows(entry: ModelVersion) -> int | None:
+    """The number of the entry that one follows, 0 for none; None if the tag was edited."""
+    text = entry.tags.get(FOLLOWS_TAG, "")
+    number = int(text) if re.fullmatch("[0-9]{1,9}", text) else None
+    return number if number is not None and number < _number(entry) else None
 
 
 def _number(entry: ModelVersion) -> int:

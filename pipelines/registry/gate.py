@@ -188,7 +188,8 @@ class Gate:
         tried, confidence = f"challenger {number} of {challengers} tried on this test text", asked
         if self.settings.multiplicity == "spend":
             confidence = spent_confidence(asked, number)
-            tried += f": {spending_text(gain, asked, number, challengers)}"
+            least = self.settings.min_improvement
+            tried += f": {spending_text(gain, asked, number, challengers, least)}"
         lower_bound = gain.lower_bound(confidence)
         better = lower_bound > self.settings.min_improvement
         reason = (

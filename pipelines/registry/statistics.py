@@ -33,14 +33,17 @@ def spent_confidence(confidence: float, number: int) -> float:
     return 1 - (1 - confidence) * 6 / (math.pi * number) ** 2
 
 
-def spending_text(gain: BlockMean, confidence: float, number: int, challengers: int) -> str:
+def spending_text(
+    gain: BlockMean, confidence: float, number: int, challengers: int, min_improvement: float
+) -> str:
     """What a challenger had to gain when the level is spent, the next one must, and the first on a
-    fresh test text."""
+    fresh test text: standard errors, beyond the least improvement that is asked of all."""
     this, later, first = (
         f"{gain.standard_errors(spent_confidence(confidence, k)):.1f}"
         for k in (number, challengers + 1, 1)
     )
+    more = f" more than {min_improvement:g}" if min_improvement else ""
     return (
-        f"it must gain {this} standard errors, the next one {later}; a fresh test text opens the "
-        f"gate again, at {first}"
+        f"it must gain {this} standard errors{more}, the next one {later}; a fresh test text opens "
+        f"the gate again, at {first}"
     )

@@ -22,7 +22,7 @@ from pipelines.compat.mlflow import (
     all_pages,
     is_write_conflict,
 )
-from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.errors import ConfigError, Problem, RefusedError
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.secrets import redact
 from pipelines.console.text import nearest, one_line
@@ -60,8 +60,7 @@ class Registry:
         """
 
         def register_once() -> int:
-            about = descriptions.describe_model(self.name)
-            create_name(self.client, self.name, about, {IDENTITY_TAG: uuid.uuid4().hex})
+            self.create(descriptions.describe_model(self.name), {IDENTITY_TAG: uuid.uuid4().hex})
             version = self._version_of(uri)
             if version is None:
                 version = self._create(uri, run_id, description)
@@ -70,6 +69,16 @@ class Registry:
             return version
 
         return self.client.retry(CONFLICTS.call, register_once)
+
+    def create(self, description: str, tags: Mapping[str, str] | None = None) -> None:
+        """Create the registered model with these tags, unless there is one of the name, as where
+        the answer of a call was lost."""
+        create = self.client.create_registered_model
+        try:
+            self.client.retry(CONFLICTS.call, create, self.name, tags, description=description)
+        except MlflowException as error:
+            if error.error_code != EXISTS:
+                raise
 
     def _create(self, uri: str, run_id: str, description: str) -> int:
         made = self.client.create_model_version(
@@ -127,7 +136,22 @@ class Registry:
 
     def identity(self) -> str:
         """What distinguishes it from a deleted one of its name; empty for one made by others."""
-        return str(self.client.get_registered_model(self.name).tags.get(IDENTITY_TAG, ""))
+        return self.own_tags().get(IDENTITY_TAG, "")
+
+    def own_tags(self) -> dict[str, str]:
+        """The tags of the registered model itself; none if there is none of the name."""
+        try:
+            return dict(self.client.get_registered_model(self.name).tags)
+        except RefusedError as error:
+            raise RefusedError(f"models:/{self.name} may not be read: {error}") from None
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
+            return {}
+
+    def tag_itself(self, tag: str, value: str) -> None:
+        """Set a tag of the registered model itself."""
+        CONFLICTS.call(self.client.set_registered_model_tag, self.name, tag, value)
 
     def set_alias(self, alias: str, version: int) -> None:
         """Make an alias name a version."""
@@ -141,9 +165,13 @@ class Registry:
             )
 
     def remove_tags(self, version: int, keys: Iterable[str]) -> None:
-        """Remove tags of a version."""
+        """Remove tags of a version, unless it was deleted."""
         for key in keys:
-            self.client.delete_model_version_tag(self.name, str(version), key)
+            try:
+                CONFLICTS.call(self.client.delete_model_version_tag, self.name, str(version), key)
+            except MlflowException as error:
+                if error.error_code != MISSING:
+                    raise
 
     def model_id(self, version: int) -> str:
         """Of the logged model that a version is. Raises ConfigError if it is none."""
@@ -181,19 +209,9 @@ def search_versions(client: RetryingClient, name: str) -> list[ModelVersion]:
     return sorted(found, key=lambda version: int(version.version))
 
 
-def create_name(
-    client: RetryingClient, name: str, description: str, tags: Mapping[str, str] | None = None
-) -> None:
-    """Create a registered model with these tags, unless there is one of the name."""
-    try:
-        CONFLICTS.call(client.create_registered_model, name, tags, description=description)
-    except MlflowException as error:
-        if error.error_code != EXISTS:
-            raise
-
-
 def _require_name(client: RetryingClient, name: str) -> None:
-    """Raise ConfigError if no model is registered by the name, or it is a log of champions."""
+    """Raise ConfigError if no model is registered by the name, or one that cannot be searched, or
+    it is a log of champions."""
     if name.endswith(LOG_SUFFIX):
         model = name.removesuffix(LOG_SUFFIX)
         message = f"the log of the champions of {model}; expected a registered model"
@@ -209,3 +227,6 @@ def _require_name(client: RetryingClient, name: str) -> None:
         message = f"no such registered model; registered: {registered}"
         source = f"models:/{name}"
         raise ConfigError(Problem(message, source=source, nearest=nearest(name, names))) from None
+    if "'" in name:
+        message = "expected a name without ', at which MLflow's search for its versions fails"
+        raise ConfigError(Problem(message, source=f"models:/{name}"))

@@ -47,7 +47,14 @@ from pipelines.compat.mlflow import (
     unreadable_variables,
 )
 from pipelines.compat.mlflow_artifacts import copy_artifacts, read_artifact, unreadable
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem, StorageError
+from pipelines.console.errors import (
+    ConfigError,
+    DamagedError,
+    PipelineError,
+    Problem,
+    RefusedError,
+    StorageError,
+)
 from pipelines.console.retries import RetryPolicy, if_longer, within
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.files import move_into_place, require_room
@@ -117,18 +124,20 @@ class RetryingClient:
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:
-        """Log a wait for a lock; raise StorageError of a full disk, of a server that refuses, and
-        of files that cannot be read but are not missing."""
+        """Log a wait for a lock; raise StorageError of a full disk and of files that cannot be read
+        but are not missing, RefusedError of a server that refuses."""
         try:
             with _logging_waits(self.uri):
                 yield
         except (MlflowException, OSError) as error:
             if reason := failed_file(error) or unreadable(error):
-                raise StorageError(unusable(self.uri, one_line(reason, limit=300))) from None
+                status = getattr(getattr(error, "response", None), "status_code", None)
+                kind = RefusedError if status in (401, 403) else StorageError  # of artifacts
+                raise kind(unusable(self.uri, one_line(reason, limit=300))) from None
             if isinstance(error, OSError) or (reason := refused(error)) is None:
                 raise
             reason = f"the server refuses {identity(self.uri)} ({one_line(reason, limit=200)})"
-            raise StorageError(unusable(self.uri, f"{reason}; {CREDENTIALS}")) from None
+            raise RefusedError(unusable(self.uri, f"{reason}; {CREDENTIALS}")) from None
 
     def cancel_retries(self) -> None:
         """Cancel waiting calls, and do not repeat later ones: the command ends."""

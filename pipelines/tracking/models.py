@@ -19,7 +19,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 
-from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
+from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE, is_write_conflict
 from pipelines.compat.mlflow_artifacts import gone
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import (
@@ -27,6 +27,7 @@ from pipelines.console.errors import (
     DamagedError,
     GoneError,
     Problem,
+    RefusedError,
     StorageError,
 )
 from pipelines.console.secrets import redact
@@ -65,8 +66,6 @@ UNLISTED_EARLIER = re.compile(
     r"|(serving_)?input_example\.json|(scores|gate|mixing)/[^/]+\.json"
 )
 """The same of a package from before MLflow's files were listed."""
-
-
 MAX_UNLISTED_BYTES = 1 << 20
 """Of the files of a model that are not in its list."""
 
@@ -137,11 +136,18 @@ class ModelStore:
                 )
                 self.client.set_logged_model_tags(model_id, _seal(folder))
                 self.client.log_model_artifacts(model_id, str(folder))
-            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+            self._log_output(run_id, model_id)
             self.client.finalize_logged_model(model_id, LoggedModelStatus.READY)
             return model_id
 
         return model_uri(self.client.retry(log_once))
+
+    def _log_output(self, run_id: str, model_id: str) -> None:
+        try:
+            self.client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        except MlflowException as error:
+            if not is_write_conflict(error):  # else a call whose answer was lost has stored it
+                raise
 
     def logged_by(self, run_id: str) -> str | None:
         """The id of the model that a run has logged, if it has."""
@@ -302,14 +308,18 @@ class ModelStore:
 
     def write_json(self, model_id: str, file: str, data: Any) -> None:
         """Store JSON about a logged model: an artifact of the run that logged it, with its digest
-        as a tag of the model. Nothing is stored if that run is not there any more."""
+        as a tag of the model. Nothing is stored if that run is not there any more, or, with a line,
+        if this user may not write there."""
         model, text = self.client.get_logged_model(model_id), json.dumps(data, indent=1)
         if self.client.find_run(model.source_run_id) is None:
             return
-        self.client.require_no_links(model.source_run_id, [file])
-        self.client.log_text(model.source_run_id, text, file)
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        self.client.set_logged_model_tags(model_id, {_added_tag(file): digest})
+        try:
+            self.client.require_no_links(model.source_run_id, [file])
+            self.client.log_text(model.source_run_id, text, file)
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            self.client.set_logged_model_tags(model_id, {_added_tag(file): digest})
+        except RefusedError as error:
+            logging.getLogger(__name__).warning("%s: not stored: %s", file, error)
 
     def read_json(self, model_id: str, file: str) -> Any:
         """What `write_json` has stored; None if there is none, or it is not what was written."""
@@ -362,14 +372,8 @@ def verify_model_folder(
     """Raise DamagedError unless every file of a packaged model is in its list, and unaltered.
 
     Lists of earlier packages have not the files that MLflow made: these may be there, as may what
-    was stored beside them later. None of them is read.
-
-    Args:
-        folder: The package.
-        name: What errors call it.
-        logged: The digest of the list as it was logged; None if that is not known.
-        size: Bytes of all its files as they were logged, likewise.
-
+    was stored beside them later. None of them is read. `name` is what errors call it; `logged` the
+    digest of the list and `size` the bytes of the files, as they were logged, if that is known.
     """
     try:
         _require_size(folder, size)

@@ -4,6 +4,7 @@ import getpass
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def provenance() -> dict[str, str]:
 
 def this_process() -> str:
     """This process: its host, its id and its start, in which a later one of the id differs."""
-    host = platform.node().replace(" ", "-") or "unknown"
+    host = re.sub("[ ']", "-", platform.node()) or "unknown"  # runs are searched by it
     return f"{host} {os.getpid()} {_start_of(os.getpid())}"
 
 

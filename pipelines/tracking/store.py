@@ -25,6 +25,7 @@ from pipelines.compat.mlflow import (
     FINISHED,
     KILLED,
     MAX_TAG_CHARACTERS,
+    MISSING,
     NOTE_TAG,
     PARENT_RUN_TAG,
     RUNNING,
@@ -202,9 +203,12 @@ class Store:
         self.client.log_batch(run_id, tags=encode_tags(tags))
 
     def untag(self, run_id: str, tag: str) -> None:
-        """Remove a tag of a run, if it has it."""
-        if tag in self.client.get_run(run_id).data.tags:
+        """Remove a tag of a run, if it has it: a call whose answer was lost has removed it."""
+        try:
             self.client.delete_tag(run_id, tag)
+        except MlflowException as error:
+            if error.error_code != MISSING:
+                raise
 
     def describe(self, text: str, run_id: str = "") -> None:
         """Describe a run, or the experiment, in Markdown, unless it has a description."""

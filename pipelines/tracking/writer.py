@@ -4,6 +4,7 @@ Used by the search's recorder and by the stages that train: a store that is slow
 not stop them.
 """
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from pipelines.tracking.tensorboard import EventFiles
 
 T = TypeVar("T")
+FILE_NAME_BYTES = 255
+"""Of the name of a file or a folder, at most."""
 
 
 class Writer:
@@ -30,7 +33,7 @@ class Writer:
         """`events` are written the same rows."""
         self._store, self._events = store, events
         self._names: dict[str, str] = {}
-        """Of the runs' event files: the run's name and the start of its id, which is unique."""
+        """Of the folders of the runs' event files."""
         self._seen: dict[str, set[int]] = {}
         self._incomplete: set[str] = set()
         """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
@@ -95,7 +98,7 @@ class Writer:
     def _name(self, run_id: str) -> str:
         if run_id not in self._names:
             name = self._store.client.get_run(run_id).info.run_name
-            self._names[run_id] = f"{name} {run_id[:8]}"
+            self._names[run_id] = _folder_name(name, run_id)
         return self._names[run_id]
 
     def _store_rows(self, run_id: str, rows: list[Row]) -> None:
@@ -122,3 +125,11 @@ class Writer:
         self._seen.pop(run_id, None)
         if self._events and run_id in self._names:
             self._events.end(self._names.pop(run_id))
+
+
+def _folder_name(name: str, run_id: str) -> str:
+    """A run's name, in which there may be paths and whole texts, and the start of its id, which is
+    unique: as the name of a folder."""
+    end = f" {run_id[:8]}"
+    start = re.sub(r"[/\0]", "_", name).encode()[: FILE_NAME_BYTES - len(end)]
+    return start.decode(errors="ignore") + end

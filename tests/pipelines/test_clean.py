@@ -2,6 +2,8 @@
 
 import errno
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
@@ -10,9 +12,12 @@ from pathlib import Path
 import pytest
 
 from pipelines import clean
+from pipelines.console import progress
+from pipelines.console.updates import OutputMode
 from pipelines.search.resume import trial_folder_name
 from pipelines.storage import scratch
 from pipelines.storage.scratch import abandoned_folders, scratch_folder
+from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.schema import STATE_TAG, TRIAL_TAG
 from tests.pipelines.commands import Folder
 
@@ -140,6 +145,36 @@ def test_what_cannot_be_deleted_is_said_and_the_rest_is(left, tmp_path, monkeypa
     assert "its run was deleted; cannot be deleted: [Errno 13] Permission denied" in out
     assert "1 of 2 deleted" in out
     assert not left["done"].exists()
+
+
+def test_what_another_command_deletes_meanwhile_is_no_error(left, tmp_path, monkeypatch):
+    walk = os.walk
+
+    def slower(place: Path) -> object:
+        for step in walk(place):
+            shutil.rmtree(place)
+            yield step
+
+    monkeypatch.setattr(clean.os, "walk", slower)
+    code, out, err = Folder(tmp_path).run("clean.py", "--delete")
+    assert (code, out.splitlines()[-1]) == (0, "2 of 2 deleted"), err
+    assert out.startswith(f"0.0 MiB  {left['gone']}: its run was deleted\n")
+
+
+def test_the_lookup_of_runs_is_shown(left, tmp_path, monkeypatch):
+    """On a server with thousands of runs it takes minutes."""
+    state_of = RetryingClient.state_of
+
+    def slow(client: RetryingClient, run_id: str) -> str | None:
+        time.sleep(0.05)
+        return state_of(client, run_id)
+
+    monkeypatch.setattr(RetryingClient, "state_of", slow)
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(clean, "Progress", lambda **_: progress.Progress(OutputMode.JSON))
+    code, out, err = Folder(tmp_path).run("clean.py")
+    assert code == 0, err
+    assert re.search(r'"text": "looking for what nothing needs(: run 1 of 4)?, 0:00"', out)
 
 
 def test_a_place_without_storage_or_store_has_nothing(tmp_path, monkeypatch):

@@ -150,6 +150,7 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
         ("promote.py", ["promote", "1", "2"], "unexpected argument: 2"),
         ("promote.py", ["promote", "1", "--force", " "], "--force: expected a reason"),
         ("promote.py", ["rollback", "--force"], "unexpected argument: --force"),
+        ("promote.py", ["rollback", "--model", ""], "--model: expected the name of a registered"),
         ("generate.py", ["--prompt", "a", "--top-k", "0"], "--top-k: expected at least 1, got 0"),
         ("generate.py", ["--prompt", "a", "--top-k", "x"], "--top-k: expected an integer, got x"),
     ],

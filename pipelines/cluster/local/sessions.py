@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 from pathlib import Path
 
@@ -61,7 +62,11 @@ def _answers(path: Path) -> bool:
 
 
 def _is_own(path: Path) -> bool:
-    return path.is_dir() and not path.is_symlink() and path.lstat().st_uid == os.getuid()
+    try:
+        status = path.lstat()
+    except FileNotFoundError:  # another command has just deleted it
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _processes() -> list[psutil.Process]:

@@ -1,6 +1,8 @@
 """Text for people: one line of foreign text, the nearest valid name, values and durations."""
 
 import io
+import json
+import math
 import re
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pipelines.console.text import (
     for_stream,
     format_duration,
     format_value,
+    json_text,
     nearest,
     one_line,
     quote_value,
@@ -158,3 +161,16 @@ def test_a_whole_number_is_shown_in_full_up_to_fifteen_digits():
 )
 def test_a_duration_at_a_full_minute_or_hour(seconds, shown):
     assert format_duration(seconds) == shown
+
+
+def test_json_for_other_programs_has_null_for_what_is_no_number():
+    """As the bits per byte of a model that has diverged; NaN is no JSON."""
+    row = {"a": [1.5, math.nan, (math.inf, "nan")], "b": {"c": -math.inf}, "d": Path("e"), "f": 1}
+    text = json_text(row)
+    assert json.loads(text, parse_constant=pytest.fail) == {
+        "a": [1.5, None, [None, "nan"]],
+        "b": {"c": None},
+        "d": "e",
+        "f": 1,
+    }
+    assert json_text([1], indent=1) == "[\n 1\n]"

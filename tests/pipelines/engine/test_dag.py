@@ -142,6 +142,21 @@ def test_the_names_of_runs_tell_what_differs(pipeline, experiment, store):
     assert not [tag for run in runs for tag, value in run.data.tags.items() if not value]
 
 
+def test_the_same_configuration_is_no_other_one_for_what_is_stored_without_secrets(
+    pipeline, experiment, store
+):
+    """Nor are its secrets in names."""
+    first = experiment.replace({"generate.prompts": ["token=CANARY"]})
+    for config in (first, first.replace({"seed": 7})):
+        pipeline.run(config)
+    pipeline.run(first.replace({"generate.prompts": ["password=CANARY", "b"]}))
+    assert [run.info.run_name for run in store.find("pipeline")] == [
+        'tiny pipeline, generate.prompts=["password=***", "b"]',
+        "tiny pipeline, seed=7",
+        "tiny pipeline",
+    ]
+
+
 def test_a_changed_source_runs_again_what_follows(pipeline, experiment):
     pipeline.run(experiment)
     pipeline.source = 2

@@ -1,6 +1,7 @@
 """Stages with several instances: a study of arms and seeds, in a real store."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -12,6 +13,7 @@ from pipelines.engine.stage import Growth
 from pipelines.experiment import Experiment
 from pipelines.storage import location
 from pipelines.tracking.schema import stage_runs
+from pipelines.tracking.store import Store
 from tests.pipelines.engine.toy_study import Compared, Study, Trained
 from tests.pipelines.stored import PROVENANCE, same_provenance
 
@@ -97,6 +99,20 @@ def test_all_is_reused_and_a_changed_arm_repeats_its_own_instances_alone(study):
     assert sorted(study.ran) == sorted(
         ["fit 0.1 2", "fit 0.7 2", "mean", "mean", "compare", "show"]
     )
+
+
+def test_the_runs_of_a_stage_are_read_once_however_many_instances_are_new(study, monkeypatch):
+    study.run()
+    study.seeds = [0, 1, 2, 3, 4]
+    find, read = Store.find, Counter[str]()
+
+    def counted(self: Store, kind: str, key: str | None = None, **options: str | None) -> object:
+        read[kind] += key is None and not any(options.values())
+        return find(self, kind, key, **options)
+
+    monkeypatch.setattr(Store, "find", counted)
+    assert "fit[slow, 2], fit[slow, 3], fit[slow, 4] and 3 more run new" in study.plan()
+    assert read["fit"] == 1
 
 
 def test_a_renamed_arm_repeats_only_what_sees_its_name(study):

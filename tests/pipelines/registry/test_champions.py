@@ -7,8 +7,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
-from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError
+from pipelines.console.errors import (
+    ConfigError,
+    DamagedError,
+    EditedError,
+    GoneError,
+    RefusedError,
+)
 from pipelines.promote import _decide
 from pipelines.registry import champions as champions_module
 from pipelines.registry.champions import (
@@ -25,6 +33,7 @@ from pipelines.tracking.schema import (
     DONE_TAG,
     ENTRY_SECONDS_TAG,
     ENTRY_VERSION_TAG,
+    FOLLOWS_TAG,
     IDENTITY_TAG,
     PREVIOUS_TAG,
 )
@@ -66,13 +75,13 @@ def test_an_entry_of_the_log_whose_tags_were_edited_is_one_line(store, tag, valu
     force(champions, 1, "the first")
     edit = champions.registry.client.set_model_version_tag
     if value is None:
-        store.client.delete_model_version_tag(champions.log_name, "1", tag)
+        store.client.delete_model_version_tag(champions.log.name, "1", tag)
     else:
-        edit(champions.log_name, "1", tag, value)
+        edit(champions.log.name, "1", tag, value)
     line = f"tiny-champions version 1: tag {tag}: {got}"
     with pytest.raises(EditedError, match=re.escape(line)):
         champions.promotions()
-    store.client.delete_model_version_tag(champions.log_name, "1", DONE_TAG)
+    store.client.delete_model_version_tag(champions.log.name, "1", DONE_TAG)
     if tag == ENTRY_VERSION_TAG:
         with pytest.raises(EditedError, match=re.escape(line)):
             champions.state()
@@ -87,6 +96,40 @@ def test_of_two_that_saw_the_same_champion_one_wins_and_the_other_fails_with_the
         champions.promote(3, "promoted", "too late", seen)
     assert champions.registry.aliases() == {CHAMPION: 2}
     assert [promotion.version for promotion in champions.promotions()] == [1, 2]
+
+
+@pytest.mark.parametrize("deleted", [1, 2, 3])
+def test_an_entry_that_was_deleted_leaves_those_behind_it_valid(store, deleted):
+    champions = Champions(register(store, 4))
+    for version in (1, 2, 3):
+        force(champions, version)
+    store.client.delete_model_version(champions.log.name, str(deleted))
+    left = [number for number in (1, 2, 3) if number != deleted]
+    assert [promotion.number for promotion in champions.promotions()] == left
+    force(champions, 4)
+    assert [promotion.version for promotion in champions.promotions()] == [*left, 4]
+    assert champions.previous_champion(4) == 3
+    assert champions.registry.aliases() == {CHAMPION: 4}
+
+
+def test_a_void_entry_stays_void_where_the_one_before_it_was_deleted(store):
+    champions = Champions(register(store, 4))
+    force(champions, 1)
+    seen = champions.state()
+    force(champions, 2)
+    champions._append(3, "promoted", "too late", seen)
+    force(champions, 4)
+    store.client.delete_model_version(champions.log.name, "2")
+    assert [promotion.version for promotion in champions.promotions()] == [1, 4]
+
+
+@pytest.mark.parametrize("edited", ["", "x", "7", "9" * 5000])
+def test_an_entry_whose_place_was_edited_is_void(store, edited):
+    champions = Champions(register(store, 2))
+    for version in (1, 2):
+        force(champions, version)
+    store.client.set_model_version_tag(champions.log.name, "2", FOLLOWS_TAG, edited)
+    assert [promotion.version for promotion in champions.promotions()] == [1]
 
 
 def test_an_entry_that_came_second_is_void_for_every_reader_of_the_log(store, monkeypatch):
@@ -106,7 +149,7 @@ def test_an_entry_that_came_second_is_void_for_every_reader_of_the_log(store, mo
         champions.promote(3, "promoted", "too late", seen)
     assert [promotion.version for promotion in champions.promotions()] == [2]
     assert champions.registry.aliases() == {CHAMPION: 2}
-    void = store.client.get_model_version(champions.log_name, "2")
+    void = store.client.get_model_version(champions.log.name, "2")
     assert void.description.startswith("void: ")
 
 
@@ -140,22 +183,44 @@ def test_an_alias_that_a_slower_process_has_just_moved_back_is_not_one_moved_by_
     champions.reconcile_alias()
     assert seen == [{CHAMPION: 1}, 2]
     assert champions.registry.aliases() == {CHAMPION: 2}
-    marks = [tag for entry in champions._valid_entries() for tag in entry.tags if "moving" in tag]
-    assert marks == []
+    assert marks_of(champions) == []
 
 
-def test_killed_while_it_moved_the_alias_the_next_command_settles_it(store, monkeypatch):
+def force_and_keep_the_mark(champions: Champions, version: int) -> None:
+    """As a process of a host that never comes back, of which nobody can find out that it ended."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Registry, "remove_tags", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        force(champions, version)
+
+
+def marks_of(champions: Champions) -> list[str]:
+    return [tag for entry in champions._valid_entries() for tag in entry.tags if "moving" in tag]
+
+
+def test_killed_before_its_mark_was_removed_what_is_moved_by_hand_later_stays(store, monkeypatch):
     champions = Champions(register(store, 3))
     force(champions, 1)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Champions, "_unmark", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        force(champions, 2)
-    champions.registry.set_alias(CHAMPION, 3)
-    assert champions.state().champion == 2  # for all it knows that process runs, and moves it
-    monkeypatch.setattr(champions_module, "process_has_ended", lambda _: True)
-    champions.reconcile_alias()
+    force_and_keep_the_mark(champions, 2)
     champions.registry.set_alias(CHAMPION, 3)
     assert champions.state().champion == 3
+    assert champions.registry.aliases() == {CHAMPION: 3}
+    assert len(marks_of(champions)) == 1
+    monkeypatch.setattr(champions_module, "process_has_ended", lambda _: True)
+    champions.reconcile_alias()
+    assert marks_of(champions) == []
+
+
+def test_a_mark_of_an_earlier_entry_accounts_for_one_move_to_its_version(store, caplog):
+    champions = Champions(register(store, 3))
+    force_and_keep_the_mark(champions, 1)
+    force(champions, 2)
+    for moved, champion in ((3, 3), (1, 2), (1, 1)):
+        champions.registry.set_alias(CHAMPION, moved)
+        assert champions.state().champion == champion
+        assert champions.registry.aliases() == {CHAMPION: champion}
+    assert (
+        caplog.text.count("is moved back from version 1 to version 2: an interrupted promot") == 1
+    )
 
 
 @pytest.mark.parametrize("seconds", [0.0, 4e9])
@@ -364,9 +429,33 @@ def test_a_version_whose_files_are_gone_or_altered_is_neither_forced_nor_rolled_
     )
 
 
+def test_a_log_that_the_user_may_not_read_is_not_taken_for_an_empty_one(store, monkeypatch):
+    """A server lists no versions of it then."""
+    champions = Champions(register(store, 1))
+    force(champions, 1)
+    client = store.client._client
+    search, get = client.search_model_versions, client.get_registered_model
+
+    def listed(query: str, **options: object) -> object:
+        return search("name = 'none'" if "-champions" in query else query, **options)
+
+    def refused(name: str) -> object:
+        if name == champions.log.name:
+            raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+        return get(name)
+
+    monkeypatch.setattr(client, "search_model_versions", listed)
+    monkeypatch.setattr(client, "get_registered_model", refused)
+    for read in (champions.state, champions.promotions):
+        with pytest.raises(
+            RefusedError, match=r"^models:/tiny-champions may not be read: .*Permis"
+        ):
+            read()
+
+
 def test_the_log_of_champions_is_no_model_whose_versions_can_be_listed(store):
     champions = Champions(register(store, 1))
     force(champions, 1)
     name = champions.registry.name
     with pytest.raises(ConfigError, match=rf"the champions of {name}; .+ did you mean {name}\?$"):
-        Registry(store.client, champions.log_name).versions()
+        Registry(store.client, champions.log.name).versions()

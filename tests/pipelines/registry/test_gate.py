@@ -365,22 +365,22 @@ def test_a_challenger_whose_number_was_edited_gets_another(versions, edited):
     versions.sweep(versions.add(2.0))
     assert champions.number_challenger("text", "same", "m-1") == (1, 1)
     assert champions.number_challenger("text", "same", "m-2") == (2, 2)
-    champions._tag_log(TRIED_TAG.format("text", "m-1"), edited)
+    champions.log.tag_itself(TRIED_TAG.format("text", "m-1"), edited)
     assert champions.number_challenger("text", "same", "m-1") == (2, 2)
 
 
 def test_of_two_challengers_at_once_none_misses_the_other(versions, monkeypatch):
     versions.sweep(versions.add(2.0))
-    champions, tag = Champions(versions.registry), Champions._tag_log
+    champions, tag = Champions(versions.registry), Registry.tag_itself
     numbers = []
 
-    def late(self: Champions, *args) -> None:
+    def late(self: Registry, *args) -> None:
         """Another process is numbered between two steps of this one."""
         tag(self, *args)
-        monkeypatch.setattr(Champions, "_tag_log", tag)
+        monkeypatch.setattr(Registry, "tag_itself", tag)
         numbers.append(champions.number_challenger("text", "same", "m-2"))
 
-    monkeypatch.setattr(Champions, "_tag_log", late)
+    monkeypatch.setattr(Registry, "tag_itself", late)
     numbers.append(champions.number_challenger("text", "same", "m-1"))
     assert numbers == [(2, 2), (2, 2)]
     assert champions.number_challenger("text", "same", "m-3") == (3, 3)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from pipelines.registry.score import Score, block_edges
-from pipelines.registry.statistics import paired_gain, spent_confidence
+from pipelines.registry.statistics import paired_gain, spending_text, spent_confidence
 
 
 def scores(text_bytes: int, *bits_per_byte: float, noise: float = 0.0) -> list[Score]:
@@ -40,6 +40,13 @@ def test_the_same_scores_give_the_golden_bounds():
     assert gain.mean == pytest.approx(0.00296763267386, rel=1e-9)
     for confidence, bound in ((0.9, -0.0266867799315), (0.95, -0.0370557323409)):
         assert gain.lower_bound(confidence) == pytest.approx(bound, rel=1e-9)
+
+
+def test_what_must_be_gained_is_beyond_the_least_improvement():
+    gain = paired_gain(*scores(2001, 2.0, 2.0, noise=0.1))
+    assert "it must gain 2.3 standard errors, the" in spending_text(gain, 0.95, 1, 1, 0.0)
+    text = spending_text(gain, 0.95, 1, 1, 0.01)
+    assert "it must gain 2.3 standard errors more than 0.01, the next one 3.4" in text
 
 
 def test_the_level_is_spent_over_any_number_of_challengers():

@@ -59,6 +59,15 @@ def test_a_misspelt_name_has_the_nearest_one(store):
         Registry(store.client, "tinny").versions()
 
 
+def test_a_name_that_no_search_can_have_is_refused_whether_it_is_registered_or_not(store):
+    registry = Registry(store.client, "it's")
+    with pytest.raises(ConfigError, match="no such registered model; registered: none yet"):
+        registry.versions()
+    store.client.create_registered_model("it's")
+    with pytest.raises(ConfigError, match="models:/it's: expected a name without ', at which"):
+        registry.find("1")
+
+
 def test_names_and_their_aliases_are_found_on_every_page(store, monkeypatch):
     registry = register(store)
     registry.set_alias("best", 1)

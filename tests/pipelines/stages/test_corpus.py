@@ -153,6 +153,14 @@ def test_a_version_is_compared_although_the_search_space_is_not_valid_on_its_val
     arguments = promote._parse(["promote", "1"])
     with pytest.raises(ConfigError, match=f"the corpus {'0' * 32} is not in "):
         promote._decide(registry, 1, arguments)
+    lacking = [("promote", "{", "tag promote"), ("test.fingerprint", None, "tag test.fingerprint")]
+    for tag, value, expected in lacking:
+        tags[tag] = value
+        with pytest.raises(ConfigError, match=f"it has no {expected} as it was written: --force"):
+            promote._decide(registry, 1, arguments)
+    registry.read_packaged = lambda *_: None
+    with pytest.raises(ConfigError, match="it has no configuration: --force REASON promotes it"):
+        promote._decide(registry, 1, arguments)
 
 
 def test_a_corpus_without_a_name_of_its_own_is_that_of_the_configuration(held_out):

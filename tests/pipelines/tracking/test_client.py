@@ -18,14 +18,19 @@ from mlflow.entities import RunTag
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import TABLES
-from pipelines.console.errors import ConfigError, PipelineError, StorageError
+from pipelines.console.errors import ConfigError, PipelineError, RefusedError, StorageError
+from pipelines.registry.versions import Registry
 from pipelines.tracking import client as client_module
 from pipelines.tracking.client import RetryingClient, check_uri, connect
+from pipelines.tracking.models import ModelStore
 from pipelines.tracking.store import Store
 from pipelines.tracking.uri import tracking_uri
 from pipelines.tracking.writer import Writer
 from tests.pipelines.stored import put_database
 from tests.pipelines.tracking.histories import rows, steps_of
+
+TIMES = {"create_run": 1, "log_batch": 2, "set_terminated": 2}
+TIMES |= dict.fromkeys(("create_registered_model", "delete_tag", "log_outputs"), 1)
 
 
 class Flaky:
@@ -37,8 +42,7 @@ class Flaky:
     def __getattr__(self, name: str):
         def call(*args, **kwargs):
             answer = getattr(self.client, name)(*args, **kwargs)
-            times = {"create_run": 1, "log_batch": 2, "set_terminated": 2}
-            if self.lost[name] < times.get(name, 0):
+            if self.lost[name] < TIMES.get(name, 0):
                 self.lost[name] += 1
                 raise MlflowException("API request to http://server failed with exception: gone")
             return answer
@@ -60,6 +64,22 @@ def test_what_was_sent_is_stored_once_though_its_answers_are_lost(store, caplog)
     assert (found.info.status, found.data.params) == ("FINISHED", {"a": "1"})
     assert steps_of(store, run) == [1, 2]
     assert "trying again" in caplog.text
+
+
+def test_what_was_made_or_removed_though_the_answer_was_lost_is_no_error(store):
+    run = store.create("fit", "k", "n", tags={"a": "b"})
+    model_id = store.client.create_logged_model(store.experiment_id, source_run_id=run).model_id
+    flaky = Flaky(MlflowClient(tracking_uri(), tracking_uri()))
+    client = RetryingClient(flaky, tracking_uri())
+    client._retries = replace(client._retries, pause_seconds=0)
+    replace(store, client=client).untag(run, "a")
+    ModelStore(client)._log_output(run, model_id)
+    Registry(client, "tiny").create("about it", {"c": "d"})
+    assert flaky.lost == {"create_registered_model": 1, "delete_tag": 1, "log_outputs": 1}
+    found = store.client.get_run(run)
+    assert "a" not in found.data.tags
+    assert [output.model_id for output in found.outputs.model_outputs] == [model_id]
+    assert Registry(client, "tiny").own_tags() == {"c": "d"}
 
 
 def test_a_refusal_is_not_retried(store):
@@ -455,7 +475,7 @@ def test_a_server_that_lets_read_and_refuses_to_write_is_one_line(
     monkeypatch.setattr(Guarded, "do_POST", lambda self: self.answer(status, answer))
     calls = [lambda: client.create_run("0"), lambda: client.log_batch("1", tags=[RunTag("a", "b")])]
     for call in calls:
-        with pytest.raises(StorageError) as error:
+        with pytest.raises(RefusedError) as error:
             call()
         assert expected in str(error.value)
         assert "\n" not in str(error.value)
@@ -473,6 +493,7 @@ def test_a_refusal_of_the_server_of_artifacts_is_one_line(store, status):
 
     with pytest.raises(StorageError, match=f"^MLFLOW_TRACKING_URI=.*: {text[:40]}") as error:
         store.client.retry(refuse)
+    assert isinstance(error.value, RefusedError) == (status in (401, 403))
     assert "\n" not in str(error.value)
     answer.status_code = 404
     with pytest.raises(requests.HTTPError):

@@ -4,6 +4,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from pipelines.console.errors import GoneError, PipelineError, StorageError
 from pipelines.registry.versions import Registry
@@ -29,6 +31,22 @@ def test_json_about_a_model_is_read_back_and_none_if_it_is_not_what_was_written(
         assert models.read_json(model_id, "folder/file.json") is None
     path.unlink()
     assert models.read_json(model_id, "folder/file.json") is None
+
+
+def test_json_about_a_model_that_the_user_may_not_write_is_left_out_with_a_line(
+    store, monkeypatch, caplog
+):
+    """Of another user's experiment: what it is for, as the gate's decision, goes on."""
+    run = store.create("fit", "k", "n")
+    model_id = store.client.create_logged_model(store.experiment_id, source_run_id=run).model_id
+
+    def refuse(*_: object) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(store.client._client, "log_text", refuse)
+    store.models.write_json(model_id, "scores/a.json", {"a": 1})
+    assert "scores/a.json: not stored: MLFLOW_TRACKING_URI=" in caplog.text
+    assert store.models.read_json(model_id, "scores/a.json") is None
 
 
 def test_a_model_is_logged_once_and_exists_until_its_files_are_gone(store, experiment, tmp_path):

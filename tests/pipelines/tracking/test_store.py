@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import platform
 import re
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ from mlflow.cli import cli
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
 from pipelines.data.fingerprint import PreparedCorpus
+from pipelines.tracking import provenance
 from pipelines.tracking.models import model_id_of
 from pipelines.tracking.provenance import this_process
 from pipelines.tracking.schema import (
@@ -332,6 +334,16 @@ def test_a_tag_that_is_removed_may_be_missing(store):
     for _ in range(2):
         store.untag(run, "a")
     assert "a" not in store.client.get_run(run).data.tags
+
+
+def test_a_host_of_any_name_finds_its_runs(store, monkeypatch):
+    monkeypatch.setattr(platform, "node", lambda: "ann's host")
+    run = store.create("fit", "k", "n")
+    store.end_killed()
+    assert store.client.get_run(run).info.status == "RUNNING"
+    monkeypatch.setattr(provenance, "_start_of", lambda _: 0)
+    store.end_killed()
+    assert store.client.get_run(run).info.status == "KILLED"
 
 
 def test_a_deleted_experiment_names_the_command_that_restores_it(store, tmp_path):

@@ -69,6 +69,18 @@ def test_what_goes_to_mlflow_goes_to_the_event_files_too(store, tmp_path):
     assert sorted(store.history(run, "train_bits_per_byte")) == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("e, data.path=/a/b", "e, data.path=_a_b"), ("é" * 200, "é" * 123)],
+)
+def test_a_name_that_no_folder_can_have_is_changed(store, tmp_path, name, expected):
+    run = store.create("trial", "k", name)
+    writer = Writer(store, EventFiles(tmp_path, "e"))
+    writer.write(run, rows(1))
+    writer.close()
+    assert read(tmp_path / f"tensorboard/e/{expected} {run[:8]}") == [event(1)]
+
+
 def test_no_stage_depends_on_it(experiment: Experiment, tracking):
     other = experiment.replace({"tensorboard": True})
     for stages in (sweep_stages(CorpusStage()), [CorpusStage().stage, train.STAGE]):
