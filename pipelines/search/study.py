@@ -48,7 +48,8 @@ MAX_DRAWN, MAX_RELATED, MAX_LOOKED_AT = 200, 2000, 5000
 """Random points, those of `draw_related`, and points of a finite space in its order, among which
 one is looked for."""
 MEDIAN_TRIALS = 4
-"""Completed trials before median stopping compares with them."""
+"""Completed trials with a value at the same tokens before median stopping compares with them. An
+equal proposal, which is told the result of another, has none."""
 MIN_SOURCE_TRIALS = 10
 """Trials from which CMA-ES estimates its start: it takes the best tenth, one of ten."""
 
@@ -278,7 +279,9 @@ def _pruner(task: SearchTask) -> optuna.pruners.BasePruner:
     if task.search.scheduler.name != "median":
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(
-        n_startup_trials=MEDIAN_TRIALS, n_warmup_steps=task.grace_tokens
+        n_startup_trials=MEDIAN_TRIALS,
+        n_warmup_steps=task.grace_tokens,
+        n_min_trials=MEDIAN_TRIALS,
     )
 
 
