@@ -104,7 +104,7 @@ def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> Jo
         task,
         open_run=recorder.open_run,
         stored=stored,
-        previous_seconds=session.previous_seconds,
+        clock=recorder.clock,
         left_out=progress.left_out,
     )
     return JobGroup(

@@ -12,8 +12,8 @@ from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
-from pipelines.search import recorder as recorder_module
 from pipelines.search import run as module
+from pipelines.search import searcher as searcher_module
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Searched
 from pipelines.search.resume import stored_search
@@ -69,7 +69,8 @@ def trials_of(context: Context) -> list[StoredTrial]:
 def start(context: Context, needs: StageResults, seconds: float) -> None:
     """One of the search's starts, which lasts so long and ends no trial."""
     recorder = recorder_of(context, needs)
-    recorder._started -= seconds
+    recorder.clock.start()
+    recorder.clock._started -= seconds
     close(recorder)
 
 
@@ -200,9 +201,12 @@ def test_the_winner_is_one_of_the_trials_that_were_selected(begun):
 
 def test_the_duration_of_a_search_is_stored_every_five_seconds(begun, monkeypatch):
     context, needs = begun
-    now = 100.0
-    monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
+    now = 50.0
+    monkeypatch.setattr(searcher_module.time, "monotonic", lambda: now)
     recorder = recorder_of(context, needs)
+    now = 100.0  # Ray has started, which is no part of it
+    recorder.step_ended()
+    recorder.clock.start()
     for moment, expected in ((105.0, []), (105.5, [5.5]), (110.5, [5.5]), (111.0, [5.5, 11.0])):
         now = moment
         recorder.step_ended()
