@@ -150,6 +150,12 @@ def test_a_searched_option_that_no_arm_can_read_is_refused(path, residuals, when
         load(list(map(str, given)), grids=True)
 
 
+RATE_SPACE = "search.space.train.learning_rate"
+OWN = f"{RATE_SPACE}: {{choice: [0.1, 0.2]}}"
+RANGES = f"arms={{a: {{{OWN}}}, b: {{model.depth: 1, {OWN}}}}}"
+"""Each arm has a range of its own."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -183,7 +189,20 @@ def test_a_searched_option_that_no_arm_can_read_is_refused(path, residuals, when
         (["arms.standard.model.dim=16,32"], "expected one value; a range is arms.standard.search."),
         (
             ["arms={a: {model.dim: 32}, b: {model: {dim: 64}}}", "model.dim=16"],
-            "command line: model.dim: every arm has a value of its own; expected arms.NAME.model.",
+            "command line: model.dim: every arm has a value or range of its own; expected arms.NA",
+        ),
+        *(
+            (
+                [RANGES, given],
+                f"command line: {key}: every arm has a value or range of its own; expected "
+                f"arms.NAME.{expected}",
+            )
+            for given, key, expected in (
+                ("train.learning_rate=1e-3", "train.learning_rate", "train.learning_rate=VALUE"),
+                ("train.learning_rate=1e-3,2e-3", "train.learning_rate", f"{RATE_SPACE}=RANGE"),
+                (f"{RATE_SPACE}={{choice: [0.5]}}", RATE_SPACE, f"{RATE_SPACE}=RANGE"),
+                (f"{RATE_SPACE}=null", RATE_SPACE, f"{RATE_SPACE}=RANGE"),
+            )
         ),
         (
             ["arms.lr-0.004=null"],
@@ -196,6 +215,20 @@ def test_bad_use_of_a_study_is_one_line(path, arguments, expected):
     message = problem(path, *arguments)
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (
+            f"{RATE_SPACE}: {{choice: [0.1], when: {{model.residual: dca}}}}",
+            "train.learning_rate=1",
+        ),
+        ("train.learning_rate: 0.1", f"{RATE_SPACE}=null"),
+    ],
+)
+def test_what_arms_can_use_beside_their_own_is_taken(path, own, given):
+    load([str(path), f"arms={{a: {{{own}}}, b: {{model.depth: 1, {own}}}}}", given], grids=True)
 
 
 def test_an_arm_is_what_its_changes_on_the_command_line_would_make(data, study):
