@@ -41,6 +41,8 @@ from pipelines.tracking.store import Store
 from pipelines.tracking.trials import StoredTrial, read_evaluations, read_trial
 from pipelines.training.config import TrainingRun
 
+READING = "reading the trials"
+"""What is shown while they are read: one or two requests each."""
 DEFAULTS = {key: encode_param(value) for key, value in TrainingRun().params.items()}
 """Encoded values of keys that a stored trial lacks: it is older than they are."""
 OUTSIDE = object()

@@ -517,11 +517,12 @@ def test_an_arm_that_does_not_fit_the_memory_is_named(path, monkeypatch):
 
 
 def test_the_trials_and_the_replicates_of_all_arms_share_the_memory(path, monkeypatch):
+    """Of an arm without a space one trial."""
     none = "search.space.model.dca.last_k=null"
     study = load([str(path), "arms={a: {}, b: {model.dim: 32}}", none, "train.learning_rate=1e-3"])
     most = peak_bytes(study.of_arm("b").training_run(), on_gpu=False)
     both = memory.SHARED_BYTES + 2 * (most - memory.SHARED_BYTES)
-    monkeypatch.setattr(inspection, "inspect_cluster", lambda *_, **__: [Node("here", 2)])
+    monkeypatch.setattr(inspection, "inspect_cluster", lambda *_, **__: [Node("here", 8)])
     monkeypatch.setattr(memory, "machine_bytes", lambda: both)
     sweep._require_resources(study)
     monkeypatch.setattr(memory, "machine_bytes", lambda: both - 1)
@@ -548,6 +549,9 @@ def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
         "fit:    3 arms x 1 seed of 8,192 bytes in the baseline, of its time in others with "
         "1 x 1 CPU, at most 3 at once"
     )
+    batches = "arms={a: {train.batch_tokens: 512}, b: {train.batch_tokens: 128}}"
+    search, *_ = lines(batches, "search.space={}")
+    assert search.startswith("search: 2 arms x 1 trial of 4,096 bytes (8 to 32 steps) in auto, ")
     _, fit, _ = lines("arms={}", "seeds=3")
     assert fit == "fit:    3 seeds of 4,096 bytes with 1 x 1 CPU, at most 3 at once"
     _, fit, _ = lines("arms={}")
