@@ -15,8 +15,9 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from pipelines.console.command import DONE, Parser, run_command
@@ -75,16 +76,14 @@ def main(argv: Sequence[str]) -> int:
         _require_stage(arguments.until, stages)
         if arguments.dry_run:
             cluster = _require_resources(experiment)
-            experiment = _resolve_inputs(experiment, corpus, write=False)
+            experiment = _resolve_inputs(experiment, corpus, progress, write=False)
             _plan(experiment, corpus, cluster, stages, progress, arguments)
             return DONE
         reused = _reused_training(experiment, corpus, stages, progress, fresh=arguments.fresh)
         if not reused:
             _require_resources(experiment)
             start_early(dashboard=several)
-        weights = experiment.train.start_from
-        with progress.waiting(f"reading {weights}") if weights else nullcontext():
-            experiment = _resolve_inputs(experiment, corpus, write=True)
+        experiment = _resolve_inputs(experiment, corpus, progress, write=True)
         _run(experiment, stages, reused, Invocation.of(__file__, argv, progress), arguments)
     return DONE
 
@@ -92,7 +91,8 @@ def main(argv: Sequence[str]) -> int:
 def _require_stage(name: str | None, stages: "Stages") -> None:
     names = [stage.name for stage in stages]
     if name is not None and name not in names:
-        message = f"only a study has the stage {name}; expected one of {', '.join(names)}"
+        study = "a study with arms" if name == "probe" else "a study"
+        message = f"only {study} has the stage {name}; expected one of {', '.join(names)}"
         raise ConfigError(Problem(message, "--until"))
 
 
@@ -107,7 +107,7 @@ def _require_equal_trials(resources: "Resources") -> None:
 
 def _require_resources(experiment: "Experiment") -> "Cluster":
     """The cluster. Raises ConfigError if trials or the fit do not fit it."""
-    from pipelines.cluster.capacity import require_capacity
+    from pipelines.cluster.capacity import max_concurrent_jobs, require_capacity
     from pipelines.cluster.inspection import inspect_cluster
     from pipelines.cluster.memory import require_memory
     from pipelines.cost.largest_trial import largest_trial
@@ -117,12 +117,12 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
         print(line, file=sys.stderr)
     trial, fit = experiment.resources, experiment.fit.resources
     on_cpu = not (trial.gpus_per_worker and fit.gpus_per_worker)
-    bfloat16 = on_cpu and "bfloat16" in _precisions(experiment)
+    bfloat16 = on_cpu and "bfloat16" in _values(experiment, "train.precision")
     cluster = inspect_cluster(experiment.storage, bfloat16=bfloat16)
     require_capacity(cluster, trial, "resources")
     require_capacity(cluster, fit, "fit.resources")
     arms = experiment.by_arm
-    trials = sum(arm.search.trial_count for arm in arms.values())
+    trials = sum(_trial_counts(arms, most=max_concurrent_jobs(cluster, trial)))
     fits = len(arms) * len(experiment.replicate_seeds)
     for name, arm in arms.items():
         with _naming(name):
@@ -130,6 +130,22 @@ def _require_resources(experiment: "Experiment") -> "Cluster":
             require_memory(largest, cluster, trials=trials)
             require_memory(largest.replace({"resources": fit.model_dump()}), cluster, trials=fits)
     return cluster
+
+
+def _trial_counts(arms: "Mapping[str, Experiment]", *, most: int | None = None) -> list[int]:
+    """How many trials the search of each arm has, of a small space no more than its points.
+
+    With `most` the count ends there: the points of a large space are many to look at.
+    """
+    from pipelines.search.space import bounded
+
+    counts = []
+    for arm in arms.values():
+        task = arm.search_task()
+        trials = min(task.search.trial_count, most or task.search.trial_count)
+        task = replace(task, search=task.search.model_copy(update={"trials": trials}))
+        counts.append(bounded(task, []).search.trial_count)
+    return counts
 
 
 @contextmanager
@@ -173,13 +189,13 @@ def _reused_training(
 
 
 def _resolve_inputs(
-    experiment: "Experiment", corpus: "CorpusStage", *, write: bool
+    experiment: "Experiment", corpus: "CorpusStage", progress: Progress, *, write: bool
 ) -> "Experiment":
     """The experiment with its initial weights as a copy in storage. Raises ConfigError if they,
     the storage or the earlier searches that it names cannot be used."""
     from pipelines.data.corpora import CORPORA
     from pipelines.data.splits import is_prefix
-    from pipelines.search.resume import earlier_trials
+    from pipelines.search.resume import READING, earlier_trials
     from pipelines.stages import resolve_start
     from pipelines.storage.location import Storage
 
@@ -190,13 +206,16 @@ def _resolve_inputs(
     ):
         message = "a dry run downloads no text, whose first bytes are not known without it"
         raise ConfigError(Problem(message, "data.max_bytes"))
-    if experiment.train.start_from:
-        for name, arm in experiment.by_arm.items():
-            with _naming(name):
-                resolved = resolve_start(arm, searched=arm.search.space, write=write)
+    if weights := experiment.train.start_from:
+        with progress.waiting(f"reading {weights}"):
+            for name, arm in experiment.by_arm.items():
+                with _naming(name):
+                    resolved = resolve_start(arm, searched=arm.search.space, write=write)
         experiment = experiment.replace({"train.start_from": resolved.train.start_from})
     if experiment.search.warm_start:
-        earlier_trials(experiment.search_task(), corpus.preview(experiment).fingerprint)
+        fingerprint = corpus.preview(experiment).fingerprint  # which shows itself
+        with progress.waiting(READING):
+            earlier_trials(experiment.search_task(), fingerprint)
     return experiment
 
 
@@ -238,35 +257,33 @@ def _plan(
     """Print what would run and what it would cost."""
     from pipelines.cost.estimate import estimate
     from pipelines.engine import dag
+    from pipelines.engine.stage import LOOKING
     from pipelines.stages.study import fan_out
 
-    progress.log("reading the text, and looking for results of earlier runs ...")
-    planned = dag.plan(
-        *(stages, experiment),
-        until=arguments.until,
-        fresh=arguments.fresh,
-        fan_out=fan_out(experiment),
-    )
+    found = corpus.preview(experiment)  # which shows itself
+    with progress.waiting(LOOKING):
+        planned = dag.plan(
+            *(stages, experiment),
+            until=arguments.until,
+            fresh=arguments.fresh,
+            fan_out=fan_out(experiment),
+        )
     print(*dag.plan_lines(planned), sep="\n")
     _print_resources(experiment, cluster)
-    found = corpus.preview(experiment)
-    sizes = found.bytes
     print(f"corpus: {corpus.size(found)}")
-    lines = estimate(
-        *(experiment, sizes, planned, cluster, progress.log), retry_failed=arguments.retry_failed
-    )
+    given = experiment, found.bytes, planned, cluster, progress.waiting
+    lines = estimate(*given, retry_failed=arguments.retry_failed)
     print(*lines, sep="\n")
 
 
 def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
     from pipelines.cluster.capacity import describe
-    from pipelines.search.study import bounded
 
     arms, train, search = experiment.by_arm, experiment.train, experiment.search
-    trials = [bounded(arm.search_task(), []).search.trial_count for arm in arms.values()]
+    trials, precisions = _trial_counts(arms), _values(experiment, "train.precision")
     print(
         f"\nsearch: {_product(experiment, trials, 'trial')} of {train.tokens:,} bytes "
-        f"({counted(train.steps, 'step')}) in {' or '.join(sorted(_precisions(experiment)))}, "
+        f"({_steps(experiment)}) in {' or '.join(sorted(precisions))}, "
         f"{search.sampler.name} and {search.scheduler.name}, each with "
         f"{describe(experiment.resources)}{_at_once(cluster, experiment.resources, sum(trials))}"
     )
@@ -283,12 +300,22 @@ def _print_resources(experiment: "Experiment", cluster: "Cluster") -> None:
         print(f"node:   {node}, room for {counted(workers, 'worker')} of trials")
 
 
-def _precisions(experiment: "Experiment") -> set[str]:
-    """Those of the trials of all arms."""
-    found = set[str]()
+def _steps(experiment: "Experiment") -> str:
+    """Of the trials of all arms: a range if they have batches of several sizes."""
+    sizes = _values(experiment, "train.batch_tokens")
+    runs = [experiment.train.model_copy(update={"batch_tokens": size}) for size in sizes]
+    low, high = min(run.steps for run in runs), max(run.steps for run in runs)
+    return counted(low, "step") if low == high else f"{low} to {counted(high, 'step')}"
+
+
+def _values(experiment: "Experiment", key: str) -> set[Any]:
+    """Those of a key in the trials of all arms; of a long range its ends."""
+    found = set[Any]()
     for arm in experiment.by_arm.values():
-        searched = arm.search.space.get("train.precision")
-        found |= set(map(str, searched.choice or ())) if searched else {arm.train.precision}
+        searched = arm.search.space.get(key)
+        found |= set(searched.examples if searched else ())
+        if searched is None or searched.when:  # where its conditions do not hold
+            found.add(arm.get(key))
     return found
 
 

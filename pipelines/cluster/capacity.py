@@ -65,13 +65,18 @@ def _of_worker(resources: Resources) -> str:
     return f"{counted(resources.cpus_per_worker, 'CPU')}{gpus}"
 
 
+def worker_capacity(cluster: Cluster, resources: Resources) -> int:
+    """How many workers of these resources fit the cluster at once."""
+    return sum(node.worker_capacity(resources) for node in cluster)
+
+
 def max_concurrent_jobs(cluster: Cluster, resources: Resources) -> int:
     """How many jobs of these resources fit the cluster at once, each with its smallest number of
     workers.
 
     A job's workers may be on several nodes; they are all placed at once or not at all.
     """
-    return _worker_capacity(cluster, resources) // resources.min_workers
+    return worker_capacity(cluster, resources) // resources.min_workers
 
 
 def require_capacity(cluster: Cluster, resources: Resources, key: str) -> None:
@@ -80,11 +85,7 @@ def require_capacity(cluster: Cluster, resources: Resources, key: str) -> None:
         return
     message = (
         f"workers={resources.min_workers} of {_of_worker(resources)} each; "
-        f"there is room for {_worker_capacity(cluster, resources)} of them on "
+        f"there is room for {worker_capacity(cluster, resources)} of them on "
         f"{', '.join(map(str, cluster))}"
     )
     raise ConfigError(Problem(message, key))
-
-
-def _worker_capacity(cluster: Cluster, resources: Resources) -> int:
-    return sum(node.worker_capacity(resources) for node in cluster)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from pipelines.cluster.capacity import Cluster, max_concurrent_jobs
+from pipelines.cluster.capacity import Cluster, max_concurrent_jobs, worker_capacity
 from pipelines.cluster.connection import cluster_address
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.training.config import TrainingRun
@@ -37,7 +37,8 @@ def require_memory(config: TrainingRun, cluster: Cluster, *, trials: int = 1) ->
         return
     resources = config.resources
     on_gpu = resources.gpus_per_worker > 0 and torch.cuda.is_available()
-    workers = min(trials, max_concurrent_jobs(cluster, resources)) * resources.max_workers
+    jobs = min(trials, max_concurrent_jobs(cluster, resources))
+    workers = min(jobs * resources.max_workers, worker_capacity(cluster, resources))
     if on_gpu:
         together = min(workers, int(1 / min(1, resources.gpus_per_worker)))
         there = torch.cuda.get_device_properties(0).total_memory

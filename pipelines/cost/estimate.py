@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, zip_longest
@@ -28,12 +29,14 @@ from pipelines.engine.cache import PlannedStage
 from pipelines.experiment import Experiment
 from pipelines.search.config import SearchTask
 from pipelines.search.results import Selected
-from pipelines.search.resume import joining, stored_search
+from pipelines.search.resume import READING, joining, stored_search
 from pipelines.tracking.schema import SECONDS_METRIC
 from pipelines.tracking.store import Run
 from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import STEP_PARAMS, TrainingRun
 
+Waiting = Callable[[str], AbstractContextManager[None]]
+"""Shows a text, with the time, during a block of work."""
 SIZES, SEARCHES = 3, 20
 """Sizes that are timed, the smallest and the largest among them; and simulated searches."""
 MAX_SIMULATED_TRIALS = 10_000
@@ -51,7 +54,7 @@ def estimate(
     corpus_bytes: Mapping[str, int],
     planned: Sequence[PlannedStage],
     cluster: Cluster,
-    log: Callable[[str], Any],
+    waiting: Waiting,
     *,
     retry_failed: bool = False,
 ) -> list[str]:
@@ -59,8 +62,8 @@ def estimate(
 
     With `retry_failed` failed trials are left, too.
 
-    A fit that was left unfinished counts from its start, a search from its last evaluations. `log`
-    is called before the search is simulated and before steps are timed, which take seconds.
+    A fit that was left unfinished counts from its start, a search from its last evaluations. With
+    `waiting` what takes long is shown: trials are read, the search is simulated, steps are timed.
     """
     left = [one for one in planned if not one.reused]
     searching = {_arm(one): one.run for one in left if one.stage.name == "search"}
@@ -68,7 +71,7 @@ def estimate(
     if not searching and not fitting:
         return []
     earlier, size = EarlierRuns(experiment), corpus_bytes["test"]
-    costs = _Costs(experiment, earlier, corpus_bytes["validation"], log, retry_failed)
+    costs = _Costs(experiment, earlier, corpus_bytes["validation"], waiting, retry_failed)
     notes, seconds, flops = [], np.zeros(1), np.zeros(1)
     reading: dict[str, Any] = {}
     selected = {_arm(one): one.result for one in planned if isinstance(one.result, Selected)}
@@ -103,7 +106,7 @@ class _Costs:
     experiment: Experiment
     earlier: EarlierRuns
     validation_bytes: int
-    log: Callable[[str], Any]
+    waiting: Waiting
     retry_failed: bool = False
     table: list[Row] = field(default_factory=list)
     timed: bool = False
@@ -132,31 +135,33 @@ class _Costs:
         self, cluster: Cluster, runs: Mapping[str, Run | None]
     ) -> dict[str, list[SimulatedSearch]]:
         """Ways in which what is left of the arms' searches may go, each begun in a run or not."""
-        self.log(
-            f"simulating the search {counted(self.ways, 'time')}, "
-            "and counting the FLOPs of its sizes ..."
-        )
-        begun = {name: self._begun(name, run) for name, run in runs.items()}
+        with self.waiting(READING):
+            begun = {name: self._begun(name, run) for name, run in runs.items()}
         sizes = max(SIZES, MAX_COUNTED // len(begun))
-        drawn = {
-            name: in_few_sizes(
-                [draw_trials(task, stored, seed) for seed in range(self.ways)],
-                sizes,
-            )
-            for name, (task, stored, _) in begun.items()
-        }
+        shown = f"simulating the search {counted(self.ways, 'time')}"
+        with self.waiting(shown):
+            drawn = {
+                name: in_few_sizes(
+                    [draw_trials(task, stored, seed) for seed in range(self.ways)],
+                    sizes,
+                )
+                for name, (task, stored, _) in begun.items()
+            }
         slots = self._slots(cluster, sum(len(trials[0]) for trials in drawn.values()))
         every = {name: list(chain.from_iterable(trials)) for name, trials in drawn.items()}
         times = self.times("trial", every, slots)
-        return {
-            name: [
-                simulate(
-                    *(task, stored, trials, times[name].of_run, slots), seed=seed, elapsed=elapsed
-                )
-                for seed, trials in enumerate(drawn[name])
-            ]
-            for name, (task, stored, elapsed) in begun.items()
-        }
+        with self.waiting(shown):
+            return {
+                name: [
+                    simulate(
+                        *(task, stored, trials, times[name].of_run, slots),
+                        seed=seed,
+                        elapsed=elapsed,
+                    )
+                    for seed, trials in enumerate(drawn[name])
+                ]
+                for name, (task, stored, elapsed) in begun.items()
+            }
 
     def _begun(self, name: str, run: Run | None) -> tuple[SearchTask, list[StoredTrial], float]:
         """An arm's search, the trials that there are, and the seconds that it has taken so far."""
@@ -205,10 +210,11 @@ class _Costs:
     ) -> dict[str, Times]:
         """Times of some sizes of each arm's trials or fits; adds them to the table."""
         count = max(1, min(SIZES, MAX_SIZES // len(runs)))
-        sizes = {name: _some_sizes(own, count) for name, own in runs.items()}
-        seconds = {
-            run: self.earlier.step_seconds(kind, run) for own in sizes.values() for run in own
-        }
+        with self.waiting(f"counting the FLOPs of some sizes of a {kind}"):
+            sizes = {name: _some_sizes(own, count) for name, own in runs.items()}
+            seconds = {
+                run: self.earlier.step_seconds(kind, run) for own in sizes.values() for run in own
+            }
         if new := [run for run, known in seconds.items() if known is None]:
             self.timed = True
             cores = max(1, machine_cpus() // new[0].resources.cpus_per_worker)
@@ -216,8 +222,9 @@ class _Costs:
             keys = {run: (processes, run.resources, *_of_step(run)) for run in new}
             left = {keys[run]: run for run in new if keys[run] not in self.timed_steps}
             if left:
-                self.log(f"timing a few steps of {counted(len(left), 'size')} of a {kind} ...")
-                found = time_steps(list(left.values()), processes=processes)
+                shown = f"timing a few steps of {counted(len(left), 'size')} of a {kind}"
+                with self.waiting(shown):
+                    found = time_steps(list(left.values()), processes=processes)
                 self.timed_steps |= zip(left, found, strict=True)
             seconds |= {run: self.timed_steps[keys[run]] for run in new}
         times = {

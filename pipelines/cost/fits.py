@@ -51,9 +51,11 @@ class Fits:
 
     @property
     def text(self) -> str:
-        """How many, and the bytes they train on; nothing for one."""
+        """How many, and the bytes they train on unless a time decides; nothing for one."""
         if (total := sum(self.counts.values())) == 1:
             return ""
+        if self.paced_by:
+            return f", {counted(total, 'training')}"
         tokens = sum(n * self.runs[arm][0].train.tokens for arm, n in self.counts.items())
         return f", {counted(total, 'training')} of {tokens:,} bytes together"
 

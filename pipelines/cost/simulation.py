@@ -12,7 +12,8 @@ from typing import Any
 
 from pipelines.console.errors import ConfigError
 from pipelines.search.config import LEARNING_SAMPLERS, SearchTask
-from pipelines.search.study import Proposals, bounded, build_study
+from pipelines.search.space import bounded
+from pipelines.search.study import Proposals, build_study
 from pipelines.tracking.trials import StoredTrial
 from pipelines.training.config import TrainingRun
 from pipelines.training.optimizer import matrix_work
@@ -21,7 +22,9 @@ SIZE_KEYS = (
     *("model.", "train.batch_tokens", "train.micro_batch_tokens"),
     *("train.optimizer", "train.precision"),
 )
-"""Searched keys that change the cost of a trial."""
+"""Searched keys that change the cost of a trial, but for real numbers."""
+MAX_ORDERED = 100
+"""Sizes of a search whose parameters are counted, which takes some 20 ms each."""
 RUNGS = {"none": 0, "median": 1, "asha": 32}
 """How often a trial may be stopped; rungs beyond its end change nothing."""
 
@@ -68,19 +71,32 @@ def in_few_sizes(searches: Sequence[Sequence[TrainingRun]], count: int) -> list[
     """The trials of some searches in at most so many sizes, the smallest and the largest among
     them: each in the one whose place in the order of the parameters is the nearest.
 
-    Counting FLOPs runs the model, which takes 0.1 to 0.5 s a size.
+    Counting FLOPs runs the model, which takes 0.1 to 0.5 s a size, and counting parameters makes
+    it: of many sizes one in so many is counted, and stands for those after it.
     """
-    distinct = dict.fromkeys(chain.from_iterable(searches))
-    ordered = sorted(distinct, key=lambda run: run.model.parameter_count() * run.train.batch_tokens)
+    distinct = list(dict.fromkeys(chain.from_iterable(searches)))
+    stride = max(1, -(-len(distinct) // MAX_ORDERED))
+    ordered = sorted(
+        distinct[::stride], key=lambda run: run.model.parameter_count() * run.train.batch_tokens
+    )
     step = max(1.0, (len(ordered) - 1) / (count - 1))
-    few = {run: ordered[round(round(i / step) * step)] for i, run in enumerate(ordered)}
+    near = {run: ordered[round(round(i / step) * step)] for i, run in enumerate(ordered)}
+    few = {run: near[distinct[i - i % stride]] for i, run in enumerate(distinct)}
     return [[few[run] for run in trials] for trials in searches]
 
 
 def _sized(base: TrainingRun, values: Mapping[str, Any]) -> TrainingRun:
-    """The base in a size; as it is if the keys do not go together, which fails a trial at once."""
+    """The base in a size, of which real numbers are no part: dropout, rates, a scale at the start.
+
+    As it is if the keys do not go together, which fails a trial at once.
+    """
+    sizes = {
+        key: value
+        for key, value in values.items()
+        if key.startswith(SIZE_KEYS) and not isinstance(value, float)
+    }
     with suppress(ConfigError):
-        return base.replace({k: v for k, v in values.items() if k.startswith(SIZE_KEYS)})
+        return base.replace(sizes)
     return base
 
 

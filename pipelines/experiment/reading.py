@@ -180,11 +180,31 @@ def _change_arms(data: dict[str, Any], change: Change) -> None:
 
 
 def _require_use(experiment: Experiment, changes: Sequence[Change]) -> None:
-    """Raise ConfigError for a value of the command line in whose place every arm has its own."""
-    for key in {key for change in changes for key, _ in flatten({change.key: change.value})}:
-        if experiment.arms and all(key in own for own in experiment.arms.values()):
-            message = f"every arm has a value of its own; expected arms.NAME.{key}=VALUE"
+    """Raise ConfigError for a value or a range of the command line in whose place every arm has its
+    own."""
+    given = (
+        (key, value, change.is_list or key.startswith(SPACE_PREFIX))
+        for change in changes
+        for key, value in flat_changes({change.key: change.value})
+    )
+    for key, value, is_range in given:
+        name = key.removeprefix(SPACE_PREFIX)
+        own = [_has_own(arm, name, value, is_range=is_range) for arm in experiment.arms.values()]
+        if own and all(own):
+            expected = f"{SPACE_PREFIX}{name}=RANGE" if is_range else f"{name}=VALUE"
+            message = f"every arm has a value or range of its own; expected arms.NAME.{expected}"
             raise ConfigError(Problem(message, key, "command line"))
+
+
+def _has_own(arm: Mapping[str, Any], key: str, value: Any, *, is_range: bool) -> bool:
+    """Whether the changes of an arm leave no use for the experiment's value, or range, of a key.
+
+    Null has one in place of a range that no arm searches, since all have values: it is refused.
+    """
+    own = f"{SPACE_PREFIX}{key}"
+    if is_range:
+        return own in arm or (key in arm and value is not None)
+    return key in arm or bool((found := arm.get(own)) and not found.get("when"))
 
 
 def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:

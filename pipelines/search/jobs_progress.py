@@ -50,14 +50,18 @@ class JobsProgress:
         """The best objective, and the key and the name of its training."""
         self._curve: list[float] = []
         """The best objective so far, at each evaluation of any training."""
-        self._ended_before, self._started = 0, time.monotonic()
+        self._begun: dict[Key, float] = {}
+        """Parts of the budgets of unfinished trainings that earlier sessions have used."""
+        self._ended_now, self._started = 0.0, time.monotonic()
+        """Trainings that this session has ended, without the parts that earlier ones had done."""
         self._shown = self._started
 
-    def expect(self, total: int, ended: Mapping[str, int]) -> None:
-        """Add so many trainings, of which earlier sessions have ended some, by state."""
+    def expect(self, total: int, ended: Mapping[str, int], begun: Mapping[Key, float]) -> None:
+        """Add so many trainings, of which earlier sessions have ended some, by state; of others
+        they have used these parts of the budgets."""
         self._total += total
         self._counts.update(ended)
-        self._ended_before += sum(ended.values())
+        self._begun.update(begun)
 
     def start(self, key: Key, name: str) -> None:
         """Show that a training started, or was retried."""
@@ -68,7 +72,10 @@ class JobsProgress:
         self, key: Key, name: str, share: float, objective: float, bytes_per_second: float
     ) -> None:
         """Show the used share of a training's budget, its best objective so far and its speed."""
-        self._running[key] = _Running(name, min(1.0, share), objective, bytes_per_second)
+        share = min(1.0, share)
+        if share < self._begun.get(key, 0.0):  # its last checkpoint is gone
+            self._begun[key] = share
+        self._running[key] = _Running(name, share, objective, bytes_per_second)
         self.note_best(key, name, objective)
         self.show()
 
@@ -86,6 +93,7 @@ class JobsProgress:
         """Count a training as ended; `show` shows it."""
         self.stop(key)
         self._counts[state] += 1
+        self._ended_now += 1 - self._begun.pop(key, 0.0)
 
     def time_passed(self) -> None:
         """Show the status again, unless that was done some seconds ago: a training may take minutes
@@ -136,8 +144,11 @@ class JobsProgress:
         return self._ended + sum(one.share for one in self._running.values())
 
     def _seconds_left(self) -> float | None:
-        """Estimate from the rate of this session; None before its first evaluation."""
-        if self._done <= self._ended_before:
+        """Estimate from the rate of this session; None before it has evaluated anything new."""
+        running = self._running.items()
+        new = sum(max(0.0, one.share - self._begun.get(key, 0.0)) for key, one in running)
+        done_now = self._ended_now + new
+        if done_now == 0:
             return None
-        rate = (self._done - self._ended_before) / (time.monotonic() - self._started)
+        rate = done_now / (time.monotonic() - self._started)
         return (self._total - self._done) / rate

@@ -35,7 +35,9 @@ class SearchProgress:
         self._named: dict[str, Any] = {"arm": arm} if arm else {}
         """Of each event."""
         states = {state: sum(t.state == state for t in stored) for state in STATUS_OF_STATE}
-        jobs.expect(task.search.trial_count, states)
+        tokens = task.base.train.tokens
+        begun = {self._key(t.number): min(1.0, t.tokens / tokens) for t in stored if not t.state}
+        jobs.expect(task.search.trial_count, states, begun)
         for trial in stored:
             if trial.state == "complete" and trial.objective is not None:
                 jobs.note_best(self._key(trial.number), self.name(trial.number), trial.objective)

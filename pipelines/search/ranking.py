@@ -27,7 +27,7 @@ def best_trial(trials: Sequence[StoredTrial]) -> StoredTrial:
         return min(ranked, key=lambda trial: (trial.objective, trial.number))
     if diverged := [trial for trial in trials if trial.diverged]:
         return min(diverged, key=lambda trial: (-trial.tokens, trial.number))
-    raise PipelineError("search: no trial has a result")
+    raise PipelineError("search: no trial has a result; --fresh searches again")
 
 
 def pareto_front(trials: Sequence[StoredTrial], second: str | None) -> list[StoredTrial]:

@@ -6,7 +6,6 @@ it only where a trial needs its run.
 """
 
 import json
-import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -24,6 +23,7 @@ from pipelines.search.config import SearchTask
 from pipelines.search.ranking import best_trial, pareto_front
 from pipelines.search.results import Searched, write_numbers
 from pipelines.search.resume import StoredSearch, trial_folder_name, trials_folder
+from pipelines.search.searcher import Clock
 from pipelines.search.space import FIXED, Space
 from pipelines.search.study import save_study
 from pipelines.storage.files import remove
@@ -89,8 +89,9 @@ class Recorder:
         self._code = CodeDigests()
         self._open: dict[int, Future[TrialRun]] = {}
         """The runs of trials that have not ended, by number."""
-        self._previous_seconds = previous_seconds
-        self._started = self._logged = time.monotonic()
+        self.clock = Clock(previous_seconds)
+        self._logged = previous_seconds
+        """The duration that was stored last."""
 
     def open_run(self, number: int, values: dict[str, Any]) -> Future[TrialRun]:
         """Queue the creation of a trial's run, or the opening of its stored one.
@@ -166,12 +167,11 @@ class Recorder:
 
     def step_ended(self) -> None:
         """Store the search's duration if ELAPSED_LOG_INTERVAL_SECONDS have passed."""
-        if time.monotonic() > self._logged + ELAPSED_LOG_INTERVAL_SECONDS:
+        if self.clock.seconds > self._logged + ELAPSED_LOG_INTERVAL_SECONDS:
             self._log_seconds()
 
     def _log_seconds(self) -> None:
-        self._logged = time.monotonic()
-        seconds = self._previous_seconds + self._logged - self._started
+        self._logged = seconds = self.clock.seconds
         row = {STEP: round(seconds), SECONDS_METRIC: seconds}
         self._writer.enqueue(partial(self._context.store.log_metrics, self._context.run_id, row))
 

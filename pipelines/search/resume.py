@@ -41,6 +41,8 @@ from pipelines.tracking.store import Store
 from pipelines.tracking.trials import StoredTrial, read_evaluations, read_trial
 from pipelines.training.config import TrainingRun
 
+READING = "reading the trials"
+"""What is shown while they are read: one or two requests each."""
 DEFAULTS = {key: encode_param(value) for key, value in TrainingRun().params.items()}
 """Encoded values of keys that a stored trial lacks: it is older than they are."""
 OUTSIDE = object()
@@ -87,11 +89,15 @@ class StoredSearch:
 
 
 def second_value(
-    task: SearchTask, values: Mapping[str, Any], metrics: Mapping[str, float]
+    task: SearchTask,
+    values: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    parameters: int | None = None,
 ) -> float | None:
-    """The value of search.second_objective, from a trial's last metrics; None if there is none."""
+    """The value of search.second_objective, from a trial's last metrics, and from the number of its
+    model's parameters if that is known; None if there is none."""
     if task.search.second_objective == "parameters":
-        return task.base.replace(values).model.parameter_count()
+        return parameters or task.base.replace(values).model.parameter_count()
     if task.search.second_objective == "bytes_per_second" and metrics.get(SECONDS_METRIC):
         return metrics[TOKENS_METRIC] / metrics[SECONDS_METRIC]
     return None
@@ -124,7 +130,8 @@ def stored_search(
             outside.append(trial)
             continue
         metrics = {TOKENS_METRIC: trial.tokens, SECONDS_METRIC: trial.seconds}
-        second = second_value(task, values, metrics) if trial.state == "complete" else None
+        given = task, values, metrics, trial.parameters
+        second = second_value(*given) if trial.state == "complete" else None
         trial = replace(trial, values=values, second=second)
         if evaluations:
             curve = read_evaluations(store, trial.run_id, trial.params, metric)
@@ -184,7 +191,8 @@ def _number(text: str) -> int | float | None:
 
 
 def joining(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial]:
-    """The ended trials in the space that other searches have, of runs with the same basis.
+    """The complete and pruned trials in the space that other searches have, of runs with the same
+    basis. Failed ones stay: their checkpoints are in the folder of their search.
 
     There are two such searches if their spaces had no trial in common. An instance's search neither
     takes trials of others nor gives its own: each goes on by itself.
@@ -199,6 +207,7 @@ def joining(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial
         for run in reversed(others)
         if INSTANCE_TAG not in run.data.tags
         for trial in stored_search(store, run.info.run_id, task, evaluations=False).ended
+        if trial.state != "failed"
     ]
 
 

@@ -23,7 +23,13 @@ from pipelines.search.config import SearchTask
 from pipelines.search.jobs_progress import JobsProgress
 from pipelines.search.progress import SearchProgress
 from pipelines.search.recorder import Recorder
-from pipelines.search.resume import StoredSearch, earlier_trials, stored_search, trials_folder
+from pipelines.search.resume import (
+    READING,
+    StoredSearch,
+    earlier_trials,
+    stored_search,
+    trials_folder,
+)
 from pipelines.search.schedulers import scheduler_of
 from pipelines.search.searcher import StudySearcher
 from pipelines.search.study import build_study
@@ -74,10 +80,11 @@ def run_trials(sessions: Sequence[Session]) -> None:
         jobs = JobsProgress(context.progress, stage="search", unit="trials")
         recorders = [_recorder(session, writer) for session in sessions]
         shown = [_progress(session, jobs) for session in sessions]
-        groups = {
-            session.context.instance: _group(session, recorder, progress)
-            for session, recorder, progress in zip(sessions, recorders, shown, strict=True)
-        }
+        with context.progress.waiting(f"search: {READING}", stage="search"):
+            groups = {
+                session.context.instance: _group(session, recorder, progress)
+                for session, recorder, progress in zip(sessions, recorders, shown, strict=True)
+            }
         with context.progress.working("starting Ray"), closing(writer), ExitStack() as stack:
             for recorder in recorders:
                 stack.callback(recorder.close)
@@ -107,7 +114,7 @@ def _group(session: Session, recorder: Recorder, progress: SearchProgress) -> Jo
         task,
         open_run=recorder.open_run,
         stored=stored,
-        previous_seconds=session.previous_seconds,
+        clock=recorder.clock,
         left_out=progress.left_out,
     )
     return JobGroup(

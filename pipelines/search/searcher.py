@@ -55,6 +55,27 @@ class PendingTrial:
         return self.proposal.values
 
 
+class Clock:
+    """The time that a search has taken, over all its sessions: of each from its first trial on, or
+    from that of another arm, without the start of Ray.
+
+    Used by the searcher, for the budget, and by the recorder, which stores it.
+    """
+
+    def __init__(self, previous_seconds: float = 0.0) -> None:
+        """A clock that does not run yet, after earlier sessions of so long."""
+        self._previous_seconds, self._started = previous_seconds, math.inf
+
+    def start(self) -> None:
+        """Begin to count the time of this session, unless that has begun."""
+        self._started = min(self._started, time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        """Of all sessions."""
+        return self._previous_seconds + max(0.0, time.monotonic() - self._started)
+
+
 class StudySearcher:
     """Proposes trials and reports to the study how each of them ended.
 
@@ -69,7 +90,7 @@ class StudySearcher:
         *,
         open_run: Callable[[int, dict[str, Any]], Future[TrialRun]],
         stored: StoredSearch,
-        previous_seconds: float = 0.0,
+        clock: Clock | None = None,
         left_out: Callable[[Mapping[str, Any], str], None] = lambda values, problem: None,
     ) -> None:
         """A searcher for one session of a search.
@@ -79,7 +100,7 @@ class StudySearcher:
             task: The search.
             open_run: Creates or reopens, asynchronously, the run of a trial's number and values.
             stored: Trials of earlier sessions of the search.
-            previous_seconds: Duration of the earlier sessions.
+            clock: Of the search, which its budget of time is compared with; by default a new one.
             left_out: Called for a proposal that is not run, see `Proposals`.
 
         """
@@ -89,12 +110,13 @@ class StudySearcher:
         self._left = stored.missing(task.search.trial_count)
         self._unfinished = len(stored.trials) - len(stored.ended)
         """Trials that an earlier session has started: they are finished whatever the budgets."""
-        self._free_numbers = (number for number in count() if number not in stored.numbers)
+        taken = stored.numbers
+        self._free_numbers = (number for number in count() if number not in taken)
         self._tokens = stored.tokens
         """Training tokens of ended trials."""
         self._trained = {trial.number: trial.tokens for trial in stored.trials}
         """Those of trials of earlier sessions, before they report in this one."""
-        self._previous_seconds, self._started = previous_seconds, math.inf
+        self._clock = clock or Clock()
         self._queue: list[PendingTrial] = []
         """Trials to propose next: retries first, then at most one new trial."""
         self._running: dict[str, PendingTrial] = {}
@@ -105,7 +127,7 @@ class StudySearcher:
 
         The start of Ray is not counted; while trials of another arm run, time passes for all.
         """
-        self._started = min(self._started, time.monotonic())
+        self._clock.start()
 
     def suggest(self, trial_id: str, *, wait: bool = True) -> dict[str, Any] | str | None:
         """The next trial's configuration; None: none yet; FINISHED: there are no more.
@@ -138,7 +160,7 @@ class StudySearcher:
 
     def _may_ask(self) -> bool:
         tokens = self._tokens + sum(pending.tokens for pending in [*self._running.values()])
-        seconds = self._previous_seconds + time.monotonic() - self._started
+        seconds = self._clock.seconds
         return self._left > 0 and (
             self._unfinished > 0 or self._task.search.within_budget(tokens, seconds)
         )

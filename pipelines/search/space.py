@@ -30,8 +30,10 @@ from pipelines.training.config import (
 )
 from pipelines.training.memory import micro_tokens
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # MLflow and Optuna, which take seconds to import
     import optuna
+
+    from pipelines.tracking.trials import StoredTrial
 
 RUN_KEYS = list(dict(flatten(TrainingRun().model_dump(mode="json"))))
 """Keys that one training run reads."""
@@ -45,6 +47,8 @@ FIXED = {
 MAX_TRIED = 2000
 """Points among which a space, and a value that is invalid on the base, must have a valid one: all
 of a small space, random ones of another. A tenth of a second's work."""
+MAX_LOOKED_AT = 5000
+"""Points of a finite space, in its order, among which new ones are looked for."""
 MAX_FACTOR = 1000
 """Of two factors of a number, that to which the smaller one is looked for."""
 INACTIVE = object()
@@ -190,6 +194,21 @@ class Space:
     def inactive(self, values: Mapping[str, Any]) -> list[str]:
         """Searched keys that have no value in this point."""
         return [key for key in self._dimensions if key not in values]
+
+
+def bounded(task: SearchTask, stored: "Sequence[StoredTrial]") -> SearchTask:
+    """The same search with no more trials than a small finite space has new valid points."""
+    space, wanted = Space(task), task.search.trial_count
+    if not space.is_finite or wanted <= len(stored):
+        return task
+    known, new = {space.training_key(trial.values) for trial in stored}, 0
+    for looked_at, point in enumerate(space.points(), 1):
+        if space.is_valid(point) and (key := space.training_key(point)) not in known:
+            known.add(key)
+            new += 1
+        if new >= wanted - len(stored) or looked_at == MAX_LOOKED_AT:
+            return task
+    return replace(task, search=task.search.model_copy(update={"trials": len(stored) + new}))
 
 
 def read_keys(keys: Iterable[str], kind: str, schedule: str) -> list[str]:

@@ -5,7 +5,7 @@ the study as a file.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain, count, islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipelines.compat import optuna as compat
 from pipelines.console.errors import Problem
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.space import Space, with_required
+from pipelines.search.space import MAX_LOOKED_AT, Space, with_required
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.uri import database_uri
 
@@ -44,11 +44,12 @@ MAX_LISTED = 20_000
 MAX_ASKS = 10
 """Proposals in a row that are invalid or equal to earlier ones, after which a random point is
 proposed that is neither. One is enough of gp, which takes seconds and makes the same one again."""
-MAX_DRAWN, MAX_RELATED, MAX_LOOKED_AT = 200, 2000, 5000
-"""Random points, those of `draw_related`, and points of a finite space in its order, among which
-one is looked for."""
+MAX_DRAWN, MAX_RELATED = 200, 2000
+"""Random points, and those of `draw_related`, among which one is looked for before the points of a
+finite space in its order."""
 MEDIAN_TRIALS = 4
-"""Completed trials before median stopping compares with them."""
+"""Completed trials with a value at the same tokens before median stopping compares with them. An
+equal proposal, which is told the result of another, has none."""
 MIN_SOURCE_TRIALS = 10
 """Trials from which CMA-ES estimates its start: it takes the best tenth, one of ten."""
 
@@ -193,21 +194,6 @@ class Proposals:
         return None
 
 
-def bounded(task: SearchTask, stored: Sequence[StoredTrial]) -> SearchTask:
-    """The same search with no more trials than a small finite space has new valid points."""
-    space, wanted = Space(task), task.search.trial_count
-    if not space.is_finite or wanted <= len(stored):
-        return task
-    known, new = {space.training_key(trial.values) for trial in stored}, 0
-    for looked_at, point in enumerate(space.points(), 1):
-        if space.is_valid(point) and (key := space.training_key(point)) not in known:
-            known.add(key)
-            new += 1
-        if new >= wanted - len(stored) or looked_at == MAX_LOOKED_AT:
-            return task
-    return replace(task, search=task.search.model_copy(update={"trials": len(stored) + new}))
-
-
 def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> None:
     """Write ended trials into a SQLite file, as a study for Optuna and optuna-dashboard."""
     ranges, second = distributions(task), task.search.second_objective
@@ -278,7 +264,9 @@ def _pruner(task: SearchTask) -> optuna.pruners.BasePruner:
     if task.search.scheduler.name != "median":
         return optuna.pruners.NopPruner()
     return optuna.pruners.MedianPruner(
-        n_startup_trials=MEDIAN_TRIALS, n_warmup_steps=task.grace_tokens
+        n_startup_trials=MEDIAN_TRIALS,
+        n_warmup_steps=task.grace_tokens,
+        n_min_trials=MEDIAN_TRIALS,
     )
 
 

@@ -6,21 +6,29 @@ space, continues with those of its trials that lie in the space.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import GoneError, PipelineError
 from pipelines.console.text import counted
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Ended, Growth, Instance, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.results import Searched
-from pipelines.search.resume import StoredSearch, join, reopen, stored_search, trials_folder
-from pipelines.search.space import FIXED
+from pipelines.search.resume import (
+    READING,
+    StoredSearch,
+    join,
+    reopen,
+    stored_search,
+    trials_folder,
+)
+from pipelines.search.space import FIXED, bounded
 from pipelines.storage.files import remove
-from pipelines.tracking.schema import SEARCH_KIND, SECONDS_METRIC
+from pipelines.tracking.schema import BEST_RUN_TAG, SEARCH_KIND, SECONDS_METRIC, TRIAL_KIND
 from pipelines.tracking.store import Store
 
 if TYPE_CHECKING:  # with Ray Tune and PyTorch
@@ -58,27 +66,29 @@ def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed:
     """The search as it is in the tracking store."""
     from pipelines.search.recorder import end_runs, log_search
     from pipelines.search.run import Session, prefix
-    from pipelines.search.study import bounded
 
     task, corpus, store = context.config.search_task(), needs[PreparedCorpus], context.store
     log = lambda text: context.progress.log(f"  {prefix(context)}{text}")  # noqa: E731
-    if joined := join(store, context.run_id, task):
+    with _shown(context, READING):
+        joined = join(store, context.run_id, task)
+        if retry_failed:
+            before = stored_search(store, context.run_id, task, evaluations=False)
+            for trial in before.failed:
+                reopen(store, trial)
+            count = max(task.search.trial_count, len(before.ended))
+            task = replace(task, search=task.search.replace({"trials": count}))
+        stored = stored_search(store, context.run_id, task)
+        wanted = task.search.trial_count
+        task = bounded(task, stored.trials)
+        end_runs(store, stored.ended)
+        log_search(context, task, corpus)
+        seconds = max(store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
+    if joined:
         log(f"joined by {counted(joined, 'trial')} of earlier searches in the space")
-    if retry_failed:
-        before = stored_search(store, context.run_id, task, evaluations=False)
-        for trial in before.failed:
-            reopen(store, trial)
-        count = max(task.search.trial_count, len(before.ended))
-        task = replace(task, search=task.search.replace({"trials": count}))
-    stored = stored_search(store, context.run_id, task)
-    wanted = task.search.trial_count
-    task = bounded(task, stored.trials)
-    end_runs(store, stored.ended)
-    log_search(context, task, corpus)
-    seconds = max(store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
     if stored.trials:
         failed = f", {len(stored.failed)} of them failed" if stored.failed else ""
-        log(f"done: {len(stored.ended)} of {counted(task.search.trial_count, 'trial')}{failed}")
+        total = max(len(stored.ended), task.search.trial_count)
+        log(f"done: {len(stored.ended)} of {counted(total, 'trial')}{failed}")
     if stored.outside:
         log(f"outside the space: {counted(len(stored.outside), 'earlier trial')}")
     if task.search.trial_count < wanted:
@@ -92,12 +102,14 @@ def _run(sessions: Sequence["Session"]) -> list["Session"]:
     from pipelines.search.run import run_trials  # with Ray Tune and PyTorch
 
     missing = [session.has_trials_to_run for session in sessions]
-    if any(missing):
-        run_trials([session for session, one in zip(sessions, missing, strict=True) if one])
-    return [
-        session.read_again() if ran else session
-        for session, ran in zip(sessions, missing, strict=True)
-    ]
+    if not any(missing):
+        return [*sessions]
+    run_trials([session for session, one in zip(sessions, missing, strict=True) if one])
+    with _shown(sessions[0].context, READING):
+        return [
+            session.read_again() if ran else session
+            for session, ran in zip(sessions, missing, strict=True)
+        ]
 
 
 def _conclude(session: "Session") -> Searched:
@@ -108,7 +120,13 @@ def _conclude(session: "Session") -> Searched:
     stored = session.stored
     if not stored.unfinished and not stored.failed:  # which may go on from their checkpoints
         remove(trials_folder(session.context))
-    return log_summary(session.context, session.task, stored)
+    with _shown(session.context, "storing what came out of the search"):
+        return log_summary(session.context, session.task, stored)
+
+
+def _shown(context: Context[Experiment], text: str) -> AbstractContextManager[None]:
+    """Shows a text, with the time, during a block: of thousands of trials it takes minutes."""
+    return context.progress.waiting(f"search: {text}", stage=SEARCH_KIND)
 
 
 def _require_results(session: "Session") -> None:
@@ -127,6 +145,15 @@ def _require_results(session: "Session") -> None:
     elif all(trial.state == "failed" for trial in ended):
         reasons = "\n".join(f"  trial {trial.number}: {trial.reason}" for trial in ended)
         raise PipelineError(f"search: every trial failed; --retry-failed tries again\n{reasons}")
+
+
+def _verify(store: Store, searched: Searched) -> None:
+    """Refuse a search all of whose trials were deleted: nothing is left to select, and they run
+    again. Those that another search was joined by are there."""
+    best = store.client.get_run(searched.search_run).data.tags.get(BEST_RUN_TAG)
+    is_gone = best and store.client.state_of(best) in (None, "DELETED")
+    if is_gone and not store.children(searched.search_run, TRIAL_KIND):
+        raise GoneError("the runs of its trials were deleted")
 
 
 def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:
@@ -150,6 +177,7 @@ def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:
         depends_on=("corpus",),
         config_keys=("seed", "model", "train", "search"),
         modules=lambda config: ("pipelines.stages.search", *config.model_modules()),
+        verify=_verify,
         growth=Growth(("seed", *sorted(FIXED), "search.second_objective"), usable, unfinished),
         over=("arm",),
     )

@@ -6,7 +6,7 @@ from pipelines.engine.stage import Context, Stage
 from pipelines.experiment import Experiment
 from pipelines.search.ranking import best_trial
 from pipelines.search.results import Searched, Selected, read_numbers
-from pipelines.search.resume import stored_search
+from pipelines.search.resume import READING, stored_search
 from pipelines.tracking.schema import SELECT_KIND
 from pipelines.tracking.store import Store
 
@@ -14,7 +14,8 @@ from pipelines.tracking.store import Store
 def select(context: Context[Experiment], needs: StageResults) -> Selected:
     """Choose the winner among the trials that the search consists of."""
     searched, task = needs[Searched], context.config.search_task()
-    stored = stored_search(context.store, searched.search_run, task, any_code=True)
+    with context.progress.waiting(f"select: {READING}", stage=SELECT_KIND):
+        stored = stored_search(context.store, searched.search_run, task, any_code=True)
     numbers = read_numbers(searched.selection)
     winner = best_trial([trial for trial in stored.trials if trial.number in numbers])
     return Selected(winner.number, winner.run_id, winner.values, winner.objective)

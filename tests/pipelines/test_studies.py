@@ -9,6 +9,7 @@ import pytest
 
 from pipelines.console.errors import StorageError
 from pipelines.registry.package import LINEAGE
+from pipelines.search.jobs_progress import JobsProgress
 from pipelines.tracking.models import model_id_of
 from tests.pipelines.commands import STUDY, Folder, assert_whole
 from tests.pipelines.local_tune import LocalTune
@@ -192,14 +193,21 @@ def test_a_training_that_diverges_is_a_result_and_is_not_tried_again(folder, loc
     assert run.info.status == "FINISHED"
 
 
-def test_ctrl_c_among_trainings_keeps_those_that_have_ended(folder, local_tune: LocalTune):
+def test_ctrl_c_among_trainings_keeps_those_that_have_ended(
+    folder, local_tune: LocalTune, monkeypatch
+):
     local_tune.interrupt_at = 3 + 3 + 2  # in the second
     code, _, err = folder.run(*FITS)
     assert (code, "run the same command again to go on" in err) == (130, True)
     assert statuses(folder) == {"fit[1]": "FINISHED", "fit[2]": "KILLED", "fit[3]": "KILLED"}
     local_tune.interrupt_at = math.inf
+    begun: list[dict[str, float]] = []
+    expect = JobsProgress.expect
+    noting = lambda jobs, *given: begun.append(given[2]) or expect(jobs, *given)  # noqa: E731
+    monkeypatch.setattr(JobsProgress, "expect", noting)
     code, out, err = folder.run(*FITS)
     assert code == 0, err
+    assert begun == [{"fit[2]": 0.5, "fit[3]": 0.0}]
     assert local_tune.started[3:] == ["fit[2]", "fit[3]"]
     assert "  fit[2]: resumes from step" in out
     assert_whole(folder.store(), folder.store().find("fit"))

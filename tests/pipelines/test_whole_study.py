@@ -162,3 +162,4 @@ def test_only_a_study_has_its_stages(copy):
     assert err.startswith("--until: only a study has the stage compare; expected one of corpus, ")
     code, _, err = copy.run("sweep.py", "tiny.yaml", "arms={}", "seeds=1,2", "--until", "probe")
     assert code == 2
+    assert err.startswith("--until: only a study with arms has the stage probe; expected one of ")

@@ -26,7 +26,7 @@ from pipelines.experiment import Experiment
 from pipelines.registry.results import Diverged, Fitted
 from pipelines.search.jobs_progress import JobsProgress
 from pipelines.stages.recorded_training import fits_folder, package
-from pipelines.tracking.schema import FIT_KIND
+from pipelines.tracking.schema import FIT_KIND, TOKENS_METRIC
 from pipelines.tracking.tensorboard import event_files
 from pipelines.tracking.writer import Writer
 from pipelines.training.config import TrainingRun
@@ -51,6 +51,12 @@ class Replicate:
         """For people, as in `fit[dca-2, 3]`."""
         return label(FIT_KIND, self.context.values)
 
+    @property
+    def used_share(self) -> float:
+        """The part of its budget that earlier sessions have used."""
+        metrics = self.context.store.client.get_run(self.context.run_id).data.metrics
+        return min(1.0, metrics.get(TOKENS_METRIC, 0.0) / self.config.train.tokens)
+
 
 def train_together(replicates: Sequence[Replicate], ended: Ended[Fitted | Diverged]) -> None:
     """Train into the runs of the replicates, resuming unfinished ones; `ended` is given their
@@ -67,7 +73,7 @@ def train_together(replicates: Sequence[Replicate], ended: Ended[Fitted | Diverg
     events = event_files(config.storage, config.experiment, enabled=config.tensorboard)
     writer = Writer(context.store, events)
     jobs = JobsProgress(context.progress, stage=FIT_KIND, unit="trainings")
-    jobs.expect(len(replicates), {})
+    jobs.expect(len(replicates), {}, {one.name: one.used_share for one in replicates})
     recorders = [
         _Recorder(replicate, writer, partial(ended, place))
         for place, replicate in enumerate(replicates)

@@ -116,3 +116,14 @@ def test_a_training_without_a_gpu_needs_the_machines_memory_although_there_is_a_
     monkeypatch.setattr(memory, "machine_bytes", lambda: 0)
     with pytest.raises(ConfigError, match="the machine has"):
         require_memory(run, HERE)
+
+
+def test_a_range_of_workers_needs_the_memory_of_those_that_fit_the_machine(run, monkeypatch):
+    elastic = run.replace({"resources.workers": [1, 8]})
+    each = peak_bytes(elastic, on_gpu=False)
+    four = memory.SHARED_BYTES + 4 * (each - memory.SHARED_BYTES)
+    monkeypatch.setattr(memory, "machine_bytes", lambda: four)
+    for trials in (1, 8):
+        require_memory(elastic, [Node("here", 4)], trials=trials)
+        with pytest.raises(ConfigError, match=r"5 x .* need about"):
+            require_memory(elastic, [Node("here", 5)], trials=trials)

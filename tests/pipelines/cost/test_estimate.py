@@ -5,6 +5,8 @@ import platform
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -205,8 +207,10 @@ def timed(monkeypatch) -> list[int]:
     return found
 
 
-def discard(text: str) -> None:
-    """A log that is not read."""
+@contextmanager
+def discard(text: str) -> Iterator[None]:
+    """Shows nothing while something is waited for."""
+    yield
 
 
 def names(lines) -> list[str]:
@@ -239,12 +243,27 @@ def test_of_many_sizes_the_flops_of_a_few_are_counted(searched, planned, trackin
     wide = searched.replace({"search.space": space, "search.trials": 20, "model.heads": 1})
     step_flops.cache_clear()
     texts: list[str] = []
-    estimate(wide, SIZES, planned[:1], cluster, texts.append)
+
+    @contextmanager
+    def shown(text: str) -> Iterator[None]:
+        texts.append(text)
+        yield
+
+    estimate(wide, SIZES, planned[:1], cluster, shown)
     assert step_flops.cache_info().currsize == estimates.MAX_COUNTED
-    assert [text.split()[0] for text in texts] == ["simulating", "timing"]
+    wanted = ["reading", "simulating", "counting", "timing", "simulating"]
+    assert [text.split()[0] for text in texts] == wanted
 
 
-def test_trials_in_few_sizes_keep_the_smallest_the_largest_and_their_order(searched):
+def test_real_numbers_make_no_sizes(searched):
+    numbers = {"model.dropout": {"uniform": [0.0, 0.5]}, "model.dca.init_std": {"uniform": [0, 1]}}
+    sizes = {"model.depth": {"int": [1, 2]}}
+    found = searched.replace({"search.space": numbers | sizes, "search.trials": 40}).search_task()
+    drawn = draw_trials(found, [], seed=0)
+    assert (len(drawn), {run.model.depth for run in drawn}, len(set(drawn))) == (40, {1, 2}, 2)
+
+
+def test_trials_in_few_sizes_keep_the_smallest_the_largest_and_their_order(searched, monkeypatch):
     runs = {dim: searched.training_run({"model.dim": dim}) for dim in range(8, 88, 8)}
     searches = [list(runs.values()), [runs[80], runs[8], runs[80]], []]
     every, ends, none = simulation.in_few_sizes(searches, 3)
@@ -254,6 +273,9 @@ def test_trials_in_few_sizes_keep_the_smallest_the_largest_and_their_order(searc
     assert (dims[0], dims[-1]) == (8, 80)
     assert (ends, none) == (searches[1], [])
     assert simulation.in_few_sizes(searches, 10) == searches
+    monkeypatch.setattr(simulation, "MAX_ORDERED", 5)
+    every, *_ = simulation.in_few_sizes(searches, 10)
+    assert [run.model.dim for run in every] == [8, 8, 24, 24, 40, 40, 56, 56, 72, 72]
 
 
 def test_stages_that_read_the_test_split_take_longer_for_a_longer_one(
@@ -596,6 +618,7 @@ def test_with_equal_time_every_fit_takes_the_baselines(study, tracking, monkeypa
         lines = estimate(one, SIZES, planned, [Node("here", 1)], discard)
         note = lines[lines.index("") + 1]
         assert note.startswith(f"fit    about {seconds:.1f} (")
+        assert note.endswith(" trainings" if changes else " bytes together")
     others = sum(2 * 16 * step_flops(one.of_arm(name).fit_run()) for name in ("standard", "wide"))
     wanted = others + 2 * 16 * step_flops(deep) / 3
     assert lines[-1].endswith(f", {wanted:.2e} FLOPs")

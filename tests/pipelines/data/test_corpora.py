@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.console.errors import ConfigError
+from pipelines.console.progress import Progress
 from pipelines.console.updates import OutputMode
 from pipelines.data import corpora
 from pipelines.data.config import DataConfig
@@ -182,7 +183,7 @@ def problem(*arguments: str) -> str:
 def test_a_dry_run_does_not_download_a_text_for_its_first_bytes(tmp_path):
     def prepare(*changes: str) -> None:
         arguments = ["data.corpus=enwik8", f"data.path={tmp_path}", *changes]
-        _resolve_inputs(load(arguments), CorpusStage(), write=False)
+        _resolve_inputs(load(arguments), CorpusStage(), Progress(), write=False)
 
     with pytest.raises(ConfigError, match=r"^data\.max_bytes: a dry run downloads no text"):
         prepare("data.max_bytes=4000000")

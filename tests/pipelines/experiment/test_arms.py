@@ -150,6 +150,12 @@ def test_a_searched_option_that_no_arm_can_read_is_refused(path, residuals, when
         load(list(map(str, given)), grids=True)
 
 
+RATE_SPACE = "search.space.train.learning_rate"
+OWN = f"{RATE_SPACE}: {{choice: [0.1, 0.2]}}"
+RANGES = f"arms={{a: {{{OWN}}}, b: {{model.depth: 1, {OWN}}}}}"
+"""Each arm has a range of its own."""
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -183,7 +189,20 @@ def test_a_searched_option_that_no_arm_can_read_is_refused(path, residuals, when
         (["arms.standard.model.dim=16,32"], "expected one value; a range is arms.standard.search."),
         (
             ["arms={a: {model.dim: 32}, b: {model: {dim: 64}}}", "model.dim=16"],
-            "command line: model.dim: every arm has a value of its own; expected arms.NAME.model.",
+            "command line: model.dim: every arm has a value or range of its own; expected arms.NA",
+        ),
+        *(
+            (
+                [RANGES, given],
+                f"command line: {key}: every arm has a value or range of its own; expected "
+                f"arms.NAME.{expected}",
+            )
+            for given, key, expected in (
+                ("train.learning_rate=1e-3", "train.learning_rate", "train.learning_rate=VALUE"),
+                ("train.learning_rate=1e-3,2e-3", "train.learning_rate", f"{RATE_SPACE}=RANGE"),
+                (f"{RATE_SPACE}={{choice: [0.5]}}", RATE_SPACE, f"{RATE_SPACE}=RANGE"),
+                (f"{RATE_SPACE}=null", RATE_SPACE, f"{RATE_SPACE}=RANGE"),
+            )
         ),
         (
             ["arms.lr-0.004=null"],
@@ -196,6 +215,20 @@ def test_bad_use_of_a_study_is_one_line(path, arguments, expected):
     message = problem(path, *arguments)
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("own", "given"),
+    [
+        (
+            f"{RATE_SPACE}: {{choice: [0.1], when: {{model.residual: dca}}}}",
+            "train.learning_rate=1",
+        ),
+        ("train.learning_rate: 0.1", f"{RATE_SPACE}=null"),
+    ],
+)
+def test_what_arms_can_use_beside_their_own_is_taken(path, own, given):
+    load([str(path), f"arms={{a: {{{own}}}, b: {{model.depth: 1, {own}}}}}", given], grids=True)
 
 
 def test_an_arm_is_what_its_changes_on_the_command_line_would_make(data, study):
@@ -484,11 +517,12 @@ def test_an_arm_that_does_not_fit_the_memory_is_named(path, monkeypatch):
 
 
 def test_the_trials_and_the_replicates_of_all_arms_share_the_memory(path, monkeypatch):
+    """Of an arm without a space one trial."""
     none = "search.space.model.dca.last_k=null"
     study = load([str(path), "arms={a: {}, b: {model.dim: 32}}", none, "train.learning_rate=1e-3"])
     most = peak_bytes(study.of_arm("b").training_run(), on_gpu=False)
     both = memory.SHARED_BYTES + 2 * (most - memory.SHARED_BYTES)
-    monkeypatch.setattr(inspection, "inspect_cluster", lambda *_, **__: [Node("here", 2)])
+    monkeypatch.setattr(inspection, "inspect_cluster", lambda *_, **__: [Node("here", 8)])
     monkeypatch.setattr(memory, "machine_bytes", lambda: both)
     sweep._require_resources(study)
     monkeypatch.setattr(memory, "machine_bytes", lambda: both - 1)
@@ -515,6 +549,9 @@ def test_a_dry_run_says_how_many_trainings_there_are(path, capsys, monkeypatch):
         "fit:    3 arms x 1 seed of 8,192 bytes in the baseline, of its time in others with "
         "1 x 1 CPU, at most 3 at once"
     )
+    batches = "arms={a: {train.batch_tokens: 512}, b: {train.batch_tokens: 128}}"
+    search, *_ = lines(batches, "search.space={}")
+    assert search.startswith("search: 2 arms x 1 trial of 4,096 bytes (8 to 32 steps) in auto, ")
     _, fit, _ = lines("arms={}", "seeds=3")
     assert fit == "fit:    3 seeds of 4,096 bytes with 1 x 1 CPU, at most 3 at once"
     _, fit, _ = lines("arms={}")

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dca import ModelConfig, build_model
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError
+from pipelines.console.progress import Progress
 from pipelines.data.splits import TrainValSplits, measure_corpus, train_val_splits, write_splits
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.initial_weights import resolve_initial_weights
@@ -113,16 +114,20 @@ def test_a_start_is_copied_into_shared_storage_and_found_there_again(data, train
 def test_the_start_of_a_study_must_suit_every_arm(data, trained):
     arms = {"standard": {"model.residual": "standard"}, "dca": {"model.residual": "dca"}}
     resolved = _resolve_inputs(
-        experiment_of(data, {}, trained, arms=arms), CorpusStage(), write=True
+        experiment_of(data, {}, trained, arms=arms), CorpusStage(), Progress(), write=True
     )
     assert resolved.arm_names == ("standard", "dca")
     assert resolved == start(experiment_of(data, {}, trained, arms=arms))
     arms["wide"] = {"model.dim": 64}
     with pytest.raises(ConfigError, match=r"^arms\.wide: model\.dim: expected 16, as train\.start"):
-        _resolve_inputs(experiment_of(data, {}, trained, arms=arms), CorpusStage(), write=False)
+        _resolve_inputs(
+            experiment_of(data, {}, trained, arms=arms), CorpusStage(), Progress(), write=False
+        )
     arms["wide"] = {"search.space.model.dim": {"choice": [16, 32]}}
     with pytest.raises(ConfigError, match=r"^arms\.wide: search\.space\.model\.dim: not with"):
-        _resolve_inputs(experiment_of(data, {}, trained, arms=arms), CorpusStage(), write=False)
+        _resolve_inputs(
+            experiment_of(data, {}, trained, arms=arms), CorpusStage(), Progress(), write=False
+        )
 
 
 def test_a_copy_cut_short_by_a_kill_is_not_taken_for_the_start(data, trained, monkeypatch):

@@ -80,6 +80,30 @@ def test_speed_is_that_of_all_running_trials_and_the_time_left_that_of_the_rest(
     assert list(now.curve) == [3.0, 3.0, 2.5]
 
 
+def test_the_time_left_after_a_resume_follows_from_what_this_session_has_trained(
+    data, screen, clock
+):
+    data["search"] = {"space": {"model.depth": {"int": [1, 2]}}, "trials": 8}
+    task = read_experiment(data, source="test").search_task()
+    stored = [StoredTrial(number, "a", {}, tokens=3072) for number in (0, 1)]
+    board = SearchProgress(task, stored, JobsProgress(screen, stage="search", unit="trials"))
+    for number in (0, 1):
+        board.started(number, {})
+        board.reported(number, 3072, 3.0, 1.0)  # its history, again
+    assert screen.now.data["seconds_left"] is None
+    clock[0] += 60
+    board.reported(0, 3584, 3.0, 1.0)
+    assert screen.now.data["seconds_left"] == pytest.approx(60 / 0.125 * (8 - 0.875 - 0.75))
+    board.crashed(1, "MemoryError", 1)
+    board.started(1, {})
+    clock[0] += 60
+    board.ended(0, {}, "run", PRUNED)
+    assert screen.now.data["seconds_left"] == pytest.approx(120 / 0.25 * 7)
+    board.reported(1, 1024, 3.0, 1.0)  # its last checkpoints are gone
+    board.reported(1, 2048, 3.0, 1.0)
+    assert screen.now.data["seconds_left"] == pytest.approx(120 / 0.5 * 6.5)
+
+
 def test_a_trial_that_ended_or_crashed_is_no_longer_running(board, screen, clock):
     board.started(2, {})
     board.started(3, {})

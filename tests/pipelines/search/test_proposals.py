@@ -10,8 +10,8 @@ from optuna.trial import TrialState
 from pipelines.console.errors import ConfigError
 from pipelines.cost.largest_trial import largest_trial
 from pipelines.experiment import Experiment, read_experiment
-from pipelines.search import study as module
-from pipelines.search.study import bounded
+from pipelines.search import space as module
+from pipelines.search.space import bounded
 from pipelines.tracking.trials import StoredTrial
 from tests.pipelines.search.trials import complete, draw, result, searcher_of
 

@@ -8,8 +8,16 @@ import pytest
 
 from pipelines.console.errors import ConfigError
 from pipelines.experiment import Experiment
-from pipelines.search.resume import StoredSearch, earlier_trials, joining, reopen, stored_search
+from pipelines.search.resume import (
+    StoredSearch,
+    earlier_trials,
+    join,
+    joining,
+    reopen,
+    stored_search,
+)
 from pipelines.tracking.encoding import encode_param
+from pipelines.tracking.schema import PARAMETERS_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.search.trials import draw, searcher_of
 
@@ -238,6 +246,27 @@ def test_the_searches_of_instances_neither_take_nor_give_trials(store, base):
     assert [len(joining(store, run, task)) for run in runs] == [5, 4, 3]
     store.tag(runs[2], {"dca.instance": "search[a]"})
     assert [len(joining(store, run, task)) for run in runs] == [2, 1, 0]
+
+
+def test_failed_trials_stay_in_their_search_with_their_checkpoints(store, base):
+    runs = [put_search(store, base, [{RATE: 2e-3}] * count) for count in (1, 2)]
+    for run in runs:
+        store.tag(run, {"dca.basis": "same"})
+    failed, _ = store.children(runs[1], "trial")
+    store.tag(failed.info.run_id, {"dca.state": "failed"})
+    task = base.search_task()
+    assert [len(joining(store, run, task)) for run in runs] == [1, 1]
+    assert join(store, runs[0], task) == 1
+    assert [run.info.run_id for run in store.children(runs[1], "trial")] == [failed.info.run_id]
+
+
+def test_the_number_of_parameters_is_that_which_was_stored(store, base):
+    run = put_search(store, base, [{RATE: 2e-3}])
+    two = {"search.second_objective": "parameters", "search.scheduler.name": "none"}
+    (counted,) = found(store, run, base, **two).trials
+    assert counted.second == base.model.parameter_count()
+    store.tag(counted.run_id, {PARAMETERS_TAG: "123"})
+    assert found(store, run, base, **two).trials[0].second == 123
 
 
 def test_a_failed_trial_that_is_opened_again_is_unfinished(store, base):

@@ -6,7 +6,7 @@ from optuna.trial import TrialState
 from pipelines.console.errors import PipelineError
 from pipelines.search import searcher as searcher_module
 from pipelines.search.resume import StoredSearch
-from pipelines.search.searcher import StudySearcher
+from pipelines.search.searcher import Clock, StudySearcher
 from pipelines.search.study import build_study
 from pipelines.tracking.trials import TrialRun
 from tests.pipelines.search.trials import complete, created, result, searcher_of
@@ -134,7 +134,7 @@ def test_points_to_try_first_wait_for_a_budget_and_unfinished_trials_do_not(sear
         task,
         open_run=lambda *_: created(),
         stored=StoredSearch(stored, []),
-        previous_seconds=10.0,
+        clock=Clock(10.0),
     )
     assert searcher.suggest("a")["number"] == 0
     searcher.on_trial_complete("a", result(1.0, 60, finished=True))

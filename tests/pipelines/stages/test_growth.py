@@ -306,6 +306,21 @@ def test_a_search_that_was_killed_grows_from_where_it_was(sweep):
     assert len(sweep.store.find("search")) == 1
 
 
+def test_a_search_whose_trials_were_all_deleted_is_made_again(sweep):
+    before = sweep.ended()
+    store = sweep.store
+    *others, winner = sorted(sweep.trials, key=lambda run: run.info.run_id == sweep.selected.run_id)
+    store.client.delete_run(winner.info.run_id)
+    assert sweep.reason() == "reused"  # another one is selected
+    for run in others:
+        store.client.delete_run(run.info.run_id)
+    assert sweep.reason() == "the runs of its trials were deleted"
+    sweep.run()
+    assert sweep.ran == [0, 1, 2, 3]
+    assert not {run for run, _ in sweep.ended().values()} & {run for run, _ in before.values()}
+    assert sweep.selected.run_id in {run.info.run_id for run in sweep.trials}
+
+
 def test_fewer_trials_than_have_begun_finish_without_the_unfinished_one(sweep):
     sweep.kill_after = 1
     with pytest.raises(KeyboardInterrupt):

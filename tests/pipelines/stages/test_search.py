@@ -1,6 +1,8 @@
 """How a search is rebuilt from its runs; its trials are run by the tests of the commands."""
 
 import re
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -12,8 +14,8 @@ from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
 from pipelines.experiment import Experiment
-from pipelines.search import recorder as recorder_module
 from pipelines.search import run as module
+from pipelines.search import searcher as searcher_module
 from pipelines.search.recorder import Recorder
 from pipelines.search.results import Searched
 from pipelines.search.resume import stored_search
@@ -66,10 +68,23 @@ def trials_of(context: Context) -> list[StoredTrial]:
     return stored_search(context.store, context.run_id, context.config.search_task()).trials
 
 
+def waits(context: Context, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is shown while work is waited for that reports nothing itself."""
+    found: list[str] = []
+
+    def waiting(text: str, **_: object) -> AbstractContextManager[None]:
+        found.append(text)
+        return nullcontext()
+
+    monkeypatch.setattr(context.progress, "waiting", waiting)
+    return found
+
+
 def start(context: Context, needs: StageResults, seconds: float) -> None:
     """One of the search's starts, which lasts so long and ends no trial."""
     recorder = recorder_of(context, needs)
-    recorder._started -= seconds
+    recorder.clock.start()
+    recorder.clock._started -= seconds
     close(recorder)
 
 
@@ -140,7 +155,7 @@ def test_an_unfinished_trial_keeps_its_run_and_its_rows(begun):
     assert [point.step for point in points] == [4, 8]
 
 
-def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tmp_path):
+def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tmp_path, capsys):
     context, needs = begun
     recorder = recorder_of(context, needs)
     for number, bits in enumerate((3.5, 3.0)):
@@ -153,8 +168,13 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
     close(recorder)
     context.store.client.update_run(failed, status="RUNNING")  # killed between state and status
     monkeypatch.setattr(module, "run_trials", lambda *_: pytest.fail("a trial was run"))
+    waited = waits(context, monkeypatch)
     searched = search(context, needs)
     assert searched.trials == {"complete": 2, "pruned": 0, "failed": 1}
+    assert "  done: 3 of 3 trials, 1 of them failed\n" in capsys.readouterr().out
+    fewer = context.config.replace({"search.trials": 1})
+    assert search(replace(context, config=fewer), needs) == searched
+    assert "  done: 3 of 3 trials, 1 of them failed\n" in capsys.readouterr().out
     store = context.store
     assert store.client.get_run(failed).info.status == "FAILED"
     found = store.client.get_run(context.run_id)
@@ -164,6 +184,10 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "FAIL"]
     chosen = select(context, StageResults({"search": searched}))
     assert (chosen.trial, chosen.objective) == (1, 3.0)
+    assert waited == [
+        *2 * ["search: reading the trials", "search: storing what came out of the search"],
+        "select: reading the trials",
+    ]
     assert store.client.get_run(chosen.run_id).data.tags["dca.best"] == "true"
     assert store.client.get_run(context.run_id).data.tags["dca.best_run"] == chosen.run_id
 
@@ -200,9 +224,12 @@ def test_the_winner_is_one_of_the_trials_that_were_selected(begun):
 
 def test_the_duration_of_a_search_is_stored_every_five_seconds(begun, monkeypatch):
     context, needs = begun
-    now = 100.0
-    monkeypatch.setattr(recorder_module.time, "monotonic", lambda: now)
+    now = 50.0
+    monkeypatch.setattr(searcher_module.time, "monotonic", lambda: now)
     recorder = recorder_of(context, needs)
+    now = 100.0  # Ray has started, which is no part of it
+    recorder.step_ended()
+    recorder.clock.start()
     for moment, expected in ((105.0, []), (105.5, [5.5]), (110.5, [5.5]), (111.0, [5.5, 11.0])):
         now = moment
         recorder.step_ended()
