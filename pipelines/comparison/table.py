@@ -197,13 +197,25 @@ def _ratio(value: float | None, base: float | None) -> float | None:
 
 
 def _tokens(arm: Arm, base: Arm, difference: Difference) -> TimeToQuality | None:
-    """Time to quality in tokens; in reverse for an arm that is worse; None without curves."""
+    """Time to quality in tokens; in reverse for an arm that is worse; None without curves.
+
+    A training that diverged is one that does not reach the quality of the other of its pair.
+    """
     reverse = difference.verdict == "worse"
-    reference = (arm if reverse else base).bits  # whose final quality is to be reached
-    seeds = sorted(arm.curves.keys() & base.curves.keys())
-    seeds = [seed for seed in seeds if reference.get(seed) is not None]
-    pairs = [(arm.curves[seed], base.curves[seed]) for seed in seeds]
+    reference = arm if reverse else base  # whose final quality is to be reached
+    curves = [
+        (_curve(arm, seed), _curve(base, seed))
+        for seed in sorted(reference.curves)
+        if reference.bits.get(seed) is not None
+    ]
+    pairs = [(one, other) for one, other in curves if one is not None and other is not None]
     return time_to_quality(pairs, reverse=reverse) if pairs else None
+
+
+def _curve(arm: Arm, seed: int) -> Curve | None:
+    """A replicate's curve, empty if it diverged; None if there is no such replicate."""
+    diverged = seed in arm.bits and arm.bits[seed] is None
+    return Curve((), ()) if diverged else arm.curves.get(seed)
 
 
 def _time(tokens: TimeToQuality | None, step_time: Ratio | None) -> TimeToQuality | None:

@@ -64,7 +64,8 @@ def time_to_quality(
     """The share of the baseline's tokens at which an arm reaches its pair's final baseline value.
 
     Args:
-        pairs: curves of the arm and of the baseline, of the same seed.
+        pairs: curves of the arm and of the baseline, of the same seed; an empty one, of a
+            training that diverged, reaches nothing.
         reverse: for an arm that is worse: the share of the arm's tokens at which the baseline
             reaches the arm's final value.
 

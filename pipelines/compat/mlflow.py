@@ -215,6 +215,13 @@ def encoded_artifact_root() -> Iterator[None]:
         del os.environ[ARTIFACT_ROOT]
 
 
+def takes_mlruns() -> bool:
+    """Whether MLflow, without a URI, takes an earlier one's files in ./mlruns, not ./mlflow.db."""
+    from mlflow.tracking._tracking_service.utils import _has_existing_mlruns_data
+
+    return bool(_has_existing_mlruns_data())
+
+
 def make_tables(path: Path) -> None:
     """Make MLflow's tables in a new file of this process, which nothing else reads yet.
 

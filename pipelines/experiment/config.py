@@ -233,6 +233,15 @@ class Experiment(Section):
         fit = self.fit.of_study(self.train) if self.is_study else self.fit
         return self.training_run({**(values or {}), **fit.values(self.train)})
 
+    def fit_changes(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What the final training changes in this experiment's own, by dotted key.
+
+        For commands that train it without a search: its resources may change its numbers too.
+        """
+        both = self.training_run(), self.fit_run(values)
+        base, fit = (dict(flatten(run.model_dump(mode="json"))) for run in both)
+        return {key: value for key, value in fit.items() if value != base[key]}
+
     def as_fit(self, values: Mapping[str, Any]) -> Self:
         """The experiment of that training alone, without a search."""
         run = self.fit_run(values)

@@ -34,6 +34,9 @@ ALONE: dict[str, Any] = {
 """One training: no search, and no study."""
 BY_DEFAULT = ("generate", "compare")
 """Sections of which the report of an earlier run may have defaults: it shows what they were."""
+NEEDS_A_SPACE = ("sampler", "trials")
+"""Keys of `search` that a file has for its space, and that mean nothing once changes have given all
+searched keys a value: cmaes needs two of them, and a grid has no more trials than points."""
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
 
@@ -129,6 +132,9 @@ def _changed(
                 leave_out(_space(data), key, value)
     if not any(change.key.startswith("search.try_first") for change in changes):
         _leave_out_of_points(data, searched - _space(data).keys())
+    if searched and not _space(data) and "search" not in given:
+        for name in NEEDS_A_SPACE:
+            _search(data).pop(name, None)
     old += _old_names(given, "command line")
     try:
         experiment = validate(

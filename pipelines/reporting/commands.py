@@ -7,24 +7,25 @@ They work as shown in a new shell, in the folder in which the report was made, a
 import itertools
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.config import MAX_SEED
 from pipelines.config.yaml_text import PLAIN_WORD, parse
+from pipelines.console.errors import ConfigError
 from pipelines.console.secrets import MASK
 from pipelines.console.text import shown_path
 from pipelines.experiment import Experiment
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import compare_top_two, resolved_values
-from pipelines.search.config import LEARNING_SAMPLERS
+from pipelines.search.config import LEARNING_SAMPLERS, MAX_TRIALS
 from pipelines.storage.location import storage_folder
 from pipelines.storage.project import ROOT, command_line, option, script
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import TRAIN_KIND
-from pipelines.tracking.uri import database_uri, shown_tracking_uri, tracking_uri
+from pipelines.tracking.schema import FIT_KIND, TRAIN_KIND, TRAIN_TOKENS_PARAM
+from pipelines.tracking.uri import export_lines, shown_tracking_uri, taken_by_itself
 
 EXTRA_SEEDS = 4
 """Further seeds with which the winner and the runner-up are to be trained."""
@@ -46,15 +47,11 @@ def setup_lines(root: Path = ROOT) -> list[str]:
     """What a new shell needs once before the other commands.
 
     The environment of the project at `root`, if it has one, and the tracking store's URI unless
-    it is the default.
+    it is taken by itself.
     """
-    lines = []
     activate = root / ".venv" / "bin" / "activate"
-    if activate.is_file():
-        lines.append(shlex.join(["source", shown_path(activate)]))
-    if not _is_default(tracking_uri()):
-        lines.append(f"export MLFLOW_TRACKING_URI={shlex.quote(shown_tracking_uri())}")
-    return lines
+    lines = [shlex.join(["source", shown_path(activate)])] if activate.is_file() else []
+    return [*lines, *export_lines()]
 
 
 def tracking_page_command() -> str:
@@ -62,12 +59,8 @@ def tracking_page_command() -> str:
     uri = shown_tracking_uri()
     if not uri.startswith("sqlite"):  # a browser asks for the name and the password
         return shlex.join(["python", "-m", "webbrowser", uri.replace(f"{MASK}@", "")])
-    options = [] if _is_default(uri) else ["--backend-store-uri", uri]
+    options = [] if taken_by_itself() else ["--backend-store-uri", uri]
     return shlex.join(["mlflow", "ui", *options])
-
-
-def _is_default(uri: str) -> bool:
-    return uri == database_uri(Path("mlflow.db"))
 
 
 def report_folder(config: Experiment) -> Path:
@@ -97,7 +90,8 @@ def config_path(results: Results) -> str:
 
 def reproduction_command(results: Results) -> str:
     """Trains the winner again; without a model, or of a study, runs the whole pipeline again."""
-    return sweep_command(results) if results.whole or not results.model_uri else _train(results)
+    again = "" if results.whole else _retraining(results)
+    return again or sweep_command(results)
 
 
 def next_commands(results: Results) -> list[Command]:
@@ -115,9 +109,11 @@ def next_commands(results: Results) -> list[Command]:
 
 
 def _repetitions(results: Results) -> Iterator[Command]:
-    if results.version is not None or (results.model_uri and not results.whole):
-        purpose = "Train the winner again, and compare its weights bit for bit"
-        yield Command(purpose, [_train(results)])
+    if results.version is not None:
+        purpose = "Train the model again, and compare its weights bit for bit"
+        yield Command(purpose, [_train_version(results)])
+    elif not results.whole and (again := _retraining(results)):
+        yield Command("Train the winner again", [again])
     if results.whole:
         return  # pipelines.reporting.studies.commands
     yield Command("Run the whole pipeline", [sweep_command(results)])
@@ -128,8 +124,12 @@ def _repetitions(results: Results) -> Iterator[Command]:
 
 def _extensions(results: Results) -> Iterator[Command]:
     config, name = results.config, results.config.experiment
+    if TRAIN_KIND in results.stages:
+        budget = LONGER_FACTOR * config.train.tokens
+        yield Command("Train longer", [sweep_command(results, f"{TRAIN_TOKENS_PARAM}={budget}")])
+        return
     if results.keys and config.search.sampler.name in LEARNING_SAMPLERS:
-        count = 2 * config.search.trial_count
+        count = min(2 * config.search.trial_count, MAX_TRIALS)
         changes = [
             experiment_change(f"{name}-2"),
             f"search.warm_start=[{_override_value(name)}]",
@@ -145,23 +145,21 @@ def _extensions(results: Results) -> Iterator[Command]:
 def replication_commands(results: Results) -> list[str]:
     """Shell lines that train the winner and the runner-up with more seeds, and report again.
 
-    At the fit's budget. Empty if there is no runner-up.
+    As the fit trains, if there is one, else as a trial. Empty if there is no runner-up, or the fit
+    cannot train it, whose workers may have become others since the trial ran.
     """
     pair = compare_top_two(results)
     if pair is None:
         return []
     others = itertools.islice(seeds_after(results.config.seed), EXTRA_SEEDS)
     seeds = " ".join(map(str, others))
-    winner = [] if results.version is not None else _overrides(results, pair.winner)
-    second = _overrides(results, pair.second)
+    try:
+        both = [_training(results, number) for number in (pair.winner, pair.second)]
+    except ConfigError:
+        return []
     report = command_line(script("report.py"), results.config.experiment)
-    return [
-        f"for seed in {seeds}; do",
-        f"  {_train(results, *winner)} seed=$seed",
-        f"  {_train(results, *second)} seed=$seed",
-        "done",
-        report,
-    ]
+    trained = [f"  {line} seed=$seed" for line in both]
+    return [f"for seed in {seeds}; do", *trained, "done", report]
 
 
 def sweep_command(results: Results, *changes: str) -> str:
@@ -180,11 +178,31 @@ def experiment_change(name: str) -> str:
     return f"experiment={_override_value(name)}"
 
 
-def _train(results: Results, *changes: str) -> str:
-    source = [config_path(results)]
+def _retraining(results: Results) -> str:
+    """Trains the model again: the version, or the winner's values as the fit did; else empty."""
     if results.version is not None:
-        source = ["--from-version", f"{results.config.promote.model}/{results.version}"]
-    return command_line(script("train.py"), *source, *changes)
+        return _train_version(results)
+    if FIT_KIND not in results.stages or not results.model_uri or results.winner is None:
+        return ""
+    return _training(results, results.winner)
+
+
+def _training(results: Results, number: int) -> str:
+    """Trains a trial's values as the fit trains, or as a trial while there is no fit.
+
+    Raises ConfigError if the fit cannot train them.
+    """
+    values, fitted = resolved_values(results, number), FIT_KIND in results.stages
+    changes = results.config.fit_changes(values) if fitted else {}
+    if results.version is None:
+        return command_line(script("train.py"), config_path(results), *_arguments(values | changes))
+    return _train_version(results, *([] if number == results.winner else _arguments(values)))
+
+
+def _train_version(results: Results, *changes: str) -> str:
+    """Trains the winner's version again, with changes."""
+    version = f"{results.config.promote.model}/{results.version}"
+    return command_line(script("train.py"), "--from-version", version, *changes)
 
 
 def _generate(results: Results) -> str:
@@ -194,9 +212,8 @@ def _generate(results: Results) -> str:
     return command_line(script("generate.py"), "--model", shown, *prompt)
 
 
-def _overrides(results: Results, number: int) -> list[str]:
-    """A trial's values as `key=value` arguments of a command."""
-    values = resolved_values(results, number)
+def _arguments(values: Mapping[str, Any]) -> list[str]:
+    """Values by dotted key as `key=value` arguments of a command."""
     return [f"{key}={_override_value(value)}" for key, value in values.items()]
 
 

@@ -6,6 +6,7 @@
 Used by the stage report, pipelines/report.py and the notebooks.
 """
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -14,7 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG, all_pages
+from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG, RUNNING, all_pages
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError, Problem
 from pipelines.console.text import nearest
@@ -35,6 +36,7 @@ from pipelines.search.resume import stored_search
 from pipelines.tracking.client import RetryingClient, connect_existing
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.models import model_id_of
+from pipelines.tracking.provenance import process_has_ended, this_process
 from pipelines.tracking.schema import (
     CORPUS_PARAM,
     DIRTY_TAG,
@@ -43,6 +45,7 @@ from pipelines.tracking.schema import (
     FIT_KIND,
     KIND_TAG,
     PIPELINE_KIND,
+    PROCESS_TAG,
     SAMPLE_KIND,
     SAMPLES_FILE,
     SEARCH_KIND,
@@ -66,7 +69,7 @@ PROVENANCE_TAGS = (VERSION_PREFIX, COMMIT_TAG, DIRTY_TAG)
 
 
 def load_results(experiment: str, baseline: str | None = None) -> Results:
-    """The results of an experiment's latest pipeline run, finished or not.
+    """The results of the pipeline run of an experiment that ran last, finished or not.
 
     With the arms of a study compared with another baseline than the experiment's, if one is named.
     Raises ConfigError if the tracking store has no such experiment, no pipeline run of it, no arm
@@ -87,7 +90,7 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
         [run for run in pipelines if _has(run, kind)] for kind in (SEARCH_KIND, TRAIN_KIND)
     )
     some = searched or trained or pipelines  # some of the others only register a model
-    latest = max(some, key=lambda run: run.info.end_time or run.info.start_time)
+    latest = max(some, key=_ran_until)
     try:
         return results_of(store, latest.info.run_id, baseline)
     except EditedError:
@@ -103,22 +106,36 @@ def experiment_lines() -> list[str]:
     """A line for each experiment of this project, the last one that ran first."""
     lines = []
     for name, pipelines in _pipelines(connect_existing()).items():
-        info = pipelines[0].info
-        ended = time.localtime((info.end_time or info.start_time) / 1000)
+        last = pipelines[0]
+        ended = time.localtime(min(_ran_until(last) / 1000, time.time()))
         runs = f"{len(pipelines)} pipeline run{'s' if len(pipelines) > 1 else ''}"
-        state = f"the newest {time.strftime('%Y-%m-%d %H:%M', ended)}, {info.status.lower()}"
+        state = f"the newest {time.strftime('%Y-%m-%d %H:%M', ended)}, {last.info.status.lower()}"
         lines.append(f"{name}: {runs}, {state}")
     return lines or [f"no experiment in {shown_tracking_uri()} yet; pipelines/sweep.py makes one"]
 
 
 def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:
-    """The pipeline runs of each experiment that has any, both newest first."""
+    """The pipeline runs of each experiment that has any, of both those first that ran last."""
     names = {one.experiment_id: one.name for one in all_pages(client.search_experiments)}
     query, order = f"tags.`{KIND_TAG}` = '{PIPELINE_KIND}'", ["attributes.start_time DESC"]
     found: dict[str, list[Run]] = {}
-    for run in all_pages(client.search_runs, list(names), query, order_by=order):
+    runs = all_pages(client.search_runs, list(names), query, order_by=order)
+    for run in sorted(runs, key=_ran_until, reverse=True):
         found.setdefault(names[run.info.experiment_id], []).append(run)
     return found
+
+
+def _ran_until(pipeline: Run) -> float:
+    """When a pipeline ran last, in milliseconds: now, if its command runs on this machine.
+
+    One that is resumed keeps its former end. Of a command of another machine it is not known
+    whether it runs or was killed.
+    """
+    info, process = pipeline.info, pipeline.data.tags.get(PROCESS_TAG, "")
+    is_here = process.startswith(f"{this_process().split()[0]} ")
+    if info.status == RUNNING and is_here and not process_has_ended(process):
+        return math.inf
+    return float(info.end_time or info.start_time)
 
 
 def _has(pipeline: Run, kind: str) -> bool:

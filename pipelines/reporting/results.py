@@ -20,11 +20,11 @@ from pipelines.tracking.schema import (
     INACTIVE_PARAM,
     SELECT_KIND,
     TRAIN_KIND,
-    TRAIN_TOKENS_PARAM,
     VersionTags,
     stage_outputs,
 )
 from pipelines.tracking.store import Run, Store
+from pipelines.training.config import TrainingRun
 
 INACTIVE = INACTIVE_PARAM
 """Value of a searched key in a trial in which the key did not apply."""
@@ -134,10 +134,9 @@ class Results:
             return {}
         return self.store.read_result(self.stages[stage]) or {}
 
-    def configuration(self, values: Mapping[str, Any], tokens: int | None = None) -> str:
-        """The `configuration` column's text for these values of some keys, and this budget."""
-        base = self.config.training_run().params | ({TRAIN_TOKENS_PARAM: tokens} if tokens else {})
-        params = {key: encode_param(value) for key, value in (base | dict(values)).items()}
+    def configuration(self, run: TrainingRun) -> str:
+        """The `configuration` column's text for a training."""
+        params = {key: encode_param(value) for key, value in run.params.items()}
         return configuration_text(params, str(self.lineage["corpus"]["fingerprint"]))
 
 

@@ -4,12 +4,14 @@ Used by the summary, the figures and the page.
 """
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from pipelines.console.errors import ConfigError
 from pipelines.reporting.results import INACTIVE, Results
 from pipelines.tracking.schema import BATCH_TOKENS_PARAM
 
@@ -126,8 +128,8 @@ class TopTwo:
 def compare_top_two(results: Results) -> TopTwo | None:
     """Compare the winner with the runner-up; None if there are not both.
 
-    Seeds are compared at the fit's budget if both were repeated there, else at the trials', without
-    the search's own, with which both were chosen, if each has two others.
+    Seeds are those of trainings as the fit if both were repeated so, else of trainings as trials,
+    without the search's own, with which both were chosen, if each has two others.
     """
     ranked = ranking(results)
     ranked = ranked[ranked["state"].isin(["complete", "pruned"])]
@@ -152,16 +154,24 @@ def compare_top_two(results: Results) -> TopTwo | None:
 def _results_over_seeds(
     results: Results, winner: int, second: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Bits per byte of two trials' configurations by seed, at the fit's budget or the trials'."""
-    runs, budget = results.completed_runs, results.config.fit_run().train.tokens
-    pair = (winner, second)
-    names = [results.configuration(resolved_values(results, n), budget) for n in pair]
-    if min((runs["configuration"] == name).sum() for name in names) < 2:
-        names = [results.trials.at[n, "configuration"] for n in pair]
-    both = [runs[runs["configuration"] == name] for name in names]
+    """Bits per byte of two trials' configurations by seed, trained as the fit or as the trials."""
+    runs, pair = results.completed_runs, (winner, second)
+    both = [runs[runs["configuration"] == _fit_configuration(results, n)] for n in pair]
+    if min(map(len, both)) < 2:
+        both = [runs[runs["configuration"] == results.trials.at[n, "configuration"]] for n in pair]
     others = [group[group["seed"] != results.config.seed] for group in both]
     a, b = others if min(map(len, others)) >= 2 else both
     return a["bits_per_byte"].to_numpy(), b["bits_per_byte"].to_numpy()
+
+
+def _fit_configuration(results: Results, number: int) -> str:
+    """The `configuration` of a trial's values as the fit trains them.
+
+    Empty if it cannot: its workers may have become others since the trial ran.
+    """
+    with suppress(ConfigError):
+        return results.configuration(results.config.fit_run(resolved_values(results, number)))
+    return ""
 
 
 def resolved_values(results: Results, number: int) -> dict[str, Any]:

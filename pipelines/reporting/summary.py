@@ -21,12 +21,12 @@ from pipelines.reporting.statistics import (
     seed_statistics,
 )
 from pipelines.tracking.encoding import encode_param
-from pipelines.tracking.schema import BEST_METRIC, TRAIN_TOKENS_PARAM, Provenance
+from pipelines.tracking.schema import BEST_METRIC, TRAIN_KIND, TRAIN_TOKENS_PARAM, Provenance
+from pipelines.tracking.trials import configuration_of
+from pipelines.training.config import TrainingRun
 
 FEW_TRIALS = 20
 """With fewer trials the importance is called a hint."""
-TRAINING_SECTIONS = ("seed", "data", "model", "train")
-"""Of the keys that a training depends on."""
 
 
 def summary(results: Results, known: Importance | None = None) -> list[str]:
@@ -149,19 +149,25 @@ def _reproduction_sentence(results: Results) -> str:
 
 
 def changed_from_defaults(results: Results) -> list[tuple[str, str, str]]:
-    """Keys of the winner's training that differ from the defaults: key, default, value."""
+    """Keys of the final training that differ from the defaults: key, default, value.
+
+    As they were recorded; of a training that has not begun, as they will be.
+    """
+    recorded = configuration_of(results.fit) if results.fit else {}
+    planned = {} if recorded else _planned(results).params
+    params = recorded or {key: encode_param(value) for key, value in planned.items()}
+    defaults = {key: encode_param(value) for key, value in FIELDS.items()}
+    changed = [key for key, default in defaults.items() if params.get(key, default) != default]
+    return [(key, defaults[key], params[key]) for key in changed]
+
+
+def _planned(results: Results) -> TrainingRun:
+    """The final training, as the configuration has it."""
+    if TRAIN_KIND in results.stages:
+        return results.config.training_run()
     values = {} if results.winner is None else resolved_values(results, results.winner)
-    config = results.config.fit_run(values)
-    if results.winning_values:
-        config = config.replace({"seed": results.winning_values[-1]})
-    rows = []
-    for key, default in FIELDS.items():
-        if key.partition(".")[0] in TRAINING_SECTIONS:
-            value = config.get(key)
-            value = list(value) if isinstance(value, tuple) else value
-            if encode_param(default) != encode_param(value):
-                rows.append((key, encode_param(default), encode_param(value)))
-    return rows
+    run = results.config.fit_run(values)
+    return run.replace({"seed": results.winning_values[-1]}) if results.winning_values else run
 
 
 def repeated_configurations(

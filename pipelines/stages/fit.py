@@ -79,12 +79,8 @@ def _describe(context: Context[Experiment], config: TrainingRun, needs: StageRes
     trial = descriptions.run_link(
         f"trial {selected.trial}", context.store.experiment_id, selected.run_id
     )
-    values = {
-        **context.own_params(config.params),
-        **selected.values,
-        "train.tokens": config.train.tokens,
-        "resources.workers": config.resources.workers,
-    }
+    changes = in_budget(context.config, needs).fit_changes(selected.values)
+    values = context.own_params(config.params) | selected.values | changes
     note = descriptions.describe_fit(values, config.train.tokens, trial, context.pipeline_run)
     context.store.describe(note, context.run_id)
 

@@ -21,6 +21,7 @@ from pipelines.tracking.schema import (
     STATE_TAG,
     STUDY_FILE,
 )
+from pipelines.tracking.uri import export_lines
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def describe_search(run_id: str, tokens: int) -> str:
         f"`{BEST_RUN_TAG}`; how each ended is its tag `{STATE_TAG}`.",
         f"Optuna's study is the artifact `{STUDY_FILE}`:",
         _code(
-            _download(run_id, STUDY_FILE),
+            *_download(run_id, STUDY_FILE),
             "pip install optuna-dashboard",
             f"optuna-dashboard sqlite:///{STUDY_FILE}",
         ),
@@ -93,7 +94,7 @@ def describe_comparison(table: str, pipeline_run: str) -> str:
         f"the same seed: less is better. The table is the artifacts `{COMPARISON_FILE.format('*')}`"
         f", the figures are in `{FIGURES_FOLDER}`. The whole study again:",
         _code(
-            _download(pipeline_run, EXPERIMENT_FILE),
+            *_download(pipeline_run, EXPERIMENT_FILE),
             command_line(script("sweep.py"), EXPERIMENT_FILE),
         ),
     )
@@ -148,11 +149,14 @@ def _paragraphs(*parts: str) -> str:
 def _train(pipeline_run: str, values: Mapping[str, Any]) -> str:
     changes = [f"{key}={encode_param(value)}" for key, value in values.items()]
     command = command_line(script("train.py"), EXPERIMENT_FILE, *changes)
-    return _code(_download(pipeline_run, EXPERIMENT_FILE), command)
+    return _code(*_download(pipeline_run, EXPERIMENT_FILE), command)
 
 
-def _download(run_id: str, file: str) -> str:
-    return f"mlflow artifacts download --run-id {run_id} --artifact-path {file} --dst-path ."
+def _download(run_id: str, file: str) -> list[str]:
+    """Fetches an artifact, in the folder of the command that wrote this, from the store that it has
+    used."""
+    command = f"mlflow artifacts download --run-id {run_id} --artifact-path {file} --dst-path ."
+    return [*export_lines(), command]
 
 
 def _code(*lines: str) -> str:

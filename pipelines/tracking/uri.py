@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from pipelines.compat.mlflow import takes_mlruns
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.secrets import redact
 from pipelines.console.text import is_text, one_line
@@ -23,7 +24,8 @@ ARTIFACTS = "mlartifacts"
 
 
 def tracking_uri() -> str:
-    """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks.
+    """MLFLOW_TRACKING_URI, else mlflow.db in the current folder, where a bare `mlflow ui` looks,
+    unless it finds an older store in ./mlruns.
 
     Raises ConfigError for one that is not UTF-8, or has a zero byte, of which no system makes a
     path.
@@ -41,6 +43,18 @@ def tracking_uri() -> str:
 def shown_tracking_uri() -> str:
     """The same for people and files: without the password and tokens that it may contain."""
     return redact(tracking_uri())
+
+
+def taken_by_itself() -> bool:
+    """Whether the commands and those of MLflow take this store, called here, without its URI."""
+    return tracking_uri() == database_uri(Path("mlflow.db")) and not takes_mlruns()
+
+
+def export_lines() -> list[str]:
+    """What a shell needs before commands that are to take this store: its URI, or nothing."""
+    if taken_by_itself():
+        return []
+    return [f"export MLFLOW_TRACKING_URI={shlex.quote(shown_tracking_uri())}"]
 
 
 def database_file(uri: str) -> Path | None:

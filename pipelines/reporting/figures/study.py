@@ -98,12 +98,14 @@ def study_curves(study: Study) -> Figure:
     """Validation against bytes read and, if it was probed, against the time of the steps."""
     curves = [(arm, _mean_curve(arm)) for arm in study.arms if arm.curves]
     styles = arm_styles([arm.name for arm in study.arms], study.comparison.baseline)
-    timed = all(study.seconds_of_token(arm) is not None for arm, _ in curves)
-    panels = ["bytes read", "seconds of training, with nothing else running"][: 1 + timed]
+    panels = {"bytes read": {arm.name: 1.0 for arm, _ in curves}}
+    seconds = {arm.name: one for arm, _ in curves if (one := study.seconds_of_token(arm))}
+    if len(seconds) == len(curves):
+        panels["seconds of training, with nothing else running"] = seconds
     figure, axes_of = new_figure(0.9 + 2.9 * len(panels), len(panels))
-    for axes, label in zip(axes_of, panels, strict=True):
+    for axes, (label, scales) in zip(axes_of, panels.items(), strict=True):
         for arm, curve in curves:
-            scale = 1.0 if label == "bytes read" else study.seconds_of_token(arm) or 1.0
+            scale = scales[arm.name]
             look = {"color": styles[arm.name]["color"]}
             line = styles[arm.name]["linestyle"]
             axes.plot(

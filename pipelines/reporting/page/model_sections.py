@@ -23,7 +23,7 @@ def winner_section(results: Results) -> Section:
         values = values_text(results, row) or "the configuration without changes"
         paragraphs = [f"Trial {results.winner}: {values}.", *paragraphs]
     changed = Table(
-        "Keys of the winner's final training that differ from the defaults.",
+        "Keys of the final training that differ from the defaults.",
         ["key", "default", "value"],
         changed_from_defaults(results),
     )

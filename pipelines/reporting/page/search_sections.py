@@ -9,7 +9,7 @@ from pipelines.reporting.importance import MIN_BEST, MIN_TRIALS, Importance
 from pipelines.reporting.page.cells import share_cell, values_text
 from pipelines.reporting.page.content import Picture, Section, Table, picture_section
 from pipelines.reporting.results import Results
-from pipelines.reporting.statistics import pruning_savings
+from pipelines.reporting.statistics import at_equal_tokens, pruning_savings
 from pipelines.tracking.schema import PIPELINE_KIND, REASON_TAG
 
 NO_TRIALS = "There are no trials."
@@ -94,7 +94,8 @@ def slices_section(results: Results) -> Section:
 
 
 def _missing_values(results: Results) -> str:
-    if results.keys and not results.curves.empty:
+    _, values = at_equal_tokens(results)
+    if results.keys and not values.empty:
         return ""
     return "Nothing was searched, or no trial has a result."
 

@@ -34,10 +34,10 @@ COST = (
     f"median of {PROBE_ROUNDS} ratios to the baseline's, measured in turns when nothing else of "
     "the study ran, and its 95 % interval. Tokens to quality: after which share of the baseline's "
     "tokens the arm is as good on the validation split as the baseline is at its end, the "
-    "geometric mean over the pairs; none unless the arm is as good in every pair. Time to "
-    "quality: that times the step time, whose error is in its interval. At that point the learning "
-    "rate of the arm is still high: a training planned for that length would be better by then, so "
-    "these shares are rather too large."
+    "geometric mean over the pairs; none unless the arm is as good in every pair, which one that "
+    "diverged is not. Time to quality: that times the step time, whose error is in its interval. "
+    "At that point the learning rate of the arm is still high: a training planned for that length "
+    "would be better by then, so these shares are rather too large."
 )
 
 

@@ -15,7 +15,7 @@ from pipelines.experiment import Experiment
 from pipelines.reporting.commands import Command, experiment_change, seeds_after, sweep_command
 from pipelines.reporting.results import Results
 from pipelines.reporting.studies.study import Study
-from pipelines.search.config import Dimension
+from pipelines.search.config import MAX_TRIALS, Dimension
 from pipelines.storage.project import command_line, script
 from pipelines.tracking.schema import PROBE_KIND
 
@@ -44,7 +44,7 @@ def study_commands(results: Results) -> Iterator[Command]:
         yield Command(purpose, [sweep_command(results, seeds)])
     if study.comparison.noisy_times and experiment.budget == "tokens":
         yield _measure_again(results)
-    if changes := _wider(experiment, study):
+    if changes := _wider(results, experiment, study):
         purpose = "Search a wider range of learning rates; the trials that there are stay"
         yield Command(purpose, [sweep_command(results, *changes)])
     purpose = "Run the whole study; what is done is reused, or computed again with --fresh"
@@ -119,16 +119,35 @@ def _other_seeds(experiment: Experiment) -> str:
     return f"seeds={json.dumps(list(islice(found, len(experiment.replicate_seeds))))}"
 
 
-def _wider(experiment: Experiment, study: Study) -> list[str]:
+def _wider(results: Results, experiment: Experiment, study: Study) -> list[str]:
     """The changes that widen the range of learning rates of all arms beyond the ends at which an
-    arm has its best; none where arms have ranges of their own."""
+    arm has its best, and add trials; none where arms have ranges of their own."""
     ends = {arm.rates.at_end for arm in study.arms if arm.rates}
     dimension = experiment.search.space.get(LEARNING_RATE)
     own = any(key.endswith(LEARNING_RATE) for keys in experiment.arms.values() for key in keys)
     if dimension is None or own or not ends - {None}:
         return []
     values = _widened(dimension, low="lowest" in ends, high="highest" in ends)
-    return [f"search.space.{LEARNING_RATE}={json.dumps(values)}"] if values else []
+    if not values:
+        return []
+    added = len(values.get("choice", [])) - len(dimension.choice or [])
+    return [f"search.space.{LEARNING_RATE}={json.dumps(values)}", *_more_trials(results, added)]
+
+
+def _more_trials(results: Results, added: int) -> Iterator[str]:
+    """The changes that let a search whose space is widened run more trials: those that there are
+    lie in the wider space too, and count.
+
+    A grid has at least a point for each of the rates that are added; without a number of trials it
+    has all its points.
+    """
+    search = results.config.search
+    count, is_grid = max(search.trial_count, len(results.trials)), search.sampler.name == "grid"
+    if search.trials is not None or not is_grid:
+        yield f"search.trials={min(count + (added if is_grid else count), MAX_TRIALS)}"
+    for name in ("max_tokens", "max_seconds"):
+        if limit := getattr(search, name):
+            yield f"search.{name}={2 * limit}"
 
 
 def _widened(dimension: Dimension, *, low: bool, high: bool) -> dict[str, list[float]]:

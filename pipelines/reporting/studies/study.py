@@ -22,7 +22,8 @@ class Study:
     single_look: bool = False
     """Whether the experiment promised to look once."""
     token_seconds: float | None = None
-    """Training time of a token of the baseline, alone on one slot; None if it was not probed."""
+    """Training time of a token of the baseline, alone on one slot; None if it was not probed, 0
+    if no other arm could be."""
 
     @property
     def base(self) -> Arm:
@@ -53,7 +54,7 @@ class Study:
 
     def seconds_of_token(self, arm: Arm) -> float | None:
         """Training time of a token of an arm, alone on one slot; None if it was not probed."""
-        if self.token_seconds is None or arm.step_time is None:
+        if not self.token_seconds or arm.step_time is None:
             return None
         return self.token_seconds * arm.step_time.value
 

@@ -113,7 +113,8 @@ def _modules(run: TrainingRun) -> tuple[str, ...]:
 
 
 def _earlier(store: Store, keys: Mapping[str, str]) -> tuple[dict[str, Ratio], float]:
-    """The times that an earlier probe has found of the same trainings, and the baseline's."""
+    """The times that an earlier probe has found of the same trainings, and the baseline's, which
+    one without another arm has not measured."""
     times: dict[str, Ratio] = {}
     seconds = 0.0
     for run in store.find(PROBE_KIND)[::-1]:  # a newer one wins
@@ -123,7 +124,7 @@ def _earlier(store: Store, keys: Mapping[str, str]) -> tuple[dict[str, Ratio], f
         by_key = {key: result.times[name] for name, key in result.keys.items()}
         same = {name: by_key[key] for name, key in keys.items() if key in by_key}
         times |= same
-        seconds = result.token_seconds if same else seconds
+        seconds = result.token_seconds if same and result.token_seconds else seconds
     return times, seconds
 
 

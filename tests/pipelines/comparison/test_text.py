@@ -16,7 +16,7 @@ from pipelines.comparison.text import (
     to_json,
     to_markdown,
 )
-from pipelines.comparison.time_to_quality import Curve, learning_rates
+from pipelines.comparison.time_to_quality import Curve, TimeToQuality, learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.engine.results import from_json
 from pipelines.engine.results import to_json as result_data
@@ -183,6 +183,21 @@ def test_only_a_count_is_said_where_not_all_pairs_reach_the_quality():
     found = study(replace(DCA, curves=dict(DCA.curves) | slow))
     assert sentence(found).endswith("and reaches its quality in 3 of 5 pairs.")
     assert "3 of 5 reached" in to_markdown(found)
+
+
+def test_a_training_that_diverged_is_one_that_does_not_reach_the_quality():
+    curves = {seed: curve for seed, curve in DCA.curves.items() if seed != 4}
+    lost = replace(DCA, bits=dict(DCA.bits) | {4: None}, curves=curves)
+    found = row(study(lost), "dca").tokens_to_quality
+    assert found == TimeToQuality(5, 4)
+    assert "4 of 5 reached" in to_markdown(study(lost))
+    both = replace(STANDARD, bits=dict(STANDARD.bits) | {4: None}, curves=curves)
+    found = row(compare([both, lost], "standard", [range(5)], smallest_difference=0.01), "dca")
+    assert (found.tokens_to_quality.pairs, found.tokens_to_quality.reached) == (4, 4)
+    fewer = replace(lost, bits={seed: DCA.bits[seed] for seed in range(4)})  # one is not trained
+    assert row(study(fewer), "dca").tokens_to_quality.share is not None
+    gone = Arm("gone", dict.fromkeys(range(5)))
+    assert row(study(gone), "gone").tokens_to_quality == TimeToQuality(5, 0)
 
 
 def test_the_rows_begin_with_the_baseline_and_have_their_sizes_beside_its():

@@ -20,6 +20,7 @@ from mlflow.store.artifact.models_artifact_repo import REGISTERED_MODEL_META_FIL
 from mlflow.store.db import utils as database
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.telemetry import utils as telemetry
+from mlflow.tracking._tracking_service.utils import _get_default_tracking_uri
 from mlflow.utils import mlflow_tags
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -112,6 +113,15 @@ def test_the_variable_turns_the_statistics_of_mlflows_use_off(monkeypatch):
     assert environment_variables.MLFLOW_DISABLE_TELEMETRY.name == name
     monkeypatch.setenv(name, value)
     assert telemetry.is_telemetry_disabled()
+
+
+def test_without_a_uri_mlflow_takes_an_older_store_before_the_database(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (compat.takes_mlruns(), _get_default_tracking_uri()) == (False, "sqlite:///mlflow.db")
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    assert not compat.takes_mlruns()  # as a database has made it for artifacts
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()
+    assert (compat.takes_mlruns(), _get_default_tracking_uri()) == (True, "./mlruns")
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from pipelines.experiment import (
 )
 from pipelines.experiment.reading import QUICKSTART
 from pipelines.registry.config import GenerateConfig
+from pipelines.search.config import SearchConfig
 
 ROOT = Path(__file__).parents[3]
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -784,6 +785,17 @@ def test_a_tilde_is_the_home_of_the_user_and_of_no_other(tmp_path, monkeypatch):
             f"command line: {key}: expected ~/... or a whole path, or ./{value} for one of that "
             f"name"
         )
+
+
+@pytest.mark.parametrize("search", ["sampler: {name: cmaes}", "sampler: {name: grid}, trials: 3"])
+def test_a_search_of_which_no_key_is_left_has_no_sampler_that_needs_one(tmp_path, search):
+    path = tmp_path / "e.yaml"
+    space = "space: {model.depth: {int: [2, 3]}, model.ff_mult: {int: [1, 4]}}"
+    path.write_text(f"experiment: e\nsearch: {{{space}, {search}}}\n")
+    found = load([str(path), "model.depth=2", "model.ff_mult=3"])
+    assert found.search == SearchConfig()
+    typed = problem(path, "model.depth=2", "model.ff_mult=3", "search.sampler.name=cmaes")
+    assert "cmaes needs two searched keys" in typed
 
 
 def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_searched(tmp_path):

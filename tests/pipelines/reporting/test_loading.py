@@ -14,7 +14,8 @@ from pipelines.reporting.loading import experiment_lines, load_results
 from pipelines.reporting.page.model_sections import winner_section
 from pipelines.reporting.page.provenance_sections import lineage_section
 from pipelines.reporting.summary import summary
-from pipelines.tracking.schema import STAGE_TAG
+from pipelines.tracking.provenance import this_process
+from pipelines.tracking.schema import PROCESS_TAG, STAGE_TAG
 from pipelines.tracking.store import Store
 from tests.pipelines.packages import log_untrained
 from tests.pipelines.stored import Made, purge, store_sweep, store_training
@@ -35,6 +36,24 @@ def test_experiments_are_listed_and_named_where_there_is_no_such(store, searched
     assert re.fullmatch(r"tiny: 2 pipeline runs, the newest \d{4}-\d\d-\d\d \d\d:\d\d, \w+", line)
     with pytest.raises(ConfigError, match=r"; experiments: tiny$"):
         load_results("something")
+
+
+def test_a_pipeline_that_is_running_is_the_last_one(store, searched, tmp_path):
+    """Resumed, it keeps the end of before; of a command that was killed the end is not known."""
+    other = Store.open("other", tmp_path / "runs")
+    first, second, third = (
+        store_sweep(of, searched.replace({"seed": seed, "experiment": name}), [])
+        for seed, (of, name) in enumerate([(store, "tiny"), (store, "tiny"), (other, "other")])
+    )
+    for run in (first, second, third):
+        store.end(run)
+    names = lambda: [line.partition(":")[0] for line in experiment_lines()]  # noqa: E731
+    assert (load_results("tiny").config.seed, names()) == (1, ["other", "tiny"])
+    store.resume(first)
+    assert (load_results("tiny").config.seed, names()) == (0, ["tiny", "other"])
+    assert experiment_lines()[0].endswith(", running")
+    store.tag(first, {PROCESS_TAG: f"{this_process().split()[0]} {2**30} 1"})
+    assert (load_results("tiny").config.seed, names()) == (1, ["other", "tiny"])
 
 
 def test_an_experiment_is_found_on_every_page(store, searched, made, monkeypatch):

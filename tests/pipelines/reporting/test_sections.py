@@ -29,6 +29,7 @@ from pipelines.reporting.summary import (
     summary,
 )
 from pipelines.storage.project import script
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import DIRTY_TAG, VersionTags
 from tests.pipelines.reporting.tables import INACTIVE, results_of, stage_run, trial
 
@@ -287,6 +288,17 @@ def test_a_section_of_a_picture_says_why_there_is_none(config):
     assert search.parallel_section(only).pictures == ()
 
 
+def test_of_a_training_without_ended_trials_there_is_no_picture_of_values(config):
+    curve = {"name": "train", "number": -1, "step": 1, "tokens": 256, "seconds": 2.0}
+    curves = pd.DataFrame([curve | {"bits_per_byte": 3.0, "best": 3.0}])
+    trained = results_of(config, outputs={"train": {}}, curves=curves)
+    begun = [trial("unfinished", [3.0], train__learning_rate=1e-3, model__dca__last_k=1)]
+    for results in (trained, results_of(config, begun)):
+        for draw in (search.parallel_section, search.slices_section):
+            assert draw(results).paragraphs == ["Nothing was searched, or no trial has a result."]
+        assert len(search.curves_section(results).pictures) == 1
+
+
 def test_the_savings_of_pruning_are_counted_in_bytes_time_and_share(config):
     trials = [trial("complete", [2.0] * 16), trial("pruned", [3.0] * 4)]
     results = results_of(config, trials)
@@ -468,6 +480,21 @@ def test_what_differs_from_the_defaults_is_the_fits(config):
     assert not [key for key in rows if key.startswith(("search", "fit", "experiment", "storage"))]
     without = {key: rest for key, *rest in changed_from_defaults(results_of(config, TRIALS))}
     assert without["train.learning_rate"] == ["0.004", "0.01"]
+
+
+@pytest.mark.parametrize("stage", ["train", "fit"])
+def test_what_differs_from_the_defaults_is_what_a_training_has_recorded(config, stage):
+    """The tokens of an arm follow from its step time with `budget: time`."""
+    config = config.replace({"fit.tokens": 8192})
+    results = results_of(config, TRIALS, winner=1, outputs={stage: {}})
+    planned = {key: value for key, _, value in changed_from_defaults(results)}
+    assert planned["train.tokens"] == {"train": "4096", "fit": "8192"}[stage]
+    run = config.training_run({"train.tokens": 2560, "train.learning_rate": 4e-3})
+    params = {key: encode_param(value) for key, value in run.params.items()}
+    results.stages[stage].data.params.update(params)
+    found = {key: value for key, _, value in changed_from_defaults(results)}
+    assert found["train.tokens"] == "2560"
+    assert "train.learning_rate" not in found  # 0.004 is the default
 
 
 def test_repeated_configurations_are_named_by_what_differs(config):

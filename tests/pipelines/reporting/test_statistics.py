@@ -3,6 +3,7 @@ import math
 import pytest
 from scipy import stats
 
+from pipelines.experiment import read_experiment
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.statistics import (
     at_equal_tokens,
@@ -12,6 +13,7 @@ from pipelines.reporting.statistics import (
     seed_statistics,
 )
 from pipelines.reporting.summary import repeated_configurations, summary
+from tests.pipelines.reporting import tables
 from tests.pipelines.stored import Made, store_sweep, store_training
 
 
@@ -92,6 +94,33 @@ def test_the_winner_is_better_only_with_an_interval_over_seeds(store, searched):
     assert pair.means == (pytest.approx(2.015), pytest.approx(2.215))
     assert 0 < pair.low < 0.2 < pair.high
     assert "so that it is better" in summary(load_results("tiny"))[1]
+
+
+def test_seeds_that_are_trained_as_the_fit_are_found_whatever_it_changes(store, searched):
+    fit = {"tokens": 8192, "evals": 16, "eval_tokens": "all", "compile": True}
+    config = searched.replace({"fit": fit})
+    values = [{"train.learning_rate": rate, "model.residual": "standard"} for rate in (1e-3, 1e-2)]
+    trials = [Made(values[0], [3, 2.5, 2.1, 2.0]), Made(values[1], [3, 2.6, 2.3, 2.2])]
+    store_sweep(store, config, trials, winner=0)
+    for seed in (1, 2):
+        for one, bits in zip(values, (1.9, 2.1), strict=True):
+            store_training(store, config.fit_run(one | {"seed": seed}), bits + 0.01 * seed)
+    pair = compare_top_two(load_results("tiny"))
+    assert pair.counts == (2, 2)
+    assert pair.means == (pytest.approx(1.915), pytest.approx(2.115))
+
+
+def test_a_runner_up_that_the_fit_cannot_train_is_compared_as_a_trial(data):
+    space = {"train.batch_tokens": {"int": [64, 256], "step": 32}}
+    more = {"search": {"space": space}, "fit": {"resources": {"workers": 2}}}
+    config = read_experiment(data | more, source="test")
+    trials = [
+        tables.trial("complete", [bits], name, train__batch_tokens=tokens)
+        for name, bits, tokens in (("a", 2.0, 128), ("b", 2.5, 96))
+    ]
+    completed = [(name, seed, 2.0 + 0.1 * seed) for name in "ab" for seed in (1, 2)]
+    results = tables.results_of(config, trials, winner=0, completed=completed)
+    assert compare_top_two(results).counts == (2, 2)
 
 
 @pytest.mark.parametrize(

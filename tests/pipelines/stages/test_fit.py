@@ -1,4 +1,6 @@
 import json
+import re
+import shlex
 import shutil
 import time
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import torch
 
 from dca import build_model
+from pipelines.compat.mlflow import NOTE_TAG
 from pipelines.console import progress as progress_module
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError
 from pipelines.console.progress import Progress
@@ -17,6 +20,7 @@ from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.data.splits import measure_corpus, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
+from pipelines.experiment import load
 from pipelines.registry.package import verify_fitted
 from pipelines.registry.results import Fitted
 from pipelines.search.results import Selected
@@ -159,6 +163,26 @@ def test_a_training_that_is_resumed_keeps_the_parameters_it_began_with(experimen
     describe_run(context, experiment.replace(changes).training_run(), corpus)
     assert store.client.get_run(run).data.params == before
     assert before["data.path"] == experiment.data.path
+
+
+def test_the_command_in_the_note_of_a_fit_trains_the_same(experiment, store, tmp_path, monkeypatch):
+    workers = {"workers": [1, 2], "cpus_per_worker": 2, "strategy": "fsdp"}
+    fit = {"tokens": 8192, "evals": 16, "eval_tokens": "all", "compile": True, "resources": workers}
+    config, values = experiment.replace({"fit": fit}), {"train.learning_rate": 1e-3}
+    storage = tmp_path / "runs"
+    found = measure_corpus(config.data, seq_len=config.train.seq_len)
+    write_splits(config.data, found, storage)
+    corpus = PreparedCorpus("files", found.fingerprint, found.sizes)
+    pipeline = store.create("pipeline", "key", "pipeline", params=config.model_dump(mode="json"))
+    run = store.create("fit", "key", "fit")
+    context = Context(config, storage, store, invocation(), pipeline, run)
+    monkeypatch.setattr(recorded_training, "train_and_package", MagicMock())
+    STAGE.run(context, StageResults({"corpus": corpus, "select": Selected(0, "r", values, 2.0)}))
+    note = store.client.get_run(run).data.tags[NOTE_TAG]
+    (line,) = re.findall("^python .+", note, re.M)
+    (tmp_path / "experiment.yaml").write_text(config.to_yaml())
+    monkeypatch.chdir(tmp_path)
+    assert load(shlex.split(line)[2:]).training_run() == config.fit_run(values)
 
 
 def test_a_training_shows_itself_before_its_first_evaluation(experiment, monkeypatch, capsys):

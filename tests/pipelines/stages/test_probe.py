@@ -98,6 +98,15 @@ def test_an_arm_without_a_winner_is_left_out_and_timed_once_it_has_one(store, da
     assert clock.timed == [(2, 1), (2, 4)]
 
 
+def test_a_probe_without_another_arm_takes_no_time_from_an_earlier_one(store, data, clock):
+    first = probed(study(store, of_arms(data, "two", "four")))
+    alone = study(store, of_arms(data, "two", "four", seeds=3))
+    del alone.found["select"]["four",]
+    assert probed(alone, fresh=True).token_seconds == 0.0
+    assert probed(study(store, of_arms(data, "two", "four", seeds=4))) == first
+    assert clock.timed == [(2, 4)]
+
+
 def test_without_the_baselines_winner_only_equal_times_cannot_be_had(store, data, clock):
     made = study(store, of_arms(data, "two", "four"))
     del made.found["select"]["two",]

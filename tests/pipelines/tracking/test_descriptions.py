@@ -31,3 +31,19 @@ def test_commands_name_the_scripts_as_they_are_called_from_the_current_folder(
         script = Path(shlex.split(line)[1])
         assert script.parent == (Path("pipelines") if below else root / "pipelines")
         assert (ROOT / "pipelines" / script.name).is_file()
+
+
+def test_an_artifact_is_fetched_from_the_store_in_which_the_run_is(tmp_path, monkeypatch):
+    def lines() -> list[str]:
+        return descriptions.describe_search("aaaa", 9).split("```")[1].strip().splitlines()
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    fetch = "mlflow artifacts download --run-id aaaa --artifact-path study.db --dst-path ."
+    assert lines()[0] == fetch
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").touch()  # of an older store, which MLflow would take
+    export = f"export MLFLOW_TRACKING_URI=sqlite:///{tmp_path}/"
+    assert lines()[:2] == [f"{export}mlflow.db", fetch]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
+    assert lines()[:2] == [f"{export}other.db", fetch]

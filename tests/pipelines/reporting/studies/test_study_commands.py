@@ -19,6 +19,7 @@ from pipelines.reporting.studies.commands import (
     study_commands,
     with_seeds,
 )
+from pipelines.search.config import MAX_TRIALS
 from tests.pipelines.reporting.studies.made import CLOSE, DCA, STANDARD, arm, study
 from tests.pipelines.reporting.tables import INACTIVE, results_of, stage_run, trial
 
@@ -157,11 +158,21 @@ def test_where_the_best_rate_is_the_last_a_wider_range_is_suggested(config, tmp_
         found = lines(study_commands(of_study(config, *arms)))
         return changes(found["Search a wider range of learning rates"], tmp_path, config)
 
-    assert wider(config, "highest", "highest").search.space[RATE].choice == [1e-3, 2e-3, 4e-3]
+    grid = wider(config, "highest", "highest")
+    assert grid.search.space[RATE].choice == [1e-3, 2e-3, 4e-3]
+    assert (grid.search.trials, grid.search.trial_count) == (None, 3)
+    some = wider(config.replace({"search.trials": 2}), "highest", "lowest")
+    assert (some.search.trials, some.search.grid_size) == (4, 4)
     assert wider(config, "lowest", "highest").search.space[RATE].choice == [5e-4, 1e-3, 2e-3, 4e-3]
     drawn = {f"search.space.{RATE}": {"log_uniform": [1e-3, 1e-2]}, "search.sampler.name": "random"}
     found = wider(config.replace(drawn), "lowest", "lowest")
     assert found.search.space[RATE].log_uniform == (5e-4, 1e-2)
+    assert found.search.trials == 2 * 8  # those that there are lie in the wider range
+    limited = drawn | {"search.trials": 3, "search.max_tokens": 50_000, "search.max_seconds": 60}
+    search = wider(config.replace(limited), "lowest").search
+    assert (search.trials, search.max_tokens, search.max_seconds) == (6, 100_000, 120)
+    many = drawn | {"search.trials": MAX_TRIALS}
+    assert wider(config.replace(many), "lowest").search.trials == MAX_TRIALS
 
 
 def _rates(*bits: float) -> LearningRates | None:

@@ -52,6 +52,8 @@ def test_the_curves_are_means_over_the_seeds_by_bytes_and_by_time():
     (low, high) = (f(by_bytes.collections[0].get_paths()[0].vertices[:, 1]) for f in (min, max))
     assert (low, high) == pytest.approx((2.5, 3.44))
     assert len(figures.study_curves(study(arm("a", 0), arm("b", 0.1))).axes) == 1
+    untimed = study(STANDARD, DCA, token_seconds=0.0)  # no arm but the baseline could be probed
+    assert len(figures.study_curves(untimed).axes) == 1
 
 
 def test_evaluations_that_not_all_seeds_have_are_left_out():
