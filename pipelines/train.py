@@ -36,7 +36,7 @@ if TYPE_CHECKING:  # torch and MLflow, which take seconds to import
     from pipelines.registry.results import Fitted
     from pipelines.tracking.models import ModelStore
 
-STUDY_KEYS = ("arms", "baseline", "seeds", "budget")
+UNREAD_KEYS = ("arms", "baseline", "seeds", "budget", "search", "fit", "compare")
 """Of several trainings: those of a file are left out, those of the command line refused."""
 
 
@@ -154,14 +154,26 @@ def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Expe
 
     for argument in arguments.arguments:
         key, _, value = argument.partition("=")
-        if key.partition(".")[0] in STUDY_KEYS and value not in ("", "{}", "null"):
+        if key.partition(".")[0] in UNREAD_KEYS and value not in ("", "{}", "null"):
             message = (
                 "train.py trains one configuration; expected seed=N, or keys of model and train"
             )
-            raise ConfigError(Problem(message, source=f"command line: {one_line(argument)}"))
+            where = f"command line: {one_line(argument)}"
+            raise ConfigError(Problem(message, source=where, nearest=_read_key(key)))
     if version is None:
         return load(arguments.arguments, smoke=arguments.smoke).without_study()
     return read_packaged(version.config, arguments.arguments, source=version.label)
+
+
+def _read_key(key: str) -> str:
+    """The key of one training at the end of a key of several, as train.tokens of fit.tokens; empty
+    if there is none."""
+    from pipelines.search.space import RUN_KEYS
+
+    parts = key.split(".")
+    ends = [".".join(parts[first:]) for first in range(1, len(parts))]
+    found = (name for end in ends for name in (end, f"train.{end}") if name in RUN_KEYS)
+    return next(found, "")
 
 
 def _read_version(reference: str) -> Version:

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import os
 import re
 import shlex
 import signal
@@ -123,8 +124,10 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             return _fail(line, BAD_INPUT)
         if isinstance(error, FileNotFoundError) and lacks_temporary_folder():
             return _fail(Problem(f"{error.strerror}; expected one", "TMPDIR"), BAD_INPUT)
-        if isinstance(error, OSError) and error.errno in PATH_ERRORS:
+        if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename is not None:
             return _fail(Problem(str(error.strerror), source=str(error.filename)), BAD_INPUT)
+        if file := _file_as_folder(error):
+            return _fail(Problem("expected a folder, got a file", source=str(file)), BAD_INPUT)
         if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
             print_traceback(error)
             return FAILURE
@@ -144,6 +147,16 @@ def _unusable(arguments: Sequence[str]) -> str | None:
         if not is_text(argument):
             return f"command line: {one_line(argument)}: expected text in UTF-8"
     return None
+
+
+def _file_as_folder(error: Exception) -> Path | None:
+    """The file that lies where a folder would be made or read, as in the storage; None for an error
+    of another kind."""
+    if not isinstance(error, FileExistsError | NotADirectoryError) or error.filename is None:
+        return None
+    path = Path(os.fsdecode(error.filename))
+    there = (one for one in (path, *path.parents) if os.path.lexists(one))
+    return next((one for one in there if not one.is_dir()), None)
 
 
 def _full_place(error: OSError) -> str:

@@ -64,7 +64,7 @@ def _is_transient(error: BaseException) -> bool:
 
 
 RETRIES = RetryPolicy(_is_transient, max_attempts=ATTEMPTS, random_pauses=False)
-"""With pauses of 1, 2 and 4 s. Nothing is logged: the progress bar stands still meanwhile."""
+"""With pauses of 1, 2 and 4 s. Nothing is logged: the progress shows the time meanwhile."""
 
 
 def _complete(url: str, file: BinaryIO, size: int, show: Callable[[int], None]) -> None:

@@ -5,6 +5,7 @@ import fnmatch
 import glob
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pipelines.console.text import one_line
 CHUNK_BYTES = 1 << 22
 RECURSIVE = "**"
 """The part of a glob that stands for any folders."""
+MOST_VISITS = 2
+"""Times that a folder is walked: through folders that link to each other there may be more ways to
+it than can be counted. After two its files have been found twice, which is refused."""
 
 
 def find_files(pattern: str, *, key: str) -> list[Path]:
@@ -86,15 +90,25 @@ def _refusal(message: str, path: Path) -> OSError:
 
 def _files_at(path: Path, folders: set[Path] | None = None) -> Iterator[Path]:
     """The file itself, or those below a folder, however deep; also adds all `folders` to a set."""
-    waiting = [path]
+    waiting, visits = [path], Counter[tuple[int, int]]()
     while waiting:
         one = waiting.pop()
         if not _is_folder(one):
             yield one
             continue
+        if _is_walked(one, visits):
+            continue
         waiting += one.iterdir()
         if folders is not None:
             folders.add(one)
+
+
+def _is_walked(folder: Path, visits: Counter[tuple[int, int]]) -> bool:
+    """Whether a folder has been walked as often as it need be; counts the visit."""
+    status = folder.stat()
+    place = status.st_dev, status.st_ino
+    visits[place] += 1
+    return visits[place] > MOST_VISITS
 
 
 def _matches(pattern: str) -> Iterator[Path]:
@@ -129,9 +143,11 @@ def _expand(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
 
 def _expand_recursive(folder: Path, rest: Sequence[str]) -> Iterator[Path]:
     """What matches the rest of a glob in a folder and all folders below that are not hidden."""
-    waiting = [folder]
+    waiting, visits = [folder], Counter[tuple[int, int]]()
     while waiting:
         one = waiting.pop()
+        if _is_walked(one, visits):
+            continue
         if rest:
             yield from _expand(one, rest)
         for inside in one.iterdir():

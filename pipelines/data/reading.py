@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
@@ -117,13 +117,16 @@ class CorpusReader:
         return [read_files(paths) for paths in files.values()]
 
 
-@contextmanager
-def file_search_shown(mode: OutputMode) -> Iterator[None]:
-    """Show, if a block takes long, that it looks for the files of a text: there may be many."""
+def file_search_shown(mode: OutputMode) -> AbstractContextManager[None]:
+    """Shows, if a block takes long, that it looks for the files of a text: there may be many."""
+    return work_shown("looking for the files of the text", mode)
+
+
+def work_shown(text: str, mode: OutputMode) -> AbstractContextManager[None]:
+    """Shows a text, with the time, during a block that may take long: of whole splits, too."""
     from pipelines.console.progress import Progress  # with rich, which training does not need
 
-    with Progress(mode, stderr=True).waiting("looking for the files of the text", stage="corpus"):
-        yield
+    return Progress(mode, stderr=True).waiting(text, stage="corpus")
 
 
 def _refuse_compressed(files: dict[str, list[Path]]) -> None:

@@ -17,7 +17,7 @@ from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
 from pipelines.data.files import read_files
 from pipelines.data.fingerprint import HELD_OUT_SHARE, SPLIT_KEYS, Corpus
-from pipelines.data.reading import ChunkBuffer, CorpusReader
+from pipelines.data.reading import ChunkBuffer, CorpusReader, work_shown
 from pipelines.storage.digests import file_state
 from pipelines.storage.files import File, file_at, move_into_place, put_file, size_of
 from pipelines.storage.remote import Folder
@@ -86,18 +86,15 @@ def write_splits(
 
     Raises ConfigError, and writes nothing, if the text has changed since it was measured.
     """
-    found = find_splits(storage, corpus.fingerprint)
+    found = find_splits(storage, corpus.fingerprint, mode)
     if found and all(size_of(file) == corpus.sizes[split] for split, file in found.items()):
         return
     if isinstance(storage, Path):
         _write_local(config, corpus, storage, mode)
         return
-    from pipelines.console.progress import Progress  # with rich, which training does not need
-
-    shown = Progress(mode, stderr=True).waiting("storing the splits of the text", stage="corpus")
     with scratch_folder() as scratch:
         _write_local(config, corpus, scratch, mode)
-        with shown:
+        with work_shown("storing the splits of the text", mode):
             for name in _names(corpus.fingerprint).values():
                 put_file(scratch / name, storage / name)
 
@@ -132,11 +129,13 @@ def sealed_test(storage: Folder, fingerprint: str) -> File:
     return _file(storage / _names(fingerprint)["test"])
 
 
-def find_splits(storage: Folder, fingerprint: str) -> dict[str, File] | None:
+def find_splits(
+    storage: Folder, fingerprint: str, mode: OutputMode = OutputMode.QUIET
+) -> dict[str, File] | None:
     """The splits of a corpus in the order of the text.
 
     None unless all of them are in storage and their bytes have the fingerprint; each process reads
-    them once.
+    them once, which is shown as `mode` demands.
     """
     found = {split: file_at(storage / name) for split, name in _names(fingerprint).items()}
     files = {split: file for split, file in found.items() if file is not None}
@@ -144,7 +143,8 @@ def find_splits(storage: Folder, fingerprint: str) -> dict[str, File] | None:
         return None
     states = [file_state(file) if isinstance(file, Path) else () for file in files.values()]
     try:
-        _verify(tuple(files.values()), tuple(states), fingerprint)
+        with work_shown("checking the splits in storage", mode):
+            _verify(tuple(files.values()), tuple(states), fingerprint)
     except ValueError:
         return None
     return files

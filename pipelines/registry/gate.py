@@ -18,6 +18,7 @@ from pipelines.console.errors import ConfigError, DamagedError, PipelineError, P
 from pipelines.console.progress import Progress
 from pipelines.console.secrets import redact
 from pipelines.console.text import counted, first_line
+from pipelines.console.updates import OutputMode
 from pipelines.data.overlap import overlap_share, overlap_text
 from pipelines.data.splits import find_splits
 from pipelines.engine.results import json_digest
@@ -112,7 +113,7 @@ class Gate:
     """Where the corpora of earlier trainings are, if they still are."""
     dry_run: bool = False
     """Whether nothing is written."""
-    progress: Progress | None = None
+    progress: Progress = field(default_factory=partial(Progress, OutputMode.QUIET))
 
     def decide(self, version: int) -> Decision:
         """Compare a version with the champion, set the alias if it is better, store the decision.
@@ -245,13 +246,15 @@ class Gate:
             return []
         note = f"version {seen.champion} was trained on another text"
         unknown = "whether it has these bytes cannot be known"
+        look = lambda: "  promote: what the champion's training text has too"  # noqa: E731
         try:
-            splits = find_splits(self.storage, fingerprint) if fingerprint else None
-            if splits is None:
-                return [f"{note}, which is not in storage: {unknown}"]
-            share = overlap_share(local_copy(splits["train"]), self.test)
+            with self.progress.watching(look, stage="promote"):
+                splits = find_splits(self.storage, fingerprint) if fingerprint else None
+                share = overlap_share(local_copy(splits["train"]), self.test) if splits else None
         except PipelineError as error:  # as of a full disk: the decision does not depend on it
             return [f"{note}: {unknown}: {first_line(error)}"]
+        if share is None:
+            return [f"{note}, which is not in storage: {unknown}"]
         return [f"{note}: {overlap_text(share)}"]
 
     def _disqualification(self, version: int, challenger_score: Score) -> str | None:

@@ -1,7 +1,7 @@
 """corpus: the text, fingerprinted and split into storage. Always runs; splits are made once."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
@@ -9,7 +9,7 @@ from pipelines.console.text import counted, one_line
 from pipelines.console.updates import OutputMode
 from pipelines.data.files import contained
 from pipelines.data.fingerprint import SPLIT_KEYS, Corpus, PreparedCorpus
-from pipelines.data.reading import file_search_shown
+from pipelines.data.reading import file_search_shown, work_shown
 from pipelines.data.splits import find_splits, measure_corpus, sealed_test, write_splits
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
@@ -44,7 +44,8 @@ class CorpusStage:
     def preview(self, experiment: Experiment) -> PreparedCorpus:
         """Name, fingerprint and sizes; writes nothing. Raises ConfigError."""
         if self._fingerprint:
-            splits = find_splits(storage_folder(experiment.storage), self._fingerprint)
+            folder = storage_folder(experiment.storage)
+            splits = find_splits(folder, self._fingerprint, self._output)
             if splits:
                 sizes = {split: size_of(file) for split, file in splits.items()}
                 return self._result(experiment, self._fingerprint, sizes)
@@ -89,15 +90,16 @@ def test_bytes(experiment: Experiment, fingerprint: str) -> Iterator[Path]:
 
     Raises ConfigError if it is not in storage and `data` has other bytes now.
     """
-    with scratch_folder() as scratch:
+    with scratch_folder() as scratch, ExitStack() as kept:
         folder = storage_folder(experiment.storage)
-        if not find_splits(folder, fingerprint):
+        if not find_splits(folder, fingerprint, OutputMode.TEXT):
             found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
             _require(experiment, found, fingerprint)
             folder = scratch
             write_splits(experiment.data, found, folder)
-        with temporary_copy(sealed_test(folder, fingerprint)) as path:
-            yield path
+        with work_shown("copying the test split", OutputMode.TEXT):
+            path = kept.enter_context(temporary_copy(sealed_test(folder, fingerprint)))
+        yield path
 
 
 def _refuse_outputs(experiment: Experiment) -> None:

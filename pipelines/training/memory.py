@@ -157,6 +157,7 @@ def _on_a_gpu(config: "TrainingRun", micro_batch_tokens: int | None) -> float:
 
 
 def micro_tokens(config: "TrainingRun") -> int:
-    """Bytes of one forward pass of a worker."""
-    share = config.train.batch_tokens // config.resources.min_workers
-    return min(share, config.train.micro_batch_tokens or share)
+    """Bytes of one forward pass of a worker, of those with the largest share."""
+    train = config.train
+    share = train.seq_len * -(-train.batch_tokens // train.seq_len // config.resources.min_workers)
+    return min(share, train.micro_batch_tokens or share)

@@ -106,19 +106,32 @@ class OptimizerStep:
         Workers may have unequal numbers of sequences: the mean over the workers is that of the
         batch. They exchange gradients in the last micro-batch.
         """
-        micro_batches = ids.split(self.micro_tokens // self.config.seq_len)
+        micro_batches = self._micro_batches(ids)
         total = torch.zeros((), device=self.device)
         mean_sequences = self.config.batch_tokens / self.config.seq_len / self.world
         with autocast(self.device, self.precision):
-            for number, micro_bt in enumerate(micro_batches, 1):
+            for number, (micro_bt, counted) in enumerate(micro_batches, 1):
                 last = number == len(micro_batches)
                 with nullcontext() if last else self.sharing.accumulating(self.forward):
                     logits_btv = self.forward(micro_bt[:, :-1]).flatten(0, 1).float()
                     loss = F.cross_entropy(logits_btv, micro_bt[:, 1:].flatten())
-                    loss = loss * (len(micro_bt) / mean_sequences)
+                    loss = loss * (counted / mean_sequences)
                     loss.backward()
                 total += loss.detach()
         return total
+
+    def _micro_batches(self, ids: Tensor) -> list[tuple[Tensor, int]]:
+        """The parts of this worker's ids, each with the number of its sequences that count.
+
+        Where the weights are shared all workers gather them in every pass. So one with fewer
+        sequences makes as many passes as the others, the last ones over some that do not count.
+        """
+        size = self.micro_tokens // self.config.seq_len
+        found = [(part, len(part)) for part in ids.split(size)]
+        if self.sharing.gathers_weights:
+            largest = -(-self.config.batch_tokens // self.config.seq_len // self.world)
+            found += [(found[0][0], 0)] * (-(-largest // size) - len(found))
+        return found
 
 
 class BatchesAhead:

@@ -131,6 +131,16 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
         ("generate.py", ["--score", "a", "--top-k=3"], "--score: expected without --top-k"),
         ("train.py", ["seeds=3"], "command line: seeds=3: train.py trains one configuration"),
         ("train.py", ["arms.a.model.dim=16"], "train.py trains one configuration; expected seed="),
+        ("train.py", ["arms.a.model.dim=16"], "model and train; did you mean model.dim?"),
+        ("train.py", ["fit.tokens=5000000"], "model and train; did you mean train.tokens?"),
+        ("train.py", ["fit.resources.workers=2"], "train; did you mean resources.workers?"),
+        ("train.py", ["search.trials=3"], "train.py trains one configuration; expected seed="),
+        (
+            "train.py",
+            ["search.space.train.beta1={choice: [0.8, 0.9]}"],
+            "model and train; did you mean train.beta1?",
+        ),
+        ("train.py", ["compare.single_look=true"], "train.py trains one configuration; expected"),
         ("clean.py", ["--storage=nope"], "--storage=nope: no such folder"),
         ("clean.py", ["--storage="], "--storage: expected a folder or a URI, got no text"),
         ("train.py", ["storage=' '"], "storage: expected a folder or a URI, got no text"),
@@ -323,6 +333,16 @@ def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_gener
     written_bytes = b"".join([*kept, out.encode(), written.encode()])
     assert s3.partition("?")[0].encode() in written_bytes
     assert not any(KEYS[name].encode() in written_bytes for name in KEYS if "KEY" in name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["corpora", "artifacts"])
+def test_a_file_in_place_of_a_folder_of_the_storage_is_one_line(tmp_path, text, name):
+    folder = Folder(tmp_path, text)
+    (folder.path / "runs").mkdir()
+    (folder.path / "runs" / name).touch()
+    code, _, err = folder.run("train.py", "tiny.yaml", "train.tokens=512", "train.evals=1")
+    assert (code, err) == (2, f"{folder.path}/runs/{name}: expected a folder, got a file\n")
 
 
 @pytest.mark.slow

@@ -202,7 +202,8 @@ def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(t
     damaged = (
         f"{newest}: damaged checkpoint: SIGNATURE: missing, or not made with the key of its run"
     )
-    assert f"{damaged}; using the one before" in out
+    assert f"{damaged}; not used" in out
+    assert "resumes from step" in out
     assert_whole(folder.store(), folder.store().find("train"))
 
 

@@ -5,6 +5,7 @@ was shown is a look at the results: the level is spent over them (pipelines/comp
 """
 
 import json
+from collections.abc import Sequence
 from statistics import mean
 
 from pipelines.comparison import text
@@ -56,8 +57,8 @@ def _compare(context: Context[Experiment], needs: StageResults) -> Compared:
     config = context.config
     winner = _winner(needs)
     arms = measured_arms(context.store, config, needs)
-    basis, present = _basis(config, needs), tuple(config.replicate_seeds)
-    looks = (*_earlier_looks(context.store, context.run_id, basis, present), present)
+    bases, present = _bases(config, needs), tuple(config.replicate_seeds)
+    looks = (*_earlier_looks(context.store, context.run_id, bases, present), present)
     probed, settings = needs.get(Probed), config.compare
     found = compare_arms(
         *(arms, config.baseline_arm or config.experiment, looks),
@@ -67,7 +68,7 @@ def _compare(context: Context[Experiment], needs: StageResults) -> Compared:
     seconds = probed.token_seconds if probed else None
     study = Study(arms, found, looks, settings.single_look, seconds)
     _store(context, study)
-    context.store.tag(context.run_id, {BASIS_TAG: basis, LOOKS_TAG: json.dumps(looks)})
+    context.store.tag(context.run_id, {BASIS_TAG: bases[-1], LOOKS_TAG: json.dumps(looks)})
     verdicts = {row.arm: row.difference.verdict for row in found.rows if row.difference}
     return Compared(context.run_id, winner, text.sentence(found), verdicts)
 
@@ -83,37 +84,44 @@ def _winner(needs: StageResults) -> Values:
     return min(best, key=lambda values: best[values])
 
 
-def _basis(config: Experiment, needs: StageResults) -> str:
-    """A digest of the baseline's training on this text: that which more seeds are added to.
+def _bases(config: Experiment, needs: StageResults) -> list[str]:
+    """Digests of the baseline's training on this text, to which more seeds are added; the last one
+    is stored, the one before it was by earlier versions.
 
-    Other arms may come and go.
+    Other arms may come and go. As in the key with which its trainings are reused, it does not
+    matter where the text lies, what the baseline is called, and what options kinds have that it
+    does not train.
     """
     arm = (config.baseline_arm,) if config.arms else ()
     base = config.of_arm(config.baseline_arm) if config.arms else config
-    params = base.fit_run(needs.all(Selected)[arm].values).params
-    del params[SEED_PARAM]
-    return json_digest([arm, needs[PreparedCorpus].fingerprint, params])
+    run, text = base.fit_run(needs.all(Selected)[arm].values), needs[PreparedCorpus].fingerprint
+    params, own = run.params, run.identity
+    del params[SEED_PARAM], own[SEED_PARAM]
+    own = {key: value for key, value in own.items() if not key.startswith("data.")}
+    return [json_digest([arm, text, params]), json_digest([len(arm), text, own])]
 
 
 def _earlier_looks(
-    store: Store, run_id: str, basis: str, present: tuple[int, ...]
+    store: Store, run_id: str, bases: Sequence[str], present: tuple[int, ...]
 ) -> list[tuple[int, ...]]:
     """The other seeds with which a verdict was shown, in the order in which they were.
 
-    Verdicts of results that were discarded since have been shown, too.
+    Whatever the order of its seeds, a look is one. Verdicts of results that were discarded since
+    have been shown, too.
     """
-    found: dict[tuple[int, ...], None] = {}
-    for run in store.find_all(COMPARE_KIND, basis)[::-1]:
-        if run.info.run_id != run_id:
-            found |= dict.fromkeys(_looks_of(run))
-    return [seeds for seeds in found if set(seeds) != set(present)]
+    runs = [run for basis in bases for run in store.find_all(COMPARE_KIND, basis)[::-1]]
+    looks = [look for run in runs if run.info.run_id != run_id for look in _looks_of(run)]
+    return [seeds for seeds in dict.fromkeys(looks) if set(seeds) != set(present)]
 
 
 def _looks_of(run: Run) -> list[tuple[int, ...]]:
-    """The looks that a run has stored. Raises EditedError if its tag is not what was written."""
+    """The looks that a run has stored, each with its seeds in order.
+
+    Raises EditedError if its tag is not what was written.
+    """
     text = run.data.tags.get(LOOKS_TAG, "[]")
     try:
-        return [tuple(map(int, seeds)) for seeds in json.loads(text)]
+        return [tuple(sorted(map(int, seeds))) for seeds in json.loads(text)]
     except (TypeError, ValueError):
         where = f"run {run.info.run_id}: tag {LOOKS_TAG}"
         expected = "expected the seeds of each look, as in [[0, 1], [0, 1, 2]]"

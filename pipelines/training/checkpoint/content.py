@@ -65,6 +65,8 @@ def restore_tensors(
         states.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
+    for state in optimizer.state.values():  # or they keep the file mapped for as long as they live
+        state |= {name: value.clone() for name, value in state.items()}
 
 
 def with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -40,7 +40,8 @@ def resume(
         model: Loaded in place, as are `optimizer` and `average`.
         optimizer: As `build_optimizer` makes it for the model.
         config: Digest of the configuration; a checkpoint of another one is passed over.
-        log: Called with a line for every checkpoint that is passed over, and why.
+        log: Called with a line for every checkpoint that is passed over, and why, and if that is
+            all of them.
         average: The averaged model, if the configuration keeps one.
         step: The only step to look for.
         key: A checkpoint that is not signed with it is passed over as a damaged one is.
@@ -53,13 +54,15 @@ def resume(
         try:
             snapshot, tensors = read(path, key=key)
         except DamagedError as error:
-            log(f"{error}; using the one before it")
+            log(f"{error}; not used")
             continue
         if snapshot.config != config:
             log(f"{path}: of another configuration; not used")
             continue
         restore_tensors(tensors, model, optimizer, average)
         return snapshot
+    if paths and step is None:
+        log(f"{folder}: no checkpoint can be used; training starts from step 0")
     return None
 
 

@@ -70,7 +70,10 @@ def _save_local(
 
 
 def _remove(path: Path) -> None:
-    """Remove what has the name of a checkpoint: one of before, or a link or a file of others."""
+    """Remove what has the name of a checkpoint: one of before, or a link or a file of others.
+
+    What cannot be removed of a folder is left, without error.
+    """
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -93,12 +96,16 @@ def _save_remote(
 
 
 def _prune_local(folder: Path, snapshot: Snapshot) -> None:
-    """Keep the newest and the best. Later steps were passed over on resume and are not needed."""
+    """Keep the newest and the best. Later steps were passed over on resume and are not needed.
+
+    One that cannot be removed, as while a process reads it on a file server, is tried again by the
+    next call.
+    """
     steps = [int(path.name) for path in list_checkpoints(folder)]
     latest = [step for step in steps if step <= snapshot.step][-KEEP_LATEST:]
     for step in steps:
         if step not in (*latest, snapshot.best_step):
-            shutil.rmtree(path_of(folder, step))
+            _remove(path_of(folder, step))
 
 
 def _prune_remote(folder: RemoteDirectory, snapshot: Snapshot) -> None:

@@ -16,6 +16,9 @@ class Replicated:
     `Sharded` has the same methods.
     """
 
+    gathers_weights = False
+    """Whether the workers exchange weights in every pass, so that all must make as many."""
+
     def forward_of(self, model: nn.Module) -> nn.Module:
         """What a step calls in place of the model, whose weights are final: DDP copies rank 0's."""
         return DistributedDataParallel(model) if rank_and_world()[1] > 1 else model

@@ -31,6 +31,8 @@ from pipelines.training.parallel.replicated import Replicated
 class Sharded(Replicated):
     """Every worker holds and updates some rows of each matrix in blocks."""
 
+    gathers_weights = True
+
     def __init__(self, models: Sequence[nn.Module], device: torch.device, precision: str) -> None:
         """Shard models, equal on all workers, over the workers of the process group, in place.
 

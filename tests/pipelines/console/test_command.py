@@ -43,12 +43,29 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
         (OSError(errno.EACCES, "Permission denied", "/else/a"), 2, "/else/a: Permission denied\n"),
         (OSError(errno.EPERM, "Operation not permitted", "a"), 2, "a: Operation not permitted\n"),
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "a"), 2, "a: Too many levels"),
+        (OSError(errno.EACCES, "Permission denied"), 1, "disk: Permission denied\n"),
+        (OSError(errno.EPERM, "Operation not permitted"), 1, "Traceback (most recent call last):"),
         (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on:\n  python a"),
     ],
 )
 def test_an_expected_failure_is_its_message_and_a_code(error, code, message, capsys):
     assert run_command(failing(error), ["a.py", "b c"], resumes=True) == code
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize("below", ["", "a", "a/b"])
+@pytest.mark.parametrize("put", [Path.touch, lambda path: path.symlink_to("none")])
+def test_a_file_where_a_folder_is_expected_is_one_line(tmp_path, capsys, put, below):
+    put(tmp_path / "corpora")
+    make = (tmp_path / "corpora" / below).mkdir
+    assert run_command(lambda _: make(parents=True, exist_ok=True), ["a.py"]) == 2
+    expected = f"{tmp_path}/corpora: expected a folder, got a file\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_folder_that_is_there_already_is_no_file(tmp_path, capsys):
+    assert run_command(lambda _: tmp_path.mkdir(), ["a.py"]) == 1
+    assert "FileExistsError" in capsys.readouterr().err
 
 
 def test_no_folder_for_temporary_files_is_one_line(monkeypatch, capsys):

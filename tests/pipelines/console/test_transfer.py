@@ -1,4 +1,6 @@
 import json
+import re
+import threading
 
 import pytest
 
@@ -14,7 +16,7 @@ def shown(capsys, mode: OutputMode) -> tuple[str, str]:
 
 def test_in_a_log_file_a_download_is_a_line(capsys):
     out, err = shown(capsys, OutputMode.TEXT)
-    assert (out, err.strip()) == ("", "downloading text.zip: 1.5 of 3.0 MB")
+    assert (out, err.strip()) == ("", "downloading text.zip: 1.5 of 3.0 MB, 0:00")
 
 
 def test_with_quiet_nothing_is_shown_of_a_download(capsys, monkeypatch):
@@ -29,6 +31,25 @@ def test_a_terminal_has_a_bar_of_a_download(capsys, monkeypatch):
     assert out == ""
     assert "━" in err
     assert " of " not in err
+
+
+def test_while_no_bytes_come_the_time_is_shown(monkeypatch, capsys):
+    """On a terminal, and in a log file."""
+    with monkeypatch.context() as patch:
+        patch.setenv("FORCE_COLOR", "1")
+        with download_progress("a", 0, 3_000_000, OutputMode.TEXT):
+            pass
+    bar = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", capsys.readouterr().err)
+    assert re.search(r"0\.0/3\.0 MB \? +0:00:00 -:--:--", bar)
+    texts, twice = [], threading.Event()
+    monkeypatch.setattr("pipelines.console.progress.WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(
+        "pipelines.console.progress.Progress.update",
+        lambda _, update: (texts.append(update.text), len(texts) > 1 and twice.set()),
+    )
+    with download_progress("a", 0, 3_000_000, OutputMode.TEXT):
+        assert twice.wait(60)
+    assert texts[:2] == 2 * ["downloading a: 0.0 of 3.0 MB, 0:00"]
 
 
 def test_with_json_a_download_is_an_event(capsys):

@@ -242,5 +242,5 @@ def test_a_log_file_gets_plain_lines(server, path, capsys):
     part_of(path).write_bytes(CONTENT[:HALF])
     download(server.url, path, len(CONTENT))
     captured = capsys.readouterr()
-    assert captured.err.strip() == "downloading text.zip: 0.5 of 1.0 MB"
+    assert captured.err.strip() == "downloading text.zip: 0.5 of 1.0 MB, 0:00"
     assert captured.out == ""

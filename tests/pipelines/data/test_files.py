@@ -135,6 +135,19 @@ def test_links_are_followed_but_no_folder_is_read_twice(tmp_path, pattern):
     assert refusal(tmp_path, pattern) == "rec/loop: a link to a folder that contains it"
 
 
+@pytest.mark.parametrize("pattern", ["rec", "rec/a", "rec/**", "rec/**/*.txt"])
+def test_folders_with_many_links_into_each_other_are_refused_at_once(tmp_path, pattern):
+    """The ways through them are as many as names of 40 links."""
+    for name, other in ("ab", "ba"):
+        put(tmp_path, f"rec/{name}/{name}.txt")
+        for number in range(8):
+            (tmp_path / f"rec/{name}/{number}").symlink_to(f"../{other}")
+    assert ": the same folder as rec/" in refusal(tmp_path, pattern)
+    for name in "ab":
+        (tmp_path / f"rec/{name}/{name}.txt").unlink()
+    assert "no " in refusal(tmp_path, pattern)
+
+
 @pytest.mark.parametrize("pattern", ["rec", "rec/*.txt"])
 @pytest.mark.parametrize("link", ["symlink_to", "hardlink_to"])
 def test_a_file_that_is_reached_twice_is_refused(tmp_path, pattern, link):

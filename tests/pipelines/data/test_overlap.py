@@ -1,5 +1,7 @@
 """The share of a test text that the training text has too."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,18 +22,19 @@ def by_definition(train: bytes, test: bytes) -> float:
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory):
-    """The function on bytes, with small chunks and a small filter."""
+    """The function on bytes, with small chunks and pieces and a small filter."""
     folder = tmp_path_factory.mktemp("overlap")
 
     def of(train: bytes, test: bytes) -> float:
         (folder / "train").write_bytes(train)
         (folder / "test").write_bytes(test)
-        return overlap_share(folder / "train", folder / "test")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(overlap, "CHUNK_BYTES", 100)
+            patch.setattr(overlap, "PIECE_STRINGS", 130)
+            patch.setattr(overlap, "FILTER_SLOTS", 1)
+            return overlap_share(folder / "train", folder / "test")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(overlap, "CHUNK_BYTES", 100)
-        patch.setattr(overlap, "FILTER_SLOTS", 1)
-        yield of
+    return of
 
 
 @given(st.data())
@@ -50,6 +53,20 @@ def test_a_copy_is_found_whole_and_random_bytes_not_at_all(tmp_path):
     (tmp_path / "train").write_bytes(train[:150_000] + piece + train[150_000:])
     (tmp_path / "test").write_bytes(random(2_000) + piece + random(1_000))
     assert overlap_share(tmp_path / "train", tmp_path / "test") == 0.25
+
+
+def test_its_memory_does_not_grow_with_the_test_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(overlap, "CHUNK_BYTES", 1_000)
+    monkeypatch.setattr(overlap, "PIECE_STRINGS", 2_000)
+    random, peaks = np.random.default_rng(0).bytes, []
+    (tmp_path / "train").write_bytes(random(3_000))
+    for size in (6_000, 40_000):
+        (tmp_path / "test").write_bytes(random(size))
+        tracemalloc.start()
+        overlap_share(tmp_path / "train", tmp_path / "test")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.2 * peaks[0]
 
 
 def test_texts_that_are_too_short_share_nothing(share):

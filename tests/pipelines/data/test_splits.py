@@ -1,17 +1,23 @@
 import hashlib
+import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.console import progress
 from pipelines.console.errors import ConfigError, PipelineError, StorageError
+from pipelines.console.updates import OutputMode
+from pipelines.data import splits as module
 from pipelines.data.batches import Batches, open_bytes
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA, Source
+from pipelines.data.files import read_files
 from pipelines.data.published import PublishedText
 from pipelines.data.splits import (
     find_splits,
@@ -179,6 +185,16 @@ def test_a_stored_corpus_is_read_once_in_a_process(text, tmp_path, monkeypatch):
     assert find_splits(tmp_path, corpus.fingerprint)
     monkeypatch.setattr("pipelines.data.splits.read_files", lambda _: pytest.fail("read again"))
     assert find_splits(tmp_path, corpus.fingerprint)
+
+
+def test_a_look_at_large_splits_in_storage_is_shown(text, tmp_path, monkeypatch, capsys):
+    corpus = measure_corpus(of_files(text), seq_len=32)
+    write_splits(of_files(text), corpus, tmp_path)
+    monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(module, "read_files", lambda paths: time.sleep(0.03) or read_files(paths))
+    write_splits(of_files(text), corpus, tmp_path, OutputMode.JSON)
+    event = json.loads(capsys.readouterr().out.splitlines()[0])
+    assert event["text"].startswith("checking the splits in storage, 0:0")
 
 
 def test_a_folder_and_a_glob_are_read_in_the_order_of_their_paths(tmp_path):

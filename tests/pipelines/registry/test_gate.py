@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -441,6 +442,19 @@ def test_a_champion_of_another_text_may_have_seen_this_one(versions, other_text,
     shutil.rmtree(Path(versions.context.storage, "corpora", other_text))
     unknown = ", which is not in storage: whether it has these bytes cannot be known"
     assert versions.sweep(versions.add(2.1)).endswith(f"{known}{unknown}")
+
+
+def test_a_look_at_the_text_of_the_champion_is_followed_by_a_line(
+    versions, other_text, monkeypatch
+):
+    shown, texts = threading.Event(), []
+    monkeypatch.setattr("pipelines.console.progress.WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(Progress, "update", lambda _, one: (texts.append(one.text), shown.set()))
+    monkeypatch.setattr(module, "overlap_share", lambda *_: float(shown.wait(60)))
+    versions.sweep(first := versions.add(2.0))
+    versions.registry.tag(first, {"test.fingerprint": other_text})
+    assert ": 100.0 % of the test bytes" in versions.sweep(versions.add(2.1))
+    assert texts[0].startswith("  promote: what the champion's training text has too, 0:0")
 
 
 def write(versions: Versions, fingerprint: str, content: bytes) -> Path:

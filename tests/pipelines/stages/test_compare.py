@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.console.errors import EditedError, PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
-from pipelines.engine.results import StageResults
+from pipelines.engine.results import StageResults, json_digest
 from pipelines.experiment import Experiment, read_experiment
 from pipelines.registry.results import Diverged, Fitted
 from pipelines.search.results import Selected
@@ -92,8 +92,9 @@ def test_each_number_of_seeds_with_which_a_verdict_was_shown_is_a_look(store):
         tags = {"dca.basis": "b", "dca.looks": json.dumps([[*look] for look in looks])} | tags
         return store.create("compare", str(number), "compare", tags=tags)
 
-    def looks(run: str, present: range) -> list[list[int]]:
-        return [[*seeds] for seeds in compare._earlier_looks(store, run, "b", tuple(present))]
+    def looks(run: str, present: range, *bases: str) -> list[list[int]]:
+        found = compare._earlier_looks(store, run, bases or ["b"], tuple(present))
+        return [[*seeds] for seeds in found]
 
     first = shown(1, range(5))
     assert looks(first, range(5)) == []
@@ -102,9 +103,12 @@ def test_each_number_of_seeds_with_which_a_verdict_was_shown_is_a_look(store):
     second = shown(2, range(5), range(8))
     store.tag(second, {"dca.memory": "forgotten"})  # by --fresh
     assert looks("", range(10)) == [[*range(5)], [*range(8)]]
-    shown(3, range(9), **{"dca.basis": "of another baseline"})
+    shown(3, range(4, -1, -1), range(9, -1, -1))
+    assert looks("", range(10)) == [[*range(5)], [*range(8)]]
+    shown(5, range(9), **{"dca.basis": "former"})
+    assert looks("", range(8), "former", "b")[:2] == [[*range(9)], [*range(5)]]
     store.create("compare", "4", "compare", tags={"dca.basis": "b"})  # killed before its verdict
-    assert looks("", range(8)) == [[*range(5)]]
+    assert looks("", range(8)) == [[*range(5)], [*range(10)]]
     for edited in ("[[0", "5", '[["a"]]'):
         store.tag(first, {"dca.looks": edited})
         line = f"run {first}: tag dca.looks: expected the seeds of each look, as in [[0, 1], "
@@ -121,20 +125,41 @@ def test_more_seeds_spend_what_the_looks_before_have_left(store, data):
     assert (found["looks"], found["level"]) == ([2, 3], pytest.approx(0.005))
 
 
-def test_the_looks_are_those_at_one_baseline_on_one_text(data):
-    def basis(config: Experiment, **changes: str) -> str:
-        selected = {(arm,): Selected(0, "r", {RATE: 1e-3}, 2.0) for arm in config.arm_names}
-        corpus = PreparedCorpus("files", changes.get("corpus", "a"), {})
-        return compare._basis(config, StageResults({"corpus": corpus}, {"select": selected}))
+def bases(config: Experiment, *, corpus: str = "a") -> list[str]:
+    """The digests by which looks are found, the one that is stored last."""
+    arms = [(arm,) for arm in config.arm_names] or [()]
+    selected = {arm: Selected(0, "r", {RATE: 1e-3}, 2.0) for arm in arms}
+    needs = {"corpus": PreparedCorpus("files", corpus, {})}
+    return compare._bases(config, StageResults(needs, {"select": selected}))
 
-    config = of_arms(data, *ARMS)
-    same = [config.replace({"seeds": 7}), of_arms(data, "standard", "value")]
-    assert {basis(config), *map(basis, same)} == {basis(config)}
-    others = [config.replace({key: value}) for key, value in OTHERS.items()]
-    assert len({basis(config), basis(config, corpus="b"), *map(basis, others)}) == 4
+
+def test_the_looks_are_those_at_one_baseline_on_one_text(data, text, tmp_path):
+    """Wherever it lies and whatever the baseline is called: as the key of the trainings."""
+    config, moved = of_arms(data, *ARMS), tmp_path / "moved"
+    moved.write_bytes(text.read_bytes())
+    renamed = {"plain": ARMS["standard"], "dca-2": ARMS["dca-2"]}
+    same = [
+        *(config.replace(one) for one in ({"seeds": 7}, {"data.path": str(moved)})),
+        config.replace({"model.dca.last_k": 3}),
+        config.replace({"arms": renamed}),
+        of_arms(data, "standard", "value"),
+    ]
+    (basis,) = {bases(one)[-1] for one in (config, *same)}
+    others = [bases(config.replace({key: value}))[-1] for key, value in OTHERS.items()]
+    alone = config.replace({"arms": {}, "model.residual": "standard"})
+    others += [bases(config, corpus="b")[-1], bases(alone)[-1]]
+    assert len({basis, *others}) == 5
 
 
 OTHERS = {"baseline": "value", "train.tokens": 8192}
+
+
+def test_looks_that_earlier_versions_have_stored_are_found(data):
+    """They did so under a digest that has the baseline's name and all parameters."""
+    config = of_arms(data, *ARMS, seeds=3)
+    params = config.of_arm("standard").fit_run({RATE: 1e-3}).params
+    del params["seed"]
+    assert json_digest([["standard"], "a", params]) in bases(config)
 
 
 @pytest.mark.usefixtures("plain")

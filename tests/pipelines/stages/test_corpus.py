@@ -9,8 +9,9 @@ import pytest
 
 from pipelines import promote
 from pipelines.console.errors import ConfigError
+from pipelines.console.updates import OutputMode
 from pipelines.data.fingerprint import PreparedCorpus
-from pipelines.data.splits import sealed_test
+from pipelines.data.splits import find_splits, sealed_test
 from pipelines.engine import dag
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context
@@ -90,6 +91,17 @@ def test_a_corpus_in_shared_storage_is_restored_without_its_files(held_out, shar
     with corpus.test_bytes(held_out, found.fingerprint) as path:
         assert path.read_bytes() == b"test" * 100
     assert not path.exists()
+
+
+def test_what_reads_the_splits_of_an_earlier_run_shows_that(held_out, tmp_path, monkeypatch):
+    found, modes = run(held_out, tmp_path), []
+    monkeypatch.setattr(
+        corpus, "find_splits", lambda *given: modes.append(given[2]) or find_splits(*given)
+    )
+    stage = CorpusStage(OutputMode.JSON, fingerprint=found.fingerprint)
+    assert stage.preview(held_out) == found
+    with corpus.test_bytes(held_out, found.fingerprint):
+        assert modes == [OutputMode.JSON, OutputMode.TEXT]
 
 
 def test_a_part_of_the_path_that_cannot_be_read_is_bad_input(held_out, monkeypatch):

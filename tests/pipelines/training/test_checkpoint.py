@@ -54,6 +54,29 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path, parts):
     assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 4, 5]
 
 
+def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path, parts):
+    """A file server keeps a file that is removed meanwhile, and then its folder, too."""
+    save(tmp_path, parts, 1)
+    assert checkpoint.resume(tmp_path, *parts, "key", print).step == 1
+    assert str(tmp_path) not in Path("/proc/self/maps").read_text()
+
+
+def test_a_checkpoint_that_cannot_be_removed_ends_no_training_and_is_removed_later(
+    tmp_path, parts, monkeypatch
+):
+    def refuse(path, **_):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        for step in range(1, 5):
+            save(tmp_path, parts, step, best_step=step)
+    assert steps(tmp_path) == [1, 2, 3, 4]
+    assert checkpoint.resume(tmp_path, *parts, "key", pytest.fail).step == 4
+    save(tmp_path, parts, 5, best_step=5)
+    assert steps(tmp_path) == [4, 5]
+
+
 def test_what_others_left_beside_checkpoints_is_none_and_is_not_touched(tmp_path, parts):
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -151,12 +174,13 @@ def test_what_the_run_did_not_write_is_no_checkpoint_of_it(tmp_path, parts, alte
     assert checkpoint.resume(tmp_path, *parts, "key", said.append, key=KEY).step == 1
     (text,) = said
     assert text.startswith(f"{newest}: damaged checkpoint: {reason}")
-    assert text.endswith("; using the one before it")
+    assert text.endswith("; not used")
     with pytest.raises(PipelineError, match=reason):
         checkpoint.read_weights(newest, key=KEY)
     assert checkpoint.resume(tmp_path, *parts, "key", print, step=2, key=KEY) is None
     forge(checkpoint.path_of(tmp_path, 1))
-    assert checkpoint.resume(tmp_path, *parts, "key", print, key=KEY) is None
+    assert checkpoint.resume(tmp_path, *parts, "key", said.append, key=KEY) is None
+    assert said[3:] == [f"{tmp_path}: no checkpoint can be used; training starts from step 0"]
     if alter is not replace_by_an_earlier_one:
         assert checkpoint.resume(tmp_path, *parts, "key", pytest.fail).step == 2
 

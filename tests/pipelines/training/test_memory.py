@@ -217,8 +217,12 @@ def test_the_sizes_of_a_process_are_in_bytes():
     assert memory.COMPILER_BYTES / 2**20 == 136
 
 
+SHARES = [(1, None, 256), (2, None, 128), (1, 64, 64), (4, 128, 64), ([3, 4], None, 96)]
+"""Workers, train.micro_batch_tokens and the largest forward pass, of 8 sequences of 32."""
+
+
 def test_a_forward_pass_reads_a_micro_batch_of_a_workers_share(run):
-    for workers, micro, expected in ((1, None, 256), (2, None, 128), (1, 64, 64), (4, 128, 64)):
+    for workers, micro, expected in SHARES:
         changes = {"resources.workers": workers, "train.micro_batch_tokens": micro}
         assert memory.micro_tokens(run.replace(changes)) == expected
 

@@ -10,6 +10,7 @@ import os
 import warnings
 from collections import Counter
 from contextlib import closing
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from tests.pipelines import forked
 from tests.pipelines.training.runs import KEY, history, tensors
 from tests.pipelines.training.test_data_parallel import TOLERANCE
 
+LIMIT = timedelta(minutes=1)
+"""Longest wait for another worker: one that makes fewer passes would be waited for."""
 FSDP = {"resources.strategy": "fsdp"}
 METRICS = ("train_bits_per_byte", "grad_norm", "val_bits_per_byte")
 Runs = list[tuple[Path, TrainingRun]]
@@ -50,7 +53,7 @@ def _worker(rank: int, groups: Groups, splits: TrainValSplits, file: Path, stop:
     for number, (world, runs) in enumerate(groups):
         if rank >= world:
             continue
-        dist.init_process_group("gloo", f"file://{file}{number}", rank=rank, world_size=world)
+        dist.init_process_group("gloo", f"file://{file}{number}", LIMIT, world, rank)
         for folder, run in runs:
             calls.clear()
             error = ""
@@ -138,10 +141,12 @@ def test_two_workers_with_parts_of_the_weights_train_as_one_with_all(
 
 @pytest.mark.process
 def test_a_run_goes_on_with_any_number_of_workers_with_or_without_parts(run, splits, tmp_path):
-    """One worker; three or four with parts of 48 and 16 rows; two with parts; two with all; one."""
+    """One worker; three or four with parts of 48 and 16 rows, three with 2, 3 and 3 sequences in
+    passes of one; two with parts; two with all; one."""
     changes = {"train.ema_decay": 0.9, "train.evals": 5, "model.residual": "dca"}
     run = run.replace(changes | {"model.ff_mult": 3})
-    adamw, muon = (run.replace({"train.optimizer": name}) for name in ("adamw", "muon"))
+    passes_of_one = {"train.micro_batch_tokens": run.train.seq_len}
+    adamw, muon = run, run.replace({"train.optimizer": "muon"} | passes_of_one)
     folders = {tmp_path / "adamw": adamw, tmp_path / "muon": muon}
     for folder, one in folders.items():
         assert len([*itertools.islice(train(one, splits, folder, print, key=KEY), 1)]) == 1
