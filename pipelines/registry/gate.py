@@ -228,14 +228,8 @@ class Gate:
             tried = Champions(self.registry).tried(sha256_of(self.test), self.fingerprint)
             notes = [f"challengers tried on this test text: {len(tried)}"] if tried else []
         return Decision(
-            version,
-            promoted,
-            reason,
-            seen.champion,
-            self.fingerprint,
-            self.settings.model_dump(),
-            dict(numbers or {}),
-            list(notes),
+            *(version, promoted, reason, seen.champion, self.fingerprint),
+            *(self.settings.model_dump(), dict(numbers or {}), list(notes)),
         )
 
     def _other_text(self, seen: ChampionState) -> list[str]:
@@ -246,16 +240,15 @@ class Gate:
             return []
         note = f"version {seen.champion} was trained on another text"
         unknown = "whether it has these bytes cannot be known"
-        look = lambda: "  promote: what the champion's training text has too"  # noqa: E731
         try:
-            with self.progress.watching(look, stage="promote"):
+            text = "  promote: what the champion's training text has too"
+            with self.progress.watching(lambda: text, stage="promote"):
                 splits = find_splits(self.storage, fingerprint) if fingerprint else None
                 share = overlap_share(local_copy(splits["train"]), self.test) if splits else None
         except PipelineError as error:  # as of a full disk: the decision does not depend on it
             return [f"{note}: {unknown}: {first_line(error)}"]
-        if share is None:
-            return [f"{note}, which is not in storage: {unknown}"]
-        return [f"{note}: {overlap_text(share)}"]
+        gone = f"{note}, which is not in storage: {unknown}"
+        return [gone if share is None else f"{note}: {overlap_text(share)}"]
 
     def _disqualification(self, version: int, challenger_score: Score) -> str | None:
         """Why a version cannot be promoted, whichever version is champion; None if it can."""
