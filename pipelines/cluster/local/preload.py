@@ -11,7 +11,7 @@ import time
 
 import psutil
 
-START_SECONDS = 10
+START_SECONDS = 30
 """Of the parent's life in which a worker counts as started together with the cluster."""
 
 if time.time() - psutil.Process(os.getppid()).create_time() < START_SECONDS:
