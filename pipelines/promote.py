@@ -266,14 +266,15 @@ def _rollback(registry: "Registry", arguments: argparse.Namespace) -> None:
 
 def _history(registry: "Registry", arguments: argparse.Namespace) -> None:
     """Print every move of the champion."""
-    from pipelines.registry.champions import CHAMPION, Champions
+    from pipelines.registry.champions import Champions
 
-    promotions = Champions(registry).promotions()
+    champions = Champions(registry)
+    promotions = champions.promotions()
     if arguments.json:
         print(json_text([asdict(promotion) for promotion in promotions], indent=1))
         return
     if not promotions:
-        champion = registry.aliases().get(CHAMPION)
+        champion = champions.state(reconcile=False).champion
         found = f", though version {champion} is champion" if champion else " yet"
         print(f"{registry.name}: no promotion is recorded{found}")
         return

@@ -15,17 +15,15 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MISSING
-from pipelines.console.errors import ConfigError, DamagedError, EditedError, PipelineError
+from pipelines.console.errors import ConfigError, DamagedError, PipelineError, RefusedError
 from pipelines.console.secrets import redact
-from pipelines.console.text import quote_value
 from pipelines.registry.versions import CONFLICTS, LOG_SUFFIX, Registry, search_versions
 from pipelines.storage.project import command_line, script
 from pipelines.tracking import descriptions
@@ -47,14 +45,14 @@ from pipelines.tracking.schema import (
     PREVIOUS_TAG,
     TEST_FINGERPRINT_TAG,
     TRIED_TAG,
+    read_tag,
+    to_seconds,
 )
 
 CHAMPION = "champion"
 """The alias."""
 PROMOTED, FORCED, ROLLED_BACK = "promoted", "forced", "rolled back"
 """Actions of the log."""
-
-T = TypeVar("T")
 
 
 class ConcurrentPromotionError(PipelineError):
@@ -87,11 +85,11 @@ class Promotion:
         return Promotion(
             number=_number(entry),
             version=_version(entry),
-            previous=_read_tag(entry, PREVIOUS_TAG, int) if PREVIOUS_TAG in entry.tags else None,
-            action=_read_tag(entry, ACTION_TAG, str),
-            reason=_read_tag(entry, ENTRY_REASON_TAG, str),
-            user=_read_tag(entry, ENTRY_USER_TAG, str),
-            seconds=_read_tag(entry, ENTRY_SECONDS_TAG, _seconds),
+            previous=read_tag(entry, PREVIOUS_TAG, int) if PREVIOUS_TAG in entry.tags else None,
+            action=read_tag(entry, ACTION_TAG, str),
+            reason=read_tag(entry, ENTRY_REASON_TAG, str),
+            user=read_tag(entry, ENTRY_USER_TAG, str),
+            seconds=read_tag(entry, ENTRY_SECONDS_TAG, to_seconds),
         )
 
 
@@ -115,8 +113,13 @@ class Champions:
         return Registry(self.registry.client, self.registry.name + LOG_SUFFIX)
 
     def state(self, *, reconcile: bool = True) -> ChampionState:
-        """The present champion; an interrupted promotion is completed if `reconcile`."""
+        """The present champion; an interrupted promotion is completed if `reconcile`.
+
+        Raises RefusedError if this user may not read the log.
+        """
         state, settled = self._read()
+        if not state.entry:
+            self._require_readable(state.champion, create=reconcile)
         if reconcile and not settled:
             self.reconcile_alias()
         return state
@@ -193,8 +196,10 @@ class Champions:
             and version.tags.get(TEST_FINGERPRINT_TAG) == fingerprint
         }
         prefix = TRIED_TAG.format(text, "")
-        tags = self.log.own_tags().items()
-        ours = {tag.removeprefix(prefix): n for tag, n in tags if tag.startswith(prefix)}
+        tags = dict[str, str]()
+        with suppress(RefusedError):  # of a log that is not there yet, see `_require_readable`
+            tags = self.log.own_tags()
+        ours = {tag.removeprefix(prefix): n for tag, n in tags.items() if tag.startswith(prefix)}
         return found | {m: n if re.fullmatch("[1-9][0-9]{0,8}", n) else "" for m, n in ours.items()}
 
     def number_challenger(
@@ -222,6 +227,19 @@ class Champions:
         if not (dry_run or tried[model_id]):
             self.log.tag_itself(tag, number)
         return int(number), len(tried)
+
+    def _require_readable(self, champion: int | None, *, create: bool) -> None:
+        """Raise RefusedError if this user may not read the log, of which no entry was found: a
+        server with grants lists none of it then. It refuses one that is not there as well: that is
+        made, or without a champion taken for what it is."""
+        try:
+            self.log.own_tags()
+        except RefusedError:
+            if create:
+                self._create_log()
+                self.log.own_tags()
+            elif champion is not None:
+                raise
 
     def _create_log(self) -> None:
         """Unless there is one."""
@@ -319,8 +337,6 @@ class Champions:
         """The entries that are valid: each follows the one before it, which may be deleted by now:
         an entry follows none but a valid one."""
         found = search_versions(self.registry.client, self.log.name)
-        if not found:
-            self.log.own_tags()  # refused to those to whom a server only lists no entries
         entries, last = {_number(entry): entry for entry in found}, 0
         valid: list[ModelVersion] = []
         for number in sorted({*entries, *filter(None, map(_follows, found))}):
@@ -375,21 +391,4 @@ def _number(entry: ModelVersion) -> int:
 
 def _version(entry: ModelVersion) -> int:
     """The version that an entry is about. Raises EditedError."""
-    return _read_tag(entry, ENTRY_VERSION_TAG, int)
-
-
-def _seconds(text: str) -> float:
-    """A time that the calendar has. Raises an error for another one."""
-    time.localtime(seconds := float(text))
-    return seconds
-
-
-def _read_tag(entry: ModelVersion, tag: str, read: Callable[[str], T]) -> T:
-    """The value of an entry's tag. Raises EditedError if it is not what was written."""
-    try:
-        return read(entry.tags[tag])
-    except (KeyError, OSError, OverflowError, ValueError):
-        got = quote_value(entry.tags[tag]) if tag in entry.tags else "none"
-    of = "seconds since 1970" if tag == ENTRY_SECONDS_TAG else "as in the entry's description"
-    message = f"{entry.name} version {entry.version}: tag {tag}: got {got}, expected what was "
-    raise EditedError(f"{message}written, {of}; set it again in MLflow")
+    return read_tag(entry, ENTRY_VERSION_TAG, int)

@@ -218,13 +218,16 @@ def _require_name(client: RetryingClient, name: str) -> None:
         raise ConfigError(Problem(message, source=f"models:/{name}", nearest=model))
     try:
         client.get_registered_model(name)
-    except MlflowException as error:
-        if error.error_code not in (MISSING, INVALID):
+    except (MlflowException, RefusedError) as error:
+        kind = "registered model"
+        if isinstance(error, RefusedError):  # as a server with grants does if it is not there, too
+            kind = f"{kind} that this user may read"
+        elif error.error_code not in (MISSING, INVALID):
             raise
         found = [model.name for model in all_pages(client.search_registered_models)]
         names = [name for name in found if not name.endswith(LOG_SUFFIX)]
         registered = ", ".join(names) or "none yet; python pipelines/sweep.py makes one"
-        message = f"no such registered model; registered: {registered}"
+        message = f"no such {kind}; registered: {registered}"
         source = f"models:/{name}"
         raise ConfigError(Problem(message, source=source, nearest=nearest(name, names))) from None
     if "'" in name:

@@ -20,13 +20,14 @@ comes from. An entry of the log of champions: its own part.
 """
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.compat.mlflow import COMMIT_TAG
-from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import one_line
+from pipelines.console.errors import ConfigError, EditedError, Problem
+from pipelines.console.text import one_line, quote_value
 from pipelines.training import history
 
 if TYPE_CHECKING:
@@ -213,6 +214,7 @@ job."""
 
 Tags = Mapping[str, str]
 N = TypeVar("N", int, float)
+T = TypeVar("T")
 
 
 def schema_version(tags: Tags) -> int:
@@ -339,6 +341,26 @@ class VersionTags:
             min_gain=number(GATE_TAG.format(MIN_GAIN), float),
             confidence=number(GATE_TAG.format(GAIN_CONFIDENCE), float),
         )
+
+
+def read_tag(entry: "ModelVersion", tag: str, read: Callable[[str], T]) -> T:
+    """The value of a tag of an entry of the log of champions.
+
+    Raises EditedError if it is not what was written.
+    """
+    try:
+        return read(entry.tags[tag])
+    except (KeyError, OSError, OverflowError, ValueError):
+        got = quote_value(entry.tags[tag]) if tag in entry.tags else "none"
+    of = "seconds since 1970" if tag == ENTRY_SECONDS_TAG else "as in the entry's description"
+    message = f"{entry.name} version {entry.version}: tag {tag}: got {got}, expected what was "
+    raise EditedError(f"{message}written, {of}; set it again in MLflow")
+
+
+def to_seconds(text: str) -> float:
+    """A time that the calendar has. Raises an error for another one."""
+    time.localtime(seconds := float(text))
+    return seconds
 
 
 def _json_object(tags: Tags, name: str) -> dict[str, Any] | None:

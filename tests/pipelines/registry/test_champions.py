@@ -433,24 +433,50 @@ def test_a_log_that_the_user_may_not_read_is_not_taken_for_an_empty_one(store, m
     """A server lists no versions of it then."""
     champions = Champions(register(store, 1))
     force(champions, 1)
-    client = store.client._client
-    search, get = client.search_model_versions, client.get_registered_model
+    search = store.client._client.search_model_versions
 
     def listed(query: str, **options: object) -> object:
         return search("name = 'none'" if "-champions" in query else query, **options)
 
-    def refused(name: str) -> object:
-        if name == champions.log.name:
-            raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
-        return get(name)
-
-    monkeypatch.setattr(client, "search_model_versions", listed)
-    monkeypatch.setattr(client, "get_registered_model", refused)
-    for read in (champions.state, champions.promotions):
+    monkeypatch.setattr(store.client._client, "search_model_versions", listed)
+    refuse(store, monkeypatch, champions.log.name)
+    for reconcile in (True, False):
         with pytest.raises(
             RefusedError, match=r"^models:/tiny-champions may not be read: .*Permis"
         ):
-            read()
+            champions.state(reconcile=reconcile)
+
+
+def refuse(store: Store, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let the store refuse to read registered models, as a server with grants does."""
+    get = store.client._client.get_registered_model
+
+    def refused(name: str) -> object:
+        if name in names:
+            raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+        return get(name)
+
+    monkeypatch.setattr(store.client._client, "get_registered_model", refused)
+
+
+def test_a_log_that_is_not_there_may_be_refused_and_is_made(store, monkeypatch):
+    """By a server with grants, which are looked up first; who makes a model has one of it."""
+    champions = Champions(register(store, 1))
+    with monkeypatch.context() as patch:
+        refuse(store, patch, champions.log.name)
+        assert champions.state(reconcile=False) == ChampionState(None, 0)
+        assert champions.number_challenger("text", "same", "m-1", dry_run=True) == (1, 1)
+        create = store.client._client.create_registered_model
+
+        def create_with_a_grant(*arguments: object, **options: object) -> object:
+            patch.undo()
+            return create(*arguments, **options)
+
+        patch.setattr(store.client._client, "create_registered_model", create_with_a_grant)
+        assert champions.state() == ChampionState(None, 0)
+    assert champions.log.own_tags() == {}
+    force(champions, 1)
+    assert champions.state() == ChampionState(1, 1)
 
 
 def test_the_log_of_champions_is_no_model_whose_versions_can_be_listed(store):

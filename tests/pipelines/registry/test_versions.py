@@ -2,6 +2,8 @@ import json
 from functools import partial
 
 import pytest
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from pipelines.compat.mlflow import MODEL_VERSIONS_TAG
 from pipelines.console.errors import ConfigError
@@ -66,6 +68,18 @@ def test_a_name_that_no_search_can_have_is_refused_whether_it_is_registered_or_n
     store.client.create_registered_model("it's")
     with pytest.raises(ConfigError, match="models:/it's: expected a name without ', at which"):
         registry.find("1")
+
+
+def test_a_name_that_a_server_with_grants_refuses_may_be_misspelt(store, monkeypatch):
+    register(store)
+
+    def refuse(_: str) -> None:
+        raise MlflowException("Permission denied", error_code=PERMISSION_DENIED)
+
+    monkeypatch.setattr(store.client._client, "get_registered_model", refuse)
+    expected = "no such registered model that this user may read; registered: tiny; did you mean"
+    with pytest.raises(ConfigError, match=expected):
+        Registry(store.client, "tinny").versions()
 
 
 def test_names_and_their_aliases_are_found_on_every_page(store, monkeypatch):
