@@ -16,6 +16,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from dca import registry
 from pipelines.cluster.capacity import HEAD_NODE_SHARE, require_capacity, worker_bundle
 from pipelines.cluster.connection import alive_nodes, cluster_address, connect
 from pipelines.cluster.inspection import last_inspection
@@ -31,6 +32,8 @@ from pipelines.training.config import Resources, TrainingRun
 
 FINISHED = Searcher.FINISHED
 """What a source suggests when it has no more trials."""
+KIND_KEYS = [f"model.{kind.field}" for kind in (registry.architecture, registry.residual)]
+"""Keys whose values are names of classes: a process imports one when it first trains it."""
 
 
 class Source(Protocol):
@@ -249,8 +252,8 @@ class GroupEvents(NotPickled, tune.Callback):
     def __init__(self, groups: Mapping[str, JobGroup]) -> None:
         """The events of these groups."""
         self._groups = groups
-        self._checked = set[tuple[int, str]]()
-        """Processes of trials whose code is that of the command."""
+        self._checked = set[tuple[Any, ...]]()
+        """Processes of trials, and the kinds they trained, whose code is that of the command."""
 
     def on_trial_start(
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: Any
@@ -300,14 +303,17 @@ class GroupEvents(NotPickled, tune.Callback):
     def _require_same_code(self, trial: TuneTrial, result: Mapping[str, Any]) -> None:
         """Raise PipelineError if a trial's process may have imported code of after an edit.
 
-        A cluster that the command does not start has a copy of the code of its beginning.
+        A process that is used again imports the class of a kind when it first trains it. A cluster
+        that the command does not start has a copy of the code of its beginning.
         """
-        group = self._groups[trial.config["group"]]
+        name, values = trial.config["group"], trial.config["values"]
+        group = self._groups[name]
         several = group.base.resources.max_workers > 1  # workers import it for each trial
-        process = (result["pid"], trial.trial_id if several else "")
-        if process not in self._checked and not cluster_address():
+        imported = (result["pid"], name, *[values.get(key) for key in KIND_KEYS])
+        imported += (trial.trial_id if several else "",)
+        if imported not in self._checked and not cluster_address():
             group.require_same_code()
-            self._checked.add(process)
+            self._checked.add(imported)
 
     @contextmanager
     def _kept(self) -> Iterator[None]:

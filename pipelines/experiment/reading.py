@@ -24,14 +24,6 @@ from pipelines.search.config import leave_out, without_keys
 from pipelines.search.space import TRAINING_KEYS
 from pipelines.training.config import old_names, with_present_names
 
-ALONE: dict[str, Any] = {
-    "search": {},
-    "arms": {},
-    "baseline": None,
-    "seeds": None,
-    "budget": "tokens",
-}
-"""One training: no search, and no study."""
 BY_DEFAULT = ("generate", "compare")
 """Sections of which the report of an earlier run may have defaults: it shows what they were."""
 NEEDS_A_SPACE = ("sampler", "trials")

@@ -37,7 +37,7 @@ def spending_text(
     gain: BlockMean, confidence: float, number: int, challengers: int, min_improvement: float
 ) -> str:
     """What a challenger had to gain when the level is spent, the next one must, and the first on a
-    fresh test text: standard errors, beyond the least improvement that is asked of all."""
+    fresh test text: standard errors, beyond the least improvement that is required of all."""
     this, later, first = (
         f"{gain.standard_errors(spent_confidence(confidence, k)):.1f}"
         for k in (number, challengers + 1, 1)

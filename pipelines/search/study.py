@@ -49,7 +49,7 @@ MAX_DRAWN, MAX_RELATED = 200, 2000
 finite space in its order."""
 MEDIAN_TRIALS = 4
 """Completed trials with a value at the same tokens before median stopping compares with them. An
-equal proposal, which is told the result of another, has none."""
+equal proposal, which ends with the result of another, has none."""
 MIN_SOURCE_TRIALS = 10
 """Trials from which CMA-ES estimates its start: it takes the best tenth, one of ten."""
 

@@ -1,6 +1,7 @@
 """Groups of trials in one Tune run; Tune itself runs in the tests of the commands."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_results_and_events_are_those_of_the_trials_group():
     trials, groups = groups_of(a=1, b=1)
     searcher, scheduler, events = TakeTurns(groups), ScheduleEach(groups), GroupEvents(groups)
     configs = [searcher.suggest(str(number)) for number in range(2)]
-    trial = SimpleNamespace(trial_id="1", config=configs[1])
+    trial = SimpleNamespace(trial_id="1", config={**configs[1], "values": {}})
     searcher.on_trial_result("1", {"tokens": 3})
     assert scheduler.on_trial_result(None, trial, {"tokens": 4}) == "STOP"
     events.on_trial_result(0, [], trial, {"tokens": 5, "pid": 1})
@@ -186,18 +187,23 @@ def test_the_error_of_an_event_is_kept_for_whoever_runs_tune():
 
 
 def test_the_code_is_compared_as_often_as_processes_import_it(monkeypatch):
-    """Each process of trials once; each trial of several workers, which are new ones."""
-    trials, groups = groups_of(a=1)
+    """Each process of trials once for a group and a kind, whose module it imports; each trial of
+    several workers, which are new ones."""
+    trials, groups = groups_of(a=1, b=1)
 
-    def checks_after(*pids: int) -> int:
-        events, before = GroupEvents(groups), trials["a"].checks
-        for number, pid in enumerate(pids):
-            trial = SimpleNamespace(trial_id=str(number), config={"group": "a"})
+    def checks_after(*pids: int, names: str = "aaa", kinds: Sequence[str] = "") -> int:
+        events, before = GroupEvents(groups), trials["a"].checks + trials["b"].checks
+        for number, (pid, name) in enumerate(zip(pids, names, strict=False)):
+            values = {"model.residual": kinds[number]} if kinds else {"train.seed": number}
+            config = {"group": name, "values": values}
+            trial = SimpleNamespace(trial_id=str(number), config=config)
             for _ in range(2):
                 events.on_trial_result(0, [], trial, {"pid": pid})
-        return trials["a"].checks - before
+        return trials["a"].checks + trials["b"].checks - before
 
     assert checks_after(1, 1, 2) == 2
+    assert checks_after(1, 1, 1, names="aba") == 2
+    assert checks_after(1, 1, 1, kinds=["dca", "standard", "dca"]) == 2
     several = BASE.model_copy(update={"resources": Resources(workers=2)})
     groups["a"] = replace(groups["a"], base=several)
     assert checks_after(1, 1, 2) == 3
@@ -208,7 +214,8 @@ def test_the_code_is_compared_as_often_as_processes_import_it(monkeypatch):
 def test_a_trial_that_may_have_run_edited_code_ends_the_run_and_is_not_stored():
     trials, groups = groups_of(a=1)
     trials["a"].error = PipelineError("dca/mix.py was edited since this command began")
-    events, trial = GroupEvents(groups), SimpleNamespace(trial_id="0", config={"group": "a"})
+    events = GroupEvents(groups)
+    trial = SimpleNamespace(trial_id="0", config={"group": "a", "values": {}})
     for event in (partial(events.on_trial_result, result={"pid": 1}), events.on_trial_error):
         with pytest.raises(PipelineError, match="edited"):
             event(0, [], trial)

@@ -97,15 +97,15 @@ def test_median_stopping_ends_what_is_worse_than_half_of_the_completed(searched,
 
 
 @pytest.mark.parametrize(("trained", "verdict"), [(3, "CONTINUE"), (4, "STOP")])
-def test_median_stopping_compares_with_four_trials_however_often_their_results_are_told(
+def test_median_stopping_compares_with_four_trials_however_often_their_results_come(
     searched, trained, verdict
 ):
     median = {"search.scheduler.name": "median", "search.scheduler.grace_evals": 1}
     searched = searched.replace(median)
     tokens = searched.train.eval_steps[0] * searched.train.batch_tokens
     known = [complete(n, curve={tokens: 2.0}) for n in range(trained)]
-    told = [complete(n) for n in range(trained, trained + 4)]  # as that of an equal proposal is
-    searcher, _ = searcher_of(searched, [*known, *told])
+    repeated = [complete(n) for n in range(trained, trained + 4)]  # as that of an equal proposal is
+    searcher, _ = searcher_of(searched, [*known, *repeated])
     trial = SimpleNamespace(trial_id="new", config={"number": searcher.suggest("new")["number"]})
     scheduler = scheduler_of(searched.search_task(), [], searcher.should_prune)
     assert scheduler.on_trial_result(None, trial, result(9.0, tokens, finished=False)) == verdict
