@@ -4,7 +4,7 @@ And the share of the test split that the training text has too.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -78,7 +78,9 @@ class _Text:
 def _opened(context: Context[Experiment], needs: StageResults) -> Iterator[_Text]:
     fingerprint = needs[PreparedCorpus].fingerprint
     train = train_val_splits(context.storage, fingerprint).train
-    with temporary_copy(sealed_test(context.storage, fingerprint)) as test:
+    with ExitStack() as kept:
+        with context.progress.waiting("evaluate: copying the test split", stage=EVALUATE_KIND):
+            test = kept.enter_context(temporary_copy(sealed_test(context.storage, fingerprint)))
         yield _Text(context, train, test)
 
 

@@ -1,5 +1,7 @@
 """promote: the gate. The challenger becomes champion if it is better on the same test bytes."""
 
+from contextlib import ExitStack
+
 from pipelines.data.splits import sealed_test
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Stage
@@ -24,7 +26,11 @@ def promote(context: Context[Experiment], needs: StageResults) -> Promoted:
     ):
         text = earlier_decision(registry, version, settings, fingerprint)
         if text is None:
-            with temporary_copy(sealed_test(context.storage, fingerprint)) as test:
+            with ExitStack() as kept:
+                copying = "  promote: copying the test split"
+                with context.progress.watching(lambda: copying, stage="promote"):
+                    split = sealed_test(context.storage, fingerprint)
+                    test = kept.enter_context(temporary_copy(split))
                 gate = Gate(
                     *(registry, settings, test, fingerprint, context.storage),
                     progress=context.progress,

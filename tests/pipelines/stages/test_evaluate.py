@@ -1,5 +1,6 @@
 """The test of several trainings in one call; models are scored by tests of the registry."""
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -89,6 +90,16 @@ def test_what_is_of_the_text_alone_is_computed_once_and_a_divergence_is_not_test
         "xz_bits_per_byte": 3.0,
         "test_overlap_share": 0.25,
     }
+
+
+def test_a_test_split_that_is_copied_for_long_is_followed_by_a_line(context, corpus, monkeypatch):
+    copy, shown, texts = module.temporary_copy, threading.Event(), []
+    monkeypatch.setattr("pipelines.console.progress.WATCH_SECONDS", 0.01)
+    context.progress.update = lambda update: (texts.append(update.text), shown.set())
+    monkeypatch.setattr(module, "temporary_copy", lambda file: shown.wait(60) and copy(file))
+    with module._opened(context, StageResults({"corpus": corpus})) as text:
+        assert text.path.read_bytes()
+    assert texts[0] == "evaluate: copying the test split, 0:00"
 
 
 def test_the_two_results_of_a_test_are_told_apart_when_they_are_read():

@@ -1,5 +1,6 @@
 """The stage promote decides once, and stages with side effects are never taken from the cache."""
 
+import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -19,7 +20,8 @@ from pipelines.stages import register, report
 def test_an_earlier_decision_that_holds_is_kept(
     experiment, monkeypatch, earlier, decided, decision
 ):
-    asked, locked = [], []
+    asked, locked, shown, texts = [], [], threading.Event(), []
+    monkeypatch.setattr("pipelines.console.progress.WATCH_SECONDS", 0.01)
 
     class Gate:
         def __init__(self, registry, settings, test, fingerprint, storage, progress) -> None:
@@ -38,6 +40,7 @@ def test_an_earlier_decision_that_holds_is_kept(
 
     @contextmanager
     def temporary_copy(file):
+        assert shown.wait(60)  # a line follows a copy that takes long
         yield file
 
     monkeypatch.setattr(module, "Gate", Gate)
@@ -51,9 +54,11 @@ def test_an_earlier_decision_that_holds_is_kept(
     context = SimpleNamespace(
         config=experiment, storage="runs", store=SimpleNamespace(client=None), progress=Progress()
     )
+    context.progress.update = lambda update: (texts.append(update.text), shown.set())
     needs = StageResults({"register": Registered("m", 5), "evaluate": Tested(2.0, "f", {})})
     assert module.promote(context, needs) == Promoted("m", 5, decision or earlier)
     assert (asked, locked) == (decided, ["m"])
+    assert any("promote: copying the test split" in text for text in texts) == bool(decided)
 
 
 @pytest.mark.parametrize("stage", [module.STAGE, register.STAGE, report.STAGE])
