@@ -30,7 +30,7 @@ from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.options import integer, real_number
 from pipelines.console.process import process_restored, raise_output_error
 from pipelines.console.progress import Progress
-from pipelines.console.text import counted, first_line, for_stream, one_line, shorten
+from pipelines.console.text import counted, first_line, for_stream, json_text, one_line, shorten
 from pipelines.console.updates import OutputMode
 from pipelines.storage.scratch import scratch_folder
 
@@ -140,7 +140,7 @@ def _score(packaged: Any, text: bytes, label: str, arguments: argparse.Namespace
     with Progress(mode, stderr=True).waiting(f"scoring {size}"):
         bits = float(packaged.bits(np.frombuffer(bytearray(text), dtype=np.uint8)).mean())
     row = {"model": label, "file": arguments.score, "bytes": len(text), "bits_per_byte": bits}
-    print(json.dumps(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
+    print(json_text(row) if arguments.json else f"{bits:.4f} bits per byte of {size}")
 
 
 def _run_alone(argv: Sequence[str], prompts: list[str]) -> int:

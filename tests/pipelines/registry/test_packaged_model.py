@@ -247,6 +247,15 @@ def test_while_a_text_is_scored_standard_error_shows_what_is_done(packaged, monk
     assert capsys.readouterr().out.endswith(" bits per byte of 6 bytes of some.txt\n")
 
 
+def test_the_score_of_a_model_that_gives_no_number_is_null_in_json(capsys):
+    class Diverged:
+        def bits(self, data):
+            return np.full(data.size - 1, np.nan)
+
+    generate._score(Diverged(), b"a text", "label", generate._parse(["--score", "a", "--json"]))
+    assert capsys.readouterr().out.endswith('"bits_per_byte": null}\n')
+
+
 def test_a_terminal_shows_the_controls_of_a_text(packaged, monkeypatch):
     arguments = generate._parse(["--prompt", "a", "--max-new-tokens", "0"])
     for is_terminal, shown in ((True, r"\x1b[1m"), (False, "\x1b[1m")):
