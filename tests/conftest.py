@@ -27,6 +27,7 @@ RAY = (
     "test_tune.py",
     "test_inspection.py",
     "test_gpus.py",
+    "test_task.py",
 )
 FORKS = (
     *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),

@@ -1,7 +1,6 @@
 """Start a Ray cluster on this machine, or connect to the one that RAY_ADDRESS names.
 
-The commands open a `ray_session`; the search and the training stages `connect` when they need Ray,
-others run a task.
+The commands open a `ray_session`; the stages that train or time steps `connect` when they need Ray.
 """
 
 import logging
@@ -11,12 +10,12 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pipelines.cluster.capacity import Cluster, Node, require_capacity
+from pipelines.cluster.capacity import Cluster, Node
 from pipelines.cluster.local.watcher import start_watcher
 from pipelines.compat import ray as names
 from pipelines.compat.ray_variables import own_variables, unreadable_variables
@@ -26,9 +25,6 @@ from pipelines.console.text import first_line, one_line
 from pipelines.storage.private import make_private, private_folder, private_place
 from pipelines.storage.project import ROOT
 from pipelines.storage.scratch import scratch_folder
-from pipelines.training.config import Resources
-
-T = TypeVar("T")
 
 PROBE_SECONDS = 5
 MAX_PORT = 65535
@@ -115,38 +111,6 @@ def connect(*, dashboard: bool = False) -> Cluster:
     if not ray.is_initialized():
         _initialize(ray, dashboard=dashboard)
     return alive_nodes(ray)
-
-
-def run_task(work: Callable[..., T], *args: Any, resources: Resources, key: str) -> T:
-    """Call a function in a process that ends with it, on a node with the resources of a worker;
-    returns its result. Used by a study's stage probe.
-
-    Args:
-        work: A function of a module of this project.
-        args: What it is called with.
-        resources: Those of one of its workers are reserved.
-        key: Their configuration key, for errors.
-
-    Raises PipelineError if it fails or its process dies.
-    """
-    require_capacity(connect(), resources, key)
-    import ray
-
-    remote = ray.remote(
-        num_cpus=resources.cpus_per_worker,
-        num_gpus=resources.gpus_per_worker,
-        max_calls=1,
-        max_retries=0,
-    )(work)
-    task = remote.remote(*args)
-    try:
-        found: T = ray.get(task)
-    except ray.exceptions.RayError as error:
-        raise PipelineError(f"{work.__name__}: {names.last_line(error)}") from error
-    except BaseException:
-        ray.cancel(task, force=True)
-        raise
-    return found
 
 
 def shutdown() -> None:

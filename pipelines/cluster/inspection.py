@@ -4,6 +4,7 @@ Used by the commands before anything starts: a difference between nodes is found
 """
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 
-from pipelines.cluster.capacity import Cluster, Node
+from pipelines.cluster.capacity import Cluster, Node, worker_bundle
 from pipelines.cluster.connection import (
     alive_nodes,
     cluster_address,
@@ -29,6 +30,7 @@ from pipelines.console.text import one_line
 from pipelines.storage.location import Storage
 from pipelines.tracking.schema import COMMIT_VARIABLE
 from pipelines.tracking.uri import tracking_uri
+from pipelines.training.config import Resources
 from pipelines.training.device import multiplies_bfloat16
 
 RAY_GPU_TYPES = ("cuda", "xpu")
@@ -112,6 +114,17 @@ class Inspection:
 def last_inspection() -> Inspection | None:
     """That of the command's `inspect_cluster`; None for a cluster of this machine."""
     return _last[-1] if _last else None
+
+
+def worker_place(resources: Resources) -> tuple[dict[str, float], dict[str, str]]:
+    """What Ray reserves for one worker, and the label selector of its node: of those that have
+    passed the command's inspection, or the head node if no further one can be used."""
+    inspection = last_inspection()
+    on_head = inspection is not None and bool(inspection.not_shared)
+    bundle = worker_bundle(resources, on_head=on_head)
+    if inspection is None or on_head:
+        return bundle, {}
+    return bundle, inspection.selector(alive_nodes(sys.modules["ray"]))
 
 
 def inspect_cluster(storage: str, *, bfloat16: bool = False) -> Cluster:

@@ -10,16 +10,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
-import ray
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from dca import registry
-from pipelines.cluster.capacity import HEAD_NODE_SHARE, require_capacity, worker_bundle
-from pipelines.cluster.connection import alive_nodes, cluster_address, connect
-from pipelines.cluster.inspection import last_inspection
+from pipelines.cluster.capacity import HEAD_NODE_SHARE, require_capacity
+from pipelines.cluster.connection import cluster_address, connect
+from pipelines.cluster.inspection import worker_place
 from pipelines.cluster.room import WithinRoom, watched_room
 from pipelines.cluster.trial import Trial
 from pipelines.cluster.trial_events import TrialEvents
@@ -148,12 +147,10 @@ def _request(resources: Resources, config: Mapping[str, Any]) -> tune.PlacementG
     """
     if resources.max_workers > 1:
         return tune.PlacementGroupFactory([{HEAD_NODE: HEAD_NODE_SHARE}])
-    inspection = last_inspection()
-    alone = inspection is not None and bool(inspection.not_shared)
-    bundle = worker_bundle(resources, on_head=alone)
-    if inspection is None or alone or not (others := inspection.selector(alive_nodes(ray))):
+    bundle, selector = worker_place(resources)
+    if not selector:
         return tune.PlacementGroupFactory([bundle])
-    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[others])
+    return tune.PlacementGroupFactory([bundle], bundle_label_selector=[selector])
 
 
 def _trial_name(trial: TuneTrial) -> str:

@@ -17,7 +17,7 @@ import pytest
 from ray import cloudpickle
 from ray.tune.schedulers import TrialScheduler
 
-from pipelines.cluster import connection, workers
+from pipelines.cluster import connection, task, workers
 from pipelines.cluster.jobs import GroupEvents, JobGroup, ScheduleEach, TakeTurns
 from pipelines.cluster.trial import Trial
 from pipelines.data.splits import TrainValSplits
@@ -45,7 +45,7 @@ class LocalTune:
         monkeypatch.setattr(recorded_training, "require_capacity", lambda *_: None)
         monkeypatch.setattr(workers, "train_with_workers", train)
         monkeypatch.setattr(connection, "start_early", lambda **_: None)
-        monkeypatch.setattr(connection, "run_task", lambda work, *args, **_: work(*args))
+        monkeypatch.setattr(task, "run_task", lambda work, *args, **_: work(*args))
         self._file = folder / "error.pkl"
         self.interrupt_at = math.inf
         """Results of trials after which Ctrl-C is pressed."""

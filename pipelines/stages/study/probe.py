@@ -73,7 +73,7 @@ def _time(
     splits: TrainValSplits,
 ) -> list[tuple[float, float]]:
     """Seconds of a token of two trainings in each round, in a process with the fit's resources."""
-    from pipelines.cluster.connection import run_task
+    from pipelines.cluster.task import run_task
     from pipelines.training.timing import times_in_turns  # with PyTorch
 
     resources = context.config.fit.resources

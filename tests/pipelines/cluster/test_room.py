@@ -274,8 +274,10 @@ def test_in_a_trials_process_refused_nodes_are_no_room_and_new_ones_are_inspecte
     ],
 )
 def test_a_trial_is_placed_on_no_node_that_is_not_used(monkeypatch, known, bundle, selector):
-    monkeypatch.setattr(jobs, "last_inspection", lambda: known)
-    monkeypatch.setattr(jobs, "alive_nodes", lambda _: [Node("", 1, id=name) for name in "cba"])
+    monkeypatch.setattr(inspection, "last_inspection", lambda: known)
+    monkeypatch.setattr(
+        inspection, "alive_nodes", lambda _: [Node("", 1, id=name) for name in "cba"]
+    )
     request = jobs._request(Resources(), {"number": 0})
     assert request.bundles == [bundle]
     assert request._kwargs.get("bundle_label_selector") == selector

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster import connection
+from pipelines.cluster import task
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.console.errors import PipelineError
 from pipelines.data.fingerprint import PreparedCorpus
@@ -51,7 +51,7 @@ def clock(monkeypatch, tmp_path) -> Clock:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(PROVENANCE, same_provenance)
     found = Clock()
-    monkeypatch.setattr(connection, "run_task", found)
+    monkeypatch.setattr(task, "run_task", found)
     return found
 
 
