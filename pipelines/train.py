@@ -152,8 +152,11 @@ def _result(result: "Fitted", version: Version | None, invocation: "Invocation")
 def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Experiment":
     from pipelines.experiment import load, read_packaged
 
+    given = []
     for argument in arguments.arguments:
         key, _, value = argument.partition("=")
+        if not key.startswith("arms."):  # one that ends an arm, all of which are left out
+            given.append(argument)
         if key.partition(".")[0] in UNREAD_KEYS and value not in ("", "{}", "null"):
             message = (
                 "train.py trains one configuration; expected seed=N, or keys of model and train"
@@ -161,8 +164,9 @@ def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Expe
             where = f"command line: {one_line(argument)}"
             raise ConfigError(Problem(message, source=where, nearest=_read_key(key)))
     if version is None:
-        return load(arguments.arguments, smoke=arguments.smoke).without_study()
-    return read_packaged(version.config, arguments.arguments, source=version.label)
+        return load(given, smoke=arguments.smoke, left_out=UNREAD_KEYS)
+    config = {key: value for key, value in version.config.items() if key not in UNREAD_KEYS}
+    return read_packaged(config, given, source=version.label)
 
 
 def _read_key(key: str) -> str:

@@ -37,6 +37,7 @@ class EarlierRuns:
         found = [run for run in found if run.data.tags.get(HOST_TAG) == platform.node()]
         found = [run for run in found if wanted.items() <= run.data.params.items()]
         self._pipelines = found[:MAX_PIPELINES]
+        self._read: dict[tuple[str, str], list[Run]] = {}
 
     def step_seconds(self, kind: str, run: TrainingRun) -> float | None:
         """Of trials or fits with the same model and batch, evaluations left out; None without."""
@@ -67,4 +68,10 @@ class EarlierRuns:
     def _children(self, kind: str, parents: list[Run]) -> list[Run]:
         if self.store is None:
             return []
-        return [run for parent in parents for run in self.store.children(parent.info.run_id, kind)]
+        found: list[Run] = []
+        for parent in parents:
+            key = parent.info.run_id, kind
+            if key not in self._read:  # of thousands of trials it takes seconds
+                self._read[key] = self.store.children(*key)
+            found += self._read[key]
+        return found

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain, zip_longest
@@ -45,6 +45,7 @@ MAX_SIZES = 8
 """Timed sizes of all arms together, but one of each at least."""
 MAX_COUNTED = 12
 """Sizes of all arms' simulated trials together, of which FLOPs are counted, but SIZES of each."""
+EARLIER = "reading earlier runs"
 TEXT_SECONDS_PER_BYTE = 2e-6
 """Of the test split under common compressors, and the search for what the training text has too."""
 
@@ -70,7 +71,8 @@ def estimate(
     fitting = Counter(_arm(one) for one in left if one.stage.name == "fit")
     if not searching and not fitting:
         return []
-    earlier, size = EarlierRuns(experiment), corpus_bytes["test"]
+    with waiting(EARLIER):
+        earlier, size = EarlierRuns(experiment), corpus_bytes["test"]
     costs = _Costs(experiment, earlier, corpus_bytes["validation"], waiting, retry_failed)
     notes, seconds, flops = [], np.zeros(1), np.zeros(1)
     reading: dict[str, Any] = {}
@@ -128,7 +130,8 @@ class _Costs:
     def of_stage(self, name: str, more: Any = 0, count: int = 1) -> Any:
         """Of `count` instances of a stage, of a search until its first trial; `more` comes on top
         of the default."""
-        found = self.earlier.stage_seconds(name)
+        with self.waiting(EARLIER) if self.earlier.store else nullcontext():
+            found = self.earlier.stage_seconds(name)
         return DEFAULT_SECONDS[name] * count + more if found is None else found * count
 
     def searches(
@@ -182,11 +185,11 @@ class _Costs:
         self, cluster: Cluster, searches: Mapping[str, Sequence[SimulatedSearch]]
     ) -> Any:
         """Of the arms' searches in each way, whose trials take turns."""
-        found = []
+        found, until_first = [], self.of_stage("search")
         for ways in zip(*searches.values(), strict=True):
             turns = zip_longest(*(one.durations for one in ways), fillvalue=0.0)
             durations = list(chain.from_iterable(turns))
-            begins = self.of_stage("search") if durations else 0.0
+            begins = until_first if durations else 0.0
             found.append(begins + makespan(durations, self._slots(cluster, len(durations))))
         return np.array(found)
 

@@ -4,7 +4,7 @@ Used by the commands and the stages, and by the report for the experiments of ea
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,13 @@ searched keys a value: cmaes needs two of them, and a grid has no more trials th
 QUICKSTART = Path(__file__).parents[2] / "experiments" / "quickstart.yaml"
 
 
-def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) -> Experiment:
+def load(
+    arguments: Sequence[str],
+    *,
+    smoke: bool = False,
+    grids: bool = False,
+    left_out: Collection[str] = (),
+) -> Experiment:
     """The experiment of a command line, [EXPERIMENT.yaml] [key=value ...]. Raises ConfigError.
 
     Args:
@@ -40,6 +46,7 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
         smoke: Whether to shrink it to a run of seconds.
         grids: Whether a key of model or train may have several values, key=a,b: the search is then
             the grid of these.
+        left_out: Keys and sections of a file that the command does not read, valid or not.
 
     """
     files = [argument for argument in arguments if "=" not in argument]
@@ -48,10 +55,10 @@ def load(arguments: Sequence[str], *, smoke: bool = False, grids: bool = False) 
         message = f"{expected}, got {one_line(json.dumps(files))}"
         raise ConfigError(Problem(message, source="command line"))
     path = Path(files[0]) if files else QUICKSTART
-    layers = [
-        Layer(layer.source, with_whole_paths(layer.data, Path(layer.source).parent))
-        for layer in read_layers(path)
-    ]
+    layers = []
+    for source, data in read_layers(path):
+        read = {key: value for key, value in data.items() if key not in left_out}
+        layers.append(Layer(source, with_whole_paths(read, Path(source).parent)))
     typed = read_changes([argument for argument in arguments if "=" in argument])
     experiment = _changed(layers, [with_whole_path(change) for change in typed], grids=grids)
     if not smoke:

@@ -1,7 +1,7 @@
 """What is wrong with a search space; used by the check of an experiment, before anything starts."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from graphlib import CycleError
@@ -39,6 +39,8 @@ MAX_BESIDE = 200
 """Points that differ from the base in one other key, which are tried before."""
 SIZES = [1 << exponent for exponent in range(40)]
 """Multiples and divisors of most sizes."""
+MAX_COMPARED = 50
+"""Invalid points whose problems are compared, which takes a millisecond each."""
 MAX_TRIED_TOGETHER = 10_000
 """Points that are tried for all values together, after which the others are taken as valid."""
 
@@ -153,15 +155,23 @@ class _Values:
         if not self._dimensions.keys() - given.keys():
             return self._space.problem(given)
         near = islice(beside(self._dimensions, given), MAX_BESIDE)
-        tried = 0
+        points = []
         for point in chain(near, self._space.some_points(given)):
-            tried, self._tried = tried + 1, self._tried + 1
-            if self._tried > MAX_TRIED_TOGETHER or self._space.is_valid({**point, **given}):
+            points.append({**point, **given})
+            self._tried += 1
+            if self._tried > MAX_TRIED_TOGETHER or self._space.is_valid(points[-1]):
                 return None
-        problem = self._space.problem(given)
+        if not self._space.has_few(given) and not self._same_problem(points):
+            return None
+        problem, tried = self._space.problem(given), len(points)
         assert problem is not None
         message = f"{problem.message}; none of {counted(tried, 'point')} with this value is valid"
         return replace(problem, message=message)
+
+    def _same_problem(self, points: Sequence[Mapping[str, Choice]]) -> bool:
+        """Whether the same is wrong with all of some points, whatever their other values are. Else
+        a valid one may be among those that were not tried."""
+        return len({str(self._space.problem(one)) for one in points[-MAX_COMPARED:]}) == 1
 
     def _is_limit(self, key: str, value: Choice) -> bool:
         """Whether the end of a range is beyond a limit of its key: it is invalid by itself, and so

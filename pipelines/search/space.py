@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, lru_cache
+from itertools import chain, count, islice
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,15 @@ class Space:
 
         return self.point(value_of)
 
+    def redraw(self, rng: Random, point: Mapping[str, Choice]) -> dict[str, Any]:
+        """A point with another value of one of its keys, and what then applies beside it."""
+        changed = rng.choice(list(point))
+
+        def value_of(key: str, dimension: Dimension) -> Any:
+            return point[key] if key in point and key != changed else dimension.draw(rng)
+
+        return self.point(value_of)
+
     def point(self, value_of: Callable[[str, Dimension], Any]) -> dict[str, Any]:
         """Values of the keys whose conditions are met, each from a function of key and range."""
         values: dict[str, Any] = {}
@@ -113,32 +123,53 @@ class Space:
                 values[key] = value_of(key, dimension)
         return values
 
-    def points(self) -> Iterator[dict[str, Any]]:
-        """Every point of a finite space, the last key changing fastest."""
-        return self._points(list(self._dimensions.items()), {})
+    def points(self, given: Mapping[str, Choice] | None = None) -> Iterator[dict[str, Any]]:
+        """Every point of a finite space, the last key changing fastest, with the `given` values."""
+        return self._points(given or {}, None)
 
-    def _points(
-        self, left: Sequence[tuple[str, Dimension]], values: dict[str, Any]
-    ) -> Iterator[dict[str, Any]]:
-        if not left:
-            yield values
-            return
-        (key, dimension), *others = left
-        if not self._is_active(dimension, values):
-            yield from self._points(others, values)
-            return
-        for value in dimension.grid or ():
-            yield from self._points(others, {**values, key: value})
+    def _points(self, given: Mapping[str, Choice], rng: Random | None) -> Iterator[dict[str, Any]]:
+        """Every point; with a generator each real number is any, or an end of its range."""
+
+        def below(
+            left: Sequence[tuple[str, Dimension]], values: dict[str, Any]
+        ) -> Iterator[dict[str, Any]]:
+            if not left:
+                yield values
+                return
+            (key, dimension), *others = left
+            if not self._is_active(dimension, values):
+                yield from below(others, values)
+                return
+            every = dimension.grid
+            if key in given:
+                every = [given[key]]
+            elif every is None:
+                every = [_related(dimension, rng, ())] if rng else []
+            for value in every:
+                yield from below(others, {**values, key: value})
+
+        return below(list(self._dimensions.items()), {})
+
+    def has_few(self, given: Mapping[str, Choice]) -> bool:
+        """Whether `some_points` are all with the `given` values, but for real numbers."""
+        sizes = [one.size or 1 for key, one in self._dimensions.items() if key not in given]
+        return math.prod(sizes) <= MAX_TRIED
 
     def some_points(self, given: Mapping[str, Choice]) -> Iterator[dict[str, Any]]:
-        """Points with the `given` values: all of a small finite space, else MAX_TRIED of them,
-        random ones and, after each, one of `draw_related`."""
-        sizes = [one.size or math.inf for key, one in self._dimensions.items() if key not in given]
-        if math.prod(sizes) <= MAX_TRIED:
-            fixed = {key: Dimension(choice=[value]) for key, value in given.items()}
-            yield from self._points(list({**self._dimensions, **fixed}.items()), {})
+        """Points with the `given` values: all of a small finite space, else MAX_TRIED of them.
+
+        Of a space that is small but for real numbers all with some of these, as often as there is
+        room; of another random ones and, after each, one of `draw_related`.
+        """
+        left = [one for key, one in self._dimensions.items() if key not in given]
+        if self.has_few(given) and all(one.size for one in left):
+            yield from self.points(given)
             return
         rng = Random(0)
+        if self.has_few(given):
+            rounds = (self._points(given, rng) for _ in count())
+            yield from islice(chain.from_iterable(rounds), MAX_TRIED)
+            return
         for _ in range(MAX_TRIED // 2):
             yield self.draw(rng, given)
             yield self.draw_related(rng, given)
@@ -244,6 +275,10 @@ def _is_size(value: Any) -> bool:
 def _related(dimension: Dimension, rng: Random, numbers: Sequence[int]) -> Choice:
     """A random value of a range: any, an end of it, or a multiple or divisor of a number."""
     drawn, kind = dimension.draw(rng), rng.randrange(4)
+    if dimension.choice is not None and kind and numbers:
+        number, sizes = rng.choice(numbers), filter(_is_size, dimension.choice)
+        near = [one for one in sizes if one % number == 0 or number % one == 0]
+        return rng.choice(near or [drawn])
     bounds = dimension.int or dimension.uniform or dimension.log_uniform
     if bounds is None or kind == 0:
         return drawn

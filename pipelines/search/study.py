@@ -47,6 +47,8 @@ proposed that is neither. One is enough of gp, which takes seconds and makes the
 MAX_DRAWN, MAX_RELATED = 200, 2000
 """Random points, and those of `draw_related`, among which one is looked for before the points of a
 finite space in its order."""
+MAX_BESIDE = 2000
+"""Points beside valid ones among which one is looked for last."""
 MEDIAN_TRIALS = 4
 """Completed trials with a value at the same tokens before median stopping compares with them. An
 equal proposal, which ends with the result of another, has none."""
@@ -130,9 +132,10 @@ class Proposals:
         self._known = {
             self._space.training_key(one.values): _known(one) for one in stored if one.state
         }
+        self._valid = [one.values for one in stored if self._space.is_valid(one.values)]
 
     def next(self) -> Proposal | None:
-        """The next trial; None if the space has no further point."""
+        """The next trial; None if no further point was found: a finite space may have none."""
         for asked in count(1):
             trial = self._study.ask()
             values = self._space.suggest(trial)
@@ -153,6 +156,7 @@ class Proposals:
                 self._study.enqueue_trial(point)
         key = self._space.training_key(values)
         self._known[key] = _Known(TrialState.FAIL)  # until it has ended
+        self._valid.append(values)
         return Proposal(trial, values, None if number is None else int(number))
 
     def tell(
@@ -181,17 +185,31 @@ class Proposals:
         """A random valid point that is new, or else the first one of a finite space.
 
         With `given` values it has these; the points that the check of try_first has tried are tried
-        too.
+        too. Where valid points are so rare that none is found, one is looked for beside those that
+        are known: there are always some if a key has real numbers.
         """
         points = (self._space.draw(self._rng, given) for _ in range(MAX_DRAWN))
         related = (self._space.draw_related(self._rng, given) for _ in range(MAX_RELATED))
         rest = self._space.points() if self._space.is_finite else iter(())
+        beside = self._beside_valid() if given is None else iter(())
         if given is not None:
             rest = self._space.some_points(given)
-        for point in chain(points, related, islice(rest, MAX_LOOKED_AT)):
+        for point in chain(points, related, islice(rest, MAX_LOOKED_AT), beside):
             if self._space.is_valid(point) and self._space.training_key(point) not in self._known:
                 return point
         return None
+
+    def _beside_valid(self) -> Iterator[dict[str, Any]]:
+        """Points that differ from a valid one in a key; in a space that has been looked through
+        there are none that are new."""
+        if self._space.is_finite and self._space.has_few({}):
+            return
+        if not self._valid:
+            every = self._space.some_points({})  # of which the check of the space has found one
+            self._valid += islice(filter(self._space.is_valid, every), 1)
+            yield from self._valid
+        for _ in range(MAX_BESIDE if self._valid else 0):
+            yield self._space.redraw(self._rng, self._rng.choice(self._valid))
 
 
 def save_study(path: Path, task: SearchTask, trials: Sequence[StoredTrial]) -> None:

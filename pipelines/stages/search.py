@@ -82,7 +82,7 @@ def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed:
         task = bounded(task, stored.trials)
         end_runs(store, stored.ended)
         log_search(context, task, corpus)
-        seconds = max(store.history(context.run_id, SECONDS_METRIC).values(), default=0.0)
+        seconds = _seconds(context)
     if joined:
         log(f"joined by {counted(joined, 'trial')} of earlier searches in the space")
     if stored.trials:
@@ -95,6 +95,12 @@ def _prepare(context: Context[Experiment], needs: StageResults, *, retry_failed:
         trials = counted(task.search.trial_count, "trial")
         log(f"the space has no more valid points than for {trials}")
     return Session(context, task, corpus, stored, seconds)
+
+
+def _seconds(context: Context[Experiment]) -> float:
+    """What the search has taken, over all its sessions."""
+    seconds = context.store.history(context.run_id, SECONDS_METRIC).values()
+    return max(seconds, default=0.0)
 
 
 def _run(sessions: Sequence["Session"]) -> list["Session"]:
@@ -134,12 +140,20 @@ def _require_results(session: "Session") -> None:
 
     Of an arm of a study it is a result that all diverged, as it is of a training.
     """
+    from pipelines.search.run import prefix
+
     stored, arm = session.stored, session.context.instance
     ended, total = stored.ended, session.task.search.trial_count
     if len(ended) < min(total, len(stored.trials)):  # SIGUSR1 ends Tune's loop, for example
         raise PipelineError("search: stopped early; run the same command again to go on")
     if not ended:
+        if session.task.search.max_seconds is None:
+            raise PipelineError("search: no valid point of search.space was found")
         raise PipelineError("search: no trial began within search.max_seconds; expected more")
+    tokens, seconds = stored.tokens, _seconds(session.context)
+    if len(ended) < total and session.task.search.within_budget(tokens, seconds):
+        text = f"ended after {len(ended)} of {counted(total, 'trial')}: no further valid point"
+        session.context.progress.log(f"  {prefix(session.context)}{text} was found")
     if arm and all(trial.diverged for trial in ended):
         session.context.progress.log(f"  {arm}: every trial diverged; the last to do so is trained")
     elif all(trial.state == "failed" for trial in ended):

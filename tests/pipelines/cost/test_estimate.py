@@ -27,6 +27,7 @@ from pipelines.experiment import Experiment, read_experiment
 from pipelines.search.results import Selected
 from pipelines.stages.study import fan_out
 from pipelines.tracking.schema import HOST_TAG, STATE_TAG, TRIAL_TAG, VALUES_TAG
+from pipelines.tracking.store import Store
 from pipelines.tracking.trials import STATUS_OF_STATE, StoredTrial
 from pipelines.tracking.writer import Writer
 from pipelines.training.memory import peak_bytes
@@ -251,7 +252,7 @@ def test_of_many_sizes_the_flops_of_a_few_are_counted(searched, planned, trackin
 
     estimate(wide, SIZES, planned[:1], cluster, shown)
     assert step_flops.cache_info().currsize == estimates.MAX_COUNTED
-    wanted = ["reading", "simulating", "counting", "timing", "simulating"]
+    wanted = ["reading", "reading", "simulating", "counting", "timing", "simulating"]
     assert [text.split()[0] for text in texts] == wanted
 
 
@@ -333,6 +334,30 @@ def test_times_of_earlier_runs_are_taken_instead(
     assert 0 <= earlier.stage_seconds("search") < 10
     assert 0 <= earlier.stage_seconds("evaluate") < 10
     assert earlier.stage_seconds("register") is None
+
+
+def test_earlier_runs_are_read_once_while_that_is_shown(
+    searched, planned, store, timed, cluster, monkeypatch
+):
+    """They were read anew for each simulated search, without a sign."""
+    Stored(store, searched)
+    read, shown = [], []
+
+    @contextmanager
+    def waiting(text: str) -> Iterator[None]:
+        shown.append(text)
+        yield
+        shown.remove(text)
+
+    def children(self, parent: str, kind: str) -> list:
+        assert shown
+        read.append((parent, kind))
+        return found(self, parent, kind)
+
+    found = Store.children
+    monkeypatch.setattr(Store, "children", children)
+    estimate(searched, SIZES, planned, cluster, waiting)
+    assert len(read) == len(set(read)) > 0
 
 
 def test_on_another_cluster_the_place_of_timed_steps_is_given(

@@ -485,6 +485,34 @@ def test_one_training_is_of_the_experiment_without_its_arms(path):
     assert one.training_run() == load([str(path)]).training_run()
 
 
+@pytest.mark.parametrize(
+    ("sections", "changes"),
+    [
+        ({"arms": {"a": {"model.residual": "standard"}, "b": {}}}, ["model.residual=standard"]),
+        ({"arms": {"one": {}}, "baseline": "two", "seeds": [1, 1], "budget": "time"}, []),
+        ({"fit": {"tokens": 512}}, ["train.batch_tokens=1024"]),
+        ({"fit": {"resources": {"workers": 16}}}, []),
+        ({"search": {"space": {"model.dca.last_k": {"choice": [1]}}}}, ["model.residual=standard"]),
+        ({"search": {"space": {"model.dim": {"choice": [3]}}}, "compare": 3}, []),
+    ],
+)
+def test_one_training_is_not_refused_for_what_it_leaves_out(path, data, sections, changes):
+    """It was, and had another precision for the widths of a space that it does not search."""
+    path.write_text(dump({**data, **sections}))
+    with pytest.raises(ConfigError):
+        load([str(path), *changes])
+    one = train._experiment(train._parse([str(path), *changes]), None)
+    path.write_text(dump(data))
+    assert one == load([str(path), *changes])
+
+
+@pytest.mark.parametrize("change", ["arms.lr-0.004=null", "arms={}", "search.space={}"])
+def test_one_training_takes_the_end_of_what_it_leaves_out(path, data, change):
+    one = train._experiment(train._parse([str(path), change]), None)
+    path.write_text(dump(data))
+    assert one == load([str(path)])
+
+
 def test_smoke_keeps_the_arms_and_two_seeds(path):
     small = load([str(path), "seeds=4,2,3"], smoke=True, grids=True)
     assert small.arms.keys() == ARMS.keys()

@@ -4,11 +4,12 @@ from random import Random
 import pytest
 
 from pipelines.experiment.space_checks import space_problems
+from pipelines.search import study as module
 from pipelines.search.config import Dimension
 from pipelines.search.space import Space
 from pipelines.search.study import Proposals, build_study
 from pipelines.training.config import FitConfig
-from tests.pipelines.search.trials import SPACE, searcher_of
+from tests.pipelines.search.trials import SPACE, complete, searcher_of
 
 
 def test_a_condition_decides_whether_a_key_is_searched(searched):
@@ -63,6 +64,71 @@ def test_a_space_of_rare_valid_points_is_one_and_has_proposals(experiment, space
     proposals = Proposals(build_study(task, []), task, [])
     found = [proposals.next() for _ in range(2)]
     assert all(one is not None and Space(task).is_valid(one.values) for one in found)
+
+
+PRIMES = [3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41]
+EQUAL = {
+    "model.dim": 2,
+    "model.heads": 1,
+    "model.kv_heads": 1,
+    "train.batch_tokens": 256,
+    "train.micro_batch_tokens": 256,
+}
+"""Keys, and by what a prime is multiplied for each: those of a valid point have one prime."""
+RATE = {"train.learning_rate": Dimension(log_uniform=(1e-4, 1e-2))}
+
+
+def sparse(experiment, count, **others):
+    """A search of which one point in count**3 is valid, but for other keys."""
+    changes = {"model.kv_heads": 1, "train.tokens": 1_000_000, "fit.tokens": None}
+    task = experiment.replace(changes).search_task()
+    primes = PRIMES[:count]
+    space = {key: Dimension(choice=[n * p for p in primes]) for key, n in EQUAL.items()}
+    return replace(task, search=task.search.model_copy(update={"space": {**space, **others}}))
+
+
+@pytest.mark.parametrize("others", [{}, RATE], ids=["sizes", "sizes and a rate"])
+@pytest.mark.parametrize("count", [4, 8, 12])
+def test_a_space_is_not_refused_for_valid_points_that_are_missed(experiment, count, others):
+    task = sparse(experiment, count, **others)
+    assert not list(space_problems(task.search.space, task.base, task.fit))
+
+
+def test_a_value_that_is_wrong_by_itself_is_refused_in_any_space(experiment):
+    for wrong in (0, "two"):
+        task = sparse(experiment, 12, **{"model.depth": Dimension(choice=[1, wrong])})
+        (problem,) = space_problems(task.search.space, task.base, task.fit)
+        assert problem.key == "search.space.model.depth"
+    both = {"model.heads": Dimension(choice=[2, 4]), "model.dim": Dimension(choice=[16, 17])}
+    assert [one.key for one in space_problems({**both, **RATE}, task.base, task.fit)] == [
+        "search.space.model.dim"
+    ]
+
+
+@pytest.mark.parametrize("count", [8, 10])
+def test_a_search_with_real_numbers_never_ends_for_lack_of_points(experiment, count):
+    """It ended with any number of its trials, or with none."""
+    for seed in range(4):
+        task = sparse(experiment.replace({"seed": seed}), count, **RATE)
+        proposals = Proposals(build_study(task, []), task, [])
+        found = [proposals.next() for _ in range(20)]
+        assert all(one is not None and Space(task).is_valid(one.values) for one in found)
+        assert len({str(one.values) for one in found if one}) == 20
+
+
+def test_where_no_random_point_is_valid_one_beside_a_known_one_is_proposed(experiment, monkeypatch):
+    task = sparse(experiment, 12, **RATE)
+    sizes = {key: 3 * n for key, n in EQUAL.items()}
+    known = complete(0, values={**sizes, "train.learning_rate": 1e-3})
+    monkeypatch.setattr(module, "MAX_DRAWN", 0)
+    monkeypatch.setattr(module, "MAX_RELATED", 0)
+    monkeypatch.setattr(module, "MAX_BESIDE", 100)
+    proposals = Proposals(build_study(task, [known]), task, [known])
+    for _ in range(5):
+        point = proposals._new_point()
+        assert {key: point[key] for key in sizes} == sizes
+        assert point["train.learning_rate"] != 1e-3
+    assert Proposals(build_study(task, []), task, [])._new_point() is not None
 
 
 def test_a_related_point_lies_in_its_ranges_and_has_the_given_values(experiment):

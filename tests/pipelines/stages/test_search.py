@@ -192,6 +192,28 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
     assert store.client.get_run(context.run_id).data.tags["dca.best_run"] == chosen.run_id
 
 
+@pytest.mark.parametrize("limit", [20, None])
+def test_a_search_that_ends_without_its_trials_says_why(begun, monkeypatch, capsys, limit):
+    context, needs = begun
+    config = context.config.replace({"search.max_seconds": limit})
+    context = replace(context, config=config)
+    monkeypatch.setattr(module, "run_trials", lambda *_: None)
+    why = r"no trial began within search\.max_s" if limit else "no valid point of search.space was"
+    with pytest.raises(PipelineError, match=why):
+        search(context, needs)
+    recorder = recorder_of(context, needs)
+    recorder.open_run(0, VALUES)
+    recorder.write(0, [ROW])
+    recorder.end_trial(0, TrialOutcome("complete", objective=3.5, last_row=ROW))
+    close(recorder)
+    assert search(context, needs).trials["complete"] == 1
+    early = "  ended after 1 of 3 trials: no further valid point was found\n"
+    assert early in capsys.readouterr().out
+    start(context, needs, 21)
+    search(context, needs)
+    assert (early in capsys.readouterr().out) is (limit is None)
+
+
 def test_a_search_of_failed_trials_is_an_error_with_their_reasons(begun, monkeypatch):
     context, needs = begun
     monkeypatch.setattr(module, "run_trials", lambda *_: None)
