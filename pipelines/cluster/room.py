@@ -19,7 +19,7 @@ from pipelines.cluster.connection import alive_nodes, cluster_address
 from pipelines.cluster.inspection import Inspection, last_inspection
 from pipelines.compat.ray import AutoscalerRequest, NotPickled
 from pipelines.console.progress import Progress
-from pipelines.console.text import counted, format_duration
+from pipelines.console.text import counted, first_line, format_duration
 from pipelines.console.updates import ProgressUpdate
 from pipelines.training.config import Resources
 
@@ -101,25 +101,31 @@ def _watch(
     left: Callable[[], int],
     ended: threading.Event,
 ) -> None:
-    """What the thread does, until the block or Ray ends."""
+    """What the thread does, until the block or Ray ends.
+
+    What Ray cannot answer or be asked for now, as while its head restarts, is tried again.
+    """
     resources, since, asked, at = room.resources, time.monotonic(), 0, 0.0
-    nodes = _Nodes(progress)
+    nodes, shown, failed = _Nodes(progress), room.jobs, set[type]()
     while not ended.wait(LOOK_SECONDS):
+        now = time.monotonic()
         try:
-            jobs, now = max_concurrent_jobs(nodes.usable(), resources), time.monotonic()
-            wanted = nodes.wanted(_wanted(resources, left(), jobs))
+            room.jobs = max_concurrent_jobs(nodes.usable(), resources)
+            wanted = nodes.wanted(_wanted(resources, left(), room.jobs))
             if wanted != asked or (wanted and now > at + ASK_SECONDS):
                 request.ask([worker_bundle(resources)] * (resources.min_workers * wanted))
                 asked, at = wanted, now
-        except Exception:
-            if sys.modules["ray"].is_initialized():
-                raise
-            return  # Ray has ended meanwhile
-        if jobs != room.jobs:
-            room.jobs, since = jobs, now
-            trainings = f"{counted(jobs, 'training')} of {describe(resources)}"
+        except Exception as error:
+            if not sys.modules["ray"].is_initialized():
+                return  # Ray has ended meanwhile
+            if type(error) not in failed:
+                failed.add(type(error))
+                progress.log(f"  the nodes are looked at again: {first_line(error)}")
+        if room.jobs != shown:
+            shown, since = room.jobs, now
+            trainings = f"{counted(shown, 'training')} of {describe(resources)}"
             progress.log(f"  the cluster has room for {trainings}")
-        if not jobs:
+        if not shown:
             seconds = round(now - since)
             text = (
                 f"waiting for nodes with room for {describe(resources)}, {format_duration(seconds)}"

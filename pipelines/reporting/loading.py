@@ -173,6 +173,7 @@ def results_of(store: Store, pipeline_run: str, baseline: str | None = None) -> 
     }
     search = stages[SEARCH_KIND].info.run_id if SEARCH_KIND in stages else ""
     own = _trials(store, config, stages[SEARCH_KIND]) if search else []
+    own = [one for one in own if one.run_id in configurations]  # others have begun since
     own_fits = [stages[name] for name in (FIT_KIND, TRAIN_KIND) if name in stages]
     table = trial_table(config, own, configurations)
     curves = curve_table(store, config, own, own_fits)
@@ -220,9 +221,12 @@ def _is_fit_of(
     selected = store.read_result(stages[SELECT_KIND]) if SELECT_KIND in stages else None
     if not selected:
         return False
-    run = config.fit_run(with_present_names(selected["values"]))
+    try:
+        run = config.fit_run(with_present_names(selected["values"]))
+        params = (study.fit_run(run) if study else run).params
+    except ConfigError:  # the fit has other workers now, which cannot train these values
+        return False
     stored = configuration_of(stages[FIT_KIND])
-    params = (study.fit_run(run) if study else run).params
     return all(
         stored.get(key, encode_param(value)) == encode_param(value)
         for key, value in params.items()

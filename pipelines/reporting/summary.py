@@ -5,8 +5,11 @@ seeds. Used by the page and the notebooks.
 """
 
 import json
+from contextlib import suppress
+from typing import Any
 
 from pipelines.comparison.text import sentence
+from pipelines.console.errors import ConfigError
 from pipelines.console.text import counted
 from pipelines.experiment import FIELDS
 from pipelines.reporting.commands import reproduction_command
@@ -151,10 +154,14 @@ def _reproduction_sentence(results: Results) -> str:
 def changed_from_defaults(results: Results) -> list[tuple[str, str, str]]:
     """Keys of the final training that differ from the defaults: key, default, value.
 
-    As they were recorded; of a training that has not begun, as they will be.
+    As they were recorded; of a training that has not begun, as they will be. None if the fit cannot
+    train the winner: its workers may have become others since the trial ran.
     """
     recorded = configuration_of(results.fit) if results.fit else {}
-    planned = {} if recorded else _planned(results).params
+    planned: dict[str, Any] = {}
+    if not recorded:
+        with suppress(ConfigError):
+            planned = _planned(results).params
     params = recorded or {key: encode_param(value) for key, value in planned.items()}
     defaults = {key: encode_param(value) for key, value in FIELDS.items()}
     changed = [key for key, default in defaults.items() if params.get(key, default) != default]
@@ -162,7 +169,7 @@ def changed_from_defaults(results: Results) -> list[tuple[str, str, str]]:
 
 
 def _planned(results: Results) -> TrainingRun:
-    """The final training, as the configuration has it."""
+    """The final training, as the configuration has it. Raises ConfigError if it is not valid."""
     if TRAIN_KIND in results.stages:
         return results.config.training_run()
     values = {} if results.winner is None else resolved_values(results, results.winner)

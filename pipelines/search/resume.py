@@ -28,6 +28,7 @@ from pipelines.tracking.schema import (
     INACTIVE_PARAM,
     INSTANCE_TAG,
     KEY_TAG,
+    OUTPUTS_TAG,
     REASON_TAG,
     RESUMED,
     SEARCH_KIND,
@@ -197,26 +198,33 @@ def joining(store: Store, search_run: str, task: SearchTask) -> list[StoredTrial
     There are two such searches if their spaces had no trial in common. An instance's search neither
     takes trials of others nor gives its own: each goes on by itself.
     """
+    return [trial for trials in _joining(store, search_run, task).values() for trial in trials]
+
+
+def _joining(store: Store, search_run: str, task: SearchTask) -> dict[str, list[StoredTrial]]:
+    """The same by the run of the search that has them now."""
     tags = store.client.get_run(search_run).data.tags
     if BASIS_TAG not in tags or INSTANCE_TAG in tags:
-        return []
-    runs = store.find(SEARCH_KIND, basis=tags[BASIS_TAG])
-    others = [run for run in runs if run.info.run_id != search_run]
-    return [
-        trial
-        for run in reversed(others)
-        if INSTANCE_TAG not in run.data.tags
-        for trial in stored_search(store, run.info.run_id, task, evaluations=False).ended
-        if trial.state != "failed"
-    ]
+        return {}
+    found = {}
+    for run in reversed(store.find(SEARCH_KIND, basis=tags[BASIS_TAG])):
+        other = run.info.run_id
+        if other != search_run and INSTANCE_TAG not in run.data.tags:
+            ended = stored_search(store, other, task, evaluations=False).ended
+            found[other] = [trial for trial in ended if trial.state != "failed"]
+    return found
 
 
 def join(store: Store, search_run: str, task: SearchTask) -> int:
     """Move the trials that `joining` finds into a search; returns how many.
 
-    Each keeps its run, and has a free number in its new search.
+    Each keeps its run, and has a free number in its new search. A search that loses trials is
+    unfinished again: run once more it is joined by those that lie in its space.
     """
-    trials = joining(store, search_run, task)
+    losing = {other: found for other, found in _joining(store, search_run, task).items() if found}
+    for other in losing:
+        store.untag(other, OUTPUTS_TAG)  # before one is moved: the process may be killed meanwhile
+    trials = [trial for found in losing.values() for trial in found]
     taken = stored_search(store, search_run, task, evaluations=False).numbers if trials else set()
     numbers = (number for number in count() if number not in taken)
     for trial, number in zip(trials, numbers, strict=False):

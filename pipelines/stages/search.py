@@ -162,12 +162,16 @@ def _require_results(session: "Session") -> None:
 
 
 def _verify(store: Store, searched: Searched) -> None:
-    """Refuse a search all of whose trials were deleted: nothing is left to select, and they run
-    again. Those that another search was joined by are there."""
+    """Refuse a search that has no trial left: nothing could be selected.
+
+    Those that were deleted run again, those that another search was joined by are taken back.
+    """
     best = store.client.get_run(searched.search_run).data.tags.get(BEST_RUN_TAG)
-    is_gone = best and store.client.state_of(best) in (None, "DELETED")
-    if is_gone and not store.children(searched.search_run, TRIAL_KIND):
-        raise GoneError("the runs of its trials were deleted")
+    if best and not store.children(searched.search_run, TRIAL_KIND):
+        is_gone = store.client.state_of(best) in (None, "DELETED")
+        raise GoneError(
+            "the runs of its trials were deleted" if is_gone else "another search has its trials"
+        )
 
 
 def search_stage(*, retry_failed: bool = False) -> Stage[Experiment, Searched]:

@@ -166,9 +166,13 @@ def configuration_of(run: Run) -> dict[str, str]:
 def read_evaluations(
     store: Store, run_id: str, params: Mapping[str, str], metric: str
 ) -> tuple[Evaluation, ...]:
-    """The evaluations of a trial or a fit with these parameters; `metric` is as in read_trial."""
-    evaluated = store.history(run_id, VAL_BITS_METRIC)
-    if not evaluated:  # the process may have been killed before it stored the parameters
+    """The evaluations of a trial or a fit with these parameters; `metric` is as in read_trial.
+
+    None without parameters: the process was killed before it stored them, or the run was read
+    before it did.
+    """
+    evaluated = store.history(run_id, VAL_BITS_METRIC) if params else {}
+    if not evaluated:
         return ()
     same = metric == VAL_BITS_METRIC
     objective = evaluated if same else store.history(run_id, metric)

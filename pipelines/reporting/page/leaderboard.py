@@ -7,7 +7,7 @@ from pipelines.reporting.page.cells import bits_cell, count_cell, seed_cells
 from pipelines.reporting.page.content import Picture, Section, Table
 from pipelines.reporting.results import Results
 from pipelines.reporting.statistics import CONFIDENCE, ranking
-from pipelines.reporting.studies.choices import ChoiceAnswer, choice_answers
+from pipelines.reporting.studies.choices import ChoiceAnswer, choice_answers, choice_command
 from pipelines.reporting.summary import repeated_configurations
 
 MAX_ROWS = 50
@@ -23,7 +23,7 @@ def leaderboard_section(results: Results) -> Section:
     else:
         section.pictures = _pictures(results)
         answers = [] if results.whole else choice_answers(results)
-        section.paragraphs = tuple(map(_choice_sentence, answers))
+        section.paragraphs = tuple(_choice_sentence(results, one) for one in answers)
         section.tables = [
             _trial_table(results),
             *(_choice_table(one, results.split) for one in answers),
@@ -84,14 +84,14 @@ def _trial_table(results: Results) -> Table:
     return Table(caption, columns, rows, set(range(2, len(columns))))
 
 
-def _choice_sentence(answer: ChoiceAnswer) -> str:
+def _choice_sentence(results: Results, answer: ChoiceAnswer) -> str:
     """What is known of the values of a choice, the first one being that of the others' baseline."""
     found = answer.comparison
     known = [arm_sentence(found, row) for row in found.rows if row.difference]
-    single = found.looks[-1] < 2
-    more = (
-        " One seed decides nothing: the command under What next trains with more." if single else ""
-    )
+    more = " One seed decides nothing" if found.looks[-1] < 2 else ""
+    if more:
+        given = choice_command(results, answer) is not None
+        more += ": the command under What next trains with more." if given else "."
     return f"{answer.key}: {' '.join(known)}{more}"
 
 

@@ -74,7 +74,11 @@ def publish_against(results: Results, baseline: str) -> Path:
     It is no artifact: it can be written again from the store at any time.
     """
     folder = report_folder(results.experiment)
+    own = run_folder(results.config, results.pipeline.info.run_id)
     with _alone(folder):
+        if not (own / config_file(results.config)).is_file():  # of which the page has the commands
+            _make_own(own)
+            _write_config(results, own)
         return write(results, folder / f"against-{baseline}")
 
 
@@ -95,13 +99,17 @@ def write(results: Results, folder: Path) -> Path:
         _new(folder / f"{picture.name}.png")
         png = picture.save(folder)
         picture.markup = _markup(picture, png)
-    _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml(), "utf-8")
+    _write_config(results, folder)
     path = _new(folder / PAGE_FILE)
     path.write_text(_render(results, sections), encoding="utf-8")
     figures = [f"{picture.name}.png" for section in sections for picture in section.pictures]
     _new(folder / DIGESTS_FILE)
     write_digests(folder, [*figures, config_file(results.config), PAGE_FILE])
     return path
+
+
+def _write_config(results: Results, folder: Path) -> None:
+    _new(folder / config_file(results.config)).write_text(results.experiment.to_yaml(), "utf-8")
 
 
 def _delete_earlier(folder: Path) -> None:

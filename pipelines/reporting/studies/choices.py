@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pipelines.comparison.config import ARM_NAME
+from pipelines.comparison.config import MAX_ARMS
 from pipelines.comparison.table import Arm, Comparison, compare
+from pipelines.console.errors import ConfigError
 from pipelines.console.text import format_value
 from pipelines.reporting.commands import Command, experiment_change, seeds_after, sweep_command
 from pipelines.reporting.results import INACTIVE, Results
@@ -19,11 +20,11 @@ from pipelines.reporting.statistics import python_value
 
 SEEDS = 5
 """With which the best trials are to be trained."""
-WITHOUT_SEARCH = (
-    *("search.space={}", "search.sampler.name=random", "search.scheduler.name=none"),
-    *("search.trials=1", "search.try_first=[]", "search.warm_start=[]"),
-    "search.second_objective=null",
-)
+WITHOUT_SEARCH = {
+    **{"search.space": {}, "search.sampler.name": "random", "search.scheduler.name": "none"},
+    **{"search.trials": 1, "search.try_first": [], "search.warm_start": []},
+    "search.second_objective": None,
+}
 """Changes of an experiment whose values are all given."""
 
 
@@ -58,22 +59,34 @@ def choice_answers(results: Results) -> list[ChoiceAnswer]:
 
 def choice_commands(results: Results) -> Iterator[Command]:
     """The command for each answer that makes a study of it, with seeds that chose no trial."""
-    if results.whole:
-        return
-    config = results.config
-    seeds = list(islice(seeds_after(config.seed), SEEDS))
-    for answer in choice_answers(results):
-        arms = {value: _values(results, number) for value, number in answer.trials.items()}
-        if not all(map(ARM_NAME.fullmatch, arms)):
-            continue
-        changes = [
-            experiment_change(f"{config.experiment}-{answer.key.rpartition('.')[2]}"),
-            f"arms={json.dumps(arms)}",
-            f"seeds={json.dumps(seeds)}",
-            *WITHOUT_SEARCH,
-        ]
-        purpose = f"Compare the best trials of the values of {answer.key} over {SEEDS} other seeds"
-        yield Command(purpose, [sweep_command(results, *changes)])
+    if not results.whole:
+        yield from filter(None, (choice_command(results, one) for one in choice_answers(results)))
+
+
+def choice_command(results: Results, answer: ChoiceAnswer) -> Command | None:
+    """That of one answer; of more values than a study may have arms, it compares the best.
+
+    None if they make no study: not every value can be the name of an arm, and the best trials of
+    two may be the same model.
+    """
+    config, bits = results.config, results.trials["bits_per_byte"]
+    best = sorted(answer.trials, key=lambda value: bits[answer.trials[value]])[:MAX_ARMS]
+    trials = {value: number for value, number in answer.trials.items() if value in best}
+    name = f"{config.experiment}-{answer.key.rpartition('.')[2]}"
+    changes = {
+        "arms": {value: _values(results, number) for value, number in trials.items()},
+        "seeds": list(islice(seeds_after(config.seed), SEEDS)),
+        **WITHOUT_SEARCH,
+    }
+    try:
+        config.replace({"experiment": name, **changes}, explain=False)
+    except ConfigError:
+        return None
+    which = "the values" if len(best) == len(answer.trials) else f"{MAX_ARMS} values"
+    purpose = f"Compare the best trials of {which} of {answer.key} over {SEEDS} other seeds"
+    texts = {key: one if isinstance(one, str) else json.dumps(one) for key, one in changes.items()}
+    given = [f"{key}={text}" for key, text in texts.items()]
+    return Command(purpose, [sweep_command(results, experiment_change(name), *given)])
 
 
 def _values(results: Results, number: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What was measured of the arms of a study: read from the results of its stages and their runs."""
 
+import math
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -30,12 +31,16 @@ def measured_arms(store: Store, config: Experiment, results: StageResults) -> tu
 
 
 def _arm(store: Store, config: Experiment, name: str, arm: Values, results: StageResults) -> Arm:
-    """One arm, whose results have the values `arm` and, of a training, the seed."""
+    """One arm, whose results have the values `arm` and, of a training, the seed.
+
+    A model whose answers on the test split are not finite counts as one whose training diverged.
+    """
     tested, probed = _by_seed(results.all(Tested), arm), results.get(Probed)
     fitted = _by_seed(results.all(Fitted), arm)
     stored = {seed: store.client.get_run(one.run_id) for seed, one in fitted.items()}
     diverged = dict.fromkeys(_by_seed(results.all(Diverged), arm))
-    bits = {seed: one.test_bits_per_byte for seed, one in tested.items()} | diverged
+    scores = {seed: one.test_bits_per_byte for seed, one in tested.items()}
+    bits = {seed: one if math.isfinite(one) else None for seed, one in scores.items()} | diverged
     run = config.fit_run(results.all(Selected)[arm].values)
     peaks = [
         one.data.metrics[PEAK_MEMORY] for one in stored.values() if PEAK_MEMORY in one.data.metrics

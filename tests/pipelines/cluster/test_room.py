@@ -290,6 +290,29 @@ def test_a_cluster_that_ends_ends_the_watch_and_no_more(cluster):
         until(lambda: threading.active_count() == before)
 
 
+def test_an_error_is_one_line_of_its_kind_and_the_nodes_are_counted_on(
+    cluster, monkeypatch, capsys
+):
+    def fail(*_):
+        failed.append(cluster.nodes)
+        raise ConnectionError("the head restarts\nas its log has it")
+
+    failed: list[int] = []
+    with monkeypatch.context() as patch, watched_room(Resources(), Progress(), name="s") as room:
+        patch.setattr(module, "alive_nodes", fail)
+        until(lambda: len(failed) > 2)
+        patch.setattr(module, "alive_nodes", cluster._alive)
+        patch.setattr(cluster, "ask", fail)
+        cluster.nodes = 0  # the autoscaler, of which one cannot be asked for, keeps none uncounted
+        until(lambda: room.jobs == 0 and failed[-1] == 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "  the nodes are looked at again: the head restarts",
+        "  the cluster has room for 0 trainings of 1 x 1 CPU",
+    ]
+    assert sum("looked at again" in line for line in lines) == 1
+
+
 def test_nodes_of_this_machine_are_counted_once_and_never_waited_for(cluster, monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS")
     before = threading.active_count()

@@ -8,17 +8,20 @@ from mlflow import MlflowClient
 
 from pipelines.console.errors import ConfigError, DamagedError, EditedError
 from pipelines.engine.results import json_digest
+from pipelines.experiment import read_experiment
 from pipelines.registry.gate import force, rollback
 from pipelines.registry.versions import Registry
 from pipelines.reporting.loading import experiment_lines, load_results
 from pipelines.reporting.page.model_sections import winner_section
 from pipelines.reporting.page.provenance_sections import lineage_section
+from pipelines.reporting.page.publish import all_sections
 from pipelines.reporting.summary import summary
 from pipelines.tracking.provenance import this_process
 from pipelines.tracking.schema import PROCESS_TAG, STAGE_TAG
 from pipelines.tracking.store import Store
+from pipelines.tracking.writer import Writer
 from tests.pipelines.packages import log_untrained
-from tests.pipelines.stored import Made, purge, store_sweep, store_training
+from tests.pipelines.stored import Made, purge, store_sweep, store_training, store_trial
 
 
 def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
@@ -181,6 +184,43 @@ def test_a_failed_trial_whose_values_do_not_go_together_has_no_parameter_count(s
     results = load_results("tiny")
     assert list(results.trials["parameters"].isna()) == [False, True]
     assert str(results.trials.at[0, "parameters"]).isdecimal()
+
+
+def test_a_trial_that_begins_while_the_trials_are_read_is_left_out(store, searched, monkeypatch):
+    values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
+    pipeline = store_sweep(store, searched, [Made(values, [3, 2])])
+    search, find = store.client.get_run(pipeline).data.tags[STAGE_TAG.format("search")], Store.find
+
+    def find_and_begin(self: Store, kind: str, *query: str, **basis: str) -> list:
+        found = find(self, kind, *query, **basis)
+        if kind == "trial":
+            monkeypatch.setattr(Store, "find", find)
+            writer = Writer(store)
+            store_trial(store, writer, searched, search, 1, Made(values, state="unfinished"))
+            writer.close()
+        return found
+
+    monkeypatch.setattr(Store, "find", find_and_begin)
+    assert list(load_results("tiny").trials.index) == [0]
+    assert list(load_results("tiny").trials.index) == [0, 1]
+
+
+def test_a_fit_that_cannot_train_the_winner_any_more_is_not_its_fit(store, data):
+    """Other workers do not make another search: the same winner is selected."""
+    batch = "train.batch_tokens"
+    more = {"search": {"space": {batch: {"int": [64, 256], "step": 32}}}}
+    config = read_experiment(data | more, source="test")
+    pipeline = store_sweep(store, config, [Made({batch: 96}, [3, 2])], winner=0)
+    select = store.client.get_run(pipeline).data.tags[STAGE_TAG.format("select")]
+    store.tag(select, {"dca.outputs": json.dumps({"trial": 0, "values": {batch: 96}})})
+    fit = store.create("fit", "fit", "fit", params=config.fit_run({batch: 96}).params)
+    store.tag(pipeline, {STAGE_TAG.format("fit"): fit})
+    assert "fit" in load_results("tiny").stages
+    changed = config.replace({"fit.resources.workers": 2})
+    store.log_text(pipeline, changed.to_yaml(), "experiment.yaml")
+    results = load_results("tiny")
+    assert (results.winner, "fit" in results.stages) == (0, False)
+    assert [section.id for section in all_sections(results)]
 
 
 def test_the_trials_are_those_that_the_search_consists_of(store, searched):

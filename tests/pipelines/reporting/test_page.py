@@ -10,7 +10,7 @@ import pytest
 
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
 from pipelines.experiment import load, read_experiment
-from pipelines.reporting.commands import report_folder
+from pipelines.reporting.commands import config_path, report_folder
 from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.reporting.page import content
@@ -174,6 +174,19 @@ def test_a_report_waits_for_another_one(store, searched, tmp_path, monkeypatch):
             with pytest.raises(PipelineError, match=rf"^reports in {folder}: already running"):
                 write_one(results)
     assert publish(results).is_file()
+
+
+@pytest.mark.usefixtures("empty")
+def test_beside_another_baseline_the_configuration_of_the_commands_is_written(store, searched):
+    store_sweep(store, searched, MIXED, winner=1)
+    results = load_results("tiny")
+    page = publishing.publish_against(results, "a")
+    assert page == report_folder(searched) / "against-a" / PAGE_FILE
+    config = Path(config_path(results))
+    assert load([str(config)]) == searched
+    config.write_text(before := f"# as it was\n{config.read_text()}")
+    publishing.publish_against(results, "a")
+    assert config.read_text() == before
 
 
 @pytest.mark.usefixtures("empty")

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import threading
 from dataclasses import replace
@@ -170,6 +171,18 @@ def test_an_arm_that_diverges_is_never_better(store, data):
     assert found.verdicts == {"dca-2": "undecided"}
     assert "1 diverged" in found.sentence
     assert found.winner == ("dca-2", 0)
+
+
+@pytest.mark.parametrize("bits", [math.inf, math.nan])
+@pytest.mark.usefixtures("plain")
+def test_a_model_without_a_finite_score_counts_as_one_that_diverged(store, data, bits):
+    config = of_arms(data, "standard", "dca-2", seeds=4)
+    made = store_study(store, config, {"standard": 0.0, "dca-2": 0.5})
+    tested = made.found["evaluate"]
+    tested["dca-2", 3] = replace(tested["dca-2", 3], test_bits_per_byte=bits)
+    found = made.compare()
+    assert found.verdicts == {"dca-2": "undecided"}
+    assert "1 diverged" in found.sentence
 
 
 def test_the_winner_is_of_the_arm_with_the_best_mean_on_validation():

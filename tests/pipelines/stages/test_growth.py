@@ -245,6 +245,42 @@ def test_trials_of_several_searches_join_one_whose_space_has_them(sweep):
     assert sweep.ran == []
 
 
+def test_a_search_whose_trials_joined_another_takes_them_back(sweep):
+    whole, other = sweep.ended(), {"model.dim": 32}
+    sweep.run(**other)
+    both = {"search.space.model.dim": {"choice": [16, 32]}, "search.trials": 8}
+    sweep.run(**both)
+    winner = sweep.selected
+    for changes, reason in [({}, "resumes an unfinished run"), (both, "resumes an unfinished run")]:
+        assert sweep.reason(**changes) == reason
+        sweep.run(**changes)
+        assert sweep.ran == []
+        assert sweep.reason(**changes) == "reused"
+    assert sweep.selected == winner
+    sweep.run()
+    (search,) = [run for run in sweep.store.find("search") if "dca.outputs" in run.data.tags]
+    trials = sweep.store.children(search.info.run_id, "trial")
+    assert {run.info.run_id for run in trials} == {run for run, _ in whole.values()}
+    rates = sorted(float(run.data.params[RATE]) for run in trials)
+    half = {f"search.space.{RATE}": {"log_uniform": [1e-4, (rates[1] + rates[2]) / 2]}}
+    sweep.run(**half | both | {"search.trials": 4})  # takes some of them
+    sweep.run()
+    assert sweep.ran == []
+    assert len(sweep.store.find("trial")) == 8
+
+
+def test_a_search_that_has_lost_all_its_trials_in_an_older_store_takes_them_back(sweep):
+    (search,) = sweep.store.find("search")
+    sweep.run(**{"model.dim": 32})
+    new = sweep.store.find("search")[0].info.run_id
+    for run in sweep.store.children(search.info.run_id, "trial"):
+        sweep.store.tag(run.info.run_id, {"mlflow.parentRunId": new})
+    assert sweep.reason() == "another search has its trials"
+    sweep.run()
+    assert sweep.ran == []
+    assert len(sweep.store.children(search.info.run_id, "trial")) == 4
+
+
 def test_checkpoints_of_an_unfinished_trial_stay_while_it_is_not_needed(sweep):
     sweep.kill_after = 1
     with pytest.raises(KeyboardInterrupt):

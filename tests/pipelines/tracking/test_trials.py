@@ -86,7 +86,12 @@ def test_an_evaluation_has_the_best_value_so_far_of_what_is_minimised():
     assert store.asked == ["val_bits_per_byte"]
     other = read_evaluations(store, "id", params, "train_bits_per_byte")
     assert [one.best for one in other] == [5.0, 5.0, 4.0]
-    assert read_evaluations(Histories(), "id", {}, "val_bits_per_byte") == ()
+    assert read_evaluations(Histories(), "id", params, "val_bits_per_byte") == ()
+
+
+def test_a_run_that_was_read_before_its_parameters_were_stored_has_no_evaluations_yet():
+    store = Histories(val_bits_per_byte={4: 3.0})
+    assert read_evaluations(store, "id", {}, "val_bits_per_byte") == ()
 
 
 def test_a_trial_without_a_run_has_nothing_yet():

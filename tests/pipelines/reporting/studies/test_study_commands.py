@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.comparison.config import MAX_SEED
+from pipelines.comparison.config import MAX_ARMS, MAX_SEED
 from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.experiment import Experiment, load, read_experiment
@@ -23,7 +23,7 @@ from pipelines.search.config import MAX_TRIALS
 from tests.pipelines.reporting.studies.made import CLOSE, DCA, STANDARD, arm, study
 from tests.pipelines.reporting.tables import INACTIVE, results_of, stage_run, trial
 
-RATE = "train.learning_rate"
+RATE, LAST_K = "train.learning_rate", "model.dca.last_k"
 ARMS = {
     "standard": {"model.residual": "standard"},
     "dca": {"model.residual": "dca"},
@@ -269,3 +269,32 @@ def test_one_command_makes_a_study_of_a_choice(data, tmp_path):
     assert (standard.model.residual, standard.train.learning_rate) == ("standard", 2e-3)
     assert (dca.model.residual, dca.model.dca.last_k) == ("dca", 2)
     assert list(choice_commands(of_study(found))) == []
+
+
+def test_a_study_of_a_choice_has_the_best_of_too_many_values(data, tmp_path):
+    rates = [round(1e-3 * n, 4) for n in range(1, MAX_ARMS + 3)]
+    config = searched(data).replace({"search.space": {RATE: {"choice": rates}}})
+    results = results_of(
+        config,
+        [
+            trial("complete", [3.0, 2.0 + abs(n - 40) / 100], f"t{n}", train__learning_rate=rate)
+            for n, rate in enumerate(rates)
+        ],
+    )
+    (command,) = choice_commands(results)
+    assert "the best trials of 64 values of train.learning_rate" in command.purpose
+    found = changes(command.lines[0], tmp_path, config)
+    assert list(found.arms) == [f"{rate:g}" for rate in rates[2:]]
+
+
+def test_values_that_make_no_study_have_no_command_and_no_sentence_that_names_it(data):
+    """The best trials of both are the same model: its kind does not read what was searched."""
+    space = {"model.residual": {"choice": ["standard", "dca"]}, LAST_K: {"choice": [1, 2]}}
+    config = searched(data).replace({"search.space": space})
+    trials = [tried("complete", 2.0 + n, "standard", n, name=f"t{n}") for n in (1, 2)]
+    results = results_of(config, trials, completed=[("t1", 0, 3.0), ("t2", 0, 4.0)])
+    (answer,) = choice_answers(results)
+    assert answer.key == LAST_K
+    assert list(choice_commands(results)) == []
+    sentence, *_ = leaderboard_section(results).paragraphs
+    assert sentence.endswith(" One seed decides nothing.")
