@@ -55,6 +55,8 @@ class PlannedStage:
     """The result, or the preview of one; None until it is known."""
     run: Run | None = None
     """The MLflow run that holds the result, or one that was left unfinished and is resumed."""
+    found: Sequence[Run] = ()
+    """The runs that have the key and may be reused, newest first."""
     basis: str | None = None
     """What the key has in common with those of runs that the stage can continue; None if it cannot
     grow."""
@@ -141,6 +143,7 @@ class Cache:
         elif self._fresh:
             planned.reason = "fresh"
         elif self._store and (found := self._store.find(stage.name, planned.key)):
+            planned.found = found
             _reuse_or_resume(planned, found[0], self._store, config)
         elif growable := self._usable_runs(planned, config):
             planned.run = growable[0]
@@ -155,7 +158,9 @@ class Cache:
     def invalidate(self, planned: PlannedStage, config: PipelineConfig) -> None:
         """Exclude earlier runs of an instance from reuse and growth; they stay in the store."""
         assert self._store is not None
-        same = self._store.find(planned.stage.name, planned.key)
+        same = planned.found
+        if self._fresh:  # they were not looked for
+            same = self._store.find(planned.stage.name, planned.key)
         usable = self._usable_runs(planned, config) if self._fresh else []  # else there is none
         for run in [*same, *usable]:
             self._store.tag(run.info.run_id, {CACHE_TAG: DISCARDED})

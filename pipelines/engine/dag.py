@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from pipelines.compat.mlflow import NOTE_TAG
 from pipelines.config.yaml_text import flatten
 from pipelines.console.secrets import redact
 from pipelines.engine.cache import Cache, PlannedStage, shortened
@@ -21,10 +22,11 @@ from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.schema import (
     EXPERIMENT_FILE,
+    KEY_TAG,
     PIPELINE_KIND,
     SCHEMA_VERSION,
 )
-from pipelines.tracking.store import Store
+from pipelines.tracking.store import Run, Store
 
 MAX_VARIANT = 120
 """Characters of it in the names of runs."""
@@ -103,8 +105,10 @@ def run(
         for node in nodes:
             if node.stage.preview:
                 node.stage.preview(configs[node])  # bad input is found before anything is written
-        context = replace(_open(config, invocation, descriptions), fresh=fresh)
-        execution = Execution(context, Cache(context.store, nodes, fresh=fresh), nodes, reused)
+        opened, tags = _open(config, invocation, descriptions)
+        context = replace(opened, fresh=fresh)
+        cache = Cache(context.store, nodes, fresh=fresh)
+        execution = Execution(context, cache, nodes, reused, tags)
         try:
             results = execution.run(configs)
         except BaseException as error:
@@ -118,23 +122,36 @@ def run(
 
 def _open(
     config: PipelineConfig, invocation: Invocation, descriptions: Descriptions
-) -> Context[PipelineConfig]:
-    """The tracking store with the pipeline's run in it."""
+) -> tuple[Context[PipelineConfig], Mapping[str, str]]:
+    """The tracking store with the pipeline's run in it, and the tags which that had.
+
+    A configuration has one run: the parent of the runs of its stages.
+    """
     storage = storage_folder(config.storage)
     store = Store.open(config.experiment, storage)
     assert store is not None
     store.end_killed()
     data = config.model_dump(mode="json")
-    variant = _variant(store, data)
-    pipeline_run = _open_pipeline_run(store, config, data, variant)
-    store.describe(descriptions.experiment)
-    store.describe(descriptions.pipeline, pipeline_run)
-    return Context(config, storage, store, invocation, pipeline_run, variant=variant)
-
-
-def _variant(store: Store, data: Mapping[str, Any]) -> str:
-    """What tells a pipeline's runs from those of the experiment's first one; empty for that."""
     earlier = store.find(PIPELINE_KIND)
+    variant = _variant(earlier, data)
+    key = json_digest({"schema": SCHEMA_VERSION, **data})
+    found = next((run for run in earlier if run.data.tags.get(KEY_TAG) == key), None)
+    tags = found.data.tags if found else {NOTE_TAG: descriptions.pipeline}
+    if found:
+        pipeline_run = str(found.info.run_id)
+        store.resume(pipeline_run, data)
+    else:
+        name = f"{config.experiment} pipeline{variant}"
+        pipeline_run = store.create(PIPELINE_KIND, key, name, params=data, tags=tags)
+    store.log_text(pipeline_run, config.to_yaml(), EXPERIMENT_FILE)
+    store.describe(descriptions.experiment)
+    if NOTE_TAG not in tags:
+        store.describe(descriptions.pipeline, pipeline_run)
+    return Context(config, storage, store, invocation, pipeline_run, variant=variant), tags
+
+
+def _variant(earlier: Sequence[Run], data: Mapping[str, Any]) -> str:
+    """What tells a pipeline's runs from those of the experiment's first one; empty for that."""
     first = earlier[-1].data.params if earlier else {}
     params = {key: redact(encode_param(value)) for key, value in flatten(data)}  # as it is stored
     changes = [
@@ -143,19 +160,3 @@ def _variant(store: Store, data: Mapping[str, Any]) -> str:
         if key not in ("experiment", "storage") and first.get(key) not in (None, value)
     ]
     return f", {shortened(changes)}"[:MAX_VARIANT] if changes else ""
-
-
-def _open_pipeline_run(
-    store: Store, config: PipelineConfig, data: Mapping[str, Any], variant: str
-) -> str:
-    """One run per configuration: the parent of the runs of its stages."""
-    key = json_digest({"schema": SCHEMA_VERSION, **data})
-    if found := store.find(PIPELINE_KIND, key):
-        run_id = str(found[0].info.run_id)
-        store.resume(run_id, data)
-    else:
-        run_id = store.create(
-            PIPELINE_KIND, key, f"{config.experiment} pipeline{variant}", params=data
-        )
-    store.log_text(run_id, config.to_yaml(), EXPERIMENT_FILE)
-    return run_id

@@ -34,13 +34,14 @@ class Execution:
         cache: Cache,
         nodes: Mapping[Node, Sequence[Node]],
         reused: Iterable[PlannedStage] = (),
+        stored: Mapping[str, str] | None = None,
     ):
         """An execution of these nodes, each of which comes after the ones it depends on.
 
-        Those `reused` have been found in the cache.
+        Those `reused` have been found in the cache; `stored` are the tags of the pipeline's run.
         """
         self._context, self._cache, self._nodes = context, cache, nodes
-        self._reused = {one.node: one for one in reused}
+        self._reused, self._stored = {one.node: one for one in reused}, stored
         self._width = name_width(nodes)
         self._done: dict[Node, PlannedStage] = {}
         self._failed: dict[Node, Exception] = {}
@@ -161,7 +162,8 @@ class Execution:
         if run is not None and run.info.status != FINISHED:
             store.end(planned.run_id)  # its command was killed before it could
         if run is not None and planned.node.position:
-            store.tag(planned.run_id, planned.tags)  # the instance may have another name now
+            # The instance may have another name now.
+            store.tag(planned.run_id, planned.tags, stored=run.data.tags)
         self._refer(planned)
         self._done[planned.node] = planned
 
@@ -227,7 +229,8 @@ class Execution:
 
     def _refer(self, planned: PlannedStage) -> None:
         tag = STAGE_TAG.format(planned.node.path)
-        self._context.store.tag(self._context.pipeline_run, {tag: planned.run_id})
+        run = self._context.pipeline_run
+        self._context.store.tag(run, {tag: planned.run_id}, stored=self._stored)
 
     def _log_end(self, node: Node, state: str, reason: str) -> None:
         data = {"stage": str(node), "state": state, "reason": reason}

@@ -90,6 +90,8 @@ class Store:
 
     client: RetryingClient
     experiment_id: str
+    described: bool = False
+    """Whether the experiment had a description when it was opened."""
 
     @staticmethod
     def open(experiment: str, storage: Folder, *, create: bool = True) -> "Store | None":
@@ -115,7 +117,7 @@ class Store:
                 found = client.retry(partial(_experiment, client, experiment, location))
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
             raise deleted_experiment(found.name, found.experiment_id)
-        return Store(client, found.experiment_id)
+        return Store(client, found.experiment_id, NOTE_TAG in found.tags)
 
     @property
     def models(self) -> ModelStore:
@@ -195,12 +197,18 @@ class Store:
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters by dotted keys; idempotent."""
-        entities = [Param(key, redact(encode_param(value))) for key, value in flatten(params)]
-        self.client.log_batch(run_id, params=entities)
+        self.client.log_batch(run_id, params=_encode_params(params))
 
-    def tag(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run. Raises PipelineError if one is too long to be stored whole."""
-        self.client.log_batch(run_id, tags=encode_tags(tags))
+    def tag(
+        self, run_id: str, tags: Mapping[str, str], *, stored: Mapping[str, str] | None = None
+    ) -> None:
+        """Set tags of a run, but those that it has: `stored` are its tags as they were read.
+
+        Raises PipelineError if one is too long to be stored whole.
+        """
+        had = stored or {}
+        new = [tag for tag in encode_tags(tags) if had.get(tag.key) != tag.value]
+        self.client.log_batch(run_id, tags=new)
 
     def untag(self, run_id: str, tag: str) -> None:
         """Remove a tag of a run, if it has it: a call whose answer was lost has removed it."""
@@ -215,6 +223,8 @@ class Store:
         if run_id:
             if NOTE_TAG not in self.client.get_run(run_id).data.tags:
                 self.tag(run_id, {NOTE_TAG: text})
+        elif self.described:
+            return
         elif NOTE_TAG not in self.client.get_experiment(self.experiment_id).tags:
             self.client.set_experiment_tag(self.experiment_id, NOTE_TAG, redact(text))
 
@@ -268,8 +278,8 @@ class Store:
         Its reason distinguishes it from a run without a break.
         """
         self.client.update_run(run_id, status=RUNNING)
-        self.tag(run_id, {REASON_TAG: RESUMED, PROCESS_TAG: this_process()})
-        self.log_params(run_id, params or {})
+        tags = encode_tags({REASON_TAG: RESUMED, PROCESS_TAG: this_process()})
+        self.client.log_batch(run_id, params=_encode_params(params or {}), tags=tags)
 
     def end(self, run_id: str, status: str = FINISHED) -> None:
         """End a run as FINISHED, FAILED or KILLED."""
@@ -371,6 +381,10 @@ class Store:
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")
             return path.read_text(encoding="utf-8")
+
+
+def _encode_params(params: Mapping[str, Any]) -> list[Param]:
+    return [Param(key, redact(encode_param(value))) for key, value in flatten(params)]
 
 
 def _experiment(client: RetryingClient, name: str, location: str | None) -> Experiment:
