@@ -213,16 +213,24 @@ class _Sinkhorn(torch.autograd.Function):
         m_jkn = m_jkbt.flatten(2)
         if kernels.fits(m_jkn):
             return kernels.sinkhorn(m_jkn, SINKHORN_DIVISIONS, gradient.flatten(2)).view_as(m_jkbt)
-        with torch.enable_grad():
-            m_jkbt = m_jkbt.detach().requires_grad_()
-            result = _divided(m_jkbt)
-        return torch.autograd.grad(result, m_jkbt, gradient)[0]
+        steps: list[tuple[Tensor, Tensor]] = []
+        _divided(m_jkbt, steps)
+        for at, (quotient_jkbt, sums) in reversed([*enumerate(steps)]):
+            common = (gradient * quotient_jkbt).sum(at % 2, keepdim=True)
+            gradient = (gradient - common) / sums
+        return gradient
 
 
-def _divided(m_jkbt: Tensor) -> Tensor:
-    """Divided by the sums of columns and of rows in turn, of columns first and last."""
+def _divided(m_jkbt: Tensor, steps: list[tuple[Tensor, Tensor]] | None = None) -> Tensor:
+    """Divided by the sums of columns and of rows in turn, of columns first and last.
+
+    `steps` gets the quotients and the sums of each division.
+    """
     for step in range(SINKHORN_DIVISIONS):
-        m_jkbt = m_jkbt / m_jkbt.sum(step % 2, keepdim=True)
+        sums = m_jkbt.sum(step % 2, keepdim=True)
+        m_jkbt = m_jkbt / sums
+        if steps is not None:
+            steps.append((m_jkbt, sums))
     return m_jkbt
 
 

@@ -41,7 +41,7 @@ class Execution:
         Those `reused` have been found in the cache; `stored` are the tags of the pipeline's run.
         """
         self._context, self._cache, self._nodes = context, cache, nodes
-        self._reused, self._stored = {one.node: one for one in reused}, stored
+        self._reused, self._stored = {one.node: one for one in reused}, {**(stored or {})}
         self._width = name_width(nodes)
         self._done: dict[Node, PlannedStage] = {}
         self._failed: dict[Node, Exception] = {}
@@ -231,6 +231,7 @@ class Execution:
         tag = STAGE_TAG.format(planned.node.path)
         run = self._context.pipeline_run
         self._context.store.tag(run, {tag: planned.run_id}, stored=self._stored)
+        self._stored[tag] = planned.run_id
 
     def _log_end(self, node: Node, state: str, reason: str) -> None:
         data = {"stage": str(node), "state": state, "reason": reason}

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from dca import registry
 from dca.errors import FieldError
+from pipelines.config.section import set_key
+from pipelines.config.validation import validate
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import quote_value
@@ -66,6 +68,7 @@ class Space:
         space = task.search.space
         self._base, self._fit = task.base, task.fit
         self._dimensions = {key: space[key] for key in condition_order(space)}
+        self._last: tuple[str, TrainingRun | None] | None = None
 
     @property
     def is_finite(self) -> bool:
@@ -177,9 +180,8 @@ class Space:
     def training_key(self, values: Mapping[str, Any]) -> str:
         """A text that is the same for points of the same training: without the options that its
         residual kind or its schedule does not read, and with the values that it computes with."""
-        try:
-            run = self._bare.replace(values, explain=False)
-        except ConfigError:  # it trains nothing
+        run = self._run(values)
+        if run is None:  # it trains nothing
             return point_key(values)
         used = resolved_values(run)
         keys = read_keys(self._dimensions, run.model.residual, run.train.schedule)
@@ -187,9 +189,12 @@ class Space:
 
     def is_valid(self, values: Mapping[str, Any]) -> bool:
         """Whether a point is a trial that the fit can train too, in a tenth of `problem`'s time."""
+        run = self._run(values)
+        if run is None:
+            return False
         try:
-            self._fit.check(self._bare.replace(values, explain=False).train)
-        except (ConfigError, FieldError):
+            self._fit.check(run.train)
+        except FieldError:
             return False
         return True
 
@@ -203,10 +208,30 @@ class Space:
             return Problem(error.message, error.field, nearest=error.nearest)
         return None
 
+    def _run(self, values: Mapping[str, Any]) -> TrainingRun | None:
+        """A point as a trial; None if it is invalid. The last one is kept: a valid point's key is
+        wanted next."""
+        key = point_key(values)
+        if self._last is None or self._last[0] != key:
+            data = _copied(self._data)
+            for name, value in values.items():
+                set_key(data, name, value)
+            try:
+                run: TrainingRun | None = validate(TrainingRun, data, explain=False)
+            except ConfigError:
+                run = None
+            self._last = key, run
+        return self._last[1]
+
+    @cached_property
+    def _data(self) -> dict[str, Any]:
+        """The base as plain data."""
+        return self._bare.model_dump(mode="json")
+
     @cached_property
     def _sizes(self) -> list[Any]:
         """The sizes of the base: whole numbers of its model and training."""
-        return [one for _, one in flatten(self._bare.model_dump(mode="json")) if _is_size(one)]
+        return [one for _, one in flatten(self._data) if _is_size(one)]
 
     @cached_property
     def _bare(self) -> TrainingRun:
@@ -266,6 +291,11 @@ def resolved_values(run: TrainingRun) -> dict[str, Any]:
         section = registry.residual.section(model.residual)
         found |= {f"model.{section}.{name}": value for name, value in resolve(model).items()}
     return found
+
+
+def _copied(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data whose sections can be changed."""
+    return {key: _copied(one) if isinstance(one, dict) else one for key, one in data.items()}
 
 
 def _is_size(value: Any) -> bool:

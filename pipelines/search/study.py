@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from pipelines.compat import optuna as compat
 from pipelines.console.errors import Problem
 from pipelines.search.config import Dimension, SearchTask
-from pipelines.search.space import MAX_LOOKED_AT, Space, with_required
+from pipelines.search.space import MAX_LOOKED_AT, Space, point_key, with_required
 from pipelines.tracking.trials import StoredTrial
 from pipelines.tracking.uri import database_uri
 
@@ -194,9 +194,13 @@ class Proposals:
         beside = self._beside_valid() if given is None else iter(())
         if given is not None:
             rest = self._space.some_points(given)
+        refused: set[str] = set()  # of a small space most points are drawn many times
         for point in chain(points, related, islice(rest, MAX_LOOKED_AT), beside):
+            if (drawn := point_key(point)) in refused:
+                continue
             if self._space.is_valid(point) and self._space.training_key(point) not in self._known:
                 return point
+            refused.add(drawn)
         return None
 
     def _beside_valid(self) -> Iterator[dict[str, Any]]:

@@ -34,11 +34,26 @@ def variants(kind: str) -> list[dict[str, Any]]:
     """Options of a kind to test: the defaults, other values of one option each, and MORE.
 
     Of integers it takes a neighbour, of choices each other one. Floats are varied in OTHER_FLOATS.
+    Options that the kind does not read change nothing, which a test of their own requires.
     """
     found: list[dict[str, Any]] = [{}]
+    section, unread = registry.residual.section(kind), registry.residual.unread(kind)
     for name, annotation, default in options_of(kind):
-        found += [{name: value} for value in others(annotation, default)]
+        if f"{section}.{name}" not in unread:
+            found += [{name: value} for value in others(annotation, default)]
     return found + MORE.get(kind, [])
+
+
+def together(given: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Fewer options to test, which together have each value of the given ones."""
+    found: list[dict[str, Any]] = [{}]
+    for own in sorted(given, key=len, reverse=True):
+        new = {k: v for k, v in own.items() if all(k not in one or one[k] != v for one in found)}
+        place = next((one for one in found[1:] if not new.keys() & one.keys()), None)
+        if place is None:
+            found.append(place := {})
+        place |= new
+    return [one for at, one in enumerate(found) if one or not at]
 
 
 def others(annotation: Any, default: Any, limits: tuple[Range, ...] = ()) -> list[Any]:
@@ -74,7 +89,9 @@ def options_of(kind: str) -> list[tuple[str, Any, Any]]:
 
 
 CASES = [(kind, own) for kind in KINDS for own in variants(kind)]
-"""Every kind with each of its options to test."""
+"""Every kind with each of its options to test: for what an option's value may break by itself."""
+COMBINED = [(kind, own) for kind in KINDS for own in together(variants(kind))]
+"""Every kind with its defaults, and with combinations that have each value of its options."""
 
 
 def _other_floats(kind: str) -> dict[str, Any]:
