@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tokenize
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ import click
 import pytest
 from ruamel.yaml import YAML
 
+from pipelines.data import corpora
 from pipelines.experiment import load
 from tests.pages import PAGES, ROOT, blocks, commands, page
 from tests.pipelines.commands import Folder
@@ -321,6 +323,10 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (path / name).symlink_to(ROOT / name)
     folder, ran = Folder(path), 0
     with pytest.MonkeyPatch.context() as monkeypatch:
+        library = tmp_path_factory.mktemp("stdlib")
+        for source in Path(sysconfig.get_path("stdlib")).glob("[a-c]*.py"):
+            shutil.copy(source, library)  # a tenth of the text, which each command reads
+        monkeypatch.setattr(corpora.sysconfig, "get_path", lambda _: str(library))
         LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
         isolated_forked(monkeypatch)
         timed_forked(monkeypatch)

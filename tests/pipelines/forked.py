@@ -15,19 +15,9 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-PRELOADED = (
-    *("pipelines.promote", "pipelines.generate", "pipelines.report", "pipelines.train"),
-    *("pipelines.experiment", "pipelines.registry.versions", "pipelines.stages.search"),
-    *("pipelines.search.run", "pipelines.stages.recorded_training", "pipelines.cluster.memory"),
-    *("pipelines.reporting.loading", "pipelines.reporting.page.publish", "pipelines.cost.estimate"),
-    *("dca.architectures.gpt", "dca.residuals.standard", "dca.residuals.dca"),
-    *("mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store"),
-    *("mlflow.pyfunc", "torch._dynamo", "tests.pipelines.packages"),
-)
-"""`torch._dynamo` is imported by the first optimizer that is made."""
 METHOD = "forkserver"
 FORKS = multiprocessing.get_context(METHOD)
-FORKS.set_forkserver_preload(list(PRELOADED))
+FORKS.set_forkserver_preload(["tests.pipelines.preloaded"])
 
 
 class Command:

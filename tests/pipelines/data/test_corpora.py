@@ -3,6 +3,7 @@
 import functools
 import gzip
 import hashlib
+import inspect
 import io
 import json
 import threading
@@ -283,6 +284,12 @@ def test_the_standard_library_is_read_in_a_fixed_order_without_tests_and_package
         path.write_text(f"{name} ")
     expected = sorted(["a.py", "b/c.py"], key=lambda name: hashlib.sha256(name.encode()).digest())
     assert b"".join(CORPORA["python-stdlib"].read()) == "".join(f"{n} " for n in expected).encode()
+
+
+def test_the_standard_library_of_this_interpreter_is_megabytes_of_its_modules():
+    text = b"".join(CORPORA["python-stdlib"].read())
+    assert len(text) > 8_000_000
+    assert all(inspect.getsource(module).encode() in text for module in (hashlib, inspect, json))
 
 
 def test_enwik8_is_the_file_that_is_published():
