@@ -140,6 +140,8 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "fit.resources.workers=16",
             "train.batch_tokens: expected a multiple of workers x seq_len = 16",
         ),
+        ("fit.resources.workers=3", "got 2048 with fit.resources.workers = 3"),
+        ("fit.resources.workers=[1, 9]", "for each of fit.resources.workers = 9, got 2048"),
         ("train.learning_rate=.inf", "train.learning_rate: "),
         ("model.heads=[1", "not valid YAML"),
         ("experiment=a/b", "experiment: "),
