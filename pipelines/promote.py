@@ -49,7 +49,8 @@ MODEL = "dca-gpt"
 PIPED_COLUMNS = 200
 """Width of a table that is not shown in a terminal."""
 COMMIT_DIGITS = 12
-OPTIONS = ("--model", "--json", "--dry-run", "--force", "--reason")
+COMMON_OPTIONS = ("--model", "--json")
+OPTIONS = (*COMMON_OPTIONS, "--dry-run", "--force", "--reason")
 ALLOWED_CHANGES = re.compile(r"promote\.|data\.((validation|test)_)?path$|storage$")
 """Keys that `promote` and `register` take: the gate's, and those of the place of the test text."""
 
@@ -369,8 +370,14 @@ def _check(arguments: argparse.Namespace) -> None:
     for change in arguments.changes:
         takes = arguments.command in ("promote", "register")
         if not takes or "=" not in change or change.startswith("-"):
-            message = f"unexpected argument: {one_line(change)}"
-            near = nearest(change, OPTIONS) if change.startswith("-") else ""
+            message, near = f"unexpected argument: {one_line(change)}", ""
+            option = change.partition("=")[0]
+            if option in COMMON_OPTIONS:  # with what is not understood, it comes before the command
+                message += f"; expected after {arguments.command}"
+            elif option in OPTIONS:
+                message += f"; {arguments.command} has no such option"
+            elif change.startswith("-"):
+                near = nearest(change, OPTIONS)
             raise ConfigError(Problem(message, source="command line", nearest=near))
         key = change.partition("=")[0]
         if key == "promote.model" or not ALLOWED_CHANGES.match(key):

@@ -66,3 +66,13 @@ def set_key(data: dict[str, Any], key: str, value: Any, *, dotted: Collection[st
         del data[leaf]
     else:
         data[leaf] = value
+
+
+def get_key(data: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """The value of a dotted key in plain data; the default where there is none."""
+    value: Any = data
+    for part in key.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            return default
+        value = value[part]
+    return value

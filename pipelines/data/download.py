@@ -4,7 +4,9 @@ Used by pipelines.data.published, which imports it when a file is missing.
 """
 
 import fcntl
+import logging
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -15,17 +17,21 @@ from pipelines.console.errors import PipelineError, StorageError
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.transfer import download_progress
 from pipelines.console.updates import OutputMode
-from pipelines.storage.files import move_into_place
+from pipelines.storage.files import DOWNLOAD_SECONDS, move_into_place
 
 ATTEMPTS = 4
 TIMEOUT_SECONDS = 30
 """Longest time without an answer, or without a further byte of it."""
 CHUNK_BYTES = 1 << 16
 """At most this much is downloaded twice after a lost connection."""
+LOCK_PAUSE_SECONDS = 0.5
+"""Between two looks at whether another process has ended its download."""
 
 
 def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT) -> None:
     """Download a file. Until it is complete it is called NAME.part, from which a download resumes.
+
+    If another process downloads it, that is waited for.
 
     Args:
         url: Of the file.
@@ -34,7 +40,8 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
         mode: How the download is shown.
 
     Raises:
-        PipelineError: The server cannot be reached or has another file.
+        PipelineError: The server cannot be reached or has another file, or another process takes
+            too long.
         StorageError: The file cannot be written.
 
     """
@@ -42,11 +49,13 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
     advice = f"run the same command again, or put {path.name} into {path.parent.absolute()}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("ab") as file, download_progress(path.name, file.tell(), size, mode) as show:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with part.open("ab") as file:
+            _lock(file, part)
             if path.exists():  # another process was faster
                 return
-            RETRIES.call(_complete, url, file, size, show)
+            done = file.seek(0, os.SEEK_END)
+            with download_progress(path.name, done, size, mode) as show:
+                RETRIES.call(_complete, url, file, size, show)
             file.flush()
             move_into_place(part, path)
     except requests.RequestException as error:
@@ -55,6 +64,26 @@ def download(url: str, path: Path, size: int, mode: OutputMode = OutputMode.TEXT
         raise PipelineError(f"{part}: another process downloads it") from None
     except OSError as error:
         raise StorageError(f"{part}: cannot be written: {error.strerror}") from error
+
+
+def _lock(file: BinaryIO, part: Path) -> None:
+    """Lock the part, with a line if it takes long. Raises BlockingIOError."""
+    deadline, waits = time.monotonic() + DOWNLOAD_SECONDS, False
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+        if not waits:
+            logging.getLogger(__name__).warning(
+                "waits for another process, which downloads %s, at most %.0f s",
+                part,
+                DOWNLOAD_SECONDS,
+            )
+            waits = True
+        time.sleep(LOCK_PAUSE_SECONDS)
 
 
 def _is_transient(error: BaseException) -> bool:

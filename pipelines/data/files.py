@@ -117,7 +117,7 @@ def _matches(pattern: str) -> Iterator[Path]:
     for path in _expand(Path(), parts):
         if not _is_folder(path):
             yield path
-        elif RECURSIVE not in parts:
+        elif parts[-1] != RECURSIVE and parts[-2:] != (RECURSIVE, "*"):  # else its files match
             message = "a folder, which matches too; expected files, or ** for all that are below it"
             raise _refusal(message, path)
 

@@ -5,6 +5,7 @@ Each section is defined beside the component that reads it.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from operator import attrgetter
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -24,7 +25,7 @@ from pipelines.comparison.config import (
     change_problems,
     replicate_seeds,
 )
-from pipelines.config.section import Section, set_key
+from pipelines.config.section import Section, get_key, set_key
 from pipelines.config.validation import validate, worded
 from pipelines.config.yaml_text import dump, flatten
 from pipelines.console.errors import ConfigError, Problem
@@ -37,7 +38,8 @@ from pipelines.experiment.space_checks import (
     unused_options,
 )
 from pipelines.registry.config import GenerateConfig, PromoteConfig
-from pipelines.search.config import SearchConfig, SearchTask, leave_out, search_problems
+from pipelines.search.config import SearchConfig, SearchTask, search_problems
+from pipelines.search.left_out import leave_out
 from pipelines.search.space import FIXED, TRAINING_KEYS
 from pipelines.storage.location import Place
 from pipelines.training.config import (
@@ -188,7 +190,7 @@ class Experiment(Section):
         for key, value in self.arms[name].items():
             if not key.startswith(SPACE_PREFIX):
                 set_key(data, key, value)
-                leave_out(space, key, value)
+                leave_out(space, key, value, partial(get_key, data))
         for key, value in self.arms[name].items():
             if key.startswith(SPACE_PREFIX):
                 set_key(data, key, value, dotted=self.dotted)

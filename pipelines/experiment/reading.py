@@ -12,15 +12,15 @@ from typing import Any
 from pipelines.comparison.config import ARM_KEY, SPACE_PREFIX, flat_changes, merge_arms
 from pipelines.config.compose import Layer, merge, read_layers
 from pipelines.config.overrides import Change, read_changes
-from pipelines.config.section import set_key
+from pipelines.config.section import get_key, set_key
 from pipelines.config.validation import validate
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import nearest, one_line
 from pipelines.data.config import with_whole_path, with_whole_paths
-from pipelines.experiment.config import NO_STUDY, Experiment, problems
+from pipelines.experiment.config import FIELDS, NO_STUDY, Experiment, problems
 from pipelines.experiment.smoke import shrink
-from pipelines.search.config import leave_out, without_keys
+from pipelines.search.left_out import leave_out, without_keys
 from pipelines.search.space import TRAINING_KEYS
 from pipelines.training.config import old_names, with_present_names
 
@@ -120,15 +120,19 @@ def _changed(
     old = [one for layer in layers for one in _old_names(layer.data, layer.source)]
     given: dict[str, Any] = {}
     searched = set(_space(data))
+    listed = {change.key for change in changes if change.is_list}
+    base = lambda key: get_key(data, key, FIELDS.get(key))  # noqa: E731
     for change in _as_search(changes, grids=grids):
         set_key(given, change.key, change.value, dotted=Experiment.dotted)
         if change.key.partition(".")[0] == "arms":
             _change_arms(data, change)
             continue
         set_key(data, change.key, change.value, dotted=Experiment.dotted)
-        if not change.key.startswith("search."):
+        if change.key.partition(".")[0] != "search":
+            before = set(_space(data))
             for key, value in flatten({change.key: change.value}):
-                leave_out(_space(data), key, value)
+                leave_out(_space(data), key, value, base)
+            _require_grid(listed & before - _space(data).keys(), change)
     if not any(change.key.startswith("search.try_first") for change in changes):
         _leave_out_of_points(data, searched - _space(data).keys())
     if searched and not _space(data) and "search" not in given:
@@ -150,6 +154,15 @@ def _changed(
     if grids:
         _require_use(experiment, changes)
     return experiment
+
+
+def _require_grid(listed: Set[str], change: Change) -> None:
+    """Raise ConfigError for a change that ends the grid over one of these keys: the file's space,
+    in whose place it is, would be gone for nothing."""
+    if listed:
+        key = min(listed)
+        message = f"expected one value or several, got {one_line(change.text)} as well"
+        raise ConfigError(Problem(message, key, "command line"))
 
 
 def _leave_out_of_points(data: Mapping[str, Any], keys: Set[str]) -> None:

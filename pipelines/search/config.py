@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from graphlib import TopologicalSorter
 from random import Random
@@ -15,6 +15,7 @@ from dca.errors import FieldError
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
 from pipelines.console.text import counted, nearest, quote_value
+from pipelines.search.left_out import without_keys
 from pipelines.training.config import FitConfig, TrainingRun
 
 
@@ -297,33 +298,6 @@ def condition_order(space: Mapping[str, Dimension]) -> list[str]:
     """The searched keys, each after those its conditions name. Raises CycleError."""
     graph = {key: [other for other in space[key].when if other in space] for key in space}
     return list(TopologicalSorter(graph).static_order())
-
-
-def leave_out(space: dict[str, Any], key: str, value: Any) -> None:
-    """A key with a value is no longer searched, nor are keys that apply with another value only.
-
-    `space` is plain data, which changes.
-    """
-    space.pop(key, None)
-    for name, dimension in list(space.items()):
-        when = dimension.get("when") if isinstance(dimension, dict) else None
-        if isinstance(when, dict) and when.get(key, value) != value:
-            del space[name]
-
-
-def without_keys(points: Sequence[Any], keys: Set[str]) -> list[Any]:
-    """Points to try first without keys that are no longer searched.
-
-    Those that are then empty, or equal to an earlier one, drop out. A point may be plain data that
-    is not checked yet.
-    """
-    found: list[Any] = []
-    for point in points:
-        if isinstance(point, Mapping):
-            point = {key: value for key, value in point.items() if key not in keys}
-        if point and point not in found:
-            found.append(point)
-    return found
 
 
 def search_problems(search: SearchConfig) -> Iterator[Problem]:

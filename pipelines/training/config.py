@@ -22,6 +22,8 @@ Workers = Annotated[
     | Annotated[tuple[Positive, Positive], Tag(UNION_TAGS[1])],
     Discriminator(lambda value: UNION_TAGS[isinstance(value, list | tuple)]),
 ]
+MIN_GPU = 1e-4
+"""The smallest share of a GPU that Ray keeps apart from none."""
 
 
 class Resources(Section):
@@ -45,6 +47,9 @@ class Resources(Section):
             raise FieldError(
                 "workers", f"expected [min, max], got [{self.min_workers}, {self.max_workers}]"
             )
+        if 0 < self.gpus_per_worker < MIN_GPU:
+            message = f"expected 0 or at least {MIN_GPU:.4f}, got {self.gpus_per_worker}"
+            raise FieldError("gpus_per_worker", message)
         if self.gpus_per_worker > 1 and self.gpus_per_worker % 1:
             raise FieldError(
                 "gpus_per_worker", f"expected a whole number above 1, got {self.gpus_per_worker}"
@@ -244,7 +249,7 @@ class FitConfig(Section):
 
     def check(self, train: TrainConfig) -> None:
         """Raise FieldError if its budget or its workers do not fit a batch of `train`."""
-        check_batch(train, self.resources)
+        check_batch(train, self.resources, "fit.resources")
         if self.tokens is not None and self.tokens < train.batch_tokens:
             raise FieldError(
                 "fit.tokens",
@@ -340,21 +345,21 @@ def without_options_of_others(
             yield key, value
 
 
-def check_batch(train: TrainConfig, resources: Resources) -> None:
-    """Raise FieldError if the workers cannot share the sequences of a batch."""
+def check_batch(train: TrainConfig, resources: Resources, key: str = "resources") -> None:
+    """Raise FieldError if the workers of a section cannot share the sequences of a batch."""
     sequences = train.batch_tokens // train.seq_len
     minimum, maximum = resources.min_workers, resources.max_workers
     if minimum == maximum and sequences % maximum:
         raise FieldError(
             "train.batch_tokens",
             f"expected a multiple of workers x seq_len = {maximum} x {train.seq_len}, "
-            f"got {train.batch_tokens}",
+            f"got {train.batch_tokens} with {key}.workers = {maximum}",
         )
     if sequences < maximum:
         raise FieldError(
             "train.batch_tokens",
             f"expected at least {maximum * train.seq_len}, a sequence of seq_len = {train.seq_len} "
-            f"for each of resources.workers = {maximum}, got {train.batch_tokens}",
+            f"for each of {key}.workers = {maximum}, got {train.batch_tokens}",
         )
 
 

@@ -12,7 +12,12 @@ from pipelines.storage.files import move_into_place
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.storage.scratch import scratch_folder
 from pipelines.training.checkpoint.content import Snapshot, collect_tensors, write_files
-from pipelines.training.checkpoint.layout import complete_names, list_checkpoints, path_of
+from pipelines.training.checkpoint.layout import (
+    complete_names,
+    list_checkpoints,
+    path_of,
+    step_in,
+)
 
 KEEP_LATEST = 2
 """Newest checkpoints kept: one to resume from, and the one before it in case that is damaged."""
@@ -116,7 +121,7 @@ def _prune_remote(folder: RemoteDirectory, snapshot: Snapshot) -> None:
     files = folder.files()
     folder.require_owner()
     complete = sorted(complete_names(files), key=lambda name: name.endswith(folder.owner))
-    by_step = {int(name[:8]): name for name in complete}  # of one step, the one of this writer
+    by_step = {step_in(name): name for name in complete}  # of one step, the one of this writer
     latest = sorted(step for step in by_step if step <= snapshot.step)[-KEEP_LATEST:]
     kept = {by_step[step] for step in (*latest, snapshot.best_step) if step in by_step}
     for name in {file.partition("/")[0] for file in files} - kept:

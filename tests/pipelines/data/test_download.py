@@ -202,13 +202,40 @@ def test_an_address_without_the_file_is_not_tried_again(server, path):
     assert server.begins == [0]
 
 
-def test_two_processes_do_not_write_one_part(server, path):
+def test_two_processes_do_not_write_one_part(server, path, monkeypatch):
+    monkeypatch.setattr(module, "DOWNLOAD_SECONDS", 0.1)
     path.parent.mkdir()
     with part_of(path).open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(PipelineError, match="another process downloads it"):
             download(server.url, path, len(CONTENT))
     assert server.begins == []
+
+
+@pytest.mark.parametrize("ends_well", [True, False])
+def test_the_download_of_another_process_is_waited_for(
+    server, path, monkeypatch, caplog, ends_well
+):
+    """The second of two commands failed at once."""
+    path.parent.mkdir()
+    with part_of(path).open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(CONTENT if ends_well else CONTENT[:HALF])
+        other.flush()
+
+        def sleep(seconds: float) -> None:
+            assert 0 < seconds <= 1
+            if ends_well:
+                part_of(path).rename(path)
+            fcntl.flock(other, fcntl.LOCK_UN)
+
+        monkeypatch.setattr("time.sleep", sleep)
+        download(server.url, path, len(CONTENT))
+    assert path.read_bytes() == CONTENT
+    assert list(path.parent.iterdir()) == [path]
+    assert server.begins == ([] if ends_well else [HALF])
+    (line,) = caplog.messages
+    assert line.startswith(f"waits for another process, which downloads {part_of(path)}, at most ")
 
 
 def test_a_disk_that_does_not_take_the_file_is_named(server, path):

@@ -120,6 +120,10 @@ def test_a_folder_that_a_glob_matches_is_not_left_out_silently(tmp_path):
     put(tmp_path, "rec/a.txt", "rec/sub/b.txt")
     assert refusal(tmp_path, "rec/*").startswith("rec/sub: a folder, which matches too; expected")
     assert found(tmp_path, "rec/**/*") == ["rec/a.txt", "rec/sub/b.txt"]
+    put(tmp_path, "rec/more/sub2")
+    for pattern in ("rec/**/sub*", "rec/**/sub", "**/rec/*"):
+        assert ": a folder, which matches too; expected" in refusal(tmp_path, pattern)
+    assert found(tmp_path, "rec/**/sub/**") == ["rec/sub/b.txt"]
 
 
 @pytest.mark.parametrize("pattern", ["rec", "rec/**/*.txt"])

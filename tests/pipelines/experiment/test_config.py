@@ -140,6 +140,8 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
             "fit.resources.workers=16",
             "train.batch_tokens: expected a multiple of workers x seq_len = 16",
         ),
+        ("fit.resources.workers=3", "got 2048 with fit.resources.workers = 3"),
+        ("fit.resources.workers=[1, 9]", "for each of fit.resources.workers = 9, got 2048"),
         ("train.learning_rate=.inf", "train.learning_rate: "),
         ("model.heads=[1", "not valid YAML"),
         ("experiment=a/b", "experiment: "),
@@ -809,6 +811,44 @@ def test_a_key_that_the_command_line_leaves_without_its_condition_is_no_longer_s
     expected = 'last_k.when: it can never apply: model.residual is "standard", not "dca"'
     assert expected in problem(file)
     assert len(problem(file).splitlines()) == 1
+
+
+@pytest.mark.parametrize("last_k", [2, 3])
+def test_keys_that_depend_on_one_that_drops_out_are_left_out_in_turn(tmp_path, last_k):
+    """They were refused: nothing reads them, or they can never apply."""
+    file, kind = tmp_path / "e.yaml", "model.residual: {choice: [dca, standard]}"
+    memory = "model.dca.last_k: {choice: [2, 3], when: {model.residual: dca}}"
+    scale = f"model.dca.init_std: {{choice: [0.01, 0.1], when: {{model.dca.last_k: {last_k}}}}}"
+    depth = f"model.depth: {{choice: [1, 2], when: {{model.dca.last_k: {last_k}}}}}"
+    file.write_text(f"experiment: e\nsearch: {{space: {{{kind}, {memory}, {scale}, {depth}}}}}\n")
+    assert len(load([str(file)]).search.space) == 4
+    applies = {"model.depth"} if load([str(file)]).model.dca.last_k == last_k else set()
+    assert load([str(file), "model.residual=standard"]).search.space.keys() == applies
+    both = load([str(file), "model.residual=dca"]).search.space
+    assert len(both) == 3
+    chosen = load([str(file), f"model.dca.last_k={5 - last_k}"]).search.space
+    assert chosen.keys() == {"model.residual"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["model.dim=64,128", "model.dim=64"],
+        ["model.dim=64", "model.dim=64,128", "model.depth=1,2", "model={dim: 128}"],
+    ],
+)
+def test_a_grid_that_another_change_would_end_is_refused(changes):
+    """It was one of nothing, in place of the file's space."""
+    with pytest.raises(ConfigError) as error:
+        load(changes, grids=True)
+    expected = f"model.dim: expected one value or several, got {changes[-1]} as well"
+    assert str(error.value) == f"command line: {expected}"
+
+
+def test_a_grid_may_follow_the_value_that_its_key_has_without_it():
+    found = load(["model.dim=64", "model.dim=64,128", "model.depth=1"], grids=True)
+    assert found.search.space.keys() == {"model.dim"}
+    assert (found.model.dim, found.model.depth) == (64, 1)
 
 
 @pytest.mark.parametrize(

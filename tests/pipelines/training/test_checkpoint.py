@@ -54,6 +54,24 @@ def test_the_newest_two_and_the_best_are_kept(tmp_path, parts):
     assert [int(path.name) for path in checkpoint.list_checkpoints(tmp_path)] == [2, 4, 5]
 
 
+def test_steps_of_nine_digits_are_found_in_their_order(tmp_path, parts):
+    """They were not found, and a training with so many began anew."""
+    save_many(tmp_path, parts)
+
+
+def test_steps_of_nine_digits_are_found_in_shared_storage(shared, parts):
+    save_many(shared.claimed(), parts)
+
+
+def save_many(folder, parts) -> None:
+    first = 10**8 - 2
+    for step in range(first, first + 5):
+        save(folder, parts, step, best_step=first)
+    found = checkpoint.list_checkpoints(folder)
+    assert [checkpoint.step_of(path) for path in found] == [first, first + 3, first + 4]
+    assert checkpoint.resume(folder, *parts, "key", pytest.fail).step == first + 4
+
+
 def test_a_resumed_run_keeps_no_file_of_its_checkpoint_mapped(tmp_path, parts):
     """A file server keeps a file that is removed meanwhile, and then its folder, too."""
     save(tmp_path, parts, 1)

@@ -71,6 +71,8 @@ def problem(run: TrainingRun, **changes) -> str:
         ({"resources__workers": 3}, "expected a multiple of workers x seq_len = 3 x 32, got 256"),
         ({"resources__workers": [3, 8]}, ""),
         ({"resources__workers": [1, 9]}, "for each of resources.workers = 9, got 256"),
+        ({"resources__gpus_per_worker": 5e-324}, "expected 0 or at least 0.0001, got 5e-324"),
+        ({"resources__gpus_per_worker": 0.0001}, ""),
         ({"model__vocab": 255}, "expected 256, one for each byte, got 255"),
     ],
 )
