@@ -107,7 +107,8 @@ class Store:
             make_storage(storage)
         with store_lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
-            found = client.get_experiment_by_name(experiment)
+            # a server refuses an empty name, which nothing that is stored can have
+            found = client.get_experiment_by_name(experiment) if experiment else None
             if found is None and not create:
                 return None
             if found is None:

@@ -6,11 +6,13 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.cli import cli
+from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
@@ -324,6 +326,9 @@ def test_a_run_of_another_user_that_may_not_be_ended_stays(store, monkeypatch):
 def test_no_experiment_is_made_where_none_is_wanted(store, tmp_path, monkeypatch):
     assert Store.open("other", tmp_path / "other", create=False) is None
     assert not (tmp_path / "other").exists()
+    refused = Mock(side_effect=MlflowException("Missing value for required parameter"))
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", refused)  # as a server does
+    assert Store.open("", tmp_path / "other", create=False) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     assert Store.open("tiny", tmp_path / "other", create=False) is None
     assert not (tmp_path / "none.db").exists()
