@@ -59,6 +59,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--baseline", metavar="ARM", help="of a study: the arm that the others are compared with"
     )
     arguments = parser.parse_args(argv)
+    if arguments.experiment == "":
+        message = "expected the name of an experiment, got no text; without one they are listed"
+        raise ConfigError(Problem(message, "EXPERIMENT"))
     if arguments.experiment is None and arguments.baseline is not None:
         raise ConfigError(Problem("expected the name of an experiment as well", "--baseline"))
     return arguments

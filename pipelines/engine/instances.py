@@ -6,7 +6,7 @@ in the dimensions that both have.
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from itertools import product
@@ -64,10 +64,10 @@ class Node:
         """Its values in all dimensions but these."""
         return tuple(value for name, value in self.position if name not in dimensions)
 
-    def agrees_with(self, other: "Node") -> bool:
-        """Whether both have the same value in each dimension that both have."""
-        mine = dict(self.position)
-        return all(mine.get(name, value) == value for name, value in other.position)
+    def values_in(self, dimensions: Iterable[str]) -> tuple[Value, ...]:
+        """Its values in these dimensions, all of which it has."""
+        own = dict(self.position)
+        return tuple(own[name] for name in dimensions)
 
     def config(self, config: C, fan_out: FanOut[C] | None) -> C:
         """Its configuration: without dimensions that of the pipeline."""
@@ -84,16 +84,11 @@ def expand(
     """
     by_name = {stage.name: stage for stage in stages}
     nodes = {name: _instances(stage, fan_out) for name, stage in by_name.items()}
-    graph = {
-        node: [
-            other
-            for name in node.stage.depends_on
-            for other in nodes[name]
-            if node.agrees_with(other)
-        ]
-        for instances in nodes.values()
-        for node in instances
-    }
+    graph: dict[Node, list[Node]] = {node: [] for instances in nodes.values() for node in instances}
+    for name, stage in by_name.items():
+        for needed in stage.depends_on:
+            for node, others in _agreeing(nodes[name], nodes[needed]):
+                graph[node] += others
     wanted, todo = set(), [until] if until else list(by_name)
     while todo:
         name = todo.pop()
@@ -105,6 +100,20 @@ def expand(
     }
     ordered.sort(key=lambda node: places[node.stage.name])
     return {node: graph[node] for node in ordered if node.stage.name in wanted}
+
+
+def _agreeing(
+    instances: Sequence[Node], others: Sequence[Node]
+) -> Iterator[tuple[Node, Sequence[Node]]]:
+    """The instances of a stage, each with those of another one that have the same values in the
+    dimensions of both. Found by these: a study may have thousands of either."""
+    theirs = {name for name, _ in others[0].position} if others else set[str]()
+    shared = [name for name, _ in instances[0].position if name in theirs] if instances else []
+    by_values: dict[tuple[Value, ...], list[Node]] = {}
+    for other in others:
+        by_values.setdefault(other.values_in(shared), []).append(other)
+    for node in instances:
+        yield node, by_values.get(node.values_in(shared), [])
 
 
 def _instances(stage: Stage[Any, Any], fan_out: FanOut[Any] | None) -> list[Node]:

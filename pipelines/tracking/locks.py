@@ -5,12 +5,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pipelines.console.secrets import redact
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import lock_folder
 from pipelines.tracking.uri import database_file, tracking_uri
 
+PORTS = {"http": 80, "https": 443}
+"""Of servers whose address has none."""
 OPEN_SECONDS = 300
 """Longest wait for another process that opens a database: a new one takes seconds."""
 
@@ -45,9 +48,23 @@ def exclusive_lock(work: str, *, wait_seconds: float = 0) -> Iterator[None]:
 
 def _file(uri: str, work: str = "") -> Path:
     """The file of a lock, the same for one store: a database may be given by several paths, and
-    with options."""
+    with options, a server by several addresses."""
     given = database_file(uri)
     database = None if given is None else Path(os.path.realpath(given))
-    name = f"{uri if database is None else database} {work}"
+    name = f"{_address(uri) if database is None else database} {work}"
     digest = hashlib.sha256(name.encode()).hexdigest()[:16]
     return lock_folder(database) / f".dca-gpt-{digest}.lock"
+
+
+def _address(uri: str) -> str:
+    """A server's URI in one spelling, without the user; anything else as it is given."""
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port or PORTS.get(parts.scheme)
+    except ValueError:
+        return uri  # refused later, with the reason
+    if not host:
+        return uri
+    host = "localhost" if host in ("127.0.0.1", "::1") else host
+    where = f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}"
+    return where if parts.scheme in PORTS else f"{where}?{parts.query}"

@@ -49,7 +49,7 @@ from pipelines.tracking.encoding import (
 )
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.models import ModelStore
-from pipelines.tracking.provenance import process_has_ended, provenance, this_process
+from pipelines.tracking.provenance import process_has_ended, provenance, this_host, this_process
 from pipelines.tracking.schema import (
     ARTIFACT_TAG,
     BASIS_TAG,
@@ -109,7 +109,8 @@ class Store:
             make_storage(storage)
         with store_lock(uri):  # MLflow's own first use of a database races
             client = connect(uri)
-            found = client.get_experiment_by_name(experiment)
+            # a server refuses an empty name, which nothing that is stored can have
+            found = client.get_experiment_by_name(experiment) if experiment else None
             if found is None and not create:
                 return None
             if found is None:
@@ -290,7 +291,7 @@ class Store:
 
         Those of another user of a server, who may not be allowed to change them, stay.
         """
-        own = f"tags.`{PROCESS_TAG}` LIKE '{this_process().split()[0]} %'"
+        own = f"tags.`{PROCESS_TAG}` LIKE '{this_host()}%'"
         ids = [one.experiment_id for one in all_pages(self.client.search_experiments)]
         for run in self._search(f"attributes.status = '{RUNNING}' and {own}", ids):
             if process_has_ended(run.data.tags[PROCESS_TAG]):

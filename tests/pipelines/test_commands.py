@@ -152,6 +152,7 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
             ["--prompts", "/dev/null"],
             "/dev/null: is empty; expected a prompt in each",
         ),
+        ("report.py", [""], "EXPERIMENT: expected the name of an experiment, got no text; without"),
         ("promote.py", [], "required: COMMAND"),
         ("promote.py", ["lits"], 'history, got "lits"; did you mean list?'),
         ("promote.py", ["rollback", "--jsn"], "unexpected argument: --jsn; did you mean --json?"),

@@ -33,11 +33,13 @@ def start_watcher() -> "subprocess.Popen[bytes]":
 
 def _cluster_processes(command: str) -> list[psutil.Process]:
     """Those that write to a log of the command's clusters, whose folders have its id in their
-    names. Other marks, as the command line and the environment, Ray overwrites."""
+    names. Other marks, as the command line and the environment, Ray overwrites. A log is read by
+    others, as `tail -f`."""
     log, found = re.compile(rf"/session_[^/]*_{command}/"), []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
-            if any(log.search(file.path) for file in process.open_files()):
+            files = process.open_files()
+            if any(log.search(file.path) and file.mode != "r" for file in files):
                 found.append(process)
     return found
 

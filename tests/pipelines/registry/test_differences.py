@@ -1,8 +1,12 @@
 """What differs between two versions, of a registry that is made up."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
-from pipelines.registry.differences import compare_versions
+import pytest
+
+from pipelines.console.errors import DamagedError, GoneError, RefusedError
+from pipelines.registry.differences import compare_versions, lineage_of
 from pipelines.registry.package import CONFIG, LINEAGE
 from tests.pipelines.registry.registered import register
 from tests.pipelines.stored import purge
@@ -26,7 +30,11 @@ def registry(runs: dict[int, str], tags: dict[int, dict[str, str]]) -> SimpleNam
     metrics = {"a": {"seconds": 1.0, "same": 2.0}, "b": {"seconds": 3.0, "same": 2.0}}
     client = SimpleNamespace(
         find_run=lambda run: (
-            SimpleNamespace(data=SimpleNamespace(metrics=metrics[run])) if run else None
+            SimpleNamespace(
+                info=SimpleNamespace(run_id=run), data=SimpleNamespace(metrics=metrics[run])
+            )
+            if run
+            else None
         ),
         get_metric_history=lambda run, metric: [
             SimpleNamespace(step=step, value=value)
@@ -67,3 +75,42 @@ def test_a_version_without_a_run_or_files_is_compared_by_what_it_has():
     assert found.configuration["model.dim"] == [16, None]
     assert found.metrics == {"parameters": [None, 9], "seconds": [1.0, None], "same": [2.0, None]}
     assert found.curves == {1024: [3.0, None], 2048: [2.5, None]}
+
+
+@pytest.mark.parametrize("error", [GoneError, RefusedError])
+def test_files_that_cannot_be_read_keep_nothing_else_from_being_compared(error, monkeypatch):
+    made = registry({1: "a", 2: "b"}, {})
+    read = made.read_packaged
+
+    def read_packaged(number: int, file: str) -> dict:
+        if number == 1:
+            raise error("its files are gone")
+        return read(number, file)
+
+    monkeypatch.setattr(made, "read_packaged", read_packaged)
+    found = compare_versions(made, 1, 2)
+    assert (found.configuration, found.lineage) == ({}, {})
+    assert found.metrics == {"seconds": [1.0, 3.0]}
+    assert len(found.curves) == 3
+    assert found.unread == {1: "its files are gone"}
+    assert lineage_of(made, 1) == {"lineage": None, "damaged": "its files are gone"}
+    monkeypatch.setattr(made, "read_packaged", Mock(side_effect=DamagedError("was altered")))
+    with pytest.raises(DamagedError, match="was altered"):
+        compare_versions(made, 1, 2)
+
+
+def test_a_run_that_may_not_be_read_is_as_one_that_was_removed(monkeypatch):
+    made = registry({1: "a", 2: "b"}, {1: {"parameters": "7"}})
+    find = made.client.find_run
+
+    def find_run(run: str) -> SimpleNamespace:
+        if run == "a":
+            raise RefusedError("the server refuses it")
+        return find(run)
+
+    monkeypatch.setattr(made.client, "find_run", find_run)
+    found = compare_versions(made, 1, 2)
+    assert found.metrics == {"parameters": [7, None], "seconds": [None, 3.0], "same": [None, 2.0]}
+    assert found.curves == {1024: [None, 2.9], 4096: [None, 2.4]}
+    assert found.configuration["model.dim"] == [16, 32]
+    assert found.unread == {1: "the server refuses it"}

@@ -230,6 +230,15 @@ def test_the_list_names_a_damaged_version_and_shows_the_others(
     logged.mkdir(exist_ok=True)
 
 
+def test_versions_are_compared_by_what_is_left_of_one_whose_files_were_deleted(logged, capsys):
+    shutil.rmtree(logged)
+    assert fails(promote.main, "compare", "1", "1", "--model=tiny") == 0
+    first, *_, curves = filter(None, capsys.readouterr().out.splitlines())
+    assert re.match(r"version 1 is not compared as a whole: models:/m-\w+: its files are", first)
+    assert curves.startswith("validation bits per byte")
+    logged.mkdir()
+
+
 @pytest.mark.parametrize("name", ["artifacts/model/model.safetensors", SUMS, "extra"])
 def test_a_file_with_holes_is_refused_before_it_is_copied(store, logged, tmp_path, name):
     """It takes no room itself; a copy would fill the disk."""

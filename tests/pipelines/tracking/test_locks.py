@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.console.errors import PipelineError
-from pipelines.tracking.locks import exclusive_lock
+from pipelines.tracking.locks import _file, exclusive_lock
 
 
 def test_one_process_at_a_time_does_the_same_work(store):
@@ -37,6 +37,26 @@ def test_a_database_is_one_store_whatever_its_uri_is(tmp_path, monkeypatch, othe
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///other.db")
         with exclusive_lock("a"):
             pass
+
+
+@pytest.mark.parametrize(
+    ("uri", "same", "others"),
+    [
+        (
+            "http://h:5000",
+            ["http://h:5000/", "HTTP://H:5000//", "http://ann:secret@h:5000", "http://h:5000?a=b"],
+            ["http://h:5001", "https://h:5000", "http://h:5000/a", "http://i:5000", "http://h"],
+        ),
+        ("http://localhost", ["http://127.0.0.1:80", "http://[::1]/"], ["http://127.0.0.2"]),
+        ("https://h/mlflow", ["https://h:443/mlflow/"], ["https://h"]),
+        ("postgresql://a@h/x", ["postgresql://b:c@h/x"], ["postgresql://a@h/y"]),
+        ("postgresql:///x?host=/a", [], ["postgresql:///x?host=/b"]),
+        ("http://[h", [], ["http://h:x"]),
+    ],
+)
+def test_a_server_is_one_store_however_its_address_is_spelled(uri, same, others):
+    assert {_file(one, "a") for one in same} <= {_file(uri, "a")}
+    assert len({_file(one, "a") for one in [uri, *others]}) == 1 + len(others)
 
 
 def test_a_command_of_cron_finds_the_locks_of_one_in_a_login(tmp_path, monkeypatch):

@@ -6,18 +6,20 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 from mlflow import MlflowClient
 from mlflow.cli import cli
+from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import MAX_TAG_CHARACTERS, NOTE_TAG
 from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
 from pipelines.data.fingerprint import PreparedCorpus
 from pipelines.tracking import provenance
 from pipelines.tracking.models import model_id_of
-from pipelines.tracking.provenance import this_process
+from pipelines.tracking.provenance import this_host, this_process
 from pipelines.tracking.schema import (
     CACHE_TAG,
     CHECKPOINT_KEY_TAG,
@@ -324,6 +326,9 @@ def test_a_run_of_another_user_that_may_not_be_ended_stays(store, monkeypatch):
 def test_no_experiment_is_made_where_none_is_wanted(store, tmp_path, monkeypatch):
     assert Store.open("other", tmp_path / "other", create=False) is None
     assert not (tmp_path / "other").exists()
+    refused = Mock(side_effect=MlflowException("Missing value for required parameter"))
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", refused)  # as a server does
+    assert Store.open("", tmp_path / "other", create=False) is None
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/none.db")
     assert Store.open("tiny", tmp_path / "other", create=False) is None
     assert not (tmp_path / "none.db").exists()
@@ -378,6 +383,8 @@ def test_runs_of_a_killed_process_are_ended_at_the_next_start(store, monkeypatch
     for name, process in (
         ("killed", f"{host} {ended.pid} 1"),
         ("of another process with its number", f"{host} {os.getpid()} 1"),
+        ("of an earlier version", f"{this_host()} {ended.pid} 1"),
+        ("of another container", f"{host}0 {ended.pid} 1"),
         ("of another machine", f"else {ended.pid} 1"),
         ("damaged", f"{host} x"),
         ("own", this_process()),
@@ -388,7 +395,7 @@ def test_runs_of_a_killed_process_are_ended_at_the_next_start(store, monkeypatch
     store.end(done)
     store.end_killed()
     status = {name: store.client.get_run(run).info.status for name, run in runs.items()}
-    assert [name for name, one in status.items() if one == "KILLED"] == list(runs)[:2]
+    assert [name for name, one in status.items() if one == "KILLED"] == list(runs)[:3]
     store.resume(runs["killed"])
     tags = store.client.get_run(runs["killed"]).data.tags
     assert (tags["dca.process"], tags["dca.reason"]) == (this_process(), "resumed")
