@@ -60,26 +60,27 @@ def launch(o, n, d, *, has_w=True, norm=True, tokens=16, dtype=torch.float32, gi
 
 SHAPES = (3, 4, 256), (2, 4, 64), (1, 5, 48)
 KINDS = (True, True), (True, False), (False, True)
-EACH = list(zip(SHAPES, KINDS, strict=True))
-"""Each shape and each kind once; the other pairs are compiled by `make test-faults`."""
+TYPES = torch.bfloat16, torch.float32
+EACH = list(zip(SHAPES, KINDS, (*TYPES, TYPES[1]), strict=True))
+"""Each shape, kind and type once; the other combinations are compiled by `make test-faults`."""
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind"),
+    ("shape", "kind", "dtype"),
     [
-        pytest.param(*pair, marks=() if pair in EACH else pytest.mark.faults)
-        for pair in product(SHAPES, KINDS)
+        pytest.param(*one, marks=() if one in EACH else pytest.mark.faults)
+        for one in product(SHAPES, KINDS, TYPES)
     ],
 )
-def test_every_kind_compiles(kernels, shape, kind):
+def test_every_kind_compiles(kernels, shape, kind, dtype):
     has_w, norm = kind
-    launch(*shape, has_w=has_w, norm=norm)
+    launch(*shape, has_w=has_w, norm=norm, dtype=dtype)
     assert all(kernel.hashes for kernel in kernels)
 
 
 def test_one_kernel_serves_any_tokens_and_missing_gradients(kernels):
     for tokens, given in product([1, 7, 16, 1000], [True, False]):
-        launch(3, 3, 64, tokens=tokens, given=given, dtype=torch.bfloat16)
+        launch(1, 3, 64, tokens=tokens, given=given, dtype=torch.bfloat16)
     assert [len(set(kernel.hashes)) for kernel in kernels] == [1, 1]
 
 

@@ -96,7 +96,7 @@ class RefuseReads(TorchDispatchMode):
 @pytest.mark.parametrize("residual", registry.residual.names)
 def test_no_step_reads_a_number_of_a_tensor(run, splits, tmp_path, residual):
     everything = {
-        **{"model.residual": residual, "model.dropout": 0.1, "train.micro_batch_tokens": 64},
+        **{"model.residual": residual, "model.dropout": 0.1, "train.micro_batch_tokens": 128},
         **{"train.optimizer": "muon", "train.ema_decay": 0.9},
     }
     made = Trainer(run.replace(everything), splits, tmp_path, print)

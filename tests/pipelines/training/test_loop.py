@@ -95,7 +95,8 @@ def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(
 def test_with_any_residual_kind_a_resumed_run_is_bitwise_the_whole_one(
     run, splits, tmp_path, residual
 ):
-    run = run.replace({"model.residual": residual, "model.dim": 32, "train.evals": 2})
+    short = {"train.tokens": 1024, "train.evals": 2}
+    run = run.replace({"model.residual": residual, "model.dim": 32, **short})
     _, ours = resumed_as_whole(run, splits, tmp_path)
     assert any(name.startswith("optimizer.") for name in ours)
 
@@ -104,7 +105,7 @@ def test_with_any_residual_kind_a_resumed_run_is_bitwise_the_whole_one(
 def test_in_bfloat16_a_resumed_run_is_bitwise_the_whole_one_and_its_state_is_float32(
     run, splits, tmp_path, residual
 ):
-    changes = {"model.residual": residual, "train.micro_batch_tokens": 64}
+    changes = {"model.residual": residual, "train.micro_batch_tokens": 64, "train.tokens": 1024}
     run = run.replace(changes)
     single = history(train(run, splits, tmp_path / "single", print))[-1]
     run = run.replace({"train.precision": "bfloat16"})
@@ -172,7 +173,7 @@ def test_with_dropout_too_a_resumed_run_is_bitwise_the_whole_one(
     run, splits, tmp_path, checkpointing
 ):
     """Whatever random numbers were drawn meanwhile; activations computed again change no bit."""
-    changes = {"model.dropout": 0.3, "train.micro_batch_tokens": 64}
+    changes = {"model.dropout": 0.3, "train.micro_batch_tokens": 64, "train.tokens": 1024}
     run = run.replace(changes)
     whole = history(train(run, splits, tmp_path / "whole", print))
     run = run.replace({"train.activation_checkpointing": checkpointing})
