@@ -54,17 +54,19 @@ class Registry:
     def register(
         self, uri: str, run_id: str, tags: Mapping[str, str], description: str = ""
     ) -> int:
-        """The version of a logged model; created if there is none, its tags set in any case.
+        """The version of a logged model, with these tags; created if there is none.
 
         The `description` in Markdown is that of a new version.
         """
+        every = {SCHEMA_TAG: str(SCHEMA_VERSION), **tags}
 
         def register_once() -> int:
             self.create(descriptions.describe_model(self.name), {IDENTITY_TAG: uuid.uuid4().hex})
             version = self._version_of(uri)
             if version is None:
-                version = self._create(uri, run_id, description)
-            self.tag(version, {SCHEMA_TAG: str(SCHEMA_VERSION), **tags})
+                version = self._create(uri, run_id, every, description)
+            else:
+                self.tag(version, every)
             self._link(model_id_of(uri), version)
             return version
 
@@ -80,9 +82,10 @@ class Registry:
             if error.error_code != EXISTS:
                 raise
 
-    def _create(self, uri: str, run_id: str, description: str) -> int:
+    def _create(self, uri: str, run_id: str, tags: Mapping[str, str], description: str) -> int:
+        written = {key: redact(str(value)) for key, value in tags.items()}
         made = self.client.create_model_version(
-            self.name, uri, run_id, model_id=model_id_of(uri), description=description
+            self.name, uri, run_id, written, model_id=model_id_of(uri), description=description
         )
         return int(made.version)
 

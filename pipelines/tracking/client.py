@@ -87,8 +87,8 @@ class RetryingClient:
     """
 
     def __init__(self, client: MlflowClient, uri: str) -> None:
-        self._client = client
-        self.uri = uri
+        self._client, self.uri = client, uri
+        self._artifact_uris: dict[str, str] = {}
         self._cancelled = threading.Event()
         self._retries = RetryPolicy(
             is_transient,
@@ -161,13 +161,19 @@ class RetryingClient:
 
     def require_no_links(self, run_id: str, files: Iterable[str]) -> None:
         """Raise DamagedError if an artifact of a run would be written to where a link points."""
-        root = local_path(self.get_run(run_id).info.artifact_uri)
+        root = local_path(self._artifact_uri(run_id))
         for path in [root / file for file in files] if root else []:
             for part in (path, *path.parents):
                 if part.is_symlink():
                     raise DamagedError(f"{part} is a link; expected plain files and folders")
                 if part == root:
                     break
+
+    def _artifact_uri(self, run_id: str) -> str:
+        """Where a run's artifacts are, which does not change: read once."""
+        if (uri := self._artifact_uris.get(run_id)) is None:
+            uri = self._artifact_uris[run_id] = self.get_run(run_id).info.artifact_uri
+        return uri
 
     def download(self, artifact_uri: str, folder: Path) -> Path:
         """Copy an artifact, a file or a folder, into a folder; returns the copy's path.
@@ -179,7 +185,7 @@ class RetryingClient:
 
     def download_artifacts(self, run_id: str, file: str, folder: Path) -> Path:
         """Copy an artifact of a run into a folder; returns its path. Raises as `download`."""
-        uri = self.get_run(run_id).info.artifact_uri
+        uri = self._artifact_uri(run_id)
         root = local_path(uri)
         require_room(root and root / file, folder)
         return self.retry(read_artifact, uri, file, folder, self.uri)

@@ -1,15 +1,14 @@
 """What the tests of the pipeline share."""
 
 import fcntl
-import functools
+import json
 import logging
 import os
 import re
 import shutil
-import sqlite3
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,16 +16,13 @@ from unittest import mock
 import pytest
 import ray
 import requests
-import sqlparse
-from mlflow.store.db import utils
-from mlflow.store.db.db_types import SQLITE
 from moto.server import ThreadedMotoServer
 from ray.cluster_utils import Cluster
-from sqlalchemy import event
-from sqlalchemy.orm import sessionmaker
 
 from pipelines.compat import ray as compat
+from pipelines.config import yaml_text
 from pipelines.engine import code
+from pipelines.experiment import config
 from pipelines.storage.location import Storage
 from pipelines.storage.remote import RemoteDirectory
 from pipelines.tracking.store import Store
@@ -40,6 +36,7 @@ from tests.pipelines.commands import (
     wait_until,
 )
 from tests.pipelines.local_tune import local_tune as local_tune
+from tests.pipelines.quick_mlflow import quick
 from tests.pipelines.stored import SHARED, put_database
 
 LONGER = EXPERIMENT.replace("tokens: 65536", "tokens: 163840").replace("evals: 8", "evals: 32")
@@ -52,51 +49,29 @@ KEYS = {
 
 
 @pytest.fixture(scope="session", autouse=True)
-def migrations() -> Iterator[None]:
-    """MLflow reads its seventy migrations each time a database is opened: here once."""
-    found = utils._get_latest_schema_revision()
-    with mock.patch.object(utils, "_get_latest_schema_revision", lambda: found):
+def quick_mlflow() -> Iterator[None]:
+    with quick():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def written_experiments() -> Iterator[None]:
+    """The same experiments are written as YAML again and again: here each once."""
+    written = dict[str, str]()
+
+    def dump(data: Mapping[str, Any]) -> str:
+        key = json.dumps(data)
+        if key not in written:
+            written[key] = yaml_text.dump(data)
+        return written[key]
+
+    with mock.patch.object(config, "dump", dump):
         yield
 
 
 @pytest.fixture(scope="session", autouse=True)
 def shared_database(common: Path) -> None:
     SHARED[:] = [common / "empty.db"]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def parsed_queries() -> Iterator[None]:
-    """MLflow parses the same few conditions and orders of its searches anew each time."""
-    with mock.patch.object(sqlparse, "parse", functools.lru_cache(1024)(sqlparse.parse)):
-        yield
-
-
-@pytest.fixture(scope="session", autouse=True)
-def sqlite_options() -> Iterator[None]:
-    """MLflow sets options of SQLite in each session, a seventh of its time: here once for each
-    connection."""
-    from mlflow.store.model_registry import sqlalchemy_store
-
-    made = utils._get_managed_session_maker
-
-    def of_connections(sessions: sessionmaker, kind: str) -> Any:
-        if kind != SQLITE:
-            return made(sessions, kind)
-        engine = sessions.kw["bind"]
-        engine.dispose()  # what has been connected has no options
-        event.listen(engine, "connect", set_options)
-        return made(sessions, "with its options")
-
-    with (
-        mock.patch.object(utils, made.__name__, of_connections),
-        mock.patch.object(sqlalchemy_store, made.__name__, of_connections),
-    ):
-        yield
-
-
-def set_options(connection: sqlite3.Connection, _: object) -> None:
-    for option in ("foreign_keys = ON", "busy_timeout = 20000", "case_sensitive_like = true"):
-        connection.execute(f"PRAGMA {option}")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from pipelines.console.progress import Progress
@@ -138,7 +139,7 @@ class Study:
         planned = dag.plan(self.stages(), self.experiment, **options)
         return [" ".join(line.split()) for line in dag.plan_lines(planned)]
 
-    @property
+    @cached_property
     def store(self) -> Store:
         place = location.storage_folder(self.experiment.storage)
         return Store.open(self.experiment.experiment, place)

@@ -1,6 +1,7 @@
 """A search that grows, through the DAG and the tracking store; its trials train nothing."""
 
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ class Sweep:
         """The runs of the latest search's trials."""
         return self.store.children(self.store.find("search")[0].info.run_id, "trial")
 
-    @property
+    @cached_property
     def store(self) -> Store:
         store = Store.open(self.experiment.experiment, storage_folder(self.experiment.storage))
         assert store is not None
