@@ -61,10 +61,11 @@ class Registry:
 
         def register_once() -> int:
             self.create(descriptions.describe_model(self.name), {IDENTITY_TAG: uuid.uuid4().hex})
-            version = self._version_of(uri)
+            version, described = self._version_of(uri), {SCHEMA_TAG: str(SCHEMA_VERSION), **tags}
             if version is None:
-                version = self._create(uri, run_id, description)
-            self.tag(version, {SCHEMA_TAG: str(SCHEMA_VERSION), **tags})
+                version = self._create(uri, run_id, description, described)
+            else:
+                self.tag(version, described)
             self._link(model_id_of(uri), version)
             return version
 
@@ -80,9 +81,11 @@ class Registry:
             if error.error_code != EXISTS:
                 raise
 
-    def _create(self, uri: str, run_id: str, description: str) -> int:
+    def _create(self, uri: str, run_id: str, description: str, described: Mapping[str, str]) -> int:
+        """A new version with its tags, of which it may have dozens: one request."""
+        tags = {key: redact(str(value)) for key, value in described.items()}
         made = self.client.create_model_version(
-            self.name, uri, run_id, model_id=model_id_of(uri), description=description
+            self.name, uri, run_id, tags, model_id=model_id_of(uri), description=description
         )
         return int(made.version)
 
