@@ -33,7 +33,7 @@ FORKS = (
     *("test_promotion.py", "test_champions.py", "test_score.py", "test_packaged_model.py"),
     *("test_old_stores.py", "test_registration.py", "test_data_parallel.py", "test_storage.py"),
     *("test_commands.py", "test_secrets.py", "test_report.py", "test_docs.py"),
-    "test_sharded.py",
+    *("test_sharded.py", "test_code.py", "test_library.py", "test_mutants.py"),
 )
 GROUPS = dict.fromkeys(RAY, "Ray") | dict.fromkeys(FORKS, "forks")
 """Files that one process runs one after the other: there is one Ray, and beside it one process with

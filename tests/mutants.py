@@ -62,7 +62,6 @@ LIBRARIES = (
 """What most tests import: a dozen seconds, spent once. Nothing of this project: a mutant of it."""
 PROJECT = ("dca", "pipelines", "tests")
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(list(LIBRARIES))
 MARKS = "not (ray or browser or docs or faults or cluster)"
 NO_TESTS = 5
 """pytest's exit code if none is selected."""
@@ -315,6 +314,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=60, help="how many mutants (default: 60)")
     parser.add_argument("--package", action="append", choices=[*packages()], help="only these")
     arguments = parser.parse_args()
+    _FORKS.set_forkserver_preload(list(LIBRARIES))  # not for who imports this: there is one list
     survived = 0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)

@@ -1,13 +1,14 @@
 """What the mutation tests change, and that they change nothing else."""
 
 import ast
-import multiprocessing
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests import mutants
 from tests.mutants import ROOT, PackageTests, draw, find_tests, mutants_of, packages
+from tests.pipelines import forked
 
 SOURCE = '''"""Doc, 1 + 1."""
 
@@ -105,9 +106,15 @@ def test_first():
 
 
 @pytest.mark.process
+def test_commands_are_forked_from_a_process_that_has_what_they_import():
+    """Python has one list for all such processes, which an import of the mutants once replaced."""
+    code = "import sys; print('pipelines.promote' in sys.modules)"
+    assert forked.run([sys.executable, "-c", code]).stdout == "True\n"
+
+
+@pytest.mark.process
 def test_a_mutant_that_no_test_fails_on_survives(tmp_path, monkeypatch):
-    """In new processes: one with all libraries, to fork from, would take longer to start."""
-    monkeypatch.setattr(mutants, "_FORKS", multiprocessing.get_context("spawn"))
+    monkeypatch.setattr(mutants, "_FORKS", forked.FORKS)  # with what other tests fork from
     module, tests = tmp_path / "dca" / "small.py", tmp_path / "tests" / "dca" / "test_small.py"
     for path, text in ((module, SMALL), (tests, TESTS)):
         path.parent.mkdir(parents=True)

@@ -88,14 +88,14 @@ class Folder:
             (path / "tiny.yaml").write_text(experiment.format(text=text))
         self.environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"}
 
-    def start(self, command: str, *arguments: str) -> Command:
-        """A command in a process of its own."""
+    def start(self, command: str, *arguments: str, given: str = "") -> Command:
+        """A command in a process of its own, which finds a text in a pipe."""
         script = ROOT / "pipelines" / command
-        return Command(script, arguments, self.path, self.environment)
+        return Command(script, arguments, self.path, self.environment, given=given)
 
-    def run_forked(self, command: str, *arguments: str) -> tuple[int, str, str]:
+    def run_forked(self, command: str, *arguments: str, given: str = "") -> tuple[int, str, str]:
         """Exit code, standard output and standard error of a command in a process of its own."""
-        process = self.start(command, *arguments)
+        process = self.start(command, *arguments, given=given)
         out, err = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode is not None
         return process.returncode, out, err

@@ -23,7 +23,8 @@ FORKS.set_forkserver_preload(["tests.pipelines.preloaded"])
 class Command:
     """What `subprocess.Popen` would be of `python SCRIPT ARGUMENTS`, in text mode, output piped.
 
-    The script may be -m or -c. Packages in `without` are not in memory: it imports its own.
+    The script may be -m or -c. Packages in `without` are not in memory: it imports its own. What is
+    `given`, a few lines, it reads from a pipe as its standard input.
     """
 
     def __init__(
@@ -33,10 +34,13 @@ class Command:
         cwd: Path,
         environment: dict[str, str],
         without: Sequence[str] = (),
+        given: str = "",
     ) -> None:
         self._output = tempfile.TemporaryDirectory()
+        for name in ("out", "err"):  # which may be read before the process has begun
+            Path(self._output.name, name).touch()
         argv = [str(script), *arguments]
-        task = (argv, cwd, environment, Path(self._output.name), without)
+        task = (argv, cwd, environment, Path(self._output.name), without, given)
         self._process = FORKS.Process(target=_become, args=task)
         self._process.start()
         self.args = argv
@@ -102,12 +106,19 @@ def _become(
     environment: dict[str, str],
     output: Path,
     without: Sequence[str],
+    given: str,
 ) -> None:
     """Be the command, with nothing of the process that this one was forked from."""
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(output / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
         os.close(descriptor)
+    if given:
+        pipe, end = os.pipe()
+        os.write(end, given.encode())
+        os.close(end)
+        os.dup2(pipe, 0)
+        sys.stdin = open(0, closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115  buffered as for a pipe
     sys.argv[:] = argv
     added = [folder for folder in environment.get("PYTHONPATH", "").split(os.pathsep) if folder]

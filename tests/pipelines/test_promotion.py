@@ -3,8 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,16 +245,9 @@ def test_prompts_come_from_a_file_or_standard_input_and_stop_and_samples_work(st
         *(("the ", 0), ("the ", 1), ("a é", 0), ("a é", 1)),
     ]
     assert all("a" not in row["text"].removeprefix(row["prompt"]) for row in rows)
-    piped = subprocess.run(
-        [sys.executable, str(ROOT / "pipelines" / "generate.py"), *common],
-        input=(folder.path / "prompts.txt").read_text(),
-        env=folder.environment,
-        cwd=folder.path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert piped.stdout == out
+    given = (folder.path / "prompts.txt").read_text()
+    code, piped, err = folder.run_forked("generate.py", *common, given=given)
+    assert (code, piped) == (0, out), err
 
 
 def test_a_text_is_scored_and_every_name_of_a_model_leads_to_it(story, text):

@@ -1,7 +1,6 @@
 import json
 import pickle
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from pipelines.engine.stage import Stage
 from pipelines.experiment import Experiment, load
 from pipelines.stages import evaluate, fit, sample, search, select, train
 from pipelines.stages.corpus import CorpusStage
+from tests.pipelines import forked
 
 SEARCH = search.search_stage()
 STAGES: list[Stage] = [
@@ -230,18 +230,24 @@ invocation = Invocation(("pipelines/sweep.py",), Progress())
 context = Context(experiment, storage, store, invocation, pipeline, run)
 fit(context, StageResults({"corpus": corpus, "select": Selected(0, run, {}, 1.0)}))
 """
-LOADED = """
+OURS = ("dca", "pipelines")
+NONE = f"""
+import sys
+assert not [name for name in sys.modules if name.split(".")[0] in {OURS}]
+"""
+LOADED = f"""
 import json
-names = [name for name in sys.modules if name.split(".")[0] in ("dca", "pipelines")]
+names = [name for name in sys.modules if name.split(".")[0] in {OURS}]
 Path(sys.argv[2]).write_text(json.dumps(names))
 """
 
 
 def loaded(script: str, given: tuple, folder: Path) -> set[str]:
-    """The project's modules in a process after it has run a script."""
+    """The project's modules in a process after it has run a script; it begins with none."""
     task, names = folder / "task", folder / "names.json"
     task.write_bytes(pickle.dumps(given))
-    subprocess.run([sys.executable, "-c", script + LOADED, str(task), str(names)], check=True)
+    command = [sys.executable, "-c", NONE + script + LOADED, str(task), str(names)]
+    forked.run(command, without=OURS).check_returncode()
     return set(json.loads(names.read_text()))
 
 

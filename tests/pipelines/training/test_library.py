@@ -1,14 +1,16 @@
 """Training is a library: what it imports, and the example of its documentation."""
 
 import inspect
+import os
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 
 import pipelines.training
+from tests.pipelines.commands import wait_until
+from tests.pipelines.forked import Command
 
 FOREIGN = ("mlflow", "ray", "optuna", "sqlalchemy", "rich", "tenacity")
 IMPORT_ALL = f"""
@@ -52,9 +54,7 @@ print(*[name for name in ("torch._dynamo", "torch._inductor", "sympy") if name i
 """
 
 
-def start(folder: Path) -> subprocess.Popen:
-    command = [sys.executable, "-u", "-c", f"{EXAMPLE}\n{LOADED}"]
-    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True)
+FLUSHED = "import sys; sys.stdout.reconfigure(line_buffering=True)"
 
 
 @pytest.mark.process
@@ -68,12 +68,13 @@ def test_the_example_trains_and_killed_and_started_again_it_resumes(tmp_path, mo
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 8
     assert float(lines[-1].split()[1]) < float(lines[0].split()[1])
-    process = start(killed)
-    assert process.stdout is not None
-    first = process.stdout.readline().rstrip("\n")
+    process = Command("-c", [f"{FLUSHED}\n{EXAMPLE}"], killed, dict(os.environ))
+    wait_until(lambda: "\n" in process.screen(), process)
     process.kill()
-    process.communicate()
-    *resumed, compiler = start(killed).communicate(timeout=120)[0].splitlines()
+    first = process.communicate()[0].splitlines()[0]
+    again = [sys.executable, "-c", f"{EXAMPLE}\n{LOADED}"]
+    result = subprocess.run(again, cwd=killed, capture_output=True, text=True, timeout=120)
+    *resumed, compiler = result.stdout.splitlines()
     assert compiler == ""  # importing PyTorch's, which nothing here uses, takes 2 s
     assert first == lines[0]
     assert resumed[0].startswith("resumes from step ")
