@@ -148,8 +148,8 @@ def _compare(registry: "Registry", arguments: argparse.Namespace) -> None:
         print(f"version {version} is not compared as a whole: {without_controls(text)}\n")
     for part in ("configuration", "metrics", "lineage"):
         rows = [[key, *map(_format_optional, pair)] for key, pair in found[part].items()]
-        none = "not compared" if unread and part != "metrics" else "no difference"
-        _print_table([part, *names], rows or [[none, "", ""]])
+        none = ["not compared" if unread and part != "metrics" else "no difference", "", ""]
+        _print_table([part, *names], rows or [none])
     curves = [[f"{n:,}", *map(_format_bits, pair)] for n, pair in found["curves"].items()]
     _print_table(["validation bits per byte after bytes", *names], curves)
 

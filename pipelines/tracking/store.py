@@ -207,8 +207,7 @@ class Store:
 
         Raises PipelineError if one is too long to be stored whole.
         """
-        had = stored or {}
-        new = [tag for tag in encode_tags(tags) if had.get(tag.key) != tag.value]
+        new = [tag for tag in encode_tags(tags) if (stored or {}).get(tag.key) != tag.value]
         self.client.log_batch(run_id, tags=new)
 
     def untag(self, run_id: str, tag: str) -> None:
