@@ -36,7 +36,7 @@ from pipelines.search.resume import stored_search
 from pipelines.tracking.client import RetryingClient, connect_existing
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.models import model_id_of
-from pipelines.tracking.provenance import is_here, process_has_ended
+from pipelines.tracking.provenance import process_has_ended, this_process
 from pipelines.tracking.schema import (
     CORPUS_PARAM,
     DIRTY_TAG,
@@ -132,7 +132,8 @@ def _ran_until(pipeline: Run) -> float:
     whether it runs or was killed.
     """
     info, process = pipeline.info, pipeline.data.tags.get(PROCESS_TAG, "")
-    if info.status == RUNNING and is_here(process) and not process_has_ended(process):
+    is_here = process.startswith(f"{this_process().split()[0]} ")
+    if info.status == RUNNING and is_here and not process_has_ended(process):
         return math.inf
     return float(info.end_time or info.start_time)
 

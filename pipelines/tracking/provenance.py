@@ -6,7 +6,6 @@ import os
 import platform
 import re
 import subprocess
-from contextlib import suppress
 from pathlib import Path
 
 from pipelines.compat.mlflow import (
@@ -21,8 +20,6 @@ from pipelines.tracking.schema import COMMIT_VARIABLE, DIRTY_TAG, HOST_TAG, VERS
 
 CODE = ("dca", "pipelines", ":(exclude,glob)**/__pycache__/**")
 """What runs, as git's pathspecs: a change beside it, as to a note, changes no result."""
-COUNTED_TOGETHER = Path("/proc/self/ns/pid")
-"""A link that is the same for the processes of a machine, or of one of its containers."""
 PACKAGES = ("torch", "ray", "mlflow", "optuna", "safetensors", "numpy")
 
 
@@ -46,37 +43,19 @@ def provenance() -> dict[str, str]:
     return tags
 
 
-def this_host() -> str:
-    """The host in what `this_process` returns, without the processes that are counted together."""
-    return re.sub("[ ']", "-", platform.node()) or "unknown"  # runs are searched by it
-
-
 def this_process() -> str:
-    """This process: its host, its id and its start, in which a later one of the id differs.
-
-    Containers may share the name of a host, and each counts processes of its own: of which its id
-    is one follows a #.
-    """
-    space = ""
-    with suppress(OSError):  # an older kernel
-        space = re.sub(r"\D+", "#", str(COUNTED_TOGETHER.readlink())).rstrip("#")
-    return f"{this_host()}{space} {os.getpid()} {_start_of(os.getpid())}"
-
-
-def is_here(text: str) -> bool:
-    """Whether a process, as `this_process` described it, is among those that are counted here.
-
-    Earlier versions described it without a #.
-    """
-    place = text.partition(" ")[0]
-    return place in (this_host(), this_process().partition(" ")[0])
+    """This process: its host, its id and its start, in which a later one of the id differs."""
+    host = re.sub("[ ']", "-", platform.node()) or "unknown"  # runs are searched by it
+    return f"{host} {os.getpid()} {_start_of(os.getpid())}"
 
 
 def process_has_ended(text: str) -> bool:
     """Whether a process, as `this_process` described it, is of this host and runs no longer."""
     try:
-        _, number, started = text.split()
-        return is_here(text) and _start_of(int(number)) != int(started)
+        host, number, started = text.split()
+        if host != this_process().split()[0]:
+            return False
+        return _start_of(int(number)) != int(started)
     except FileNotFoundError:
         return not _is_running(int(number))
     except (ValueError, OSError):

@@ -57,7 +57,7 @@ package's lineage."""
 REASON_TAG, RESUMED = "dca.reason", "resumed"
 """Of one that failed: the error in one line; of one that went on after a break: that."""
 PROCESS_TAG = "dca.process"
-"""The process that works on it: host, process id and start (pipelines/tracking/provenance.py)."""
+"""The process that works on it: host, process id and start."""
 
 # Metrics
 STEP_METRIC = history.TRAIN_BITS

@@ -49,7 +49,7 @@ from pipelines.tracking.encoding import (
 )
 from pipelines.tracking.locks import store_lock
 from pipelines.tracking.models import ModelStore
-from pipelines.tracking.provenance import process_has_ended, provenance, this_host, this_process
+from pipelines.tracking.provenance import process_has_ended, provenance, this_process
 from pipelines.tracking.schema import (
     ARTIFACT_TAG,
     BASIS_TAG,
@@ -290,7 +290,7 @@ class Store:
 
         Those of another user of a server, who may not be allowed to change them, stay.
         """
-        own = f"tags.`{PROCESS_TAG}` LIKE '{this_host()}%'"
+        own = f"tags.`{PROCESS_TAG}` LIKE '{this_process().split()[0]} %'"
         ids = [one.experiment_id for one in all_pages(self.client.search_experiments)]
         for run in self._search(f"attributes.status = '{RUNNING}' and {own}", ids):
             if process_has_ended(run.data.tags[PROCESS_TAG]):

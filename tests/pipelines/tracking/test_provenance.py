@@ -90,20 +90,3 @@ def test_a_process_has_ended_only_if_it_is_of_this_host_and_none_has_its_id(monk
     monkeypatch.setattr(module, "_start_of", lambda process: int(Path("/none").read_text()))
     assert not ended(f"{host} {number} {started}")  # as of another user's, with hidepid=2
     assert ended(f"{host} 4194999 1")
-
-
-def test_a_process_of_another_container_of_the_same_name_has_not_ended(monkeypatch):
-    """Its id is no process here, and may be one that began at another time."""
-    place, number, started = module.this_process().split()
-    host, _, space = place.partition("#")
-    assert host == module.this_host()
-    assert str(module.COUNTED_TOGETHER.readlink()) == f"pid:[{space}]"
-    other = f"{host}#{int(space) + 1}"
-    for process in (f"{other} {number} {int(started) + 1}", f"{other} 4194999 1"):
-        assert not module.process_has_ended(process)
-        assert not module.is_here(process)
-    earlier = f"{host} 4194999 1"  # of a version that did not tell them apart
-    assert module.is_here(earlier)
-    assert module.process_has_ended(earlier)
-    monkeypatch.setattr(module, "COUNTED_TOGETHER", Path("/none"))
-    assert module.this_process() == f"{host} {number} {started}"
