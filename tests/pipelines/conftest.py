@@ -116,6 +116,7 @@ data: {{corpus: files, path: "{text}"}}
 model: {{dim: 16, depth: 2, heads: 2}}
 train:
   {{tokens: 8192, seq_len: 32, batch_tokens: 256, learning_rate: 1e-2, evals: 4, eval_tokens: 512}}
+fit: {{eval_tokens: 512}}
 arms: {{standard: {{model.residual: standard}}, dca-2: {{model.residual: dca}}}}
 seeds: 2
 search:
