@@ -25,7 +25,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -176,13 +176,16 @@ def _is_range(found: object) -> bool:
     return isinstance(found, Range)
 
 
-def unread_fields(cls: Any, kind: str | None) -> Iterator[str]:
+@cache
+def unread_fields(cls: Any, kind: str | None) -> tuple[str, ...]:
     """The options of a file that one of its kinds does not read; all of them for another's kind."""
+    found = []
     for field in fields(cls):
         metadata = getattr(field.type, "__metadata__", ())
         readers = [one.kinds for one in metadata if isinstance(one, ReadBy)]
         if kind is None or any(kind not in kinds for kinds in readers):
-            yield field.name
+            found.append(field.name)
+    return tuple(found)
 
 
 def from_data(cls: Any, data: Mapping[str, Any], section: str) -> Any:

@@ -241,7 +241,8 @@ def test_rows_of_the_table_are_named_by_what_differs(searched, planned, tracking
 
 def test_of_many_sizes_the_flops_of_a_few_are_counted(searched, planned, tracking, timed, cluster):
     space = {"model.dim": {"choice": [8 * heads for heads in range(2, 60)]}}
-    wide = searched.replace({"search.space": space, "search.trials": 20, "model.heads": 1})
+    one = {"model.heads": 1, "model.depth": 1}
+    wide = searched.replace({"search.space": space, "search.trials": 20, **one})
     step_flops.cache_clear()
     texts: list[str] = []
 
