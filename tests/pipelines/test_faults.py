@@ -12,6 +12,7 @@ import pytest
 
 from pipelines.training import checkpoint, loop
 from tests.pipelines.commands import TRIAL, Folder, assert_whole, below, training, wait_until
+from tests.pipelines.packages import isolated_forked
 from tests.pipelines.training.runs import forge
 
 SEARCH = ("sweep.py", "tiny.yaml", "--until", "search")
@@ -65,8 +66,11 @@ def test_a_trial_that_crashes_goes_on_from_its_checkpoint(tmp_path, text, local_
 
 
 @pytest.mark.process
-def test_invalid_points_are_no_trials_and_the_result_is_the_last_word(tmp_path, text, local_tune):
+def test_invalid_points_are_no_trials_and_the_result_is_the_last_word(
+    tmp_path, text, local_tune, monkeypatch
+):
     """Of the four points three are valid, and each of them is run once."""
+    isolated_forked(monkeypatch)
     folder = Folder(tmp_path, text)
     space = "search.space={model.dim: {choice: [48, 64]}, model.heads: {choice: [2, 3]}}"
     changes = ("model.dim=48", "model.heads=3", "train.tokens=4096", "train.evals=2", "seed=1")
