@@ -6,6 +6,7 @@ and an artifact of the version.
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -368,7 +369,8 @@ def _record(registry: Registry, decision: Decision) -> None:
     """Store the decision as an artifact and, last of all its tags, a line on the version."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
     data = {"model": registry.name, "when": stamp, "user": user(), **asdict(decision)}
-    file = DECISION_FILE.format(f"{registry.name}-{decision.version}-{stamp}")
+    name = re.sub("[#?]", "-", registry.name)  # in a server's address they would end the path
+    file = DECISION_FILE.format(f"{name}-{decision.version}-{stamp}")
     registry.write_json(decision.version, file, data)
     numbers = {GATE_TAG.format(key): json.dumps(value) for key, value in decision.numbers.items()}
     forced = {} if decision.settings else {FORCED_TAG: decision.reason}

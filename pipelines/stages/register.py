@@ -92,8 +92,7 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
         tags,
         describe_version(tested.test_bits_per_byte, links, fit.model_uri),
     )
-    if version > registry.aliases().get(CHALLENGER, 0):  # else it was registered long ago
-        registry.set_alias(CHALLENGER, version)
+    _name_challenger(registry, version)
     context.store.log_metrics(
         context.pipeline_run,
         {
@@ -102,6 +101,17 @@ def register(context: Context[Experiment], needs: StageResults) -> Registered:
         },
     )
     return Registered(registry.name, version)
+
+
+def _name_challenger(registry: Registry, version: int) -> None:
+    """Set the alias to a version, unless it was registered long ago.
+
+    Another sweep, on any machine, may have set it to a newer one since it was read here, so that
+    it is looked at again after it was set.
+    """
+    while version > registry.aliases().get(CHALLENGER, 0):
+        registry.set_alias(CHALLENGER, version)
+        version = int(registry.versions()[-1].version)
 
 
 def _tags(context: Context[Experiment], needs: StageResults) -> dict[str, str]:

@@ -36,6 +36,7 @@ from pipelines.registry.versions import Registry
 from pipelines.stages.promote import promote
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.schema import TRIED_TAG
+from pipelines.tracking.store import Store
 from tests.pipelines.stored import purge
 
 TEXT_BYTES = 60_001
@@ -647,3 +648,18 @@ def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch
     )
     with pytest.raises(PipelineError, match=r"version 1, which has no stored .*not found.*--force"):
         versions.sweep(version)
+
+
+def test_a_decision_about_a_name_that_would_end_an_address_is_stored_whole(
+    experiment, tracking_address, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking_address)
+    store = Store.open("names", tmp_path)
+    run = store.create("fit", "fit", "fit")
+    model = store.client.create_logged_model(store.experiment_id, source_run_id=run)
+    registry = Registry(store.client, "what? #1")
+    version = registry.register(f"models:/{model.model_id}", run, {})
+    module._record(registry, Decision(version, True, "it is better", None, "", {}))
+    (file,) = store.client.list_artifacts(run, "gate")
+    assert re.fullmatch(r"gate/what- -1-1-\d{8}T[\d.]+Z\.json", file.path)
+    assert registry.read_json(version, file.path)["model"] == "what? #1"
