@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.config import ARM_KEY, SPACE_PREFIX, flat_changes, merge_arms
-from pipelines.config.compose import Layer, merge, read_layers
+from pipelines.config.compose import Layer, folder_of, merge, read_layers
 from pipelines.config.overrides import Change, read_changes
 from pipelines.config.section import get_key, set_key
 from pipelines.config.validation import validate
@@ -59,7 +59,7 @@ def load(
     layers = []
     for source, data in read_layers(path):
         read = {key: value for key, value in data.items() if key not in left_out}
-        layers.append(Layer(source, with_whole_paths(read, Path(source).parent)))
+        layers.append(Layer(source, with_whole_paths(read, folder_of(Path(source)))))
     typed = read_changes([argument for argument in arguments if is_change(argument)])
     experiment = _changed(layers, [with_whole_path(change) for change in typed], grids=grids)
     if not smoke:

@@ -57,6 +57,21 @@ def test_later_parts_win_and_the_files_own_keys_win_over_all(tmp_path):
     ) == (16, 3, 1, 5)
 
 
+def test_the_paths_of_an_experiment_from_a_pipe_are_those_of_the_working_folder(
+    tmp_path, monkeypatch
+):
+    """As of `sweep.py <(make-yaml)`: they were looked for in /dev/fd."""
+    write(tmp_path, part="seed: 3")
+    monkeypatch.chdir(tmp_path)
+    reader, writer = os.pipe()
+    text = f"extends: part.yaml\n{FILE}\ndata: {{corpus: files, path: text.txt}}\n"
+    os.write(writer, text.encode())
+    os.close(writer)
+    found = load([f"/dev/fd/{reader}"])
+    os.close(reader)
+    assert (found.seed, found.data.path) == (3, f"{tmp_path}/text.txt")
+
+
 def test_a_pipe_without_a_writer_is_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(progress, "WATCH_SECONDS", 0.01)
     os.mkfifo(tmp_path / "e.yaml")
