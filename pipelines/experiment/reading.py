@@ -11,6 +11,7 @@ from typing import Any
 
 from pipelines.comparison.config import ARM_KEY, SPACE_PREFIX, flat_changes, merge_arms
 from pipelines.config.compose import Layer, folder_of, merge, read_layers
+from pipelines.config.left_out import leave_out, without_keys
 from pipelines.config.overrides import Change, read_changes
 from pipelines.config.section import get_key, set_key
 from pipelines.config.validation import validate
@@ -21,7 +22,6 @@ from pipelines.console.text import nearest, one_line
 from pipelines.data.config import with_whole_path, with_whole_paths
 from pipelines.experiment.config import ARM_KEYS, FIELDS, NO_STUDY, Experiment, problems
 from pipelines.experiment.smoke import shrink
-from pipelines.search.left_out import leave_out, without_keys
 from pipelines.search.space import FIXED
 from pipelines.training.config import old_names, with_present_names
 
