@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.compat.mlflow import COMMIT_TAG
 from pipelines.console.command import DONE, Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
-from pipelines.console.options import add_output_options, output_mode
+from pipelines.console.options import add_output_options, is_change, output_mode
 from pipelines.console.progress import Progress
 from pipelines.console.text import one_line
 from pipelines.storage.project import command_line
@@ -154,6 +154,9 @@ def _experiment(arguments: argparse.Namespace, version: Version | None) -> "Expe
 
     given = []
     for argument in arguments.arguments:
+        if not is_change(argument):
+            given.append(argument)
+            continue
         key, _, value = argument.partition("=")
         if not key.startswith("arms."):  # one that ends an arm, all of which are left out
             given.append(argument)
@@ -248,7 +251,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "dca-gpt, NAME/VERSION, NAME@ALIAS",
     )
     arguments = parser.parse_intermixed_args(argv)
-    files = [argument for argument in arguments.arguments if "=" not in argument]
+    files = [argument for argument in arguments.arguments if not is_change(argument)]
     if arguments.from_version is not None and (files or arguments.smoke):
         given = one_line(files[0]) if files else "--smoke"
         message = f"its experiment is the version's, got {given} as well"

@@ -13,6 +13,8 @@ UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 """Types of the error of a key that is no field: of a model, and of a dataclass."""
 NOT_A_SECTION = ("model_type", "dataclass_type")
 """Types of the error of a value that is no mapping, in the place of a model or a dataclass."""
+NO_TEXT = "string_type"
+"""Type of the error of a value that is no text, in the place of one."""
 MISSING = "missing"
 """Type of the error of a required key that is not given."""
 INVALID_JSON = "json_invalid"

@@ -40,6 +40,11 @@ def read_layers(path: Path) -> list[Layer]:
     return layers
 
 
+def folder_of(path: Path) -> Path:
+    """The folder to which what a file names is relative: of a pipe the working folder."""
+    return Path() if path.is_fifo() else path.parent
+
+
 def merge(layers: Sequence[Layer], *, dotted: Collection[str] = ()) -> dict[str, Any]:
     """All layers in one, in new mappings: changing them changes no layer.
 
@@ -101,7 +106,7 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
         if not isinstance(name, str) or not name:
             message = f"expected a file or a list of files, got {quote_value(names)}"
             raise ConfigError(Problem(message, EXTENDS, str(path)))
-        _read(path.parent / os.path.expanduser(name), (*above, path), layers)  # noqa: PTH111
+        _read(folder_of(path) / os.path.expanduser(name), (*above, path), layers)  # noqa: PTH111
     layers.append(Layer(str(path), data))
 
 

@@ -4,8 +4,9 @@ Used by pipelines/experiment, for every command that takes changes.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 from typing import Any, NamedTuple
 
 from pipelines.config.compose import EXTENDS
@@ -15,6 +16,8 @@ from pipelines.console.text import one_line
 
 COMMENT = re.compile(r"(?:^|(?<=\s))#")
 """Where a comment of YAML may begin."""
+MAX_COMMENTS = 10
+"""Lines in which one is looked for, each of which takes as long as reading the text."""
 
 
 class Change(NamedTuple):
@@ -72,9 +75,21 @@ def _separated(text: str, where: str) -> list[Any]:
 
 def _refuse_comment(text: str, where: str) -> None:
     """Raise ConfigError for a text of which YAML would leave out a part: from a # on."""
-    if any(_is_comment(text, found.start(), where) for found in COMMENT.finditer(text)):
+    places = islice(_last_signs(text), MAX_COMMENTS)
+    if any(_is_comment(text, start, where) for start in places):
         message = "# begins a comment; expected quotes around the value, as in '\"a #1\"'"
         raise ConfigError(Problem(message, source=where))
+
+
+def _last_signs(text: str) -> Iterator[int]:
+    """The last place of each line where a comment may begin: one from before goes on there."""
+    last = None
+    for found in COMMENT.finditer(text):
+        if last is not None and "\n" in text[last : found.start()]:
+            yield last
+        last = found.start()
+    if last is not None:
+        yield last
 
 
 def _is_comment(text: str, start: int, where: str) -> bool:

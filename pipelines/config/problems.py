@@ -13,6 +13,7 @@ from pipelines.compat.pydantic import (
     INVALID_JSON,
     LITERAL,
     MISSING,
+    NO_TEXT,
     NOT_A_SECTION,
     UNKNOWN_KEY,
     cause,
@@ -23,6 +24,11 @@ from pipelines.config.compose import EXTENDS
 from pipelines.config.schema import Schema, choices, field_at, field_keys, is_list
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
+
+
+def quotes_for(value: Any) -> str:
+    """The end of a message about a value that YAML reads as no text: how it is one."""
+    return f"; expected quotes, as in '\"{quote_value(value)}\"'"
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -45,6 +51,8 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
         return _validator_problem(cause(detail), key)
     given = detail["input"]
     message = f"{expectation(detail)}, got {quote_value(given)}"
+    if kind == NO_TEXT and isinstance(given, bool | int | float | None):
+        return Problem(f"{message}{quotes_for(given)}", key)
     is_list_given = kind in NOT_A_SECTION and isinstance(given, list)
     if is_list_given and (field := _list_field(path, model)):
         return Problem(message, key, nearest=f"{{{field}: {quote_value(given)}}}")

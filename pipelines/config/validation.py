@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines.config.compose import Layer, source_of
-from pipelines.config.problems import problems_of
+from pipelines.config.problems import problems_of, quotes_for
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import first_line, quote_value
 
@@ -29,7 +29,8 @@ def worded(pattern: str, expected: str) -> tuple[FieldInfo, BeforeValidator]:
     def check(value: Any) -> Any:
         is_number = isinstance(value, int | float)  # as in `experiment: 2024`
         if is_number or (isinstance(value, str) and not re.fullmatch(pattern, value)):
-            raise ValueError(f"expected {expected}, got {quote_value(value)}")
+            end = quotes_for(value) if is_number else ""
+            raise ValueError(f"expected {expected}, got {quote_value(value)}{end}")
         if (
             isinstance(value, str)
             and (size := len(value.encode(errors="replace"))) > MAX_NAME_BYTES

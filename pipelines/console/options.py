@@ -1,9 +1,11 @@
 """Options that several commands share, and the types of numbers among their options.
 
-Used by the commands that take minutes for --quiet and --json, and by generate.py for its numbers.
+Used by the commands that take minutes for --quiet and --json, and by generate.py for its numbers;
+also what of the other arguments is an experiment.
 """
 
 import argparse
+import os
 
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import shorten
@@ -25,6 +27,13 @@ def output_mode(arguments: argparse.Namespace) -> OutputMode:
     if arguments.json:
         return OutputMode.JSON
     return OutputMode.QUIET if arguments.quiet else OutputMode.TEXT
+
+
+def is_change(argument: str) -> bool:
+    """Whether an argument is key=value: not an experiment, in whose path there may be a = too."""
+    if "=" not in argument:
+        return False
+    return not (argument.endswith((".yaml", ".yml")) and os.path.isfile(argument))  # noqa: PTH113
 
 
 def integer(text: str) -> int:

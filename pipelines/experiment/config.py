@@ -25,6 +25,7 @@ from pipelines.comparison.config import (
     change_problems,
     replicate_seeds,
 )
+from pipelines.config.left_out import leave_out
 from pipelines.config.section import Section, get_key, set_key
 from pipelines.config.validation import validate, worded
 from pipelines.config.yaml_text import dump, flatten
@@ -39,7 +40,6 @@ from pipelines.experiment.space_checks import (
 )
 from pipelines.registry.config import GenerateConfig, PromoteConfig
 from pipelines.search.config import SearchConfig, SearchTask, search_problems
-from pipelines.search.left_out import leave_out
 from pipelines.search.space import FIXED, TRAINING_KEYS
 from pipelines.storage.location import Place
 from pipelines.training.config import (

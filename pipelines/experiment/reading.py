@@ -10,18 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.comparison.config import ARM_KEY, SPACE_PREFIX, flat_changes, merge_arms
-from pipelines.config.compose import Layer, merge, read_layers
+from pipelines.config.compose import Layer, folder_of, merge, read_layers
+from pipelines.config.left_out import leave_out, without_keys
 from pipelines.config.overrides import Change, read_changes
 from pipelines.config.section import get_key, set_key
 from pipelines.config.validation import validate
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import ConfigError, Problem
+from pipelines.console.options import is_change
 from pipelines.console.text import nearest, one_line
 from pipelines.data.config import with_whole_path, with_whole_paths
-from pipelines.experiment.config import FIELDS, NO_STUDY, Experiment, problems
+from pipelines.experiment.config import ARM_KEYS, FIELDS, NO_STUDY, Experiment, problems
 from pipelines.experiment.smoke import shrink
-from pipelines.search.left_out import leave_out, without_keys
-from pipelines.search.space import TRAINING_KEYS
+from pipelines.search.space import FIXED
 from pipelines.training.config import old_names, with_present_names
 
 BY_DEFAULT = ("generate", "compare")
@@ -49,7 +50,7 @@ def load(
         left_out: Keys and sections of a file that the command does not read, valid or not.
 
     """
-    files = [argument for argument in arguments if "=" not in argument]
+    files = [argument for argument in arguments if not is_change(argument)]
     if len(files) > 1 or "" in files:
         expected = "expected at most one experiment and key=value changes to it"
         message = f"{expected}, got {one_line(json.dumps(files))}"
@@ -58,8 +59,8 @@ def load(
     layers = []
     for source, data in read_layers(path):
         read = {key: value for key, value in data.items() if key not in left_out}
-        layers.append(Layer(source, with_whole_paths(read, Path(source).parent)))
-    typed = read_changes([argument for argument in arguments if "=" in argument])
+        layers.append(Layer(source, with_whole_paths(read, folder_of(Path(source)))))
+    typed = read_changes([argument for argument in arguments if is_change(argument)])
     experiment = _changed(layers, [with_whole_path(change) for change in typed], grids=grids)
     if not smoke:
         return experiment
@@ -246,7 +247,7 @@ def _as_search(changes: Sequence[Change], *, grids: bool) -> list[Change]:
 
 def _dimension(change: Change, grids: bool) -> Change:
     """Several values of a key as a dimension. Raises ConfigError if they are none of a grid."""
-    keys = TRAINING_KEYS if grids else []
+    keys = ARM_KEYS if grids else []
     where = f"command line: {one_line(change.text)}"
     if found := ARM_KEY.fullmatch(change.key):
         name, key = found.groups()
@@ -255,9 +256,13 @@ def _dimension(change: Change, grids: bool) -> Change:
         )
         raise ConfigError(Problem(message, source=where))
     if change.key not in keys:
+        quotes = "text with a comma needs quotes"
+        if grids and change.key in FIXED:
+            message = f"cannot be searched: trials would no longer be comparable; {quotes}"
+            raise ConfigError(Problem(message, f"{SPACE_PREFIX}{change.key}", "command line"))
         message = (
-            "a comma list is a grid, for sweep.py, over a key of model or train; text with a comma "
-            "needs quotes"
+            "a comma list is a grid, for sweep.py, over a key of model or train; a list needs "
+            f"brackets, {quotes}"
         )
         raise ConfigError(Problem(message, source=where, nearest=nearest(change.key, keys)))
     if any(isinstance(value, list | dict) for value in change.value):

@@ -12,10 +12,10 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from dca import registry
 from dca.errors import FieldError
+from pipelines.config.left_out import without_keys
 from pipelines.config.section import Positive, Section
 from pipelines.console.errors import Problem
 from pipelines.console.text import counted, nearest, quote_value
-from pipelines.search.left_out import without_keys
 from pipelines.training.config import FitConfig, TrainingRun
 
 

@@ -306,8 +306,8 @@ def _related(dimension: Dimension, rng: Random, numbers: Sequence[int]) -> Choic
     """A random value of a range: any, an end of it, or a multiple or divisor of a number."""
     drawn, kind = dimension.draw(rng), rng.randrange(4)
     if dimension.choice is not None and kind and numbers:
+        sizes = [one for one in dimension.choice if type(one) is int and one > 0]
         number = rng.choice(numbers)
-        sizes: list[Any] = [one for one in dimension.choice if _is_size(one)]
         near = [one for one in sizes if one % number == 0 or number % one == 0]
         return rng.choice(near or [drawn])
     bounds = dimension.int or dimension.uniform or dimension.log_uniform

@@ -21,6 +21,7 @@ from pipelines.compat.pydantic import (
     INVALID_JSON,
     LITERAL,
     MISSING,
+    NO_TEXT,
     UNION_TAGS,
     UNKNOWN_KEY,
     cause,
@@ -70,7 +71,7 @@ def detail_of(text: str) -> Mapping[str, Any]:
 
 
 def test_the_types_of_errors_are_those_of_pydantic():
-    assert {*UNKNOWN_KEY, MISSING, INVALID_JSON, FROM_VALIDATOR, LITERAL} <= set(
+    assert {*UNKNOWN_KEY, NO_TEXT, MISSING, INVALID_JSON, FROM_VALIDATOR, LITERAL} <= set(
         get_args(ErrorType)
     )
 

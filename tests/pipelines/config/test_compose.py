@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines import train
 from pipelines.config.compose import MAX_FILES
 from pipelines.console import progress
 from pipelines.console.errors import ConfigError
@@ -54,6 +55,21 @@ def test_later_parts_win_and_the_files_own_keys_win_over_all(tmp_path):
         experiment.model.heads,
         experiment.seed,
     ) == (16, 3, 1, 5)
+
+
+def test_the_paths_of_an_experiment_from_a_pipe_are_those_of_the_working_folder(
+    tmp_path, monkeypatch
+):
+    """As of `sweep.py <(make-yaml)`: they were looked for in /dev/fd."""
+    write(tmp_path, part="seed: 3")
+    monkeypatch.chdir(tmp_path)
+    reader, writer = os.pipe()
+    text = f"extends: part.yaml\n{FILE}\ndata: {{corpus: files, path: text.txt}}\n"
+    os.write(writer, text.encode())
+    os.close(writer)
+    found = load([f"/dev/fd/{reader}"])
+    os.close(reader)
+    assert (found.seed, found.data.path) == (3, f"{tmp_path}/text.txt")
 
 
 def test_a_pipe_without_a_writer_is_shown(tmp_path, monkeypatch, capsys):
@@ -358,6 +374,9 @@ def test_the_last_change_of_a_key_counts(tmp_path):
         ("model.depth=2,x", "search.space.model.depth: model.depth: input should be a valid int"),
         ("model.residual=dca,standrad", "did you mean standard?"),
         ("train.tokens=4096,8192", "search.space.train.tokens: cannot be searched"),
+        ("train.start_from=a,b", "start_from: cannot be searched: trials would no longer be c"),
+        ("train.start_from=a,b", "comparable; text with a comma needs quotes"),
+        ("fit.resources.workers=1,4", "a list needs brackets, text with a comma needs quotes"),
         ("model.depth=[2,4", "not valid YAML"),
     ],
 )
@@ -366,6 +385,19 @@ def test_a_comma_list_that_makes_no_grid_is_one_clear_line(tmp_path, override, e
     assert message.startswith("command line: ")
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+def test_a_file_in_a_folder_with_an_equals_sign_is_an_experiment(tmp_path, monkeypatch):
+    (tmp_path / "a=b").mkdir()
+    write(tmp_path / "a=b", e=FILE)
+    monkeypatch.chdir(tmp_path)
+    for path in ("a=b/e.yaml", f"{tmp_path}/a=b/e.yaml"):
+        assert load([path, "seed=3"]).seed == 3
+        assert train._experiment(train._parse([path, "seed=3"]), None).seed == 3
+        with pytest.raises(ConfigError, match="its experiment is the version's"):
+            train._parse([path, "--from-version", "1"])
+    with pytest.raises(ConfigError, match="a: unknown key"):
+        load(["a=c/e.yaml"])
 
 
 def test_the_command_line_extends_nothing(tmp_path):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from pipelines.config import overrides
 from pipelines.config.overrides import read_changes
 from pipelines.config.schema import reference
 from pipelines.config.yaml_text import MAX_CHARACTERS, dump, flatten, parse
@@ -74,10 +75,23 @@ def test_nested_mappings_are_flattened_to_dotted_keys():
     assert dict(flatten(data)) == {"a.b": 1, "a.c": {}, "d": [{"e": 1}], "f.g.h": None}
 
 
-@pytest.mark.parametrize("text", ["/tmp/a #1", "C #1.txt", "#1", "a,b # both"])
+@pytest.mark.parametrize(
+    "text", ["/tmp/a #1", "C #1.txt", "#1", "a,b # both", "'a # b' # c # d", "a #'b # c'"]
+)
 def test_a_value_of_the_command_line_loses_nothing_to_a_comment(text):
     with pytest.raises(ConfigError, match=r"# begins a comment; expected quotes"):
         read_changes([f"data.path={text}"])
+
+
+def test_a_value_with_many_signs_of_a_comment_is_read_few_times(monkeypatch):
+    """Each was tried, in a time that grew with their square."""
+    read, texts = overrides.parse, []
+    monkeypatch.setattr(overrides, "parse", lambda *a, **b: texts.append(a) or read(*a, **b))
+    text = f"'{400 * ' #'}'"
+    assert read_changes([f"data.path={text}"])[0].value == text[1:-1]
+    lines = 400 * " #\n"
+    read_changes([f"data.path='{lines}'"])
+    assert len(texts) < 50
 
 
 @pytest.mark.parametrize("text", ["'a #1'", '"a #1"', "a#1", "['a #', b]"])

@@ -193,7 +193,9 @@ def test_a_complete_search_runs_nothing_and_is_summarized(begun, monkeypatch, tm
 
 
 @pytest.mark.parametrize("limit", [20, None])
-def test_a_search_that_ends_without_its_trials_says_why(begun, monkeypatch, capsys, limit):
+def test_the_reason_of_a_search_that_ends_without_its_trials_is_shown(
+    begun, monkeypatch, capsys, limit
+):
     context, needs = begun
     config = context.config.replace({"search.max_seconds": limit})
     context = replace(context, config=config)

@@ -1,6 +1,6 @@
 """What a change of a key leaves of a search: of its space, and of its points to try first.
 
-Used by pipelines/experiment for the changes of command lines and arms, on plain data.
+On plain data. Used by pipelines/experiment and pipelines/search, for command lines and arms.
 """
 
 from collections.abc import Callable, Mapping, Sequence, Set
