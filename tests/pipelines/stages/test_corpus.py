@@ -201,6 +201,29 @@ def test_a_text_that_contains_what_is_written_is_refused_with_both_places(
     assert f"data.path: {path} contains {both}" in str(error.value)
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_place_that_cannot_be_used_is_not_taken_for_a_part_of_the_text(
+    data, tmp_path, monkeypatch, linked
+):
+    folder = tmp_path / "in" / ("folder" if linked else "mlflow.db")
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "in")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    if linked:
+        Path("mlflow.db").symlink_to("folder")
+    text = folder / "text.txt"
+    text.write_bytes(b"text" * 1000)
+    for storage, problem in {
+        "runs": f"{tmp_path}/in/mlflow.db is a folder; expected a file, which is made if there",
+        f"{text}/x": f"storage: {text}/x: expected a folder that can be written; {text} is none",
+    }.items():
+        files = {"corpus": "files", "path": str(text)}
+        config = read_experiment({**data, "data": files, "storage": storage}, source="test")
+        with pytest.raises(ConfigError) as error:
+            CorpusStage().preview(config)
+        assert problem in str(error.value)
+
+
 def test_a_text_beside_what_is_written_is_not_refused(data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlflow.db")
