@@ -51,6 +51,16 @@ def test_a_plan_with_enwik8_neither_downloads_nor_reads(experiment, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_file_in_place_of_the_folder_of_enwik8_is_refused_before_its_size_is_shown(
+    experiment, tmp_path, capsys
+):
+    (tmp_path / "a.txt").touch()
+    enwik8 = experiment.replace({"data": {"corpus": "enwik8", "path": str(tmp_path / "a.txt")}})
+    with pytest.raises(ConfigError, match=r"data\.path: .*a\.txt: expected a folder, got a file"):
+        run(enwik8, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_test_part_that_was_given_is_the_one_that_candidates_meet(held_out, tmp_path):
     found = run(held_out, tmp_path)
     assert found.bytes == {"train": 500, "validation": 1000, "test": 400}
