@@ -60,6 +60,11 @@ class PipelineError(Exception):
     """Work that failed although the input is valid. Exit code 1."""
 
 
+class BlockedError(PipelineError):
+    """The gate cannot decide, in another attempt either, since the champion's files are gone or
+    damaged. The message has the commands that replace it."""
+
+
 class DivergedError(PipelineError):
     """A training whose gradient or validation loss is not finite."""
 

@@ -3,6 +3,7 @@
 import errno
 import fnmatch
 import glob
+import itertools
 import os
 import stat
 from collections import Counter
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import one_line
+from pipelines.console.text import nearest, one_line
 
 CHUNK_BYTES = 1 << 22
 RECURSIVE = "**"
@@ -48,12 +49,24 @@ def find_files(pattern: str, *, key: str) -> list[Path]:
         message = f"{one_line(error.filename or pattern)}: {error.strerror or error}"
         raise ConfigError(Problem(message, key)) from None
     if not paths:
-        found = "no such file, folder or glob match"
+        found, near = "no such file, folder or glob match", _nearest(Path(pattern))
         if _mode(Path(pattern)) is not None:
-            found = "no file in this folder, nor below it"
-        message = f"{one_line(pattern)}: {found}"
-        raise ConfigError(Problem(message, key))
+            found, near = "no file in this folder, nor below it", ""
+        raise ConfigError(Problem(f"{one_line(pattern)}: {found}", key, nearest=near))
     return paths
+
+
+def _nearest(path: Path) -> str:
+    """The path that is closest to one that is not there, by the name of its first missing part;
+    empty if there is none, or that part is a glob."""
+    try:
+        pairs = itertools.pairwise((path, *path.parents))
+        missing = next(one for one, folder in pairs if _mode(folder) is not None)
+        names = [inside.name for inside in missing.parent.iterdir()]
+    except (OSError, StopIteration):  # a part is a file, or cannot be read
+        return ""
+    found = "" if glob.has_magic(missing.name) else nearest(missing.name, names)
+    return str(missing.parent / found / path.relative_to(missing)) if found else ""
 
 
 def _mode(path: Path) -> int | None:

@@ -40,11 +40,12 @@ def measure_corpus(
 ) -> Corpus:
     """The fingerprint and sizes of a corpus, which is read once and not written.
 
-    A whole published text is not even read. Raises ConfigError for a corpus that is missing, or
-    whose splits are too short for windows of `seq_len` bytes.
+    A whole published text is not even read. Raises ConfigError for a corpus that is missing or
+    whose folder is a file, or whose splits are too short for windows of `seq_len` bytes.
     """
     known = CORPORA[config.corpus].published
     if known is not None and not is_prefix(config):
+        CORPORA[config.corpus].is_missing(config.path)  # raises for what is no folder
         corpus = Corpus.of(known.sha256, [known.text_bytes])
     else:
         reader = CorpusReader(config, mode)

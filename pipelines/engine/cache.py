@@ -24,6 +24,7 @@ from pipelines.engine.results import (
     to_json,
 )
 from pipelines.engine.stage import PipelineConfig, Stage
+from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
     BASIS_TAG,
     CACHE_TAG,
@@ -291,15 +292,23 @@ def _damage(stage: Stage[Any, Any], result: object, store: Store) -> str | None:
     return None
 
 
+def _value(config: Mapping[str, Any], key: str) -> str:
+    """A value as an experiment's file has it."""
+    return encode_param(config[key]) if key in config else "not given"
+
+
 def _changes(inputs: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What differs from the inputs of an earlier run."""
     if not before:
         return "its inputs were too many to be stored, and to be compared"
     old, new = before.get("config", {}), redact_all(inputs["config"])  # as it was stored
     changes = [
-        f"{key}: {old.get(key)} -> {new.get(key)}"
+        f"{key}: {_value(old, key)} -> {_value(new, key)}"
         for key in sorted({*old, *new})
         if old.get(key) != new.get(key)
+        # a section that is empty, as `when` of a key that is added, which no one has written
+        and (key in old or new[key] != {})
+        and (key in new or old[key] != {})
     ]
     needs = before.get("needs", {})
     changes += [f"{k} changed" for k, v in inputs["needs"].items() if needs.get(k) != v]

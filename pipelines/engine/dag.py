@@ -78,7 +78,7 @@ def run(
     fresh: bool = False,
     fan_out: FanOut[Any] | None = None,
     reused: Sequence[PlannedStage] = (),
-    conclude: Callable[[Context[Any], StageResults, bool], None] = lambda *_: None,
+    conclude: Callable[[Context[Any], StageResults, BaseException | None], None] = lambda *_: None,
 ) -> StageResults:
     """Run the stages in order, reusing what is cached; returns their results.
 
@@ -93,7 +93,7 @@ def run(
         fan_out: Dimensions over which stages have instances, as the arms and seeds of a study.
         reused: Stages that `plan` has just found cached, which are not looked for again.
         conclude: Shows the results at the end: all of them, or those there are if a stage fails or
-            is interrupted, which its last argument tells. The error is raised after it.
+            is interrupted: that error, raised after it, is then its last argument, else None.
 
     Raises:
         PipelineError: If another process holds the lock, or at the end if instances failed.
@@ -113,10 +113,10 @@ def run(
             results = execution.run(configs)
         except BaseException as error:
             context.store.fail(context.pipeline_run, error)
-            conclude(context, execution.results, True)
+            conclude(context, execution.results, error)
             raise
         context.store.end(context.pipeline_run)
-        conclude(context, results, False)
+        conclude(context, results, None)
         return results
 
 

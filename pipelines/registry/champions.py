@@ -148,8 +148,12 @@ class Champions:
         self.reconcile_alias()
 
     def previous_champion(self, champion: int | None) -> int | None:
-        """The champion to roll back to: the last one before, of the versions that still exist and
-        whose files are as they were packaged."""
+        """The champion to roll back to: the last one before whose files are as they were
+        packaged."""
+        return next((v for v in self.earlier_champions(champion) if self._is_whole(v)), None)
+
+    def earlier_champions(self, champion: int | None) -> list[int]:
+        """Those before a champion, the last one first, of the versions that still exist."""
         walk: list[int] = []
         for promotion in self.promotions():
             if promotion.action == ROLLED_BACK:
@@ -159,8 +163,7 @@ class Champions:
                 walk.append(promotion.previous)  # the alias had been moved by hand
             walk.append(promotion.version)
         existing = {int(version.version) for version in self.registry.versions()}
-        others = (v for v in reversed(walk) if v in existing and v != champion)
-        return next((v for v in others if self._is_whole(v)), None)
+        return [v for v in dict.fromkeys(reversed(walk)) if v in existing and v != champion]
 
     def ways_on(self, champion: int, version: int | None = None) -> str:
         """The commands that replace a champion: by the one before it if there is one, or by a

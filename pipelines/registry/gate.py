@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, Problem
+from pipelines.console.errors import BlockedError, ConfigError, DamagedError, PipelineError, Problem
 from pipelines.console.progress import Progress
 from pipelines.console.secrets import redact
 from pipelines.console.text import counted, first_line
@@ -297,18 +297,18 @@ class Gate:
             name = f"promote: version {champion}, the champion"
             found = self._score(champion, name, max_seq_len=challenger.seq_len)
         except (ConfigError, DamagedError) as error:  # the former if it is no logged model
-            raise PipelineError(self._nothing_to_compare(champion, version, error)) from error
+            raise BlockedError(self._nothing_to_compare(champion, version, error)) from error
         if not self.dry_run:
             self.registry.write_json(champion, file, asdict(found))
         return found
 
     def _nothing_to_compare(self, champion: int, version: int, error: Exception) -> str:
         """What is gone, and how to go on."""
-        ways_on = Champions(self.registry).ways_on(champion, version)
         return (
-            f"version {version} cannot be compared with the champion, version {champion}, which "
-            f"has no stored score on this text and cannot be scored: {first_line(error)}; run "
-            f"{ways_on}"
+            f"version {version} cannot be compared with the champion, version {champion}, whose "
+            f"score on this text is not stored, or gone with its files, and which cannot be "
+            f"scored: {first_line(error)}; run "
+            f"{Champions(self.registry).ways_on(champion, version)}"
         )
 
 
@@ -351,14 +351,16 @@ def force(registry: Registry, version: int, reason: str, *, dry_run: bool = Fals
 def rollback(registry: Registry, reason: str, *, dry_run: bool = False) -> tuple[int | None, int]:
     """Make the previous champion champion again; returns the present version and that one.
 
-    Raises ConfigError if there was none before, ConcurrentPromotionError if the champion moves
-    meanwhile.
+    Raises ConfigError if there was none before whose files are as they were, and
+    ConcurrentPromotionError if the champion moves meanwhile.
     """
     champions = Champions(registry)
     seen = champions.state(reconcile=not dry_run)
     before = champions.previous_champion(seen.champion)
     if before is None:
-        message = "there is no earlier champion to go back to"
+        gone = ", ".join(f"version {one}" for one in champions.earlier_champions(seen.champion))
+        but = f", but for {gone}: the files are gone or were altered" if gone else ""
+        message = f"there is no earlier champion to go back to{but}"
         raise ConfigError(Problem(message, source=registry.name))
     if not dry_run:
         champions.promote(before, ROLLED_BACK, reason, seen)

@@ -26,6 +26,7 @@ from pipelines.console.errors import ConfigError, Problem, RefusedError
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.secrets import redact
 from pipelines.console.text import nearest, one_line
+from pipelines.storage.project import command_line, script
 from pipelines.tracking import descriptions
 from pipelines.tracking.client import RetryingClient
 from pipelines.tracking.models import ModelStore, model_id_of, model_uri
@@ -229,7 +230,7 @@ def _require_name(client: RetryingClient, name: str) -> None:
             raise
         found = [model.name for model in all_pages(client.search_registered_models)]
         names = [name for name in found if not name.endswith(LOG_SUFFIX)]
-        registered = ", ".join(names) or "none yet; python pipelines/sweep.py makes one"
+        registered = ", ".join(names) or f"none yet; {command_line(script('sweep.py'))} makes one"
         message = f"no such {kind}; registered: {registered}"
         source = f"models:/{name}"
         raise ConfigError(Problem(message, source=source, nearest=nearest(name, names))) from None

@@ -33,6 +33,7 @@ from pipelines.reporting.run_tables import (
 from pipelines.reporting.studies.loading import StudyRuns, require_arm
 from pipelines.search.results import read_numbers
 from pipelines.search.resume import stored_search
+from pipelines.storage.project import command_line, script
 from pipelines.tracking.client import RetryingClient, connect_existing
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.models import model_id_of
@@ -96,10 +97,8 @@ def load_results(experiment: str, baseline: str | None = None) -> Results:
     except EditedError:
         raise
     except DamagedError as error:
-        again = (
-            "`python pipelines/sweep.py` (or train.py) with the experiment's file writes it again"
-        )
-        raise DamagedError(f"{error}; {again}") from None
+        again = f"`{command_line(script('sweep.py'))}` (or train.py) with the experiment's file"
+        raise DamagedError(f"{error}; {again} writes it again") from None
 
 
 def experiment_lines() -> list[str]:
@@ -111,7 +110,8 @@ def experiment_lines() -> list[str]:
         runs = f"{len(pipelines)} pipeline run{'s' if len(pipelines) > 1 else ''}"
         state = f"the newest {time.strftime('%Y-%m-%d %H:%M', ended)}, {last.info.status.lower()}"
         lines.append(f"{name}: {runs}, {state}")
-    return lines or [f"no experiment in {shown_tracking_uri()} yet; pipelines/sweep.py makes one"]
+    sweep = command_line(script("sweep.py"))
+    return lines or [f"no experiment in {shown_tracking_uri()} yet; {sweep} makes one"]
 
 
 def _pipelines(client: RetryingClient) -> dict[str, list[Run]]:

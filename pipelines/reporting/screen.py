@@ -31,6 +31,7 @@ def screen_lines(
     script: Callable[[str], Path],
     chosen: Selected | None = None,
     study: Study | None = None,
+    blocked: bool = False,
 ) -> list[str]:
     """The search, the winner, the test result, generated text and the next commands.
 
@@ -45,6 +46,7 @@ def screen_lines(
         script: Path of a command's script, by its file name.
         chosen: The winner, if the stage that selects it has not run.
         study: The comparison of a study's arms.
+        blocked: Whether the gate has just failed because of what the champion is now.
 
     """
     first = study_counts(config, results)
@@ -64,7 +66,7 @@ def screen_lines(
     return [
         *(line for block in blocks if block for line in ["", *block]),
         "",
-        *_champion_lines(results, script),
+        *_champion_lines(results, script, blocked=blocked),
         f"runs      {shown_tracking_uri()}, experiment {config.experiment}",
         f"files     {storage}",
         *([f"report    {page}"] if page else []),
@@ -176,12 +178,20 @@ def _test_lines(results: StageResults) -> list[str]:
     ]
 
 
-def _champion_lines(results: StageResults, script: Callable[[str], Path]) -> list[str]:
+def _champion_lines(
+    results: StageResults, script: Callable[[str], Path], *, blocked: bool
+) -> list[str]:
+    """The champion, or the command that decides; not where it would fail again as it just did: the
+    error has the commands that work."""
     registered, promoted = results.get(Registered), results.get(Promoted)
     if registered is None:
         return []
     if promoted and promoted.champion is not None:
         return [f"champion  models:/{promoted.model}@champion (version {promoted.champion})"]
+    if blocked:
+        return [
+            "champion  not decided: nothing can be compared with the present one; see the error"
+        ]
     arguments = ("promote", "--model", registered.model, registered.version)
     again = "none yet; to decide again" if promoted else "to decide"
     return [f"champion  {again}: {command_line(script('promote.py'), *arguments)}"]

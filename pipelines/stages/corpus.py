@@ -17,7 +17,7 @@ from pipelines.experiment import Experiment
 from pipelines.storage.files import size_of, temporary_copy
 from pipelines.storage.location import local_storage, storage_folder
 from pipelines.storage.scratch import scratch_folder
-from pipelines.tracking.uri import ARTIFACTS, database_file, tracking_uri
+from pipelines.tracking.uri import ARTIFACTS, database_file, require_folders, tracking_uri
 
 WRITTEN = ("artifacts", "corpora", "fits", "reports", "starts", "tensorboard", "trials")
 """Folders in the storage."""
@@ -109,6 +109,7 @@ def _refuse_outputs(experiment: Experiment) -> None:
     if data.corpus != "files":
         return
     storage, database = local_storage(experiment.storage), database_file(tracking_uri())
+    _require_places(storage, database)
     written = [storage / name for name in WRITTEN] if storage else []
     stores = [database, database.with_name(ARTIFACTS)] if database else []
     for key in SPLIT_KEYS.values():
@@ -128,6 +129,17 @@ def _refuse_outputs(experiment: Experiment) -> None:
                 "MLFLOW_TRACKING_URI=sqlite:///FILE elsewhere, or a glob such as '*.txt'"
             )
             raise ConfigError(Problem(message, f"data.{key}"))
+
+
+def _require_places(storage: Path | None, database: Path | None) -> None:
+    """Raise ConfigError for a storage below a file, or a folder as the database: a text would be
+    blamed for containing it."""
+    if storage:
+        require_folders(storage)
+    if database and database.is_dir():
+        from pipelines.tracking.client import check_uri  # with its libraries
+
+        check_uri(tracking_uri())
 
 
 def _require(experiment: Experiment, found: Corpus, fingerprint: str | None) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.compat.mlflow import store_errors
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import BlockedError, PipelineError
 from pipelines.console.text import first_line
 from pipelines.engine.results import StageResults, from_json
 from pipelines.engine.stage import Context, Stage
@@ -34,13 +34,15 @@ def report(context: Context[Experiment], needs: StageResults) -> Reported:
         return Reported(str(publish(results_of(context.store, context.pipeline_run))))
 
 
-def show_results(context: Context[Experiment], results: StageResults, failed: bool) -> None:
+def show_results(
+    context: Context[Experiment], results: StageResults, error: BaseException | None
+) -> None:
     """Print the results of a sweep as the last word, and store them as an artifact.
 
     Of one that has failed they are those from before the error, if there is a model among them;
     what keeps them from being shown whole does not replace that error.
     """
-    if not failed:
+    if error is None:
         try:
             chosen = _chosen(context, results)
         except _unreadable():
@@ -49,7 +51,8 @@ def show_results(context: Context[Experiment], results: StageResults, failed: bo
         _show(context, results, chosen, _samples(context, results))
     elif results.all(Fitted):
         with suppress(*_unreadable()):
-            _show(context, results, results.get(Selected), "")
+            blocked = isinstance(error, BlockedError)
+            _show(context, results, results.get(Selected), "", blocked=blocked)
 
 
 def _unreadable() -> tuple[type[Exception], ...]:
@@ -58,7 +61,12 @@ def _unreadable() -> tuple[type[Exception], ...]:
 
 
 def _show(
-    context: Context[Experiment], results: StageResults, chosen: Selected | None, samples: str
+    context: Context[Experiment],
+    results: StageResults,
+    chosen: Selected | None,
+    samples: str,
+    *,
+    blocked: bool = False,
 ) -> None:
     page = results.get(Reported)
     lines = screen_lines(
@@ -70,6 +78,7 @@ def _show(
         storage=context.storage,
         script=context.invocation.script,
         study=_study(context, results),
+        blocked=blocked,
     )
     text = "\n".join(lines)
     context.progress.result(text, results.to_json())

@@ -116,12 +116,23 @@ def deleted_experiment(name: str, experiment_id: str) -> ConfigError:
 
 def make_storage(path: Path) -> None:
     """Make the folder of the storage. Raises ConfigError if it cannot be made or written."""
+    require_folders(path)
     try:
         make_private(path)
     except OSError as error:
-        raise ConfigError(Problem(f"{path}: {error.strerror}", "storage")) from None
+        message = f"{path}: expected a folder that can be written; to make it: {error.strerror}"
+        raise ConfigError(Problem(message, "storage")) from None
     if not os.access(path, os.W_OK | os.X_OK):
         raise ConfigError(Problem(f"{path} cannot be written", "storage"))
+
+
+def require_folders(path: Path) -> None:
+    """Raise ConfigError if the storage cannot be made, as something of its path is no folder."""
+    existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
+    if not os.path.isdir(existing):  # noqa: PTH112 - no error for a link into a closed folder
+        other = f"; {existing} is none" if existing != path else ", which this is not"
+        message = f"{path}: expected a folder that can be written{other}"
+        raise ConfigError(Problem(message, "storage"))
 
 
 def artifact_location(storage: Folder, database: Path) -> str:

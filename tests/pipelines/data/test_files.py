@@ -41,6 +41,23 @@ def refusal(folder: Path, pattern: str) -> str:
     return str(error.value).removeprefix("data.test_path: ").replace(f"{folder}/", "")
 
 
+def test_what_is_not_there_has_the_nearest_name_beside_it(tmp_path, monkeypatch):
+    put(tmp_path, "books/a.txt", "books/b.txt")
+    for pattern, nearest in {
+        "books/a.TXT": "books/a.txt",
+        "book/a.txt": "books/a.txt",
+        "boks": "books",
+        "books/zzz": "",
+        "books/x*": "",
+        "books/a.txt/c": "",
+    }.items():
+        hint = f"; did you mean {nearest}?" if nearest else ""
+        assert refusal(tmp_path, pattern).endswith(f"no such file, folder or glob match{hint}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=r"did you mean books/b\.txt\?$"):
+        find_files("books/b.tx", key="data.path")
+
+
 @pytest.mark.parametrize(
     ("pattern", "expected"),
     [

@@ -471,3 +471,14 @@ def test_stages_are_reported_with_their_reason_and_as_events(
     ]
     assert [row.get("outputs") for row in events][1] == {"source": 1}
     assert events[3]["outputs"] == {"sum": 2}
+
+
+def test_a_reason_has_values_as_a_file_has_them_and_no_section_that_no_one_wrote():
+    config = {"a.b.when": {}, "a.b.int": [1, 2], "flag": False, "name": "x", "most": None}
+    fewer = {"a": {}, "flag": True, "name": "y", "most": 3}
+    for before, after, reason in [
+        (config, fewer, "a.b.int: [1, 2] -> not given; flag: false -> true; most: null -> 3; "),
+        (fewer, config, "a.b.int: not given -> [1, 2]; flag: true -> false; most: 3 -> null; "),
+    ]:
+        stored = [{"config": one, "needs": {}, "sources": ""} for one in (after, before)]
+        assert cache._changes(*stored).startswith(reason)

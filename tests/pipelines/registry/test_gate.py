@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.console.errors import (
+    BlockedError,
     ConfigError,
     DamagedError,
     GoneError,
@@ -604,11 +605,13 @@ def test_a_champion_that_is_gone_names_both_ways_on_and_each_works(versions):
     versions.sweep(versions.add(2.0))
     lose(versions, 1)
     new = versions.add(1.9)
-    with pytest.raises(PipelineError) as error:
+    with pytest.raises(BlockedError) as error:
         versions.sweep(new)
     message = str(error.value)
     assert "\n" not in message
-    assert "the champion, version 1, which has no stored score on this text" in message
+    assert (
+        "the champion, version 1, whose score on this text is not stored, or gone with" in message
+    )
     assert message.endswith("promote.py promote 2 --model tiny --force REASON`")
     force(versions.registry, new, "the champion is gone")
     lose(versions, new)
@@ -646,7 +649,9 @@ def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch
             else real_score(models, model_id, text)
         ),
     )
-    with pytest.raises(PipelineError, match=r"version 1, which has no stored .*not found.*--force"):
+    with pytest.raises(
+        PipelineError, match=r"version 1, whose score .* stored, .*not found.*--force"
+    ):
         versions.sweep(version)
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 from functools import partial
 
 import pytest
@@ -9,6 +10,7 @@ from pipelines.compat.mlflow import MODEL_VERSIONS_TAG
 from pipelines.console.errors import ConfigError
 from pipelines.registry.resolve import resolve_model
 from pipelines.registry.versions import Registry
+from pipelines.storage.project import ROOT, command_line
 from pipelines.tracking.schema import SCHEMA_TAG, SCHEMA_VERSION
 from tests.pipelines.registry.registered import register
 
@@ -61,9 +63,13 @@ def test_a_misspelt_name_has_the_nearest_one(store):
         Registry(store.client, "tinny").versions()
 
 
-def test_a_name_that_no_search_can_have_is_refused_whether_it_is_registered_or_not(store):
+def test_a_name_that_no_search_can_have_is_refused_whether_it_is_registered_or_not(
+    store, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
     registry = Registry(store.client, "it's")
-    with pytest.raises(ConfigError, match="no such registered model; registered: none yet"):
+    sweep = re.escape(command_line(ROOT / "pipelines/sweep.py"))
+    with pytest.raises(ConfigError, match=f"model; registered: none yet; {sweep} makes one"):
         registry.versions()
     store.client.create_registered_model("it's")
     with pytest.raises(ConfigError, match="models:/it's: expected a name without ', at which"):

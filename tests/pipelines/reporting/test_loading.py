@@ -16,6 +16,7 @@ from pipelines.reporting.page.model_sections import winner_section
 from pipelines.reporting.page.provenance_sections import lineage_section
 from pipelines.reporting.page.publish import all_sections
 from pipelines.reporting.summary import summary
+from pipelines.storage.project import ROOT, command_line
 from pipelines.tracking.provenance import this_process
 from pipelines.tracking.schema import PROCESS_TAG, STAGE_TAG
 from pipelines.tracking.store import Store
@@ -30,8 +31,13 @@ def test_an_unknown_experiment_is_named_with_the_nearest(store, searched, made):
         load_results("tinny")
 
 
-def test_experiments_are_listed_and_named_where_there_is_no_such(store, searched, made):
-    assert experiment_lines()[0].startswith("no experiment in sqlite:")
+def test_experiments_are_listed_and_named_where_there_is_no_such(
+    store, searched, made, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (line,) = experiment_lines()
+    sweep = command_line(ROOT / "pipelines/sweep.py")
+    assert re.fullmatch(f"no experiment in sqlite:.* yet; {re.escape(sweep)} makes one", line)
     made(searched, [])
     made(searched.replace({"seed": 1}), [])
     store.client.create_experiment("of another project")
@@ -87,10 +93,12 @@ def test_the_champion_and_its_moves_are_shown(store, searched, made):
 
 
 def test_a_damaged_store_has_the_command_that_writes_it_again_but_for_edited_tags(
-    store, searched, monkeypatch
+    store, searched, tmp_path, monkeypatch
 ):
+    monkeypatch.chdir(tmp_path)
     store_sweep(store, searched, [])
-    for error, advice in ((DamagedError, "; `python pipelines/sweep.py` "), (EditedError, "")):
+    sweep = re.escape(command_line(ROOT / "pipelines/sweep.py"))
+    for error, advice in ((DamagedError, f"; `{sweep}` "), (EditedError, "")):
         raised = error("a tag")
         monkeypatch.setattr(Store, "read_text", Mock(side_effect=raised))
         with pytest.raises(error, match=f"^a tag{advice}" if advice else "^a tag$"):

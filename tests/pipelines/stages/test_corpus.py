@@ -51,6 +51,16 @@ def test_a_plan_with_enwik8_neither_downloads_nor_reads(experiment, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_file_in_place_of_the_folder_of_enwik8_is_refused_before_its_size_is_shown(
+    experiment, tmp_path, capsys
+):
+    (tmp_path / "a.txt").touch()
+    enwik8 = experiment.replace({"data": {"corpus": "enwik8", "path": str(tmp_path / "a.txt")}})
+    with pytest.raises(ConfigError, match=r"data\.path: .*a\.txt: expected a folder, got a file"):
+        run(enwik8, tmp_path)
+    assert capsys.readouterr().out == ""
+
+
 def test_the_test_part_that_was_given_is_the_one_that_candidates_meet(held_out, tmp_path):
     found = run(held_out, tmp_path)
     assert found.bytes == {"train": 500, "validation": 1000, "test": 400}
@@ -199,6 +209,29 @@ def test_a_text_that_contains_what_is_written_is_refused_with_both_places(
         CorpusStage().preview(config)
     both = f"the storage {tmp_path}/runs and the tracking store {tmp_path}/mlflow.bin, which"
     assert f"data.path: {path} contains {both}" in str(error.value)
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_place_that_cannot_be_used_is_not_taken_for_a_part_of_the_text(
+    data, tmp_path, monkeypatch, linked
+):
+    folder = tmp_path / "in" / ("folder" if linked else "mlflow.db")
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "in")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    if linked:
+        Path("mlflow.db").symlink_to("folder")
+    text = folder / "text.txt"
+    text.write_bytes(b"text" * 1000)
+    for storage, problem in {
+        "runs": f"{tmp_path}/in/mlflow.db is a folder; expected a file, which is made if there",
+        f"{text}/x": f"storage: {text}/x: expected a folder that can be written; {text} is none",
+    }.items():
+        files = {"corpus": "files", "path": str(text)}
+        config = read_experiment({**data, "data": files, "storage": storage}, source="test")
+        with pytest.raises(ConfigError) as error:
+            CorpusStage().preview(config)
+        assert problem in str(error.value)
 
 
 def test_a_text_beside_what_is_written_is_not_refused(data, tmp_path, monkeypatch):

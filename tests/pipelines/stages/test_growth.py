@@ -171,7 +171,7 @@ GROWN = [
     ({"search.space.model.depth": {"choice": [1, 2, 3]}}, "search.space.model.depth."),
     ({"search.space.train.weight_decay": {"uniform": [0, 1]}}, "search.space.train.weight_decay."),
     ({"search.space.model.residual": {"choice": ["dca", "standard"]}}, "search.space.model."),
-    ({"search.max_tokens": 10**9}, "search.max_tokens: None -> 1000000000; "),
+    ({"search.max_tokens": 10**9}, "search.max_tokens: null -> 1000000000; "),
     ({"search.sampler.name": "random"}, "search.sampler.name: tpe -> random; "),
     ({"search.scheduler.name": "none"}, "search.scheduler.name: asha -> none; "),
 ]

@@ -1,6 +1,6 @@
 import pytest
 
-from pipelines.console.errors import PipelineError
+from pipelines.console.errors import BlockedError, PipelineError
 from pipelines.console.progress import Progress
 from pipelines.engine.results import StageResults
 from pipelines.engine.stage import Context, Invocation
@@ -31,7 +31,7 @@ def test_the_page_is_written_and_the_screen_names_it_and_is_an_artifact(context,
     assert found == report.Reported(str(page))
     assert page.is_file()
     every = RESULTS | {"sample": Sampled(context.pipeline_run), "report": found}
-    report.show_results(context, StageResults(every), False)
+    report.show_results(context, StageResults(every), None)
     text = context.store.read_text(context.pipeline_run, "report.txt")
     assert text in capsys.readouterr().out
     assert "def generated" in text
@@ -40,28 +40,43 @@ def test_the_page_is_written_and_the_screen_names_it_and_is_an_artifact(context,
 
 def test_a_failure_after_the_fit_loses_no_result(context, capsys, monkeypatch):
     stages = ("corpus", "search", "select", "fit", "evaluate", "register", "promote")
-    report.show_results(context, results(context, *stages), True)
+    report.show_results(context, results(context, *stages), PipelineError("full"))
     out = capsys.readouterr().out
     assert "gate     version 3 promoted: the first" in out
     assert "report  " not in out
     monkeypatch.setattr(type(context.store), "log_text", failing)
-    report.show_results(context, results(context, *stages), True)  # the error is that of the stage
+    report.show_results(
+        context, results(context, *stages), PipelineError("full")
+    )  # the error is that of the stage
     assert "version 3" in capsys.readouterr().out
-    report.show_results(context, results(context, "corpus", "search"), True)
+    report.show_results(context, results(context, "corpus", "search"), PipelineError("full"))
     assert capsys.readouterr().out == ""
+
+
+def test_a_decision_that_would_fail_again_is_not_advised(context, capsys):
+    """A promotion without --force failed as the sweep had, after a minute."""
+    stages = ("corpus", "search", "select", "fit", "evaluate", "register")
+    advised = []
+    for error in (PipelineError("full"), BlockedError("the champion is gone")):
+        report.show_results(context, results(context, *stages), error)
+        out = capsys.readouterr().out
+        assert "gate     version 3 not decided" in out
+        advised.append("promote.py promote" in out)
+    assert advised == [True, False]
+    assert "champion  not decided: nothing can be compared with the present one; see the" in out
 
 
 def test_what_cannot_be_read_at_the_end_keeps_no_result_from_the_screen(
     context, capsys, monkeypatch
 ):
     monkeypatch.setattr(type(context.store), "read_text", failing)
-    report.show_results(context, results(context), False)
+    report.show_results(context, results(context), None)
     out = capsys.readouterr().out
     assert "gate     version 3 promoted: the first" in out
     assert "(no samples: the store is away)" in out
     monkeypatch.setattr("pipelines.stages.select.select", failing)
     with pytest.raises(PipelineError, match="the store is away"):
-        report.show_results(context, results(context, "corpus", "search"), False)
+        report.show_results(context, results(context, "corpus", "search"), None)
     assert "tiny: 3 trials (2 complete, 1 pruned)" in capsys.readouterr().out
 
 

@@ -409,3 +409,18 @@ def test_storage_that_cannot_be_written_is_refused_first(tracking, tmp_path, mon
         with pytest.raises(ConfigError, match=f"^storage: {storage} cannot be written$"):
             Store.open("new", storage)
     assert Store.open("new", storage, create=False) is None
+
+
+def test_storage_that_can_be_no_folder_is_refused_with_what_is_expected(tracking, tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to("nowhere")
+    expected = "expected a folder that can be written"
+    for place, reason in {
+        tmp_path / "file": f"{expected}, which this is not",
+        tmp_path / "link": f"{expected}, which this is not",
+        Path("/dev/null"): f"{expected}, which this is not",
+        tmp_path / "file/a/b": f"{expected}; {tmp_path}/file is none",
+        Path("/proc/x"): f"{expected}; to make it: No such file or directory",
+    }.items():
+        with pytest.raises(ConfigError, match=f"^storage: {place}: {reason}$"):
+            Store.open("new", place)

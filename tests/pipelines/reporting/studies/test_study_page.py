@@ -64,7 +64,7 @@ def test_a_study_is_shown_by_its_page_and_its_screen(store, config, monkeypatch,
     assert "<td>dca-2</td><td>model.dca.last_k=2</td>" in page  # what the arm changes
     assert "Add seeds" not in text  # nothing is undecided
 
-    show_results(made.context(""), made.results, False)
+    show_results(made.context(""), made.results, None)
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[0] == "tiny: 2 arms, 4 trials, 6 of 6 trainings"
     assert lines[1].startswith("winner   [dca-2, 0] trial 0, ")
@@ -130,7 +130,7 @@ def test_an_unfinished_study_says_how_far_it_is(store, config, capsys):
     assert "of 6 trainings 4 ended" in section.paragraphs[0]
     assert results.arm == "standard"
     assert results.winner == 0
-    show_results(made.context(""), made.results, False)
+    show_results(made.context(""), made.results, None)
     assert capsys.readouterr().out.strip().startswith("tiny: 2 arms, 4 trials, 4 of 6 trainings")
 
 
@@ -153,7 +153,7 @@ def test_of_seeds_alone_the_interval_is_shown(store, config, capsys):
     assert summary(results)[1].startswith(
         "The winner is the model of seed 1, the best on the valid"
     )
-    show_results(made.context(""), made.results, False)
+    show_results(made.context(""), made.results, None)
     out = capsys.readouterr().out
     assert "tiny: 2 trials, 2 of 2 trainings" in out
     assert "beside" not in out
