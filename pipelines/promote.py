@@ -371,18 +371,16 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.model == "":
         raise ConfigError(Problem("expected the name of a registered model, got none", "--model"))
     for change in arguments.changes:
-        takes = arguments.command in ("promote", "register")
+        key, takes = change.partition("=")[0], arguments.command in ("promote", "register")
         if not takes or "=" not in change or change.startswith("-"):
             message, near = f"unexpected argument: {one_line(change)}", ""
-            option = change.partition("=")[0]
-            if option in COMMON_OPTIONS:  # with what is not understood, it comes before the command
+            if key in COMMON_OPTIONS:  # with what is not understood, it comes before the command
                 message += f"; expected after {arguments.command}"
-            elif option in OPTIONS:
+            elif key in OPTIONS:
                 message += f"; {arguments.command} has no such option"
             elif change.startswith("-"):
                 near = nearest(change, OPTIONS)
             raise ConfigError(Problem(message, source="command line", nearest=near))
-        key = change.partition("=")[0]
         if key == "promote.model" or not ALLOWED_CHANGES.match(key):
             message = (
                 "expected a setting of the gate, as in promote.min_improvement=0.01, or where the "
