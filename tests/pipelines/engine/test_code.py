@@ -187,12 +187,14 @@ def test_no_source_has_an_import_that_is_not_followed():
 
 
 OF_OTHER_STAGES = {
+    "pipelines.config.left_out": "what is not searched any more",
     "pipelines.comparison.config": "the section of the stage compare",
     "pipelines.registry.config": "the sections of the stages promote and sample",
     "pipelines.search.config": "the section of the search, whose winner the fit is given",
     "pipelines.search.space": "the same",
 }
-"""What a fit loads with the experiment and does not use: the search's key has the last two."""
+"""What a fit loads with the experiment and does not use: the search's key has the first and
+the last two."""
 AROUND_THE_LOOP = {
     "pipelines.cluster.trial": "starts the loop in a trial of Tune, and passes on its rows",
     "pipelines.cluster.memory": "refuses a trial that does not fit its machine",

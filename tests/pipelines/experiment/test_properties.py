@@ -384,8 +384,8 @@ def test_any_arms_and_seeds_are_taken_or_refused(arms, seeds):
         assert read_experiment(parse(result.to_yaml(), source="dump"), source="dump") == result
 
 
-GPUS = st.floats(0, 1e300).map(lambda gpus: gpus if gpus <= 1 else float(int(gpus)))
-"""A fraction of one, or whole ones."""
+GPUS = st.just(0.0) | st.floats(1e-4, 1e300).map(lambda n: n if n <= 1 else float(int(n)))
+"""None, a fraction of one that Ray can count, or whole ones."""
 COUNTS = st.integers(1, 10**30)
 DEPTHS = st.integers(1, 2_000)
 WIDTHS = st.integers(1, 64).map(lambda number: number * 8)

@@ -263,7 +263,7 @@ def test_a_configuration_in_the_artifact_store_that_was_edited_is_not_read(store
     with pytest.raises(DamagedError, match=r"^run \w+: experiment\.yaml is not what was logged; "):
         load_results("tiny")
     path.unlink()
-    with pytest.raises(DamagedError, match=r"is missing; `python pipelines/sweep\.py` .* again$"):
+    with pytest.raises(DamagedError, match=r"is missing; `python .*sweep\.py` .* again$"):
         load_results("tiny")
 
 
