@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +28,7 @@ from pipelines.console.process import (
     lacks_working_folder,
     library_defaults,
     output_guarded,
+    silence_broken,
     user_named,
     warnings_of_libraries,
 )
@@ -84,7 +86,8 @@ def run_command(
 
     """
     with (
-        output_guarded() as output,
+        output_guarded() as (output, errors),
+        silence_broken(output, errors) if "--quiet" not in argv else nullcontext(),
         user_named(),
         garbage_seldom_searched(),
         library_defaults(),

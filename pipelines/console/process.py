@@ -13,6 +13,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -38,6 +39,8 @@ AGAIN_SECONDS = 0.1
 """From a lost interrupt to the next: the destructor or callback that lost it has ended by then."""
 DESCRIPTORS = range(3)
 """Of standard input, output and error."""
+SILENT_SECONDS = 15.0
+"""How long a command may write nothing at its start: it imports for a minute on a busy machine."""
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
 """How many new objects Python waits for before it searches them, and older ones, for garbage."""
 
@@ -52,9 +55,12 @@ class GuardedStream:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self.error: OSError | None = None
+        self.written = False
+        """Whether anything has been written by now."""
 
     def write(self, text: str) -> int:
         """Write, unless it has failed before."""
+        self.written = True
         if self.error is None:
             try:
                 return self._stream.write(_encodable(text, self._stream))
@@ -85,8 +91,8 @@ class GuardedStream:
 
 
 @contextmanager
-def output_guarded() -> Iterator[GuardedStream]:
-    """Let no failing standard output or error end a block; yields standard output's stream.
+def output_guarded() -> Iterator[tuple[GuardedStream, GuardedStream]]:
+    """Let no failing standard output or error end a block; yields their streams.
 
     Streams that are closed lead nowhere for the block. A closed descriptor does from now on: the
     next file that is opened, such as a database, would have its number, and get what other
@@ -96,14 +102,34 @@ def output_guarded() -> Iterator[GuardedStream]:
         _open_descriptor(number)
     before = sys.stdout, sys.stderr
     with open(os.devnull, "w") as nowhere:  # noqa: PTH123  no path
-        guarded = [GuardedStream(nowhere if one is None or one.closed else one) for one in before]
-        sys.stdout, sys.stderr = guarded
+        first, second = (nowhere if one is None or one.closed else one for one in before)
+        sys.stdout, sys.stderr = guarded = GuardedStream(first), GuardedStream(second)
         try:
-            yield guarded[0]
+            yield guarded
         finally:
             for one in guarded:
                 one.flush()
             sys.stdout, sys.stderr = before
+
+
+@contextmanager
+def silence_broken(output: GuardedStream, errors: GuardedStream) -> Iterator[None]:
+    """Show on standard error that a block works, from time to time until it writes anything."""
+    ended, start = threading.Event(), time.monotonic()
+
+    def watch() -> None:
+        while not ended.wait(SILENT_SECONDS) and not (output.written or errors.written):
+            errors.write(f"  working, {time.monotonic() - start:.0f} s\n")
+            errors.flush()
+            errors.written = False
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def raise_output_error() -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from pipelines.console import process
 from pipelines.console.command import Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.process import GARBAGE_THRESHOLDS, SIGNALS, handlers_restored
@@ -103,6 +104,27 @@ def test_what_is_no_text_is_refused_by_every_command(monkeypatch, tmp_path, caps
     monkeypatch.chdir(folder)
     assert run_command(failing(AssertionError()), ["a.py"]) == 2
     assert capsys.readouterr().err.endswith("b\\udcff: expected a path in UTF-8\n")
+
+
+@pytest.mark.parametrize(("options", "lines"), [((), 2), (("--quiet",), 0)])
+def test_a_command_that_writes_nothing_for_long_shows_that_it_works(
+    options, lines, monkeypatch, capsys
+):
+    """As one that imports on a busy machine; not after its own first word."""
+    monkeypatch.setattr(process, "SILENT_SECONDS", 0.01)
+    found = []
+
+    def main(argv: Sequence[str]) -> int:
+        while lines and len(found) < lines:
+            found.extend(capsys.readouterr().err.splitlines())
+        print("result")
+        capsys.readouterr()
+        time.sleep(0.05)
+        return 0
+
+    assert run_command(main, ["a.py", *options]) == 0
+    assert all(line == "  working, 0 s" for line in found)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_command_that_cannot_resume_names_no_command_to_run_again(capsys):
