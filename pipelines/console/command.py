@@ -87,7 +87,7 @@ def run_command(
     """
     with (
         output_guarded() as (output, errors),
-        silence_broken(output, errors) if "--quiet" not in argv else nullcontext(),
+        nullcontext() if "--quiet" in argv else silence_broken(output, errors),
         user_named(),
         garbage_seldom_searched(),
         library_defaults(),

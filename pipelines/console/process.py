@@ -114,7 +114,10 @@ def output_guarded() -> Iterator[tuple[GuardedStream, GuardedStream]]:
 
 @contextmanager
 def silence_broken(output: GuardedStream, errors: GuardedStream) -> Iterator[None]:
-    """Show on standard error that a block works, from time to time until it writes anything."""
+    """Show in a terminal that a block works, from time to time until it writes anything."""
+    if not errors.isatty():  # in a log each line counts
+        yield
+        return
     ended, start = threading.Event(), time.monotonic()
 
     def watch() -> None:

@@ -106,23 +106,29 @@ def test_what_is_no_text_is_refused_by_every_command(monkeypatch, tmp_path, caps
     assert capsys.readouterr().err.endswith("b\\udcff: expected a path in UTF-8\n")
 
 
-@pytest.mark.parametrize(("options", "lines"), [((), 2), (("--quiet",), 0)])
+@pytest.mark.parametrize(
+    ("options", "is_terminal", "lines"), [((), True, 2), (("--quiet",), True, 0), ((), False, 0)]
+)
 def test_a_command_that_writes_nothing_for_long_shows_that_it_works(
-    options, lines, monkeypatch, capsys
+    options, is_terminal, lines, monkeypatch, capsys
 ):
     """As one that imports on a busy machine; not after its own first word."""
     monkeypatch.setattr(process, "SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal)
     found = []
 
     def main(argv: Sequence[str]) -> int:
         while lines and len(found) < lines:
             found.extend(capsys.readouterr().err.splitlines())
+        time.sleep(0 if lines else 0.05)
         print("result")
-        capsys.readouterr()
+        time.sleep(0.05)  # one more may be on its way
+        found.extend(capsys.readouterr().err.splitlines())
         time.sleep(0.05)
         return 0
 
     assert run_command(main, ["a.py", *options]) == 0
+    assert bool(found) == bool(lines)
     assert all(line == "  working, 0 s" for line in found)
     assert capsys.readouterr() == ("", "")
 
