@@ -110,6 +110,7 @@ def _run(
         invocation.progress.mode,
         fingerprint=earlier.get("fingerprint"),
         name=earlier.get("name"),
+        is_named=any(one.startswith("data.") for one in invocation.argv),
     )
     weights = experiment.train.start_from
     with invocation.progress.waiting(f"reading {weights}") if weights else nullcontext():

@@ -32,24 +32,30 @@ class CorpusStage:
         *,
         fingerprint: str | None = None,
         name: str | None = None,
+        is_named: bool = False,
     ) -> None:
         """With the `fingerprint` of an earlier run exactly its bytes, else the present ones.
 
-        `name` is that of the earlier run's corpus; by default it is data.corpus.
+        `name` is that of the earlier run's corpus; by default it is data.corpus. Of a text that the
+        command line names the bytes are compared, though storage has the splits.
         """
+        self._is_named = is_named
         self._output, self._fingerprint, self._name = output, fingerprint, name
         self._measured: Corpus | None = None
         self.stage = Stage("corpus", PreparedCorpus, self.run, cached=False, preview=self.preview)
 
     def preview(self, experiment: Experiment) -> PreparedCorpus:
         """Name, fingerprint and sizes; writes nothing. Raises ConfigError."""
-        if self._fingerprint:
+        if self._fingerprint and not self._is_named:
             folder = storage_folder(experiment.storage)
             splits = find_splits(folder, self._fingerprint, self._output)
             if splits:
                 sizes = {split: size_of(file) for split, file in splits.items()}
                 return self._result(experiment, self._fingerprint, sizes)
         found = self._measure(experiment)
+        if self._is_named and self._fingerprint and found.fingerprint != self._fingerprint:
+            message = f"expected the text of the version, {self._fingerprint}, got another"
+            raise ConfigError(Problem(f"{message}, {found.fingerprint}", "data", "command line"))
         _require(experiment, found, self._fingerprint)
         return self._result(experiment, found.fingerprint, found.sizes)
 

@@ -81,6 +81,17 @@ def test_a_corpus_of_three_files_is_restored_by_its_fingerprint(held_out, tmp_pa
     assert run(held_out, tmp_path, fingerprint) == found
 
 
+def test_a_text_that_the_command_line_names_has_the_bytes_of_the_version(held_out, tmp_path):
+    """It was neither read nor refused where storage has those of the version."""
+    found = run(held_out, tmp_path)
+    named = CorpusStage(fingerprint=found.fingerprint, is_named=True)
+    assert named.preview(held_out) == found
+    (tmp_path / "train").write_bytes(b"another text\n" * 1000)
+    named = CorpusStage(fingerprint=found.fingerprint, is_named=True)
+    with pytest.raises(ConfigError, match=r"^command line: data: expected the text of the version"):
+        named.preview(held_out)
+
+
 def test_a_command_reads_its_text_once(held_out, tmp_path, monkeypatch):
     stage = CorpusStage()
     found = stage.preview(held_out)
