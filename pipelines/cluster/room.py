@@ -103,7 +103,7 @@ def _watch(
 ) -> None:
     """What the thread does, until the block or Ray ends.
 
-    What Ray cannot answer or be asked for now, as while its head restarts, is tried again.
+    What Ray cannot do now, as while its head restarts, is tried again.
     """
     resources, since, asked, at = room.resources, time.monotonic(), 0, 0.0
     nodes, shown, failed = _Nodes(progress), room.jobs, set[type]()

@@ -39,7 +39,7 @@ def _cluster_processes(command: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             files = process.open_files()
-            if any(log.search(file.path) and file.mode != "r" for file in files):
+            if any(log.search(file.path) and getattr(file, "mode", "") != "r" for file in files):
                 found.append(process)
     return found
 
