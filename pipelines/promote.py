@@ -185,7 +185,7 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
     from pipelines.experiment import read_packaged
     from pipelines.registry.gate import Gate, gate_lock
     from pipelines.registry.package import CONFIG
-    from pipelines.stages.corpus import test_bytes
+    from pipelines.stages.corpus import names_text, test_bytes
     from pipelines.storage.location import storage_folder
     from pipelines.tracking.schema import PROMOTE_TAG, TEST_FINGERPRINT_TAG, VersionTags
 
@@ -201,9 +201,9 @@ def _decide(registry: "Registry", version: int, arguments: argparse.Namespace) -
         raise ConfigError(Problem(f"{message}promotes it all the same", source=name))
     data["promote"] = tags.promote  # as registered, not as trained
     experiment = read_packaged(data, arguments.changes, source=name)
-    fingerprint = tags.test_fingerprint
+    fingerprint, is_named = tags.test_fingerprint, names_text(arguments.changes)
     print(f"evaluating version {version} on the test bytes {fingerprint}", file=sys.stderr)
-    with test_bytes(experiment, fingerprint) as test, gate_lock(registry):
+    with test_bytes(experiment, fingerprint, is_named=is_named) as test, gate_lock(registry):
         progress = Progress(OutputMode.QUIET if arguments.json else OutputMode.TEXT, stderr=True)
         gate = Gate(
             registry,

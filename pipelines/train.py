@@ -102,7 +102,7 @@ def _run(
 ) -> "StageResults":
     from pipelines.engine import dag
     from pipelines.stages import resolve_start, train
-    from pipelines.stages.corpus import CorpusStage
+    from pipelines.stages.corpus import CorpusStage, names_text
     from pipelines.tracking.descriptions import describe_pipeline
 
     earlier = version.lineage["corpus"] if version else {}
@@ -110,7 +110,7 @@ def _run(
         invocation.progress.mode,
         fingerprint=earlier.get("fingerprint"),
         name=earlier.get("name"),
-        is_named=any(one.startswith("data.") for one in invocation.argv),
+        is_named=names_text(invocation.argv),
     )
     weights = experiment.train.start_from
     with invocation.progress.waiting(f"reading {weights}") if weights else nullcontext():

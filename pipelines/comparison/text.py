@@ -85,7 +85,8 @@ def arm_sentence(found: Comparison, row: Row) -> str:
         return f"{row.arm} is the baseline."
     mean, verdict = row.difference.paired.mean, row.difference.verdict
     if mean is None:
-        return f"{row.arm} is undecided against {found.baseline}: no pair has two results."
+        missing = _missing(found, row)
+        return f"{row.arm} is undecided against {found.baseline}: no pair has two results{missing}."
     by = f"{abs(mean):.3f} bits per byte"
     evidence = _evidence(row, negated=mean <= 0)
     if verdict == "undecided":

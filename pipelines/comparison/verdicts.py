@@ -46,12 +46,16 @@ class Difference:
     def blocked(self) -> Verdict | None:
         """The verdict that divergence rules out, whatever further seeds say; None if it does not.
 
-        That is the one to which the mean of the pairs points.
+        That is the one to which the mean of the pairs points. Where no pair has two results, an arm
+        that diverged is as one that is better, and one beside a baseline that did as one that is
+        worse: more seeds of what has diverged with all of them are not worth their training.
         """
         mean = self.paired.mean
-        if self.verdict != "undecided" or mean is None:
+        if self.verdict != "undecided":
             return None
-        if mean < 0:
+        if mean is None and not self.arm_diverged:
+            return "worse" if self.baseline_diverged else None
+        if mean is None or mean < 0:
             return "better" if self.arm_diverged else None
         return "worse" if self.baseline_diverged else None
 

@@ -35,7 +35,7 @@ class Progress:
         )
         self.mode = mode
         self._panel: Panel | None = None
-        self._last = 0.0
+        self._last, self._printed = 0.0, time.monotonic()
 
     def log(self, text: str, event: str = "note", /, **data: Any) -> None:
         """Print a line; with --json an event with its data, or a note with the text."""
@@ -63,6 +63,7 @@ class Progress:
         rows."""
         text = without_controls(redact(text)) if self.console.is_terminal else redact(text)
         self.console.print(text, markup=False, soft_wrap=self._panel is None)
+        self._printed = time.monotonic()
 
     def update(self, update: ProgressUpdate) -> None:
         """Show how far the work is: in the panel, or as a line if the last one is long ago."""
@@ -111,7 +112,8 @@ class Progress:
     @contextmanager
     def working(self, text: str) -> Iterator[None]:
         """Show a live panel for the time of a block, with a text until the first update."""
-        self._last = time.monotonic() if self.mode is OutputMode.TEXT else 0.0
+        # In a log since the last line, or short blocks one after the other would show nothing.
+        self._last = max(self._last, self._printed) if self.mode is OutputMode.TEXT else 0.0
         if not (self.mode is OutputMode.TEXT and self.console.is_interactive):
             yield
             return

@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG, RUNNING, all_pages
 from pipelines.config.yaml_text import parse
 from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError, Problem
-from pipelines.console.text import nearest
+from pipelines.console.text import first_line, nearest
 from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_stored
 from pipelines.registry.champions import Champions
@@ -310,7 +310,11 @@ def _with_samples(results: Results) -> Results:
     if not results.outputs(SAMPLE_KIND):
         return results
     run_id = results.stages[SAMPLE_KIND].info.run_id
-    return replace(results, samples=results.store.read_text(run_id, SAMPLES_FILE))
+    try:
+        text = results.store.read_text(run_id, SAMPLES_FILE)
+    except DamagedError as error:  # the page has the rest
+        text = f"(no samples: {first_line(error)})"
+    return replace(results, samples=text)
 
 
 def _corpus_of(run: Run) -> str:

@@ -114,7 +114,10 @@ def completed_run_table(
 
 
 def _is_complete(run: Run) -> bool:
-    """Whether a run used its whole budget, or was stopped by its own patience."""
+    """Whether a run used its whole budget, or was stopped by its own patience, and has what the
+    table needs: its parameters may have been deleted from the store."""
+    if not run.data.params.keys() >= {SEED_PARAM, TRAIN_TOKENS_PARAM}:
+        return False
     if run.data.tags[KIND_TAG] == TRIAL_KIND:
         return bool(run.data.tags.get(STATE_TAG) == "complete")
     return stage_outputs(run.data.tags) is not None

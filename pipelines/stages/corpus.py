@@ -1,6 +1,6 @@
 """corpus: the text, fingerprinted and split into storage. Always runs; splits are made once."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -53,9 +53,8 @@ class CorpusStage:
                 sizes = {split: size_of(file) for split, file in splits.items()}
                 return self._result(experiment, self._fingerprint, sizes)
         found = self._measure(experiment)
-        if self._is_named and self._fingerprint and found.fingerprint != self._fingerprint:
-            message = f"expected the text of the version, {self._fingerprint}, got another"
-            raise ConfigError(Problem(f"{message}, {found.fingerprint}", "data", "command line"))
+        if self._is_named and self._fingerprint:
+            _require_named(found, self._fingerprint)
         _require(experiment, found, self._fingerprint)
         return self._result(experiment, found.fingerprint, found.sizes)
 
@@ -91,13 +90,19 @@ class CorpusStage:
 
 
 @contextmanager
-def test_bytes(experiment: Experiment, fingerprint: str) -> Iterator[Path]:
+def test_bytes(
+    experiment: Experiment, fingerprint: str, *, is_named: bool = False
+) -> Iterator[Path]:
     """The test split of an earlier run for a block, from storage or made again from the text.
 
-    Raises ConfigError if it is not in storage and `data` has other bytes now.
+    Raises ConfigError if it is not in storage and `data` has other bytes now, or if `is_named`, by
+    the command line, and they are others.
     """
     with scratch_folder() as scratch, ExitStack() as kept:
         folder = storage_folder(experiment.storage)
+        if is_named:
+            found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
+            _require_named(found, fingerprint)
         if not find_splits(folder, fingerprint, OutputMode.TEXT):
             found = measure_corpus(experiment.data, seq_len=experiment.train.seq_len)
             _require(experiment, found, fingerprint)
@@ -146,6 +151,17 @@ def _require_places(storage: Path | None, database: Path | None) -> None:
         from pipelines.tracking.client import check_uri  # with its libraries
 
         check_uri(tracking_uri())
+
+
+def names_text(changes: Sequence[str]) -> bool:
+    """Whether changes of a command line name a text."""
+    return any(change.startswith("data.") for change in changes)
+
+
+def _require_named(found: Corpus, fingerprint: str) -> None:
+    if found.fingerprint != fingerprint:
+        message = f"expected the text of the version, {fingerprint}, got another"
+        raise ConfigError(Problem(f"{message}, {found.fingerprint}", "data", "command line"))
 
 
 def _require(experiment: Experiment, found: Corpus, fingerprint: str | None) -> None:

@@ -20,7 +20,7 @@ from pipelines.registry.results import Compared, Fitted, Registered, Tested
 from pipelines.registry.versions import Registry
 from pipelines.search.results import Selected
 from pipelines.stages import evaluate
-from pipelines.stages.corpus import CorpusStage
+from pipelines.stages.corpus import CorpusStage, names_text
 from pipelines.tracking.descriptions import describe_pipeline, describe_version, run_link
 from pipelines.tracking.models import ModelStore, model_id_of, model_uri
 from pipelines.tracking.schema import (
@@ -183,7 +183,10 @@ def register_model(
     experiment = read(with_present_names(config), changes, source=label)
     if name is not None:
         experiment = experiment.replace({"promote.model": name})
-    corpus, needs = CorpusStage(invocation.progress.mode, **lineage["corpus"]), ("corpus", "train")
+    corpus = CorpusStage(
+        invocation.progress.mode, **lineage["corpus"], is_named=names_text(changes)
+    )
+    needs = ("corpus", "train")
     stages: list[Stage[Experiment, Any]] = [
         corpus.stage,
         Stage(TRAIN_KIND, Fitted, lambda *_: fitted, cached=False),

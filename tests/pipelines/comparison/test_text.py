@@ -123,7 +123,18 @@ def test_of_several_arms_the_best_one_is_named_or_none():
 def test_an_arm_without_results_and_the_baseline_have_their_sentences():
     gone = Arm("gone", dict.fromkeys(range(5)))
     found = study(gone)
-    assert sentence(found) == "gone is undecided against standard: no pair has two results."
+    assert sentence(found) == (
+        "gone is undecided against standard: no pair has two results; it cannot be called better, "
+        "because 5 trainings diverged."
+    )
+    assert found.decidable == []  # more seeds are not advised
+    lost = Arm("standard", dict.fromkeys(range(5)))
+    other = compare([lost, DCA], "standard", [range(5)], smallest_difference=0.01)
+    assert sentence(other).endswith(
+        "it cannot be called worse, because 5 trainings of standard diverged."
+    )
+    both = compare([lost, gone], "standard", [range(5)], smallest_difference=0.01)
+    assert sentence(both) == "gone is undecided against standard: no pair has two results."
     assert arm_sentence(found, found.rows[0]) == "standard is the baseline."
     assert (found.rows[1].diverged, found.rows[1].bits_per_byte) == (5, None)
     assert "| 0, 5 diverged |" in to_markdown(found)

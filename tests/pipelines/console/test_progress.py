@@ -69,6 +69,22 @@ def test_a_log_file_gets_lines_and_few_updates(capsys):
     assert capsys.readouterr().out == f"  {SEARCH.text}\n"
 
 
+def test_short_pieces_of_work_one_after_the_other_show_that_they_work(capsys, monkeypatch):
+    seconds = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: seconds[0])
+    progress = progress_with()
+    for _ in range(6):  # none of them takes 15 s, as the time between two lines
+        with progress.working("starting"):
+            seconds[0] += 7
+            progress.update(SEARCH)
+    assert capsys.readouterr().out == 2 * f"  {SEARCH.text}\n"
+    progress.log("search    complete")
+    with progress.working("starting"):
+        seconds[0] += 14
+        progress.update(SEARCH)
+    assert capsys.readouterr().out == "search    complete\n"
+
+
 @pytest.mark.parametrize("columns", ["0", "00", "1", "x", ""])
 def test_a_terminal_of_a_strange_width_gets_every_line(capsys, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", columns)

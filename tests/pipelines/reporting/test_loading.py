@@ -231,6 +231,29 @@ def test_a_fit_that_cannot_train_the_winner_any_more_is_not_its_fit(store, data)
     assert [section.id for section in all_sections(results)]
 
 
+def test_damaged_samples_are_named_beside_all_the_rest(store, searched, tmp_path):
+    pipeline = store_sweep(store, searched, [Made({"train.learning_rate": 1e-3}, [3, 2])])
+    for name in ("evaluate", "sample"):
+        run = store.create(name, name, name)
+        store.tag(pipeline, {STAGE_TAG.format(name): run})
+        store.tag(run, {"dca.outputs": json.dumps({"run_id": run})})
+    store.log_text(run, "a text", "samples.txt")
+    assert load_results("tiny").samples == "a text"
+    (tmp_path / f"runs/artifacts/{run}/artifacts/samples.txt").write_text("another")
+    results = load_results("tiny")
+    assert results.samples == f"(no samples: run {run}: samples.txt is not what was logged)"
+
+
+def test_a_training_whose_parameters_were_deleted_is_none_of_the_completed_runs(store, searched):
+    store_sweep(store, searched, [])
+    for params in (searched.fit_run().params, {}):
+        fit = store.create("fit", "fit", "fit", params=params)
+        store.tag(fit, {"dca.outputs": json.dumps({"bits_per_byte": 2.0})})
+        store.client.log_metric(fit, f"best_{searched.train.best_metric}", 2.0)
+        store.end(fit)
+    assert list(load_results("tiny").completed_runs["seed"]) == [0]
+
+
 def test_the_trials_are_those_that_the_search_consists_of(store, searched):
     values = {"train.learning_rate": 1e-3, "model.residual": "standard"}
     pipeline = store_sweep(store, searched, [Made(values, [3, 2 + n]) for n in range(3)])

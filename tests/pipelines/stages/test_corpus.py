@@ -88,8 +88,14 @@ def test_a_text_that_the_command_line_names_has_the_bytes_of_the_version(held_ou
     assert named.preview(held_out) == found
     (tmp_path / "train").write_bytes(b"another text\n" * 1000)
     named = CorpusStage(fingerprint=found.fingerprint, is_named=True)
-    with pytest.raises(ConfigError, match=r"^command line: data: expected the text of the version"):
+    refused = r"^command line: data: expected the text of the version"
+    with pytest.raises(ConfigError, match=refused):
         named.preview(held_out)
+    with (
+        pytest.raises(ConfigError, match=refused),
+        corpus.test_bytes(held_out, found.fingerprint, is_named=True),
+    ):
+        pass
 
 
 def test_a_command_reads_its_text_once(held_out, tmp_path, monkeypatch):
