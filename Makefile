@@ -5,7 +5,7 @@ BIN := .venv/bin
 # What bench-quality trains on: enwik8, or a file with its first bytes.
 TEXT ?= data/enwik8
 
-.PHONY: install sweep test test-unit test-cluster test-faults check docs bench check-gpu bench-sweep \
+.PHONY: install sweep test test-unit test-extended test-cluster test-faults check docs bench check-gpu bench-sweep \
   bench-startup bench-cluster bench-gate bench-studies bench-quality mutants
 
 install: .venv/.installed
@@ -23,7 +23,10 @@ test: install
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-unit: install
-	$(BIN)/python -m pytest -m unit --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "unit and not extended" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-extended: install
+	$(BIN)/python -m pytest -m extended --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster

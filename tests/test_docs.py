@@ -1,5 +1,6 @@
 """README.md and docs/: commands work as shown, examples run, names and links exist."""
 
+import ast
 import importlib
 import importlib.util
 import itertools
@@ -157,6 +158,22 @@ def test_every_promise_names_a_test_that_exists():
     for file, function in named:
         sources = [path.read_text() for path in (ROOT / "tests").rglob(file)]
         assert any(f"\ndef {function}(" in source for source in sources), f"{file}::{function}"
+
+
+def test_a_promise_without_the_name_of_another_tier_has_a_test_of_make_test():
+    away = set()
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        tree = ast.parse(path.read_text())
+        texts = [ast.unparse(node) for node in tree.body if isinstance(node, ast.Assign)]
+        of_file = [text for text in texts if text.startswith("pytestmark")]
+        for test in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+            own = [ast.unparse(mark) for mark in test.decorator_list]
+            own = [mark for mark in own if "(" not in mark]  # not those of some parameters
+            if re.search(r"mark\.(extended|faults|cluster)\b", " ".join([*of_file, *own])):
+                away.add(f"{path.name}::{test.name}")
+    for row in page("promises").splitlines():
+        tests = set(re.findall(r"`(\w+\.py::\w+)`", row))
+        assert "(*" in row or not tests or not tests <= away, row
 
 
 def test_the_generated_parts_are_those_of_the_code():
@@ -342,6 +359,7 @@ def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.extended
 def test_the_tutorials_commands_run(tutorial):
     assert (tutorial / "runs" / "reports" / "quickstart-smoke" / "report.html").is_file()
 

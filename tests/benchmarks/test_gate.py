@@ -10,6 +10,7 @@ from benchmarks.gate import rates, real_differences, real_rates, standard_error
 from benchmarks.residuals import FILE, residuals
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("correlation", [0.0, 0.5, 0.85])
 def test_few_models_that_are_no_better_are_promoted_whatever_the_correlation_of_blocks(correlation):
     """Half of those that are two standard errors better.

@@ -87,6 +87,7 @@ def test_the_row_that_compiles_for_many_minutes_is_left_out_in_words(bench):
     assert "left out" in bench.step_table([case])
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_peak_memory_is_that_of_a_fresh_process(bench):
     case = Case(TWO, Shape(2, 256, seq_len=64, batch=4))

@@ -66,6 +66,7 @@ def cells(lines: list[str]) -> dict[str, list[str]]:
     return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in split}
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_every_row_is_tuned_or_ours_trained_once_and_timed(command, tmp_path):
     _, none, grid_trained = command("--until", "tune")

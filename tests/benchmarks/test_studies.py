@@ -8,6 +8,7 @@ from benchmarks import studies
 from benchmarks.studies import rates
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", studies.RESIDUALS)
 def test_equal_arms_are_seldom_found_different(kind):

@@ -90,6 +90,7 @@ def trained(config: ModelConfig) -> list[Any]:
     return [names, values, used, model(ids_of(config)).flatten().tolist()]
 
 
+@pytest.mark.extended
 @each_kind
 def test_the_options_that_a_kind_reads_are_those_that_change_what_is_trained(kind):
     section, default = registry.residual.section(kind), trained(config_of(kind))
@@ -101,6 +102,7 @@ def test_the_options_that_a_kind_reads_are_those_that_change_what_is_trained(kin
         assert (changed == default) == (f"{section}.{name}" in unread), name
 
 
+@pytest.mark.extended
 @each_case
 def test_the_values_that_options_are_resolved_to_compute_exactly_the_same(kind, own):
     config = config_of(kind, own)
@@ -141,6 +143,7 @@ def test_floats_are_varied_within_their_limits(limits, default, expected):
     assert other_float(Annotated[float, limits], default) == pytest.approx(expected)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("windows", [(None,), (4, 7, None)])
 @each_kind
 def test_with_all_parts_together_they_equal_the_equations(kind, windows):
@@ -148,6 +151,7 @@ def test_with_all_parts_together_they_equal_the_equations(kind, windows):
     equal_the_equations(config_of(kind, **{**TOGETHER, **shape}))
 
 
+@pytest.mark.extended
 @each_combination
 def test_in_float32_with_kernels_gradients_are_those_of_the_equations(kind, own):
     config = config_of(kind, own, dim=192, heads=2, depth=3)
@@ -214,6 +218,7 @@ def test_output_at_t_ignores_bytes_after_t(kind, parts):
     assert (gradient[:, : position + 1].abs().sum(-1) > 0).all()
 
 
+@pytest.mark.extended
 @each_case
 def test_no_row_of_a_parameter_is_without_effect(kind, own):
     """A vector that changes nothing, wherever the model is, is left out of it."""
@@ -228,6 +233,7 @@ def test_every_parameter_gets_a_gradient_in_the_first_steps(kind, own):
     assert without_gradient(model_of(config_of(kind, own)), steps=3) == set()
 
 
+@pytest.mark.extended
 @each_kind
 def test_with_zero_init_blocks_write_nothing_at_first_and_all_of_them_learns(no_epsilon, kind):
     config = config_of(kind, zero_init=True)
@@ -298,6 +304,7 @@ def test_parameters_and_flops_are_those_of_the_equations(kind, own, depth):
     counted_as_by_hand(config_of(kind, own, depth=depth))
 
 
+@pytest.mark.extended
 @each_kind
 def test_with_other_parts_parameters_and_flops_are_those_of_the_equations(kind):
     parts = {"attention_windows": (3, None), "kv_heads": 1, "activation": "swiglu"}
@@ -311,6 +318,7 @@ def counted_as_by_hand(config: ModelConfig) -> None:
     assert found["parameters"] == sum(p.numel() for p in build_model(config).parameters())
 
 
+@pytest.mark.extended
 @each_combination
 def test_what_a_kind_keeps_for_the_backward_pass_is_what_it_says(kind, own):
     """Never less by more than a twentieth of everything kept; the parts of the estimate that were
@@ -344,6 +352,7 @@ def kept(model: torch.nn.Module, ids: torch.Tensor) -> tuple[int, torch.Tensor]:
     return sum(storage.nbytes() for storage in storages.values()), loss
 
 
+@pytest.mark.extended
 @each_combination
 def test_activations_computed_again_give_the_same_gradients_from_less_memory(kind, own):
     """Bit for bit, with dropout."""
@@ -359,6 +368,7 @@ def test_activations_computed_again_give_the_same_gradients_from_less_memory(kin
     assert sizes[1] < sizes[0] / 2.5
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("dim", [24, 96])
 @each_kind
 def test_under_autocast_to_bfloat16_gradients_are_those_of_float32_but_for_rounding(kind, dim):
@@ -430,6 +440,7 @@ def test_learning_rates_are_of_parameters_that_exist(kind, own):
         assert rates.keys() <= names
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @each_kind
 def test_a_model_compiled_as_a_whole_is_one_graph_with_the_same_logits(kind, monkeypatch):

@@ -45,6 +45,7 @@ def test_kernels_compute_the_equations(cases):
     assert not failures(str(FOLDER / "mix_triton_cases.py"), environment, cases)
 
 
+@pytest.mark.extended
 @EXHAUSTIVE
 def test_kernels_compile_once_per_stack_size(tmp_path, cases):
     """For a GPU that need not be there."""

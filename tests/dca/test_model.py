@@ -88,7 +88,8 @@ def test_sublayers_of_hyper_connections_read_the_streams_in_turn():
 @pytest.mark.parametrize(
     ("residual", "backend", "parts"),
     [
-        *[("dca", "aot_eager", TOGETHER), ("hyper_connections", "aot_eager", {})],
+        ("dca", "aot_eager", TOGETHER),
+        pytest.param("hyper_connections", "aot_eager", {}, marks=pytest.mark.extended),
         # more of the same; of the others test_kinds.py compares the logits
         pytest.param("standard", "aot_eager", {}, marks=pytest.mark.faults),
         pytest.param("value_residual", "aot_eager", TOGETHER, marks=pytest.mark.faults),

@@ -95,6 +95,7 @@ TRAINED: set[TrainingRun] = set()
 """Made so small, arms of several experiments are the same training: each is trained once."""
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.parametrize("trained", [1, pytest.param(3, marks=pytest.mark.faults)])
 @pytest.mark.parametrize("name", NAMES)

@@ -58,6 +58,7 @@ def test_a_version_runs_with_its_own_code_from_a_folder_with_planted_modules(
     assert not Path("planted").exists()
 
 
+@pytest.mark.extended
 def test_a_version_with_its_own_code_writes_in_the_encoding_of_the_stream(changed, monkeypatch):
     monkeypatch.setenv("PYTHONIOENCODING", "latin-1")
     written = io.BytesIO()

@@ -310,6 +310,7 @@ sys.exit(run_command(train.main, ["train.py", *sys.argv[1:]], resumes=True))
 """train.py that is killed while it uploads its third checkpoint."""
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_a_training_in_an_object_store_that_was_killed_goes_on_bitwise_and_generates(
     tmp_path, text, s3
@@ -415,6 +416,7 @@ def process_state() -> dict:
     }
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("main", "arguments", "code"),

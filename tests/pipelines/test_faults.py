@@ -65,6 +65,7 @@ def test_a_trial_that_crashes_goes_on_from_its_checkpoint(tmp_path, text, local_
     assert_whole(folder.store(), folder.trials())
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_invalid_points_are_no_trials_and_the_result_is_the_last_word(
     tmp_path, text, local_tune, monkeypatch

@@ -20,7 +20,7 @@ from tests.pipelines import forked
 from tests.pipelines.packages import isolated_forked, timed_forked
 from tests.pipelines.stored import move_database
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.extended, pytest.mark.process]
 ARCHIVE = Path(__file__).parent / "stores" / "version_0.tar.xz"
 PLACE = "/srv/store"
 """Where it was made: its database has absolute paths."""

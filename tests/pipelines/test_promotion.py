@@ -142,6 +142,7 @@ def test_a_dry_run_of_the_gate_says_what_would_happen_and_changes_nothing(story)
     assert story.champion == 2
 
 
+@pytest.mark.extended
 def test_rollback_restores_and_history_tells_the_story(story):
     """It ends as it began."""
     story.promote("rollback", "--reason", "it was rude")
@@ -284,6 +285,7 @@ def test_a_version_is_trained_again_bit_for_bit(story):
     assert "weights    other than those of models:/dca-gpt/1" in out
 
 
+@pytest.mark.extended
 def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story, text):
     folder, name = story.folder, "longer"
     train = ("train.py", "tiny.yaml", "train.tokens=8192", "seed=3", "--json")

@@ -11,7 +11,7 @@ import pytest
 from tests.pages import blocks, example, page, section
 from tests.pipelines import forked
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.extended, pytest.mark.process]
 ROOT = Path(__file__).parents[2]
 MODEL = '''
 """A gated recurrent network, whose cache is its state."""

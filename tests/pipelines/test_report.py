@@ -132,6 +132,7 @@ def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
     assert {kind: len(store.find(kind)) for kind in before} == before
 
 
+@pytest.mark.extended
 def test_the_analysis_of_a_study_has_its_verdict(studied: Folder):
     (path,) = (path for path in NOTEBOOKS if path.stem == "02_analyse_sweep")
     shown, text = executed(path, studied)
@@ -296,6 +297,7 @@ def test_the_report_is_complete_and_has_no_errors(browser, store, pipeline, tmp_
         assert browser.overflow() <= 0
 
 
+@pytest.mark.extended
 def test_the_report_of_a_study_is_complete_and_has_no_errors(browser, studied):
     browser.errors()
     path = studied.path.joinpath(*WRITTEN)

@@ -16,6 +16,7 @@ ENVIRONMENT = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("local_tune")
 def test_a_sweep_on_a_server_with_a_password_writes_it_nowhere(
     tmp_path, text, tracking_address, tracking_folder, s3, capfd, caplog, monkeypatch

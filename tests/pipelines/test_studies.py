@@ -75,6 +75,7 @@ def test_the_trials_of_arms_take_turns_and_are_those_of_each_arm_alone(
     assert out.count("reused") == 4
 
 
+@pytest.mark.extended
 def test_searches_that_were_interrupted_go_on_with_what_each_arm_lacks(
     folder, local_tune: LocalTune
 ):
@@ -96,6 +97,7 @@ def test_searches_that_were_interrupted_go_on_with_what_each_arm_lacks(
     assert_whole(folder.store(), [run for runs in found.values() for run in runs.values()])
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("local_tune")
 def test_an_arm_of_which_every_trial_diverges_has_a_trial_that_is_trained(folder):
     bad = "arms.grn.search.space={train.learning_rate: {choice: [1e30, 1e31]}}"
@@ -108,6 +110,7 @@ def test_an_arm_of_which_every_trial_diverges_has_a_trial_that_is_trained(folder
     assert (code, out.count("reused")) == (0, 4), err
 
 
+@pytest.mark.extended
 def test_an_arm_whose_trials_all_fail_costs_no_result_of_the_others(folder, local_tune: LocalTune):
     changes = ("search.trials=1", "failures.retries=0", "arms.third={model.residual: laurel}")
     local_tune.crashes = {"grn": MemoryError("no room")}
@@ -155,6 +158,7 @@ def weights(folder: Folder, fitted: dict[str, Any]) -> str:
     return str(lineage["weights_sha256"])
 
 
+@pytest.mark.extended
 def test_a_training_that_crashes_goes_on_and_one_that_crashes_too_often_fails_alone(
     folder, local_tune: LocalTune, monkeypatch
 ):
@@ -193,6 +197,7 @@ def test_a_training_that_diverges_is_a_result_and_is_not_tried_again(folder, loc
     assert run.info.status == "FINISHED"
 
 
+@pytest.mark.extended
 def test_ctrl_c_among_trainings_keeps_those_that_have_ended(
     folder, local_tune: LocalTune, monkeypatch
 ):
@@ -213,6 +218,7 @@ def test_ctrl_c_among_trainings_keeps_those_that_have_ended(
     assert_whole(folder.store(), folder.store().find("fit"))
 
 
+@pytest.mark.extended
 def test_storage_that_takes_no_checkpoint_ends_all_at_once(folder, local_tune: LocalTune):
     local_tune.crashes = {"fit[2]": StorageError("/runs: no room")}
     code, _, err = folder.run(*FITS)

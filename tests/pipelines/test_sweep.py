@@ -234,6 +234,7 @@ def test_the_champion_answers_where_this_repository_cannot_be_seen(swept, tmp_pa
     assert not [p for p in model.rglob("*") if p.suffix in (".pkl", ".pickle", ".pt", ".pth")]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("below", ["", "../copy/"])
 def test_a_database_may_have_options_and_lie_in_another_folder(swept, tmp_path, below):
     folder = swept[0].copy(tmp_path / "copy")

@@ -15,6 +15,7 @@ from tests.pipelines.commands import Folder, assert_whole
 from tests.pipelines.packages import timed_forked
 
 ARMS, SEEDS = ("standard", "dca-2"), (0, 1)
+pytestmark = pytest.mark.extended
 REPLICATES = [f"fit[{arm}, {seed}]" for arm in ARMS for seed in SEEDS]
 
 

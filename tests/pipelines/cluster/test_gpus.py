@@ -12,7 +12,7 @@ from pipelines.training.config import Resources
 
 NODE = Node("head", 6, 2)
 """The one of `two_nodes` that has anything."""
-pytestmark = pytest.mark.usefixtures("connected")
+pytestmark = [pytest.mark.extended, pytest.mark.usefixtures("connected")]
 
 
 def process() -> type:

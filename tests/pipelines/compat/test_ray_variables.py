@@ -76,6 +76,7 @@ def test_values_that_can_be_read_are_taken(monkeypatch):
     assert "RAY_ADDRESS" not in compat.own_variables()
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_a_variable_that_ends_rays_process_is_named_before_it_is_imported(monkeypatch):
     wrong = {

@@ -190,6 +190,7 @@ print(time.process_time() - start)
 """
 
 
+@pytest.mark.extended
 @pytest.mark.process
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="PyTorch knows that it has one core")
 def test_threads_that_wait_take_no_core_from_others():

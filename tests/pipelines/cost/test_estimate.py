@@ -120,6 +120,7 @@ def test_a_drawn_trial_has_its_optimizer_whose_updates_cost(searched):
     assert flops["adamw"] < flops["muon"]
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_steps_are_timed_in_processes_of_their_own(experiment):
     two = experiment.training_run({"resources.workers": 2})
@@ -659,6 +660,7 @@ def test_seeds_without_arms_cost_as_many_fits(searched, tracking, cluster, monke
     assert notes[1] == "fit    about 32.0 (32.0 to 32.0), 3 trainings of 12,288 bytes together"
 
 
+@pytest.mark.extended
 def test_the_probe_takes_turns_with_each_arm_and_every_model_is_evaluated(
     study, tracking, cluster, monkeypatch
 ):

@@ -92,6 +92,7 @@ def test_an_edit_of_code_that_trains_is_found_while_a_command_runs(project, file
     assert code.changed_module(modules, sources) == expected
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [

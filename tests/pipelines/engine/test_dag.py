@@ -356,6 +356,7 @@ def test_a_run_that_ended_without_its_outputs_goes_on(pipeline, experiment):
     assert [again.info.run_id for again in store.find("b")] == [run.info.run_id]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("text", ["{", "null", '{"source": 1}', '{"source": "1", "run": ""}'])
 def test_a_damaged_result_is_computed_again_and_the_plan_says_so(pipeline, experiment, text):
     pipeline.run(experiment)

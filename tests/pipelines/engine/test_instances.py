@@ -146,6 +146,7 @@ def test_exchanged_names_are_not_mistaken_for_each_other(study):
     assert found["compare"]["rates"]["slow 0"] == 0.5
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("fresh", [False, True])
 def test_instances_with_equal_keys_share_one_run(study, fresh):
     study.run()
@@ -169,6 +170,7 @@ def selects(study: Study) -> dict[str, str]:
     return {run.data.tags["dca.instance"]: run.info.run_id for run in runs}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("rates", [(0.2, 0.6), (0.5, 0.1), (0.5, 0.6), (0.2, 0.1)])
 def test_each_instance_that_grows_goes_on_in_its_own_run(study, rates):
     study.growth = Growth((), lambda *_: 1, lambda *_: "")

@@ -684,6 +684,7 @@ SEARCHED = [key for key in FIELDS if key.startswith(("model.", "train."))]
 WHEN = ", ".join(f"{key}: 1" for key in SEARCHED)
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "text",

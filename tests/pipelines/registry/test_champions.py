@@ -98,6 +98,7 @@ def test_of_two_that_saw_the_same_champion_one_wins_and_the_other_fails_with_the
     assert [promotion.version for promotion in champions.promotions()] == [1, 2]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("deleted", [1, 2, 3])
 def test_an_entry_that_was_deleted_leaves_those_behind_it_valid(store, deleted):
     champions = Champions(register(store, 4))
@@ -357,7 +358,7 @@ print(overtaken)
     ("remote", "promotions", "at_once"),
     [
         pytest.param(False, 6, 3, id="SQLite, one host, six"),
-        pytest.param(True, 6, 3, id="a server, three hosts, six"),
+        pytest.param(True, 6, 3, id="a server, three hosts, six", marks=pytest.mark.extended),
         pytest.param(False, 50, 8, id="SQLite, one host, fifty", marks=pytest.mark.faults),
         pytest.param(True, 50, 8, id="a server, eight hosts, fifty", marks=pytest.mark.faults),
     ],

@@ -210,6 +210,7 @@ LIMITS = [
 ]
 
 
+@pytest.mark.extended
 def test_limits_hold_with_and_without_a_champion(versions):
     champion, kept = None, "not promoted"
     for _ in range(2):
@@ -239,6 +240,7 @@ def test_a_transient_failure_is_no_decision(versions):
     assert versions.sweep(version).startswith("promoted")
 
 
+@pytest.mark.extended
 def test_an_incomplete_or_foreign_score_is_measured_again(versions):
     versions.sweep(first := versions.add(1.5))
     champion = versions.registry.model_id(first)
@@ -301,6 +303,7 @@ def test_the_tags_are_those_of_the_last_decision_only(versions):
     assert tags["gate.parameters"] == "12345678"
 
 
+@pytest.mark.extended
 def test_both_models_are_compared_in_the_windows_of_the_one_with_the_shorter(versions):
     """Whichever it is; what was measured in other windows is measured again, once."""
     versions.sweep(first := versions.add(2.0, seq_len=256))
@@ -337,6 +340,7 @@ def test_a_model_that_sees_the_future_is_refused_as_a_challenger_and_as_the_cham
     assert versions.champion == other
 
 
+@pytest.mark.extended
 def test_different_challengers_of_a_test_text_are_counted_and_deleted_ones_too(versions):
     versions.sweep(versions.add(2.0))
     second, third = versions.add(2.1), versions.add(2.2)
@@ -362,6 +366,7 @@ def test_challengers_of_an_earlier_version_of_the_project_are_counted_by_their_t
     assert "challenger 2 of 2" in versions.sweep(versions.add(2.1))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("edited", ["0", "-1", "x", "1.5", "9" * 5000])
 def test_a_challenger_whose_number_was_edited_gets_another(versions, edited):
     champions = Champions(versions.registry)
@@ -390,6 +395,7 @@ def test_of_two_challengers_at_once_none_misses_the_other(versions, monkeypatch)
     assert champions.number_challenger("text", "same", "m-1") == (2, 3)
 
 
+@pytest.mark.extended
 def test_a_level_that_is_spent_asks_more_of_each_challenger(versions):
     """With 30 blocks, 6 cosines: 2.3 standard errors of the first, 3.4 of the second."""
     champion = versions.add(2.0, noise=0.1, seed=1)
@@ -516,6 +522,7 @@ def test_killed_before_the_champion_moved_a_rerun_promotes_once(versions, monkey
     assert [p.version for p in versions.promotions()] == [1, version]
 
 
+@pytest.mark.extended
 def test_a_version_that_is_late_is_compared_with_the_new_champion(versions, monkeypatch):
     versions.sweep(versions.add(2.0))
     mine, best = versions.add(1.5), versions.add(1.0)
@@ -592,6 +599,7 @@ def lose(versions: Versions, version: int) -> None:
     versions.scores[model_id] = GoneError(f"models:/{model_id}: no SHA256SUMS")
 
 
+@pytest.mark.extended
 def test_a_champion_whose_files_are_gone_counts_with_its_stored_score(versions):
     versions.sweep(versions.add(2.0))
     versions.sweep(versions.add(1.9))
@@ -601,6 +609,7 @@ def test_a_champion_whose_files_are_gone_counts_with_its_stored_score(versions):
     assert "promoted" in versions.sweep(versions.add(1.5))
 
 
+@pytest.mark.extended
 def test_a_champion_that_is_gone_names_both_ways_on_and_each_works(versions):
     versions.sweep(versions.add(2.0))
     lose(versions, 1)
@@ -655,6 +664,7 @@ def test_a_champion_whose_logged_model_was_deleted_is_told(versions, monkeypatch
         versions.sweep(version)
 
 
+@pytest.mark.extended
 def test_a_decision_about_a_name_that_would_end_an_address_is_stored_whole(
     experiment, tracking_address, tmp_path, monkeypatch
 ):

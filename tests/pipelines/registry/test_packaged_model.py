@@ -97,6 +97,7 @@ def test_every_byte_but_the_first_is_scored_once(packaged):
     assert len(packaged.bits(data[:1])) == 0
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.parametrize("residual", registry.residual.names)
 def test_a_model_of_any_residual_kind_is_packaged_loaded_and_served(store, tmp_path, residual):

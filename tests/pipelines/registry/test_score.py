@@ -66,6 +66,7 @@ def test_a_packaged_model_that_looks_ahead_is_refused(experiment, store, tmp_pat
     assert (decision.promoted, decision.reason) == (False, str(error.value))
 
 
+@pytest.mark.extended
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("code", "reason"),

@@ -123,7 +123,15 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case",
+    [
+        case
+        if case in ("unfinished", "all failed", "two objectives")
+        else pytest.param(case, marks=pytest.mark.extended)
+        for case in CASES
+    ],
+)
 def test_there_is_a_page_for_any_state_of_a_sweep(case, store, data, searched, tmp_path):
     search, trials, winner = CASES[case]
     base = searched.search.model_dump(mode="json", exclude_defaults=True)
@@ -134,6 +142,7 @@ def test_there_is_a_page_for_any_state_of_a_sweep(case, store, data, searched, t
     assert "nan" not in re.sub(r"<svg.*?</svg>", "", page, flags=re.S).lower().split()
 
 
+@pytest.mark.extended
 def test_a_report_replaces_an_earlier_one_and_is_an_artifact_of_the_pipelines_run(store, searched):
     run = store_sweep(store, searched, MIXED, winner=1)
     folder = report_folder(searched)
@@ -241,6 +250,7 @@ def test_a_folder_behind_a_link_is_not_that_of_a_report(store, searched, tmp_pat
     assert {path.name for path in outside.iterdir()} == {"mine", "SHA256SUMS"}
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", ["..", ".", "a/b", "../b"])
 def test_an_experiment_that_would_be_another_folder_has_no_report(store, searched, tmp_path, name):
     """Its name is read from the store, and checked as if it were typed."""

@@ -62,6 +62,7 @@ UNREAD = [
 """Choices, which of the first are read with the second, and how many trainings there are."""
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("sampler", ["tpe", "qmc", "random", "grid"])
 @pytest.mark.parametrize(("choices", "reader", "expected"), UNREAD)
 def test_points_that_differ_in_what_they_do_not_read_are_trained_once(

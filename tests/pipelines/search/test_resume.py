@@ -69,6 +69,7 @@ def numbers(store: Store, run: str, experiment: Experiment, **changes: Any) -> l
     return [trial.number for trial in found(store, run, experiment, **changes).trials]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "changes",
     [

@@ -87,6 +87,7 @@ def sparse(experiment, count, **others):
     return replace(task, search=task.search.model_copy(update={"space": {**space, **others}}))
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("others", [{}, RATE], ids=["sizes", "sizes and a rate"])
 @pytest.mark.parametrize("count", [4, 8, 12])
 def test_a_space_is_not_refused_for_valid_points_that_are_missed(experiment, count, others):
@@ -105,6 +106,7 @@ def test_a_value_that_is_wrong_by_itself_is_refused_in_any_space(experiment):
     ]
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("count", [8, 10])
 def test_a_search_with_real_numbers_never_ends_for_lack_of_points(experiment, count):
     """It ended with any number of its trials, or with none."""

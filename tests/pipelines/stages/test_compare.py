@@ -117,6 +117,7 @@ def test_each_number_of_seeds_with_which_a_verdict_was_shown_is_a_look(store):
             looks("", range(8))
 
 
+@pytest.mark.extended
 @pytest.mark.usefixtures("plain")
 def test_more_seeds_spend_what_the_looks_before_have_left(store, data):
     made = store_study(store, of_arms(data, "standard", "dca-2"), {"standard": 0, "dca-2": 0.05})
@@ -173,6 +174,7 @@ def test_an_arm_that_diverges_is_never_better(store, data):
     assert found.winner == ("dca-2", 0)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("bits", [math.inf, math.nan])
 @pytest.mark.usefixtures("plain")
 def test_a_model_without_a_finite_score_counts_as_one_that_diverged(store, data, bits):

@@ -193,6 +193,7 @@ def test_a_search_that_grows_runs_what_is_missing_and_gives_its_reason(sweep):
         assert (sweep.ran, sweep.ended()) == ([], after)
 
 
+@pytest.mark.extended
 def test_a_range_that_is_narrowed_and_widened_again_keeps_every_trial(sweep):
     rates = {number_of(run): float(run.data.params[RATE]) for run in sweep.store.find("trial")}
     low, high = sorted(rates.values())[1:3]
@@ -209,6 +210,7 @@ def test_a_range_that_is_narrowed_and_widened_again_keeps_every_trial(sweep):
     assert sweep.ended().items() >= before.items()
 
 
+@pytest.mark.extended
 def test_a_winner_is_trained_as_it_was_when_a_key_that_was_fixed_is_searched(sweep):
     sweep.run(**{"search.space": {RATE: SPACE[RATE]}, "model.depth": 1})
     assert sweep.selected.values.keys() == {RATE}
@@ -218,6 +220,7 @@ def test_a_winner_is_trained_as_it_was_when_a_key_that_was_fixed_is_searched(swe
     assert sweep.selected.values["model.depth"] == int(chosen["model.depth"])
 
 
+@pytest.mark.extended
 def test_the_winner_that_is_marked_is_that_of_the_last_command(sweep):
     best, _ = sweep.best
     rate = float(sweep.trial(best).data.params[RATE])
@@ -229,6 +232,7 @@ def test_the_winner_that_is_marked_is_that_of_the_last_command(sweep):
     assert sweep.best == (number_of(winner), [number_of(winner)])
 
 
+@pytest.mark.extended
 def test_trials_of_several_searches_join_one_whose_space_has_them(sweep):
     sweep.run(**{"model.dim": 32})
     assert sweep.ran == [0, 1, 2, 3]
@@ -246,6 +250,7 @@ def test_trials_of_several_searches_join_one_whose_space_has_them(sweep):
     assert sweep.ran == []
 
 
+@pytest.mark.extended
 def test_a_search_whose_trials_joined_another_takes_them_back(sweep):
     whole, other = sweep.ended(), {"model.dim": 32}
     sweep.run(**other)
@@ -270,6 +275,7 @@ def test_a_search_whose_trials_joined_another_takes_them_back(sweep):
     assert len(sweep.store.find("trial")) == 8
 
 
+@pytest.mark.extended
 def test_a_search_that_has_lost_all_its_trials_in_an_older_store_takes_them_back(sweep):
     (search,) = sweep.store.find("search")
     sweep.run(**{"model.dim": 32})
@@ -282,6 +288,7 @@ def test_a_search_that_has_lost_all_its_trials_in_an_older_store_takes_them_back
     assert len(sweep.store.children(search.info.run_id, "trial")) == 4
 
 
+@pytest.mark.extended
 def test_checkpoints_of_an_unfinished_trial_stay_while_it_is_not_needed(sweep):
     sweep.kill_after = 1
     with pytest.raises(KeyboardInterrupt):
@@ -298,6 +305,7 @@ def test_checkpoints_of_an_unfinished_trial_stay_while_it_is_not_needed(sweep):
     assert not folder.exists()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize(
     "changes",
     [
@@ -318,6 +326,7 @@ def test_a_fit_of_the_same_winner_is_that_of_the_search_before_it_grew(sweep, ch
     assert fit(**changes, **{"fit.tokens": 8192}).key != before.key
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("changes", [{"seed": 1}, {"train.tokens": 8192}, {"model.dim": 32}])
 def test_another_search_begins_anew(sweep, changes):
     assert "goes on" not in sweep.reason(**changes)
@@ -343,6 +352,7 @@ def test_a_search_that_was_killed_grows_from_where_it_was(sweep):
     assert len(sweep.store.find("search")) == 1
 
 
+@pytest.mark.extended
 def test_a_search_whose_trials_were_all_deleted_is_made_again(sweep):
     before = sweep.ended()
     store = sweep.store
@@ -358,6 +368,7 @@ def test_a_search_whose_trials_were_all_deleted_is_made_again(sweep):
     assert sweep.selected.run_id in {run.info.run_id for run in sweep.trials}
 
 
+@pytest.mark.extended
 def test_fewer_trials_than_have_begun_finish_without_the_unfinished_one(sweep):
     sweep.kill_after = 1
     with pytest.raises(KeyboardInterrupt):
@@ -393,6 +404,7 @@ def test_failed_trials_alone_run_again(sweep):
     assert sweep.ran == [1, 2]
 
 
+@pytest.mark.extended
 def test_fresh_begins_a_search_that_later_ones_go_on_from(sweep):
     sweep.run(fresh=True)
     assert sweep.ran == [0, 1, 2, 3]

@@ -59,6 +59,7 @@ def test_the_path_in_a_uri_is_decoded_as_mlflow_decodes_it(tmp_path, monkeypatch
     assert database_file(tracking_uri()) == tmp_path / "dir x" / "a.db"
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("name", NAMES)
 def test_runs_models_and_studies_stay_in_a_folder_of_any_name(
     name, tmp_path, monkeypatch, experiment

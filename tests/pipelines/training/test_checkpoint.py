@@ -59,6 +59,7 @@ def test_steps_of_nine_digits_are_found_in_their_order(tmp_path, parts):
     save_many(tmp_path, parts)
 
 
+@pytest.mark.extended
 def test_steps_of_nine_digits_are_found_in_shared_storage(shared, parts):
     save_many(shared.claimed(), parts)
 
@@ -203,6 +204,7 @@ def test_what_the_run_did_not_write_is_no_checkpoint_of_it(tmp_path, parts, alte
         assert checkpoint.resume(tmp_path, *parts, "key", pytest.fail).step == 2
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("alter", [forge, unsign])
 def test_what_the_run_did_not_write_into_shared_storage_is_passed_over(shared, parts, alter):
     mine = shared.claimed()

@@ -57,6 +57,7 @@ print(*[name for name in ("torch._dynamo", "torch._inductor", "sympy") if name i
 FLUSHED = "import sys; sys.stdout.reconfigure(line_buffering=True)"
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_the_example_trains_and_killed_and_started_again_it_resumes(tmp_path, monkeypatch, capsys):
     assert len(EXAMPLE.splitlines()) <= 12

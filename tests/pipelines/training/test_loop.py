@@ -91,6 +91,7 @@ def test_trained_by_muon_a_resumed_run_is_bitwise_the_whole_one(
     assert any(name.endswith(".momentum") for name in ours)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("residual", registry.residual.names)
 def test_with_any_residual_kind_a_resumed_run_is_bitwise_the_whole_one(
     run, splits, tmp_path, residual
@@ -101,6 +102,7 @@ def test_with_any_residual_kind_a_resumed_run_is_bitwise_the_whole_one(
     assert any(name.startswith("optimizer.") for name in ours)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("residual", ["standard", "dca"])
 def test_in_bfloat16_a_resumed_run_is_bitwise_the_whole_one_and_its_state_is_float32(
     run, splits, tmp_path, residual
@@ -147,6 +149,7 @@ class Converted(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("alter", [forge, unsign])
 def test_resumed_where_storage_was_altered_a_run_is_bitwise_the_whole_one(
     run, splits, tmp_path, alter
@@ -201,6 +204,7 @@ def test_activations_are_computed_again_where_the_configuration_says_so(
     assert len(calls) >= run.model.depth * run.train.eval_steps[0]
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_compiled_and_resumed_a_run_trains_and_averages_as_an_eager_one(
     run, splits, tmp_path, monkeypatch

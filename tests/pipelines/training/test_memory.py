@@ -54,6 +54,7 @@ LONG = {
 }
 
 
+@pytest.mark.extended
 @pytest.mark.process
 @pytest.mark.parametrize(
     "changes",

@@ -29,6 +29,8 @@ from tests.pipelines import forked
 from tests.pipelines.training.runs import KEY, history, tensors
 from tests.pipelines.training.test_data_parallel import TOLERANCE
 
+pytestmark = pytest.mark.extended
+
 LIMIT = timedelta(minutes=1)
 """Longest wait for another worker: one that makes fewer passes would be waited for."""
 FSDP = {"resources.strategy": "fsdp"}

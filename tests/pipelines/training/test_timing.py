@@ -6,6 +6,7 @@ from pipelines.training import timing
 from pipelines.training.timing import times_in_turns, worker_share
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_deeper_model_takes_longer_in_every_round(run, splits, monkeypatch):
     monkeypatch.setattr(timing, "SECONDS", 0.02)
@@ -14,6 +15,7 @@ def test_a_deeper_model_takes_longer_in_every_round(run, splits, monkeypatch):
     assert all(0 < small < 0.75 * large for small, large in rounds)
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_which_goes_first_alternates_and_each_is_in_memory_alone(run, splits, monkeypatch):
     alive, order = set(), []

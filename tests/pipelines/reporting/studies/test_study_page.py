@@ -100,6 +100,7 @@ def test_with_another_baseline_a_page_is_written_beside_it(store, config, monkey
         report.main(["--baseline", "dca-2"])
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("arms", [{}, ARMS])
 def test_a_baseline_that_is_no_arm_is_refused_and_nothing_is_written(store, config, tmp_path, arms):
     study = config.replace({"arms": arms, "seeds": 2})
@@ -121,6 +122,7 @@ def test_whatever_is_no_arm_is_refused_as_a_baseline_in_one_short_line(config, b
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.extended
 def test_an_unfinished_study_says_how_far_it_is(store, config, capsys):
     made = store_study(store, config, GAINS, ended=4)
     results = results_of(store, made.pipeline)
@@ -134,6 +136,7 @@ def test_an_unfinished_study_says_how_far_it_is(store, config, capsys):
     assert capsys.readouterr().out.strip().startswith("tiny: 2 arms, 4 trials, 4 of 6 trainings")
 
 
+@pytest.mark.extended
 def test_a_training_of_any_arm_that_failed_is_among_the_failures(store, config):
     made = store_study(store, config, GAINS, ended=4)
     run = made.open_run("fit", ("dca-2", 2))
@@ -142,6 +145,7 @@ def test_a_training_of_any_arm_that_failed_is_among_the_failures(store, config):
     assert ["fit/dca-2/2", "failed", "the disk is full", ""] in map(list, table.rows)
 
 
+@pytest.mark.extended
 def test_of_seeds_alone_the_interval_is_shown(store, config, capsys):
     made = store_study(store, config.replace({"arms": {}, "seeds": 2}), {"tiny": 0.1})
     found = made.compare()
