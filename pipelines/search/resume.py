@@ -19,7 +19,6 @@ from pipelines.engine.code import CodeDigests
 from pipelines.engine.stage import Context
 from pipelines.search.config import Dimension, SearchTask
 from pipelines.search.space import TRAINING_KEYS, Space, read_keys
-from pipelines.storage.location import storage_folder
 from pipelines.storage.remote import Folder
 from pipelines.tracking.encoding import encode_param
 from pipelines.tracking.schema import (
@@ -260,7 +259,7 @@ def earlier_trials(task: SearchTask, fingerprint: str, search_run: str = "") -> 
     """
     found: list[StoredTrial] = []
     for name in task.search.warm_start:
-        store = Store.open(name, storage_folder(task.storage), create=False)
+        store = Store.open(name, None, create=False)
         searches = store.find(SEARCH_KIND) if store else []
         if store is None or not searches:
             raise _warm_start_error(name, "no such experiment, or no search in it")

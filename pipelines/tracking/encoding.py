@@ -11,6 +11,7 @@ from pipelines.compat.mlflow import (
     MAX_TAG_CHARACTERS,
     NOTE_TAG,
 )
+from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import PipelineError
 from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
@@ -18,7 +19,7 @@ from pipelines.storage.files import File, size_of, uri_of
 from pipelines.training.history import STEP, TIME
 
 if TYPE_CHECKING:  # MLflow, which takes two seconds to import
-    from mlflow.entities import DatasetInput, Metric, RunTag
+    from mlflow.entities import DatasetInput, Metric, Param, RunTag
 
 CUT_MARK = "\n\n(cut)"
 """End of a description that was too long."""
@@ -65,6 +66,13 @@ def dataset_input(corpus: PreparedCorpus, split: str, file: File) -> "DatasetInp
     name, digest = f"{corpus.name} {split}", corpus.fingerprint
     dataset = Dataset(name, digest, "local", source, profile=profile)
     return DatasetInput(dataset, [InputTag(DATASET_CONTEXT_TAG, split)])
+
+
+def encode_params(params: Mapping[str, Any]) -> "list[Param]":
+    """Parameters by dotted keys, without secrets."""
+    from mlflow.entities import Param
+
+    return [Param(key, redact(encode_param(value))) for key, value in flatten(params)]
 
 
 def encode_param(value: Any) -> str:

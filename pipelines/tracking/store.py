@@ -15,7 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from mlflow.entities import Experiment, LifecycleStage, LoggedModelInput, Param, Run
+from mlflow.entities import Experiment, LifecycleStage, LoggedModelInput, Run
 from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import (
@@ -31,7 +31,6 @@ from pipelines.compat.mlflow import (
     RUNNING,
     all_pages,
 )
-from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import DamagedError, PipelineError, StorageError
 from pipelines.console.secrets import redact
 from pipelines.data.fingerprint import PreparedCorpus
@@ -43,7 +42,7 @@ from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.encoding import (
     Row,
     dataset_input,
-    encode_param,
+    encode_params,
     encode_tags,
     metric_entities,
 )
@@ -75,6 +74,7 @@ from pipelines.tracking.uri import (
     database_file,
     deleted_experiment,
     make_storage,
+    require_artifacts,
     tracking_uri,
 )
 from pipelines.training.history import STEP, TIME
@@ -94,11 +94,11 @@ class Store:
     """Whether the experiment had a description when it was opened."""
 
     @staticmethod
-    def open(experiment: str, storage: Folder, *, create: bool = True) -> "Store | None":
+    def open(experiment: str, storage: Folder | None, *, create: bool = True) -> "Store | None":
         """Connect and find or create the experiment; None if there is none and `create` is False.
 
         With a database the artifacts lie in storage, or, if that is a URI, beside the database:
-        MLflow would need clients of its own to reach it.
+        MLflow would need clients of its own to reach it. No storage: it does not matter.
         """
         uri = tracking_uri()
         database = database_file(uri)
@@ -111,13 +111,14 @@ class Store:
             client = connect(uri)
             # a server refuses an empty name, which nothing that is stored can have
             found = client.get_experiment_by_name(experiment) if experiment else None
-            if found is None and not create:
-                return None
             if found is None:
+                if not create or storage is None:
+                    return None
                 location = artifact_location(storage, database) if database else None
                 found = client.retry(partial(_experiment, client, experiment, location))
         if found.lifecycle_stage != LifecycleStage.ACTIVE:
             raise deleted_experiment(found.name, found.experiment_id)
+        require_artifacts(found.name, found.artifact_location, storage, warn=create)
         return Store(client, found.experiment_id, NOTE_TAG in found.tags)
 
     @property
@@ -198,7 +199,7 @@ class Store:
 
     def log_params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log parameters by dotted keys; idempotent."""
-        self.client.log_batch(run_id, params=_encode_params(params))
+        self.client.log_batch(run_id, params=encode_params(params))
 
     def tag(
         self, run_id: str, tags: Mapping[str, str], *, stored: Mapping[str, str] | None = None
@@ -279,7 +280,7 @@ class Store:
         """
         self.client.update_run(run_id, status=RUNNING)
         tags = encode_tags({REASON_TAG: RESUMED, PROCESS_TAG: this_process()})
-        self.client.log_batch(run_id, params=_encode_params(params or {}), tags=tags)
+        self.client.log_batch(run_id, params=encode_params(params or {}), tags=tags)
 
     def end(self, run_id: str, status: str = FINISHED) -> None:
         """End a run as FINISHED, FAILED or KILLED."""
@@ -381,10 +382,6 @@ class Store:
             if digest is not None and sha256_of(path) != digest:
                 raise DamagedError(f"run {run_id}: {file} is not what was logged")
             return path.read_text(encoding="utf-8")
-
-
-def _encode_params(params: Mapping[str, Any]) -> list[Param]:
-    return [Param(key, redact(encode_param(value))) for key, value in flatten(params)]
 
 
 def _experiment(client: RetryingClient, name: str, location: str | None) -> Experiment:

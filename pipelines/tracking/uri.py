@@ -4,6 +4,7 @@ As in every URI, `%20` stands for a space in the path of a file, and options fol
 decodes the path, so that `%` and `?` in the name of a folder must be encoded.
 """
 
+import logging
 import os
 import re
 import shlex
@@ -112,6 +113,42 @@ def deleted_experiment(name: str, experiment_id: str) -> ConfigError:
         "else give another experiment"
     )
     return ConfigError(Problem(message, "experiment"))
+
+
+def require_artifacts(
+    experiment: str, recorded: str, storage: Folder | None, *, warn: bool
+) -> None:
+    """Raise ConfigError if the artifacts of an experiment were in a storage that is gone, as after
+    its folder was moved: MLflow keeps the path, and would begin anew there.
+
+    Args:
+        experiment: Its name.
+        recorded: The URI of the folder that the tracking store has for its artifacts.
+        storage: The present one; None if it does not matter.
+        warn: Whether to warn if artifacts go elsewhere all the same.
+
+    """
+    before, database = local_path(recorded), database_file(tracking_uri())
+    if before is None or database is None or storage is None:
+        return
+    now = storage / "artifacts" if isinstance(storage, Path) else database.with_name(ARTIFACTS)
+    if os.path.realpath(before) == os.path.realpath(now):
+        return
+    if not before.parent.exists():
+        old, new = before.parent, str(now.parent) if now.exists() else "STORAGE"
+        link = f"ln -s {shlex.quote(new)} {shlex.quote(str(old))}"
+        if not old.parent.exists():
+            link = f"mkdir -p {shlex.quote(str(old.parent))} && {link}"
+        message = (
+            f"the artifacts of {experiment} were in {before}, which is gone; if it was moved, a "
+            f"link brings them back: {link} ; else give another experiment"
+        )
+        raise ConfigError(Problem(message, "experiment"))
+    if warn:
+        logging.getLogger(__name__).warning(
+            "%s: its artifacts go to %s, where they were at first, and not to %s",
+            *(experiment, before, now),
+        )
 
 
 def make_storage(path: Path) -> None:

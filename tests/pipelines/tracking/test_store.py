@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from unittest.mock import Mock
@@ -321,6 +322,29 @@ def test_a_run_of_another_user_that_may_not_be_ended_stays(store, monkeypatch):
     store.end_killed()
     statuses = [store.client.get_run(run).info.status for run in runs]
     assert statuses == ["RUNNING", "KILLED"]
+
+
+def test_a_storage_that_was_moved_is_missed_and_not_begun_anew(store, tmp_path, caplog):
+    """MLflow keeps the path of an experiment's artifacts."""
+    store.log_text(store.create("pipeline", "key", "a"), "text", "a.txt")
+    new = tmp_path / "new" / "runs"
+    shutil.copytree(tmp_path / "runs", new)
+    assert Store.open("tiny", new)
+    old = tmp_path / "runs"
+    warning = f"tiny: its artifacts go to {old}/artifacts, where they were at first, and not to "
+    assert [one.getMessage() for one in caplog.records] == [f"{warning}{new}/artifacts"]
+    shutil.rmtree(old)
+    for create in (True, False):
+        with pytest.raises(ConfigError, match=f"tiny were in {old}/artifacts, which is gone") as e:
+            Store.open("tiny", new, create=create)
+    assert not old.exists()
+    subprocess.run(re.search("ln -s [^;]+", str(e.value))[0], shell=True, check=True)
+    assert Store.open("tiny", new)
+    old.unlink()
+    assert Store.open("tiny", None, create=False)  # for what is in the database alone
+    assert Store.open("tiny", old, create=False)  # deleted: the search runs again
+    assert Store.open("tiny", old)
+    assert len(caplog.records) == 1
 
 
 def test_no_experiment_is_made_where_none_is_wanted(store, tmp_path, monkeypatch):
