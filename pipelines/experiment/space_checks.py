@@ -39,6 +39,13 @@ MAX_BESIDE = 200
 """Points that differ from the base in one other key, which are tried before."""
 SIZES = [1 << exponent for exponent in range(40)]
 """Multiples and divisors of most sizes."""
+OTHERS: list[dict[str, Choice]] = [
+    {},
+    {"train.seq_len": 1, "model.heads": 1},
+    {"model.dim": 1 << 20, "model.heads": 1 << 10},
+]
+"""Values of other keys, of which a key's own are multiples or divisors, beside which its limits are
+looked for: the defaults, and those that leave it most."""
 MAX_COMPARED = 50
 """Invalid points whose problems are compared, which takes a millisecond each."""
 MAX_TRIED_TOGETHER = 10_000
@@ -263,9 +270,12 @@ def first_point_problems(
 
 
 def _is_wrong(key: str, value: Choice) -> bool:
-    """Whether a value is invalid with the defaults of all other keys, and it is that key's."""
-    try:
-        TrainingRun().replace({key: value})
-    except ConfigError as error:
-        return any(problem.key == key for problem in error.problems)
-    return False
+    """Whether a value is invalid whatever the sizes of the rest are, and it is that key's."""
+    for others in OTHERS:
+        try:
+            TrainingRun().replace({**others, key: value})
+        except ConfigError as error:
+            if any(problem.key == key for problem in error.problems):
+                continue
+        return False
+    return True

@@ -95,6 +95,29 @@ def test_a_space_is_not_refused_for_valid_points_that_are_missed(experiment, cou
     assert not list(space_problems(task.search.space, task.base, task.fit))
 
 
+@pytest.mark.parametrize(
+    ("key", "ends", "is_valid"),
+    [
+        ("train.batch_tokens", (100, 4096), True),  # seq_len is 64, and 256 by default
+        ("train.batch_tokens", (31, 6401), True),
+        ("train.batch_tokens", (0, 6400), False),
+        ("model.heads", (1, 200), True),
+        ("model.dim", (15, 1001), True),
+        ("model.depth", (0, 200), False),
+        ("model.depth", (-300, 4), False),
+    ],
+)
+def test_an_end_of_a_range_is_refused_for_what_is_wrong_with_it_by_itself(
+    experiment, key, ends, is_valid
+):
+    """What its other keys make of it may be right in the midst of the range."""
+    sizes = {"train.seq_len": 64, "train.tokens": 1 << 20, "model.dim": 64}
+    base = experiment.replace(sizes).training_run()
+    space = {key: Dimension(int=ends), **RATE}
+    found = [problem.key for problem in space_problems(space, base, experiment.fit)]
+    assert found == ([] if is_valid else [f"search.space.{key}"])
+
+
 def test_a_value_that_is_wrong_by_itself_is_refused_in_any_space(experiment):
     for wrong in (0, "two"):
         task = sparse(experiment, 12, **{"model.depth": Dimension(choice=[1, wrong])})
