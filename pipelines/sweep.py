@@ -64,8 +64,9 @@ def main(argv: Sequence[str]) -> int:
 
         corpus = CorpusStage(progress.mode)
         several = experiment.resources.max_workers > 1
-        if not arguments.dry_run and arguments.until != "corpus" and nothing_stored():
+        if not arguments.dry_run or experiment.data.corpus == "files":  # it downloads nothing
             corpus.preview(experiment)  # before Ray, which would have to end first
+        if not arguments.dry_run and arguments.until != "corpus" and nothing_stored():
             start_early(dashboard=several)
         from pipelines.engine.stage import Invocation
         from pipelines.stages import resolve_compile, resolve_precision, sweep_stages
@@ -79,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
             experiment = _resolve_inputs(experiment, corpus, progress, write=False)
             _plan(experiment, corpus, cluster, stages, progress, arguments)
             return DONE
-        reused = _reused_training(experiment, corpus, stages, progress, fresh=arguments.fresh)
+        reused = _reused_training(experiment, stages, progress, fresh=arguments.fresh)
         if not reused:
             _require_resources(experiment)
             start_early(dashboard=several)
@@ -159,12 +160,7 @@ def _naming(arm: str) -> Iterator[None]:
 
 
 def _reused_training(
-    experiment: "Experiment",
-    corpus: "CorpusStage",
-    stages: "Stages",
-    progress: Progress,
-    *,
-    fresh: bool,
+    experiment: "Experiment", stages: "Stages", progress: Progress, *, fresh: bool
 ) -> "list[PlannedStage]":
     """The stages up to the fit if the store has their results: then nothing needs resources."""
     from pipelines.engine import dag
@@ -178,8 +174,7 @@ def _reused_training(
         return []
     store = Store.open(experiment.experiment, storage_folder(experiment.storage), create=False)
     if store is None or not store.find(FIT_KIND):
-        return []  # before the text is read
-    corpus.preview(experiment)  # which shows itself
+        return []
     with progress.waiting(LOOKING):
         planned = dag.plan(
             stages, experiment, until=FIT_KIND, fresh=False, fan_out=fan_out(experiment)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch and MLflow, which take seconds to import
     from pipelines.engine.stage import Invocation
     from pipelines.experiment import Experiment
     from pipelines.registry.results import Fitted
+    from pipelines.stages.corpus import CorpusStage
     from pipelines.tracking.models import ModelStore
 
 UNREAD_KEYS = ("arms", "baseline", "seeds", "budget", "search", "fit", "compare")
@@ -63,6 +64,8 @@ def main(argv: Sequence[str]) -> int:
         if arguments.print_config:
             print(experiment.to_yaml(), end="")
             return DONE
+        corpus = _corpus_stage(version, argv, progress)
+        corpus.preview(experiment)  # before what takes seconds to import
         from pipelines.engine.stage import Invocation
         from pipelines.registry.results import Fitted
         from pipelines.stages import resolve_precision
@@ -73,7 +76,7 @@ def main(argv: Sequence[str]) -> int:
         _require_resources(experiment)
         if version:
             _print_differences(version)
-        results = _run(experiment, version, invocation, fresh=arguments.fresh)
+        results = _run(experiment, corpus, invocation, fresh=arguments.fresh)
         lines = _result(results[Fitted], version, invocation)
         progress.result("\n".join(lines), results.to_json())
     return DONE
@@ -97,21 +100,28 @@ def _require_resources(experiment: "Experiment") -> None:
     Storage.of(experiment.storage).probe()
 
 
+def _corpus_stage(
+    version: Version | None, argv: Sequence[str], progress: Progress
+) -> "CorpusStage":
+    """The text of the experiment, or that of the version."""
+    from pipelines.stages.corpus import CorpusStage, names_text
+
+    earlier = version.lineage["corpus"] if version else {}
+    return CorpusStage(
+        progress.mode,
+        fingerprint=earlier.get("fingerprint"),
+        name=earlier.get("name"),
+        is_named=names_text(argv),
+    )
+
+
 def _run(
-    experiment: "Experiment", version: Version | None, invocation: "Invocation", *, fresh: bool
+    experiment: "Experiment", corpus: "CorpusStage", invocation: "Invocation", *, fresh: bool
 ) -> "StageResults":
     from pipelines.engine import dag
     from pipelines.stages import resolve_start, train
-    from pipelines.stages.corpus import CorpusStage, names_text
     from pipelines.tracking.descriptions import describe_pipeline
 
-    earlier = version.lineage["corpus"] if version else {}
-    corpus = CorpusStage(
-        invocation.progress.mode,
-        fingerprint=earlier.get("fingerprint"),
-        name=earlier.get("name"),
-        is_named=names_text(invocation.argv),
-    )
     weights = experiment.train.start_from
     with invocation.progress.waiting(f"reading {weights}") if weights else nullcontext():
         experiment = resolve_start(experiment)

@@ -17,7 +17,9 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 from pipelines.compat import mlflow, ray
@@ -311,6 +313,40 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
                 signal.signal(number, handler)
 
 
+class _TorchFinder:
+    """Finds PyTorch, which is then imported as a whole before an interrupt is raised.
+
+    Its C++ code calls Python, and ends the process if it is interrupted there, or drops the
+    interrupt and leaves NumPy half imported.
+    """
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """As importlib's finder, which sets the path and the target."""
+        spec = PathFinder.find_spec(name, path, target) if name == "torch" else None
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_whole(module: ModuleType) -> None:
+                with _interrupts_held():
+                    execute(module)
+
+            spec.loader.exec_module = execute_whole  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Raise an interrupt of a block at its end."""
+    held = []
+    with handlers_restored(*ENDING_SIGNALS) as settable:
+        for number in ENDING_SIGNALS if settable else ():
+            if signal.getsignal(number) is signal.default_int_handler:
+                signal.signal(number, lambda number, _: held.append(number))
+        yield
+    if held:
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def interrupts_kept() -> Iterator[None]:
     """Interrupt the main thread again where a KeyboardInterrupt was lost in a block.
@@ -318,7 +354,7 @@ def interrupts_kept() -> Iterator[None]:
     Python drops one that is raised in a destructor or in a callback of a C library, such as those
     of Ray while it starts, and goes on as if Ctrl-C had not been pressed.
     """
-    before = sys.unraisablehook
+    before, finder = sys.unraisablehook, _TorchFinder()
 
     def again(lost: "sys.UnraisableHookArgs") -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
@@ -329,10 +365,12 @@ def interrupts_kept() -> Iterator[None]:
         timer.start()
 
     sys.unraisablehook = again
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
         sys.unraisablehook = before
+        sys.meta_path.remove(finder)
 
 
 def _interrupt_main_thread() -> None:

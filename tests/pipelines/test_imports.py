@@ -52,7 +52,8 @@ def test_what_every_command_imports_first_loads_no_library():
 
 @pytest.mark.parametrize("command", ["sweep", "train"])
 def test_a_configuration_is_checked_and_printed_without_the_libraries_that_run_it(command):
-    """A bad key, and the configuration with a search over every kind, in one process."""
+    """A bad key, a text that is not there, and the configuration with a search over every kind, in
+    one process."""
     code = f"""
 from pipelines.{command} import main
 from pipelines.console.errors import ConfigError
@@ -60,6 +61,12 @@ try:
     main(["model.dimm=3"])
 except ConfigError as error:
     assert "did you mean model.dim" in str(error)
+else:
+    raise SystemExit("not refused")
+try:
+    main(["data.corpus=files", "data.path=/nonexistent/text"])
+except ConfigError as error:
+    assert "no such file" in str(error)
 else:
     raise SystemExit("not refused")
 main(["model.residual=hyper_connections", "--print-config"])

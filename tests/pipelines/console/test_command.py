@@ -145,6 +145,33 @@ class Losing:
         signal.raise_signal(signal.SIGTERM)
 
 
+@pytest.mark.process
+def test_an_interrupt_while_pytorch_is_imported_comes_after_that(tmp_path):
+    """Its C++ code would end the process, or drop it and leave NumPy half imported."""
+    fake = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('whole')\n"
+    (tmp_path / "torch.py").write_text(fake)
+    code = """
+import signal, sys
+from pipelines.console.command import run_command
+def main(arguments):
+    try:
+        import torch
+    except KeyboardInterrupt:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        raise
+    print("not interrupted")
+sys.exit(run_command(main, ["train.py"]))
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "whole\n", "interrupted\n")
+
+
 def test_an_interrupt_that_python_drops_is_not_lost(capsys):
     before = sys.unraisablehook
 
