@@ -27,6 +27,7 @@ from pipelines.console.progress import Progress
 from pipelines.engine import dag
 from pipelines.registry import differences, gate, package, resolve
 from pipelines.registry.champions import Champions, ChampionState
+from pipelines.stages.corpus import CorpusStage
 from pipelines.storage.location import Storage
 from pipelines.tracking import client
 from pipelines.training import checkpoint
@@ -54,7 +55,7 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
     own = {"experiment": "x", "seed": 9, "model.depth": 1, "train.tokens": 512, "data.max_bytes": 9}
     for changes in ({}, other, *({key: value} for key, value in own.items())):
         changed = experiment.replace(changes)
-        train._run(changed, None, invocation(), fresh=False)
+        train._run(changed, CorpusStage(), invocation(), fresh=False)
     assert names[0] == names[1]
     assert len(set(names)) == 1 + len(own)
 
