@@ -113,14 +113,12 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             return main(argv[1:])
     except SystemExit as end:  # of argparse, behind --help
         return int(end.code or DONE)
-    except ConfigError as error:
-        return _fail(error, BAD_INPUT)
-    except PipelineError as error:
-        return _fail(error, FAILURE)
-    except KeyboardInterrupt:
-        again = f"; run the same command again to go on:\n  {shlex.join(['python', *argv])}"
-        return _fail(f"interrupted{again if resumes else ''}", INTERRUPTED)
-    except Exception as error:
+    except (Exception, KeyboardInterrupt) as error:
+        if _is_interrupt(error):
+            again = f"; run the same command again to go on:\n  {shlex.join(['python', *argv])}"
+            return _fail(f"interrupted{again if resumes else ''}", INTERRUPTED)
+        if isinstance(error, ConfigError | PipelineError):
+            return _fail(error, BAD_INPUT if isinstance(error, ConfigError) else FAILURE)
         if error is getattr(sys.stdout, "error", None):
             return FAILURE if isinstance(error, BrokenPipeError) else DONE
         if line := missing_package(error):
@@ -135,6 +133,14 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             print_traceback(error)
             return FAILURE
         return _fail(f"{_full_place(error)}: {error.strerror}", FAILURE)
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is an interrupt, or what became of one: a transaction of a database that was
+    interrupted, for example, cannot be ended, which is another error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _unusable(arguments: Sequence[str]) -> str | None:
@@ -152,7 +158,7 @@ def _unusable(arguments: Sequence[str]) -> str | None:
     return None
 
 
-def _file_as_folder(error: Exception) -> Path | None:
+def _file_as_folder(error: BaseException) -> Path | None:
     """The file that lies where a folder would be made or read, as in the storage; None for an error
     of another kind."""
     if not isinstance(error, FileExistsError | NotADirectoryError) or error.filename is None:

@@ -185,6 +185,19 @@ def test_an_interrupt_that_python_drops_is_not_lost(capsys):
     assert sys.unraisablehook is before
 
 
+def test_what_becomes_of_an_interrupt_is_one(capsys):
+    """As of a transaction that cannot be rolled back after it."""
+
+    def work(_) -> int:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise PipelineError("cannot be rolled back") from None
+
+    assert run_command(work, ["a.py"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
 def test_a_command_gets_its_arguments_and_returns_its_code():
     given = []
 
