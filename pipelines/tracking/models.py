@@ -54,7 +54,7 @@ from pipelines.tracking.schema import (
     SIZE_TAG,
     schema_version,
 )
-from pipelines.tracking.uri import local_path
+from pipelines.tracking.uri import gone_from, local_path
 
 SCHEME = "models:/"
 DIGESTS = f"{PACKAGE_FOLDER}/{DIGESTS_FILE}"
@@ -217,7 +217,7 @@ class ModelStore:
             model = self.client.get_logged_model(model_id)
             source = local_path(str(model.artifact_location))
             if source is not None and not os.path.lexists(source):
-                raise GoneError(f"{model_uri(model_id)}: its files are gone from {source}")
+                raise GoneError(f"{model_uri(model_id)}: {gone_from(source)}")
             if source is not None:
                 _require_size(source, model.tags.get(SIZE_TAG))
             copy = self.client.download(model.artifact_location, folder)
@@ -290,7 +290,7 @@ class ModelStore:
         with scratch_folder() as scratch:
             digests = self._fetch(model_id, DIGESTS, scratch)
             if digests is None:
-                raise GoneError(f"{uri}: its files are gone from {model.artifact_location}")
+                raise GoneError(f"{uri}: {gone_from(model.artifact_location)}")
             try:
                 listed = read_list(digests, model.tags[SHA256_TAG])
             except (OSError, ValueError) as error:

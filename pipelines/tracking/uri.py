@@ -151,6 +151,14 @@ def require_artifacts(
         )
 
 
+def gone_from(location: str | Path) -> str:
+    """That the files of a logged model are gone, and what to do if its whole storage is."""
+    path, advice = local_path(str(location)), ""
+    if path is not None and len(path.parents) > 3 and not (storage := path.parents[3]).exists():
+        advice = f"; if {storage} was moved, link it to there: ln -s STORAGE {storage}"
+    return f"its files are gone from {location}{advice}"
+
+
 def make_storage(path: Path) -> None:
     """Make the folder of the storage. Raises ConfigError if it cannot be made or written."""
     require_folders(path)

@@ -31,7 +31,7 @@ from pipelines.tracking.schema import (
     schema_version,
 )
 from pipelines.tracking.store import Store
-from pipelines.tracking.uri import tracking_uri
+from pipelines.tracking.uri import gone_from, tracking_uri
 from tests.pipelines.packages import log_untrained
 
 
@@ -338,8 +338,13 @@ def test_a_storage_that_was_moved_is_missed_and_not_begun_anew(store, tmp_path, 
         with pytest.raises(ConfigError, match=f"tiny were in {old}/artifacts, which is gone") as e:
             Store.open("tiny", new, create=create)
     assert not old.exists()
+    files = f"{old}/artifacts/models/m-1/artifacts"
+    way = f"; if {old} was moved, link it to there: ln -s STORAGE {old}"
+    assert gone_from(f"file://{files}") == f"its files are gone from file://{files}{way}"
+    assert gone_from(Path(files)) == f"its files are gone from {files}{way}"
     subprocess.run(re.search("ln -s [^;]+", str(e.value))[0], shell=True, check=True)
     assert Store.open("tiny", new)
+    assert gone_from(files) == f"its files are gone from {files}"
     old.unlink()
     assert Store.open("tiny", None, create=False)  # for what is in the database alone
     assert Store.open("tiny", old, create=False)  # deleted: the search runs again
