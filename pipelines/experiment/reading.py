@@ -149,12 +149,20 @@ def _changed(
             check=problems,
         )
     except ConfigError as error:
-        raise ConfigError(*old, *error.problems) from None
+        raise ConfigError(*old, *(_of_base(one, _space(data)) for one in error.problems)) from None
     if old:
         raise ConfigError(*old)
     if grids:
         _require_use(experiment, changes)
     return experiment
+
+
+def _of_base(problem: Problem, space: Mapping[str, Any]) -> Problem:
+    """A problem of a searched key's own value, which no trial has, with that it must be valid."""
+    if problem.key not in space:
+        return problem
+    message = f"{problem.message} (its own value, beside its range, must be valid, too)"
+    return replace(problem, message=message)
 
 
 def _require_grid(listed: Set[str], change: Change) -> None:

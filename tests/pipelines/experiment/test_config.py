@@ -968,3 +968,15 @@ def test_integers_have_a_step_or_a_logarithm_and_are_stored_as_before_without(ex
     assert read_experiment(parse(searched.to_yaml(), source="x"), source="x") == searched
     assert searched.search.space["model.depth"].examples == [2, 6, 10]
     assert not searched.search.space["model.depth"].contains(4)
+
+
+def test_a_wrong_value_of_a_searched_key_is_named_as_its_own(data):
+    """It is in no trial, but conditions and costs are computed with it."""
+    ranges = {"model.heads": {"choice": [2, 4]}, "model.dim": {"choice": [16, 24]}}
+    wrong = data | {"model": {"dim": 16, "heads": 3}, "search": {"space": ranges}}
+    with pytest.raises(ConfigError) as raised:
+        read_experiment(wrong, source="test")
+    assert str(raised.value).endswith("(its own value, beside its range, must be valid, too)")
+    with pytest.raises(ConfigError) as raised:
+        read_experiment(data | {"model": {"dim": 16, "heads": 3}}, source="test")
+    assert "its own value" not in str(raised.value)
