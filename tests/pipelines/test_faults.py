@@ -190,6 +190,7 @@ def test_workers_that_die_and_a_driver_that_dies_leave_no_trace_in_the_weights(
     assert_whole(folder.store(), folder.store().find("train"))
 
 
+@pytest.mark.extended
 @pytest.mark.process
 def test_a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before(tmp_path, text):
     folder = Folder(tmp_path, text)
