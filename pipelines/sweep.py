@@ -41,6 +41,9 @@ STAGE_NAMES = [
     *("register", "promote", "sample", "report"),
 ]
 
+LOCK = "experiment {}"
+"""Name of the lock that the command holds while it runs an experiment."""
+
 
 def main(argv: Sequence[str]) -> int:
     """Check the configuration, then run or plan the stages."""
@@ -62,6 +65,8 @@ def main(argv: Sequence[str]) -> int:
         remove_leftovers()
         from pipelines.stages.corpus import CorpusStage
 
+        if not arguments.dry_run:
+            _require_not_running(experiment.experiment)
         corpus = CorpusStage(progress.mode)
         several = experiment.resources.max_workers > 1
         if not arguments.dry_run or experiment.data.corpus == "files":  # it downloads nothing
@@ -87,6 +92,18 @@ def main(argv: Sequence[str]) -> int:
         experiment = _resolve_inputs(experiment, corpus, progress, write=True)
         _run(experiment, stages, reused, Invocation.of(__file__, argv, progress), arguments)
     return DONE
+
+
+def _require_not_running(experiment: str) -> None:
+    """Raise PipelineError if another process runs the experiment: Ray would be started and ended
+    for nothing, before `dag.run`, which holds this lock, raises it."""
+    from pipelines.tracking.locks import exclusive_lock
+    from pipelines.tracking.uri import database_file, file_problem, tracking_uri
+
+    database = database_file(tracking_uri())
+    if database is None or (database.exists() and file_problem(database) is None):
+        with exclusive_lock(LOCK.format(experiment)):
+            pass
 
 
 def _require_stage(name: str | None, stages: "Stages") -> None:
@@ -231,7 +248,7 @@ def _run(
         stages,
         experiment,
         invocation,
-        lock_name=f"experiment {name}",
+        lock_name=LOCK.format(name),
         descriptions=describe_pipeline(name, experiment.promote.model, invocation.argv),
         until=arguments.until,
         fresh=arguments.fresh,

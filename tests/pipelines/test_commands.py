@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from pipelines import generate, promote, report, sweep, train
+from pipelines.cluster import connection
 from pipelines.cluster.connection import _set_defaults, ray_session
 from pipelines.compat.mlflow import ignore_warnings, is_filter
 from pipelines.console.command import run_command
@@ -30,6 +31,7 @@ from pipelines.registry.champions import Champions, ChampionState
 from pipelines.stages.corpus import CorpusStage
 from pipelines.storage.location import Storage
 from pipelines.tracking import client
+from pipelines.tracking.locks import exclusive_lock
 from pipelines.training import checkpoint
 from tests.pipelines import forked
 from tests.pipelines.commands import (
@@ -58,6 +60,20 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
         train._run(changed, CorpusStage(), invocation(), fresh=False)
     assert names[0] == names[1]
     assert len(set(names)) == 1 + len(own)
+
+
+@pytest.mark.slow
+def test_an_experiment_that_runs_is_refused_before_ray_is_started(tmp_path, text, monkeypatch):
+    started = Mock()
+    monkeypatch.setattr(connection, "start_early", started)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    folder = Folder(tmp_path, text)
+    with exclusive_lock("experiment tiny"):
+        code, out, err = folder.run("sweep.py", "tiny.yaml")
+        assert (code, out) == (1, "")
+        assert re.match(rf"experiment tiny: already running \(process {os.getpid()}: ", err)
+    assert not started.called
 
 
 @pytest.mark.parametrize(
