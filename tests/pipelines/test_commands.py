@@ -66,9 +66,9 @@ def test_two_trainings_that_would_write_one_run_have_one_lock(experiment, monkey
 def test_an_experiment_that_runs_is_refused_before_ray_is_started(tmp_path, text, monkeypatch):
     started = Mock()
     monkeypatch.setattr(connection, "start_early", started)
+    folder = Folder(tmp_path, text)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(tmp_path)
-    folder = Folder(tmp_path, text)
     with exclusive_lock("experiment tiny"):
         code, out, err = folder.run("sweep.py", "tiny.yaml")
         assert (code, out) == (1, "")
