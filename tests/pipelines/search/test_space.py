@@ -113,8 +113,9 @@ def test_an_end_of_a_range_is_refused_for_what_is_wrong_with_it_by_itself(
     """What its other keys make of it may be right in the midst of the range."""
     sizes = {"train.seq_len": 64, "train.tokens": 1 << 20, "model.dim": 64}
     base = experiment.replace(sizes).training_run()
-    space = {key: Dimension(int=ends), **RATE}
-    found = [problem.key for problem in space_problems(space, base, experiment.fit)]
+    found = [
+        problem.key for problem in space_problems({key: Dimension(int=ends)}, base, experiment.fit)
+    ]
     assert found == ([] if is_valid else [f"search.space.{key}"])
 
 
