@@ -26,7 +26,8 @@ test-unit: install
 	$(BIN)/python -m pytest -m "unit and not extended" --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-extended: install
-	$(BIN)/python -m pytest -m extended --numprocesses 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "extended and not faults and not cluster" --numprocesses 3 --dist loadfile \
+	  --no-loadscope-reorder
 
 test-cluster: install
 	$(BIN)/python -m pytest -m cluster

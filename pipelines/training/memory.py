@@ -30,8 +30,9 @@ SAVED_COPIES = 3
 """Numbers of a checkpoint per parameter: weight and moments, besides the average if one is kept.
 They are in memory as bytes for the file as well while it is written; and where weights are sharded,
 whole beside the worker's part."""
-MUON_COPIES = 3
-"""Numbers held per parameter of a matrix while Muon updates it, besides weight and momentum."""
+MUON_COPIES, MUON_COPIES_ON_A_CPU = 3, 4
+"""Numbers held per parameter of a matrix while Muon updates it, besides weight and momentum: a
+processor without instructions for bfloat16 multiplies in float32."""
 GATHERED_COPIES, SCATTERED_COPIES = 4, 2
 """Numbers held per parameter of one block's matrices where these are sharded: of a block and of the
 next one as gathered and in the buffers that they came in; and of gradients, in float32, whole and
@@ -54,7 +55,7 @@ def peak_bytes(config: "TrainingRun", *, on_gpu: bool) -> int:
     state = STATE_COPIES * 4 * held - moment
     saving = SAVED_COPIES * 4 * held - moment
     evaluating = saving + _evaluation_bytes(config)
-    updating = state + MUON_COPIES * moment
+    updating = state + (MUON_COPIES if on_gpu else MUON_COPIES_ON_A_CPU) * moment
     averaged = config.train.ema_decay is not None
     if not on_gpu:
         whole = (SAVED_COPIES + averaged) * 4 * parameters - (4 * matrices if muon else 0)

@@ -173,7 +173,7 @@ ONE = {
         ({"train.optimizer": "muon"}, 100_867_072, 59_972_608),
         (
             {"train.optimizer": "muon", **MICRO, "model.dim": 1024, "train.eval_tokens": 128},
-            914_472_960,
+            1_065_467_904,
             914_472_960,
         ),
         ({"train.ema_decay": 0.9}, 102_179_584, 61_285_120),
