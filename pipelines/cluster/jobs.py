@@ -22,7 +22,7 @@ from pipelines.cluster.inspection import worker_place
 from pipelines.cluster.room import WithinRoom, watched_room
 from pipelines.cluster.trial import Trial
 from pipelines.cluster.trial_events import TrialEvents
-from pipelines.compat.ray import HEAD_NODE, NotPickled, without_aws_keys
+from pipelines.compat.ray import HEAD_NODE, NotPickled, variables_for_trials
 from pipelines.console.progress import Progress
 from pipelines.data.splits import TrainValSplits
 from pipelines.storage.remote import Folder
@@ -111,7 +111,8 @@ def run_jobs(
     room = watched_room(
         resources, progress, name=name, left=lambda: sum(source.left for source in sources)
     )
-    with scratch_folder() as scratch, without_aws_keys(), room as found:
+    variables = variables_for_trials(inherited=not cluster_address())
+    with scratch_folder() as scratch, variables, room as found:
         tuner = tune.Tuner(
             tune.with_resources(trainable, partial(_request, resources)),
             tune_config=tune.TuneConfig(

@@ -74,6 +74,8 @@ DEFAULT_NICENESS = 15
 """Of Ray's workers: steps that are timed without Ray run as nice as they."""
 JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets it, under this odd name, in a process that `ray job submit` has started."""
+NO_JOB = ("RAY_JOB_ID", "ffffffff")
+"""A variable of a worker process that was started before there was a job for it, and its value."""
 HEAD_NODE = "node:__internal_head__"
 """A resource of the head node only."""
 NODE_ID_LABEL = "ray.io/node-id"
@@ -308,20 +310,32 @@ def without_working_folder() -> Iterator[None]:
 
 
 @contextmanager
-def without_aws_keys() -> Iterator[None]:
-    """Keep Tune from sending this process's AWS keys to its actors, in the time of a block.
+def variables_for_trials(*, inherited: bool) -> Iterator[None]:
+    """Keep Tune from sending variables of this process to its actors, in the time of a block.
 
-    Ray's agents write what is sent into their logs; each node has keys of its own. Tune has no
-    setting for the variables that it sends.
+    Where the actors' processes have inherited them anyway, none is sent: an actor with variables of
+    its own gets a new process, though Ray has started one for each core. To other machines go all
+    but the AWS keys: Ray's agents write what is sent into their logs, and each node has keys of its
+    own. Tune has no setting for this.
     """
     from ray.tune.execution import class_cache
 
-    sent = class_cache.ENV_VARS_TO_PROPAGATE
-    class_cache.ENV_VARS_TO_PROPAGATE = {name for name in sent if not name.startswith("AWS_")}
+    before = class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE
+    if inherited:
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = {}, set()
+    else:
+        kept = {name for name in before[1] if not name.startswith("AWS_")}
+        class_cache.ENV_VARS_TO_PROPAGATE = kept
     try:
         yield
     finally:
-        class_cache.ENV_VARS_TO_PROPAGATE = sent
+        class_cache.DEFAULT_ENV_VARS, class_cache.ENV_VARS_TO_PROPAGATE = before
+
+
+def has_no_job() -> bool:
+    """Whether this process was started by a node that waits for its first job."""
+    name, value = NO_JOB
+    return os.environ.get(name) == value
 
 
 def trial_stub(trial_id: object, config: dict[str, Any] | None = None) -> SimpleNamespace:

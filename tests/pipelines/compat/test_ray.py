@@ -31,6 +31,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from ray.tune import tune
 from ray.tune.constants import TUNE_ENV_VARS
 from ray.tune.execution import tune_controller
+from ray.tune.execution.class_cache import _ActorClassCache
 from ray.tune.experimental import output
 from ray.tune.utils import callback
 
@@ -162,7 +163,12 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
         assert action(signal.SIGTERM) == before
         (node,) = ray.nodes()
         nice = ray.get(ray.remote(lambda: os.nice(0)).remote())
-        loaded = ray.get(ray.remote(lambda: set(sys.modules)).remote())
+        actor = type("Actor", (), {"modules": lambda _: set(sys.modules)})
+        with compat.variables_for_trials(inherited=True):
+            trial = _ActorClassCache().get(actor).remote()
+        loaded = ray.get(trial.modules.remote())
+        later = ray.remote(runtime_env={"env_vars": {"A": "1"}})(actor).remote()
+        loaded_later = ray.get(later.modules.remote())
         addresses = listening(others)
         head = ray._private.worker._global_node.gcs_address
         assert compat.is_head_node(head, seconds=30)
@@ -192,6 +198,8 @@ def test_a_cluster_of_this_machine_is_closed_to_others_and_has_the_names_and_the
     assert node[compat.NODE_RESOURCES]["CPU"] == compat.machine_cpus()
     assert compat.HEAD_NODE in node[compat.NODE_RESOURCES]
     assert {compat.LOCAL_ENVIRONMENT[compat.PRELOADED], "pipelines.cluster.trial"} <= loaded
+    assert compat.LOCAL_ENVIRONMENT[compat.PRELOADED] in loaded_later
+    assert "torch" not in loaded_later
     assert nice == min(19, os.nice(0) + compat.DEFAULT_NICENESS)
 
 

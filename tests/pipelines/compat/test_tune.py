@@ -134,19 +134,20 @@ def test_tune_pickles_the_callbacks_of_a_tuner(bases, tmp_path):
 def sent() -> dict[str, str]:
     """What Tune sends to the actors of a trial."""
     made = class_cache._ActorClassCache().get(type("Actor", (), {}))
-    return made._default_options["runtime_env"]["env_vars"]
+    return made._default_options["runtime_env"].get("env_vars", {})
 
 
-def test_aws_keys_are_not_sent_to_trials_and_tune_is_as_before_afterwards(monkeypatch):
+@pytest.mark.parametrize("inherited", [True, False])
+def test_aws_keys_are_not_sent_to_trials_and_tune_is_as_before_afterwards(monkeypatch, inherited):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    assert sent()["AWS_SECRET_ACCESS_KEY"] == "secret"
-    before = class_cache.ENV_VARS_TO_PROPAGATE
-    with pytest.raises(RuntimeError), compat.without_aws_keys():
-        assert "AWS_SECRET_ACCESS_KEY" not in sent()
-        assert sent()["RAY_CHDIR_TO_TRIAL_DIR"] == "0"
+    before = sent()
+    assert before["AWS_SECRET_ACCESS_KEY"] == "secret"
+    with pytest.raises(RuntimeError), compat.variables_for_trials(inherited=inherited):
+        del before["AWS_SECRET_ACCESS_KEY"]
+        assert sent() == ({} if inherited else before)
         raise RuntimeError
-    assert class_cache.ENV_VARS_TO_PROPAGATE is before
+    assert sent() == before | {"AWS_SECRET_ACCESS_KEY": "secret"}
 
 
 def test_asha_takes_a_stub_for_a_trial():
