@@ -41,8 +41,11 @@ OUTSIDE = {
 """Programs of a shell, and those that the page in question asks for."""
 INSTALLED_BY_THE_PAGE = {"tensorboard", "optuna-dashboard"}
 FOLDERS = "dca|pipelines|tests|benchmarks|experiments|notebooks|docs"
-TESTED_ELSEWHERE = ("@corpus(", "@residual(", "EQUATIONS[", "ADDED[", "import TrainingRun, train")
-"""Examples that tests of data, of registration and of training as a library run."""
+TESTED_ELSEWHERE = (
+    *("@corpus(", "@residual(", "EQUATIONS[", "ADDED[", "import TrainingRun, train"),
+    *("load_model(", "load_results("),
+)
+"""Examples that tests of data, registration, training as a library and reports run."""
 MAX_README_LINES, MAX_PICTURE_BYTES = 199, 150_000
 
 
@@ -332,36 +335,32 @@ STUDY = "experiments/residuals.yaml"
 """Its command takes a minute; tests/pipelines/test_whole_study.py runs a study."""
 
 
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tutorial's commands have run, in their order, without Ray."""
-    path = tmp_path_factory.mktemp("tutorial")
+@pytest.mark.extended
+def test_the_tutorials_commands_run(tmp_path, monkeypatch):
+    """In their order, without Ray."""
+    path = tmp_path / "tutorial"
+    path.mkdir()
     for name in ("pipelines", "experiments"):
         (path / name).symlink_to(ROOT / name)
     folder, ran = Folder(path), 0
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        library = tmp_path_factory.mktemp("stdlib")
-        for source in Path(sysconfig.get_path("stdlib")).glob("[a-c]*.py"):
-            shutil.copy(source, library)  # a tenth of the text, which each command reads
-        monkeypatch.setattr(corpora.sysconfig, "get_path", lambda _: str(library))
-        LocalTune(tmp_path_factory.mktemp("tune"), monkeypatch)
-        isolated_forked(monkeypatch)
-        timed_forked(monkeypatch)
-        for block in blocks(page("tutorial"), "bash"):
-            for program, script, *arguments in commands(block):
-                if program != "python" or STUDY in arguments:
-                    continue
-                code, out, err = folder.run(Path(script).name, *arguments)
-                assert code == 0, f"{script} {shlex.join(arguments)}\n{err}"
-                assert "Traceback" not in out + err, script
-                ran += 1
+    library = tmp_path / "stdlib"
+    library.mkdir()
+    for source in Path(sysconfig.get_path("stdlib")).glob("[a-c]*.py"):
+        shutil.copy(source, library)  # a tenth of the text, which each command reads
+    monkeypatch.setattr(corpora.sysconfig, "get_path", lambda _: str(library))
+    LocalTune(tmp_path, monkeypatch)
+    isolated_forked(monkeypatch)
+    timed_forked(monkeypatch)
+    for block in blocks(page("tutorial"), "bash"):
+        for program, script, *arguments in commands(block):
+            if program != "python" or STUDY in arguments:
+                continue
+            code, out, err = folder.run(Path(script).name, *arguments)
+            assert code == 0, f"{script} {shlex.join(arguments)}\n{err}"
+            assert "Traceback" not in out + err, script
+            ran += 1
     assert ran >= 10
-    return path
-
-
-@pytest.mark.extended
-def test_the_tutorials_commands_run(tutorial):
-    assert (tutorial / "runs" / "reports" / "quickstart-smoke" / "report.html").is_file()
+    assert (path / "runs" / "reports" / "quickstart-smoke" / "report.html").is_file()
 
 
 SNIPPETS = [
@@ -372,20 +371,14 @@ SNIPPETS = [
 ]
 
 
-def run_example(code: str, folder: Path) -> str:
-    """What an example prints in a folder, on what the tutorial has made there."""
-    code = code.replace('"quickstart"', '"quickstart-smoke"').replace("dca-gpt@", "dca-gpt-smoke@")
-    script = folder / "example.py"
+@pytest.mark.parametrize(("where", "code"), SNIPPETS, ids=[where for where, _ in SNIPPETS])
+def test_the_python_examples_run(where, code, tmp_path):
+    script = tmp_path / "example.py"
     script.write_text(code)
-    process = Command(script, [], folder, environment())
+    process = Command(script, [], tmp_path, environment())
     out, err = process.communicate(timeout=240)
     assert process.returncode == 0, err
-    return out
-
-
-@pytest.mark.parametrize(("where", "code"), SNIPPETS, ids=[where for where, _ in SNIPPETS])
-def test_the_python_examples_run(where, code, tutorial):
-    assert run_example(code, tutorial)
+    assert out
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.tracking.schema import STAGE_TAG
 from pipelines.tracking.store import Run, Store
+from tests import pages
 from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser
 from tests.pipelines.commands import ROOT, Folder, free_port, start_and_wait, stop
 from tests.pipelines.forked import Command
@@ -130,6 +131,17 @@ def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
         "03_inside_dca": "embedding",
     }[path.stem] in text
     assert {kind: len(store.find(kind)) for kind in before} == before
+
+
+@pytest.mark.parametrize("name", ["registry", "reports"])
+def test_an_example_of_the_docs_runs_on_the_finished_sweep(name, swept):
+    code = "\n".join(pages.blocks(pages.page(name), "python"))
+    script = swept.path / f"{name}.py"
+    script.write_text(code.replace('"quickstart"', '"tiny"'))
+    example = Command(script, [], swept.path, swept.environment)
+    out, err = example.communicate(timeout=240)
+    assert example.returncode == 0, err
+    assert out
 
 
 @pytest.mark.extended
