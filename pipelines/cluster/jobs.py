@@ -103,7 +103,7 @@ def run_jobs(
     resources = next(iter(groups.values())).base.resources
     with progress.watching(lambda: "  starting Ray", stage="ray"):
         cluster = connect(dashboard=resources.max_workers > 1)
-    if not cluster_address():  # else its nodes are waited for
+    if local := not cluster_address():  # else its nodes are waited for
         require_capacity(cluster, resources, key)
     trainings = {group_name: (group.base, group.folder) for group_name, group in groups.items()}
     trainable = tune.with_parameters(Trial, groups=trainings, corpus=corpus)
@@ -111,8 +111,7 @@ def run_jobs(
     room = watched_room(
         resources, progress, name=name, left=lambda: sum(source.left for source in sources)
     )
-    variables = variables_for_trials(inherited=not cluster_address())
-    with scratch_folder() as scratch, variables, room as found:
+    with scratch_folder() as scratch, variables_for_trials(inherited=local), room as found:
         tuner = tune.Tuner(
             tune.with_resources(trainable, partial(_request, resources)),
             tune_config=tune.TuneConfig(
