@@ -25,10 +25,9 @@ from pipelines.config.schema import Schema, choices, field_at, field_keys, is_li
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
 
-
-def quotes_for(value: Any) -> str:
-    """The end of a message about a value that YAML reads as no text: how it is one."""
-    return f"; expected quotes, as in '\"{quote_value(value)}\"'"
+QUOTES = """; expected quotes around it, as in '"..."'"""
+"""The end of a message about a value that YAML reads as no text, which may have been written in
+another way, such as 007."""
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[Problem]:
@@ -52,7 +51,7 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
     given = detail["input"]
     message = f"{expectation(detail)}, got {quote_value(given)}"
     if kind == NO_TEXT and isinstance(given, bool | int | float | None):
-        return Problem(f"{message}{quotes_for(given)}", key)
+        return Problem(f"{message}{QUOTES}", key)
     is_list_given = kind in NOT_A_SECTION and isinstance(given, list)
     if is_list_given and (field := _list_field(path, model)):
         return Problem(message, key, nearest=f"{{{field}: {quote_value(given)}}}")

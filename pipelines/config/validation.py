@@ -5,6 +5,7 @@ Used by the sections themselves and by pipelines/experiment.
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,7 +14,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from pipelines.config.compose import Layer, source_of
-from pipelines.config.problems import problems_of, quotes_for
+from pipelines.config.problems import QUOTES, problems_of
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.text import first_line, quote_value
 
@@ -23,13 +24,19 @@ MAX_NAME_BYTES = 200
 """Of a name that becomes part of the names of files, which have at most 255 bytes."""
 
 
+def _letters(text: str) -> str:
+    """A text without the marks at letters, such as the vowels of Hindi and Thai, or accents apart:
+    Python's patterns do not count them as part of a word, pydantic's do."""
+    return "".join(char for char in text if not unicodedata.category(char).startswith("M"))
+
+
 def worded(pattern: str, expected: str) -> tuple[FieldInfo, BeforeValidator]:
     """A name's pattern, for editors, and what it demands in words, for people."""
 
     def check(value: Any) -> Any:
         is_number = isinstance(value, int | float)  # as in `experiment: 2024`
-        if is_number or (isinstance(value, str) and not re.fullmatch(pattern, value)):
-            end = quotes_for(value) if is_number else ""
+        if is_number or (isinstance(value, str) and not re.fullmatch(pattern, _letters(value))):
+            end = QUOTES if is_number else ""
             raise ValueError(f"expected {expected}, got {quote_value(value)}{end}")
         if (
             isinstance(value, str)

@@ -108,8 +108,13 @@ def counted(count: float, noun: str) -> str:
 
 
 def quote_value(value: Any) -> str:
-    """A value in an error message, as in `got ...`: JSON of at most 60 characters."""
-    return shorten(redact(json.dumps(value, default=str)))  # half a password looks like any text
+    """A value in an error message, as in `got ...`: JSON of at most 60 characters.
+
+    Letters of any script are shown as they are, and what does not show is escaped.
+    """
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+    return shorten(redact(text))  # half a password looks like any text
 
 
 def json_text(value: Any, *, indent: int | None = None) -> str:

@@ -145,14 +145,17 @@ def test_numbers_are_read_as_in_yaml_1_2(path):
         ("train.learning_rate=.inf", "train.learning_rate: "),
         ("model.heads=[1", "not valid YAML"),
         ("experiment=a/b", "experiment: "),
+        ("experiment=проба/1", 'got "проба/1"'),
+        ("experiment='a\u202eb'", r'got "a\u202eb"'),
+        ("experiment=\u0301", "experiment: expected letters"),
         ("fit.tokens=100", "fit.tokens: expected at least one step"),
         ("storage=s4://bucket/x", "storage: expected a folder, or a URI like s3://"),
-        ("storage=2024", "string, got 2024; expected quotes, as in '\"2024\"'"),
-        ("data.path=2024", "string, got 2024; expected quotes, as in '\"2024\"'"),
-        ("experiment=2024", "first letter, got 2024; expected quotes, as in '\"2024\"'"),
-        ("experiment=true", "first letter, got true; expected quotes, as in '\"true\"'"),
-        ("experiment=null", "string, got null; expected quotes, as in '\"null\"'"),
-        ("generate.prompts=[1.5]", "string, got 1.5; expected quotes, as in '\"1.5\"'"),
+        ("storage=2024", "string, got 2024; expected quotes around it, as in '\"...\"'"),
+        ("data.path=2024", "string, got 2024; expected quotes around it, as in '\"...\"'"),
+        ("experiment=2024", "first letter, got 2024; expected quotes around it, as in '\"...\"'"),
+        ("experiment=true", "first letter, got true; expected quotes around it, as in '\"...\"'"),
+        ("experiment=null", "string, got null; expected quotes around it, as in '\"...\"'"),
+        ("generate.prompts=[1.5]", "string, got 1.5; expected quotes around it, as in '\"...\"'"),
         ("storage={a: s3://bucket/x, tensorboard: true}", "storage: input should be a valid str"),
         ("model.dca.init_std=.nan", "model.dca.init_std: "),
         ("model.vocab=100", "model.vocab: expected 256"),
@@ -163,6 +166,11 @@ def test_bad_input_is_one_line_with_the_key_and_what_was_expected(path, override
     message = problem(path, override)
     assert expected in message
     assert len(message.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["проба 2", "प्रयोग", "ทดลองที่", "e\u0301tude"])
+def test_a_name_may_have_letters_of_any_script(path, name):
+    assert load([str(path), f"experiment={name}"]).experiment == name
 
 
 @pytest.mark.parametrize(
