@@ -30,6 +30,12 @@ def test_a_result_is_read_back_from_json_as_it_was(result):
     assert json_digest(json.loads(text)) == json_digest(to_json(result))
 
 
+def test_the_digest_of_data_is_that_by_which_stored_results_are_found():
+    digest = "d9160b84375e7c2f8cc1227d14dfac3d"
+    assert json_digest({"b": [2.5, None], "a": "é"}) == digest
+    assert json_digest({"a": "é", "b": [2.5, None]}) == digest
+
+
 def test_a_result_has_the_same_digest_before_and_after_it_is_stored():
     whole = Fit(1, ((1, 2),), {})  # integers where floats are expected
     read = from_json(Fit, json.dumps(to_json(whole)))
