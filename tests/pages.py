@@ -11,6 +11,8 @@ PAGES = [
     ROOT / "experiments" / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
+OF_A_SWEEP = ("load_model(", "load_results(")
+"""What examples in Python call that need a finished sweep."""
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
 STOPS = {"|", ">", ">>", "&&", ";"}
 """Words of a shell after which another command or a file follows."""

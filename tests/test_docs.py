@@ -24,7 +24,7 @@ from ruamel.yaml import YAML
 
 from pipelines.data import corpora
 from pipelines.experiment import load
-from tests.pages import PAGES, ROOT, blocks, commands, page
+from tests.pages import OF_A_SWEEP, PAGES, ROOT, blocks, commands, page
 from tests.pipelines.commands import Folder
 from tests.pipelines.forked import Command
 from tests.pipelines.local_tune import LocalTune
@@ -43,7 +43,7 @@ INSTALLED_BY_THE_PAGE = {"tensorboard", "optuna-dashboard"}
 FOLDERS = "dca|pipelines|tests|benchmarks|experiments|notebooks|docs"
 TESTED_ELSEWHERE = (
     *("@corpus(", "@residual(", "EQUATIONS[", "ADDED[", "import TrainingRun, train"),
-    *("load_model(", "load_results("),
+    *OF_A_SWEEP,
 )
 """Examples that tests of data, registration, training as a library and reports run."""
 MAX_README_LINES, MAX_PICTURE_BYTES = 199, 150_000

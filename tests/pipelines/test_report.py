@@ -16,7 +16,7 @@ from pipelines.reporting.loading import load_results
 from pipelines.reporting.mixing import read_mixing
 from pipelines.tracking.schema import STAGE_TAG
 from pipelines.tracking.store import Run, Store
-from tests import pages
+from tests.pages import OF_A_SWEEP, PAGES, blocks
 from tests.pipelines.browser import CHROMIUM, DRIVER, PHONE_WIDTH, WIDTH, Browser
 from tests.pipelines.commands import ROOT, Folder, free_port, start_and_wait, stop
 from tests.pipelines.forked import Command
@@ -133,11 +133,18 @@ def test_a_notebook_runs_on_the_finished_sweep(path, swept, store, page):
     assert {kind: len(store.find(kind)) for kind in before} == before
 
 
-@pytest.mark.parametrize("name", ["registry", "reports"])
+EXAMPLES = {
+    f"{path.stem}-{number}": code
+    for path in PAGES
+    for number, code in enumerate(blocks(path.read_text(), "python"))
+    if any(mark in code for mark in OF_A_SWEEP)
+}
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_of_the_docs_runs_on_the_finished_sweep(name, swept):
-    code = "\n".join(pages.blocks(pages.page(name), "python"))
     script = swept.path / f"{name}.py"
-    script.write_text(code.replace('"quickstart"', '"tiny"'))
+    script.write_text(EXAMPLES[name].replace('"quickstart"', '"tiny"'))
     example = Command(script, [], swept.path, swept.environment)
     out, err = example.communicate(timeout=240)
     assert example.returncode == 0, err
