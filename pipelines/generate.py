@@ -188,12 +188,13 @@ def _fetched(model: str) -> Iterator[tuple[Path, str]]:
 
 def _prompts(arguments: argparse.Namespace) -> list[str]:
     """The prompts of the command line, of a file or of standard input."""
-    given = list(arguments.prompt or [])
+    given, source = list(arguments.prompt or []), ""
     if "" in given:
         which = f", got none in number {given.index('') + 1}" if len(given) > 1 else ""
         raise ConfigError(Problem(f"expected at least one character{which}", "--prompt"))
     if arguments.prompts is not None:
-        prompts = _lines(_read(arguments.prompts), arguments.prompts)
+        source = arguments.prompts
+        prompts = _lines(_read(source), source)
     elif not given and sys.stdin is not None and not sys.stdin.isatty():
         try:
             with _waiting(STANDARD_INPUT):
@@ -202,15 +203,18 @@ def _prompts(arguments: argparse.Namespace) -> list[str]:
             reason = getattr(error, "strerror", None) or error
             message = f"cannot be read: {reason}; expected --prompt TEXT or --prompts FILE"
             raise ConfigError(Problem(message, source=STANDARD_INPUT)) from None
-        prompts = _lines(text, STANDARD_INPUT)
+        source = STANDARD_INPUT
+        prompts = _lines(text, source)
     else:
         prompts = given
     if not prompts:
         message = "expected a TEXT, or --prompts FILE or standard input with a prompt in each line"
         raise ConfigError(Problem(message, "--prompt"))
-    size = max(len(prompt.encode()) for prompt in prompts)
-    if size > MAX_BYTES:
-        raise ConfigError(Problem(f"expected at most {MAX_BYTES} bytes, got {size}", "--prompt"))
+    for number, prompt in enumerate(prompts, 1):
+        if (size := len(prompt.encode())) > MAX_BYTES:
+            message = f"expected at most {MAX_BYTES} bytes, got {size}"
+            where = f"line {number}" if source else "--prompt"
+            raise ConfigError(Problem(message, where, source))
     return prompts
 
 

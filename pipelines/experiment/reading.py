@@ -149,12 +149,30 @@ def _changed(
             check=problems,
         )
     except ConfigError as error:
-        raise ConfigError(*old, *(_of_base(one, _space(data)) for one in error.problems)) from None
+        found = _by_changes(error.problems, layers, grids=grids) if given else error.problems
+        raise ConfigError(*old, *(_of_base(one, _space(data)) for one in found)) from None
     if old:
         raise ConfigError(*old)
     if grids:
         _require_use(experiment, changes)
     return experiment
+
+
+def _by_changes(
+    problems: Sequence[Problem], layers: Sequence[Layer], *, grids: bool
+) -> Iterator[Problem]:
+    """The problems of files with changes: those that the files alone have not are of the changes,
+    also where the key is one that a change does not agree with."""
+    try:
+        _changed(layers, [], grids=grids)
+    except ConfigError as error:
+        alone = {problem.key for problem in error.problems}
+    else:
+        alone = set()
+    files = {layer.source for layer in layers}
+    for one in problems:
+        is_new = one.source in files and one.key not in alone
+        yield replace(one, source="command line") if is_new else one
 
 
 def _of_base(problem: Problem, space: Mapping[str, Any]) -> Problem:

@@ -214,6 +214,14 @@ def test_a_standard_input_that_cannot_be_read_is_refused(monkeypatch, read, mess
         generate.main([])
 
 
+def test_a_prompt_that_is_too_long_is_named_by_its_line(tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text(f"a\n{70_000 * 'a'}\n")
+    with pytest.raises(ConfigError) as error:
+        generate.main(["--prompts", str(file)])
+    assert str(error.value) == f"{file}: line 2: expected at most 65536 bytes, got 70000"
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
 def test_a_text_in_json_is_json_in_the_encoding_of_standard_output(monkeypatch, encoding):
     out = io.TextIOWrapper(io.BytesIO(), encoding)

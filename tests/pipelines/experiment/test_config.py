@@ -392,6 +392,17 @@ def test_a_problem_of_the_command_line_does_not_name_the_file(tmp_path):
     assert second.startswith("command line: model.dim: ")
 
 
+def test_a_change_that_does_not_agree_with_the_file_is_wrong_and_not_the_file(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("experiment: e\ntrain: {batch_tokens: 4096}\nmodel: {heads: 3}\n")
+    assert problem(file).startswith(f"{file}: model.heads: ")
+    file.write_text("experiment: e\ntrain: {batch_tokens: 4096}\n")
+    expected = "command line: train.batch_tokens: expected a multiple of seq_len = 100, got 4096"
+    assert problem(file, "train.seq_len=100") == expected
+    schedule = ["train.schedule=wsd", "train.warmup_fraction=1"]
+    assert problem(file, *schedule).startswith("command line: train.decay_fraction: expected at ")
+
+
 def test_a_duplicate_key_and_a_syntax_error_name_the_line(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("experiment: e\nseed: 1\nseed: 2\n")
