@@ -37,7 +37,7 @@ class FanOut(Generic[C]):
             for value in values:
                 if not VALUE.fullmatch(str(value)):
                     message = (
-                        f"expected 1 to {MAX_CHARACTERS} letters, digits, spaces and _-.: with a "
+                        f"expected 1 to {MAX_CHARACTERS} letters a to z, digits, spaces and _-.: with a "
                         f"letter or digit first and no space last, got {quote_value(value)}"
                     )
                     raise ConfigError(Problem(message, name))

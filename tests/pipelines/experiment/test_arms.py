@@ -66,9 +66,9 @@ def problem(*arguments: object) -> str:
             "{hyper: {}, hypr: }",
             "{} for none; there is no such arm to leave out; did you mean hyper?",
         ),
-        ("{a: {}, a/b: {model.dim: 32}}", "arms.a/b: expected a name of 1 to 60 letters, digits"),
-        ("{a: {}, 'a ': {model.dim: 32}}", "arms.a : expected a name of 1 to 60 letters, digits"),
-        ("{a: {}, '': {model.dim: 32}}", "arms.: expected a name of 1 to 60 letters, digits"),
+        ("{a: {}, a/b: {model.dim: 32}}", "arms.a/b: expected a name of 1 to 60 letters a to z, "),
+        ("{a: {}, 'a ': {model.dim: 32}}", "arms.a : expected a name of 1 to 60 letters a to z, "),
+        ("{a: {}, '': {model.dim: 32}}", "arms.: expected a name of 1 to 60 letters a to z, "),
         ("{a: {}, b: {}}", "arms.b: the same as a: expected another configuration"),
         (
             "{a: {}, b: {model.residual: grn_v1}, c: {model.residual: grn_v1, "
