@@ -51,8 +51,8 @@ def _flat_arms(arms: Any) -> Any:
     for name, changes in arms.items():
         if not ARM_NAME.fullmatch(str(name)):
             message = (
-                "expected a name of 1 to 60 letters a to z, digits, spaces and _-.: with a letter or "
-                "digit first and no space last"
+                "expected a name of 1 to 60 letters a to z, digits, spaces and _-.: with a "
+                "letter or digit first and no space last"
             )
             raise FieldError(str(name), message)
         if not isinstance(changes, Mapping):
