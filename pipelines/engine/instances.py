@@ -37,8 +37,8 @@ class FanOut(Generic[C]):
             for value in values:
                 if not VALUE.fullmatch(str(value)):
                     message = (
-                        f"expected 1 to {MAX_CHARACTERS} letters a to z, digits, spaces and _-.: with "
-                        f"a letter or digit first and no space last, got {quote_value(value)}"
+                        f"expected 1 to {MAX_CHARACTERS} letters a to z, digits, spaces and _-.: "
+                        f"with a letter or digit first and no space last, got {quote_value(value)}"
                     )
                     raise ConfigError(Problem(message, name))
 
