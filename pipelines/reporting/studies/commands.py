@@ -96,9 +96,10 @@ def seeds_text(found: Comparison, wanted: int) -> str:
     """What so many seeds would do, after "would"."""
     if len(found.rows) == 1:
         return "make the interval narrower"
-    known = [row.arm for row in found.decidable if row.seeds_needed and row.seeds_needed <= wanted]
+    estimated = [row for row in found.decidable if row.seeds_needed]
+    known = [row.arm for row in estimated if row.seeds_needed and row.seeds_needed <= wanted]
     if not known:
-        return "tell how many are needed"
+        return f"tell {'better ' if estimated else ''}how many are needed"
     of = "" if len(known) == len(found.undecided) else f" of {', '.join(known)}"
     return power_text(found) + of
 

@@ -40,7 +40,7 @@ def settling_lines(study: Study, experiment: Experiment) -> list[str]:
         arms = ", ".join(arm for arm, _ in noisy)
         lines.append(
             f"times     step times ({arms}) are too noisy to compare costs in time: {PROBE_ROUNDS} "
-            "turns each; measure again on a machine that does nothing else"
+            "turns each; the report has the commands that measure again"
         )
     wanted = None if study.single_look else seeds_to_settle(found, present)
     if wanted:

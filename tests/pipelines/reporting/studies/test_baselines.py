@@ -14,8 +14,8 @@ FOUND = study(STANDARD, CLOSE, DCA, token_seconds=0.01)
 FIND = "find a difference of 0.01 with a probability of 80 %"
 NOISY = Ratio(1.2, Interval(0.7, 1.3))
 TIMES = (
-    "times     step times (b) are too noisy to compare costs in time: 9 turns each; measure again "
-    "on a machine that does nothing else"
+    "times     step times (b) are too noisy to compare costs in time: 9 turns each; the report "
+    "has the commands that measure again"
 )
 
 

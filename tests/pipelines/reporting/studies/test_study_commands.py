@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.comparison.config import MAX_ARMS, MAX_SEED
+from pipelines.comparison.config import MAX_ARMS, MAX_SEED, MAX_SEEDS
 from pipelines.comparison.time_to_quality import LearningRates, learning_rates
 from pipelines.comparison.values import Interval, Ratio
 from pipelines.experiment import Experiment, load, read_experiment
@@ -106,6 +106,9 @@ def test_what_more_seeds_would_do_is_said_of_the_arms_for_which_it_is_known():
     assert seeds_text(single.comparison, 5) == "tell how many are needed"
     assert seeds_text(study(STANDARD).comparison, 5) == "make the interval narrower"
     far = arm("far", 0, bits={0: 2.0, 1: 9.0})
+    alone = study(STANDARD, far, looks=2).comparison
+    assert alone.rows[1].seeds_needed > MAX_SEEDS
+    assert seeds_text(alone, 5) == "tell better how many are needed"
     close = arm("close", 0, bits={0: 2.501, 1: 2.508})
     both = study(STANDARD, far, close, looks=2).comparison
     assert seeds_text(both, 16).endswith("of 0.01 with a probability of 80 % of close")
