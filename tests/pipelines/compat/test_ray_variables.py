@@ -95,5 +95,6 @@ def test_a_variable_that_ends_rays_process_is_named_before_it_is_imported(monkey
     assert shown == {f"{name}={value}: {expected}" for name, value in wrong.items()}
     for name in wrong:
         monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"a": 1}')
     assert compat.unreadable_variables() == {}
     assert "RAY_num_workers_soft_limit" in compat.own_variables()

@@ -403,6 +403,13 @@ def test_a_change_that_does_not_agree_with_the_file_is_wrong_and_not_the_file(tm
     assert problem(file, *schedule).startswith("command line: train.decay_fraction: expected at ")
 
 
+def test_a_missing_file_may_be_meant_as_one_of_the_projects(tmp_path):
+    shipped = os.path.relpath(ROOT / "experiments" / "zoo.yaml")
+    for name in ("zoo", "zoo.yaml"):
+        message = problem(tmp_path / name)
+        assert message == f"{tmp_path / name}: no such file; did you mean {shipped}?"
+
+
 def test_a_duplicate_key_and_a_syntax_error_name_the_line(tmp_path):
     file = tmp_path / "bad.yaml"
     file.write_text("experiment: e\nseed: 1\nseed: 2\n")
