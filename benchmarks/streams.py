@@ -40,7 +40,7 @@ class Between(SublayerBlock):
         y_btd, streams, weights = self.around[part].width_connection(state)  # type: ignore[operator]
         return norm(y_btd), (streams, weights)
 
-    def write(self, state: Any, y_btd: Tensor) -> Any:
+    def write(self, state: Any, part: int, y_btd: Tensor) -> Any:
         """The streams behind the sublayer."""
         streams, weights = state
         return self.around[part].depth_connection(y_btd, streams, **weights)  # type: ignore[operator]

@@ -165,7 +165,7 @@ class SublayerBlock(Block):
         """
         raise NotImplementedError
 
-    def write(self, state: Any, y_btd: Tensor) -> Any:
+    def write(self, state: Any, part: int, y_btd: Tensor) -> Any:
         """The state behind a sublayer with the output y."""
         raise NotImplementedError
 
@@ -173,9 +173,9 @@ class SublayerBlock(Block):
         """Read and write outside of the compiled part: what they mix differs and has a kernel."""
         (norm,) = self.norms
         normed_btd, state = self.read(state, 0, norm)  # type: ignore[arg-type]
-        state = self.write(state, self(normed_btd, *context))
+        state = self.write(state, 0, self(normed_btd, *context))
         normed_btd, state = self.read(state, 1, self.norm_ff)
-        return self.write(state, self(normed_btd))
+        return self.write(state, 1, self(normed_btd))
 
     def forward(self, normed_btd: Tensor, *context: Any) -> Tensor:
         """The output of attention, or, without its context, of the feed-forward; [b, t, d]."""

@@ -159,7 +159,7 @@ class AttentionResiduals(SublayerBlock):
             state = Sources([x_btd], [[score] for score in scores], None, self.w_rd, 0)
         return state.read(norm)
 
-    def write(self, state: Sources, y_btd: Tensor) -> Sources:
+    def write(self, state: Sources, part: int, y_btd: Tensor) -> Sources:
         """With the sublayer's output."""
         return state.push(y_btd, self.size, self.heads)
 

@@ -187,7 +187,7 @@ class HyperConnections(SublayerBlock):
         around: Connection = self.around_ff if part else self.around_attention
         return around(state, norm)
 
-    def write(self, state: Streams, y_btd: Tensor) -> Streams:
+    def write(self, state: Streams, part: int, y_btd: Tensor) -> Streams:
         """With the sublayer's output."""
         return state._replace(rows=[*state.rows, y_btd])
 
@@ -225,7 +225,7 @@ class Frac(HyperConnections):
         """The stream and a sublayer's output."""
         return 2
 
-    def write(self, state: Streams, y_btd: Tensor) -> Streams:
+    def write(self, state: Streams, part: int, y_btd: Tensor) -> Streams:
         """With the parts of the sublayer's output."""
         return state._replace(rows=[*state.rows, *y_btd.chunk(len(state.b_nk), -1)])
 

@@ -123,7 +123,7 @@ class Laurel(SublayerBlock):
         mapped_btd, x_btd = around.map(x_btd)
         return normed_btd, Terms([x_btd], around.weights(), mapped_btd)
 
-    def write(self, state: Terms, y_btd: Tensor) -> Terms:
+    def write(self, state: Terms, part: int, y_btd: Tensor) -> Terms:
         """The rows whose weighted sum is x'."""
         assert state.mapped_btd is not None
         return Terms([*state.rows, y_btd, state.mapped_btd], state.b_1n1)

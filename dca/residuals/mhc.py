@@ -162,7 +162,7 @@ class MHC(SublayerBlock):
         mix_jkbt = doubly_stochastic(mix_cbt[0].unflatten(0, (n, n)))
         return normed_btd, _written(streams, state.b_nk.new_zeros(n, n), mix_jkbt, post_nbt)
 
-    def write(self, state: Streams, y_btd: Tensor) -> Streams:
+    def write(self, state: Streams, part: int, y_btd: Tensor) -> Streams:
         """With the sublayer's output."""
         return state._replace(rows=[*state.rows, y_btd])
 
