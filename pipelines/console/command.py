@@ -40,6 +40,8 @@ DONE, FAILURE = 0, 1
 PATH_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM)
 """Of a path that a user has given, wherever it is used first; the last two of one that is another
 user's."""
+LITTLE = 16 << 20
+"""Free bytes of a disk that is likely to be the one that is full."""
 WRONG_CHOICE = re.compile(
     r"(?s)(?P<key>[^:]+): invalid choice: '(?P<given>.*)' \(choose from (?P<choices>.*)\)"
 )
@@ -169,8 +171,25 @@ def _file_as_folder(error: BaseException) -> Path | None:
 
 
 def _full_place(error: OSError) -> str:
-    """The path of a disk's error: of a copy, which has two, the one that is written."""
-    return str(error.filename2 or error.filename or "disk")
+    """The path of a disk's error: of a copy, which has two, the one that is written.
+
+    The error of a write has none: then the folders whose disk has no room.
+    """
+    if found := error.filename2 or error.filename:
+        return str(found)
+    folders = [
+        Path.cwd(),
+        Path(os.environ.get("TMPDIR", "/tmp")),
+        Path(os.environ.get("HOME", "/")),
+    ]
+    full = [str(one) for one in dict.fromkeys(folders) if one.is_dir() and _free(one) < LITTLE]
+    return ", ".join(full if error.errno == errno.ENOSPC else []) or "disk"
+
+
+def _free(folder: Path) -> int:
+    """Bytes that may still be written to the disk of a folder."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
 
 
 def _fail(message: object, code: int) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console import process
+from pipelines.console import command, process
 from pipelines.console.command import Parser, run_command
 from pipelines.console.errors import ConfigError, PipelineError, Problem
 from pipelines.console.process import GARBAGE_THRESHOLDS, SIGNALS, handlers_restored
@@ -52,6 +52,20 @@ def failing(error: BaseException) -> Callable[[Sequence[str]], int]:
 def test_an_expected_failure_is_its_message_and_a_code(error, code, message, capsys):
     assert run_command(failing(error), ["a.py", "b c"], resumes=True) == code
     assert capsys.readouterr().err.startswith(message)
+
+
+@pytest.mark.parametrize(("free", "place"), [(5, "{0}/cwd, {0}/tmp"), (1 << 30, "disk")])
+def test_a_full_disk_is_named_by_the_folders_without_room(
+    tmp_path, monkeypatch, capsys, free, place
+):
+    for name in ("cwd", "tmp"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("TMPDIR", f"{tmp_path}/tmp")
+    monkeypatch.setenv("HOME", f"{tmp_path}/none")
+    monkeypatch.setattr(command, "_free", lambda _: free)
+    assert run_command(failing(OSError(errno.ENOSPC, "No space")), ["a.py"]) == 1
+    assert capsys.readouterr().err == f"{place.format(tmp_path)}: No space\n"
 
 
 @pytest.mark.parametrize("below", ["", "a", "a/b"])
