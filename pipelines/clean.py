@@ -200,7 +200,9 @@ def _delete(leftover: Leftover) -> str:
         if leftover.is_needed():
             return NEEDED
         if isinstance(place, Path):
-            shutil.rmtree(place)
+            while os.path.lexists(place):
+                with suppress(FileNotFoundError):  # its own command deletes it meanwhile
+                    shutil.rmtree(place)
         else:
             place.remove()
     except (OSError, StorageError) as error:

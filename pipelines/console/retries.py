@@ -81,13 +81,14 @@ class RetryPolicy:
         )
 
     def _log_of_a_call(self) -> Callable[["tenacity.RetryCallState"], None]:
-        """Log a failure of a call unless one was logged less than LOG_SECONDS ago."""
+        """Log a failure of a call unless the next call is less than LOG_SECONDS after a line."""
         last = -math.inf
 
         def log(state: "tenacity.RetryCallState") -> None:
             nonlocal last
             waited = state.seconds_since_start or 0.0
-            if not self.name or waited < last + LOG_SECONDS:
+            until = waited + state.upcoming_sleep  # before which there is no other line
+            if not self.name or until < last + LOG_SECONDS:
                 return
             last, error = waited, state.outcome and state.outcome.exception()
             since = f" (for {waited:.0f} s now)" if state.attempt_number > 1 else ""

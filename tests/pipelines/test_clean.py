@@ -161,6 +161,21 @@ def test_what_another_command_deletes_meanwhile_is_no_error(left, tmp_path, monk
     assert out.startswith(f"0.0 MiB  {left['gone']}: its run was deleted\n")
 
 
+def test_a_file_that_is_gone_meanwhile_is_no_error(left, tmp_path, monkeypatch):
+    rmtree, begun = shutil.rmtree, set[Path]()
+
+    def meet(path: Path) -> None:
+        if path not in begun:
+            begun.add(path)
+            raise FileNotFoundError(2, "No such file or directory", "worker.err")
+        rmtree(path)
+
+    monkeypatch.setattr(clean.shutil, "rmtree", meet)
+    code, out, err = Folder(tmp_path).run("clean.py", "--delete")
+    assert (code, out.splitlines()[-1]) == (0, "2 of 2 deleted"), err
+    assert not any(path.exists() for path in begun)
+
+
 def test_the_lookup_of_runs_is_shown(left, tmp_path, monkeypatch):
     """On a server with thousands of runs it takes minutes."""
     state_of = RetryingClient.state_of

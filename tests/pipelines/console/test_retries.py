@@ -41,6 +41,13 @@ def test_failures_are_logged_again_when_the_last_line_is_long_ago(caplog, monkey
     assert second == "store: failure 2; trying again (for 0 s now)"
 
 
+def test_no_pause_without_a_line_is_longer_than_that_between_two_lines(caplog, monkeypatch):
+    monkeypatch.setattr(retries, "LOG_SECONDS", 0.1)
+    slow = replace(POLICY, name="store", pause_seconds=0.06, random_pauses=False)
+    replace(slow, max_pause_seconds=0.06).call(Work(3))
+    assert len(caplog.records) == 3
+
+
 def test_only_the_first_line_of_a_failure_is_logged(caplog):
     policy = RetryPolicy(lambda _: True, pause_seconds=0, name="store")
     policy.call(Work(1, lambda text: ValueError(f"{text} {'x' * 300}\nSELECT 1")))
