@@ -52,7 +52,8 @@ def show_results(
     elif results.all(Fitted):
         with suppress(*_unreadable()):
             blocked = isinstance(error, BlockedError)
-            _show(context, results, results.get(Selected), "", blocked=blocked)
+            samples = _samples(context, results)
+            _show(context, results, results.get(Selected), samples, blocked=blocked)
 
 
 def _unreadable() -> tuple[type[Exception], ...]:

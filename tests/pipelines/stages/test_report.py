@@ -53,6 +53,13 @@ def test_a_failure_after_the_fit_loses_no_result(context, capsys, monkeypatch):
     assert capsys.readouterr().out == ""
 
 
+def test_a_failure_of_the_report_loses_no_text(context, capsys):
+    stages = ("corpus", "search", "select", "fit", "evaluate", "register", "promote", "sample")
+    for error in (PipelineError("full"), KeyboardInterrupt()):
+        report.show_results(context, results(context, *stages), error)
+        assert "def generated" in capsys.readouterr().out
+
+
 def test_a_decision_that_would_fail_again_is_not_advised(context, capsys):
     """A promotion without --force failed as the sweep had, after a minute."""
     stages = ("corpus", "search", "select", "fit", "evaluate", "register")
