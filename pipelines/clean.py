@@ -206,8 +206,7 @@ def _delete(leftover: Leftover) -> str:
         else:
             place.remove()
     except (OSError, StorageError) as error:
-        gone = isinstance(place, Path) and not os.path.lexists(place)
-        return "" if gone else first_line(error)
+        return first_line(error)
     return ""
 
 

@@ -149,7 +149,7 @@ def _changed(
             check=problems,
         )
     except ConfigError as error:
-        found = _by_changes(error.problems, layers, grids=grids) if given else error.problems
+        found = _by_changes(error.problems, layers) if given else error.problems
         raise ConfigError(*old, *(_of_base(one, _space(data)) for one in found)) from None
     if old:
         raise ConfigError(*old)
@@ -158,21 +158,23 @@ def _changed(
     return experiment
 
 
-def _by_changes(
-    problems: Sequence[Problem], layers: Sequence[Layer], *, grids: bool
-) -> Iterator[Problem]:
-    """The problems of files with changes: those that the files alone have not are of the changes,
-    also where the key is one that a change does not agree with."""
-    try:
-        _changed(layers, [], grids=grids)
-    except ConfigError as error:
-        alone = {problem.key for problem in error.problems}
-    else:
-        alone = set()
+def _by_changes(problems: Sequence[Problem], layers: Sequence[Layer]) -> list[Problem]:
+    """The problems of files with changes: those that the files have not without them are of the
+    changes, also where the key is one that a change does not agree with."""
     files = {layer.source for layer in layers}
-    for one in problems:
-        is_new = one.source in files and one.key not in alone
-        yield replace(one, source="command line") if is_new else one
+    if not any(one.source in files for one in problems):
+        return list(problems)
+    before = set[str]()
+    try:
+        _changed(layers, [])
+    except ConfigError as error:
+        before = {one.key for one in error.problems}
+    return [
+        replace(one, source="command line")
+        if one.source in files and one.key not in before
+        else one
+        for one in problems
+    ]
 
 
 def _of_base(problem: Problem, space: Mapping[str, Any]) -> Problem:

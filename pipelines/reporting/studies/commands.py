@@ -99,7 +99,7 @@ def seeds_text(found: Comparison, wanted: int) -> str:
     estimated = [row for row in found.decidable if row.seeds_needed]
     known = [row.arm for row in estimated if row.seeds_needed and row.seeds_needed <= wanted]
     if not known:
-        return f"tell {'better ' if estimated else ''}how many are needed"
+        return f"show {'better ' if estimated else ''}how many are needed"
     of = "" if len(known) == len(found.undecided) else f" of {', '.join(known)}"
     return power_text(found) + of
 

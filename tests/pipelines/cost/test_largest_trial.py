@@ -68,7 +68,7 @@ def test_the_largest_size_may_lie_inside_a_range_of_which_the_end_is_invalid(
 
 
 def test_the_largest_size_may_be_a_multiple_of_the_double_of_another(data):
-    """Of 66, as a head has an even width: 1023 is one of 33 alone, and 1024 of neither."""
+    """Of 66, as a head has an even width: 1023 is one of 33 only, and 1024 of neither."""
     data["model"] |= {"dim": 66, "heads": 33}
     data["search"] = {"space": {"model.dim": {"int": [66, 1040]}}}
     worst = largest_trial(read_experiment(data, source="test").search_task())

@@ -103,12 +103,12 @@ def test_too_few_seeds_to_say_how_many_are_needed_are_to_become_five():
 
 def test_what_more_seeds_would_do_is_said_of_the_arms_for_which_it_is_known():
     single = study(*(arm(n, g, bits={0: 2.0 + g}) for n, g in (("a", 0), ("b", 0.1))), looks=1)
-    assert seeds_text(single.comparison, 5) == "tell how many are needed"
+    assert seeds_text(single.comparison, 5) == "show how many are needed"
     assert seeds_text(study(STANDARD).comparison, 5) == "make the interval narrower"
     far = arm("far", 0, bits={0: 2.0, 1: 9.0})
-    alone = study(STANDARD, far, looks=2).comparison
-    assert alone.rows[1].seeds_needed > MAX_SEEDS
-    assert seeds_text(alone, 5) == "tell better how many are needed"
+    too_many = study(STANDARD, far, looks=2).comparison
+    assert too_many.rows[1].seeds_needed > MAX_SEEDS
+    assert seeds_text(too_many, 5) == "show better how many are needed"
     close = arm("close", 0, bits={0: 2.501, 1: 2.508})
     both = study(STANDARD, far, close, looks=2).comparison
     assert seeds_text(both, 16).endswith("of 0.01 with a probability of 80 % of close")
