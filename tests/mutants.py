@@ -5,8 +5,9 @@
 A mutant has another operator, constant or condition. The places are drawn from one package after
 the other: the n-th mutant of a package depends on the seed alone. Each mutant is tested in a copy
 of the checkout with the tests of its package that take seconds, those that execute the changed line
-first, until the first failure. One that no test fails on has survived: a test is missing, or the
-two programs do the same. The tests run in a process forked from one with the libraries in memory.
+first, until the first failure; then with the tests of other packages that execute the line. One
+that no test fails on has survived: a test is missing, or the two programs do the same. The tests
+run in a process forked from one with the libraries in memory.
 """
 
 import argparse
@@ -235,6 +236,17 @@ class Order:
         items.sort(key=lambda item: (item.nodeid not in self._first, _starts_process(item)))
 
 
+class Only:
+    """A plugin of pytest that runs some tests and no others."""
+
+    def __init__(self, chosen: Collection[str]) -> None:
+        self._chosen = chosen
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items[:] = sorted((i for i in items if i.nodeid in self._chosen), key=_starts_process)
+
+
 def _starts_process(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("process", "server"))
 
@@ -290,21 +302,51 @@ class PackageTests:
             self._lines: dict[str, list[str]] = json.loads(lines.read() or "{}")
         self._limit = max(MIN_LIMIT_SECONDS, 3 * (time.monotonic() - started))
 
-    def failure(self, mutant: Mutant) -> str:
-        """How they fail on a mutant; empty if it survives.
-
-        Those that execute its line go first; of a line that is executed at an import, those that
-        execute any of its module.
-        """
-        original, module = mutant.path.read_text(), f"{mutant.path}:"
+    def executing(self, mutant: Mutant) -> set[str]:
+        """Those that execute its line; of one executed at an import, any line of its module."""
+        module = f"{mutant.path}:"
         found = self._lines.get(f"{module}{mutant.line}") or [
             name for line, names in self._lines.items() if line.startswith(module) for name in names
         ]
+        return set(found)
+
+    def failure(self, mutant: Mutant) -> str:
+        """How they fail on a mutant, those that execute its line first; empty if it survives."""
+        return self._failure(mutant, self._files, Order(self.executing(mutant)))
+
+    def failure_of_executing(self, mutant: Mutant) -> str:
+        """The same of those that execute its line, without the others: the tests of a package that
+        the mutant does not belong to."""
+        chosen = self.executing(mutant)
+        files = sorted({name.partition("::")[0] for name in chosen})
+        return self._failure(mutant, files, Only(chosen)) if files else ""
+
+    def _failure(self, mutant: Mutant, files: list[str], plugin: object) -> str:
+        original = mutant.path.read_text()
         mutant.path.write_text(mutant.text)
         try:
-            return failure(self._files, self._root, self._limit, Order(set(found)))
+            return failure(files, self._root, self._limit, plugin)
         finally:
             mutant.path.write_text(original)
+
+
+class Tests(dict[str, PackageTests]):
+    """The tests of each package, by its name, measured when they are first needed."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root = root
+
+    def __missing__(self, package: str) -> PackageTests:
+        self[package] = PackageTests(package, self._root)
+        return self[package]
+
+    def killer(self, package: str, mutant: Mutant) -> str:
+        """The package whose tests fail on a mutant, its own before others; empty if it survives."""
+        if self[package].failure(mutant):
+            return package
+        others = [name for name in packages(self._root) if name != package]
+        return next((name for name in others if self[name].failure_of_executing(mutant)), "")
 
 
 def main() -> int:
@@ -315,27 +357,28 @@ def main() -> int:
     parser.add_argument("--package", action="append", choices=[*packages()], help="only these")
     arguments = parser.parse_args()
     _FORKS.set_forkserver_preload(list(LIBRARIES))  # not for who imports this: there is one list
-    survived = 0
+    killers = []
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         copy_checkout(root)
-        modules = packages(root)
+        modules, tests = packages(root), Tests(root)
         chosen = {package: modules[package] for package in arguments.package or modules}
-        tests: dict[str, PackageTests] = {}
         for package, mutant in draw(chosen, arguments.seed, arguments.count):
-            if package not in tests:
-                tests[package] = PackageTests(package, root)
             started = time.monotonic()
-            killed = tests[package].failure(mutant) != ""
-            survived += not killed
+            killer = tests.killer(package, mutant)
+            killers.append((package, killer))
+            how = "SURVIVED" if not killer else "killed" if killer == package else f"by {killer}"
             print(
-                f"{'killed  ' if killed else 'SURVIVED'} {time.monotonic() - started:4.0f} s "
+                f"{how:<8} {time.monotonic() - started:4.0f} s "
                 f"{mutant.path.relative_to(root)}:{mutant.line}: {mutant.old} -> {mutant.new}",
                 flush=True,
             )
-    killed_count = arguments.count - survived
-    share = killed_count / arguments.count
-    print(f"{killed_count} of {arguments.count} killed, {share:.0%}; seed {arguments.seed}")
+    killed = [package == killer for package, killer in killers if killer]
+    share = len(killed) / arguments.count
+    print(
+        f"{len(killed)} of {arguments.count} killed, {share:.0%}, {sum(killed)} of them by the "
+        f"tests of their own package; seed {arguments.seed}"
+    )
     return 0
 
 

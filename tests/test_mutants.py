@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import mutants
-from tests.mutants import ROOT, PackageTests, draw, find_tests, mutants_of, packages
+from tests.mutants import ROOT, PackageTests, Tests, draw, find_tests, mutants_of, packages
 from tests.pipelines import forked
 
 SOURCE = '''"""Doc, 1 + 1."""
@@ -112,6 +112,14 @@ def test_commands_are_forked_from_a_process_that_has_what_they_import():
     assert forked.run([sys.executable, "-c", code]).stdout == "True\n"
 
 
+OTHER_TESTS = """
+from dca.small import larger
+
+def test_second():
+    assert isinstance(larger(1, 1.0), int)
+"""
+
+
 @pytest.mark.process
 def test_a_mutant_that_no_test_fails_on_survives(tmp_path, monkeypatch):
     monkeypatch.setattr(mutants, "_FORKS", forked.FORKS)  # with what other tests fork from
@@ -126,3 +134,18 @@ def test_a_mutant_that_no_test_fails_on_survives(tmp_path, monkeypatch):
     assert "1 failed" in ends.pop("a < b")
     assert ends == {"a > b": ""}
     assert module.read_text() == SMALL
+
+
+@pytest.mark.process
+def test_a_mutant_may_be_killed_by_the_tests_of_another_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "_FORKS", forked.FORKS)
+    module, own = tmp_path / "dca" / "small.py", tmp_path / "tests" / "dca" / "test_small.py"
+    others = tmp_path / "tests" / "pipelines" / "test_others.py"
+    for path, text in ((module, SMALL), (own, TESTS), (others, OTHER_TESTS)):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    module.with_name("__init__.py").touch()
+    mutant = next(mutant for mutant in mutants_of(module) if mutant.new == "a > b")
+    assert Tests(tmp_path).killer("dca", mutant) == "pipelines"
+    others.write_text(OTHER_TESTS.replace("larger(1, 1.0)", "1"))
+    assert Tests(tmp_path).killer("dca", mutant) == ""

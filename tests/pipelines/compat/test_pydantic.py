@@ -100,6 +100,11 @@ def test_a_path_contains_the_tag_of_a_unions_member():
     assert detail_of('{"number": 1, "union": [1, "x"]}')["loc"] == ("union", UNION_TAGS[1], 1)
 
 
+def test_an_unknown_key_of_a_unions_member_has_a_path_without_the_tag():
+    detail = {"type": UNKNOWN_KEY[0], "loc": ("union", UNION_TAGS[0], "x")}
+    assert key_path(detail) == ["union", "x"]
+
+
 @pytest.mark.parametrize("tag", UNION_TAGS)
 def test_an_unknown_key_may_be_spelled_as_a_tag(tag):
     assert key_path(detail_of(f'{{"number": 1, "{tag}": 2}}')) == [tag]

@@ -95,6 +95,7 @@ def test_the_leaderboard_has_a_row_for_each_trial_with_what_was_searched(config)
     assert trials.caption.startswith("Trials: those")
     assert [picture.name for picture in section.pictures] == ["leaderboard", "seeds"]
     assert (seeds.rows[0][0], seeds.rows[0][2:4]) == ("A", ["2", "2.1000"])
+    assert [seeds.columns[column] for column in seeds.numbers] == ["n", "mean", "95 % interval"]
     assert section.paragraphs == ()
 
 

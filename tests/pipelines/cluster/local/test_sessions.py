@@ -1,8 +1,11 @@
 """Which folders of Ray clusters are not in use any more."""
 
 import os
+import socket
 import subprocess
 from types import SimpleNamespace
+
+import pytest
 
 from pipelines.cluster.local import sessions
 
@@ -40,3 +43,16 @@ def test_the_next_command_removes_what_is_surely_abandoned(tmp_path, monkeypatch
     (tmp_path / names[0] / "sockets" / "raylet").rename(tmp_path / names[0] / "sockets" / "gone")
     sessions.remove_leftovers()
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
+
+
+@pytest.mark.server
+def test_a_process_that_is_too_busy_to_accept_a_connection_answers(tmp_path):
+    path = tmp_path / "raylet"
+    assert not sessions._answers(path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(path))
+        assert not sessions._answers(path)
+        server.listen(0)
+        assert sessions._answers(path)  # that connection waits for ever
+        assert sessions._answers(path)
+    assert not sessions._answers(path)
