@@ -139,7 +139,7 @@ def session_folder() -> Path:
         parent = Path(os.path.expanduser(named)).absolute()  # noqa: PTH111  leaves unknown users
         return private_place(parent) / "ray"
     folder = private_folder() / "ray"
-    if len(str(folder)) > names.MAX_FOLDER_CHARACTERS:
+    if len(os.fsencode(folder)) > names.MAX_FOLDER_BYTES:
         folder = private_folder("/tmp") / "ray"
     return folder
 
@@ -154,9 +154,9 @@ def short_session_folder() -> Path:
     except StorageError as error:
         message = f"{error}; expected a folder for Ray's sockets"
         raise ConfigError(Problem(message, "RAY_TMPDIR")) from None
-    if len(os.fsencode(folder)) > names.MAX_FOLDER_CHARACTERS:
+    if len(os.fsencode(folder)) > names.MAX_FOLDER_BYTES:
         message = (
-            f"{folder}: expected at most {names.MAX_FOLDER_CHARACTERS} characters: "
+            f"{folder}: expected at most {names.MAX_FOLDER_BYTES} bytes: "
             "the paths of Ray's sockets in it would be too long"
         )
         raise ConfigError(Problem(message, "RAY_TMPDIR"))

@@ -82,7 +82,7 @@ NODE_ID_LABEL = "ray.io/node-id"
 """A label of every node."""
 SESSIONS = "session_*_*_*"
 """The folders of clusters in Ray's temporary folder; its other files are links to the last one."""
-MAX_FOLDER_CHARACTERS = 38
+MAX_FOLDER_BYTES = 38
 """Of the folder in which a cluster has those of its sessions: the paths of the sockets in them are
 69 longer, and the system allows 107."""
 LOGGERS = ("ray", "ray.tune", "ray.train")

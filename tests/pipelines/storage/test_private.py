@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.cluster.connection import _own_token, session_folder, short_session_folder
 from pipelines.cluster.inspection import inspect_cluster
-from pipelines.compat.ray import MAX_FOLDER_CHARACTERS, TOKEN_FILE, TOKEN_VARIABLES
+from pipelines.compat.ray import MAX_FOLDER_BYTES, TOKEN_FILE, TOKEN_VARIABLES
 from pipelines.console.errors import ConfigError, StorageError
 from pipelines.storage import private
 from pipelines.storage.private import lock_folder, make_private, private_folder
@@ -122,7 +122,11 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
     monkeypatch.setattr(tempfile, "tempdir", str(shared / ("a" * 100)))
     (shared / ("a" * 100)).mkdir()
     assert session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")
-    assert len(str(session_folder())) <= MAX_FOLDER_CHARACTERS
+    assert len(str(session_folder())) <= MAX_FOLDER_BYTES
+    with tempfile.TemporaryDirectory(prefix="éééééééé", dir="/tmp") as few_letters:
+        monkeypatch.setattr(tempfile, "tempdir", few_letters)
+        assert len(f"{few_letters}/dca-gpt-{os.getuid()}/ray") <= MAX_FOLDER_BYTES
+        assert short_session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")
     monkeypatch.setenv("RAY_TMPDIR", "/elsewhere")
     assert session_folder() == Path(f"/elsewhere/dca-gpt-{os.getuid()}/ray")
     monkeypatch.chdir("/tmp")
