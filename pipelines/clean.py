@@ -206,7 +206,7 @@ def _delete(leftover: Leftover) -> str:
         else:
             place.remove()
     except (OSError, StorageError) as error:
-        return first_line(error)
+        return getattr(error, "strerror", None) or first_line(error)
     return ""
 
 

@@ -105,6 +105,12 @@ def test_the_seconds_of_a_search_add_up_over_its_starts(begun, monkeypatch):
     assert len(given) == 3
 
 
+def test_a_line_about_a_search_begins_with_its_arm_if_there_are_several(begun):
+    context, _ = begun
+    assert module.prefix(context) == ""
+    assert module.prefix(replace(context, values=("dca",))) == "dca: "
+
+
 def test_a_trial_whose_run_was_made_just_before_a_kill_is_known_without_its_parameters(begun):
     context, _ = begun
     tags = {"dca.trial": "0", "dca.values": '{"train.learning_rate": 0.001}'}
