@@ -110,7 +110,7 @@ def local_copy(file: File) -> Path:
                 file.fetch(part)
                 part.replace(path)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error}") from error
+        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
     return path
 
 

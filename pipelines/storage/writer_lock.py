@@ -28,7 +28,7 @@ def writer_lock(folder: Folder) -> Iterator[Folder]:
     try:
         make_private(folder)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error}") from error
+        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from error
     with hold_lock(
         folder / "lock",
         lambda holder: f"{folder}: another process trains here ({holder})",

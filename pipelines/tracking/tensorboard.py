@@ -38,7 +38,9 @@ class EventFiles:
                     self._last_steps[run] = row[STEP]
             file.flush()
         except OSError as error:
-            raise StorageError(f"{self._folder / run}: cannot be written: {error}") from error
+            raise StorageError(
+                f"{self._folder / run}: cannot be written: {error.strerror or error}"
+            ) from error
 
     def _open(self, run: str) -> EventsWriter:
         folder = self._folder / run
