@@ -22,6 +22,8 @@ SQLITE = "sqlite:///"
 MEMORY = ":memory:"
 ARTIFACTS = "mlartifacts"
 """Name of the folder of artifacts beside a database, if the storage is a URI."""
+OF_MLFLOW = "Default"
+"""The experiment that MLflow makes itself in every database, with a folder of its own choice."""
 
 
 def tracking_uri() -> str:
@@ -135,6 +137,9 @@ def require_artifacts(
     if os.path.realpath(before) == os.path.realpath(now):
         return
     if not before.parent.exists():
+        if experiment == OF_MLFLOW:
+            message = f"{experiment} is MLflow's own experiment; expected another name"
+            raise ConfigError(Problem(message, "experiment"))
         old, new = before.parent, str(now.parent) if now.exists() else "STORAGE"
         link = f"ln -s {shlex.quote(new)} {shlex.quote(str(old))}"
         if not old.parent.exists():

@@ -31,7 +31,7 @@ from pipelines.tracking.schema import (
     schema_version,
 )
 from pipelines.tracking.store import Store
-from pipelines.tracking.uri import gone_from, tracking_uri
+from pipelines.tracking.uri import OF_MLFLOW, gone_from, tracking_uri
 from tests.pipelines.packages import log_untrained
 
 
@@ -350,6 +350,12 @@ def test_a_storage_that_was_moved_is_missed_and_not_begun_anew(store, tmp_path, 
     assert Store.open("tiny", old, create=False)  # deleted: the search runs again
     assert Store.open("tiny", old)
     assert len(caplog.records) == 1
+
+
+def test_the_experiment_that_mlflow_makes_itself_is_not_one_that_was_moved(store, tmp_path):
+    assert store.client.get_experiment("0").name == OF_MLFLOW
+    with pytest.raises(ConfigError, match=r"^experiment: Default is MLflow's own experiment; exp"):
+        Store.open(OF_MLFLOW, tmp_path / "runs")
 
 
 def test_no_experiment_is_made_where_none_is_wanted(store, tmp_path, monkeypatch):
