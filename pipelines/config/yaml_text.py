@@ -33,8 +33,15 @@ MAX_DEPTH = 50
 """Levels of lists and mappings inside one another."""
 PLAIN_WORD = re.compile(r"\w[\w./-]*", re.ASCII)
 """Text that is written as it is, unless it would read as a number or the like."""
-NO_START = re.compile(r"character '(.)' that cannot start any token")
-"""How ruamel.yaml refuses a text that begins with a character that YAML reserves."""
+KEYS_BEFORE = re.compile(r"\s*(- |{?\s*[\w.]+:\s)*")
+"""What may precede a value on its line."""
+RESERVED = tuple("*&!%@`|>[{,")
+"""Characters with which no text begins without quotes: they mean something in YAML."""
+MEANT_AS_TEXT = re.compile(
+    "alias|alphabetic or numeric|<document start>|<block end>|chomping|node content|got the tag|"
+    "cannot start any token|behind the anchor"
+)
+"""How such a text is refused."""
 EXPECTED = {"int": f"an integer of at most {sys.get_int_max_str_digits():,} digits"}
 """What a value of one of YAML's types should be, where more can be wrong with it than its type."""
 MAX_INLINE_KEYS = 3
@@ -61,10 +68,10 @@ def parse(text: str, *, source: str) -> Any:
         where, problem = None, "no such character or version"
     line = f":{where.line + 1}" if where and "\n" in text else ""
     message = f"not valid YAML: {problem.splitlines()[0]}"
-    if "alias" in problem:
-        message += "; expected a text that begins with * in quotes, as in \"'*.txt'\""
-    if no_start := NO_START.search(problem):
-        message += f"; expected a text that begins with {no_start[1]} in quotes"
+    value = KEYS_BEFORE.sub("", [*text.splitlines(), ""][where.line if where else -1], count=1)
+    if MEANT_AS_TEXT.search(problem) and value.startswith(RESERVED):
+        begin = value[0]
+        message += f"; expected a text that begins with {begin} in quotes, as in \"'{begin}...'\""
     raise ConfigError(Problem(message, source=f"{source}{line}"))
 
 
@@ -130,6 +137,8 @@ def _count_values(node: Node, counts: dict[Node, int]) -> int:
             keys = [key for key, _ in node.value if not isinstance(key, ScalarNode)]
             if keys:
                 raise refusal("expected text keys", keys[0])
+        if isinstance(node, ScalarNode) and node.anchor and not node.value and not node.style:
+            raise refusal("expected a value behind the anchor", node)
         counts[node] = 1 + sum(_count_values(child, counts) for child in children)
     if not counts[node]:  # not finished: it is an alias inside what it names
         raise refusal("expected text keys and plain values, got a value inside itself", node)

@@ -137,3 +137,29 @@ def test_a_row_of_the_reference_has_default_meaning_and_choices():
         "| `a` | `1` | The first. |",
         "| `b` | `required` | The second. One of `x`, `y`. |",
     ]
+
+
+@pytest.mark.parametrize("before", ["", "data:\n  path: ", "- - a: "])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("*", "*.txt", "**/*.txt", "[ab].txt", "[a-z]*.txt", "{a,b}.txt", "&", "&a.txt", "%Y/a"),
+        *("!a", "!(a)", "`a", "@a", "|a", ">a", ",a"),
+    ],
+)
+def test_a_text_that_begins_with_what_means_something_in_yaml_needs_quotes(before, value):
+    message = refused(f"{before}{value}")
+    begin = value[0]
+    assert message.endswith(
+        f"; expected a text that begins with {begin} in quotes, as in \"'{begin}...'\""
+    )
+    assert parse(f"{before}'{value}'", source="") == parse(f'{before}"{value}"', source="")
+
+
+@pytest.mark.parametrize(
+    "text", ["[1", "{a: 1", "{a: 1, a: 2}", "a: [1\nb: 2", "a:\n b: 1\n c", "a\t: b"]
+)
+def test_what_is_no_text_needs_no_quotes(text):
+    assert "quotes" not in refused(text)
+    assert parse("a: &b\n  c: 1\nd: *b", source="") == {"a": {"c": 1}, "d": {"c": 1}}
+    assert parse("[&a '', *a, &b 1]", source="") == ["", "", 1]

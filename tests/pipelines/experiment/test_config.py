@@ -794,7 +794,7 @@ def test_a_version_to_start_from_needs_no_quotes_but_an_alias_in_a_file(tmp_path
             str(file), f"train.start_from={wrong}"
         )
     file.write_text("experiment: e\ntrain: {start_from: @champion}\n")
-    assert problem(str(file)).endswith("; expected a text that begins with @ in quotes")
+    assert problem(str(file)).endswith("a text that begins with @ in quotes, as in \"'@...'\"")
 
 
 def test_a_tilde_is_the_home_of_the_user_and_of_no_other(tmp_path, monkeypatch):
