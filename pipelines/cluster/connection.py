@@ -237,6 +237,7 @@ def _initialize(ray: Any, *, dashboard: bool) -> None:
         if not address:
             if not _watchers:
                 _watchers.append(start_watcher())
+            stack.enter_context(names.own_process_groups())
             stack.enter_context(names.loopback_only())
             stack.enter_context(names.without_working_folder())
         try:

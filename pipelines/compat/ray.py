@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from traceback import format_exception_only
 from types import SimpleNamespace
@@ -290,6 +290,21 @@ def without_signal_handlers() -> Iterator[None]:
         yield
     finally:
         ray_constants.RAY_DISABLE_FAILURE_SIGNAL_HANDLER, utils.set_sigterm_handler = before
+
+
+@contextmanager
+def own_process_groups() -> Iterator[None]:
+    """Keep what a terminal or a shell sends to a command and its processes from those of a Ray that
+    starts in a block: Ctrl-C would end some of its dashboard's, SIGHUP and SIGTERM all of them.
+    """
+    from ray._private import services
+
+    before = services.ConsolePopen
+    services.ConsolePopen = partial(before, process_group=0)
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before
 
 
 @contextmanager

@@ -5,7 +5,6 @@ import io
 import itertools
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -125,16 +124,6 @@ class Folder:
             text=True,
             timeout=WAIT_SECONDS,
         )
-
-    def stop_when(
-        self, condition: Callable[[], bool], number: int = signal.SIGKILL
-    ) -> tuple[int, str, str]:
-        """Run the sweep and send it a signal as soon as the condition holds."""
-        process = self.start("sweep.py", "tiny.yaml")
-        wait_until(condition, process)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-        return process.returncode, out, err
 
     def copy(self, to: Path) -> "Folder":
         """Another folder with the same runs, models and files."""

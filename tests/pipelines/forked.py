@@ -61,9 +61,11 @@ class Command:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Unless it has ended."""
+        """Unless it has ended; to all processes of its group, as a terminal sends Ctrl-C, except
+        for SIGKILL."""
         if self.returncode is None:
-            os.kill(self.pid, number)
+            send = os.kill if number == signal.SIGKILL else os.killpg
+            send(self.pid, number)
 
     def kill(self) -> None:
         """At once."""
@@ -108,7 +110,9 @@ def _become(
     without: Sequence[str],
     given: str,
 ) -> None:
-    """Be the command, with nothing of the process that this one was forked from."""
+    """Be the command, with nothing of the process that this one was forked from, and the leader of
+    a group of processes."""
+    os.setpgid(0, 0)
     for number, name in ((1, "out"), (2, "err")):
         descriptor = os.open(output / name, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(descriptor, number)
