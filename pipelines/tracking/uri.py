@@ -22,6 +22,8 @@ SQLITE = "sqlite:///"
 MEMORY = ":memory:"
 ARTIFACTS = "mlartifacts"
 """Name of the folder of artifacts beside a database, if the storage is a URI."""
+SERVER = re.compile(r"\s*(https?)(://[^\s?#]+)\S*\s*", re.IGNORECASE)
+"""Its scheme and address, with what may stand around it by mistake."""
 OF_MLFLOW = "Default"
 """The experiment that MLflow makes itself in every database, with a folder of its own choice."""
 
@@ -31,7 +33,7 @@ def tracking_uri() -> str:
     unless it finds an older store in ./mlruns.
 
     Raises ConfigError for one that is not UTF-8, or has a zero byte, of which no system makes a
-    path.
+    path, and for a server's with more than its address, as a browser shows it.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
@@ -39,6 +41,10 @@ def tracking_uri() -> str:
     if "%00" in uri or not is_text(uri):
         message = "expected a URI in UTF-8, without a zero byte"
         raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={one_line(uri)}"))
+    server = SERVER.fullmatch(uri)
+    if server and (address := f"{server[1].lower()}{server[2]}") != uri:
+        message = "expected the address of a server alone"
+        raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={one_line(uri)}", nearest=address))
     database = database_file(uri)
     return database_uri(database) + "".join(uri.partition("?")[1:]) if database else uri
 

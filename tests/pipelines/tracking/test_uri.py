@@ -4,6 +4,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import make_url
 
+from pipelines.console.errors import ConfigError
+from pipelines.console.secrets import redact
 from pipelines.registry.package import fetch_model
 from pipelines.search.study import save_study
 from pipelines.tracking.client import connect, connect_existing
@@ -39,6 +41,25 @@ def test_the_password_of_a_server_is_for_connecting_only(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:CANARY@host:5000")
     assert tracking_uri() == "http://user:CANARY@host:5000"
     assert shown_tracking_uri() == "http://***@host:5000"
+
+
+@pytest.mark.parametrize(
+    ("uri", "address"),
+    [
+        ("http://host:5000/#/experiments/1", "http://host:5000/"),
+        ("https://host/path?x=1", "https://host/path"),
+        ("HTTP://HOST:5000", "http://HOST:5000"),
+        (" http://host:5000 ", "http://host:5000"),
+        ("http://ann:CANARY@host/#/models", "http://***@host/"),
+    ],
+)
+def test_of_what_a_browser_shows_the_address_of_the_server_is_wanted(uri, address, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ConfigError) as error:
+        tracking_uri()
+    message = redact(str(error.value))
+    assert message.startswith("MLFLOW_TRACKING_URI=")
+    assert message.endswith(f": expected the address of a server alone; did you mean {address}?")
 
 
 @pytest.mark.parametrize("name", NAMES)
