@@ -43,6 +43,8 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Tune's handler of Ctrl-C: `pipelines.console.command` handles it.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # The traceback of each trial whose error a driver that ends does not fetch any more.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
     # A worker that requests no GPU would see all of them.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
 }

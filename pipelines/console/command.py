@@ -150,6 +150,8 @@ def _unusable(arguments: Sequence[str]) -> str | None:
 
     Paths and arguments become parts of URIs and of a database, which take no bytes but text.
     """
+    if sys.flags.optimize > 1:
+        return "PYTHONOPTIMIZE=2, or python -OO: expected at most 1: Ray needs its docstrings"
     if lacks_working_folder():
         return "the folder in which the command was started is gone"
     if not is_text(folder := str(Path.cwd())):

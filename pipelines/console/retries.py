@@ -124,11 +124,11 @@ class _Watcher:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._due: dict[object, tuple[float, Callable[[], object]]] = {}
+        self._due: dict[object, tuple[float, Callable[[], float | None]]] = {}
         self._wakes = math.inf
         self._thread: threading.Thread | None = None
 
-    def add(self, block: object, seconds: float, call: Callable[[], object]) -> None:
+    def add(self, block: object, seconds: float, call: Callable[[], float | None]) -> None:
         """Watch a block from now on."""
         with self._changed:
             self._due[block] = due, _ = time.monotonic() + seconds, call
@@ -144,19 +144,25 @@ class _Watcher:
             self._due.pop(block, None)
 
     def _watch(self) -> None:
-        while (call := self._next()) is not None:
+        while (block := self._next()) is not None:
+            seconds = None
             with suppress(Exception):  # it only shows a line, and others are watched too
-                call()
+                _, call = self._due[block]
+                seconds = call()
+            with self._changed:
+                if block in self._due and seconds:
+                    self._due[block] = time.monotonic() + seconds, call
+                else:
+                    self._due.pop(block, None)
 
-    def _next(self) -> Callable[[], object] | None:
-        """Wait for what is due next; None if there is no block."""
+    def _next(self) -> object | None:
+        """Wait for the block that is due next; None if there is none."""
         with self._changed:
             while self._due:
                 block = min(self._due, key=lambda one: self._due[one][0])
-                self._wakes, call = self._due[block]
+                self._wakes, _ = self._due[block]
                 if (left := self._wakes - time.monotonic()) <= 0:
-                    del self._due[block]
-                    return call
+                    return block
                 self._changed.wait(left)
             self._thread = None
             return None
@@ -167,8 +173,9 @@ os.register_at_fork(after_in_child=_watcher.__init__)  # type: ignore[misc]  # w
 
 
 @contextmanager
-def if_longer(seconds: float, call: Callable[[], object]) -> Iterator[None]:
-    """Call something, once and in another thread, if a block takes longer than so many seconds."""
+def if_longer(seconds: float, call: Callable[[], float | None]) -> Iterator[None]:
+    """Call something in another thread if a block takes longer than so many seconds, and again
+    after as many as it returns; if it returns none, once."""
     block = object()
     _watcher.add(block, seconds, call)
     try:

@@ -8,10 +8,9 @@ import logging
 import os
 import re
 import shutil
-import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,11 +54,11 @@ from pipelines.console.errors import (
     RefusedError,
     StorageError,
 )
-from pipelines.console.retries import RetryPolicy, if_longer, within
+from pipelines.console.retries import RetryPolicy, within
 from pipelines.console.text import first_line, one_line
 from pipelines.storage.files import move_into_place, require_room
 from pipelines.storage.scratch import scratch_folder
-from pipelines.tracking.locks import store_lock
+from pipelines.tracking.locks import logging_waits, store_lock
 from pipelines.tracking.uri import MEMORY, database_file, file_problem, local_path, tracking_uri
 
 PROBE_SECONDS, ANSWER_SECONDS = 10, 18
@@ -67,8 +66,6 @@ PROBE_SECONDS, ANSWER_SECONDS = 10, 18
 MAX_UNAVAILABLE_SECONDS = 3600
 """How long a store may be unavailable before a command fails; missing rows are in checkpoints."""
 MAX_PAUSE_SECONDS = 10
-SILENT_SECONDS = 1.0
-"""Longest wait for the lock of a database without a line."""
 OPTIONS = {"timeout", "check_same_thread", "cached_statements", "detect_types"}
 """Of a SQLite URI, behind its `?`; SQLAlchemy passes them to Python's driver, and no others."""
 REFUSED = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
@@ -102,7 +99,7 @@ class RetryingClient:
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._client, name)
         if name.startswith("create_"):
-            return self._errors_translated()(method)
+            return self._errors_translated()(logging_waits(self.uri)(method))
         return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -112,7 +109,7 @@ class RetryingClient:
         """
         try:
             with self._errors_translated():
-                return self._retries.call(work, *args, **kwargs)
+                return self._retries.call(logging_waits(self.uri)(work), *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
                 raise
@@ -124,11 +121,10 @@ class RetryingClient:
 
     @contextmanager
     def _errors_translated(self) -> Iterator[None]:
-        """Log a wait for a lock; raise StorageError of a full disk and of files that cannot be read
-        but are not missing, RefusedError of a server that refuses."""
+        """Raise StorageError of a full disk and of files that cannot be read but are not missing,
+        RefusedError of a server that refuses."""
         try:
-            with _logging_waits(self.uri):
-                yield
+            yield
         except (MlflowException, OSError) as error:
             if reason := failed_file(error) or unreadable(error):
                 status = getattr(getattr(error, "response", None), "status_code", None)
@@ -257,7 +253,7 @@ def check_uri(uri: str) -> None:
     if uri.startswith(("http://", "https://")):
         reason = _server_problem(uri)
     elif path := database_file(uri):
-        with _logging_waits(uri):
+        with logging_waits(uri):
             reason = file_problem(path) or _database_problem(uri, path)
     else:
         reason = "expected sqlite:///FILE or http(s)://HOST"
@@ -298,29 +294,6 @@ def _option_problem(url: URL) -> str | None:
         except REFUSED as error:
             return f"{name}={value}: {first_line(error)}"
     return None
-
-
-@contextmanager
-def _logging_waits(uri: str) -> Iterator[None]:
-    """Log a line if a block takes long while another process holds the lock of the database.
-
-    MLflow waits for it up to 20 s in each call, without a word.
-    """
-    if (path := database_file(uri)) is None:
-        yield
-        return
-    with if_longer(SILENT_SECONDS, lambda: _log_lock(path)):
-        yield
-
-
-def _log_lock(path: Path) -> None:
-    place = f"{path.absolute().as_uri()}?mode=rw"  # which makes no file
-    try:
-        with closing(sqlite3.connect(place, timeout=0, isolation_level=None, uri=True)) as database:
-            database.execute("begin immediate")
-    except sqlite3.Error as error:
-        if is_locked(error):
-            logging.getLogger(__name__).warning("waiting for the lock of %s", path)
 
 
 def _start_of(path: Path) -> bytes:

@@ -1,12 +1,17 @@
-"""File locks of this machine, by name: on a database, and on work on a store."""
+"""File locks of this machine, by name: on a database, and on work on a store; waits for others."""
 
 import hashlib
+import logging
 import os
+import sqlite3
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from pipelines.compat.mlflow import is_locked
+from pipelines.console.retries import if_longer
 from pipelines.console.secrets import redact
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import lock_folder
@@ -16,6 +21,10 @@ PORTS = {"http": 80, "https": 443}
 """Of servers whose address has none."""
 OPEN_SECONDS = 300
 """Longest wait for another process that opens a database: a new one takes seconds."""
+SILENT_SECONDS = 1.0
+"""Longest wait for the lock of a database without a line."""
+ANSWER_SECONDS = 10.0
+"""Longest wait for an answer of a server without a line, and between two lines."""
 
 
 @contextmanager
@@ -27,6 +36,38 @@ def store_lock(uri: str) -> Iterator[None]:
     busy = f"MLFLOW_TRACKING_URI={redact(uri)}: another process opens it"
     with hold_lock(_file(uri), lambda holder: f"{busy} ({holder})", wait_seconds=OPEN_SECONDS):
         yield
+
+
+@contextmanager
+def logging_waits(uri: str) -> Iterator[None]:
+    """Log a line if a block takes long while another process holds the lock of the database, or a
+    server does not answer.
+
+    MLflow waits in each call up to 20 s for a lock, and two minutes for a server, without a word.
+    """
+    path, started = database_file(uri), time.monotonic()
+
+    def tell() -> float | None:
+        if path is not None:
+            _log_lock(path)
+            return None
+        waited = time.monotonic() - started
+        text = "waiting for an answer of %s (for %.0f s now)"
+        logging.getLogger(__name__).warning(text, redact(uri), waited)
+        return ANSWER_SECONDS
+
+    with if_longer(ANSWER_SECONDS if path is None else SILENT_SECONDS, tell):
+        yield
+
+
+def _log_lock(path: Path) -> None:
+    place = f"{path.absolute().as_uri()}?mode=rw"  # which makes no file
+    try:
+        with closing(sqlite3.connect(place, timeout=0, isolation_level=None, uri=True)) as database:
+            database.execute("begin immediate")
+    except sqlite3.Error as error:
+        if is_locked(error):
+            logging.getLogger(__name__).warning("waiting for the lock of %s", path)
 
 
 @contextmanager

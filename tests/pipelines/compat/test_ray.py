@@ -54,6 +54,7 @@ OTHERS = {
     "RAY_AIR_NEW_OUTPUT",
     "RAY_CHDIR_TO_TRIAL_DIR",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "RAY_IGNORE_UNHANDLED_ERRORS",
 }
 BINARY = Path(ray.__file__).parent / "core" / "src" / "ray"
 
@@ -87,7 +88,19 @@ def test_the_variable_turns_the_statistics_of_rays_use_off():
 
 def test_trials_keep_the_working_folder_and_workers_without_a_gpu_see_none():
     names = {RAY_CHDIR_TO_TRIAL_DIR, accelerators.RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO_ENV_VAR}
-    assert OTHERS - {"RAY_AIR_NEW_OUTPUT"} == names
+    assert OTHERS - {"RAY_AIR_NEW_OUTPUT", "RAY_IGNORE_UNHANDLED_ERRORS"} == names
+
+
+def test_the_variable_turns_tracebacks_off_that_the_driver_does_not_fetch(monkeypatch):
+    printed: list[Exception] = []
+    monkeypatch.setattr("ray._private.worker._unhandled_error_handler", printed.append)
+    worker = SimpleNamespace(deserialize_objects=lambda *_: [ValueError()])
+    name = "RAY_IGNORE_UNHANDLED_ERRORS"
+    monkeypatch.delenv(name, raising=False)
+    ray._private.worker.Worker.raise_errors(worker, [], [])
+    monkeypatch.setenv(name, compat.ENVIRONMENT[name])
+    ray._private.worker.Worker.raise_errors(worker, [], [])
+    assert len(printed) == 1
 
 
 @pytest.mark.parametrize(

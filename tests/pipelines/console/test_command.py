@@ -160,6 +160,15 @@ class Losing:
 
 
 @pytest.mark.process
+def test_without_docstrings_which_ray_needs_nothing_starts():
+    command = [sys.executable, "-OO", str(ROOT / "pipelines" / "sweep.py"), "--help"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith("PYTHONOPTIMIZE=2, or python -OO: expected at most 1")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.process
 def test_an_interrupt_while_pytorch_is_imported_comes_after_that(tmp_path):
     """Its C++ code would end the process, or drop it and leave NumPy half imported."""
     fake = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nprint('whole')\n"

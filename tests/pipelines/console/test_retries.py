@@ -1,3 +1,4 @@
+import itertools
 import os
 import signal
 import threading
@@ -140,6 +141,23 @@ def test_of_blocks_in_one_another_those_that_take_too_long_are_told_once():
     with if_longer(0.01, lambda: tell("long")):
         assert told["long"].wait(10)
     assert calls == ["short", "long"]
+
+
+def test_a_block_is_told_again_after_as_many_seconds_as_the_call_returns():
+    calls, third = [], threading.Event()
+
+    def tell() -> float | None:
+        calls.append(time.monotonic())
+        if len(calls) < 3:
+            return 0.05
+        third.set()
+        return None
+
+    with if_longer(0.01, tell):
+        assert third.wait(10)
+        time.sleep(0.1)
+    assert len(calls) == 3
+    assert all(later - before >= 0.05 for before, later in itertools.pairwise(calls))
 
 
 def test_many_blocks_are_watched_by_one_thread_which_ends():

@@ -21,6 +21,7 @@ from pipelines.compat.mlflow import TABLES
 from pipelines.console.errors import ConfigError, PipelineError, RefusedError, StorageError
 from pipelines.registry.versions import Registry
 from pipelines.tracking import client as client_module
+from pipelines.tracking import locks
 from pipelines.tracking.client import RetryingClient, check_uri, connect
 from pipelines.tracking.models import ModelStore
 from pipelines.tracking.store import Store
@@ -317,10 +318,10 @@ def test_a_database_that_is_locked_is_waited_for_later(tmp_path):
 
 
 def test_a_wait_for_the_lock_of_a_database_is_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr(client_module, "SILENT_SECONDS", 0.01)
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 0.01)
     path, waiting = tmp_path / "mlflow.db", threading.Event()
     put_database(path)
-    monkeypatch.setattr(client_module.logging.Logger, "warning", lambda *_: waiting.set())
+    monkeypatch.setattr(locks.logging.Logger, "warning", lambda *_: waiting.set())
     retrying = RetryingClient(Flaky(None), f"sqlite:///{path}")
     with closing(sqlite3.connect(path)) as database:
         database.execute("begin exclusive")
@@ -333,6 +334,25 @@ def test_a_wait_for_the_lock_of_a_database_is_a_line(tmp_path, monkeypatch):
             assert retrying.retry(waiting.wait, 5)
     waiting.clear()
     assert not retrying.retry(waiting.wait, 0.05)  # which is free now
+
+
+def test_a_wait_for_an_answer_of_a_server_is_a_line_again_and_again(monkeypatch):
+    """A server that accepts connections and is stopped, which MLflow waits for two minutes."""
+    monkeypatch.setattr(locks, "ANSWER_SECONDS", 0.01)
+    told, third = [], threading.Event()
+
+    def warning(_, text: str, *values: object) -> None:
+        told.append(text % values)
+        if len(told) == 3:
+            third.set()
+
+    monkeypatch.setattr(locks.logging.Logger, "warning", warning)
+    retrying = RetryingClient(Flaky(None), "http://ann:CANARY@host:5000")
+    assert retrying.retry(third.wait, 5)
+    assert set(told) == {"waiting for an answer of http://***@host:5000 (for 0 s now)"}
+    told.clear()
+    time.sleep(0.1)
+    assert not told
 
 
 @pytest.mark.slow
