@@ -47,6 +47,7 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.compat.mlflow_artifacts import copy_artifacts, read_artifact, unreadable
 from pipelines.console.errors import (
+    DISK_ERRORS,
     ConfigError,
     DamagedError,
     PipelineError,
@@ -126,6 +127,9 @@ class RetryingClient:
         try:
             yield
         except (MlflowException, OSError) as error:
+            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                place = error.filename2 or error.filename or "a file of the artifacts"
+                raise StorageError(f"{place}: {error.strerror}") from None
             if reason := failed_file(error) or unreadable(error):
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 kind = RefusedError if status in (401, 403) else StorageError  # of artifacts

@@ -1,4 +1,5 @@
 import base64
+import errno
 import os
 import resource
 import sqlite3
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
 import optuna
 import pytest
@@ -372,6 +374,24 @@ def test_a_database_that_cannot_grow_is_one_line(tmp_path):
                 call()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_file_of_an_artifact_that_cannot_be_written_is_named_and_not_the_database(tmp_path):
+    client = connect(put_database(tmp_path / "mlflow.db"))
+    experiment = client.create_experiment("a", artifact_location=str(tmp_path / "artifacts"))
+    run = client.create_run(experiment).info.run_id
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    source = tmp_path / "source.txt"
+    source.write_bytes(bytes(2 * (tmp_path / "mlflow.db").stat().st_size))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (source.stat().st_size // 2, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=r"^a file of the artifacts: File too large$"):
+            client.log_artifact(run, str(source))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    copied = OSError(errno.ENOSPC, "No space left on device", "/from/a", None, "/to/a")
+    with pytest.raises(StorageError, match=r"^/to/a: No space left on device$"):
+        client.retry(Mock(side_effect=copied))
 
 
 @pytest.mark.slow
