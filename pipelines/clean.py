@@ -206,7 +206,9 @@ def _delete(leftover: Leftover) -> str:
         else:
             place.remove()
     except (OSError, StorageError) as error:
-        return getattr(error, "strerror", None) or first_line(error)
+        inside = getattr(error, "filename", None)
+        which = f": {inside}" if inside and inside != str(place) else ""
+        return f"{getattr(error, 'strerror', None) or first_line(error)}{which}"
     return ""
 
 

@@ -231,8 +231,7 @@ def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     if folder := local_folder(arguments.trained):
         model_id, label = models.of_folder(folder), str(folder)
     else:
-        own = arguments.model or MODEL
-        model_id, label = resolve_model(models.client, arguments.trained, name=own)
+        model_id, label = resolve_model(models.client, arguments.trained, name=MODEL)
     mode = OutputMode.QUIET if arguments.json else OutputMode.TEXT
     invocation = Invocation.of(__file__, argv, Progress(mode, stderr=True))
     results = register_model(

@@ -330,7 +330,7 @@ class PackageTests:
             mutant.path.write_text(original)
 
 
-class Tests(dict[str, PackageTests]):
+class PackagesTests(dict[str, PackageTests]):
     """The tests of each package, by its name, measured when they are first needed."""
 
     def __init__(self, root: Path) -> None:
@@ -361,7 +361,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         copy_checkout(root)
-        modules, tests = packages(root), Tests(root)
+        modules, tests = packages(root), PackagesTests(root)
         chosen = {package: modules[package] for package in arguments.package or modules}
         for package, mutant in draw(chosen, arguments.seed, arguments.count):
             started = time.monotonic()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests import mutants
-from tests.mutants import ROOT, PackageTests, Tests, draw, find_tests, mutants_of, packages
+from tests.mutants import ROOT, PackagesTests, PackageTests, draw, find_tests, mutants_of, packages
 from tests.pipelines import forked
 
 SOURCE = '''"""Doc, 1 + 1."""
@@ -146,6 +146,6 @@ def test_a_mutant_may_be_killed_by_the_tests_of_another_package(tmp_path, monkey
         path.write_text(text)
     module.with_name("__init__.py").touch()
     mutant = next(mutant for mutant in mutants_of(module) if mutant.new == "a > b")
-    assert Tests(tmp_path).killer("dca", mutant) == "pipelines"
+    assert PackagesTests(tmp_path).killer("dca", mutant) == "pipelines"
     others.write_text(OTHER_TESTS.replace("larger(1, 1.0)", "1"))
-    assert Tests(tmp_path).killer("dca", mutant) == ""
+    assert PackagesTests(tmp_path).killer("dca", mutant) == ""

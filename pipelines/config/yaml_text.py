@@ -33,7 +33,7 @@ MAX_DEPTH = 50
 """Levels of lists and mappings inside one another."""
 PLAIN_WORD = re.compile(r"\w[\w./-]*", re.ASCII)
 """Text that is written as it is, unless it would read as a number or the like."""
-KEYS_BEFORE = re.compile(r"\s*(- |{?\s*[\w.]+:\s)*")
+KEYS_BEFORE = re.compile(r"\s*(- |{?\s*[\w.]+:\s+)*")
 """What may precede a value on its line."""
 RESERVED = tuple("*&!%@`|>[{,")
 """Characters with which no text begins without quotes: they mean something in YAML."""
@@ -42,6 +42,8 @@ MEANT_AS_TEXT = re.compile(
     "cannot start any token|behind the anchor"
 )
 """How such a text is refused."""
+FOLLOWED = re.compile(r"but found \(?'<")
+"""How a value is refused that ends at the mark, with more behind it."""
 EXPECTED = {"int": f"an integer of at most {sys.get_int_max_str_digits():,} digits"}
 """What a value of one of YAML's types should be, where more can be wrong with it than its type."""
 MAX_INLINE_KEYS = 3
@@ -68,11 +70,23 @@ def parse(text: str, *, source: str) -> Any:
         where, problem = None, "no such character or version"
     line = f":{where.line + 1}" if where and "\n" in text else ""
     message = f"not valid YAML: {problem.splitlines()[0]}"
-    value = KEYS_BEFORE.sub("", [*text.splitlines(), ""][where.line if where else -1], count=1)
-    if MEANT_AS_TEXT.search(problem) and value.startswith(RESERVED):
-        begin = value[0]
+    if where and MEANT_AS_TEXT.search(problem) and (begin := _reserved(text, where, problem)):
         message += f"; expected a text that begins with {begin} in quotes, as in \"'{begin}...'\""
     raise ConfigError(Problem(message, source=f"{source}{line}"))
+
+
+def _reserved(text: str, where: Any, problem: str) -> str:
+    """The character with which a text begins that is refused at this mark, if it means something in
+    YAML: that at the mark, else the first of the value; empty of another one, and behind a bracket
+    too many."""
+    line = [*text.splitlines(), ""][where.line]
+    found = line[where.column : where.column + 1]
+    if found in ("]", "}"):
+        return ""
+    if found in RESERVED and not FOLLOWED.search(problem):
+        return found
+    value = KEYS_BEFORE.sub("", line, count=1)
+    return value[0] if value.startswith(RESERVED) else ""
 
 
 def dump(data: Mapping[str, Any]) -> str:

@@ -23,6 +23,7 @@ from pipelines.console.errors import (
 from pipelines.console.process import (
     garbage_seldom_searched,
     handlers_restored,
+    interrupt,
     interrupts_kept,
     lacks_temporary_folder,
     lacks_working_folder,
@@ -111,7 +112,7 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
         with interrupts_kept(), handlers_restored(*ENDING_SIGNALS) as settable:
             for number in ENDING_SIGNALS if settable else ():
                 if signal.getsignal(number) is not signal.SIG_IGN:
-                    signal.signal(number, signal.default_int_handler)
+                    signal.signal(number, interrupt)
             return main(argv[1:])
     except SystemExit as end:  # of argparse, behind --help
         return int(end.code or DONE)

@@ -17,9 +17,8 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
-from types import ModuleType
+from types import FrameType
 from typing import Any, TextIO
 
 from pipelines.compat import mlflow, ray
@@ -37,6 +36,10 @@ NO_HOME = "/nonexistent"
 WARNINGS_VARIABLE = "PYTHONWARNINGS"
 DEFAULTS = ray.THREADS | ray.USAGE | mlflow.TELEMETRY
 """Environment variables that libraries read as they are loaded."""
+IMPORTS = "<frozen importlib._bootstrap>"
+"""The file that Python names for the code that imports."""
+HELD_SECONDS = 0.02
+"""Until it is seen again whether an import has ended."""
 AGAIN_SECONDS = 0.1
 """From a lost interrupt to the next: the destructor or callback that lost it has ended by then."""
 DESCRIPTORS = range(3)
@@ -313,38 +316,20 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
                 signal.signal(number, handler)
 
 
-class _TorchFinder:
-    """Finds PyTorch, which is then imported as a whole before an interrupt is raised.
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise KeyboardInterrupt, amid an import in a moment: a handler of signals.
 
-    Its C++ code calls Python, and ends the process if it is interrupted there, or drops the
-    interrupt and leaves NumPy half imported.
+    An interrupted import may keep the lock of all imports, for which another thread, as that in
+    which Ray starts, then waits for ever. PyTorch's ends the process in C++, or leaves NumPy half
+    imported, and some modules drop what is raised while they import others.
     """
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """As importlib's finder, which sets the path and the target."""
-        spec = PathFinder.find_spec(name, path, target) if name == "torch" else None
-        if spec is not None and spec.loader is not None:
-            execute = spec.loader.exec_module
-
-            def execute_whole(module: ModuleType) -> None:
-                with _interrupts_held():
-                    execute(module)
-
-            spec.loader.exec_module = execute_whole  # type: ignore[method-assign]
-        return spec
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Raise an interrupt of a block at its end."""
-    held = []
-    with handlers_restored(*ENDING_SIGNALS) as settable:
-        for number in ENDING_SIGNALS if settable else ():
-            if signal.getsignal(number) is signal.default_int_handler:
-                signal.signal(number, lambda number, _: held.append(number))
-        yield
-    if held:
-        raise KeyboardInterrupt
+    while frame is not None:
+        if frame.f_code.co_filename == IMPORTS:
+            signal.signal(signal.SIGALRM, interrupt)
+            signal.setitimer(signal.ITIMER_REAL, HELD_SECONDS)
+            return
+        frame = frame.f_back
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -354,7 +339,7 @@ def interrupts_kept() -> Iterator[None]:
     Python drops one that is raised in a destructor or in a callback of a C library, such as those
     of Ray while it starts, and goes on as if Ctrl-C had not been pressed.
     """
-    before, finder = sys.unraisablehook, _TorchFinder()
+    before = sys.unraisablehook
 
     def again(lost: "sys.UnraisableHookArgs") -> None:
         if not issubclass(lost.exc_type, KeyboardInterrupt):
@@ -365,18 +350,19 @@ def interrupts_kept() -> Iterator[None]:
         timer.start()
 
     sys.unraisablehook = again
-    sys.meta_path.insert(0, finder)
-    try:
-        yield
-    finally:
-        sys.unraisablehook = before
-        sys.meta_path.remove(finder)
+    with handlers_restored(signal.SIGALRM):
+        try:
+            yield
+        finally:
+            sys.unraisablehook = before
+            if signal.getsignal(signal.SIGALRM) is interrupt:
+                signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _interrupt_main_thread() -> None:
     """By a signal that interrupts: one that is ignored, or that a library handles, does not."""
     for number in ENDING_SIGNALS:
-        if signal.getsignal(number) is signal.default_int_handler:
+        if signal.getsignal(number) is interrupt:
             os.kill(os.getpid(), number)
             return
 

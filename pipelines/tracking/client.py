@@ -98,9 +98,9 @@ class RetryingClient:
         )
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._client, name)
+        method = logging_waits(self.uri)(getattr(self._client, name))
         if name.startswith("create_"):
-            return self._errors_translated()(logging_waits(self.uri)(method))
+            return self._errors_translated()(method)
         return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
@@ -110,7 +110,7 @@ class RetryingClient:
         """
         try:
             with self._errors_translated():
-                return self._retries.call(logging_waits(self.uri)(work), *args, **kwargs)
+                return self._retries.call(work, *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
                 raise
@@ -181,14 +181,14 @@ class RetryingClient:
         Raises PipelineError if there is no room for it.
         """
         require_room(local_path(artifact_uri), folder)
-        return self.retry(copy_artifacts, artifact_uri, folder, self.uri)
+        return self.retry(logging_waits(self.uri)(copy_artifacts), artifact_uri, folder, self.uri)
 
     def download_artifacts(self, run_id: str, file: str, folder: Path) -> Path:
         """Copy an artifact of a run into a folder; returns its path. Raises as `download`."""
         uri = self._artifact_uri(run_id)
         root = local_path(uri)
         require_room(root and root / file, folder)
-        return self.retry(read_artifact, uri, file, folder, self.uri)
+        return self.retry(logging_waits(self.uri)(read_artifact), uri, file, folder, self.uri)
 
 
 def connect(uri: str) -> RetryingClient:
@@ -203,7 +203,7 @@ def connect(uri: str) -> RetryingClient:
     try:
         if database and not database.exists():
             _make_database(database)
-        with encoded_artifact_root():
+        with encoded_artifact_root(), logging_waits(uri):
             client = MlflowClient(uri, uri)
             client.search_experiments(max_results=1)
     except errors as error:

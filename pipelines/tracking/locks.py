@@ -23,8 +23,8 @@ OPEN_SECONDS = 300
 """Longest wait for another process that opens a database: a new one takes seconds."""
 SILENT_SECONDS = 1.0
 """Longest wait for the lock of a database without a line."""
-ANSWER_SECONDS = 10.0
-"""Longest wait for an answer of a server without a line, and between two lines."""
+SERVER_LOG_SECONDS = 10.0
+"""Longest wait for a server without a line, and between two lines."""
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def store_lock(uri: str) -> Iterator[None]:
 
 @contextmanager
 def logging_waits(uri: str) -> Iterator[None]:
-    """Log a line if a block takes long while another process holds the lock of the database, or a
-    server does not answer.
+    """Log a line if a call takes long while another process holds the lock of the database, or the
+    store is a server, which may have stopped.
 
     MLflow waits in each call up to 20 s for a lock, and two minutes for a server, without a word.
     """
@@ -52,11 +52,11 @@ def logging_waits(uri: str) -> Iterator[None]:
             _log_lock(path)
             return None
         waited = time.monotonic() - started
-        text = "waiting for an answer of %s (for %.0f s now)"
+        text = "waiting for %s (for %.0f s now)"
         logging.getLogger(__name__).warning(text, redact(uri), waited)
-        return ANSWER_SECONDS
+        return SERVER_LOG_SECONDS
 
-    with if_longer(ANSWER_SECONDS if path is None else SILENT_SECONDS, tell):
+    with if_longer(SERVER_LOG_SECONDS if path is None else SILENT_SECONDS, tell):
         yield
 
 

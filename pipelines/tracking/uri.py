@@ -22,7 +22,7 @@ SQLITE = "sqlite:///"
 MEMORY = ":memory:"
 ARTIFACTS = "mlartifacts"
 """Name of the folder of artifacts beside a database, if the storage is a URI."""
-SERVER = re.compile(r"\s*(https?)(://[^\s?#]+)\S*\s*", re.IGNORECASE)
+SERVER = re.compile(r"\s*(https?)(://[^\s?#]+)(\S*)\s*", re.IGNORECASE)
 """Its scheme and address, with what may stand around it by mistake."""
 OF_MLFLOW = "Default"
 """The experiment that MLflow makes itself in every database, with a folder of its own choice."""
@@ -43,8 +43,13 @@ def tracking_uri() -> str:
         raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={one_line(uri)}"))
     server = SERVER.fullmatch(uri)
     if server and (address := f"{server[1].lower()}{server[2]}") != uri:
-        message = "expected the address of a server alone"
-        raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={one_line(uri)}", nearest=address))
+        key, message = (
+            f"MLFLOW_TRACKING_URI={one_line(uri)}",
+            "expected the address of a server alone",
+        )
+        if "@" in server[3]:  # the rest of a password, of which nothing may be shown
+            raise ConfigError(Problem("expected # and ? of a password as %23 and %3F", key))
+        raise ConfigError(Problem(message, key, nearest=address))
     database = database_file(uri)
     return database_uri(database) + "".join(uri.partition("?")[1:]) if database else uri
 

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 METHOD = "forkserver"
@@ -64,8 +65,11 @@ class Command:
         """Unless it has ended; to all processes of its group, as a terminal sends Ctrl-C, except
         for SIGKILL."""
         if self.returncode is None:
-            send = os.kill if number == signal.SIGKILL else os.killpg
-            send(self.pid, number)
+            with suppress(ProcessLookupError):  # it has no group yet
+                if number != signal.SIGKILL:
+                    os.killpg(self.pid, number)
+                    return
+            os.kill(self.pid, number)
 
     def kill(self) -> None:
         """At once."""

@@ -157,7 +157,19 @@ def test_a_text_that_begins_with_what_means_something_in_yaml_needs_quotes(befor
 
 
 @pytest.mark.parametrize(
-    "text", ["[1", "{a: 1", "{a: 1, a: 2}", "a: [1\nb: 2", "a:\n b: 1\n c", "a\t: b"]
+    ("text", "begin"),
+    [("[*.txt, a]", "*"), ("a:   *x", "*"), ("{a: 1, b: *x}", "*"), ("a-b: [c, @x]", "@")],
+)
+def test_of_a_list_the_text_inside_needs_quotes(text, begin):
+    assert f"begins with {begin} in quotes" in refused(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("[1", "{a: 1", "{a: 1, a: 2}", "a: [1\nb: 2", "a:\n b: 1\n c", "a\t: b", "a: [1]]"),
+        "{a: 1}}",
+    ],
 )
 def test_what_is_no_text_needs_no_quotes(text):
     assert "quotes" not in refused(text)

@@ -123,7 +123,7 @@ def test_sockets_of_ray_fit_under_a_long_folder_for_temporary_files(shared, monk
     (shared / ("a" * 100)).mkdir()
     assert session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")
     assert len(str(session_folder())) <= MAX_FOLDER_BYTES
-    with tempfile.TemporaryDirectory(prefix="éééééééé", dir="/tmp") as few_letters:
+    with tempfile.TemporaryDirectory(prefix="éééééé", dir="/tmp") as few_letters:
         monkeypatch.setattr(tempfile, "tempdir", few_letters)
         assert len(f"{few_letters}/dca-gpt-{os.getuid()}/ray") <= MAX_FOLDER_BYTES
         assert short_session_folder() == Path(f"/tmp/dca-gpt-{os.getuid()}/ray")

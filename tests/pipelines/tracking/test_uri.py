@@ -62,6 +62,16 @@ def test_of_what_a_browser_shows_the_address_of_the_server_is_wanted(uri, addres
     assert message.endswith(f": expected the address of a server alone; did you mean {address}?")
 
 
+@pytest.mark.parametrize("sign", ["#", "?"])
+def test_of_a_password_with_such_a_sign_nothing_is_shown(sign, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"https://ann:CANARY{sign}CANARY@host")
+    with pytest.raises(ConfigError) as error:
+        tracking_uri()
+    assert redact(str(error.value)) == (
+        "MLFLOW_TRACKING_URI=https://***@host: expected # and ? of a password as %23 and %3F"
+    )
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_database_is_that_of_the_current_folder_whatever_its_name_is(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
