@@ -26,8 +26,10 @@ from pipelines.storage.private import make_private, private_folder, private_plac
 from pipelines.storage.project import ROOT
 from pipelines.storage.scratch import scratch_folder
 
-PROBE_SECONDS = 5
 MAX_PORT = 65535
+START_SECONDS = 20
+"""How long a command that ends waits for a cluster of this machine that it still starts."""
+PROBE_SECONDS = 5
 """How long the address of a cluster may take to accept a connection."""
 HEALTH_SECONDS = 12
 """How long it may take to answer as the head node of a Ray, a process's start included."""
@@ -114,10 +116,12 @@ def connect(*, dashboard: bool = False) -> Cluster:
 
 
 def shutdown() -> None:
-    """Disconnect from Ray; a cluster that `connect` has started ends."""
+    """Disconnect from Ray; a cluster that `connect` has started ends, at the latest with the
+    process: where an interrupt has kept a lock, the thread in which it starts waits for ever."""
     for starter in _starters:
-        with suppress(Exception):  # `connect` has raised it, or nothing needs Ray
-            starter.wait()
+        if not starter.has_started(START_SECONDS):
+            _starters.clear()
+            return
     if ray := sys.modules.get("ray"):
         ray.shutdown()
         names.print_messages(wanted=True)
@@ -204,6 +208,10 @@ class _Starter(threading.Thread):
             self._error = error
         self._ready.set()
         self._closed.wait()
+
+    def has_started(self, seconds: float) -> bool:
+        """Whether it has, or has failed, in so many seconds."""
+        return self._ready.wait(seconds)
 
     def wait(self) -> None:
         """Wait until it has started. Raises its error."""

@@ -25,6 +25,7 @@ from pipelines.console.process import (
     handlers_restored,
     interrupt,
     interrupts_kept,
+    is_interrupt,
     lacks_temporary_folder,
     lacks_working_folder,
     library_defaults,
@@ -117,7 +118,7 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
     except SystemExit as end:  # of argparse, behind --help
         return int(end.code or DONE)
     except (Exception, KeyboardInterrupt) as error:
-        if _is_interrupt(error):
+        if is_interrupt(error):
             again = f"; run the same command again to go on:\n  {shlex.join(['python', *argv])}"
             return _fail(f"interrupted{again if resumes else ''}", INTERRUPTED)
         if isinstance(error, ConfigError | PipelineError):
@@ -136,14 +137,6 @@ def _exit_code(main: Callable[[Sequence[str]], int], argv: Sequence[str], *, res
             print_traceback(error)
             return FAILURE
         return _fail(f"{_full_place(error)}: {error.strerror}", FAILURE)
-
-
-def _is_interrupt(error: BaseException | None) -> bool:
-    """Whether an error is an interrupt, or what became of one: a transaction of a database that was
-    interrupted, for example, cannot be ended, which is another error."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__context__
-    return error is not None
 
 
 def _unusable(arguments: Sequence[str]) -> str | None:

@@ -40,6 +40,8 @@ IMPORTS = "<frozen importlib._bootstrap>"
 """The file that Python names for the code that imports."""
 HELD_SECONDS = 0.02
 """Until it is seen again whether an import has ended."""
+LOST_SECONDS = 2.0
+"""Until it is seen whether something handles an interrupt, or has dropped it."""
 AGAIN_SECONDS = 0.1
 """From a lost interrupt to the next: the destructor or callback that lost it has ended by then."""
 DESCRIPTORS = range(3)
@@ -317,19 +319,30 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, amid an import in a moment: a handler of signals.
+    """Raise KeyboardInterrupt, amid an import in a moment, and again if it is lost: a handler of
+    signals.
 
     An interrupted import may keep the lock of all imports, for which another thread, as that in
     which Ray starts, then waits for ever. PyTorch's ends the process in C++, or leaves NumPy half
-    imported, and some modules drop what is raised while they import others.
+    imported. Some modules, and libraries that call Python, drop what is raised there.
     """
-    while frame is not None:
-        if frame.f_code.co_filename == IMPORTS:
-            signal.signal(signal.SIGALRM, interrupt)
-            signal.setitimer(signal.ITIMER_REAL, HELD_SECONDS)
-            return
+    signal.signal(signal.SIGALRM, interrupt)
+    is_on_its_way = number == signal.SIGALRM and is_interrupt(sys.exc_info()[1])
+    is_importing = False
+    while frame is not None and not is_importing:
+        is_importing = frame.f_code.co_filename == IMPORTS
         frame = frame.f_back
-    raise KeyboardInterrupt
+    signal.setitimer(signal.ITIMER_REAL, HELD_SECONDS if is_importing else LOST_SECONDS)
+    if not (is_on_its_way or is_importing):
+        raise KeyboardInterrupt
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Whether an error is an interrupt, or what became of one: a transaction of a database that was
+    interrupted, for example, cannot be ended, which is another error."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 @contextmanager

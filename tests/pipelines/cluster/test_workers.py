@@ -463,3 +463,12 @@ def test_only_the_nodes_that_are_alive_count():
         ("b", 0, 0, "bb"),
     ]
     assert [str(node) for node in found] == ["a (4 CPUs, 1 GPU)", "b (0 CPUs)"]
+
+
+def test_a_cluster_that_never_starts_is_not_waited_for_for_ever(monkeypatch):
+    """As where an interrupt has kept a lock that the thread needs in which Ray starts."""
+    monkeypatch.setattr(connection, "START_SECONDS", 0.01)
+    starter = connection._Starter(dashboard=False)  # which nothing runs
+    monkeypatch.setattr(connection, "_starters", [starter])
+    connection.shutdown()
+    assert connection._starters == []

@@ -12,6 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -166,6 +167,33 @@ def test_without_docstrings_which_ray_needs_nothing_starts():
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr.startswith("PYTHONOPTIMIZE=2, or python -OO: expected at most 1")
     assert ended.stderr.count("\n") == 1
+
+
+def test_an_interrupt_that_a_library_drops_comes_again_and_one_on_its_way_does_not(monkeypatch):
+    """A callback of pydantic's, for example, whose exceptions it takes for an answer."""
+    monkeypatch.setattr(process, "LOST_SECONDS", 0.05)
+    ended = []
+
+    def dropping(arguments: list[str]) -> int:
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(30)
+        return 0
+
+    def handling(arguments: list[str]) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            time.sleep(0.3)
+            ended.append("whole")
+        return 0
+
+    started = time.monotonic()
+    assert run_command(dropping, ["train.py"]) == 130
+    assert time.monotonic() - started < 20
+    assert run_command(handling, ["train.py"]) == 130
+    assert ended == ["whole"]
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 
 @pytest.mark.process
