@@ -189,10 +189,10 @@ def _reused_training(
 
     if fresh or experiment.train.start_from:
         return []
-    store = Store.open(experiment.experiment, storage_folder(experiment.storage), create=False)
-    if store is None or not store.find(FIT_KIND):
-        return []
     with progress.waiting(LOOKING):
+        store = Store.open(experiment.experiment, storage_folder(experiment.storage), create=False)
+        if store is None or not store.find(FIT_KIND):
+            return []
         planned = dag.plan(
             stages, experiment, until=FIT_KIND, fresh=False, fan_out=fan_out(experiment)
         )

@@ -105,7 +105,8 @@ def run(
         for node in nodes:
             if node.stage.preview:
                 node.stage.preview(configs[node])  # bad input is found before anything is written
-        opened, tags = _open(config, invocation, descriptions)
+        with invocation.progress.waiting("opening the tracking store"):
+            opened, tags = _open(config, invocation, descriptions)
         context = replace(opened, fresh=fresh)
         cache = Cache(context.store, nodes, fresh=fresh)
         execution = Execution(context, cache, nodes, reused, tags)

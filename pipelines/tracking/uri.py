@@ -65,8 +65,9 @@ def taken_by_itself() -> bool:
 
 
 def export_lines() -> list[str]:
-    """What a shell needs before commands that are to take this store: its URI, or nothing."""
-    if taken_by_itself():
+    """What a shell needs before commands that are to take this store: its URI, or nothing; nothing
+    either if it has a password, which is not shown: this shell has it."""
+    if taken_by_itself() or shown_tracking_uri() != tracking_uri():
         return []
     return [f"export MLFLOW_TRACKING_URI={shlex.quote(shown_tracking_uri())}"]
 

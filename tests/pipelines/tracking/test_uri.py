@@ -14,6 +14,7 @@ from pipelines.tracking.store import Store
 from pipelines.tracking.uri import (
     database_file,
     database_uri,
+    export_lines,
     shown_tracking_uri,
     tracking_uri,
 )
@@ -41,6 +42,9 @@ def test_the_password_of_a_server_is_for_connecting_only(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:CANARY@host:5000")
     assert tracking_uri() == "http://user:CANARY@host:5000"
     assert shown_tracking_uri() == "http://***@host:5000"
+    assert export_lines() == []  # pasted, what is shown would replace the password
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://host:5000")
+    assert export_lines() == ["export MLFLOW_TRACKING_URI=http://host:5000"]
 
 
 @pytest.mark.parametrize(
