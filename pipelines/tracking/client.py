@@ -128,6 +128,7 @@ class RetryingClient:
             yield
         except (MlflowException, OSError) as error:
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+                # of a copy the second file is the one that is written
                 place = error.filename2 or error.filename or "a file of the artifacts"
                 raise StorageError(f"{place}: {error.strerror}") from None
             if reason := failed_file(error) or unreadable(error):

@@ -47,7 +47,7 @@ def logging_waits(uri: str) -> Iterator[None]:
     """
     path, started = database_file(uri), time.monotonic()
 
-    def tell() -> float | None:
+    def log() -> float | None:
         if path is not None:
             _log_lock(path)
             return None
@@ -56,7 +56,7 @@ def logging_waits(uri: str) -> Iterator[None]:
         logging.getLogger(__name__).warning(text, redact(uri), waited)
         return SERVER_LOG_SECONDS
 
-    with if_longer(SERVER_LOG_SECONDS if path is None else SILENT_SECONDS, tell):
+    with if_longer(SERVER_LOG_SECONDS if path is None else SILENT_SECONDS, log):
         yield
 
 

@@ -43,12 +43,10 @@ def tracking_uri() -> str:
         raise ConfigError(Problem(message, f"MLFLOW_TRACKING_URI={one_line(uri)}"))
     server = SERVER.fullmatch(uri)
     if server and (address := f"{server[1].lower()}{server[2]}") != uri:
-        key, message = (
-            f"MLFLOW_TRACKING_URI={one_line(uri)}",
-            "expected the address of a server alone",
-        )
+        message = "expected only the address of a server"
         if "@" in server[3]:  # the rest of a password, of which nothing may be shown
-            raise ConfigError(Problem("expected # and ? of a password as %23 and %3F", key))
+            message, address = "expected # and ? of a password as %23 and %3F", ""
+        key = f"MLFLOW_TRACKING_URI={one_line(uri)}"
         raise ConfigError(Problem(message, key, nearest=address))
     database = database_file(uri)
     return database_uri(database) + "".join(uri.partition("?")[1:]) if database else uri

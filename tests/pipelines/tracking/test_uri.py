@@ -63,7 +63,7 @@ def test_of_what_a_browser_shows_the_address_of_the_server_is_wanted(uri, addres
         tracking_uri()
     message = redact(str(error.value))
     assert message.startswith("MLFLOW_TRACKING_URI=")
-    assert message.endswith(f": expected the address of a server alone; did you mean {address}?")
+    assert message.endswith(f": expected only the address of a server; did you mean {address}?")
 
 
 @pytest.mark.parametrize("sign", ["#", "?"])
