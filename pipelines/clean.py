@@ -193,7 +193,7 @@ def _size_of(place: "Folder") -> str:
 def _delete(leftover: Leftover) -> str:
     """Returns why it failed, if it did."""
     from pipelines.console.errors import StorageError
-    from pipelines.console.text import first_line
+    from pipelines.console.text import reason_of
 
     place = leftover.place
     try:
@@ -208,7 +208,7 @@ def _delete(leftover: Leftover) -> str:
     except (OSError, StorageError) as error:
         inside = getattr(error, "filename", None)
         which = f": {inside}" if inside and inside != str(place) else ""
-        return f"{getattr(error, 'strerror', None) or first_line(error)}{which}"
+        return f"{reason_of(error)}{which}"
     return ""
 
 

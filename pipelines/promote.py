@@ -231,7 +231,8 @@ def _register(argv: Sequence[str], arguments: argparse.Namespace) -> None:
     if folder := local_folder(arguments.trained):
         model_id, label = models.of_folder(folder), str(folder)
     else:
-        model_id, label = resolve_model(models.client, arguments.trained, name=MODEL)
+        name = arguments.model or MODEL  # whose version a number is, as of the other commands
+        model_id, label = resolve_model(models.client, arguments.trained, name=name)
     mode = OutputMode.QUIET if arguments.json else OutputMode.TEXT
     invocation = Invocation.of(__file__, argv, Progress(mode, stderr=True))
     results = register_model(

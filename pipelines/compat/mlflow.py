@@ -4,7 +4,6 @@ Imports MLflow only where an error is judged: those who need a name need not loa
 """
 
 import os
-import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -93,32 +92,6 @@ LEFT_OUT = (
 WARNINGS_MODULE = "mlflow"
 """The modules whose warnings are ignored, hints for interactive use: a pattern as `warnings` takes
 it. MLflow's own switches change more of the process."""
-
-_LOCKED = "database is locked"
-"""SQLite's text; its error number is lost on the way through SQLAlchemy and MLflow."""
-_SQLITE = "sqlite3."
-"""How SQLAlchemy begins the text of an error of that driver."""
-_FAILED_FILE = re.compile(
-    "database or disk is full|disk I/O error|attempt to write a readonly database|"
-    "database disk image is malformed|unable to open database file|file is not a database"
-)
-"""SQLite's texts of a file that cannot be used, somewhere in that of MLflow."""
-_NO_ANSWER = "API request to"
-"""How the text of an HTTP request begins that got no answer, or that of an overloaded server; the
-code is INTERNAL_ERROR, as of a server's own faults."""
-_OVERLOADED = (429, 503, 504)
-"""HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up; MLflow
-repeats requests that get these or 500, and after its last try gives the text of no answer."""
-_STATUS = re.compile(r"(?s)failed with error code (\d{3}) != 200\. Response body: '(.*)'")
-"""How the text of an error ends whose answer is not JSON, as that of a proxy."""
-_MISSING_OR_BUSY = (404, 408, 409, 425, 429)
-"""HTTP statuses from 400 to 499 that do not say that a user, or a proxy, may not do this."""
-_CONFLICTS = (
-    "IntegrityError",  # of SQLite; through a server only the text arrives
-    "UniqueViolation",  # of PostgreSQL
-    "Giving up after",  # of MLflow itself, once other writers have taken every number it tried
-)
-
 
 ARTIFACT_ROOT = "_MLFLOW_SERVER_ARTIFACT_ROOT"
 """Environment variable of the folder for the artifacts of a database's default experiment."""
@@ -325,69 +298,6 @@ def is_filter(entry: tuple[Any, ...]) -> bool:
     """Whether an entry of `warnings.filters` is of `ignore_warnings`: the fourth part is the
     compiled pattern of a module, or None."""
     return getattr(entry[3], "pattern", entry[3]) == WARNINGS_MODULE
-
-
-def is_locked(error: BaseException) -> bool:
-    """Whether a database is locked by another process."""
-    return _LOCKED in str(error)
-
-
-def store_errors() -> tuple[type[Exception], ...]:
-    """The errors with which MLflow ends that cannot use a store: its own, and those of SQLAlchemy
-    and of the migrations of a database, which it passes on."""
-    from alembic.util import CommandError
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import SQLAlchemyError
-
-    return MlflowException, SQLAlchemyError, CommandError
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether a store's error is a locked database, or a server that is away or overloaded.
-
-    Not one that refuses, nor a full disk, which MLflow calls unavailable too.
-    """
-    from mlflow.exceptions import MlflowException
-
-    if not isinstance(error, MlflowException) or refused(error):
-        return False
-    text = str(error)
-    if _SQLITE in text:
-        return _LOCKED in text
-    unanswered = error.error_code == "INTERNAL_ERROR" and _NO_ANSWER in text
-    return unanswered or error.get_http_status_code() in _OVERLOADED
-
-
-def refused(error: Any) -> str | None:
-    """The status and the reason with which a server refuses a call; None if it does not."""
-    if found := _STATUS.search(str(error)):
-        status, text = int(found[1]), found[2]
-        refuses = 400 <= status < 500 and status not in _MISSING_OR_BUSY
-    else:
-        status, text = error.get_http_status_code(), str(error)
-        refuses = status in (401, 403)
-    if not refuses:
-        return None
-    is_page = text.lstrip().startswith("<")
-    return f"HTTP {status}" if is_page else f"HTTP {status}: {text.strip() or 'no reason'}"
-
-
-def failed_file(error: BaseException) -> str | None:
-    """Why a database's file cannot be used, such as a full disk; None if it can."""
-    text = str(error)
-    found = _FAILED_FILE.search(text) if _SQLITE in text else None
-    return found and found[0]
-
-
-def is_write_conflict(error: BaseException) -> bool:
-    """Whether two writers met in the registry's tables, so that neither is known to be first."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import IntegrityError
-
-    text = str(error)
-    return isinstance(error, (MlflowException, IntegrityError)) and any(
-        sign in text for sign in _CONFLICTS
-    )
 
 
 def run_page(experiment_id: str, run_id: str) -> str:

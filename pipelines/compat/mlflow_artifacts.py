@@ -15,6 +15,8 @@ _FAILED_FILES = re.compile(r"##### File [^\n]* #####\n([^\n]*)")
 _START = re.compile(r"\[Errno (\d+)\]|(40[134]|410)\b")
 """The number at the beginning of a text, of the system's error or of a server's answer: behind it
 come a path and an address, in which any word may stand."""
+_SYSTEM = re.compile(r"\[Errno (\d+)\] ([^:]*)(?:: ['\"](.*)['\"])?$")
+"""The text of an error of the system, with or without a file."""
 _ABSENT = {"2", "20", "404", "410"}
 """Such numbers of a file that is not there, or lies below one that is no folder."""
 _MISSING = re.compile(
@@ -75,6 +77,14 @@ def unreadable(error: BaseException) -> str | None:
         return None if _is_missing_file(error) else str(error)
     reasons = _FAILED_FILES.findall(str(error))
     return next((reason for reason in reasons if not _is_missing(reason)), None)
+
+
+def failed_copy(error: BaseException) -> OSError | None:
+    """The system's error in that of a download, as of the full disk that its copy is made on; None
+    of another error."""
+    texts = map(_SYSTEM.match, _FAILED_FILES.findall(str(error)))
+    found = next(filter(None, texts), None)
+    return found and OSError(int(found[1]), found[2], found[3])
 
 
 def gone(error: BaseException) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from pipelines.config.yaml_text import MAX_CHARACTERS, parse
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import nearest, one_line, quote_value
+from pipelines.console.text import nearest, one_line, quote_value, reason_of
 
 EXTENDS = "extends"
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -106,6 +106,9 @@ def _read(path: Path, above: tuple[Path, ...], layers: list[Layer]) -> None:
         if not isinstance(name, str) or not name:
             message = f"expected a file or a list of files, got {quote_value(names)}"
             raise ConfigError(Problem(message, EXTENDS, str(path)))
+        if "://" in name:
+            message = f"expected a file of this machine, got {quote_value(name)}"
+            raise ConfigError(Problem(message, EXTENDS, str(path)))
         _read(folder_of(path) / os.path.expanduser(name), (*above, path), layers)  # noqa: PTH111
     layers.append(Layer(str(path), data))
 
@@ -121,8 +124,9 @@ def _text(path: Path, above: tuple[Path, ...]) -> str:
     except IsADirectoryError:
         raise _file_problem("expected a file, got a folder", path, above) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
-        reason = getattr(error, "strerror", None) or one_line(error)
-        raise _file_problem(f"cannot be read as UTF-8 text: {reason}", path, above) from None
+        raise _file_problem(
+            f"cannot be read as UTF-8 text: {reason_of(error)}", path, above
+        ) from None
 
 
 def _pipe_shown(path: Path) -> AbstractContextManager[None]:

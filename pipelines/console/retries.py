@@ -48,6 +48,8 @@ class RetryPolicy:
     """Set, it ends a pause at once and makes the next failure final."""
     name: str = ""
     """With it a call's first failure is logged, and another from time to time; empty: none is."""
+    describe: Callable[[BaseException], str] = first_line
+    """A failure's text in such a line."""
 
     def call(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """The result of `work`, repeated while its failures are transient.
@@ -92,7 +94,7 @@ class RetryPolicy:
                 return
             last, error = waited, state.outcome and state.outcome.exception()
             since = f" (for {waited:.0f} s now)" if state.attempt_number > 1 else ""
-            text = first_line(error) if error else ""
+            text = self.describe(error) if error else ""
             logging.getLogger(__name__).warning("%s: %s; trying again%s", self.name, text, since)
 
         return log

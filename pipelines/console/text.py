@@ -83,6 +83,14 @@ def first_line(error: BaseException, *, limit: int = 200) -> str:
     return one_line(lines[0] if lines else type(error).__name__, limit=limit)
 
 
+def reason_of(error: BaseException, *, with_file: bool = False) -> str:
+    """An error's text in one line; of one of the system without its number, and without the file
+    where the message names it."""
+    reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    file = getattr(error, "filename", None) if with_file else None
+    return one_line(f"{file}: {reason}" if file else reason)
+
+
 def why_ended(errors: str, code: int) -> str:
     """Why a process that runs a packaged model's code ended without its result: by a signal, or by
     the last line of its errors; without one the code has ended it."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import nearest, one_line
+from pipelines.console.text import nearest, one_line, reason_of
 
 CHUNK_BYTES = 1 << 22
 RECURSIVE = "**"
@@ -46,7 +46,7 @@ def find_files(pattern: str, *, key: str) -> list[Path]:
             paths = sorted(set(_matches(pattern)), key=str)
         _require_once(paths)
     except OSError as error:
-        message = f"{one_line(error.filename or pattern)}: {error.strerror or error}"
+        message = f"{one_line(error.filename or pattern)}: {reason_of(error)}"
         raise ConfigError(Problem(message, key)) from None
     if not paths:
         found, near = "no such file, folder or glob match", _nearest(Path(pattern))

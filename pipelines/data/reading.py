@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from pipelines.console.errors import ConfigError, Problem
-from pipelines.console.text import one_line
+from pipelines.console.text import one_line, reason_of
 from pipelines.console.updates import OutputMode
 from pipelines.data.config import DataConfig
 from pipelines.data.corpora import CORPORA
@@ -69,7 +69,7 @@ class CorpusReader:
         except OSError as error:
             key = list(SPLIT_KEYS.values())[max(0, len(self._lengths) - 1)]
             name = error.filename or getattr(self._config, key) or self._config.corpus
-            message = f"{one_line(name)}: {error.strerror or error}"
+            message = f"{one_line(name)}: {reason_of(error)}"
             raise ConfigError(Problem(message, f"data.{key}")) from None
 
     def _chunks(self, texts: list[Iterable[bytes]]) -> Iterator[bytes]:

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from pipelines.console.errors import PipelineError
+from pipelines.console.text import reason_of
 from pipelines.storage.project import ROOT
 
 PROJECT = ("dca", "pipelines")
@@ -26,6 +27,7 @@ EXCLUDED = {
     "pipelines.cluster.trial_events": "passes on what trainings report",
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.mlflow_artifacts": "reads files, whose digests are checked",
+    "pipelines.compat.mlflow_errors": "names errors of the tracking store",
     "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",
     "pipelines.compat.ray_variables": "refuses variables of the environment",
@@ -179,9 +181,8 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise PipelineError(
-            f"{path}: a result depends on it, but it cannot be read: {error}"
-        ) from None
+        message = f"{path}: a result depends on it, but it cannot be read: {reason_of(error)}"
+        raise PipelineError(message) from None
 
 
 def _parse(module: str, source: str) -> tuple[frozenset[str], str]:

@@ -20,8 +20,8 @@ from pipelines.compat.mlflow import (
     MODEL_ID,
     MODEL_VERSIONS_TAG,
     all_pages,
-    is_write_conflict,
 )
+from pipelines.compat.mlflow_errors import is_write_conflict
 from pipelines.console.errors import ConfigError, Problem, RefusedError
 from pipelines.console.retries import RetryPolicy
 from pipelines.console.secrets import redact

@@ -4,7 +4,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.compat.mlflow import store_errors
+from pipelines.compat.mlflow_errors import store_errors
 from pipelines.console.errors import BlockedError, PipelineError
 from pipelines.console.text import first_line
 from pipelines.engine.results import StageResults, from_json

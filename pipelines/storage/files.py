@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.console.errors import DamagedError, PipelineError, StorageError
+from pipelines.console.text import reason_of
 from pipelines.storage.digests import cached_sha256, sha256_of
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import private_folder
@@ -110,7 +111,7 @@ def local_copy(file: File) -> Path:
                 file.fetch(part)
                 part.replace(path)
     except OSError as error:
-        raise StorageError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise StorageError(f"{path}: cannot be written: {reason_of(error)}") from error
     return path
 
 

@@ -15,7 +15,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from pipelines.console.errors import PipelineError, StorageError
 from pipelines.console.secrets import redact
-from pipelines.console.text import one_line
+from pipelines.console.text import one_line, reason_of
 
 MAX_COMMAND_CHARACTERS = 200
 SILENT_SECONDS, REPEAT_SECONDS = 3, 15
@@ -46,7 +46,7 @@ def hold_lock(
     except Timeout:
         raise PipelineError(refused(_holder(path))) from None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be locked: {error.strerror or error}") from error
+        raise StorageError(f"{path}: cannot be locked: {reason_of(error)}") from error
     is_file = not isinstance(lock, SoftFileLock)  # else, without flock, the file itself is the lock
     try:
         if (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.console.errors import PipelineError, StorageError
-from pipelines.console.text import one_line
+from pipelines.console.text import reason_of
 from pipelines.storage.filesystem import RETRIES, connect, download, upload
 from pipelines.storage.scratch import scratch_folder
 
@@ -176,7 +176,7 @@ class RemoteDirectory:
         except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError
             if isinstance(error, FileNotFoundError) and verb == "read":
                 raise
-            raise StorageError(f"{self}: cannot be {verb}: {one_line(error)}") from error
+            raise StorageError(f"{self}: cannot be {verb}: {reason_of(error)}") from error
 
 
 Folder = Path | RemoteDirectory

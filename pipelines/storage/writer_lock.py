@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipelines.console.errors import StorageError
+from pipelines.console.text import reason_of
 from pipelines.storage.locks import hold_lock
 from pipelines.storage.private import make_private
 from pipelines.storage.remote import Folder
@@ -28,7 +29,7 @@ def writer_lock(folder: Folder) -> Iterator[Folder]:
     try:
         make_private(folder)
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be written: {error.strerror or error}") from error
+        raise StorageError(f"{folder}: cannot be written: {reason_of(error)}") from error
     with hold_lock(
         folder / "lock",
         lambda holder: f"{folder}: another process trains here ({holder})",

@@ -30,22 +30,25 @@ from pipelines.compat.mlflow import (
     MISSING,
     decode_database_folders,
     encoded_artifact_root,
-    failed_file,
     identity,
     ignore_warnings,
-    is_locked,
-    is_transient,
     make_tables,
     refusal,
-    refused,
     schema_problem,
     search_answer,
     set_environment,
     skip_prompt_checks,
-    store_errors,
     unreadable_variables,
 )
-from pipelines.compat.mlflow_artifacts import copy_artifacts, read_artifact, unreadable
+from pipelines.compat.mlflow_artifacts import copy_artifacts, failed_copy, read_artifact, unreadable
+from pipelines.compat.mlflow_errors import (
+    failed_file,
+    is_locked,
+    is_transient,
+    refused,
+    store_errors,
+    unanswered,
+)
 from pipelines.console.errors import (
     DISK_ERRORS,
     ConfigError,
@@ -95,6 +98,7 @@ class RetryingClient:
             max_seconds=MAX_UNAVAILABLE_SECONDS,
             cancelled=self._cancelled,
             name="MLflow",
+            describe=_reason,
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -116,7 +120,7 @@ class RetryingClient:
                 raise
             self.cancel_retries()
             raise PipelineError(
-                f"MLflow: {first_line(error)}; nothing is lost: missing rows are in the checkpoints"
+                f"MLflow: {_reason(error)}; nothing is lost: missing rows are in the checkpoints"
                 " and are stored when the same command is run again"
             ) from error
 
@@ -127,10 +131,11 @@ class RetryingClient:
         try:
             yield
         except (MlflowException, OSError) as error:
-            if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+            system = error if isinstance(error, OSError) else failed_copy(error)
+            if system is not None and system.errno in DISK_ERRORS:
                 # of a copy the second file is the one that is written
-                place = error.filename2 or error.filename or "a file of the artifacts"
-                raise StorageError(f"{place}: {error.strerror}") from None
+                place = system.filename2 or system.filename or "a file of the artifacts"
+                raise StorageError(f"{place}: {system.strerror}") from None
             if reason := failed_file(error) or unreadable(error):
                 status = getattr(getattr(error, "response", None), "status_code", None)
                 kind = RefusedError if status in (401, 403) else StorageError  # of artifacts
@@ -371,6 +376,10 @@ def _no_answer(error: BaseException) -> str:
     ):
         reason = first_line(error)
     return f"no tracking server answers ({reason})"
+
+
+def _reason(error: BaseException) -> str:
+    return one_line(unanswered(error) or first_line(error))
 
 
 def unusable(uri: str, message: str) -> ConfigError:

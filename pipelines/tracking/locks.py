@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pipelines.compat.mlflow import is_locked
+from pipelines.compat.mlflow_errors import is_locked
 from pipelines.console.retries import if_longer
 from pipelines.console.secrets import redact
 from pipelines.storage.locks import hold_lock

@@ -19,8 +19,9 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, LoggedModelStatus
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 
-from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE, is_write_conflict
+from pipelines.compat.mlflow import MISSING, MODEL_FILE, REGISTERED_FILE
 from pipelines.compat.mlflow_artifacts import gone
+from pipelines.compat.mlflow_errors import is_write_conflict
 from pipelines.config.yaml_text import flatten
 from pipelines.console.errors import (
     ConfigError,
@@ -31,7 +32,7 @@ from pipelines.console.errors import (
     StorageError,
 )
 from pipelines.console.secrets import redact
-from pipelines.console.text import counted, one_line
+from pipelines.console.text import counted, one_line, reason_of
 from pipelines.storage.digests import (
     CACHES,
     DIGESTS_FILE,
@@ -381,9 +382,9 @@ def verify_model_folder(
         others = UNLISTED if MODEL_FILE in listed else UNLISTED_EARLIER
         verify_tree(folder, listed, lambda file: others.fullmatch(file) is not None)
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise DamagedError(f"{name}: {one_line(error)}") from None
+        raise DamagedError(f"{name}: {reason_of(error, with_file=True)}") from None
     except OSError as error:  # of a full table of open files, or of a disk
-        raise StorageError(f"{name}: {one_line(error)}") from None
+        raise StorageError(f"{name}: {reason_of(error, with_file=True)}") from None
 
 
 def read_list(path: Path, logged: str | None) -> dict[str, str]:

@@ -9,6 +9,7 @@ from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.proto.summary_pb2 import Summary
 
 from pipelines.console.errors import StorageError
+from pipelines.console.text import reason_of
 from pipelines.training.history import STEP, TIME
 
 
@@ -39,7 +40,7 @@ class EventFiles:
             file.flush()
         except OSError as error:
             raise StorageError(
-                f"{self._folder / run}: cannot be written: {error.strerror or error}"
+                f"{self._folder / run}: cannot be written: {reason_of(error)}"
             ) from error
 
     def _open(self, run: str) -> EventsWriter:

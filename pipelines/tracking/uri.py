@@ -191,6 +191,8 @@ def require_folders(path: Path) -> None:
     existing = next(place for place in (path, *path.parents) if os.path.lexists(place))
     if not os.path.isdir(existing):  # noqa: PTH112 - no error for a link into a closed folder
         other = f"; {existing} is none" if existing != path else ", which this is not"
+        if existing.is_symlink() and not existing.exists():
+            other = f"; {existing} is a link to {existing.readlink()}, which is not there"
         message = f"{path}: expected a folder that can be written{other}"
         raise ConfigError(Problem(message, "storage"))
 

@@ -297,7 +297,7 @@ def test_a_model_of_train_is_registered_and_passes_the_gate_as_a_sweeps(story, t
     copy = story.registry.models.download(model_id_of(fit["model_uri"]), copy)
     found = [
         story.promote("register", str(one), "--model", name)
-        for one in (fit["model_uri"], fit["run_id"], copy)
+        for one in (fit["model_uri"], fit["run_id"], copy, "1")
     ]
     assert all(one == found[0] for one in found)  # each time the same version
     (copy / "MLmodel").write_text((copy / "MLmodel").read_text() + "data: extra\n")

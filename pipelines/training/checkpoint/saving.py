@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipelines.console.errors import StorageError
+from pipelines.console.text import reason_of
 from pipelines.storage.files import move_into_place
 from pipelines.storage.remote import Folder, RemoteDirectory
 from pipelines.storage.scratch import scratch_folder
@@ -71,7 +72,9 @@ def _save_local(
         move_into_place(temporary, target)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StorageError(f"{target}: the checkpoint cannot be written: {error}") from error
+        raise StorageError(
+            f"{target}: the checkpoint cannot be written: {reason_of(error)}"
+        ) from error
 
 
 def _remove(path: Path) -> None:
@@ -94,7 +97,7 @@ def _save_remote(
         try:
             *files, digests = write_files(scratch, tensors, snapshot, key)
         except (OSError, SafetensorError) as error:
-            raise StorageError(f"{scratch}: cannot be written: {error}") from error
+            raise StorageError(f"{scratch}: cannot be written: {reason_of(error)}") from error
         target.put(scratch, *files)
         folder.require_owner()
         target.put(scratch, digests)

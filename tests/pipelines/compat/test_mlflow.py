@@ -27,6 +27,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.exc import IntegrityError
 
 from pipelines.compat import mlflow as compat
+from pipelines.compat import mlflow_errors as errors
 from pipelines.registry.packaged_model import PackagedModel
 
 TAGS = {
@@ -181,8 +182,8 @@ def test_a_locked_database_is_transient_and_a_full_disk_is_not(client, run, trac
         other.execute("BEGIN EXCLUSIVE")
         with statements(lambda _, sql: sql.replace("busy_timeout = 20000", "busy_timeout = 1")):
             error = error_of(client.log_batch, run, tags=[RunTag("a", "b")])
-    assert compat.is_transient(error)
-    assert not compat.is_write_conflict(error)
+    assert errors.is_transient(error)
+    assert not errors.is_write_conflict(error)
     with closing(sqlite3.connect(file)) as other:
         (pages,) = other.execute("PRAGMA page_count").fetchone()
 
@@ -194,7 +195,7 @@ def test_a_locked_database_is_transient_and_a_full_disk_is_not(client, run, trac
     with statements(full):
         error = error_of(client.log_batch, run, params=params)
     assert "disk is full" in str(error)
-    assert not compat.is_transient(error)
+    assert not errors.is_transient(error)
 
 
 def test_a_server_that_does_not_answer_is_transient(monkeypatch):
@@ -202,7 +203,9 @@ def test_a_server_that_does_not_answer_is_transient(monkeypatch):
         monkeypatch.setenv(name, value)
     uri = "http://127.0.0.1:9"
     error = error_of(MlflowClient(uri, uri).get_run, 32 * "0")
-    assert compat.is_transient(error)
+    assert errors.is_transient(error)
+    reason = "Failed to establish a new connection: Connection refused"
+    assert errors.unanswered(error) == f"{uri} does not answer ({reason})"
 
 
 @pytest.mark.server
@@ -231,7 +234,10 @@ def test_an_overloaded_server_is_transient_and_one_that_refuses_is_not(
         finally:
             server.shutdown()
             thread.join()
-    assert compat.is_transient(error) is transient
+    assert errors.is_transient(error) is transient
+    repeated = status in (429, 500, 503, 504)
+    reason = f"{uri} does not answer (too many {status} error responses)"
+    assert errors.unanswered(error) == (reason if repeated else None)
 
 
 def test_two_writers_of_one_row_are_a_conflict(client, run, tracking):
@@ -250,15 +256,15 @@ def test_two_writers_of_one_row_are_a_conflict(client, run, tracking):
 
     with statements(late):
         error = error_of(client.set_model_version_tag, "a", "1", "t", "ours")
-    assert compat.is_write_conflict(error)
-    assert not compat.is_transient(error)
+    assert errors.is_write_conflict(error)
+    assert not errors.is_transient(error)
 
 
 def test_numbers_that_others_have_taken_are_a_conflict(client, run, monkeypatch):
     client.create_registered_model("a")
     monkeypatch.setattr(SqlAlchemyStore, "CREATE_MODEL_VERSION_RETRIES", 0)
     error = error_of(client.create_model_version, "a", "s", run)
-    assert compat.is_write_conflict(error)
+    assert errors.is_write_conflict(error)
 
 
 def test_postgresql_s_conflict_is_known_by_the_name_of_its_error():
@@ -267,8 +273,8 @@ def test_postgresql_s_conflict_is_known_by_the_name_of_its_error():
 
     error = IntegrityError("INSERT", {}, UniqueViolation("duplicate key"))
     assert "UniqueViolation" in str(error)
-    assert compat.is_write_conflict(MlflowException(str(error)))
-    assert not compat.is_write_conflict(MlflowException("not found"))
+    assert errors.is_write_conflict(MlflowException(str(error)))
+    assert not errors.is_write_conflict(MlflowException("not found"))
 
 
 def test_settings_of_the_users_own_programs_are_left_out(monkeypatch):

@@ -7,7 +7,13 @@ import pytest
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-from pipelines.compat.mlflow_artifacts import copy_artifacts, gone, read_artifact, unreadable
+from pipelines.compat.mlflow_artifacts import (
+    copy_artifacts,
+    failed_copy,
+    gone,
+    read_artifact,
+    unreadable,
+)
 
 HEAD = "The following failures occurred while downloading one or more artifacts from http://h/a:"
 MISSING = [
@@ -53,6 +59,24 @@ def test_a_file_that_is_not_there_is_gone(reason):
 def test_a_file_that_cannot_be_read_is_not_gone(reason):
     assert (gone(failed(reason)), unreadable(failed(reason))) == (None, reason)
     assert unreadable(failed(MISSING[0], reason)) == reason
+
+
+@pytest.mark.parametrize(
+    ("reason", "expected"),
+    [
+        (OTHER[2], (28, "No space left on device", None)),
+        (OTHER[3], (24, "Too many open files", "/tmp/x")),
+        (OTHER[7], (13, "Permission denied", "/mnt/no such file/x.txt")),
+        ('[Errno 13] Permission denied: "/a\'b: c"', (13, "Permission denied", "/a'b: c")),
+    ],
+)
+def test_the_systems_error_of_a_download_has_its_number_and_file(reason, expected):
+    error = failed_copy(failed(OTHER[0], reason))
+    assert (error.errno, error.strerror, error.filename) == expected
+
+
+def test_an_error_of_no_system_is_none_of_a_copy():
+    assert failed_copy(failed(OTHER[0], *OTHER[9:])) is None
 
 
 def test_an_error_without_files_is_about_none():

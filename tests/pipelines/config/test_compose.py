@@ -416,6 +416,10 @@ def test_only_a_sweep_takes_comma_lists(tmp_path):
     [
         ("extends: a.yaml", "c.yaml: extends: cyclic: e.yaml -> a.yaml -> b.yaml -> c.yaml -> a."),
         ("extends: none.yaml", "c.yaml: extends: none.yaml: no such file"),
+        (
+            "extends: [d.yaml, 'https://host/a.yaml']",
+            'c.yaml: extends: expected a file of this machine, got "https://host/a.yaml"',
+        ),
         ("extends: [" + ", ".join(["d.yaml"] * 50) + "]", "c.yaml: extends: expected at most 50"),
     ],
 )

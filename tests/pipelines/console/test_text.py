@@ -1,5 +1,6 @@
 """Text for people: one line of foreign text, the nearest valid name, values and durations."""
 
+import errno
 import io
 import json
 import math
@@ -19,6 +20,7 @@ from pipelines.console.text import (
     nearest,
     one_line,
     quote_value,
+    reason_of,
     shown_path,
     without_controls,
 )
@@ -122,6 +124,14 @@ def test_a_quoted_value_distinguishes_text_from_numbers_and_is_short():
 def test_foreign_text_is_one_line_of_at_most_500_characters():
     assert one_line("a\nb\x1b[0m") == "a\\nb\\x1b[0m"
     assert len(one_line("x" * 501)) == 500
+
+
+def test_an_error_of_the_system_is_shown_without_its_number():
+    error = FileNotFoundError(errno.ENOENT, "No such file or directory", "/a\nb")
+    assert reason_of(error) == "No such file or directory"
+    assert reason_of(error, with_file=True) == "/a\\nb: No such file or directory"
+    assert reason_of(OSError("gone"), with_file=True) == "gone"
+    assert [reason_of(ValueError("a\nb")), reason_of(ValueError())] == ["a\\nb", "ValueError"]
 
 
 def test_the_nearest_name_is_a_close_one_or_none():

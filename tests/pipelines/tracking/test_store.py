@@ -449,10 +449,12 @@ def test_storage_that_cannot_be_written_is_refused_first(tracking, tmp_path, mon
 def test_storage_that_can_be_no_folder_is_refused_with_what_is_expected(tracking, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "to file").symlink_to("file")
     expected = "expected a folder that can be written"
     for place, reason in {
         tmp_path / "file": f"{expected}, which this is not",
-        tmp_path / "link": f"{expected}, which this is not",
+        tmp_path / "to file": f"{expected}, which this is not",
+        tmp_path / "link": f"{expected}; {tmp_path}/link is a link to nowhere, which is not there",
         Path("/dev/null"): f"{expected}, which this is not",
         tmp_path / "file/a/b": f"{expected}; {tmp_path}/file is none",
         Path("/proc/x"): f"{expected}; to make it: No such file or directory",
