@@ -160,6 +160,9 @@ def skip_prompt_checks(client: Any) -> None:
     client._raise_if_prompt = lambda name: None
 
 
+NOBODY = "a request without a user"
+
+
 def host_credentials(uri: str) -> Any:
     """What MLflow identifies itself with to a server: `username`, `token` and more."""
     from mlflow.utils.credentials import get_default_host_creds
@@ -173,7 +176,7 @@ def identity(uri: str) -> str:
     named = given.username if given.username and given.password else urlsplit(uri).username
     if named:
         return f"the user {unquote(named)}"
-    return "the token" if given.token else "a request without a user"
+    return "the token" if given.token else NOBODY
 
 
 @contextmanager

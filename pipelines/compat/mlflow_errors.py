@@ -80,9 +80,15 @@ def unanswered(error: BaseException) -> str | None:
 
 def refused(error: Any) -> str | None:
     """The status and the reason with which a server refuses a call; None if it does not."""
-    if found := _STATUS.search(str(error)):
+    answer = getattr(error, "response", None)  # of requests, which asked for an artifact
+    if answer is not None:
+        status, text = answer.status_code, answer.text
+        refuses = status in (401, 403)
+    elif found := _STATUS.search(str(error)):
         status, text = int(found[1]), found[2]
         refuses = 400 <= status < 500 and status not in _MISSING_OR_BUSY
+    elif isinstance(error, OSError):
+        return None
     else:
         status, text = error.get_http_status_code(), str(error)
         refuses = status in (401, 403)

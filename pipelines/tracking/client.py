@@ -28,6 +28,7 @@ from pipelines.compat.mlflow import (
     INVALID,
     LOGGER,
     MISSING,
+    NOBODY,
     decode_database_folders,
     encoded_artifact_root,
     identity,
@@ -103,17 +104,27 @@ class RetryingClient:
 
     def __getattr__(self, name: str) -> Any:
         method = logging_waits(self.uri)(getattr(self._client, name))
-        if name.startswith("create_"):
-            return self._errors_translated()(method)
-        return lambda *args, **kwargs: self.retry(method, *args, **kwargs)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            about = args[0] if args and isinstance(args[0], str) else ""
+            request = f"{name.replace('_', ' ')} {one_line(about)}".rstrip()
+            if not name.startswith("create_"):
+                return self._retry(request, method, *args, **kwargs)
+            with self._errors_translated(request):
+                return method(*args, **kwargs)
+
+        return call
 
     def retry(self, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call an idempotent function, repeated with growing pauses after transient errors.
 
         Raises PipelineError after the time limit of this call, or of another one.
         """
+        return self._retry("", work, *args, **kwargs)
+
+    def _retry(self, request: str, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         try:
-            with self._errors_translated():
+            with self._errors_translated(request):
                 return self._retries.call(work, *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
@@ -125,9 +136,9 @@ class RetryingClient:
             ) from error
 
     @contextmanager
-    def _errors_translated(self) -> Iterator[None]:
+    def _errors_translated(self, request: str) -> Iterator[None]:
         """Raise StorageError of a full disk and of files that cannot be read but are not missing,
-        RefusedError of a server that refuses."""
+        RefusedError of a server that refuses a request."""
         try:
             yield
         except (MlflowException, OSError) as error:
@@ -136,14 +147,19 @@ class RetryingClient:
                 # of a copy the second file is the one that is written
                 place = system.filename2 or system.filename or "a file of the artifacts"
                 raise StorageError(f"{place}: {system.strerror}") from None
+            if (reason := refused(error)) is not None:
+                raise RefusedError(self._refusal(request, reason)) from None
             if reason := failed_file(error) or unreadable(error):
-                status = getattr(getattr(error, "response", None), "status_code", None)
-                kind = RefusedError if status in (401, 403) else StorageError  # of artifacts
-                raise kind(unusable(self.uri, one_line(reason, limit=300))) from None
-            if isinstance(error, OSError) or (reason := refused(error)) is None:
-                raise
-            reason = f"the server refuses {identity(self.uri)} ({one_line(reason, limit=200)})"
-            raise RefusedError(unusable(self.uri, f"{reason}; {CREDENTIALS}")) from None
+                raise StorageError(unusable(self.uri, one_line(reason, limit=300))) from None
+            raise
+
+    def _refusal(self, request: str, reason: str) -> ConfigError:
+        """Why a request was refused: the password, or what this user may do."""
+        user, advice = identity(self.uri), CREDENTIALS
+        if reason.startswith("HTTP 403") and user != NOBODY:
+            advice = "that user needs a permission there, which an administrator grants"
+        asked = f"{user}{request and f' to {request}'} ({one_line(reason, limit=200)})"
+        return unusable(self.uri, f"the server refuses {asked}; {advice}")
 
     def cancel_retries(self) -> None:
         """Cancel waiting calls, and do not repeat later ones: the command ends."""
@@ -280,8 +296,9 @@ def _database_problem(uri: str, path: Path) -> str | None:
             return reason
         if not (path.exists() and path.stat().st_size):
             return None
-        if _start_of(path) != b"SQLite":
-            return f"{path} is no SQLite database"
+        with path.open("rb") as file:
+            if file.read(6) != b"SQLite":
+                return f"{path} is no SQLite database"
         if problem := schema_problem(create_engine(url, poolclass=NullPool)):
             return f"{path} {problem}"
     except REFUSED as error:
@@ -304,11 +321,6 @@ def _option_problem(url: URL) -> str | None:
         except REFUSED as error:
             return f"{name}={value}: {first_line(error)}"
     return None
-
-
-def _start_of(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(6)
 
 
 def _server_problem(uri: str) -> str | None:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import logging
 import re
 import shutil
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import matplotlib
 from jinja2 import Environment
 from markupsafe import Markup
 
-from pipelines.console.errors import StorageError
+from pipelines.console.errors import RefusedError, StorageError
 from pipelines.reporting.commands import config_file, report_folder, run_folder
 from pipelines.reporting.importance import importance
 from pipelines.reporting.mixing import read_mixing
@@ -64,7 +65,11 @@ def publish(results: Results) -> Path:
             shutil.copy(own / name, scratch)  # the folders may have files of others
             shutil.copy(own / name, _new(newest / name))
         shutil.copy(own / DIGESTS_FILE, _new(newest / DIGESTS_FILE))
-        results.store.log_files(run_id, scratch, REPORT_FOLDER)
+        try:
+            results.store.log_files(run_id, scratch, REPORT_FOLDER)
+        except RefusedError as error:  # of a user who may read the experiment
+            message = "the report is on this machine only, not with its run: %s"
+            logging.getLogger(__name__).warning(message, error)
     return newest / PAGE_FILE
 
 

@@ -8,7 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.console.errors import ConfigError, DamagedError, PipelineError, StorageError
+from pipelines.console.errors import (
+    ConfigError,
+    DamagedError,
+    PipelineError,
+    RefusedError,
+    StorageError,
+)
 from pipelines.experiment import load, read_experiment
 from pipelines.reporting.commands import config_path, report_folder
 from pipelines.reporting.loading import load_results
@@ -183,6 +189,25 @@ def test_a_report_waits_for_another_one(store, searched, tmp_path, monkeypatch):
             with pytest.raises(PipelineError, match=rf"^reports in {folder}: already running"):
                 write_one(results)
     assert publish(results).is_file()
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_report_of_a_user_who_may_only_read_is_written_all_the_same(
+    store, searched, monkeypatch, caplog
+):
+    run = store_sweep(store, searched, MIXED, winner=1)
+    results = load_results("tiny")
+
+    def refuse(*_) -> None:
+        raise RefusedError("the server refuses the user bob")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(results.store), "log_files", refuse)
+        path = publish(results)
+    (line,) = caplog.messages
+    assert line.endswith("on this machine only, not with its run: the server refuses the user bob")
+    assert path.is_file()
+    assert store.client.list_artifacts(run, "report") == []
 
 
 @pytest.mark.usefixtures("empty")

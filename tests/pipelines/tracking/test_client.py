@@ -499,9 +499,9 @@ def test_what_a_server_answers_is_told_without_the_password(
 @pytest.mark.parametrize(
     ("status", "answer", "expected"),
     [
-        (403, "Permission denied", "the user ana (HTTP 403: Permission denied); set MLFLOW_"),
+        (403, "Permission denied", "(HTTP 403: Permission denied); that user needs a permission"),
         (403, '{"error_code": "PERMISSION_DENIED", "message": "no"}', "HTTP 403: PERMISSION_DENI"),
-        (401, "<html>\n</html>", "the server refuses the user ana (HTTP 401); set MLFLOW_"),
+        (401, "<html>\n</html>", " (HTTP 401); set MLFLOW_TRACKING_USERNAME"),
         (405, "", "(HTTP 405: no reason); set"),
         (414, "too long", "(HTTP 414: too long); set"),
     ],
@@ -513,10 +513,14 @@ def test_a_server_that_lets_read_and_refuses_to_write_is_one_line(
     monkeypatch.setenv(PASSWORD, "correct horse")
     client = connect(guarded)
     monkeypatch.setattr(Guarded, "do_POST", lambda self: self.answer(status, answer))
-    calls = [lambda: client.create_run("0"), lambda: client.log_batch("1", tags=[RunTag("a", "b")])]
-    for call in calls:
+    calls = {
+        "create run 7": lambda: client.create_run("7"),
+        "log batch 1": lambda: client.log_batch("1", tags=[RunTag("a", "b")]),
+    }
+    for request, call in calls.items():
         with pytest.raises(RefusedError) as error:
             call()
+        assert f"the server refuses the user ana to {request} (HTTP" in str(error.value)
         assert expected in str(error.value)
         assert "\n" not in str(error.value)
 
@@ -526,14 +530,16 @@ def test_a_refusal_of_the_server_of_artifacts_is_one_line(store, status):
     """MLflow raises what requests raises."""
     text = f"{status} Client Error: FORBIDDEN for url: http://host/api. Response text: no\nno"
     answer = requests.Response()
-    answer.status_code = status
+    answer.status_code, answer._content = status, b"no"
+    refused = status in (401, 403)
+    expected = rf"the server refuses [^(]* \(HTTP {status}: no\); set" if refused else text[:40]
 
     def refuse() -> None:
         raise requests.HTTPError(text, response=answer)
 
-    with pytest.raises(StorageError, match=f"^MLFLOW_TRACKING_URI=.*: {text[:40]}") as error:
+    with pytest.raises(StorageError, match=f"^MLFLOW_TRACKING_URI=.*: {expected}") as error:
         store.client.retry(refuse)
-    assert isinstance(error.value, RefusedError) == (status in (401, 403))
+    assert isinstance(error.value, RefusedError) == refused
     assert "\n" not in str(error.value)
     answer.status_code = 404
     with pytest.raises(requests.HTTPError):
