@@ -372,9 +372,8 @@ def verify_model_folder(
 ) -> None:
     """Raise DamagedError unless every file of a packaged model is in its list, and unaltered.
 
-    Lists of earlier packages have not the files that MLflow made: these may be there, as may what
-    was stored beside them later. None of them is read. `name` is what errors call it; `logged` the
-    digest of the list and `size` the bytes of the files, as they were logged, if that is known.
+    Lists of earlier packages have not MLflow's own files: these may be there, as may what was stored
+    later, and are not read. `name` is for errors; `logged` and `size` are those of `_seal`, if known.
     """
     try:
         _require_size(folder, size)
