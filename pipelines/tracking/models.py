@@ -372,8 +372,8 @@ def verify_model_folder(
 ) -> None:
     """Raise DamagedError unless every file of a packaged model is in its list, and unaltered.
 
-    Lists of earlier packages have not MLflow's own files: these may be there, as may what was stored
-    later, and are not read. `name` is for errors; `logged` and `size` are those of `_seal`, if known.
+    Lists of earlier packages have not MLflow's own files: these may be there, as may what was
+    stored later; none is read. `name` is for errors; `logged` and `size` are `_seal`'s, if known.
     """
     try:
         _require_size(folder, size)
