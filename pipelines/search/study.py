@@ -331,7 +331,7 @@ def _missing_points(
     """
     left, missing = {trial.number: trial.values for trial in stored}, {}
     for place, point in enumerate(points):
-        if point.items() <= left.get(place, {}).items():
+        if place in left and point.items() <= left[place].items():
             del left[place]
         else:
             missing[place] = point

@@ -190,6 +190,14 @@ def test_a_point_to_try_first_is_completed_until_it_is_valid(experiment):
         assert sizes(draw(searcher_of(searched)[0], 1)) == [(64, 2)]
 
 
+def test_a_point_to_try_first_without_a_key_is_sampled(experiment):
+    searched = searching(experiment, DEPENDENT, try_first=[{}, {"model.dim": 64}])
+    first, second = draw(searcher_of(searched)[0], 2)
+    assert {tuple(first.values()), tuple(second.values())} <= {(48, 2), (48, 3), (64, 2)}
+    stored = [complete(0, values={"model.dim": 48, "model.heads": 2})]
+    assert sizes(draw(searcher_of(searched, stored)[0], 1)) == [(64, 2)]
+
+
 def test_a_point_to_try_first_has_what_its_conditions_need(experiment):
     for seed in range(8):
         first = [{"model.dca.last_k": 2}, {"model.residual": "standard"}]
