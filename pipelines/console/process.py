@@ -64,6 +64,8 @@ class GuardedStream:
         self.error: OSError | None = None
         self.written = False
         """Whether anything has been written by now."""
+        self.since = time.monotonic()
+        """When the command began."""
 
     def write(self, text: str) -> int:
         """Write, unless it has failed before."""

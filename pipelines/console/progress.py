@@ -5,6 +5,7 @@ redrawn in place; in a log file its text is written from time to time. With `--j
 object; with `--quiet` only the result is printed.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +36,8 @@ class Progress:
         )
         self.mode = mode
         self._panel: Panel | None = None
-        self._last, self._printed = 0.0, time.monotonic()
+        # What was imported since the command began counts as silence too.
+        self._last, self._printed = 0.0, getattr(sys.stdout, "since", time.monotonic())
 
     def log(self, text: str, event: str = "note", /, **data: Any) -> None:
         """Print a line; with --json an event with its data, or a note with the text."""

@@ -25,6 +25,7 @@ from pipelines.console.command import Parser
 from pipelines.console.errors import ConfigError, Problem
 from pipelines.console.options import add_output_options, output_mode
 from pipelines.console.panel import MAX_WIDTH, SPARKLINE, SPARKS, Panel, sparkline
+from pipelines.console.process import output_guarded
 from pipelines.console.progress import Progress
 from pipelines.console.updates import Bar, ProgressUpdate
 
@@ -345,6 +346,20 @@ def test_work_in_a_log_file_has_a_first_line_after_the_interval_and_in_json_at_o
         with progress.working("starting"):
             progress.update(SEARCH)
         assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_the_first_line_in_a_log_file_is_so_long_after_the_command_began(monkeypatch, capsys):
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    with output_guarded():
+        now += 15  # of imports
+        progress = Progress()
+        with progress.working("starting"):
+            progress.update(SEARCH)
+            assert capsys.readouterr().out == ""
+            now += 0.01
+            progress.update(SEARCH)
+            assert len(capsys.readouterr().out.splitlines()) == 1
 
 
 def test_without_an_option_that_prints_json_goes_with_anything():
