@@ -30,14 +30,16 @@ def main(argv: Sequence[str]) -> int:
     """Write the page and its figures to storage and to MLflow, and print the page's path; or list
     the experiments."""
     arguments = _parse(argv)
-    # These load pandas and MLflow, which takes seconds.
-    from pipelines.reporting.loading import experiment_lines, load_results
-
     if arguments.experiment is None:
+        from pipelines.reporting.loading import experiment_lines
+
         print(for_stream("\n".join(experiment_lines()), sys.stdout))
         return DONE
     progress, baseline = Progress(stderr=True), arguments.baseline
     with progress.waiting("report: reading the runs"):
+        # This loads pandas and MLflow, which takes seconds.
+        from pipelines.reporting.loading import load_results
+
         results = load_results(arguments.experiment, baseline)
     with progress.waiting("report: drawing the figures"):
         from pipelines.reporting.page.publish import publish, publish_against  # with matplotlib
