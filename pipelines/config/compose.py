@@ -124,9 +124,8 @@ def _text(path: Path, above: tuple[Path, ...]) -> str:
     except IsADirectoryError:
         raise _file_problem("expected a file, got a folder", path, above) from None
     except (OSError, ValueError) as error:  # ValueError: not UTF-8, in the name or in the file
-        raise _file_problem(
-            f"cannot be read as UTF-8 text: {reason_of(error)}", path, above
-        ) from None
+        kind = "" if isinstance(error, OSError) else " as UTF-8 text"
+        raise _file_problem(f"cannot be read{kind}: {reason_of(error)}", path, above) from None
 
 
 def _pipe_shown(path: Path) -> AbstractContextManager[None]:

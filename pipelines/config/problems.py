@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -25,6 +26,8 @@ from pipelines.config.schema import Schema, choices, field_at, field_keys, is_li
 from pipelines.console.errors import Problem
 from pipelines.console.text import nearest, quote_value
 
+SPACE = ["search", "space"]
+"""The section whose keys are dotted."""
 QUOTES = """; expected quotes around it, as in '"..."'"""
 """The end of a message about a value that YAML reads as no text, which may have been written in
 another way, such as 007."""
@@ -42,13 +45,17 @@ def _problem(detail: Mapping[str, Any], model: type[BaseModel]) -> Problem:
         return Problem(f"expected text keys and plain values: {cause(detail)}")
     if kind in UNKNOWN_KEY and "." in path[-1]:
         return _dotted(key, _keys(model))
+    given = detail["input"]
+    if kind in UNKNOWN_KEY and path[:2] == SPACE and (dots := _dots(path[2:], given, model)):
+        return Problem(f"unknown key{dots}", key)
     if kind in UNKNOWN_KEY:
         return Problem("unknown key", key, nearest=_nearest_key(path, _keys(model)))
     if kind == MISSING:
         return Problem("missing", key)
     if kind == FROM_VALIDATOR:
-        return _validator_problem(cause(detail), key)
-    given = detail["input"]
+        found = _validator_problem(cause(detail), key)
+        dots = _dots(path[-1:], given, model) if path[:1] == SPACE[:1] else ""
+        return replace(found, message=found.message + dots)
     message = f"{expectation(detail)}, got {quote_value(given)}"
     if kind == NO_TEXT and isinstance(given, bool | int | float | None):
         return Problem(f"{message}{QUOTES}", key)
@@ -93,6 +100,18 @@ def _dotted(key: str, schema: Schema) -> Problem:
     text = "".join(f"{section}: {{" for section in sections) + f"{last}: ...{'}' * len(sections)}"
     message = f"unknown key: expected sections in place of dots, as in {text}"
     return Problem(message, key, nearest=near)
+
+
+def _dots(path: Sequence[str], given: Any, model: type[BaseModel]) -> str:
+    """The advice where sections are given, from a section at `path` on, and keys with dots are
+    expected; empty if they lead to no key."""
+    keys, parts = _keys(model), list(path)
+    while "properties" in field_at(keys, parts) and isinstance(given, Mapping) and given:
+        part, given = next(iter(given.items()))
+        parts.append(str(part))
+    found = field_at(keys, parts) if len(parts) > 1 else {}
+    is_key = found and "properties" not in found
+    return f"; expected dots in place of sections, as in {'.'.join(parts)}: ..." if is_key else ""
 
 
 def _nearest_key(path: Sequence[str], schema: Schema) -> str:

@@ -64,6 +64,8 @@ def parse(text: str, *, source: str) -> Any:
         where, problem = error.problem_mark, f"expected at most {MAX_DEPTH} levels"
     except MarkedYAMLError as error:
         where, problem = error.problem_mark, error.problem or str(error)
+        if problem.startswith("but "):  # the end of a sentence
+            problem = f"{error.context} {problem}"
     except YAMLError as error:
         where, problem = None, str(error)
     except UNREADABLE:  # such as "\UFFFFFFFF" and %YAML 1.3

@@ -893,6 +893,16 @@ def test_a_grid_may_follow_the_value_that_its_key_has_without_it():
         ("{train.precision: {choice: [auto, float32]}}", "precision.choice: expected float32 or b"),
         (f"{{train.weight_decay: {{uniform: [0, 1{400 * '0'}]}}}}", "weight_decay.uniform"),
         (f"{{model.dca.last_k: {{int: [1, 1{400 * '0'}]}}}}", "last_k.int"),
+        (
+            "{model: {dca: {last_k: {int: [1, 2]}}}}",
+            "space.model.dca: unknown key; expected dots in place of sections, as in "
+            "model.dca.last_k: ...",
+        ),
+        (
+            "{model.depth: {int: [1, 2], when: {model: {residual: dca}}}}",
+            'got {"residual": "dca"}; expected dots in place of sections, as in model.residual: ..',
+        ),
+        ("{model: {detph: {int: [1, 2]}}}", "search.space.model.detph: unknown key"),
         ("{model.residual: [standard, dca]}", 'did you mean {choice: ["standard", "dca"]}?'),
         (
             "{train.learning_rate: {loguniform: [1, 2]}}",
