@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -77,6 +77,11 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout is for results and JSON
 }
 """Settings that MLflow reads from the environment at each use, and nowhere else."""
+IMPATIENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",  # in place of 120
+    "MLFLOW_ARTIFACT_UPLOAD_DOWNLOAD_TIMEOUT": "10",
+}
+"""Seconds of a command that ends."""
 DEFAULT_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # calls are repeated by the client that wraps MLflow's
 }
@@ -101,43 +106,6 @@ TABLES = {TABLE, "runs", "metrics", "latest_metrics", "params", "tags", "model_v
 """Tables that a database of MLflow has since its version 1."""
 VERSION_TABLE = "alembic_version"
 """With the version of the tables, in databases of MLflow, Optuna and many others."""
-SEARCH = "/api/2.0/mlflow/experiments/search"
-"""A request that any server answers and any user may send; `/health` needs no password, and other
-servers have it too."""
-GET = "/api/2.0/mlflow/experiments/get"
-"""A request that every server refuses without the id of an experiment."""
-ERROR_CODE, EXPERIMENT_ID = "error_code", "experiment_id"
-"""Keys of a refusal, and of a listed experiment."""
-
-
-def search_answer(uri: str, *, timeout_seconds: float) -> Any:
-    """The answer of a server to a search for experiments. Raises as `_answer`."""
-    return _answer(uri, SEARCH, "POST", timeout_seconds, json={"max_results": 1})
-
-
-def refusal(uri: str, *, timeout_seconds: float) -> Any:
-    """The answer of a server to a request that MLflow refuses. Raises as `_answer`."""
-    return _answer(uri, GET, "GET", timeout_seconds)
-
-
-def _answer(uri: str, path: str, method: str, timeout_seconds: float, **body: Any) -> Any:
-    """The answer of a server to a request as MLflow sends it: with its credentials, from the
-    environment or ~/.mlflow, its certificates and plugins. Redirects are not followed.
-
-    Raises MlflowException without an answer; its cause or context is the error of `requests`.
-    """
-    from mlflow.utils.rest_utils import http_request
-
-    return http_request(
-        host_credentials(uri),
-        path,
-        method,
-        max_retries=0,
-        timeout=timeout_seconds,
-        raise_on_status=False,
-        allow_redirects=False,
-        **body,
-    )
 
 
 def all_pages(search: Callable[..., Any], *args: Any, **kwargs: Any) -> list[Any]:
@@ -158,25 +126,6 @@ def skip_prompt_checks(client: Any) -> None:
     aliases, to see that it is no prompt: half of all requests to the registry. This project's
     models are found by `get_registered_model`, which refuses prompts."""
     client._raise_if_prompt = lambda name: None
-
-
-NOBODY = "a request without a user"
-
-
-def host_credentials(uri: str) -> Any:
-    """What MLflow identifies itself with to a server: `username`, `token` and more."""
-    from mlflow.utils.credentials import get_default_host_creds
-
-    return get_default_host_creds(uri)
-
-
-def identity(uri: str) -> str:
-    """As whom a server was asked, without the password."""
-    given = host_credentials(uri)
-    named = given.username if given.username and given.password else urlsplit(uri).username
-    if named:
-        return f"the user {unquote(named)}"
-    return "the token" if given.token else NOBODY
 
 
 @contextmanager

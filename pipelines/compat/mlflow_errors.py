@@ -68,14 +68,14 @@ def is_transient(error: BaseException) -> bool:
     return unanswered or error.get_http_status_code() in _OVERLOADED
 
 
-def unanswered(error: BaseException) -> str | None:
+def unanswered(error: BaseException) -> tuple[str, str] | None:
     """The server that gave no answer to a request, and why; None of another error."""
     text = str(error).partition("\n")[0].strip()
     if not text.startswith(_NO_ANSWER) or (found := _CAUSE.search(text)) is None:
         return None
     address = urlsplit(text.removeprefix(_NO_ANSWER).split()[0])
     reason = _CONNECTION.sub("", found[2])
-    return f"{address.scheme}://{address.netloc} does not answer ({reason})"
+    return f"{address.scheme}://{address.netloc}", reason
 
 
 def refused(error: Any) -> str | None:

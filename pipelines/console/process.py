@@ -42,6 +42,8 @@ HELD_SECONDS = 0.02
 """Until it is seen again whether an import has ended."""
 LOST_SECONDS = 2.0
 """Until it is seen whether something handles an interrupt, or has dropped it."""
+ENDING_SECONDS = 10.0
+"""Between two lines about an interrupt on which a command takes long to end."""
 AGAIN_SECONDS = 0.1
 """From a lost interrupt to the next: the destructor or callback that lost it has ended by then."""
 DESCRIPTORS = range(3)
@@ -50,6 +52,8 @@ SILENT_SECONDS = 15.0
 """How long a command may write nothing at its start: it imports for a minute on a busy machine."""
 GARBAGE_THRESHOLDS = (20_000, 20, 20)
 """How many new objects Python waits for before it searches them, and older ones, for garbage."""
+
+_interrupted, _lines = 0.0, 0  # when Ctrl-C was pressed, and the lines about it since then
 
 
 class GuardedStream:
@@ -321,15 +325,23 @@ def handlers_restored(*numbers: int) -> Iterator[bool]:
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """Raise KeyboardInterrupt, amid an import in a moment, and again if it is lost: a handler of
-    signals.
+    """A handler of signals: raise KeyboardInterrupt, amid an import later, and again if it is lost.
 
     An interrupted import may keep the lock of all imports, for which another thread, as that in
     which Ray starts, then waits for ever. PyTorch's ends the process in C++, or leaves NumPy half
     imported. Some modules, and libraries that call Python, drop what is raised there.
     """
+    global _interrupted, _lines
+    if number != signal.SIGALRM:
+        _interrupted, _lines = time.monotonic(), 0
+        warnings.filterwarnings("ignore", module="pydantic")  # it warns of what it has dropped
     signal.signal(signal.SIGALRM, interrupt)
     is_on_its_way = number == signal.SIGALRM and is_interrupt(sys.exc_info()[1])
+    seconds = time.monotonic() - _interrupted
+    if is_on_its_way and seconds >= LOST_SECONDS + _lines * ENDING_SECONDS:
+        _lines += 1
+        with suppress(OSError):  # not by `print`, which may be what was interrupted
+            os.write(2, f"interrupted: ending what runs, {seconds:.0f} s\n".encode())
     is_importing = False
     while frame is not None and not is_importing:
         is_importing = frame.f_code.co_filename == IMPORTS
@@ -340,8 +352,8 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def is_interrupt(error: BaseException | None) -> bool:
-    """Whether an error is an interrupt, or what became of one: a transaction of a database that was
-    interrupted, for example, cannot be ended, which is another error."""
+    """Whether an error is an interrupt, or what became of one, as where a transaction of a database
+    cannot be ended after it."""
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
     return error is not None

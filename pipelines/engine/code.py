@@ -28,6 +28,7 @@ EXCLUDED = {
     "pipelines.compat.mlflow": "names what is in the tracking store",
     "pipelines.compat.mlflow_artifacts": "reads files, whose digests are checked",
     "pipelines.compat.mlflow_errors": "names errors of the tracking store",
+    "pipelines.compat.mlflow_server": "asks a tracking server who it is",
     "pipelines.compat.pyarrow": "names errors of file systems",
     "pipelines.compat.pydantic": "names errors of values",
     "pipelines.compat.ray_variables": "refuses variables of the environment",

@@ -6,6 +6,7 @@
 Used by the stage report, pipelines/report.py and the notebooks.
 """
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,14 @@ from typing import Any
 
 from pipelines.compat.mlflow import COMMIT_TAG, PARENT_RUN_TAG, RUNNING, all_pages
 from pipelines.config.yaml_text import parse
-from pipelines.console.errors import ConfigError, DamagedError, EditedError, GoneError, Problem
+from pipelines.console.errors import (
+    ConfigError,
+    DamagedError,
+    EditedError,
+    GoneError,
+    Problem,
+    RefusedError,
+)
 from pipelines.console.text import first_line, nearest
 from pipelines.engine.results import json_digest
 from pipelines.experiment import Experiment, read_stored
@@ -295,11 +303,14 @@ def _with_model(results: Results, corpus: str) -> Results:
     except ConfigError:  # nothing is registered by that name yet
         return results
     champions = Champions(registry)
-    results = replace(
-        results,
-        champion=champions.state(reconcile=False).champion,
-        promotions=champions.promotions(),
-    )
+    try:
+        results = replace(
+            results,
+            champion=champions.state(reconcile=False).champion,
+            promotions=champions.promotions(),
+        )
+    except RefusedError as error:  # of a user who may read the experiment
+        logging.getLogger(__name__).warning("the champion is not shown: %s", error)
     if not versions:
         return results
     version, tags = int(versions[0].version), VersionTags.of(versions[0])

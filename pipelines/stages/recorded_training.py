@@ -110,7 +110,7 @@ def _record(
     experiment = context.config
     events = event_files(experiment.storage, experiment.experiment, enabled=experiment.tensorboard)
     history: dict[int, Row] = {}
-    text = f"training: {counted(config.train.steps, 'step')}, none evaluated yet"
+    text = f"training: none of {counted(config.train.steps, 'step')} evaluated yet"
     shown = ProgressUpdate(text, {"stage": "training", "of_steps": config.train.steps})
     with (
         context.progress.repeating(lambda: shown),  # also while what is left is stored

@@ -11,6 +11,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,20 +24,15 @@ from sqlalchemy import URL, NullPool, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from pipelines.compat.mlflow import (
-    ERROR_CODE,
-    EXPERIMENT_ID,
+    IMPATIENT,
     INVALID,
     LOGGER,
     MISSING,
-    NOBODY,
     decode_database_folders,
     encoded_artifact_root,
-    identity,
     ignore_warnings,
     make_tables,
-    refusal,
     schema_problem,
-    search_answer,
     set_environment,
     skip_prompt_checks,
     unreadable_variables,
@@ -50,6 +46,7 @@ from pipelines.compat.mlflow_errors import (
     store_errors,
     unanswered,
 )
+from pipelines.compat.mlflow_server import NOBODY, identity, probe
 from pipelines.console.errors import (
     DISK_ERRORS,
     ConfigError,
@@ -75,8 +72,6 @@ OPTIONS = {"timeout", "check_same_thread", "cached_statements", "detect_types"}
 """Of a SQLite URI, behind its `?`; SQLAlchemy passes them to Python's driver, and no others."""
 REFUSED = (SQLAlchemyError, ArithmeticError, TypeError, ValueError)
 """How SQLAlchemy and the driver refuse a file or the value of an option."""
-LISTED = {"experiments", "next_page_token"}
-"""In a server's answer to the search for experiments."""
 CREDENTIALS = "set MLFLOW_TRACKING_USERNAME and _PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 T = TypeVar("T")
@@ -91,7 +86,7 @@ class RetryingClient:
     def __init__(self, client: MlflowClient, uri: str) -> None:
         self._client, self.uri = client, uri
         self._artifact_uris: dict[str, str] = {}
-        self._cancelled = threading.Event()
+        self._cancelled, self._gone = threading.Event(), ""
         self._retries = RetryPolicy(
             is_transient,
             pause_seconds=0.5,
@@ -123,17 +118,19 @@ class RetryingClient:
         return self._retry("", work, *args, **kwargs)
 
     def _retry(self, request: str, work: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        if self._gone:
+            raise PipelineError(self._gone)
         try:
             with self._errors_translated(request):
                 return self._retries.call(work, *args, **kwargs)
         except MlflowException as error:
             if not is_transient(error):
                 raise
-            self.cancel_retries()
-            raise PipelineError(
+            self.give_up(
                 f"MLflow: {_reason(error)}; nothing is lost: missing rows are in the checkpoints"
                 " and are stored when the same command is run again"
-            ) from error
+            )
+            raise PipelineError(self._gone) from error
 
     @contextmanager
     def _errors_translated(self, request: str) -> Iterator[None]:
@@ -162,8 +159,15 @@ class RetryingClient:
         return unusable(self.uri, f"the server refuses {asked}; {advice}")
 
     def cancel_retries(self) -> None:
-        """Cancel waiting calls, and do not repeat later ones: the command ends."""
+        """Cancel waiting calls, and do not repeat later ones: the command ends. The first of them
+        that gets no answer, for which it waits less long, is the last."""
         self._cancelled.set()
+        os.environ.update(IMPATIENT)
+
+    def give_up(self, message: str = "MLflow: not waited for any longer") -> None:
+        """Let every later call fail at once with this error."""
+        self.cancel_retries()
+        self._gone = message
 
     def find_run(self, run_id: str | None) -> Run | None:
         """A run, deleted ones too; None without an id, or if it is not here, as one that
@@ -326,12 +330,12 @@ def _option_problem(url: URL) -> str | None:
 def _server_problem(uri: str) -> str | None:
     """Why what answers at an address is no tracking server for this user; None if it is one."""
     try:
-        found = within(ANSWER_SECONDS, lambda: _probe(uri))
+        found = within(ANSWER_SECONDS, partial(probe, uri, timeout_seconds=PROBE_SECONDS))
         if found is None:
             return f"no tracking server answers (no whole answer in {ANSWER_SECONDS} s)"
         answer, is_store = found
     except MlflowException as error:
-        return _no_answer(error.__cause__ or error.__context__ or error)
+        return _no_answer(error)
     except (ImportError, ValueError) as error:  # of a variable of MLflow, or what it needs
         return first_line(error)
     status = f"HTTP {answer.status_code} {one_line(answer.reason)}"
@@ -349,49 +353,23 @@ def _server_problem(uri: str) -> str | None:
     return None if is_store else f"what answers there is no MLflow server ({status})"
 
 
-def _probe(uri: str) -> tuple[Any, bool]:
-    """A server's answer to a search for experiments, and whether it is a tracking server's.
-
-    Without any it is `{}`, as of a server that answers every request so, but that refuses none.
-    """
-    answer = search_answer(uri, timeout_seconds=PROBE_SECONDS)
-    found = _json(answer) if answer.ok else {"": answer.status_code}
-    listed = found.get("experiments", [])
-    if found.keys() - LISTED or not isinstance(listed, list):
-        return answer, False
-    if listed:
-        return answer, all(isinstance(one, dict) and EXPERIMENT_ID in one for one in listed)
-    refused = refusal(uri, timeout_seconds=PROBE_SECONDS)
-    return answer, refused.status_code in (401, 403) or ERROR_CODE in _json(refused)
-
-
-def _json(answer: Any) -> dict[str, Any]:
-    """The object of an answer in JSON; of another one what no tracking server answers."""
-    try:
-        found = answer.json()
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {"": found}
-
-
-def _no_answer(error: BaseException) -> str:
-    if isinstance(error, requests.exceptions.SSLError):
+def _no_answer(error: MlflowException) -> str:
+    if isinstance(error.__cause__ or error.__context__, requests.exceptions.SSLError):
         found = re.search(r"(?i)certificate verify failed: [^()']*|\[SSL[^]]*\][^()']*", str(error))
         reason = one_line(found[0].strip(" '")) if found else "TLS failed"
         return (
             f"no secure connection: {reason}; expected a certificate that this machine trusts, "
             "or its authority's file in MLFLOW_TRACKING_SERVER_CERT_PATH"
         )
-    reason = type(error).__name__
-    if isinstance(error, MlflowException | OSError) and not isinstance(
-        error, requests.RequestException
-    ):
-        reason = first_line(error)
-    return f"no tracking server answers ({reason})"
+    _, reason = unanswered(error) or ("", first_line(error))
+    return f"no tracking server answers ({one_line(reason)})"
 
 
 def _reason(error: BaseException) -> str:
-    return one_line(unanswered(error) or first_line(error))
+    if (found := unanswered(error)) is None:
+        return first_line(error)
+    server, reason = found
+    return one_line(f"{server} does not answer ({reason})")
 
 
 def unusable(uri: str, message: str) -> ConfigError:

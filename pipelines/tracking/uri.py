@@ -151,12 +151,9 @@ def require_artifacts(
             message = f"{experiment} is MLflow's own experiment; expected another name"
             raise ConfigError(Problem(message, "experiment"))
         old, new = before.parent, str(now.parent) if now.exists() else "STORAGE"
-        link = f"ln -s {shlex.quote(new)} {shlex.quote(str(old))}"
-        if not old.parent.exists():
-            link = f"mkdir -p {shlex.quote(str(old.parent))} && {link}"
         message = (
             f"the artifacts of {experiment} were in {before}, which is gone; if it was moved, a "
-            f"link brings them back: {link} ; else give another experiment"
+            f"link brings them back: {_link(old, new)} ; else give another experiment"
         )
         raise ConfigError(Problem(message, "experiment"))
     if warn:
@@ -170,8 +167,14 @@ def gone_from(location: str | Path) -> str:
     """That the files of a logged model are gone, and what to do if its whole storage is."""
     path, advice = local_path(str(location)), ""
     if path is not None and len(path.parents) > 3 and not (storage := path.parents[3]).exists():
-        advice = f"; if {storage} was moved, link it to there: ln -s STORAGE {storage}"
+        advice = f"; if {storage} was moved, link it to there: {_link(storage, 'STORAGE')}"
     return f"its files are gone from {location}{advice}"
+
+
+def _link(old: Path, new: str) -> str:
+    """The command that makes a link in the place of a folder that was moved."""
+    link = f"ln -s {shlex.quote(new)} {shlex.quote(str(old))}"
+    return link if old.parent.exists() else f"mkdir -p {shlex.quote(str(old.parent))} && {link}"
 
 
 def make_storage(path: Path) -> None:

@@ -4,12 +4,18 @@ Used by the search's recorder and by the stages that train: a store that is slow
 not stop them.
 """
 
+import logging
 import re
+import sys
+import threading
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipelines.console.errors import PipelineError
+from pipelines.console.process import is_interrupt
 from pipelines.tracking.encoding import ROWS_PER_BATCH, Row, encode_tags, metric_entities
 from pipelines.tracking.schema import STEP_METRIC, VAL_BITS_METRIC
 from pipelines.tracking.store import Store
@@ -21,6 +27,41 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FILE_NAME_BYTES = 255
 """Of the name of a file or a folder, at most."""
+INTERRUPTED_SECONDS = 15.0
+"""How long an interrupted command waits for a piece of work that is queued."""
+
+
+class _Worker(threading.Thread):
+    """Does what is submitted, in order. The process can end while a server lets it wait, as with
+    an executor of Python it cannot."""
+
+    def __init__(self) -> None:
+        super().__init__(name="mlflow", daemon=True)
+        self.done = 0
+        """Pieces of work."""
+        self._queue = SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]()
+
+    def submit(self, work: Callable[..., T], *args: Any) -> Future[T]:
+        """Queue a piece of work; the future has its result."""
+        future = Future[T]()
+        self._queue.put((future, partial(work, *args)))
+        if self.ident is None:
+            self.start()
+        return future
+
+    def close(self) -> None:
+        """End behind what is queued."""
+        self._queue.put(None)
+
+    def run(self) -> None:
+        """Do one piece of work after the other."""
+        while (item := self._queue.get()) is not None:
+            future, work = item
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
+            self.done += 1
 
 
 class Writer:
@@ -37,7 +78,7 @@ class Writer:
         self._seen: dict[str, set[int]] = {}
         self._incomplete: set[str] = set()
         """Runs with rows that could not be stored: left unfinished, so that they are replayed."""
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="mlflow")
+        self._thread = _Worker()
         self._pending: list[Future[Any]] = []
 
     def open(self, make: Callable[[], T]) -> Future[T]:
@@ -64,12 +105,19 @@ class Writer:
     def close(self) -> None:
         """Wait until everything is stored. Raises PipelineError if something could not be.
 
-        A second Ctrl-C ends the waiting for an unavailable store.
+        After Ctrl-C an unavailable store is waited for a moment, and after a second one not at all.
         """
         try:
-            self._thread.shutdown(wait=True)
+            self._thread.close()
+            if not self._thread_ended():
+                self._store.client.give_up()
+                logging.getLogger(__name__).warning(
+                    "not waited for: what is not stored yet is in the checkpoints; it is stored, "
+                    "and runs that are shown as RUNNING are ended, by the next start"
+                )
+                return
         except KeyboardInterrupt:
-            self._store.client.cancel_retries()
+            self._store.client.give_up()
             raise
         if self._events:
             self._events.close()
@@ -78,6 +126,15 @@ class Writer:
                 raise error
             if error:
                 raise PipelineError(f"MLflow could not store a run's history: {error}") from error
+
+    def _thread_ended(self) -> bool:
+        """Wait for the thread; if an interrupt ends the command, only while it gets on."""
+        limit = INTERRUPTED_SECONDS if is_interrupt(sys.exc_info()[1]) else None
+        done = -1
+        while self._thread.is_alive() and done != self._thread.done:
+            done = self._thread.done
+            self._thread.join(limit)
+        return not self._thread.is_alive()
 
     def _submit(self, work: Callable[..., Any], *args: Any) -> Future[Any]:
         self._pending = [f for f in self._pending if not f.done() or f.exception()]

@@ -40,10 +40,12 @@ from pipelines.reporting.page.study_section import study_sections
 from pipelines.reporting.results import Results
 from pipelines.reporting.summary import summary
 from pipelines.storage.digests import DIGESTS_FILE, parse_digests, sha256_of, write_digests
+from pipelines.storage.location import storage_folder
 from pipelines.storage.private import make_private
 from pipelines.storage.scratch import scratch_folder
 from pipelines.tracking.locks import exclusive_lock
 from pipelines.tracking.schema import PAGE_FILE, REPORT_FOLDER
+from pipelines.tracking.uri import require_artifacts
 
 LOCK_WAIT_SECONDS = 300
 """Longest wait for another report; one of thousands of trials takes half a minute."""
@@ -57,6 +59,9 @@ def publish(results: Results) -> Path:
     The newest report of an experiment is copied to the same place. Returns that page's path.
     """
     run_id, newest = results.pipeline.info.run_id, report_folder(results.config)
+    kept = results.store.client.get_experiment(results.store.experiment_id)
+    storage = storage_folder(results.config.storage)
+    require_artifacts(kept.name, kept.artifact_location, storage, warn=True)
     with _alone(newest), scratch_folder() as scratch:
         own = write(results, run_folder(results.config, run_id)).parent
         _make_own(newest)

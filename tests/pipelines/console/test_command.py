@@ -169,9 +169,12 @@ def test_without_docstrings_which_ray_needs_nothing_starts():
     assert ended.stderr.count("\n") == 1
 
 
-def test_an_interrupt_that_a_library_drops_comes_again_and_one_on_its_way_does_not(monkeypatch):
+def test_an_interrupt_that_a_library_drops_comes_again_and_one_on_its_way_does_not(
+    monkeypatch, capfd
+):
     """A callback of pydantic's, for example, whose exceptions it takes for an answer."""
     monkeypatch.setattr(process, "LOST_SECONDS", 0.05)
+    monkeypatch.setattr(process, "ENDING_SECONDS", 0.1)
     ended = []
 
     def dropping(arguments: list[str]) -> int:
@@ -191,8 +194,13 @@ def test_an_interrupt_that_a_library_drops_comes_again_and_one_on_its_way_does_n
     started = time.monotonic()
     assert run_command(dropping, ["train.py"]) == 130
     assert time.monotonic() - started < 20
+    assert capfd.readouterr().err == "interrupted\n"
     assert run_command(handling, ["train.py"]) == 130
     assert ended == ["whole"]
+    *lines, last = capfd.readouterr().err.splitlines()
+    assert last == "interrupted"
+    assert set(lines) == {"interrupted: ending what runs, 0 s"}
+    assert len(lines) > 1
     assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
 
 

@@ -6,9 +6,10 @@ from unittest.mock import Mock
 import pytest
 from mlflow import MlflowClient
 
-from pipelines.console.errors import ConfigError, DamagedError, EditedError
+from pipelines.console.errors import ConfigError, DamagedError, EditedError, RefusedError
 from pipelines.engine.results import json_digest
 from pipelines.experiment import read_experiment
+from pipelines.registry.champions import Champions
 from pipelines.registry.gate import force, rollback
 from pipelines.registry.versions import Registry
 from pipelines.reporting.loading import experiment_lines, load_results
@@ -89,6 +90,24 @@ def test_the_champion_and_its_moves_are_shown(store, searched, made):
         ("version 1", "version 2", "rolled back", "<it was worse>"),
         ("version 2", "version 1", "forced", "reason 1"),
         ("version 1", "none", "forced", "reason 0"),
+    ]
+
+
+def test_a_champion_whose_log_may_not_be_read_is_left_out_with_a_line(
+    store, searched, made, monkeypatch, caplog
+):
+    registry = Registry(store.client, "dca-gpt")
+    run, uri = log_untrained(store, searched)
+    force(registry, registry.register(uri, run, {}), "reason")
+
+    def refuse(*_, **__) -> None:
+        raise RefusedError("models:/dca-gpt-champions may not be read")
+
+    monkeypatch.setattr(Champions, "state", refuse)
+    results = made(searched, [])
+    assert (results.champion, results.promotions) == (None, ())
+    assert caplog.messages == [
+        "the champion is not shown: models:/dca-gpt-champions may not be read"
     ]
 
 

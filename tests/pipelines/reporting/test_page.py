@@ -211,6 +211,20 @@ def test_a_report_of_a_user_who_may_only_read_is_written_all_the_same(
 
 
 @pytest.mark.usefixtures("empty")
+def test_a_report_in_a_copied_folder_names_the_place_of_its_artifacts(
+    store, searched, tmp_path, caplog
+):
+    store_sweep(store, searched, MIXED, winner=1)
+    results = load_results("tiny")
+    publish(results)
+    assert caplog.messages == []
+    copy = replace(results, config=searched.replace({"storage": str(tmp_path / "copy")}))
+    assert publish(copy).is_relative_to(tmp_path / "copy")
+    (line,) = caplog.messages
+    assert re.fullmatch(r"tiny: its artifacts go to .*, where they were .*/copy/artifacts", line)
+
+
+@pytest.mark.usefixtures("empty")
 def test_beside_another_baseline_the_configuration_of_the_commands_is_written(store, searched):
     store_sweep(store, searched, MIXED, winner=1)
     results = load_results("tiny")

@@ -342,6 +342,9 @@ def test_a_storage_that_was_moved_is_missed_and_not_begun_anew(store, tmp_path, 
     way = f"; if {old} was moved, link it to there: ln -s STORAGE {old}"
     assert gone_from(f"file://{files}") == f"its files are gone from file://{files}{way}"
     assert gone_from(Path(files)) == f"its files are gone from {files}{way}"
+    assert gone_from(tmp_path / "a b/runs/artifacts/models/m-1/artifacts").endswith(
+        f": mkdir -p '{tmp_path}/a b' && ln -s STORAGE '{tmp_path}/a b/runs'"
+    )
     subprocess.run(re.search("ln -s [^;]+", str(e.value))[0], shell=True, check=True)
     assert Store.open("tiny", new)
     assert gone_from(files) == f"its files are gone from {files}"

@@ -1,6 +1,11 @@
+import threading
+import time
+from contextlib import closing
+
 import pytest
 
 from pipelines.console.errors import PipelineError
+from pipelines.tracking import writer as module
 from pipelines.tracking.writer import Writer
 from tests.pipelines.tracking.histories import rows, steps_of
 
@@ -41,3 +46,30 @@ def test_a_history_that_could_not_be_stored_is_an_error(store):
     left = store.client.get_run(run)
     assert (left.info.status, left.data.tags.get("dca.state")) == ("RUNNING", None)
     assert done == ["done"]
+
+
+def test_after_an_interrupt_what_does_not_end_is_not_waited_for(store, monkeypatch, caplog):
+    monkeypatch.setattr(module, "INTERRUPTED_SECONDS", 0.1)
+    server = threading.Event()  # that answers once it is set
+    writer = Writer(store)
+    writer.enqueue(server.wait)
+    with pytest.raises(KeyboardInterrupt), closing(writer):
+        raise KeyboardInterrupt
+    assert caplog.messages == [
+        "not waited for: what is not stored yet is in the checkpoints; it is stored, and runs that "
+        "are shown as RUNNING are ended, by the next start"
+    ]
+    with pytest.raises(PipelineError, match="not waited for any longer"):
+        store.client.get_run("a")
+    server.set()
+
+
+def test_after_an_interrupt_a_queue_that_gets_on_is_waited_for(store, monkeypatch, caplog):
+    monkeypatch.setattr(module, "INTERRUPTED_SECONDS", 1.0)
+    writer, done = Writer(store), []
+    for place in range(4):
+        writer.enqueue(lambda place=place: done.append(time.sleep(0.4)))
+    with pytest.raises(KeyboardInterrupt), closing(writer):
+        raise KeyboardInterrupt
+    assert len(done) == 4
+    assert caplog.messages == []
