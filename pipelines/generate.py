@@ -291,8 +291,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     ):
         message = f"expected without {_option(unused[0])}: nothing is generated"
         raise ConfigError(Problem(message, "--score"))
-    if arguments.stop == "":
-        raise ConfigError(Problem("expected a text, got none", "--stop"))
     _check_limits(arguments)
     return arguments
 

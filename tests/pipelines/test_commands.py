@@ -145,7 +145,6 @@ def test_an_experiment_that_runs_is_refused_before_ray_is_started(tmp_path, text
         ("generate.py", ["--score", "a", "--samples", "2"], "--score: expected without --samples"),
         ("generate.py", ["--prompt", "a", "--score", "b"], "--score: expected without --prompt"),
         ("generate.py", ["--score", "/dev/zero"], "/dev/zero: has more than 100,000,000 bytes"),
-        ("generate.py", ["--prompt", "a", "--stop", ""], "--stop: expected a text, got none"),
         ("generate.py", ["--score", "a", "--top-k=3"], "--score: expected without --top-k"),
         ("train.py", ["seeds=3"], "command line: seeds=3: train.py trains one configuration"),
         ("train.py", ["arms.a.model.dim=16"], "train.py trains one configuration; expected seed="),

@@ -552,7 +552,10 @@ def test_a_valid_configuration_can_be_shrunk_with_any_number_of_workers(file, da
         ("train: {compile: 'true'}", "train.compile: input should be a valid boolean"),
         ("train: {compile: 1}", ": train.compile: input should be a valid boolean, got 1"),
         ("train:\n\ttokens: 3", ":3: not valid YAML: found character '\\t'"),
-        ("---\nexperiment: e", ":2: not valid YAML: but found another document"),
+        (
+            "---\nexperiment: e",
+            ":2: not valid YAML: expected a single document in the stream but found another document",
+        ),
         ("seed: " + "[" * 10_000, ":2: not valid YAML: expected at most 50 levels"),
         ("seed: " + "{a: " * 5_000, ":2: not valid YAML: expected at most 50 levels"),
         ("seed:\n" + "- " * 10_000, ":3: not valid YAML: expected at most 50 levels"),
