@@ -554,7 +554,7 @@ def test_a_valid_configuration_can_be_shrunk_with_any_number_of_workers(file, da
         ("train:\n\ttokens: 3", ":3: not valid YAML: found character '\\t'"),
         (
             "---\nexperiment: e",
-            ":2: not valid YAML: expected a single document in the stream but found another document",
+            ":2: not valid YAML: expected a single document in the stream but found another",
         ),
         ("seed: " + "[" * 10_000, ":2: not valid YAML: expected at most 50 levels"),
         ("seed: " + "{a: " * 5_000, ":2: not valid YAML: expected at most 50 levels"),
