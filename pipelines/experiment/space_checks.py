@@ -170,7 +170,7 @@ class _Values:
                 return None
         if not self._space.has_few(given) and not self._same_problem(points):
             return None
-        problem, tried = self._space.problem(given), len(points)
+        problem, tried = self._space.problem(given), len(set(map(point_key, points)))
         assert problem is not None
         message = f"{problem.message}; none of {counted(tried, 'point')} with this value is valid"
         return replace(problem, message=message)

@@ -903,6 +903,10 @@ def test_a_grid_may_follow_the_value_that_its_key_has_without_it():
             'got {"residual": "dca"}; expected dots in place of sections, as in model.residual: ..',
         ),
         ("{model: {detph: {int: [1, 2]}}}", "search.space.model.detph: unknown key"),
+        (
+            "{model.heads: {choice: [2, 4]}, model.kv_heads: {choice: [1, 3]}}",
+            "got 3; none of 2 points with this value is valid",
+        ),
         ("{model.residual: [standard, dca]}", 'did you mean {choice: ["standard", "dca"]}?'),
         (
             "{train.learning_rate: {loguniform: [1, 2]}}",
