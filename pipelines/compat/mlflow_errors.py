@@ -23,6 +23,8 @@ _CAUSE = re.compile(r"""failed with exception (?:.*\(Caused by \w+\((["']))?(.*?
 """Where in such a text the reason is, which urllib3 puts last."""
 _CONNECTION = re.compile(r"^HTTPS?Connection(Pool)?\(.*?\): |\[Errno -?\d+\] ")
 """Of a reason: the server's address once more, and a number of the system."""
+_TOO_MANY = re.compile(r"^too many (\d{3}) error responses$")
+"""The reason after several answers with that status."""
 _OVERLOADED = (429, 503, 504)
 """HTTP statuses of a server that is overloaded, starting or behind a proxy that gave up; MLflow
 repeats requests that get these or 500, and after its last try gives the text of no answer."""
@@ -69,12 +71,13 @@ def is_transient(error: BaseException) -> bool:
 
 
 def unanswered(error: BaseException) -> tuple[str, str] | None:
-    """The server that gave no answer to a request, and why; None of another error."""
+    """The server that gave no answer to a request, or only errors, and why; None of another
+    error."""
     text = str(error).partition("\n")[0].strip()
     if not text.startswith(_NO_ANSWER) or (found := _CAUSE.search(text)) is None:
         return None
     address = urlsplit(text.removeprefix(_NO_ANSWER).split()[0])
-    reason = _CONNECTION.sub("", found[2])
+    reason = _TOO_MANY.sub(r"HTTP \1", _CONNECTION.sub("", found[2]))
     return f"{address.scheme}://{address.netloc}", reason
 
 

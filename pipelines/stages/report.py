@@ -39,8 +39,8 @@ def show_results(
 ) -> None:
     """Print the results of a sweep as the last word, and store them as an artifact.
 
-    Of one that has failed they are those from before the error, if there is a model among them;
-    what keeps them from being shown whole does not replace that error.
+    Of one that has failed, or was interrupted, they are those from before the error, from a search
+    on; what keeps them from being shown whole does not replace that error.
     """
     if error is None:
         try:
@@ -49,7 +49,7 @@ def show_results(
             _show(context, results, None, _samples(context, results))
             raise
         _show(context, results, chosen, _samples(context, results))
-    elif results.all(Fitted):
+    elif results.all(Searched) or results.all(Fitted):
         with suppress(*_unreadable()):
             blocked = isinstance(error, BlockedError)
             samples = _samples(context, results)

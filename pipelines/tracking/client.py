@@ -369,7 +369,7 @@ def _reason(error: BaseException) -> str:
     if (found := unanswered(error)) is None:
         return first_line(error)
     server, reason = found
-    return one_line(f"{server} does not answer ({reason})")
+    return one_line(f"{server}: {reason}")
 
 
 def unusable(uri: str, message: str) -> ConfigError:

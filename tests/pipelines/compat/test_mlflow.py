@@ -236,8 +236,7 @@ def test_an_overloaded_server_is_transient_and_one_that_refuses_is_not(
             thread.join()
     assert errors.is_transient(error) is transient
     repeated = status in (429, 500, 503, 504)
-    reason = f"too many {status} error responses"
-    assert errors.unanswered(error) == ((uri, reason) if repeated else None)
+    assert errors.unanswered(error) == ((uri, f"HTTP {status}") if repeated else None)
 
 
 def test_two_writers_of_one_row_are_a_conflict(client, run, tracking):

@@ -49,8 +49,17 @@ def test_a_failure_after_the_fit_loses_no_result(context, capsys, monkeypatch):
         context, results(context, *stages), PipelineError("full")
     )  # the error is that of the stage
     assert "version 3" in capsys.readouterr().out
-    report.show_results(context, results(context, "corpus", "search"), PipelineError("full"))
+    report.show_results(context, results(context, "corpus"), PipelineError("full"))
     assert capsys.readouterr().out == ""
+
+
+def test_what_a_search_has_found_is_the_last_word_of_a_fit_that_fails(context, capsys):
+    for stages, winner in ((("corpus", "search"), False), (("corpus", "search", "select"), True)):
+        for error in (PipelineError("full"), KeyboardInterrupt()):
+            report.show_results(context, results(context, *stages), error)
+            out = capsys.readouterr().out
+            assert "tiny: 3 trials (2 complete, 1 pruned)" in out
+            assert ("winner" in out) == winner
 
 
 def test_a_failure_of_the_report_loses_no_text(context, capsys):
