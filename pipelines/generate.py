@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -109,7 +109,10 @@ def _generate(packaged: Any, prompts: list[str], label: str, arguments: argparse
             continue
         if number:
             print(SEPARATOR)
-        for part in itertools.chain([prompt], parts):
+        preparing = Progress(stderr=True).waiting("preparing the model")
+        with nullcontext() if number else preparing:  # it may have to compile its kernels
+            begin = next(parts, "")
+        for part in itertools.chain([prompt, begin], parts):
             sys.stdout.write(for_stream(part, sys.stdout))
             sys.stdout.flush()
             raise_output_error()

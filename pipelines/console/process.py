@@ -69,11 +69,11 @@ class GuardedStream:
         self.written = False
         """Whether anything has been written by now."""
         self.since = time.monotonic()
-        """When the command began."""
+        """When something was written last; at first, when the command began."""
 
     def write(self, text: str) -> int:
         """Write, unless it has failed before."""
-        self.written = True
+        self.written, self.since = True, time.monotonic()
         if self.error is None:
             try:
                 return self._stream.write(_encodable(text, self._stream))

@@ -36,7 +36,7 @@ class Progress:
         )
         self.mode = mode
         self._panel: Panel | None = None
-        # What was imported since the command began counts as silence too.
+        # What was imported since the command began, or wrote a line, counts as silence too.
         self._last, self._printed = 0.0, getattr(sys.stdout, "since", time.monotonic())
 
     def log(self, text: str, event: str = "note", /, **data: Any) -> None:

@@ -323,7 +323,7 @@ def earlier_decision(
         return tags.decision if tags.promoted else f"{PROMOTED}: by hand"
     if version in [promotion.version for promotion in champions.promotions()]:
         now = "removed" if champion is None else f"replaced by version {champion}"
-        return f"was champion and has been {now}; restore it with promote.py"
+        return f"was champion and has been {now}; `promote.py promote {version}` restores it"
     if tags.gate_key == _key(settings.model_dump(), fingerprint, champion, tags.decision):
         return None if tags.promoted else tags.decision
     return None

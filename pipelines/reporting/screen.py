@@ -193,7 +193,7 @@ def _champion_lines(
             "champion  not decided: nothing can be compared with the present one; see the error"
         ]
     arguments = ("promote", "--model", registered.model, registered.version)
-    again = "none yet; to decide again" if promoted else "to decide"
+    again = "none; to decide again" if promoted else "to decide"
     return [f"champion  {again}: {command_line(script('promote.py'), *arguments)}"]
 
 

@@ -49,7 +49,7 @@ def show_results(
             _show(context, results, None, _samples(context, results))
             raise
         _show(context, results, chosen, _samples(context, results))
-    elif results.all(Searched) or results.all(Fitted):
+    elif len(results.all(Searched)) + len(results.all(Fitted)):
         with suppress(*_unreadable()):
             blocked = isinstance(error, BlockedError)
             samples = _samples(context, results)

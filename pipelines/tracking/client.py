@@ -147,6 +147,8 @@ class RetryingClient:
             if (reason := refused(error)) is not None:
                 raise RefusedError(self._refusal(request, reason)) from None
             if reason := failed_file(error) or unreadable(error):
+                if (database := database_file(self.uri)) and not database.exists():
+                    reason = f"{database} has been deleted"
                 raise StorageError(unusable(self.uri, one_line(reason, limit=300))) from None
             raise
 

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +24,8 @@ OPEN_SECONDS = 300
 """Longest wait for another process that opens a database: a new one takes seconds."""
 SILENT_SECONDS = 1.0
 """Longest wait for the lock of a database without a line."""
+SERVER_SECONDS = 5.0
+"""How long a server may take to answer without a line, where nothing else is written either."""
 SERVER_LOG_SECONDS = 10.0
 """Longest wait for a server without a line, and between two lines."""
 
@@ -52,11 +55,14 @@ def logging_waits(uri: str) -> Iterator[None]:
             _log_lock(path)
             return None
         waited = time.monotonic() - started
+        quiet = time.monotonic() - max(getattr(one, "since", 0) for one in (sys.stdout, sys.stderr))
+        if (longest := max(waited, quiet)) < SERVER_LOG_SECONDS:
+            return SERVER_LOG_SECONDS - longest
         text = "waiting for %s (for %.0f s now)"
         logging.getLogger(__name__).warning(text, redact(uri), waited)
         return SERVER_LOG_SECONDS
 
-    with if_longer(SERVER_LOG_SECONDS if path is None else SILENT_SECONDS, log):
+    with if_longer(SERVER_SECONDS if path is None else SILENT_SECONDS, log):
         yield
 
 

@@ -149,7 +149,7 @@ def test_rollback_restores_and_history_tells_the_story(story):
     assert story.champion == 1
     code, out, _ = story.folder.run(*BETTER)
     assert code == 0
-    assert "replaced by version 1; restore it with promote.py" in out
+    assert "replaced by version 1; `promote.py promote 2` restores it" in out
     assert story.champion == 1
     assert story.registry.aliases()["challenger"] == 3  # not that sweep's own, which is older
     code, _, err = story.folder.run("promote.py", "rollback")

@@ -82,7 +82,8 @@ class StudyRuns:
         if baseline is None:
             return found
         if found is None:
-            raise ConfigError(Problem("the arms have not been compared yet", "--baseline"))
+            message = "the newest run of the study has not compared the arms yet"
+            raise ConfigError(Problem(message, "--baseline"))
         return found.against(baseline)
 
     def _result(self, stage: str, kind: type[R]) -> R | None:

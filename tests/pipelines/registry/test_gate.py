@@ -559,7 +559,7 @@ def test_a_sweep_leaves_a_version_that_was_rolled_back(versions):
     assert versions.champion == better
     assert rollback(versions.registry, "it swears") == (better, 1)
     assert versions.sweep(better) == (
-        "was champion and has been replaced by version 1; restore it with promote.py"
+        "was champion and has been replaced by version 1; `promote.py promote 2` restores it"
     )
     assert versions.champion == 1
     with pytest.raises(ConfigError, match="no earlier champion"):

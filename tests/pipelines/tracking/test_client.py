@@ -23,6 +23,7 @@ from mlflow.exceptions import MlflowException
 
 from pipelines.compat.mlflow import TABLES
 from pipelines.console.errors import ConfigError, PipelineError, RefusedError, StorageError
+from pipelines.console.process import output_guarded
 from pipelines.registry.versions import Registry
 from pipelines.tracking import client as client_module
 from pipelines.tracking import locks
@@ -343,6 +344,7 @@ def test_a_wait_for_the_lock_of_a_database_is_a_line(tmp_path, monkeypatch):
 
 def test_a_wait_for_an_answer_of_a_server_is_a_line_again_and_again(monkeypatch):
     """A server that accepts connections and is stopped, which MLflow waits for two minutes."""
+    monkeypatch.setattr(locks, "SERVER_SECONDS", 0.01)
     monkeypatch.setattr(locks, "SERVER_LOG_SECONDS", 0.01)
     told, third = [], threading.Event()
 
@@ -356,6 +358,22 @@ def test_a_wait_for_an_answer_of_a_server_is_a_line_again_and_again(monkeypatch)
     assert RetryingClient(client, "http://ann:CANARY@host:5000").get_run(5)
     assert len(told) >= 3
     assert re.fullmatch(r"waiting for http://\*\*\*@host:5000 \(for \d+ s now\)", told[0])
+
+
+@pytest.mark.parametrize(("silent_seconds", "is_line"), [(0, False), (9, True)])
+def test_where_nothing_else_was_written_a_wait_for_a_server_is_a_line_sooner(
+    monkeypatch, silent_seconds, is_line
+):
+    monkeypatch.setattr(locks, "SERVER_SECONDS", 0.01)
+    monkeypatch.setattr(locks, "SERVER_LOG_SECONDS", 9)
+    shown = threading.Event()
+    monkeypatch.setattr(locks.logging.Logger, "warning", lambda *_: shown.set())
+    with output_guarded() as streams:
+        for stream in streams:
+            stream.since -= silent_seconds
+        wait = 5 if is_line else 0.1
+        client = SimpleNamespace(get_run=shown.wait)
+        assert RetryingClient(client, "http://host:5000").get_run(wait) == is_line
 
 
 @pytest.mark.slow
@@ -375,6 +393,15 @@ def test_a_database_that_cannot_grow_is_one_line(tmp_path):
                 call()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_database_that_is_deleted_while_it_is_used_is_named_as_that(tmp_path):
+    path = put_database(tmp_path / "mlflow.db").removeprefix("sqlite:///")
+    client = connect(f"sqlite:///{path}")
+    run = client.create_run("0").info.run_id
+    Path(path).unlink()
+    with pytest.raises(StorageError, match=f"^MLFLOW_TRACKING_URI=.*: {path} has been deleted$"):
+        client.log_batch(run, tags=[RunTag("a", "b")])
 
 
 def test_a_file_of_an_artifact_that_cannot_be_written_is_named_and_not_the_database(tmp_path):

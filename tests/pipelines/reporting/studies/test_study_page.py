@@ -75,7 +75,7 @@ def test_a_study_is_shown_by_its_page_and_its_screen(store, config, monkeypatch,
 def test_with_another_baseline_a_page_is_written_beside_it(store, config, monkeypatch, capsys):
     monkeypatch.setattr(module, "all_sections", lambda found: study_sections(found)[:1])
     made = store_study(store, config, GAINS, times=TIMES)
-    with pytest.raises(ConfigError, match="--baseline: the arms have not been compared yet"):
+    with pytest.raises(ConfigError, match="--baseline: the newest run of the study has not"):
         report.main(["tiny", "--baseline", "dca-2"])
     made.compare()
     waited = []
