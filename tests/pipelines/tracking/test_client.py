@@ -396,10 +396,10 @@ def test_a_database_that_cannot_grow_is_one_line(tmp_path):
 
 
 def test_a_database_that_is_deleted_while_it_is_used_is_named_as_that(tmp_path):
-    path = put_database(tmp_path / "mlflow.db").removeprefix("sqlite:///")
-    client = connect(f"sqlite:///{path}")
+    path = tmp_path / "mlflow.db"
+    client = connect(put_database(path))
     run = client.create_run("0").info.run_id
-    Path(path).unlink()
+    path.unlink()
     with pytest.raises(StorageError, match=f"^MLFLOW_TRACKING_URI=.*: {path} has been deleted$"):
         client.log_batch(run, tags=[RunTag("a", "b")])
 
