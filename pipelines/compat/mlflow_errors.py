@@ -13,9 +13,12 @@ _SQLITE = "sqlite3."
 """How SQLAlchemy begins the text of an error of that driver."""
 _FAILED_FILE = re.compile(
     "database or disk is full|disk I/O error|attempt to write a readonly database|"
-    "database disk image is malformed|unable to open database file|file is not a database"
+    "database disk image is malformed|unable to open database file|file is not a database|"
+    "no such table"
 )
 """SQLite's texts of a file that cannot be used, somewhere in that of MLflow."""
+_DELETED = re.compile(r"^.*?[Tt]he (run|experiment) (\S+) must be in the 'active' state")
+"""How MLflow refuses to write to what was deleted, as in its UI."""
 _NO_ANSWER = "API request to"
 """How the text of an HTTP request begins that got no answer, or that of an overloaded server; the
 code is INTERNAL_ERROR, as of a server's own faults."""
@@ -106,6 +109,12 @@ def failed_file(error: BaseException) -> str | None:
     text = str(error)
     found = _FAILED_FILE.search(text) if _SQLITE in text else None
     return found and found[0]
+
+
+def deleted(error: BaseException) -> str | None:
+    """What was deleted that a call would change, as in `run 0af3`; None of another error."""
+    found = _DELETED.match(str(error))
+    return found and f"{found[1]} {found[2]}"
 
 
 def is_write_conflict(error: BaseException) -> bool:

@@ -39,6 +39,7 @@ from pipelines.compat.mlflow import (
 )
 from pipelines.compat.mlflow_artifacts import copy_artifacts, failed_copy, read_artifact, unreadable
 from pipelines.compat.mlflow_errors import (
+    deleted,
     failed_file,
     is_locked,
     is_transient,
@@ -147,9 +148,13 @@ class RetryingClient:
             if (reason := refused(error)) is not None:
                 raise RefusedError(self._refusal(request, reason)) from None
             if reason := failed_file(error) or unreadable(error):
-                if (database := database_file(self.uri)) and not database.exists():
+                database = database_file(self.uri)
+                if database and not (database.exists() and database.stat().st_size):
                     reason = f"{database} has been deleted"
                 raise StorageError(unusable(self.uri, one_line(reason, limit=300))) from None
+            if found := deleted(error):
+                message = f"{found} was deleted in MLflow meanwhile; run the same command again"
+                raise StorageError(message) from None
             raise
 
     def _refusal(self, request: str, reason: str) -> ConfigError:

@@ -404,6 +404,18 @@ def test_a_database_that_is_deleted_while_it_is_used_is_named_as_that(tmp_path):
         client.log_batch(run, tags=[RunTag("a", "b")])
 
 
+@pytest.mark.parametrize("kind", ["run", "experiment"])
+def test_what_is_deleted_while_it_is_used_is_one_line(store, kind):
+    run = store.client.create_run(store.experiment_id).info.run_id
+    if kind == "run":
+        store.client.delete_run(run)
+    else:
+        store.client.delete_experiment(store.experiment_id)
+    message = f"^run {run} was deleted in MLflow meanwhile; run the same command again$"
+    with pytest.raises(StorageError, match=message):
+        store.client.log_batch(run, tags=[RunTag("a", "b")])
+
+
 def test_a_file_of_an_artifact_that_cannot_be_written_is_named_and_not_the_database(tmp_path):
     client = connect(put_database(tmp_path / "mlflow.db"))
     experiment = client.create_experiment("a", artifact_location=str(tmp_path / "artifacts"))
