@@ -54,11 +54,13 @@ def screen_lines(
         results = results.at(compared.winner)
     searched = results.get(Searched)
     name = f"[{', '.join(map(str, compared.winner))}] " if compared else ""
-    lines = _search_lines(config, results, results.get(Selected) or chosen, name)
+    arms = [] if compared else _arm_lines(config, results)
+    winner = None if arms else results.get(Selected) or chosen
+    lines = _search_lines(config, results, winner, name)
     blocks = [
         [*(first or lines[:1]), *lines[1:], *_model_lines(results)],
         table_lines(study) if study and study.others else [],
-        [] if compared else _arm_lines(config, results),
+        arms,
         pareto_lines(config, searched.front if searched else ()),
         _test_lines(results),
         [samples] if samples else [],
@@ -93,18 +95,26 @@ def study_counts(config: Experiment, results: StageResults) -> list[str]:
 
 
 def _arm_lines(config: Experiment, results: StageResults) -> list[str]:
-    """What is measured of each arm of a study that is not compared yet; nothing of other sweeps."""
-    tested = results.all(Tested) if config.arms else {}
-    bits: dict[str, list[float]] = {}
-    for values, one in tested.items():
-        bits.setdefault(str(values[0]), []).append(one.test_bits_per_byte)
-    if not bits:
+    """What is known of each arm of a study that is not compared yet: its winner, and the bits per
+    byte of its trainings; nothing of other sweeps."""
+    if not config.arms:
         return []
     lines = [
+        f"winner   [{values[0]}] {_choice(chosen)}"
+        for values, chosen in results.all(Selected).items()
+    ]
+    tested = {key: one.test_bits_per_byte for key, one in results.all(Tested).items()}
+    fitted = {key: one.val_bits_per_byte for key, one in results.all(Fitted).items()}
+    bits: dict[str, list[float]] = {}
+    for values, found in (tested or fitted).items():
+        bits.setdefault(str(values[0]), []).append(found)
+    if bits:
+        split = "test" if tested else "validation"
+        lines.append(f"bits per byte of the {split} split, arms that are not compared yet")
+    return lines + [
         f"  {fmean(found):6.3f}  {arm}, mean of {counted(len(found), 'training')}"
         for arm, found in bits.items()
     ]
-    return ["bits per byte of the test split, arms that are not compared yet", *lines]
 
 
 def _search_lines(
@@ -121,13 +131,16 @@ def _search_lines(
     lines = [f"{config.experiment}: {counted(sum(states.values()), 'trial')} ({trials})"]
     if chosen is None:
         return lines
-    # In full, for people who copy them.
+    return [*lines, f"winner   {name}{_choice(chosen)}"]
+
+
+def _choice(chosen: Selected) -> str:
+    """A winner, with its values in full, for people who copy them."""
     values = ", ".join(
         f"{key}={format_value(value, digits=None)}" for key, value in chosen.values.items()
     )
     bits = "diverged" if chosen.objective is None else f"{chosen.objective:.4f} bits per byte"
-    best = f"{name}trial {chosen.trial}, {bits}"
-    return [*lines, f"winner   {best}: {values or 'the defaults'}"]
+    return f"trial {chosen.trial}, {bits}: {values or 'the defaults'}"
 
 
 def _model_lines(results: StageResults) -> list[str]:

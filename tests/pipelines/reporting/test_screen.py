@@ -21,6 +21,7 @@ RESULTS = {
     "sample": Sampled("r"),
 }
 """By stage."""
+WINNER = "trial 1, 2.2500 bits per byte: train.learning_rate=0.012345678, model.dca.last_k=null"
 WHERE = {"storage": "/runs", "script": lambda name: Path("pipelines") / name}
 
 
@@ -128,15 +129,27 @@ def test_the_arms_of_a_study_that_cannot_be_compared_have_their_results_all_the_
     tested = {("plain", 0): 2.25, ("plain", 1): 2.75, ("deep", 0): 2.0}
     instances = {
         "search": {(arm,): RESULTS["search"] for arm in ("plain", "deep")},
+        "select": {(arm,): RESULTS["select"] for arm in ("plain", "deep")},
         "fit": dict.fromkeys(tested, RESULTS["fit"]),
         "evaluate": {values: Tested(bits, "0" * 32, {}) for values, bits in tested.items()},
     }
-    results = StageResults({"corpus": RESULTS["corpus"]}, instances)
-    lines = screen_lines(study, results, "", page=None, **WHERE)
-    assert lines[:5] == [
+    corpus = {"corpus": RESULTS["corpus"]}
+    lines = screen_lines(study, StageResults(corpus, instances), "", page=None, **WHERE)
+    chosen = [f"winner   [{arm}] {WINNER}" for arm in ("plain", "deep")]
+    assert lines[:7] == [
         "tiny: 3 arms, 2 of them searched, 6 trials, 3 of 6 trainings",
         "",
+        *chosen,
         "bits per byte of the test split, arms that are not compared yet",
         "   2.500  plain, mean of 2 trainings",
         "   2.000  deep, mean of 1 training",
     ]
+    del instances["evaluate"]
+    lines = screen_lines(study, StageResults(corpus, instances), "", page=None, **WHERE)
+    assert lines[4:6] == [
+        "bits per byte of the validation split, arms that are not compared yet",
+        f"  {RESULTS['fit'].val_bits_per_byte:6.3f}  plain, mean of 2 trainings",
+    ]
+    del instances["fit"], instances["select"][("deep",)]
+    lines = screen_lines(study, StageResults(corpus, instances), "", page=None, **WHERE)
+    assert lines[2:4] == [chosen[0], ""]
