@@ -287,7 +287,7 @@ def check_uri(uri: str) -> None:
     """Raise ConfigError in seconds if no store can answer there; writes nothing."""
     if wrong := unreadable_variables():
         raise ConfigError(*(Problem(reason, name) for name, reason in wrong.items()))
-    if uri.startswith(("http://", "https://")):
+    if re.match("https?://[^/?#]", uri):
         reason = _server_problem(uri)
     elif path := database_file(uri):
         with logging_waits(uri):

@@ -141,6 +141,8 @@ def test_a_second_command_waits_again_after_the_first_has_given_up(store, tmp_pa
         ("sqlite:////dev/null", "/dev/null is not a file"),
         ("sqlite:///:memory:", "a database in memory ends with the command"),
         ("sqlite://", "expected sqlite:///FILE or http"),
+        ("http://", "expected sqlite:///FILE or http"),
+        ("https:///x", "expected sqlite:///FILE or http"),
         ("sqlite:////tmp/x.db?mode=ro&uri=true", "mode: unknown option; expected cached_statem"),
         ("sqlite:////tmp/x.db?timeout=soon", "timeout=soon: could not convert string to float"),
         (f"sqlite:////tmp/x.db?detect_types={10**20}", "detect_types=1000000000"),
