@@ -1,4 +1,4 @@
-"""What a tracking server answers, and as whom it is asked.
+"""What a tracking server answers, and the user that requests are sent as.
 
 Used by the client, to judge an address before anything is sent, and to name the user of a refusal.
 """

@@ -162,8 +162,8 @@ class RetryingClient:
         user, advice = identity(self.uri), CREDENTIALS
         if reason.startswith("HTTP 403") and user != NOBODY:
             advice = "that user needs a permission there, which an administrator grants"
-        asked = f"{user}{request and f' to {request}'} ({one_line(reason, limit=200)})"
-        return unusable(self.uri, f"the server refuses {asked}; {advice}")
+        what = f"{user}{request and f' to {request}'} ({one_line(reason, limit=200)})"
+        return unusable(self.uri, f"the server refuses {what}; {advice}")
 
     def cancel_retries(self) -> None:
         """Cancel waiting calls, and do not repeat later ones: the command ends. The first of them
