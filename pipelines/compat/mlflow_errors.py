@@ -86,7 +86,7 @@ def unanswered(error: BaseException) -> tuple[str, str] | None:
 
 def refused(error: Any) -> str | None:
     """The status and the reason with which a server refuses a call; None if it does not."""
-    answer = getattr(error, "response", None)  # of requests, which asked for an artifact
+    answer = getattr(error, "response", None)  # of requests, for an artifact
     if answer is not None:
         status, text = answer.status_code, answer.text
         refuses = status in (401, 403)

@@ -15,7 +15,7 @@ ERROR_CODE, EXPERIMENT_ID = "error_code", "experiment_id"
 """Keys of a refusal, and of a listed experiment."""
 LISTED = {"experiments", "next_page_token"}
 """In a server's answer to the search for experiments."""
-NOBODY = "a request without a user"
+ANONYMOUS = "a request without a user"
 
 
 def probe(uri: str, *, timeout_seconds: float) -> tuple[Any, bool]:
@@ -69,9 +69,9 @@ def host_credentials(uri: str) -> Any:
 
 
 def identity(uri: str) -> str:
-    """As whom a server was asked, without the password."""
+    """The user that requests are sent as, without the password."""
     given = host_credentials(uri)
     named = given.username if given.username and given.password else urlsplit(uri).username
     if named:
         return f"the user {unquote(named)}"
-    return "the token" if given.token else NOBODY
+    return "the token" if given.token else ANONYMOUS

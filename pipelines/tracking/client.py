@@ -47,7 +47,7 @@ from pipelines.compat.mlflow_errors import (
     store_errors,
     unanswered,
 )
-from pipelines.compat.mlflow_server import NOBODY, identity, probe
+from pipelines.compat.mlflow_server import ANONYMOUS, identity, probe
 from pipelines.console.errors import (
     DISK_ERRORS,
     ConfigError,
@@ -160,7 +160,7 @@ class RetryingClient:
     def _refusal(self, request: str, reason: str) -> ConfigError:
         """Why a request was refused: the password, or what this user may do."""
         user, advice = identity(self.uri), CREDENTIALS
-        if reason.startswith("HTTP 403") and user != NOBODY:
+        if reason.startswith("HTTP 403") and user != ANONYMOUS:
             advice = "that user needs a permission there, which an administrator grants"
         what = f"{user}{request and f' to {request}'} ({one_line(reason, limit=200)})"
         return unusable(self.uri, f"the server refuses {what}; {advice}")
